@@ -1,0 +1,2 @@
+"""Latent visual reasoning for video."""
+__version__ = "0.1.0"
