@@ -1,0 +1,159 @@
+"""The three latent tokens, the config keys that describe them, and the growth of a vocabulary by them.
+
+A *block* in the text is ``START, K x PAD, END``. At the K pad positions the model reads no embedding but a
+*latent*: during training the pooled vision features of the imagery, in generation its own hidden state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fourdthinker.errors import CheckpointError
+
+LATENT_PAD = "<|latent_pad|>"
+LATENT_START = "<|latent_start|>"
+LATENT_END = "<|latent_end|>"
+LATENT_TOKENS = (LATENT_PAD, LATENT_START, LATENT_END)  # added in this order: 151665..151667 after Qwen2.5-VL's
+IMAGERY = "<output_image>"  # stands for one block in the text of a record
+
+DEFAULT_LATENT_SIZE = 4
+COMPRESS_STRATEGIES = ("average",)
+REMEDY = (
+    "call fourdthinker.latents.grow_vocabulary(model, tokenizer) and save the checkpoint, "
+    "or run `fourdthinker init SOURCE TARGET`"
+)
+_MEAN_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """What a checkpoint's config says about latents.
+
+    ``latent_size`` is K, the number of latents in a block. The ids are those of the three tokens in the
+    checkpoint's own tokenizer. ``compress_strategy`` says how the merged features of an image become K latents;
+    ``"average"`` is the mean of K contiguous runs. The weights are those of the DIFT objective.
+    """
+
+    latent_size: int
+    pad_id: int
+    start_id: int
+    end_id: int
+    compress_strategy: str = "average"
+    ce_loss_weight: float = 0.1
+    sim_loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.latent_size < 1:
+            raise CheckpointError(f"latent_size is {self.latent_size}, it must be at least 1")
+        ids = (self.pad_id, self.start_id, self.end_id)
+        if min(ids) < 0 or len(set(ids)) != 3:
+            raise CheckpointError(f"latent token ids (pad, start, end) are {ids}; three different ids >= 0 are needed")
+        if self.compress_strategy not in COMPRESS_STRATEGIES:
+            raise CheckpointError(
+                f"compress_strategy is {self.compress_strategy!r}; known: {', '.join(COMPRESS_STRATEGIES)}"
+            )
+
+    @property
+    def ids(self) -> tuple[int, int, int]:
+        """Pad, start and end id."""
+        return self.pad_id, self.start_id, self.end_id
+
+    @classmethod
+    def from_config(cls, config: Any, where: str = "the model's config") -> LatentSpec:
+        """Read the spec from a model config (the keys of the released 4DThinker checkpoints).
+
+        Raises :class:`CheckpointError` naming the missing keys when the config has none.
+        """
+        names = {"latent_size": "latent_size", "latent_token_id": "pad_id"}
+        names |= {"latent_start_id": "start_id", "latent_end_id": "end_id"}
+        missing = [key for key in names if getattr(config, key, None) is None]
+        if missing:
+            raise CheckpointError(f"{where} has no {', '.join(missing)}: it knows no latent tokens. Remedy: {REMEDY}")
+        required = {field: int(getattr(config, key)) for key, field in names.items()}
+        optional = {"compress_strategy": str, "ce_loss_weight": float, "sim_loss_weight": float}
+        given = {k: kind(getattr(config, k)) for k, kind in optional.items() if getattr(config, k, None) is not None}
+        return cls(**required, **given)  # type: ignore[arg-type]
+
+    def write_to(self, config: Any) -> None:
+        """Set the keys of the released checkpoints on a model config."""
+        config.latent_size = self.latent_size
+        config.latent_token_id = self.pad_id
+        config.latent_start_id = self.start_id
+        config.latent_end_id = self.end_id
+        config.compress_strategy = self.compress_strategy
+        config.ce_loss_weight = self.ce_loss_weight
+        config.sim_loss_weight = self.sim_loss_weight
+
+
+def token_ids(tokenizer: Any) -> tuple[int, int, int] | None:
+    """Pad, start and end id in a tokenizer, or None unless it has all three tokens."""
+    vocabulary = tokenizer.get_vocab()
+    ids = tuple(vocabulary.get(token) for token in LATENT_TOKENS)
+    return None if None in ids else ids  # type: ignore[return-value]
+
+
+def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = None) -> LatentSpec:
+    """Give a model and its tokenizer the three latent tokens; both are changed in place.
+
+    ``model`` is any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL), tied or
+    untied. Matrices only ever grow: Qwen's have spare rows beyond the tokenizer, and those are used and kept.
+    The three rows (input, and output when untied) become the mean of the rows that belonged to the tokenizer
+    before, computed in float64. Done a second time nothing changes, except ``latent_size`` when it is given.
+
+    ``latent_size`` defaults to the config's, else to 4. Raises :class:`CheckpointError` when config and tokenizer
+    disagree about the ids.
+    """
+    config = model.config
+    known = sorted(i for token, i in tokenizer.get_vocab().items() if token not in LATENT_TOKENS)
+    tokenizer.add_tokens(list(LATENT_TOKENS), special_tokens=True)  # those already there stay where they are
+    ids = token_ids(tokenizer)
+    if ids is None:
+        raise CheckpointError(f"the tokenizer did not accept the tokens {', '.join(LATENT_TOKENS)}")
+    before = LatentSpec.from_config(config) if getattr(config, "latent_token_id", None) is not None else None
+    if before is not None and before.ids != ids:
+        raise CheckpointError(
+            f"the config's latent ids (pad, start, end) {before.ids} are not the tokenizer's {ids}: "
+            "this tokenizer belongs to another checkpoint"
+        )
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    needed = max(max(ids), known[-1] if known else 0) + 1
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    if before is None:
+        for module in _vocabulary_modules(model):
+            _set_to_mean(module.weight, list(ids), [i for i in known if i < rows])
+
+    size = latent_size if latent_size is not None else (before.latent_size if before else DEFAULT_LATENT_SIZE)
+    if before is not None:
+        spec = LatentSpec(
+            size, *ids, before.compress_strategy, before.ce_loss_weight, before.sim_loss_weight
+        )
+    else:
+        spec = LatentSpec(size, *ids)
+    spec.write_to(config)
+    return spec
+
+
+def _vocabulary_modules(model: Any) -> list[nn.Module]:
+    """The input embedding and, when it has a matrix of its own, the output head."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is None or outputs.weight is inputs.weight:
+        return [inputs]
+    return [inputs, outputs]
+
+
+@torch.no_grad()
+def _set_to_mean(weight: Tensor, rows: list[int], known: list[int]) -> None:
+    """Set ``rows`` of a matrix to the mean of its rows ``known``; a chunk at a time, so that a 7B model fits."""
+    if not known:
+        raise CheckpointError("the tokenizer has no tokens whose rows could be averaged: is it empty?")
+    total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    index = torch.tensor(known, device=weight.device)
+    for chunk in index.split(_MEAN_CHUNK):
+        total += weight[chunk].sum(0, dtype=torch.float64)
+    weight[rows] = (total / len(known)).to(weight.dtype)
