@@ -1,0 +1,149 @@
+"""The one answer parser, shared by reinforcement learning and evaluation, and the reward functions.
+
+A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion (without
+its end-of-sequence token), ``record`` the line of data its prompt was made from. `load_reward` imports one by path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from fourdthinker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fourdthinker.records import Record
+
+Reward = Callable[[str, "Record"], float]
+
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
+# One reasoning part, one answer, nothing else. Each gap forbids the four tags, so the pattern cannot match a text that
+# repeats a part, and every gap has one way to match (no backtracking blow-up on hostile text).
+_GAP = r"(?:(?!</?(?:think|answer)>).)*"
+_FORMAT = re.compile(
+    rf"\s*<think>{_GAP}</think>\s*<answer>(?P<answer>{_GAP})</answer>\s*",
+    re.IGNORECASE | re.DOTALL | re.ASCII,
+)
+
+
+def answer_text(text: str) -> str | None:
+    """The stripped content of the last closed ``<answer>...</answer>`` of `text`, or None when there is none.
+
+    Tags are matched whatever their case. An answer that was opened and never closed does not count, so a completion
+    cut by the length limit falls back on the last complete answer, or has none.
+    """
+    opened: int | None = None
+    content: str | None = None
+    for tag in _TAG.finditer(text):
+        if not tag.group(1):
+            opened = tag.end()
+        elif opened is not None:
+            content = text[opened : tag.start()]
+            opened = None
+    return None if content is None else content.strip()
+
+
+def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the option that a completion chose, or None when it chose none.
+
+    Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case does not
+    matter and runs of whitespace count as one space. In this order:
+
+    1. a bare letter: ``B``, ``(b)``, ``B.``, ``B)``, ``B:``;
+    2. the exact text of exactly one option, so that with an option "A cube" under B the answer "A cube" means B;
+    3. a letter followed by ``.``, ``)`` or ``:`` and a space, or alone on the first line: ``B. left``;
+    4. a letter, optionally with one of these marks, followed by the text of that same option: ``B left``, ``B.left``.
+
+    Anything else ("A and B", "A different cube", the text of two options) is None.
+
+    Args:
+        text: a decoded completion.
+        options: letter -> option text; letters are single upper-case characters.
+    """
+    content = answer_text(text)
+    if not content or not options:
+        return None
+    by_letter = {letter.casefold(): letter for letter in options}
+    answer = _normalise(content)
+
+    bare = re.fullmatch(r"\(?([a-z])\)?[.:]?|([a-z])\)", answer)
+    if bare:
+        letter = by_letter.get(bare.group(1) or bare.group(2))
+        if letter is not None:
+            return letter
+
+    same = [letter for letter, option in options.items() if _normalise(option) == answer]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        return None
+
+    led = re.match(r"\(([a-z])\)|([a-z])([.):]?)", content.casefold())
+    if not led:
+        return None
+    letter = by_letter.get(led.group(1) or led.group(2))
+    if letter is None:
+        return None
+    rest = content[led.end() :]
+    marked = bool(led.group(1) or led.group(3))
+    if (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest):
+        return letter
+    separated = marked or rest[:1].isspace()
+    return letter if separated and _normalise(rest) == _normalise(options[letter]) else None
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def accuracy_reward(text: str, record: Record) -> float:
+    """1.0 when `parse_answer` finds the record's answer in the completion, else 0.0.
+
+    Raises:
+        ConfigError: the record has no options or no answer, so nothing can be right.
+    """
+    if not record.options or record.answer is None:
+        raise ConfigError(
+            f"{record.where}: accuracy_reward needs options and an answer, the record has options "
+            f"{sorted(record.options)} and answer {record.answer!r}; use another reward for open questions"
+        )
+    return 1.0 if parse_answer(text, record.options) == record.answer else 0.0
+
+
+def format_reward(text: str, record: Record) -> float:
+    """1.0 when the completion is ``<think>...</think>`` then ``<answer>...</answer>`` and nothing else, else 0.0.
+
+    Each tag stands exactly once (whatever its case), only whitespace stands around the two parts, and the answer is
+    not empty. Imagery blocks may stand inside the thinking. `record` is not used.
+    """
+    match = _FORMAT.fullmatch(text)
+    return 1.0 if match and match.group("answer").strip() else 0.0
+
+
+def load_reward(path: str) -> Reward:
+    """Import a reward function by ``"package.module:function"``.
+
+    Raises:
+        ConfigError: the path has another form, the module cannot be imported, or it has no such callable.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ConfigError(
+            f"reward {path!r} is no import path; write it as 'package.module:function', "
+            "for example 'fourdthinker.rewards:accuracy_reward'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"reward {path!r}: cannot import {module_name!r} ({error}); install it or put its folder on PYTHONPATH"
+        ) from error
+    reward = getattr(module, name, None)
+    if not callable(reward):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"reward {path!r}: {module_name!r} has no function {name!r}; it has {', '.join(sorted(public)) or 'none'}"
+        )
+    return reward

@@ -1,0 +1,190 @@
+"""The answer parser and the rewards, mostly on replies that try to be counted as right without being right."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourdthinker import rewards
+from fourdthinker.errors import ConfigError
+from fourdthinker.rewards import accuracy_reward, answer_text, format_reward, load_reward, parse_answer
+
+MOVES = {"A": "dolly in", "B": "truck left", "C": "pan right", "D": "Tilt up"}
+CUBES = {"A": "A sphere", "B": "A cube", "C": "B cube", "D": "cube"}
+
+
+def record(**fields: Any) -> Any:
+    return SimpleNamespace(**{"options": MOVES, "answer": "B", "where": "train.jsonl:7", **fields})
+
+
+@pytest.mark.parametrize(
+    ("content", "letter"),
+    [
+        ("B", "B"),
+        (" b\n", "B"),
+        ("B.", "B"),
+        ("B)", "B"),
+        ("B:", "B"),
+        ("(b)", "B"),
+        ("(B).", "B"),
+        ("B. truck left", "B"),
+        ("B) anything at all", "B"),
+        ("(B) truck left", "B"),
+        ("B: truck left", "B"),
+        ("B.truck left", "B"),
+        ("B truck left", "B"),
+        ("B\nbecause it moves", "B"),
+        ("truck left", "B"),
+        ("  TRUCK \n left ", "B"),
+        ("tilt up", "D"),
+        ("", None),
+        ("   ", None),
+        ("E", None),
+        ("7", None),
+        ("A and B", None),
+        ("A, B", None),
+        ("AB", None),
+        ("B pan right", None),
+        ("Btruck left", None),
+        ("Because of A", None),
+        ("A camera that trucks left", None),
+        ("truck", None),
+        ("truck left or pan right", None),
+        ("the answer is B", None),
+        ("not B", None),
+        ("B.C.", None),
+        ("**B**", None),
+        ("İB", None),
+    ],
+)
+def test_what_counts_as_an_answer(content: str, letter: str | None) -> None:
+    assert parse_answer(f"<think>A or C</think><answer>{content}</answer>", MOVES) == letter
+
+
+@pytest.mark.parametrize(
+    ("content", "letter"),
+    [
+        ("A", "A"),
+        ("A cube", "B"),
+        ("a  cube", "B"),
+        ("A sphere", "A"),
+        ("B cube", "C"),
+        ("cube", "D"),
+        ("D cube", "D"),
+        ("B A cube", "B"),
+        ("A A sphere", "A"),
+        ("A. cube", "A"),
+        ("A pyramid", None),
+        ("a sphere or a cube", None),
+    ],
+)
+def test_options_that_begin_with_a_letter(content: str, letter: str | None) -> None:
+    assert parse_answer(f"<answer>{content}</answer>", CUBES) == letter
+
+
+def test_options_that_are_letters_or_look_like_marked_letters() -> None:
+    assert parse_answer("<answer>A</answer>", {"A": "B", "B": "A"}) == "A"
+    people = {"A": "B. Franklin", "B": "A. Lincoln"}
+    assert parse_answer("<answer>A. Lincoln</answer>", people) == "B"
+    assert parse_answer("<answer>A. Franklin</answer>", people) == "A"
+    assert parse_answer("<answer>left</answer>", {"A": "left", "B": "Left", "C": "up"}) is None
+    assert parse_answer("<answer>A</answer>", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<answer>A</answer> no: <answer>B</answer>", "B"),
+        ("<answer>A</answer> <answer>B", "A"),
+        ("<answer><answer>B</answer></answer>", "B"),
+        ("<answer>A</answer>B</answer>", "A"),
+        ("<ANSWER> B </Answer>", "B"),
+        ("</answer>B<answer>", None),
+        ("B", None),
+        ("truck left", None),
+        ("<answer>B", None),
+        ("<answer/>B</answer>", None),
+        ("<an\u017fwer>B</an\u017fwer>", None),
+        ("", None),
+    ],
+)
+def test_the_last_closed_answer_is_read(text: str, content: str | None) -> None:
+    assert answer_text(text) == content
+    assert parse_answer(text, MOVES) == content
+
+
+@given(st.text(alphabet="ABab.():, \n<>/answer", max_size=60))
+def test_parser_is_total_and_reads_nothing_outside_the_answer(text: str) -> None:
+    assert parse_answer(text, MOVES) in (None, *MOVES)
+    if "</answer>" not in text.lower():
+        assert parse_answer(text, MOVES) is None
+
+
+@given(st.sampled_from("ABCD"), st.text(max_size=30).filter(lambda s: "<" not in s))
+def test_free_text_never_changes_the_answer(letter: str, noise: str) -> None:
+    assert parse_answer(f"{noise}<answer>{letter}</answer>{noise}", MOVES) == letter
+
+
+def test_accuracy_reward() -> None:
+    assert accuracy_reward("<answer>truck left</answer>", record()) == 1.0
+    assert accuracy_reward("<answer>A</answer>", record()) == 0.0
+    assert accuracy_reward("B", record()) == 0.0
+    with pytest.raises(ConfigError, match=r"train\.jsonl:7: .*options.*another reward"):
+        accuracy_reward("<answer>B</answer>", record(options={}, answer=None))
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("<think>it moves</think><answer>B</answer>", 1.0),
+        ("\n<think>\nit <|latent_start|><|latent_end|> moves\n</think>\n\n<answer> B </answer>\n", 1.0),
+        ("<Think>x</THINK> <answer>B</answer>", 1.0),
+        ("<think></think><answer>B</answer>", 1.0),
+        ("<answer>B</answer>", 0.0),
+        ("<think>x</think>", 0.0),
+        ("<think>x</think><answer></answer>", 0.0),
+        ("<think>x</think><answer>B</answer> and more", 0.0),
+        ("well <think>x</think><answer>B</answer>", 0.0),
+        ("<think>x</think> so <answer>B</answer>", 0.0),
+        ("<think>x</think><think>y</think><answer>B</answer>", 0.0),
+        ("<think>x</think><answer>A</answer><answer>B</answer>", 0.0),
+        ("<think><answer>A</answer></think><answer>B</answer>", 0.0),
+        ("<answer>B</answer><think>x</think>", 0.0),
+        ("<think>x<answer>B</answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format_reward(text: str, score: float) -> None:
+    assert format_reward(text, record()) == score
+
+
+def test_hostile_text_takes_linear_time() -> None:
+    began = time.perf_counter()
+    for text in (
+        "<think>" * 20_000,
+        "<answer>" * 20_000 + "A" * 50_000,
+        "<think>" + " \n" * 50_000,
+        "(" * 100_000,
+    ):
+        assert format_reward(text, record()) == 0.0
+        assert parse_answer(text, MOVES) is None
+        assert parse_answer(f"<answer>{text}</answer>", MOVES) is None
+    assert time.perf_counter() - began < 2.0
+
+
+def test_load_reward() -> None:
+    assert load_reward("fourdthinker.rewards:format_reward") is format_reward
+    for path in ("accuracy", "fourdthinker.rewards:", ":accuracy_reward", ""):
+        with pytest.raises(ConfigError, match="package.module:function"):
+            load_reward(path)
+    with pytest.raises(ConfigError, match=r"cannot import 'no_such_module'.*PYTHONPATH"):
+        load_reward("no_such_module:reward")
+    with pytest.raises(ConfigError, match=r"has no function 'acuracy'.*accuracy_reward"):
+        load_reward("fourdthinker.rewards:acuracy")
+    with pytest.raises(ConfigError, match="has no function '_TAG'"):
+        load_reward(f"{rewards.__name__}:_TAG")
