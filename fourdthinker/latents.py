@@ -17,7 +17,8 @@ from fourdthinker.errors import CheckpointError
 LATENT_PAD = "<|latent_pad|>"
 LATENT_START = "<|latent_start|>"
 LATENT_END = "<|latent_end|>"
-LATENT_TOKENS = (LATENT_PAD, LATENT_START, LATENT_END)  # added in this order: 151665..151667 after Qwen2.5-VL's
+# In the order they are added; after Qwen2.5-VL's own tokens they get the ids 151665, 151666 and 151667.
+LATENT_TOKENS = (LATENT_PAD, LATENT_START, LATENT_END)
 IMAGERY = "<output_image>"  # stands for one block in the text of a record
 
 DEFAULT_LATENT_SIZE = 4
@@ -34,8 +35,8 @@ class LatentSpec:
     """What a checkpoint's config says about latents.
 
     ``latent_size`` is K, the number of latents in a block. The ids are those of the three tokens in the
-    checkpoint's own tokenizer. ``compress_strategy`` says how the merged features of an image become K latents;
-    ``"average"`` is the mean of K contiguous runs. The weights are those of the DIFT objective.
+    checkpoint's own tokenizer. ``compress_strategy`` says how the merged features of an image become K
+    latents; ``"average"`` is the mean of K contiguous runs. The weights are those of the DIFT objective.
     """
 
     latent_size: int
@@ -51,7 +52,9 @@ class LatentSpec:
             raise CheckpointError(f"latent_size is {self.latent_size}, it must be at least 1")
         ids = (self.pad_id, self.start_id, self.end_id)
         if min(ids) < 0 or len(set(ids)) != 3:
-            raise CheckpointError(f"latent token ids (pad, start, end) are {ids}; three different ids >= 0 are needed")
+            raise CheckpointError(
+                f"latent token ids (pad, start, end) are {ids}; three different ids >= 0 are needed"
+            )
         if self.compress_strategy not in COMPRESS_STRATEGIES:
             raise CheckpointError(
                 f"compress_strategy is {self.compress_strategy!r}; known: {', '.join(COMPRESS_STRATEGIES)}"
@@ -72,10 +75,16 @@ class LatentSpec:
         names |= {"latent_start_id": "start_id", "latent_end_id": "end_id"}
         missing = [key for key in names if getattr(config, key, None) is None]
         if missing:
-            raise CheckpointError(f"{where} has no {', '.join(missing)}: it knows no latent tokens. Remedy: {REMEDY}")
+            raise CheckpointError(
+                f"{where} has no {', '.join(missing)}: it knows no latent tokens. Remedy: {REMEDY}"
+            )
         required = {field: int(getattr(config, key)) for key, field in names.items()}
         optional = {"compress_strategy": str, "ce_loss_weight": float, "sim_loss_weight": float}
-        given = {k: kind(getattr(config, k)) for k, kind in optional.items() if getattr(config, k, None) is not None}
+        given = {
+            k: kind(getattr(config, k))
+            for k, kind in optional.items()
+            if getattr(config, k, None) is not None
+        }
         return cls(**required, **given)  # type: ignore[arg-type]
 
     def write_to(self, config: Any) -> None:
@@ -102,10 +111,10 @@ def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = Non
     ``model`` is any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL), tied or
     untied. Matrices only ever grow: Qwen's have spare rows beyond the tokenizer, and those are used and kept.
     The three rows (input, and output when untied) become the mean of the rows that belonged to the tokenizer
-    before, computed in float64. Done a second time nothing changes, except ``latent_size`` when it is given.
+    before, computed in float64. Done a second time nothing changes, except a ``latent_size`` that is given.
 
-    ``latent_size`` defaults to the config's, else to 4. Raises :class:`CheckpointError` when config and tokenizer
-    disagree about the ids.
+    ``latent_size`` defaults to the config's, else to 4. Raises :class:`CheckpointError` when config and
+    tokenizer disagree about the ids.
     """
     config = model.config
     known = sorted(i for token, i in tokenizer.get_vocab().items() if token not in LATENT_TOKENS)
@@ -130,9 +139,7 @@ def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = Non
 
     size = latent_size if latent_size is not None else (before.latent_size if before else DEFAULT_LATENT_SIZE)
     if before is not None:
-        spec = LatentSpec(
-            size, *ids, before.compress_strategy, before.ce_loss_weight, before.sim_loss_weight
-        )
+        spec = LatentSpec(size, *ids, before.compress_strategy, before.ce_loss_weight, before.sim_loss_weight)
     else:
         spec = LatentSpec(size, *ids)
     spec.write_to(config)
@@ -149,7 +156,7 @@ def _vocabulary_modules(model: Any) -> list[nn.Module]:
 
 @torch.no_grad()
 def _set_to_mean(weight: Tensor, rows: list[int], known: list[int]) -> None:
-    """Set ``rows`` of a matrix to the mean of its rows ``known``; a chunk at a time, so that a 7B model fits."""
+    """Set ``rows`` of a matrix to the mean of its rows ``known``; in chunks, to bound the memory."""
     if not known:
         raise CheckpointError("the tokenizer has no tokens whose rows could be averaged: is it empty?")
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)

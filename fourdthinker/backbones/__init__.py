@@ -1,0 +1,239 @@
+"""Model families, and checkpoints that are complete: what they were trained on travels with the weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
+from fourdthinker.prompts import RELEASED, PromptStyle
+
+if TYPE_CHECKING:
+    import torch
+
+    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+
+POLICY_FILE = "frame_policy.json"
+FAMILIES = {"qwen2_5_vl": "fourdthinker.backbones.qwen2_5_vl"}  # model_type of config.json -> module
+
+
+@dataclass
+class Checkpoint:
+    """A model and everything needed to use it as it was trained."""
+
+    backbone: Qwen2_5_VL
+    tokenizer: Any
+    policy: FramePolicy
+    style: PromptStyle
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    subfolder: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    policy: FramePolicy | None = None,
+    override_policy: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint with latent tokens from a folder (or a model id of the Hugging Face hub).
+
+    ``dtype`` None keeps the dtype the weights were saved in. A checkpoint of this package brings its frame
+    policy and prompt style in ``frame_policy.json``. One in the format of the released 4DThinker checkpoints
+    has none: it gets the default policy (1 frame a second) and the style ``RELEASED``.
+
+    ``policy``, when given, must equal the checkpoint's; otherwise :class:`CheckpointError` names the fields
+    that differ, unless ``override_policy`` says that the given one shall count. Further reasons for
+    :class:`CheckpointError`: no latent tokens, missing files or weights, unknown family, pickled weights.
+    """
+    path, where = _place(path, subfolder)
+    backbone = load_backbone(path, subfolder, dtype=dtype)
+    tokenizer = _load_tokenizer(path, where)
+    ids = token_ids(tokenizer)
+    if ids != backbone.latents.ids:
+        raise CheckpointError(
+            f"{_name(path, subfolder)}: the latent ids (pad, start, end) are {backbone.latents.ids} in "
+            f"config.json and {ids} in the tokenizer; config and tokenizer are of different checkpoints"
+        )
+    saved, style = _load_policy(path, where)
+    if policy is not None and policy != saved:
+        if not override_policy:
+            raise CheckpointError(_policy_difference(_name(path, subfolder), saved, policy))
+        saved = policy
+    return Checkpoint(backbone, tokenizer, saved, style)
+
+
+def load_backbone(
+    path: str | os.PathLike[str], subfolder: str | None = None, *, dtype: torch.dtype | None = None
+) -> Qwen2_5_VL:
+    """The model of a checkpoint alone, without tokenizer and policy. Errors as in :func:`load_checkpoint`."""
+    path, where = _place(path, subfolder)
+    config, family = _family(path, subfolder, where)
+    LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
+    return _load_weights(family, path, subfolder, dtype=dtype, **where)
+
+
+def init_checkpoint(
+    path: str | os.PathLike[str],
+    subfolder: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    policy: FramePolicy | None = None,
+    style: PromptStyle | None = None,
+    latent_size: int | None = None,
+) -> Checkpoint:
+    """Make a checkpoint with latent tokens from a base model of a known family (Qwen2.5-VL from its makers).
+
+    The vocabulary grows by the latent tokens unless it has them; ``policy`` and ``style`` default to ours.
+    Save the result with :func:`save_checkpoint`.
+    """
+    path, where = _place(path, subfolder)
+    _, family = _family(path, subfolder, where)
+    model = _load_weights(family, path, subfolder, dtype=dtype, latents=False, **where)
+    tokenizer = _load_tokenizer(path, where)
+    grow_vocabulary(model, tokenizer, latent_size=latent_size)
+    return Checkpoint(family.Qwen2_5_VL(model), tokenizer, policy or FramePolicy(), style or PromptStyle())
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a complete checkpoint into the folder ``path``: safetensors weights, config, generation config,
+    tokenizer, chat template, processor configs, frame policy and prompt style.
+
+    The files are written beside the folder first and then moved in, config last, so that an interrupted save
+    leaves no mixture that loads. A peft adapter is merged into the weights written; the model in memory stays
+    as it is. Other files in the folder are left alone.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    backbone, policy = checkpoint.backbone, checkpoint.policy
+    family = importlib.import_module(FAMILIES[backbone.config.model_type])
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        backbone.latents.write_to(backbone.config)
+        family.save(backbone, temporary)
+        checkpoint.tokenizer.save_pretrained(temporary)
+        contents = family.processor_files(
+            backbone.vision, policy.min_pixels, policy.max_pixels, policy.resample
+        )
+        contents[POLICY_FILE] = {"policy": policy.to_dict(), "style": asdict(checkpoint.style)}
+        for name, content in contents.items():
+            text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            Path(temporary, name).write_text(text, encoding="utf-8")
+        _move_into(Path(temporary), target)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Move files of ``source`` into ``target``, config.json last, and drop weights of an earlier save."""
+    target.mkdir(exist_ok=True)
+    names = sorted(os.listdir(source), key=lambda name: (name == "config.json", name))
+    (target / "config.json").unlink(missing_ok=True)
+    for old in target.glob("model*.safetensors*"):
+        if old.name not in names:
+            old.unlink()
+    for name in names:
+        os.replace(source / name, target / name)
+
+
+def _place(path: str | os.PathLike[str], subfolder: str | None) -> tuple[str, dict[str, str]]:
+    text = os.fspath(path)
+    where = {"subfolder": subfolder} if subfolder else {}
+    if os.path.isdir(text):
+        if subfolder and not os.path.isdir(os.path.join(text, subfolder)):
+            raise CheckpointError(f"{text} has no folder {subfolder}")
+    elif os.path.isabs(text) or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{text}: no such folder, and not a model id of the form owner/name either")
+    return text, where
+
+
+def _name(path: str, subfolder: str | None) -> str:
+    return os.path.join(path, subfolder) if subfolder else path
+
+
+def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[Any, Any]:
+    from transformers import AutoConfig
+
+    name = _name(path, subfolder)
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{name}: config.json cannot be read as a model's config: {error}") from error
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(f"{name} is a {config.model_type}; supported are {', '.join(sorted(FAMILIES))}")
+    return config, importlib.import_module(FAMILIES[config.model_type])
+
+
+def _load_weights(family: Any, path: str, subfolder: str | None, **options: Any) -> Any:
+    try:
+        return family.load(path, **options)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{_name(path, subfolder)}: the weights cannot be loaded ({error}). Only safetensors are read; "
+            "convert pickled weights with a tool you trust"
+        ) from error
+
+
+def _load_tokenizer(path: str, where: dict[str, str]) -> Any:
+    from transformers import AutoTokenizer
+
+    name = _name(path, where.get("subfolder"))
+    remedy = "Copy the tokenizer files of the model it was trained from into it"
+    # Asked first because transformers makes an empty tokenizer when there are no files at all.
+    if _find(path, "tokenizer.json", where) is None and _find(path, "vocab.json", where) is None:
+        raise CheckpointError(f"{name} has no tokenizer (tokenizer.json or vocab.json). {remedy}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: the tokenizer cannot be loaded ({error}). {remedy}") from error
+    if tokenizer.chat_template is None:  # where older processors keep it
+        legacy = _find(path, "chat_template.json", where)
+        if legacy is not None:
+            tokenizer.chat_template = _read_json(legacy).get("chat_template")
+    return tokenizer
+
+
+def _load_policy(path: str, where: dict[str, str]) -> tuple[FramePolicy, PromptStyle]:
+    file = _find(path, POLICY_FILE, where)
+    if file is None:
+        return FramePolicy(), RELEASED
+    content = _read_json(file)
+    try:
+        policy, style = content["policy"], content["style"]
+        known = {field.name for field in fields(PromptStyle)}
+        if unknown := sorted(set(style) - known):
+            raise ConfigError(f"unknown prompt style {', '.join(unknown)}")
+        return FramePolicy.from_dict(policy), PromptStyle(**style)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{file}: {error!r}. It must hold objects `policy` and `style`, as save_checkpoint writes them"
+        ) from error
+
+
+def _policy_difference(name: str, saved: FramePolicy, given: FramePolicy) -> str:
+    old, new = saved.to_dict(), given.to_dict()
+    differing = [f"{key} (checkpoint {old[key]}, given {new[key]})" for key in old if old[key] != new[key]]
+    return (
+        f"{name} was trained with another frame policy: {', '.join(differing)}. Use the checkpoint's policy, "
+        "or pass override_policy=True to change it knowingly"
+    )
+
+
+def _find(path: str, name: str, where: dict[str, str]) -> str | None:
+    """Local path of a file of the checkpoint, or None when it has none of that name."""
+    from transformers.utils import cached_file
+
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
+
+
+def _read_json(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: a JSON object was expected, found {type(content).__name__}")
+    return content
