@@ -1,0 +1,213 @@
+"""One decoding step of the latent grammar for a whole batch, in place.
+
+Per row the state is TEXT (``phase`` 0) or LATENT(k) (``phase`` 1 + k). With K = ``latent_size``:
+
+=============  =====================  =========  ==========================  ==========
+state          sampled                emitted    next input                  next state
+=============  =====================  =========  ==========================  ==========
+TEXT           START                  START      embedding of START          LATENT(0)
+TEXT           an EOS id              that id    its embedding               finished
+TEXT           any other id           that id    its embedding               TEXT
+LATENT(k<K)    anything (see below)   PAD        this step's hidden state    LATENT(k+1)
+LATENT(K)      anything               END        embedding of END            TEXT
+finished       anything               fill id    embedding of the fill id    unchanged
+=============  =====================  =========  ==========================  ==========
+
+In mode ``"reference"`` an END sampled in LATENT(k<K) is emitted and closes the block early. START and EOS
+inside a block are ignored in both modes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TEXT = 0
+MODES = ("exact", "reference")
+
+
+def latent_state(
+    rows: int, hidden_size: int, max_latents: int, *, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """The state tensors of ``rows`` new rows, to be passed on as ``latent_feedback_step_(..., **state)``.
+
+    ``max_latents`` should be ``max_blocks * latent_size``.
+    """
+
+    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    return {
+        "steps": zeros(rows, dtype=torch.int64),
+        "phase": zeros(rows, dtype=torch.int32),
+        "blocks": zeros(rows, dtype=torch.int32),
+        "finished": zeros(rows, dtype=torch.bool),
+        "latents": zeros(rows, max_latents, hidden_size, dtype=dtype),
+        "latent_steps": zeros(rows, max_latents, dtype=torch.int32),
+        "latent_count": zeros(rows, dtype=torch.int32),
+    }
+
+
+def forbidden_tokens(
+    phase: Tensor, blocks: Tensor, *, pad_id: int, start_id: int, end_id: int, max_blocks: int
+) -> Tensor:
+    """Ids that may not be sampled in this step, ``[B, 3]`` int64 with -1 for none (for ``sample_tokens``).
+
+    In TEXT: PAD and END always, START once ``blocks >= max_blocks``. In LATENT nothing is forbidden: what is
+    sampled there is ignored, or (mode ``"reference"``) may be END.
+    """
+    ids = torch.stack(
+        (
+            torch.full_like(blocks, pad_id, dtype=torch.int64),
+            torch.full_like(blocks, end_id, dtype=torch.int64),
+            torch.where(blocks >= max_blocks, start_id, -1).to(torch.int64),
+        ),
+        dim=1,
+    )
+    return torch.where((phase == TEXT)[:, None], ids, -1)
+
+
+def _reference(
+    sampled: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    steps: Tensor,
+    phase: Tensor,
+    blocks: Tensor,
+    finished: Tensor,
+    latents: Tensor,
+    latent_steps: Tensor,
+    latent_count: Tensor,
+    eos_ids: Tensor,
+    emitted: Tensor,
+    is_policy: Tensor,
+    next_embeds: Tensor,
+    pad_id: int,
+    start_id: int,
+    end_id: int,
+    fill_id: int,
+    latent_size: int,
+    early_end: bool,
+    train_start: bool,
+) -> None:
+    live = ~finished
+    text = live & (phase == TEXT)
+    latent = live & (phase != TEXT)
+    started = text & (sampled == start_id)
+    closed = latent & (phase > latent_size)
+    if early_end:
+        closed = closed | (latent & (sampled == end_id))
+    thinking = latent & ~closed
+    ended = text & (sampled[:, None] == eos_ids[None, :]).any(dim=1) & ~started
+
+    ids = torch.where(text, sampled, fill_id)
+    ids = torch.where(thinking, pad_id, ids)
+    ids = torch.where(closed, end_id, ids)
+    emitted.copy_(ids)
+    is_policy.copy_(text if train_start else text & ~started)
+    next_embeds.copy_(torch.where(thinking[:, None], hidden, embedding[ids]))
+
+    max_latents = latents.shape[1]
+    if max_latents > 0:
+        # Rows that are not thinking, or whose history is full, write back what stands in their slot.
+        slot = latent_count.long().clamp(max=max_latents - 1)
+        row = torch.arange(slot.shape[0], device=slot.device)
+        write = thinking & (latent_count < max_latents)
+        latents[row, slot] = torch.where(write[:, None], hidden.to(latents.dtype), latents[row, slot])
+        latent_steps[row, slot] = torch.where(write, steps.to(torch.int32), latent_steps[row, slot])
+    latent_count.add_(thinking)
+    blocks.add_(started)
+    next_phase = torch.where(thinking | started, phase + 1, TEXT)
+    phase.copy_(torch.where(live, next_phase, phase))
+    finished.logical_or_(ended)
+    steps.add_(live)
+
+
+def latent_feedback_step_(
+    sampled: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    *,
+    steps: Tensor,
+    phase: Tensor,
+    blocks: Tensor,
+    finished: Tensor,
+    latents: Tensor,
+    latent_steps: Tensor,
+    latent_count: Tensor,
+    eos_ids: Tensor,
+    pad_id: int,
+    start_id: int,
+    end_id: int,
+    fill_id: int,
+    latent_size: int,
+    mode: str = "exact",
+    train_start: bool = False,
+    emitted: Tensor | None = None,
+    is_policy: Tensor | None = None,
+    next_embeds: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance the decode grammar of every row by one step, without a host synchronisation.
+
+    ``sampled`` [B] int64 are the ids sampled from the logits of ``hidden`` [B, H] (after the final norm),
+    ``embedding`` [V, H] the input embedding matrix in the dtype of ``hidden``, ``eos_ids`` [E] int64 (E may
+    be 0).
+
+    State, changed in place (``latent_state`` allocates it): ``steps`` [B] int64, ids emitted so far by the
+    row, that is the index of the id emitted now and in the end the row's length; ``phase`` [B] int32, 0 TEXT
+    or 1 + k LATENT(k); ``blocks`` [B] int32, blocks begun; ``finished`` [B] bool (the caller may set it too,
+    for example on a stop string); ``latents`` [B, L, H], the history of fed-back hidden states;
+    ``latent_steps`` [B, L] int32, the step whose emitted PAD the latent stands for; ``latent_count`` [B]
+    int32. A row that thinks more than L latents keeps counting but records no more: check
+    ``latent_count <= L`` when the batch is done.
+
+    Returns ``emitted`` [B] int64, ``is_policy`` [B] bool (true where an unfinished row in TEXT chose the id;
+    START counts only if ``train_start``) and ``next_embeds`` [B, H], written into the given tensors when
+    there are any. Rows never depend on each other.
+
+    Raises ``ValueError`` for a wrong shape, dtype or mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; use one of {MODES}")
+    if latent_size < 1:
+        raise ValueError(f"latent_size is {latent_size}; a block needs at least one latent")
+    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [B, H] and [V, H]"
+        )
+    if hidden.dtype != embedding.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} but embedding is {embedding.dtype}; cast one of them")
+    rows, width = hidden.shape
+    expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
+        "sampled": (sampled, (rows,), torch.int64),
+        "steps": (steps, (rows,), torch.int64),
+        "phase": (phase, (rows,), torch.int32),
+        "blocks": (blocks, (rows,), torch.int32),
+        "finished": (finished, (rows,), torch.bool),
+        "latents": (latents, (rows, latents.shape[1], width), latents.dtype),
+        "latent_steps": (latent_steps, (rows, latents.shape[1]), torch.int32),
+        "latent_count": (latent_count, (rows,), torch.int32),
+        "eos_ids": (eos_ids, (eos_ids.numel(),), torch.int64),
+    }
+    if emitted is None:
+        emitted = torch.empty_like(sampled)
+    if is_policy is None:
+        is_policy = torch.empty_like(finished)
+    if next_embeds is None:
+        next_embeds = torch.empty_like(hidden)
+    expected["emitted"] = (emitted, (rows,), torch.int64)
+    expected["is_policy"] = (is_policy, (rows,), torch.bool)
+    expected["next_embeds"] = (next_embeds, (rows, width), hidden.dtype)
+    for name, (tensor, shape, dtype) in expected.items():
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != hidden.device:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
+                f"it must be {shape} {dtype} on {hidden.device}"
+            )
+    with torch.no_grad():
+        _reference(
+            sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,
+            eos_ids, emitted, is_policy, next_embeds, pad_id, start_id, end_id, fill_id, latent_size,
+            mode == "reference", train_start,
+        )  # fmt: skip
+    return emitted, is_policy, next_embeds

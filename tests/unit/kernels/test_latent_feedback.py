@@ -1,0 +1,150 @@
+"""The decode grammar against a state machine written out row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fourdthinker.kernels.latent_feedback import forbidden_tokens, latent_feedback_step_, latent_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+VOCAB, WIDTH = 12, 6
+PAD, START, END, EOS, EOS2, FILL = 9, 10, 11, 7, 8, 3
+IDS = {"pad_id": PAD, "start_id": START, "end_id": END, "fill_id": FILL}
+
+
+def drive(samples: list[list[int]], latent_size: int, **options):
+    """Run the op over ``samples`` [T][B]; returns emitted, is_policy, inputs, hidden, state, embedding."""
+    rows = len(samples[0])
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(VOCAB, WIDTH, generator=generator)
+    state = latent_state(rows, WIDTH, options.pop("max_latents", 64), dtype=torch.float32, device="cpu")
+    emitted, policy, inputs, hiddens = [], [], [], []
+    for ids in samples:
+        hidden = torch.randn(rows, WIDTH, generator=generator)
+        ids_out, policy_out, next_embeds = latent_feedback_step_(
+            torch.tensor(ids), hidden, embedding, **state, eos_ids=torch.tensor([EOS, EOS2]),
+            latent_size=latent_size, **IDS, **options,
+        )  # fmt: skip
+        emitted.append(ids_out.tolist())
+        policy.append(policy_out.tolist())
+        inputs.append(next_embeds.clone())
+        hiddens.append(hidden)
+    return emitted, policy, inputs, hiddens, state, embedding
+
+
+def expected_row(samples: list[int], latent_size: int, mode: str, train_start: bool):
+    """One row's (emitted, is_policy, source of the next input) per step, straight from the table."""
+    phase, done, out = None, False, []
+    for token in samples:
+        if done:
+            out.append((FILL, False, "embedding"))
+        elif phase is None:
+            out.append((token, train_start or token != START, "embedding"))
+            if token == START:
+                phase = 0
+            done = token in (EOS, EOS2)
+        elif phase < latent_size and not (mode == "reference" and token == END):
+            out.append((PAD, False, "hidden"))
+            phase += 1
+        else:
+            out.append((END, False, "embedding"))
+            phase = None
+    return out, done
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.lists(st.lists(st.sampled_from([0, 1, START, END, PAD, EOS, EOS2]), min_size=3, max_size=3),
+                     min_size=1, max_size=14),
+    latent_size=st.integers(1, 4),
+    mode=st.sampled_from(["exact", "reference"]),
+    train_start=st.booleans(),
+)  # fmt: skip
+def test_every_row_follows_the_table(samples, latent_size, mode, train_start):
+    emitted, policy, inputs, hiddens, state, embedding = drive(
+        samples, latent_size, mode=mode, train_start=train_start
+    )
+    for row in range(3):
+        expected, done = expected_row([step[row] for step in samples], latent_size, mode, train_start)
+        thought = []
+        for step, (token, chosen, source) in enumerate(expected):
+            assert (emitted[step][row], policy[step][row]) == (token, chosen)
+            want = hiddens[step][row] if source == "hidden" else embedding[token]
+            assert torch.equal(inputs[step][row], want)
+            if source == "hidden":
+                thought.append(step)
+        assert bool(state["finished"][row]) == done
+        assert int(state["latent_count"][row]) == len(thought)
+        assert state["latent_steps"][row, : len(thought)].tolist() == thought
+        for slot, step in enumerate(thought):
+            assert torch.equal(state["latents"][row, slot], hiddens[step][row])
+        tokens = [token for token, _, _ in expected]
+        assert int(state["blocks"][row]) == tokens.count(START)
+        length = next((i + 1 for i, t in enumerate(tokens) if t in (EOS, EOS2)), len(tokens))
+        assert int(state["steps"][row]) == length
+
+
+def test_finished_rows_do_not_change():
+    samples = [[EOS, START], [START, 0], [EOS, 0], [0, 0]]
+    emitted, policy, _, _, state, _ = drive(samples, 1)
+    assert [step[0] for step in emitted] == [EOS, FILL, FILL, FILL]
+    assert [step[0] for step in policy] == [True, False, False, False]
+    assert [step[1] for step in emitted] == [START, PAD, END, 0]
+    assert state["phase"].tolist() == [0, 0]
+    assert state["blocks"].tolist() == [0, 1]
+    assert state["steps"].tolist() == [1, 4]
+
+
+def test_history_that_is_too_short_is_counted_and_never_written_past():
+    samples = [[START], [0], [0], [0], [0]]
+    *_, state, _ = drive(samples, 3, max_latents=2)
+    assert state["latent_count"].tolist() == [3]
+    assert state["latent_steps"].tolist() == [[1, 2]]
+    *_, state, _ = drive(samples, 3, max_latents=0)
+    assert state["latent_count"].tolist() == [3]
+
+
+def test_forbidden_tokens_by_state():
+    phase = torch.tensor([0, 0, 1, 3], dtype=torch.int32)
+    blocks = torch.tensor([1, 2, 2, 2], dtype=torch.int32)
+    banned = forbidden_tokens(phase, blocks, pad_id=PAD, start_id=START, end_id=END, max_blocks=2)
+    assert banned.tolist() == [[PAD, END, -1], [PAD, END, START], [-1, -1, -1], [-1, -1, -1]]
+    assert banned.dtype == torch.int64
+
+
+def test_outputs_are_written_into_the_given_tensors():
+    state = latent_state(2, WIDTH, 4, dtype=torch.bfloat16, device="cpu")
+    outputs = {
+        "emitted": torch.full((2,), -1),
+        "is_policy": torch.zeros(2, dtype=torch.bool),
+        "next_embeds": torch.full((2, WIDTH), torch.nan, dtype=torch.bfloat16),
+    }
+    embedding = torch.randn(VOCAB, WIDTH).bfloat16()
+    returned = latent_feedback_step_(
+        torch.tensor([0, 1]), torch.randn(2, WIDTH).bfloat16(), embedding, **state,
+        eos_ids=torch.zeros(0, dtype=torch.long), latent_size=2, **IDS, **outputs,
+    )  # fmt: skip
+    assert all(a is b for a, b in zip(returned, outputs.values(), strict=True))
+    assert torch.equal(outputs["next_embeds"], embedding[:2])
+
+
+def test_bad_input_is_named():
+    def call(**changes):
+        state = latent_state(2, WIDTH, 4, dtype=torch.float32, device="cpu")
+        arguments = {"sampled": torch.zeros(2, dtype=torch.long), "hidden": torch.zeros(2, WIDTH),
+                     "embedding": torch.zeros(VOCAB, WIDTH), **state, "latent_size": 2,
+                     "eos_ids": torch.tensor([EOS]), **IDS, **changes}  # fmt: skip
+        return latent_feedback_step_(**arguments)
+
+    call()
+    with pytest.raises(ValueError, match="mode is 'free'"):
+        call(mode="free")
+    with pytest.raises(ValueError, match="latent_size is 0"):
+        call(latent_size=0)
+    with pytest.raises(ValueError, match=r"phase is .*int64"):
+        call(phase=torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"hidden is torch.* but embedding is"):
+        call(embedding=torch.zeros(VOCAB, WIDTH, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"must be .B, H. and .V, H."):
+        call(hidden=torch.zeros(2, WIDTH + 1))
