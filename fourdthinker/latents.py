@@ -7,7 +7,7 @@ A *block* in the text is ``START, K x PAD, END``. At the K pad positions the mod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +108,11 @@ def token_ids(tokenizer: Any) -> tuple[int, int, int] | None:
 def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = None) -> LatentSpec:
     """Give a model and its tokenizer the three latent tokens; both are changed in place.
 
-    ``model`` is any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL), tied or
-    untied. Matrices only ever grow: Qwen's have spare rows beyond the tokenizer, and those are used and kept.
-    The three rows (input, and output when untied) become the mean of the rows that belonged to the tokenizer
-    before, computed in float64. Done a second time nothing changes, except a ``latent_size`` that is given.
+    ``model`` is any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL),
+    tied or untied. Matrices only ever grow: Qwen's have spare rows beyond the tokenizer, and those are used
+    and kept. The three rows (input, and output when untied) become the mean of the rows that belonged to
+    the tokenizer before, computed in float64. Done a second time nothing changes, except a ``latent_size``
+    that is given.
 
     ``latent_size`` defaults to the config's, else to 4. Raises :class:`CheckpointError` when config and
     tokenizer disagree about the ids.
@@ -135,7 +136,7 @@ def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = Non
         model.resize_token_embeddings(needed, mean_resizing=False)
     if before is None:
         for module in _vocabulary_modules(model):
-            _set_to_mean(module.weight, list(ids), [i for i in known if i < rows])
+            _set_to_mean(cast(Tensor, module.weight), list(ids), [i for i in known if i < rows])
 
     size = latent_size if latent_size is not None else (before.latent_size if before else DEFAULT_LATENT_SIZE)
     if before is not None:

@@ -70,7 +70,7 @@ def _tokenizer_json(merges: int) -> str:
 
 
 def tiny_tokenizer(merges: int = 120) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen's control tokens (but no latent ones) and a ChatML template: about 390 tokens."""
+    """Byte-level BPE with Qwen's control tokens, no latent ones, and a ChatML template: about 390 tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json(merges)),
         eos_token="<|im_end|>",
@@ -103,7 +103,7 @@ def tiny_model(
             "num_attention_heads": hidden // 16,
             "num_key_value_heads": hidden // 32,
             "max_position_embeddings": 4096,
-            "initializer_range": 0.2,  # logits far enough apart that greedy choices are not a matter of rounding
+            "initializer_range": 0.2,  # logits so far apart that rounding does not decide greedy choices
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],

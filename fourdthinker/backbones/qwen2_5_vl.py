@@ -1,7 +1,7 @@
 """Qwen2.5-VL on unmodified transformers.
 
 Everything that this package knows about the insides of the transformers implementation is in this file:
-``model.model.visual``, ``model.model.language_model``, ``inputs_embeds``, explicit position ids, cache classes.
+``model.model.visual``, ``model.model.language_model``, ``inputs_embeds``, explicit position ids and caches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from fourdthinker.errors import CheckpointError
+from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.latents import LatentSpec
 
 Batch = dict[str, Any]
@@ -66,6 +67,7 @@ class Qwen2_5_VL(nn.Module):
         self.model = model
         self.latents = latents if latents is not None else LatentSpec.from_config(self.hf.config)
         self.vision = _vision_spec(self.hf)
+        self.train(self.model.training)
         rows = self.embedding_weight.shape[0]
         if max(self.latents.ids) >= rows:
             raise CheckpointError(
@@ -141,10 +143,7 @@ class Qwen2_5_VL(nn.Module):
     @torch.no_grad()
     def imagery_targets(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """The K latents of every image, [n*K, H], detached: pooled features of the vision tower."""
-        from fourdthinker.kernels.pool_latents import pool_latents
-
-        grid_thw = grid_thw.to(self.device)
-        counts = grid_thw.prod(-1) // self.vision.merge_size**2
+        counts = grid_thw.prod(-1).cpu() // self.vision.merge_size**2
         return pool_latents(self.encode_vision(patches, grid_thw), counts, self.latents.latent_size)
 
     # -- language
