@@ -1,0 +1,1 @@
+"""Synthesis of reasoning records: rendered worlds, questions, options, narration."""

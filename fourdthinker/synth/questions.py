@@ -1,0 +1,207 @@
+"""Questions about a world, answered by its geometry: camera motion, object direction, distance change.
+
+Labels are computed from the exact poses. Object direction is measured in the world, so the camera's own motion is
+removed; its words are those of the first view. Answers are balanced over a set of clips, wrong options are drawn
+uniformly from the family's other answers and all are shuffled, so that a question's text says nothing about its answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .scenes import CAMERA_MOTIONS, COLOURS, DIRECTIONS, Array, World
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "camera": CAMERA_MOTIONS,
+    "direction": DIRECTIONS,
+    "distance": ("closer", "farther", "same"),
+}
+LETTERS = "ABCDEFGH"
+MAX_OPTIONS = 4
+_CLOSER, _SAME, _FARTHER = 0.84, (0.955, 1.045), 1.19
+
+
+def camera_motion(world: World) -> str:
+    """The camera's motion (one of CAMERA_MOTIONS), from its poses."""
+    turn = float(world.yaw[-1] - world.yaw[0])
+    if abs(turn) > 0.1:
+        return "pan left" if turn > 0 else "pan right"
+    right, _, forward = world.rotation[0] @ (world.position[-1] - world.position[0])
+    if abs(right) > abs(forward):
+        return "move right" if right > 0 else "move left"
+    return "move forward" if forward > 0 else "move back"
+
+
+def object_direction(world: World, index: int = 0) -> str:
+    """Where solid `index` goes over the ground, in the words of the first view; the camera's motion plays no part."""
+    step = world.solids[index].centre[-1] - world.solids[index].centre[0]
+    if np.linalg.norm(step) < 1e-3:
+        raise ValueError(f"solid {index} ({world.solids[index].name}) does not move: ask about another one")
+    s, c = np.sin(world.yaw[0]), np.cos(world.yaw[0])
+    right, forward = step[0] * c + step[1] * s, step[1] * c - step[0] * s
+    if abs(right) > abs(forward):
+        return "right" if right > 0 else "left"
+    return "away" if forward > 0 else "toward"
+
+
+def distance_change(world: World, index: int) -> str | None:
+    """How solid `index`'s distance to the camera changes from the first frame to the last: closer, farther, same, or
+    None where the change is too small to be named and too large to be none."""
+    distance = np.linalg.norm(world.solids[index].centre - world.position, axis=-1)
+    ratio = float(distance[-1] / distance[0])
+    if ratio < _CLOSER:
+        return "closer"
+    if ratio > _FARTHER:
+        return "farther"
+    return "same" if _SAME[0] < ratio < _SAME[1] else None
+
+
+@dataclass(frozen=True)
+class Question:
+    """`index` is the solid that the question, its overlays and its narration are about."""
+
+    family: str
+    index: int
+    text: str
+    options: dict[str, str]
+    answer: str
+
+    @property
+    def answer_text(self) -> str:
+        return self.options[self.answer]
+
+
+def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    """Lettered options for `answer` and its letter: wrong ones uniform from the family's others, order shuffled."""
+    others = [text for text in FAMILIES[family] if text != answer]
+    wrong = rng.permutation(others)[: MAX_OPTIONS - 1]
+    texts = [str(text) for text in rng.permutation([answer, *wrong])]
+    options = dict(zip(LETTERS, texts, strict=False))
+    return options, LETTERS[texts.index(answer)]
+
+
+def ask(world: World, family: str, index: int, rng: np.random.Generator) -> Question:
+    """One question of `family` about solid `index`. ValueError where it has no clear answer."""
+    name = world.solids[index].name
+    if family == "camera":
+        text, answer = "how does the camera move ?", camera_motion(world)
+    elif family == "direction":
+        text, answer = f"which way does the {name} move ?", object_direction(world, index)
+    elif family == "distance":
+        change = distance_change(world, index)
+        if change is None:
+            raise ValueError(f"the distance of the {name} changes neither clearly nor not at all: ask another")
+        text, answer = f"how does the distance to the {name} change ?", change
+    else:
+        raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
+    options, letter = make_options(family, answer, rng)
+    return Question(family, index, text, options, letter)
+
+
+def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
+    """Questions of all families for every world, answers balanced over the set as far as the worlds allow.
+
+    The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0 or 1) is
+    chosen for the answer least used so far. A world whose two solids both have unclear distances gets no such question.
+    """
+    rng = np.random.default_rng([seed, 7])
+    used: Counter[str] = Counter()
+    result = []
+    for world in worlds:
+        questions = [ask(world, "camera", 1, rng), ask(world, "direction", 0, rng)]
+        order = rng.permutation(2)
+        candidates = [(int(k), change) for k in order if (change := distance_change(world, int(k)))]
+        if candidates:
+            index, change = min(candidates, key=lambda item: used[item[1]])
+            # An answer already ahead of the rarest one is skipped now and then, so that the counts stay level.
+            if used[change] <= min(used[text] for text in FAMILIES["distance"]) + 2:
+                used[change] += 1
+                questions.append(ask(world, "distance", index, rng))
+        result.append(questions)
+    return result
+
+
+def spot(world: World, index: int, frame: int) -> str:
+    """Where solid `index` is seen in `frame`, as three numbers: column and row in eighths of the image, and size."""
+    x, y, depth = world.project(world.solids[index].centre)[frame]
+    cell = world.size / 8
+    wide = 2 * world.solids[index].size / depth * world.focal * (64 / world.size)
+    column, row = (int(np.clip(v // cell, 0, 7)) for v in (x, y))
+    return f"{column} {row} {int(np.clip(wide // 2 - 1, 0, 9))}"
+
+
+def ground_flow(world: World) -> str:
+    """How the ground slides through the image near the camera and farther off, halfway through the clip: pixels per
+    frame (of a 64-pixel image), right and down, rounded."""
+    words = []
+    middle = len(world.seconds) // 2
+    for name, row in (("near", 0.85), ("far", 0.5)):
+        local = np.array([0, (row - 0.5) * world.size / world.focal, 1], np.float32)
+        ray = local @ world.rotation[middle]
+        point = world.position[middle] - ray * world.position[middle, 2] / ray[2]
+        seen = world.project(np.broadcast_to(point, (len(world.seconds), 3)))
+        dx, dy = (seen[middle + 1, :2] - seen[middle - 1, :2]) / 2 * (64 / world.size)
+        words.append(f"{name} {_signed(dx)} {_signed(dy)}")
+    return " ".join(words)
+
+
+def _signed(value: float) -> str:
+    number = int(np.clip(np.round(value), -6, 6))
+    return f"+{number}" if number > 0 else str(number)
+
+
+def caption(world: World, frames: Iterable[int]) -> str:
+    """What the pixels show and no answer: where every solid is seen at `frames`, and how the ground slides."""
+    parts = []
+    times = list(frames)
+    for index in sorted(range(len(world.solids)), key=lambda k: list(COLOURS).index(world.solids[k].colour)):
+        spots = " , ".join(spot(world, index, k) for k in times)
+        parts.append(f"{world.solids[index].name} {spots}")
+    return " . ".join([*parts, f"ground {ground_flow(world)}"]) + " ."
+
+
+def narrate(world: World, question: Question) -> str:
+    """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last frame), the
+    facts that the answer follows from, and the answer in words."""
+    name = world.solids[question.index].name
+    thought = f"look at the {name} first <output_image> and last <output_image> ."
+    if question.family != "camera":
+        thought += f" it goes from {spot(world, question.index, 0)} to {spot(world, question.index, -1)} ."
+    if question.family != "distance":
+        thought += f" the ground slides {ground_flow(world)} ."
+    return f"<think> {thought} </think> <answer> {question.answer_text} </answer>"
+
+
+def words() -> list[str]:
+    """Every word that questions, captions and narration can hold, in a fixed order, for a word-level tokenizer."""
+    numbers = [str(n) for n in range(10)] + [_signed(n) for n in range(-6, 7) if n]
+    text = (
+        "<think> </think> <answer> </answer> how does the camera move ? which way does the move distance to change "
+        "look at first and last it goes from to the ground slides near far , . describe user assistant"
+    )
+    letters = [f"{letter}." for letter in LETTERS]
+    answers = " ".join(answer for family in FAMILIES.values() for answer in family)
+    every = [*text.split(), *COLOURS, "ball", "box", "can", *answers.split(), *letters, *LETTERS, *numbers]
+    return list(dict.fromkeys(every))
+
+
+__all__ = [
+    "FAMILIES",
+    "Array",
+    "Question",
+    "ask",
+    "ask_all",
+    "camera_motion",
+    "caption",
+    "distance_change",
+    "ground_flow",
+    "make_options",
+    "narrate",
+    "object_direction",
+    "spot",
+    "words",
+]
