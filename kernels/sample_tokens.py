@@ -195,7 +195,7 @@ def sample_tokens(
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise ValueError(
-                f"logits of row {row} leave nothing to sample from (largest {float(logits[row].max())}); look "
-                " for NaN or infinite logits, or for processors that ban every id"
+                f"logits of row {row} leave nothing to sample from (largest {float(logits[row].max())}); "
+                "look for NaN or infinite logits, or for processors that ban every id"
             )
     return ids, logprobs, sampled

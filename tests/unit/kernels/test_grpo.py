@@ -1,0 +1,272 @@
+"""group_advantages and grpo_token_loss against loops over tokens in Python floats."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from fourdthinker.kernels.group_advantages import group_advantages
+from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss, top_entropy_mask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROWS, LENGTH = 5, 7
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rewards=st.lists(
+        st.lists(st.sampled_from([0.0, 0.2, 1.0, 1.2]), min_size=4, max_size=4), min_size=1, max_size=4
+    ),
+    scale=st.sampled_from(["group", "none", "batch", "leave_one_out"]),
+)
+def test_advantages(rewards, scale):
+    flat = [r for group in rewards for r in group]
+    got = group_advantages(torch.tensor(flat, dtype=torch.float64), 4, scale=scale).tolist()
+    for g, group in enumerate(rewards):
+        for i, reward in enumerate(group):
+            want = reward - statistics.fmean(group)
+            if scale == "group":
+                want /= statistics.stdev(group) + 1e-4
+            elif scale == "batch":
+                want /= statistics.stdev(flat) + 1e-4
+            elif scale == "leave_one_out":
+                want = reward - statistics.fmean(group[:i] + group[i + 1 :])
+            if len(set(group)) == 1:
+                assert got[g * 4 + i] == 0.0
+            else:
+                assert got[g * 4 + i] == pytest.approx(want, abs=1e-9)
+
+
+def test_equal_rewards_are_exactly_zero_in_float32():
+    for value in (0.1, 1.2, 1 / 3, 1e-3):
+        for scale in ("group", "none", "batch", "leave_one_out"):
+            rewards = torch.cat([torch.full((7,), value), torch.arange(7.0)])
+            got = group_advantages(rewards, 7, scale=scale)
+            assert got.dtype == torch.float32
+            assert got[:7].tolist() == [0.0] * 7
+            assert got[7:].any()
+    assert group_advantages(torch.zeros(0), 4).shape == (0,)
+
+
+def test_advantages_name_bad_input():
+    with pytest.raises(ValueError, match="group_size 3 does not divide the 4 rewards"):
+        group_advantages(torch.zeros(4), 3)
+    with pytest.raises(ValueError, match="group_size is 1"):
+        group_advantages(torch.zeros(4), 1)
+    assert group_advantages(torch.ones(4), 1, scale="none").tolist() == [0.0] * 4
+    with pytest.raises(ValueError, match="scale is 'std'"):
+        group_advantages(torch.zeros(4), 2, scale="std")
+    with pytest.raises(ValueError, match="a single reward"):
+        group_advantages(torch.zeros(1), 1, scale="batch")
+    with pytest.raises(ValueError, match="eps is nan"):
+        group_advantages(torch.zeros(4), 2, eps=float("nan"))
+    with pytest.raises(ValueError, match=r"rewards is \(2, 2\)"):
+        group_advantages(torch.zeros(2, 2), 2)
+
+
+def inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(size):
+        return torch.randn(ROWS, LENGTH, generator=generator, dtype=torch.float64) * size
+
+    logprobs = -noise(1.0).abs() - 0.1
+    mask = torch.rand(ROWS, LENGTH, generator=generator) < 0.7
+    mask[2] = False
+    return {
+        "logprobs": logprobs,
+        "advantages": torch.randn(ROWS, generator=generator, dtype=torch.float64),
+        "mask": mask,
+        "old_logprobs": logprobs + noise(0.4),
+        "ref_logprobs": logprobs + noise(0.5),
+        "sampler_logprobs": logprobs + noise(0.6),
+        "entropy": noise(1.0).abs(),
+        "entropy_mask": torch.rand(ROWS, LENGTH, generator=generator) < 0.6,
+    }
+
+
+def by_hand(data, *, loss_type, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
+            sampler_cap=2.0, entropy_coef=0.0, max_length=None, num_items=None):  # fmt: skip
+    """The loss with math functions on one token at a time."""
+    high = epsilon if epsilon_high is None else epsilon_high
+    tokens = int(data["mask"].sum())
+    items = num_items or (ROWS if loss_type in ("grpo", "gspo", "dr_grpo") else tokens)
+    total = 0.0
+    for r in range(ROWS):
+        counted = [t for t in range(LENGTH) if data["mask"][r, t]]
+
+        def at(name, t, r=r):
+            return None if data.get(name) is None else float(data[name][r, t])
+
+        def old(t, at=at):
+            return at("logprobs", t) if at("old_logprobs", t) is None else at("old_logprobs", t)
+
+        sequence = sum(at("logprobs", t) - old(t) for t in counted) / max(len(counted), 1)
+        for t in counted:
+            lp, a = at("logprobs", t), float(data["advantages"][r])
+            ratio = math.exp(sequence if loss_type == "gspo" else lp - old(t))
+            if loss_type == "cispo":
+                term = -min(ratio, 1 + high) * a * lp
+            else:
+                clipped = min(max(ratio, 1 - epsilon), 1 + high)
+                objective = min(ratio * a, clipped * a)
+                if delta is not None and a < 0:
+                    objective = max(objective, delta * a)
+                term = -objective
+            if data.get("entropy_mask") is not None and not data["entropy_mask"][r, t]:
+                term = 0.0
+            if data.get("sampler_logprobs") is not None:
+                term *= min(math.exp(old(t) - at("sampler_logprobs", t)), sampler_cap)
+            if beta:
+                d = at("ref_logprobs", t) - lp
+                term += beta * (math.exp(d) - d - 1 if kl == "k3" else d * d / 2)
+            if entropy_coef:
+                term -= entropy_coef * at("entropy", t)
+            share = {"grpo": 1 / len(counted), "gspo": 1 / len(counted), "dr_grpo": 1 / (max_length or 1)}
+            total += term * share.get(loss_type, 1.0)
+    return total / items
+
+
+OPTIONS = [
+    {},
+    {"epsilon": 0.1, "epsilon_high": 0.3},
+    {"delta": 1.5},
+    {"beta": 0.3},
+    {"beta": 0.3, "kl": "k2"},
+    {"entropy_coef": 0.05},
+    {"sampler_cap": 1.2, "num_items": 11},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_equals_the_loop(loss_type, options):
+    if loss_type == "cispo" and "delta" in options:
+        pytest.skip("refused")
+    options = {**options, "loss_type": loss_type, "max_length": 9}
+    for absent in ((), ("sampler_logprobs", "entropy_mask"), ("old_logprobs",)):
+        data = {k: v for k, v in inputs().items() if k not in absent}
+        loss, metrics = grpo_token_loss(**data, **options)
+        assert loss.item() == pytest.approx(by_hand(data, **options), rel=1e-12)
+        assert all(m.dtype == torch.float64 and not m.requires_grad for m in metrics.values())
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_gradcheck(loss_type):
+    data = inputs(1)
+    if loss_type == "cispo":  # its ratio is a constant, which finite differences cannot know
+        data["old_logprobs"] = data["logprobs"].clone() - 1.0
+    leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
+
+    def loss(logprobs, entropy):
+        return grpo_token_loss(
+            logprobs, entropy=entropy, **data, loss_type=loss_type, beta=0.2, entropy_coef=0.1, delta=None
+            if loss_type == "cispo" else 2.0, max_length=9,
+        )[0]  # fmt: skip
+
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_first_update_has_ratio_one_and_policy_gradient():
+    data = inputs()
+    logprobs = data["logprobs"].requires_grad_()
+    loss, metrics = grpo_token_loss(logprobs, data["advantages"], data["mask"], loss_type="bnpo")
+    loss.backward()
+    tokens = data["mask"].sum()
+    want = torch.where(data["mask"], -data["advantages"][:, None] / tokens, 0.0)
+    torch.testing.assert_close(logprobs.grad, want)
+    assert metrics["ratio"].item() == pytest.approx(1.0)
+    assert metrics["clip_low"].item() == metrics["clip_high"].item() == 0.0
+
+
+def test_masked_entries_may_be_anything():
+    data = inputs()
+    poisoned = {
+        k: torch.where(data["mask"], v, torch.nan) if v.is_floating_point() and v.dim() == 2 else v
+        for k, v in data.items()
+    }
+    for loss_type in LOSS_TYPES:
+        clean_leaf, dirty_leaf = data["logprobs"].clone(), poisoned["logprobs"].clone()
+        options = {"loss_type": loss_type, "beta": 0.1, "entropy_coef": 0.1, "max_length": 9}
+        clean, _ = grpo_token_loss(**{**data, "logprobs": clean_leaf.requires_grad_()}, **options)
+        dirty, metrics = grpo_token_loss(**{**poisoned, "logprobs": dirty_leaf.requires_grad_()}, **options)
+        clean.backward()
+        dirty.backward()
+        assert torch.equal(clean, dirty)
+        assert torch.equal(clean_leaf.grad, dirty_leaf.grad)
+        assert all(torch.isfinite(m) for m in metrics.values())
+
+
+def test_token_advantages_and_metrics():
+    data = inputs()
+    spread = data["advantages"][:, None].expand(-1, LENGTH)
+    data["old_logprobs"] = data["logprobs"] - math.log(1.5)  # every ratio is 1.5
+    loss, metrics = grpo_token_loss(**data, delta=1.4, beta=0.1)
+    same, _ = grpo_token_loss(**{**data, "advantages": spread}, delta=1.4, beta=0.1)
+    assert torch.equal(loss, same)
+    share = (data["mask"] & (spread > 0)).sum() / data["mask"].sum()
+    assert metrics["ratio"].item() == pytest.approx(1.5)
+    assert metrics["clip_high"].item() == pytest.approx(share.item())
+    assert metrics["clip_delta"].item() == pytest.approx(1 - share.item())
+    assert metrics["clip_low"].item() == 0
+    gap = (data["old_logprobs"] - data["sampler_logprobs"]).abs()[data["mask"]]
+    assert metrics["sampler_gap"].item() == pytest.approx(gap.mean().item())
+    assert metrics["sampler_gap_max"].item() == pytest.approx(gap.max().item())
+    assert metrics["entropy"].item() == pytest.approx(data["entropy"][data["mask"]].mean().item())
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nothing_counted_is_zero_in_the_graph(loss_type):
+    for rows in (0, 3):
+        logprobs = torch.randn(rows, 4, requires_grad=True)
+        loss, metrics = grpo_token_loss(
+            logprobs, torch.randn(rows), torch.zeros(rows, 4, dtype=torch.bool), loss_type=loss_type, max_length=4,
+            sampler_logprobs=torch.zeros(rows, 4),
+        )  # fmt: skip
+        loss.backward()
+        assert loss.item() == 0
+        assert not logprobs.grad.any()
+        assert loss.dtype == torch.float32
+        assert all(torch.isfinite(m) for m in metrics.values())
+
+
+def test_top_entropy_mask():
+    entropy = torch.tensor([[1.0, 5.0, 3.0, 3.0], [2.0, 9.0, 0.0, 4.0]])
+    mask = torch.tensor([[True, True, True, True], [True, False, True, True]])
+    assert top_entropy_mask(entropy, mask, 0.4).tolist() == [
+        [False, True, True, True],
+        [False, False, False, True],
+    ]
+    assert torch.equal(top_entropy_mask(entropy, mask, 1.0), mask)
+    assert top_entropy_mask(entropy[:0], mask[:0], 0.5).shape == (0, 4)
+    with pytest.raises(ValueError, match="fraction is 0"):
+        top_entropy_mask(entropy, mask, 0)
+
+
+def test_bad_input_is_named():
+    data = inputs()
+    base = {k: data[k] for k in ("logprobs", "advantages", "mask")}
+    bad = [
+        ("zero-mean gradient", {"kl": "k1"}),
+        ("kl is 'k4'", {"kl": "k4"}),
+        ("loss_type is 'ppo'", {"loss_type": "ppo"}),
+        ("beta is nan", {"beta": float("nan")}),
+        ("beta is -1", {"beta": -1}),
+        ("no ref_logprobs", {"beta": 0.1}),
+        ("no entropy", {"entropy_coef": 0.1}),
+        ("epsilon is -0.1", {"epsilon": -0.1}),
+        ("delta is 1.1", {"delta": 1.1}),
+        ("delta has no meaning for cispo", {"delta": 3.0, "loss_type": "cispo"}),
+        ("sampler_cap is 0", {"sampler_cap": 0}),
+        ("max_length is None", {"loss_type": "dr_grpo"}),
+        (r"old_logprobs is \(5, 6\)", {"old_logprobs": data["logprobs"][:, :6]}),
+        (r"advantages is \(4,\)", {"advantages": data["advantages"][:4]}),
+        ("mask is torch.int64", {"mask": data["mask"].long()}),
+        (r"logprobs is \(5,\)", {"logprobs": data["logprobs"][:, 0]}),
+    ]
+    for message, change in bad:
+        with pytest.raises(ValueError, match=message):
+            grpo_token_loss(**{**base, **change})

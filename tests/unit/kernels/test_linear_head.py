@@ -1,0 +1,263 @@
+"""linear_cross_entropy and linear_logprobs against whole-logits float64, gradients, memory and cost."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from fourdthinker.kernels._head import chunk_size
+from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
+from fourdthinker.kernels.linear_logprobs import linear_logprobs
+
+WIDTH, VOCAB = 13, 29
+
+
+def case(dtype, *, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    target = torch.randint(0, VOCAB, (3, 7), generator=generator)
+    target[torch.rand(3, 7, generator=generator) < 0.4] = -100
+    return randn(3, 7, WIDTH), randn(VOCAB, WIDTH), randn(VOCAB) if bias else None, target
+
+
+def whole_scores(input, weight, bias, temperature, softcap):
+    z = input @ weight.T
+    z = z if bias is None else z + bias
+    z = z if softcap is None else softcap * (z / softcap).tanh()
+    return z / temperature
+
+
+OPTIONS = [
+    {},
+    {"temperature": 0.7},
+    {"softcap": 3.0},
+    {"softcap": 5.0, "temperature": 1.3, "chunk_rows": 2},
+    {"chunk_rows": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_items", [None, 50.0])
+def test_cross_entropy_and_gradients(options, dtype, num_items):
+    leaves = [t.requires_grad_() for t in case(dtype)[:3]]
+    target = case(dtype)[3]
+    loss = linear_cross_entropy(
+        leaves[0], leaves[1], target, bias=leaves[2],
+        num_items=None if num_items is None else torch.tensor(num_items), **options,
+    )  # fmt: skip
+    (loss * 2).backward()
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    z = whole_scores(*exact, options.get("temperature", 1.0), options.get("softcap"))
+    total = torch.nn.functional.cross_entropy(z.flatten(0, 1), target.flatten(), reduction="sum")
+    expected = total / (num_items or (target >= 0).sum())
+    (expected * 2).backward()
+    tolerance = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 8e-3}[dtype]
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for got, want in zip(leaves, exact, strict=True):
+        assert got.grad.dtype == dtype
+        torch.testing.assert_close(got.grad.double(), want.grad, rtol=tolerance, atol=tolerance * 0.2)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_logprobs_entropy_and_gradients(options, dtype, entropy):
+    leaves = [t.requires_grad_() for t in case(dtype)[:3]]
+    target = case(dtype)[3]
+    mask = target >= 0
+    up = torch.randn(2, 3, 7, dtype=torch.float64)
+    got = linear_logprobs(
+        leaves[0], leaves[1], target, bias=leaves[2], mask=mask, return_entropy=entropy, **options
+    )
+    got = got if entropy else (got,)
+    sum((g * u.to(g.dtype)).sum() for g, u in zip(got, up, strict=False)).backward()
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    log_p = whole_scores(*exact, options.get("temperature", 1.0), options.get("softcap")).log_softmax(-1)
+    want = [log_p.gather(-1, target.clamp(min=0)[..., None])[..., 0]]
+    if entropy:
+        want.append(-(log_p.exp() * log_p).sum(-1))
+    want = [torch.where(mask, w, 0.0) for w in want]
+    sum((w * u).sum() for w, u in zip(want, up, strict=False)).backward()
+    tolerance = {torch.float64: 1e-11, torch.float32: 4e-6, torch.bfloat16: 1e-2}[dtype]
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(g.double(), w, rtol=2e-6, atol=5e-6)
+        assert not g[~mask].any()
+    for g, w in zip(leaves, exact, strict=True):
+        assert g.grad.dtype == dtype
+        torch.testing.assert_close(g.grad.double(), w.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_gradcheck():
+    input, weight, bias, target = case(torch.float64)
+    input, weight, bias, target = input[:1, :4, :5], weight[:6, :5], bias[:6], target[:1, :4].clamp(max=5)
+    leaves = [t.contiguous().requires_grad_() for t in (input, weight, bias)]
+    options = {"temperature": 0.8, "softcap": 4.0, "chunk_rows": 2}
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: linear_cross_entropy(x, w, target, bias=b, **options), leaves
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: linear_logprobs(x, w, target.clamp(min=0), bias=b, return_entropy=True, **options),
+        leaves,
+    )
+
+
+def test_rows_equal_mask_and_listed_but_ignored_rows_have_no_loss():
+    input, weight, _, target = case(torch.float64)
+    rows = (target.flatten() != -100).nonzero()[:, 0]
+    plain = linear_cross_entropy(input, weight, target)
+    assert torch.equal(plain, linear_cross_entropy(input, weight, target, rows=rows))
+    every = torch.arange(target.numel())
+    torch.testing.assert_close(plain, linear_cross_entropy(input, weight, target, rows=every))
+    renamed = torch.where(target == -100, -7, target)
+    assert torch.equal(plain, linear_cross_entropy(input, weight, renamed, ignore_index=-7))
+    masked = linear_logprobs(input, weight, target, mask=target >= 0)
+    assert torch.equal(masked, linear_logprobs(input, weight, target, rows=rows))
+    unmasked = linear_logprobs(input, weight, target.clamp(min=0))
+    torch.testing.assert_close(unmasked[target >= 0], masked[target >= 0])
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight", "both"])
+def test_frozen_leaves_get_no_gradient(frozen):
+    input, weight, _, target = case(torch.float32, bias=False)
+    input.requires_grad_(frozen == "weight")
+    weight.requires_grad_(frozen == "input")
+    for value in (
+        linear_cross_entropy(input, weight, target),
+        linear_logprobs(input, weight, target.clamp(0)).sum(),
+    ):
+        if frozen == "both":
+            assert not value.requires_grad
+            continue
+        input.grad = weight.grad = None
+        value.backward()
+        assert (input.grad is None) == (frozen == "input")
+        assert (weight.grad is None) == (frozen == "weight")
+
+
+def test_a_tied_head_gets_both_gradients():
+    _, table, _, target = case(torch.float64)
+    table.requires_grad_()
+    ids = torch.arange(21).reshape(3, 7)
+    linear_cross_entropy(torch.nn.functional.embedding(ids, table), table, target).backward()
+    exact = table.detach().clone().requires_grad_()
+    z = torch.nn.functional.embedding(ids, exact) @ exact.T
+    torch.nn.functional.cross_entropy(z.flatten(0, 1), target.flatten()).backward()
+    torch.testing.assert_close(table.grad, exact.grad)
+
+
+def test_no_rows_is_zero_in_the_graph():
+    input, weight, bias, _ = (t.requires_grad_() if t.is_floating_point() else t for t in case(torch.float32))
+    nothing = torch.full((3, 7), -100)
+    losses = [
+        linear_cross_entropy(input, weight, nothing, bias=bias),
+        linear_cross_entropy(input, weight, nothing, bias=bias, num_items=torch.tensor(0)),
+        linear_cross_entropy(input[:0], weight, nothing[:0], bias=bias),
+        linear_logprobs(input, weight, nothing, bias=bias, mask=nothing > 0).sum(),
+    ]
+    for loss in losses:
+        assert loss.item() == 0
+        for gradient in torch.autograd.grad(loss, (input, weight, bias)):
+            assert not gradient.any()
+
+
+def test_infinite_and_very_negative_logits():
+    input = torch.eye(3, dtype=torch.float32, requires_grad=True)
+    weight = torch.zeros(5, 3)
+    bias = torch.tensor([0.0, -torch.inf, -1e30, 0.0, -3e38])
+    logprobs, entropy = linear_logprobs(
+        input, weight, torch.tensor([0, 3, 0]), bias=bias, return_entropy=True
+    )
+    (logprobs.sum() + entropy.sum()).backward()
+    torch.testing.assert_close(logprobs, torch.full((3,), 0.5).log())
+    torch.testing.assert_close(entropy, torch.full((3,), 2.0).log())
+    assert torch.isfinite(input.grad).all()
+    assert torch.isfinite(linear_cross_entropy(input, weight, torch.tensor([0, 3, 0]), bias=bias))
+
+
+def test_autocast_does_not_lower_the_precision():
+    input, weight, _, target = case(torch.float32)
+    plain = linear_cross_entropy(input, weight, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(plain, linear_cross_entropy(input, weight, target))
+        logprobs = linear_logprobs(input, weight, target.clamp(min=0))
+    assert torch.equal(logprobs, linear_logprobs(input, weight, target.clamp(min=0)))
+
+
+def test_chunking_changes_rounding_only():
+    input, weight, bias, target = case(torch.float32)
+    losses = [linear_cross_entropy(input, weight, target, bias=bias, chunk_rows=n) for n in (1, 3, 8, 1000)]
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=1e-6, atol=0)
+    assert chunk_size(10, 151_936, None) == 10
+    assert chunk_size(100_000, 151_936, None) == 2048
+    assert chunk_size(100_000, 32_000, None) == 4096
+
+
+def test_logits_exist_only_for_one_chunk():
+    rows, vocabulary, chunk = 256, 1024, 16
+    input = torch.randn(rows, 8, requires_grad=True)
+    weight = torch.randn(vocabulary, 8, requires_grad=True)
+    target = torch.randint(0, vocabulary, (rows,))
+    for run in (
+        lambda: linear_cross_entropy(input, weight, target, chunk_rows=chunk).backward(),
+        lambda: linear_logprobs(input, weight, target, chunk_rows=chunk).sum().backward(),
+    ):
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as p:
+            run()
+        largest = max(event.cpu_memory_usage for event in p.events())
+        assert largest <= 2.2 * chunk * vocabulary * 4 < 0.3 * rows * vocabulary * 4
+
+
+def test_masked_rows_cost_nothing():
+    rows, width, vocabulary = 256, 64, 4096
+    input, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocabulary, width)
+    full = torch.randint(0, vocabulary, (rows,))
+    sparse = torch.where(torch.arange(rows) % 16 == 0, full, -100)
+
+    def seconds(target):
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            linear_cross_entropy(input, weight, target).backward()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    assert seconds(sparse) * 4 < seconds(full)
+
+
+def test_bad_input_is_named():
+    input, weight, bias, target = case(torch.float32)
+    bad = [
+        ("temperature is 0", {"temperature": 0}),
+        ("temperature is inf", {"temperature": float("inf")}),
+        ("softcap is -1", {"softcap": -1}),
+        ("chunk_rows is 0", {"chunk_rows": 0}),
+        ("backend is 'cuda'", {"backend": "cuda"}),
+        (r"bias is \(3,\)", {"bias": bias[:3]}),
+        (r"rows is .*int32", {"rows": torch.zeros(2, dtype=torch.int32)}),
+    ]
+    for op in (linear_cross_entropy, linear_logprobs):
+        for message, options in bad:
+            with pytest.raises(ValueError, match=message):
+                op(input, weight, target.clamp(min=0), **options)
+        with pytest.raises(ValueError, match=r"weight \(29, 12\)"):
+            op(input, weight[:, :12], target)
+        with pytest.raises(ValueError, match=r"target is \(2, 7\)"):
+            op(input, weight, target[:2])
+        with pytest.raises(ValueError, match="weight is on meta"):
+            op(input, weight.to("meta"), target)
+    with pytest.raises(ValueError, match="num_items is -1"):
+        linear_cross_entropy(input, weight, target, num_items=-1)
+    with pytest.raises(ValueError, match="mask and rows say the same thing"):
+        linear_logprobs(input, weight, target, mask=target >= 0, rows=torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="mask is"):
+        linear_logprobs(input, weight, target, mask=target)
