@@ -1,0 +1,211 @@
+"""What an evaluation returns: one `Question` per record, and the numbers made from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fourdthinker.evaluate import scoring
+
+if TYPE_CHECKING:
+    from fourdthinker.records import Record
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record as answered by one model.
+
+    id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the clip. options:
+    letter -> text. answer: the right letter. answers: the parsed letter of each of the n samples, None where nothing
+    could be parsed. greedy: the parsed letter at temperature 0. texts, greedy_text: the decoded completions.
+    lengths: tokens of the samples. truncated: samples that met the length limit. failed: why there are no answers at
+    all (the clip could not be read), "" otherwise; a failed question counts as answered wrongly.
+    """
+
+    id: str
+    type: str
+    cluster: str
+    options: dict[str, str]
+    answer: str
+    answers: tuple[str | None, ...] = ()
+    greedy: str | None = None
+    texts: tuple[str, ...] = ()
+    greedy_text: str | None = None
+    lengths: tuple[int, ...] = ()
+    truncated: int = 0
+    failed: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Question:
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Answers of one model to a list of questions, in the order of the records.
+
+    n: samples a question (0: greedy only). greedy: whether temperature 0 was run too. settings: all that determines
+    the numbers. seconds: wall time of this run (a resumed run counts only what it did itself).
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    n: int
+    greedy: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """[Q, n]; all False in the row of a failed question."""
+        rows = [
+            [a == q.answer for a in q.answers] if not q.failed else [False] * self.n for q in self.questions
+        ]
+        return np.array(rows, dtype=bool).reshape(len(self.questions), self.n)
+
+    @property
+    def greedy_correct(self) -> npt.NDArray[np.bool_]:
+        """[Q]; False for a failed question."""
+        return np.array([not q.failed and q.greedy == q.answer for q in self.questions], dtype=bool)
+
+    @property
+    def clusters(self) -> list[str]:
+        return [q.cluster for q in self.questions]
+
+    @property
+    def entropies(self) -> npt.NDArray[np.float64]:
+        """Entropy in nats of the parsed answers of each question that was answered."""
+        return np.array(
+            [scoring.answer_entropy(q.answers) for q in self.questions if not q.failed and q.answers]
+        )
+
+    def scores(self, *, greedy: bool = False) -> npt.NDArray[np.float64]:
+        """[Q]: share of right samples of each question, or right/wrong at temperature 0.
+
+        The greedy ones are also what is returned for n = 0, where there are no samples.
+        """
+        if greedy and not self.greedy:
+            raise ValueError(f"result {self.name!r} has no greedy answers; evaluate with greedy=True")
+        if greedy or self.n == 0:
+            return self.greedy_correct.astype(np.float64)
+        return scoring.question_means(self.correct)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of one model, ready for JSON.
+
+        accuracy, low, high: sampled accuracy (greedy when n = 0) and its 95 % interval; n: questions; samples: samples
+        a question; greedy, greedy_low, greedy_high (None when not run); entropy: mean answer entropy in nats; failed:
+        questions without an answer, all in the denominator; parsed: share of completions with an answer; truncated:
+        share of samples that met the length limit; length: mean tokens of a sample; macro: mean over types;
+        by_type: {type: {accuracy, low, high, greedy, n}}.
+        """
+        answered = [q for q in self.questions if not q.failed]
+        drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
+        lengths = [length for q in answered for length in q.lengths]
+        by_type = {
+            kind: self._accuracies([i for i, q in enumerate(self.questions) if q.type == kind])
+            for kind in sorted({q.type for q in self.questions})
+        }
+        entropies = self.entropies
+        return {
+            **self._accuracies(range(len(self.questions))),
+            "samples": self.n,
+            "entropy": float(entropies.mean()) if entropies.size else None,
+            "failed": len(self.questions) - len(answered),
+            "parsed": float(np.mean([a is not None for a in drawn])) if drawn else None,
+            "truncated": sum(q.truncated for q in answered) / len(lengths) if lengths else None,
+            "length": float(np.mean(lengths)) if lengths else None,
+            "macro": scoring.macro_average(by_type),
+            "by_type": by_type,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _accuracies(self, rows: Sequence[int]) -> dict[str, Any]:
+        index = np.fromiter(rows, dtype=np.int64)
+        clusters = [self.questions[i].cluster for i in index]
+        accuracy = scoring.accuracy_interval(self.scores()[index], clusters)
+        out: dict[str, Any] = {"accuracy": accuracy["mean"], "low": accuracy["low"], "high": accuracy["high"]}
+        greedy = scoring.accuracy_interval(self.greedy_correct[index], clusters) if self.greedy else None
+        for key, bound in (("greedy", "mean"), ("greedy_low", "low"), ("greedy_high", "high")):
+            out[key] = greedy[bound] if greedy else None
+        out["n"] = len(index)
+        return out
+
+
+def paired_difference(a: EvalResult, b: EvalResult, *, greedy: bool = False) -> dict[str, float]:
+    """Accuracy of a minus accuracy of b over the same questions, {"mean", "low", "high"} (95 %, clips as clusters).
+
+    Questions are paired by id, whatever their order.
+
+    Raises:
+        ValueError: the two results are not about the same questions.
+    """
+    order = {q.id: i for i, q in enumerate(b.questions)}
+    missing = [q.id for q in a.questions if q.id not in order]
+    if missing or len(a.questions) != len(b.questions):
+        odd = missing or sorted(set(order) - {q.id for q in a.questions})
+        raise ValueError(
+            f"{a.name!r} and {b.name!r} answered different questions ({len(odd)} unpaired, first {odd[:3]}); "
+            "evaluate both on the same records"
+        )
+    rows = np.array([order[q.id] for q in a.questions], dtype=np.int64)
+    return scoring.paired_interval(a.scores(greedy=greedy), b.scores(greedy=greedy)[rows], a.clusters)
+
+
+def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """What can be reached without looking: {"chance": ..., "majority": ...}, each in the form of `summary`.
+
+    chance: a uniform guess (exact, so low = high). majority: the best constant answer of each type, chosen on these
+    records themselves, with its interval over questions.
+    """
+    from fourdthinker.evaluate.clips import cluster_of
+
+    kinds = [r.type or "" for r in records]
+    guess = [scoring.chance_level([len(r.options)]) for r in records]
+    right = scoring.majority_correct([r.answer for r in records], [r.options for r in records], kinds)
+    clusters = [cluster_of(r) for r in records]
+
+    def numbers(rows: list[int], majority: bool) -> dict[str, Any]:
+        if majority:
+            bounds = scoring.accuracy_interval(right[rows], [clusters[i] for i in rows])
+        else:
+            level = float(np.mean([guess[i] for i in rows])) if rows else math.nan
+            bounds = {"mean": level, "low": level, "high": level}
+        return {
+            "accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"],
+            "greedy": bounds["mean"], "n": len(rows),
+        }  # fmt: skip
+
+    out: dict[str, dict[str, Any]] = {}
+    for name, majority in (("chance", False), ("majority", True)):
+        by_type = {
+            kind: numbers([i for i, k in enumerate(kinds) if k == kind], majority)
+            for kind in sorted(set(kinds))
+        }
+        macro = scoring.macro_average(by_type)
+        out[name] = {**numbers(list(range(len(records))), majority), "macro": macro, "by_type": by_type}
+    return out
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write strict JSON (no NaN) at once: readers see the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,283 @@
+"""Sampling answers to records and keeping them: `evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.evaluate.clips import (
+    Clip,
+    Override,
+    black_frames,
+    cluster_of,
+    donors,
+    group_clips,
+    override_prompts,
+)
+from fourdthinker.evaluate.journal import Journal
+from fourdthinker.evaluate.results import EvalResult, Question
+from fourdthinker.rewards import parse_answer
+from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
+
+if TYPE_CHECKING:
+    from fourdthinker.prompts import Encoder, Prompt
+    from fourdthinker.records import Record
+
+log = logging.getLogger(__name__)
+
+_READ_AHEAD = 2  # clips decoded while the model works
+
+
+@dataclass
+class _Answers:
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    truncated: int
+
+
+def evaluate(
+    sampler: LatentSampler,
+    encoder: Encoder,
+    records: Sequence[Record],
+    *,
+    n: int = 4,
+    greedy: bool = True,
+    config: SamplingConfig | None = None,
+    batch_prompts: int = 16,
+    frames_override: Override | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    journal: str | Path | None = None,
+    name: str = "model",
+    progress: bool = True,
+) -> EvalResult:
+    """Answer every record n times at the temperature of `config`, and once at temperature 0.
+
+    Questions about the same clip share its decoding and its run through the vision tower; the n samples share the
+    prefill. The seed of a sample comes from `config.seed`, the record's id and the sample's number, so that neither
+    batching nor resuming nor the other records change an answer.
+
+    Args:
+        sampler, encoder: of the same checkpoint.
+        records: multiple-choice records with unique ids and an answer.
+        n: samples a question; 0 for greedy alone.
+        greedy: whether to answer at temperature 0 too.
+        config: sampling settings, SamplingConfig() by default.
+        batch_prompts: prompts in one call of the sampler, n rows each.
+        frames_override: "black" shows black frames, "other" the frames of another source (a deterministic exchange in
+            which nothing keeps its place). What is answered then has not come from the pixels.
+        prompts: already encoded prompts, one for each record, best with `vision.features`; `encoder` reads nothing then.
+        journal: a JSONL file to which answers are appended as they come, and from which a killed run is resumed.
+        name: the model's name in results and journal; a journal of another name is refused.
+        progress: a progress bar on standard error.
+
+    A clip that cannot be read makes its questions *failed*: they count as wrong and are reported beside the accuracy.
+
+    Raises:
+        RecordError: a record without options or answer, or two with the same id.
+        ConfigError: nothing to do, or a journal of another evaluation.
+    """
+    config = config or SamplingConfig()
+    _check(records, n, greedy, batch_prompts, prompts)
+    started = time.perf_counter()
+    clips = group_clips(records)
+    if prompts is not None and frames_override is not None:
+        prompts = override_prompts(prompts, clips, frames_override, config.seed)
+    settings = _settings(records, encoder, n, greedy, config, frames_override, name)
+    book = Journal(journal, settings) if journal is not None else None
+    done: dict[str, Question] = dict(book.done) if book else {}
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=not progress, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
+        source = (
+            _ready(records, prompts, done)
+            if prompts is not None
+            else _encoded(
+                records, encoder, clips, donors(clips, frames_override, config.seed), frames_override, done
+            )
+        )
+        for batch in _batches(source, batch_prompts):
+            answered = [item for item in batch if isinstance(item, Question)]
+            todo = [item for item in batch if not isinstance(item, Question)]
+            if todo:
+                answered += _answer(sampler, encoder, records, todo, n, greedy, config)
+            done.update((q.id, q) for q in answered)
+            if book:
+                book.add(answered)
+            bar.update(task, advance=len(answered))
+    failed = [q for q in (done[r.id] for r in records) if q.failed]
+    if failed:
+        log.warning(
+            "%s: %d of %d questions have no answer and count as wrong; first: %s",
+            name, len(failed), len(records), failed[0].failed,
+        )  # fmt: skip
+    questions = tuple(done[record.id] for record in records)
+    return EvalResult(name, questions, n, greedy, settings, time.perf_counter() - started)
+
+
+def _check(
+    records: Sequence[Record], n: int, greedy: bool, batch_prompts: int, prompts: Sequence[Prompt] | None
+) -> None:
+    if not records:
+        raise ConfigError("no records to evaluate; check the data file and its filters")
+    if n < 0 or (n == 0 and not greedy):
+        raise ConfigError(
+            f"n is {n} and greedy {greedy}: nothing to sample; give n >= 1, or n = 0 with greedy=True"
+        )
+    if batch_prompts < 1:
+        raise ConfigError(f"batch_prompts is {batch_prompts}; give at least 1")
+    if prompts is not None and len(prompts) != len(records):
+        raise ConfigError(
+            f"{len(prompts)} prompts for {len(records)} records; give one prompt for each record"
+        )
+    seen: dict[str, str] = {}
+    for record in records:
+        if not record.options or record.answer is None:
+            raise RecordError(
+                f"{record.where}: only questions with options and an answer can be scored; add them"
+            )
+        if record.id in seen:
+            raise RecordError(
+                f"{record.where}: id {record.id!r} is already used at {seen[record.id]}; make the ids unique"
+            )
+        seen[record.id] = record.where
+
+
+def _settings(
+    records: Sequence[Record], encoder: Encoder, n: int, greedy: bool, config: SamplingConfig,
+    override: str | None, name: str,
+) -> dict[str, Any]:  # fmt: skip
+    asked = [[r.id, r.question, r.options, r.answer, cluster_of(r), r.start, r.end] for r in records]
+    digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
+    return {
+        "name": name, "n": n, "greedy": greedy, "sampling": asdict(config), "frames_override": override,
+        "frame_policy": encoder.policy.to_dict(), "style": asdict(encoder.style), "records": digest,
+    }  # fmt: skip
+
+
+def sample_seed(seed: int, record_id: str, number: int) -> int:
+    """Seed of one sample, in [0, 2^63): a hash of the run's seed, the record and the sample's number."""
+    digest = hashlib.blake2b(f"{seed}\n{number}\n{record_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _question(record: Record, **answers: Any) -> Question:
+    assert record.answer is not None  # checked before anything ran
+    return Question(
+        record.id, record.type or "", cluster_of(record), dict(record.options), record.answer, **answers
+    )
+
+
+_Item: TypeAlias = "Question | tuple[int, Prompt]"
+
+
+def _ready(
+    records: Sequence[Record], prompts: Sequence[Prompt], done: dict[str, Question]
+) -> Iterator[_Item]:
+    # similar lengths together, so that little is padded; ties stay in order
+    rows = [i for i, record in enumerate(records) if record.id not in done]
+    yield from ((i, prompts[i]) for i in sorted(rows, key=lambda i: len(prompts[i].input_ids)))
+
+
+def _encoded(
+    records: Sequence[Record], encoder: Encoder, clips: Sequence[Clip], shown: Sequence[Clip],
+    override: Override | None, done: dict[str, Question],
+) -> Iterator[_Item]:  # fmt: skip
+    work = [
+        (c, s) for c, s in zip(clips, shown, strict=True) if any(records[i].id not in done for i in c.rows)
+    ]
+    pending: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for number, (clip, _) in enumerate(work):
+            while len(pending) <= _READ_AHEAD and number + len(pending) < len(work):
+                pending.append(pool.submit(work[number + len(pending)][1].frames, encoder.policy))
+            rows = [i for i in clip.rows if records[i].id not in done]
+            try:
+                frames = pending.popleft().result()
+            except VideoError as error:
+                yield from (_question(records[i], failed=str(error)) for i in rows)
+                continue
+            if override == "black":
+                frames = black_frames(frames)
+            made = [encoder.prompt(records[i], frames=frames) for i in rows]
+            # one Vision object for all questions of a clip: it is encoded once
+            yield from ((i, replace(p, vision=made[0].vision)) for i, p in zip(rows, made, strict=True))
+
+
+def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    for item in source:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _answer(
+    sampler: LatentSampler, encoder: Encoder, records: Sequence[Record], todo: Sequence[tuple[int, Prompt]],
+    n: int, greedy: bool, config: SamplingConfig,
+) -> list[Question]:  # fmt: skip
+    rows = [i for i, _ in todo]
+    prompts = [prompt for _, prompt in todo]
+    with torch.no_grad():
+        features = encode_prompts(sampler.backbone, prompts)  # each distinct clip once, for both calls below
+    nothing = _Answers((), (), 0)
+    drawn, best = [nothing] * len(todo), [nothing] * len(todo)
+    if n:
+        seeds = [sample_seed(config.seed, records[i].id, k) for i in rows for k in range(n)]
+        drawn = _sample(sampler, encoder, prompts, features, n, config, seeds)
+    if greedy:
+        seeds = [sample_seed(config.seed, records[i].id, -1) for i in rows]
+        best = _sample(sampler, encoder, prompts, features, 1, replace(config, temperature=0.0), seeds)
+    return [
+        _question(
+            records[i],
+            answers=tuple(parse_answer(text, records[i].options) for text in some.texts),
+            texts=some.texts,
+            lengths=some.lengths,
+            truncated=some.truncated,
+            greedy=parse_answer(one.texts[0], records[i].options) if greedy else None,
+            greedy_text=one.texts[0] if greedy else None,
+        )
+        for i, some, one in zip(rows, drawn, best, strict=True)
+    ]
+
+
+def _sample(
+    sampler: LatentSampler, encoder: Encoder, prompts: Sequence[Prompt], features: Sequence[torch.Tensor | None],
+    n: int, config: SamplingConfig, seeds: list[int],
+) -> list[_Answers]:  # fmt: skip
+    rollout = sampler.sample(prompts, n=n, config=config, seeds=seeds, features=features)
+    texts = rollout.texts(encoder.tokenizer)
+    lengths = rollout.lengths.tolist()
+    cut = [reason == "length" for reason in rollout.finish_reason]
+    out = []
+    for start in range(0, len(texts), n):
+        rows = slice(start, start + n)
+        out.append(_Answers(tuple(texts[rows]), tuple(lengths[rows]), sum(cut[rows])))
+    return out

@@ -1,0 +1,156 @@
+"""Statistics over questions, in plain numpy: accuracies with intervals, paired differences, entropies, baselines.
+
+Everything here is deterministic (closed-form intervals, no resampling) and knows nothing of models. One *question* is
+one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a *cluster* is what makes questions
+dependent (the clip they ask about): intervals are over questions, with the standard error widened (or narrowed) by the
+cluster-robust formula when several questions share a clip, and exactly the usual one when none do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Z95 = 1.959963984540054  # standard normal quantile at 0.975
+
+Array = npt.NDArray[np.float64]
+
+
+def question_means(correct: npt.ArrayLike) -> Array:
+    """Mean over the samples of each question: [Q, n] or [Q] of bool/float -> float64 [Q]."""
+    values = np.asarray(correct, dtype=np.float64)
+    if values.ndim == 1:
+        return values
+    if values.ndim != 2 or (values.shape[0] and values.shape[1] == 0):
+        raise ValueError(
+            f"correct has shape {values.shape}; expected [questions, samples] with at least one sample"
+        )
+    return values.mean(axis=1)
+
+
+def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> float:
+    """Standard error of the mean of ``values`` [Q].
+
+    Without clusters sqrt(var(ddof=1) / Q). With clusters the cluster-robust estimate
+    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has one member.
+    nan when there are fewer than two clusters: one clip says nothing about the spread between clips.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if clusters is None:
+        totals = x - x.mean() if x.size else x
+    else:
+        if len(clusters) != x.size:
+            raise ValueError(f"{len(clusters)} clusters for {x.size} values; give one cluster per question")
+        index: dict[Any, int] = {}
+        rows = np.array([index.setdefault(c, len(index)) for c in clusters], dtype=np.int64)
+        totals = np.zeros(len(index))
+        np.add.at(totals, rows, x - x.mean() if x.size else x)
+    groups = totals.size
+    if groups < 2:
+        return math.nan
+    return float(math.sqrt(groups / (groups - 1) * float(np.square(totals).sum())) / x.size)
+
+
+def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
+    """Accuracy with its 95 % interval over questions: {"mean", "low", "high"}.
+
+    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and keeps a width
+    at 0 % and 100 %, where the normal interval has none. ``correct`` is [Q, n] or [Q]; all nan when Q is 0.
+    """
+    means = question_means(correct)
+    if means.size == 0:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan}
+    p = float(means.mean())
+    error = standard_error(means, clusters)
+    groups = means.size if clusters is None else len(set(clusters))
+    spread = p * (1.0 - p)
+    size = spread / error**2 if math.isfinite(error) and error > 0 and spread > 0 else float(groups)
+    z2 = Z95**2
+    centre = (p + z2 / (2 * size)) / (1 + z2 / size)
+    half = Z95 / (1 + z2 / size) * math.sqrt(spread / size + z2 / (4 * size**2))
+    # the bounds equal p at the edges up to rounding; keep low <= mean <= high exactly
+    return {"mean": p, "low": min(p, max(0.0, centre - half)), "high": max(p, min(1.0, centre + half))}
+
+
+def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
+    """Mean of any quantity [Q] with its normal 95 % interval; the interval is infinite with fewer than two clusters."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan}
+    mean = float(x.mean())
+    error = standard_error(x, clusters)
+    half = Z95 * error if math.isfinite(error) else math.inf
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def paired_interval(
+    a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Any] | None = None
+) -> dict[str, float]:
+    """Mean of a - b over the same questions in the same order ([Q, n] or [Q] each), with its 95 % interval."""
+    left, right = question_means(a), question_means(b)
+    if left.shape != right.shape:
+        raise ValueError(
+            f"cannot pair {left.size} questions with {right.size}; score both models on the same questions"
+        )
+    return mean_interval(left - right, clusters)
+
+
+def answer_entropy(answers: Sequence[str | None]) -> float:
+    """Entropy in nats of the distribution of the parsed answers of one question; None (nothing parsed) is a class."""
+    if not answers:
+        return math.nan
+    shares = np.array(list(Counter(answers).values()), dtype=np.float64) / len(answers)
+    return float(-(shares * np.log(shares)).sum()) + 0.0  # + 0.0: no minus zero
+
+
+def macro_average(by_type: Mapping[str, Mapping[str, float]], key: str = "accuracy") -> float:
+    """Unweighted mean over types; nan without types."""
+    return float(np.mean([entry[key] for entry in by_type.values()])) if by_type else math.nan
+
+
+def chance_level(option_counts: Sequence[int]) -> float:
+    """Accuracy of a uniform guess: the mean of 1/options; a question without options cannot be guessed and counts 0."""
+    if not option_counts:
+        return math.nan
+    return float(np.mean([1.0 / n if n else 0.0 for n in option_counts]))
+
+
+def majority_correct(
+    answers: Sequence[str | None], options: Sequence[Mapping[str, str]], types: Sequence[str | None]
+) -> npt.NDArray[np.bool_]:
+    """Which questions [Q] the best constant answer of each type gets right.
+
+    The constant may be a letter ("always B") or an option's text ("always left"); of both the better is taken for each
+    type. It is chosen on these very questions, so it is the strictest baseline that sees no pixel.
+    """
+    if not len(answers) == len(options) == len(types):
+        raise ValueError(
+            f"{len(answers)} answers, {len(options)} option sets, {len(types)} types; lengths must agree"
+        )
+    members: dict[str | None, list[int]] = defaultdict(list)
+    for i, kind in enumerate(types):
+        members[kind].append(i)
+    correct = np.zeros(len(answers), dtype=bool)
+    for rows in members.values():
+        votes: Counter[tuple[str, str]] = Counter()
+        for i in rows:
+            letter = answers[i]
+            if letter is None:
+                continue
+            votes[("letter", letter)] += 1
+            if letter in options[i]:
+                votes[("text", options[i][letter])] += 1
+        if not votes:
+            continue
+        # ties are broken by name, not by order of arrival
+        kind, constant = min(votes, key=lambda vote: (-votes[vote], vote))
+        for i in rows:
+            letter = answers[i]
+            if letter is not None:
+                correct[i] = (letter if kind == "letter" else options[i].get(letter)) == constant
+    return correct

@@ -1,0 +1,85 @@
+"""The one table of an evaluation, from the contents of a results.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+# What the keys of a results.json are called where people read them; any other key is shown as it is.
+LABELS = {
+    "chance": "Chance",
+    "majority": "Majority class",
+    "base": "Base model",
+    "dift": "After DIFT",
+    "dift_control": "Control: more DIFT",
+    "rl": "After 4DRL",
+    "rl_minus_dift": "4DRL − DIFT",
+    "rl_minus_control": "4DRL − control",
+    "greedy_rl_minus_dift": "4DRL − DIFT, greedy",
+    "greedy_rl_minus_control": "4DRL − control, greedy",
+}
+
+
+def models(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The entries with an accuracy, in the order of the file."""
+    return {
+        k: v for k, v in results.items() if isinstance(v, Mapping) and _number(v.get("accuracy")) is not None
+    }
+
+
+def comparisons(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The entries that are differences with an interval."""
+    keys = ("mean", "low", "high")
+    return {
+        k: v
+        for k, v in results.items()
+        if isinstance(v, Mapping) and all(_number(v.get(x)) is not None for x in keys)
+    }
+
+
+def percent(value: Any, *, signed: bool = False) -> str:
+    """0.7346 -> "73.5 %"; "–" for what is no finite number."""
+    number = _number(value)
+    if number is None:
+        return "–"
+    return f"{100 * number:+.1f} %".replace("-", "−") if signed else f"{100 * number:.1f} %"
+
+
+def span(entry: Mapping[str, Any], *, signed: bool = False) -> str:
+    """The interval of an entry, "71.0 – 75.9 %"; "–" when it has none or no width (chance is exact)."""
+    low, high = _number(entry.get("low")), _number(entry.get("high"))
+    if low is None or high is None or low == high:
+        return "–"
+    if signed:
+        return f"{percent(low, signed=True).removesuffix(' %')} … {percent(high, signed=True)}"
+    return f"{percent(low).removesuffix(' %')} – {percent(high)}"
+
+
+def results_table(results: Mapping[str, Any], title: str = "") -> Table:
+    """Rows: every model or baseline, then every comparison. For `rich.console.Console.print`."""
+    table = Table(title=title or None)
+    table.add_column("")
+    for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
+        table.add_column(column, justify="right")
+    for key, entry in models(results).items():
+        entropy = _number(entry.get("entropy"))
+        table.add_row(
+            LABELS.get(key, key), percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")),
+            "–" if entropy is None else f"{entropy:.3f}", str(entry.get("n", "–")),
+        )  # fmt: skip
+    table.add_section()
+    for key, entry in comparisons(results).items():
+        table.add_row(LABELS.get(key, key), percent(entry["mean"], signed=True), span(entry, signed=True))
+    failed = {LABELS.get(k, k): e["failed"] for k, e in models(results).items() if e.get("failed")}
+    if failed:
+        table.caption = "failed, counted as wrong: " + ", ".join(f"{k} {v}" for k, v in failed.items())
+    return table
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
