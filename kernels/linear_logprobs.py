@@ -89,7 +89,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 input[rows], weight, bias, chosen, temperature, softcap, chunk, with_entropy
             )
         ctx.save_for_backward(input, weight, bias, chosen, rows, normalisers, entropies)
-        ctx.options = (temperature, softcap, chunk)
+        ctx.temperature, ctx.softcap, ctx.chunk = temperature, softcap, chunk
         ctx.with_entropy = with_entropy
         if not with_entropy:
             ctx.mark_non_differentiable(entropies)
@@ -103,7 +103,7 @@ class _LinearLogprobs(torch.autograd.Function):
         with full_precision(input.device):
             dx, dw, db = _backward(
                 input[rows], weight, bias, chosen, normalisers, entropies, grad_logprobs,
-                grad_entropies if ctx.with_entropy else None, *ctx.options, need,
+                grad_entropies if ctx.with_entropy else None, ctx.temperature, ctx.softcap, ctx.chunk, need,
             )  # fmt: skip
         full = None
         if dx is not None:
