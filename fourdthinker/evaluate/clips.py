@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.frames import Frames, FramePolicy, patchify, read_frames, read_images
+from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames, read_images
 
 if TYPE_CHECKING:
     from fourdthinker.prompts import Prompt
@@ -67,7 +67,9 @@ def derangement(number: int, seed: int = 0) -> list[int]:
 
 
 def black_patches(rows: int) -> torch.Tensor:
-    """Patches [rows, 1176] of black pictures, normalised as all pictures are; every patch of black is the same."""
+    """Patches [rows, 1176] of black pictures, normalised as all pictures are; every patch of black is the
+    same.
+    """
     patches, _ = patchify(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))
     return patches[:1].expand(rows, -1).contiguous()
 
@@ -94,7 +96,8 @@ def override_prompts(
 ) -> list[Prompt]:
     """Ready-made prompts with their pictures exchanged; tokens and positions stay.
 
-    "other" exchanges among the clips of equal grids only, since the number of vision tokens is part of the prompt.
+    "other" exchanges among the clips of equal grids only, since the number of vision tokens is part of the
+    prompt.
 
     Raises:
         ConfigError: a prompt has no pictures, or (with "other") no other source has the same grid.

@@ -1,4 +1,6 @@
-"""The journal of an evaluation: one JSON line per answered question, so that a killed run goes on where it was."""
+"""The journal of an evaluation: one JSON line per answered question, so that a killed run goes on where it
+was.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from fourdthinker.evaluate.results import Question
 class Journal:
     """Append-only file; the first line holds the settings the answers belong to.
 
-    Opening an existing journal reads what is there. A last line cut short by a kill is dropped, anything else that
-    is no valid line is an error, and so are other settings than the present ones.
+    Opening an existing journal reads what is there. A last line cut short by a kill is dropped, anything
+    else that is no valid line is an error, and so are other settings than the present ones.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
@@ -63,7 +65,8 @@ class Journal:
                 raise
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{self.path}:{number}: not a line of an evaluation journal ({error}); delete the file to start anew"
+                    f"{self.path}:{number}: not a line of an evaluation journal ({error}); "
+                    "delete the file to start anew"
                 ) from error
 
     def _check(self, found: dict[str, Any]) -> None:

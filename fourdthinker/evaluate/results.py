@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 class Question:
     """One record as answered by one model.
 
-    id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the clip. options:
-    letter -> text. answer: the right letter. answers: the parsed letter of each of the n samples, None where nothing
-    could be parsed. greedy: the parsed letter at temperature 0. texts, greedy_text: the decoded completions.
-    lengths: tokens of the samples. truncated: samples that met the length limit. failed: why there are no answers at
-    all (the clip could not be read), "" otherwise; a failed question counts as answered wrongly.
+    id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the
+    clip. options: letter -> text. answer: the right letter. answers: the parsed letter of each of the n
+    samples, None where nothing could be parsed. greedy: the parsed letter at temperature 0. texts,
+    greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
+    length limit. failed: why there are no answers at all (the clip could not be read), "" otherwise; a
+    failed question counts as answered wrongly.
     """
 
     id: str
@@ -57,8 +58,8 @@ class Question:
 class EvalResult:
     """Answers of one model to a list of questions, in the order of the records.
 
-    n: samples a question (0: greedy only). greedy: whether temperature 0 was run too. settings: all that determines
-    the numbers. seconds: wall time of this run (a resumed run counts only what it did itself).
+    n: samples a question (0: greedy only). greedy: whether temperature 0 was run too. settings: all that
+    determines the numbers. seconds: wall time of this run (a resumed run counts only what it did itself).
     """
 
     name: str
@@ -106,11 +107,11 @@ class EvalResult:
     def summary(self) -> dict[str, Any]:
         """The numbers of one model, ready for JSON.
 
-        accuracy, low, high: sampled accuracy (greedy when n = 0) and its 95 % interval; n: questions; samples: samples
-        a question; greedy, greedy_low, greedy_high (None when not run); entropy: mean answer entropy in nats; failed:
-        questions without an answer, all in the denominator; parsed: share of completions with an answer; truncated:
-        share of samples that met the length limit; length: mean tokens of a sample; macro: mean over types;
-        by_type: {type: {accuracy, low, high, greedy, n}}.
+        accuracy, low, high: sampled accuracy (greedy when n = 0) and its 95 % interval; n: questions;
+        samples: samples a question; greedy, greedy_low, greedy_high (None when not run); entropy: mean
+        answer entropy in nats; failed: questions without an answer, all in the denominator; parsed: share
+        of completions with an answer; truncated: share of samples that met the length limit; length: mean
+        tokens of a sample; macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}.
         """
         answered = [q for q in self.questions if not q.failed]
         drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
@@ -146,7 +147,8 @@ class EvalResult:
 
 
 def paired_difference(a: EvalResult, b: EvalResult, *, greedy: bool = False) -> dict[str, float]:
-    """Accuracy of a minus accuracy of b over the same questions, {"mean", "low", "high"} (95 %, clips as clusters).
+    """Accuracy of a minus accuracy of b over the same questions, {"mean", "low", "high"} (95 %, clips as
+    clusters).
 
     Questions are paired by id, whatever their order.
 
@@ -168,8 +170,8 @@ def paired_difference(a: EvalResult, b: EvalResult, *, greedy: bool = False) -> 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """What can be reached without looking: {"chance": ..., "majority": ...}, each in the form of `summary`.
 
-    chance: a uniform guess (exact, so low = high). majority: the best constant answer of each type, chosen on these
-    records themselves, with its interval over questions.
+    chance: a uniform guess (exact, so low = high). majority: the best constant answer of each type, chosen
+    on these records themselves, with its interval over questions.
     """
     from fourdthinker.evaluate.clips import cluster_of
 

@@ -72,9 +72,9 @@ def evaluate(
 ) -> EvalResult:
     """Answer every record n times at the temperature of `config`, and once at temperature 0.
 
-    Questions about the same clip share its decoding and its run through the vision tower; the n samples share the
-    prefill. The seed of a sample comes from `config.seed`, the record's id and the sample's number, so that neither
-    batching nor resuming nor the other records change an answer.
+    Questions about the same clip share its decoding and its run through the vision tower; the n samples
+    share the prefill. The seed of a sample comes from `config.seed`, the record's id and the sample's
+    number, so that neither batching nor resuming nor the other records change an answer.
 
     Args:
         sampler, encoder: of the same checkpoint.
@@ -83,14 +83,16 @@ def evaluate(
         greedy: whether to answer at temperature 0 too.
         config: sampling settings, SamplingConfig() by default.
         batch_prompts: prompts in one call of the sampler, n rows each.
-        frames_override: "black" shows black frames, "other" the frames of another source (a deterministic exchange in
+        frames_override: "black" shows black frames, "other" the frames of another source (a deterministic
+        exchange in
             which nothing keeps its place). What is answered then has not come from the pixels.
-        prompts: already encoded prompts, one for each record, best with `vision.features`; `encoder` reads nothing then.
-        journal: a JSONL file to which answers are appended as they come, and from which a killed run is resumed.
-        name: the model's name in results and journal; a journal of another name is refused.
-        progress: a progress bar on standard error.
+        prompts: already encoded prompts, one for each record, best with `vision.features`; `encoder` reads
+        nothing then. journal: a JSONL file to which answers are appended as they come, and from which a
+        killed run is resumed. name: the model's name in results and journal; a journal of another name is
+        refused. progress: a progress bar on standard error.
 
-    A clip that cannot be read makes its questions *failed*: they count as wrong and are reported beside the accuracy.
+    A clip that cannot be read makes its questions *failed*: they count as wrong and are reported beside the
+    accuracy.
 
     Raises:
         RecordError: a record without options or answer, or two with the same id.
@@ -107,9 +109,15 @@ def evaluate(
     done: dict[str, Question] = dict(book.done) if book else {}
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=not progress, transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not progress,
+        transient=True,
+    )
     with bar:
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         source = (
@@ -132,8 +140,11 @@ def evaluate(
     if failed:
         log.warning(
             "%s: %d of %d questions have no answer and count as wrong; first: %s",
-            name, len(failed), len(records), failed[0].failed,
-        )  # fmt: skip
+            name,
+            len(failed),
+            len(records),
+            failed[0].failed,
+        )
     questions = tuple(done[record.id] for record in records)
     return EvalResult(name, questions, n, greedy, settings, time.perf_counter() - started)
 
@@ -167,15 +178,26 @@ def _check(
 
 
 def _settings(
-    records: Sequence[Record], encoder: Encoder, n: int, greedy: bool, config: SamplingConfig,
-    override: str | None, name: str,
-) -> dict[str, Any]:  # fmt: skip
+    records: Sequence[Record],
+    encoder: Encoder,
+    n: int,
+    greedy: bool,
+    config: SamplingConfig,
+    override: str | None,
+    name: str,
+) -> dict[str, Any]:
     asked = [[r.id, r.question, r.options, r.answer, cluster_of(r), r.start, r.end] for r in records]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
     return {
-        "name": name, "n": n, "greedy": greedy, "sampling": asdict(config), "frames_override": override,
-        "frame_policy": encoder.policy.to_dict(), "style": asdict(encoder.style), "records": digest,
-    }  # fmt: skip
+        "name": name,
+        "n": n,
+        "greedy": greedy,
+        "sampling": asdict(config),
+        "frames_override": override,
+        "frame_policy": encoder.policy.to_dict(),
+        "style": asdict(encoder.style),
+        "records": digest,
+    }
 
 
 def sample_seed(seed: int, record_id: str, number: int) -> int:
@@ -203,9 +225,13 @@ def _ready(
 
 
 def _encoded(
-    records: Sequence[Record], encoder: Encoder, clips: Sequence[Clip], shown: Sequence[Clip],
-    override: Override | None, done: dict[str, Question],
-) -> Iterator[_Item]:  # fmt: skip
+    records: Sequence[Record],
+    encoder: Encoder,
+    clips: Sequence[Clip],
+    shown: Sequence[Clip],
+    override: Override | None,
+    done: dict[str, Question],
+) -> Iterator[_Item]:
     work = [
         (c, s) for c, s in zip(clips, shown, strict=True) if any(records[i].id not in done for i in c.rows)
     ]
@@ -239,9 +265,14 @@ def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def _answer(
-    sampler: LatentSampler, encoder: Encoder, records: Sequence[Record], todo: Sequence[tuple[int, Prompt]],
-    n: int, greedy: bool, config: SamplingConfig,
-) -> list[Question]:  # fmt: skip
+    sampler: LatentSampler,
+    encoder: Encoder,
+    records: Sequence[Record],
+    todo: Sequence[tuple[int, Prompt]],
+    n: int,
+    greedy: bool,
+    config: SamplingConfig,
+) -> list[Question]:
     rows = [i for i, _ in todo]
     prompts = [prompt for _, prompt in todo]
     with torch.no_grad():
@@ -269,9 +300,14 @@ def _answer(
 
 
 def _sample(
-    sampler: LatentSampler, encoder: Encoder, prompts: Sequence[Prompt], features: Sequence[torch.Tensor | None],
-    n: int, config: SamplingConfig, seeds: list[int],
-) -> list[_Answers]:  # fmt: skip
+    sampler: LatentSampler,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    features: Sequence[torch.Tensor | None],
+    n: int,
+    config: SamplingConfig,
+    seeds: list[int],
+) -> list[_Answers]:
     rollout = sampler.sample(prompts, n=n, config=config, seeds=seeds, features=features)
     texts = rollout.texts(encoder.tokenizer)
     lengths = rollout.lengths.tolist()

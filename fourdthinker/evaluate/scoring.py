@@ -1,9 +1,11 @@
-"""Statistics over questions, in plain numpy: accuracies with intervals, paired differences, entropies, baselines.
+"""Statistics over questions, in plain numpy: accuracies with intervals, paired differences, entropies,
+baselines.
 
-Everything here is deterministic (closed-form intervals, no resampling) and knows nothing of models. One *question* is
-one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a *cluster* is what makes questions
-dependent (the clip they ask about): intervals are over questions, with the standard error widened (or narrowed) by the
-cluster-robust formula when several questions share a clip, and exactly the usual one when none do.
+Everything here is deterministic (closed-form intervals, no resampling) and knows nothing of models. One
+*question* is one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a
+*cluster* is what makes questions dependent (the clip they ask about): intervals are over questions, with
+the standard error widened (or narrowed) by the cluster-robust formula when several questions share a clip,
+and exactly the usual one when none do.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None)
     """Standard error of the mean of ``values`` [Q].
 
     Without clusters sqrt(var(ddof=1) / Q). With clusters the cluster-robust estimate
-    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has one member.
-    nan when there are fewer than two clusters: one clip says nothing about the spread between clips.
+    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has
+    one member. nan when there are fewer than two clusters: one clip says nothing about the spread between
+    clips.
     """
     x = np.asarray(values, dtype=np.float64)
     if clusters is None:
@@ -59,8 +62,9 @@ def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None)
 def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
     """Accuracy with its 95 % interval over questions: {"mean", "low", "high"}.
 
-    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and keeps a width
-    at 0 % and 100 %, where the normal interval has none. ``correct`` is [Q, n] or [Q]; all nan when Q is 0.
+    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and
+    keeps a width at 0 % and 100 %, where the normal interval has none. ``correct`` is [Q, n] or [Q]; all
+    nan when Q is 0.
     """
     means = question_means(correct)
     if means.size == 0:
@@ -78,7 +82,9 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
 
 
 def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Mean of any quantity [Q] with its normal 95 % interval; the interval is infinite with fewer than two clusters."""
+    """Mean of any quantity [Q] with its normal 95 % interval; the interval is infinite with fewer than two
+    clusters.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
@@ -91,7 +97,7 @@ def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) 
 def paired_interval(
     a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Any] | None = None
 ) -> dict[str, float]:
-    """Mean of a - b over the same questions in the same order ([Q, n] or [Q] each), with its 95 % interval."""
+    """Mean of a - b over the same questions in the same order ([Q, n] or [Q] each), with a 95 % interval."""
     left, right = question_means(a), question_means(b)
     if left.shape != right.shape:
         raise ValueError(
@@ -101,7 +107,9 @@ def paired_interval(
 
 
 def answer_entropy(answers: Sequence[str | None]) -> float:
-    """Entropy in nats of the distribution of the parsed answers of one question; None (nothing parsed) is a class."""
+    """Entropy in nats of the distribution of the parsed answers of one question; None (nothing parsed) is a
+    class.
+    """
     if not answers:
         return math.nan
     shares = np.array(list(Counter(answers).values()), dtype=np.float64) / len(answers)
@@ -114,7 +122,9 @@ def macro_average(by_type: Mapping[str, Mapping[str, float]], key: str = "accura
 
 
 def chance_level(option_counts: Sequence[int]) -> float:
-    """Accuracy of a uniform guess: the mean of 1/options; a question without options cannot be guessed and counts 0."""
+    """Accuracy of a uniform guess: the mean of 1/options; a question without options cannot be guessed and
+    counts 0.
+    """
     if not option_counts:
         return math.nan
     return float(np.mean([1.0 / n if n else 0.0 for n in option_counts]))
@@ -125,8 +135,9 @@ def majority_correct(
 ) -> npt.NDArray[np.bool_]:
     """Which questions [Q] the best constant answer of each type gets right.
 
-    The constant may be a letter ("always B") or an option's text ("always left"); of both the better is taken for each
-    type. It is chosen on these very questions, so it is the strictest baseline that sees no pixel.
+    The constant may be a letter ("always B") or an option's text ("always left"); of both the better is
+    taken for each type. It is chosen on these very questions, so it is the strictest baseline that sees no
+    pixel.
     """
     if not len(answers) == len(options) == len(types):
         raise ValueError(

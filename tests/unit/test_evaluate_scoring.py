@@ -30,7 +30,8 @@ def test_wilson_interval_of_right_or_wrong_answers() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_interval_keeps_a_width_at_the_ends(value: float) -> None:
     got = scoring.accuracy_interval([value] * 20)
-    assert got["mean"] == value and 0.0 <= got["low"] <= value <= got["high"] <= 1.0
+    assert got["mean"] == value
+    assert 0.0 <= got["low"] <= value <= got["high"] <= 1.0
     assert got["high"] - got["low"] == pytest.approx(0.1611, abs=1e-3)  # Wilson, 20 of 20
 
 
@@ -72,7 +73,8 @@ def test_paired_interval_removes_what_both_share() -> None:
     a, b = hard + 0.02 + 0.01 * rng.standard_normal(500), hard
     paired = scoring.paired_interval(a, b)
     assert paired["mean"] == pytest.approx(0.02, abs=2e-3)
-    assert paired["low"] > 0.015 and paired["high"] < 0.025
+    assert paired["low"] > 0.015
+    assert paired["high"] < 0.025
     assert scoring.mean_interval(a)["high"] - scoring.mean_interval(a)["low"] > 0.04
     swapped = scoring.paired_interval(b, a)
     assert swapped["low"] == pytest.approx(-paired["high"])
@@ -83,9 +85,11 @@ def test_paired_interval_removes_what_both_share() -> None:
 def test_one_cluster_says_nothing_about_the_spread() -> None:
     assert math.isnan(scoring.standard_error([0.3]))
     got = scoring.mean_interval([0.3, 0.5], ["clip", "clip"])
-    assert got["low"] == -math.inf and got["high"] == math.inf
+    assert got["low"] == -math.inf
+    assert got["high"] == math.inf
     bounds = scoring.accuracy_interval([1.0, 1.0, 0.0], ["clip"] * 3)
-    assert bounds["low"] < 0.2 and bounds["high"] > 0.9  # one clip: next to nothing is known
+    assert bounds["low"] < 0.2
+    assert bounds["high"] > 0.9
 
 
 def test_entropy_of_answers() -> None:
