@@ -1,0 +1,17 @@
+"""Sampling with latents: prompts in, rollouts out, and rollouts back through the training forward."""
+
+from fourdthinker.sampler.config import SamplingConfig, row_seed
+from fourdthinker.sampler.engine import LatentSampler
+from fourdthinker.sampler.prefill import encode_prompts
+from fourdthinker.sampler.replay import replay_batch, replay_logprobs
+from fourdthinker.sampler.rollout import Rollout
+
+__all__ = [
+    "LatentSampler",
+    "Rollout",
+    "SamplingConfig",
+    "encode_prompts",
+    "replay_batch",
+    "replay_logprobs",
+    "row_seed",
+]

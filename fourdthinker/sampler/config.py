@@ -1,0 +1,90 @@
+"""How to sample: the settings, checked when they are made, and the seed of a row."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from fourdthinker.errors import ConfigError
+
+MODES = ("exact", "reference")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings of one call of the sampler. A wrong value raises `ConfigError` with the value and the range.
+
+    max_new_tokens: ids a row may emit at most, latent pads, START and END included.
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    presence_penalty: subtracted once from the logits of ids the row has emitted; 0 is off.
+    repetition_penalty: divides the logits of ids of prompt and row (multiplies negative ones); 1 is off.
+    mode: "exact": a block always has K latents. "reference": the model may end a block early, as in the
+        published code; for parity and generation only.
+    max_blocks: START is forbidden after this many blocks; 0 is text only.
+    stop_strings: a row ends with the first id after which its decoded text contains one of these.
+    eos_ids: ids that end a row; empty: the checkpoint's.
+    train_start: whether START counts as chosen by the policy (`Rollout.policy_mask`).
+    seed: rows without explicit seeds get one from this, the prompt's and the sample's index.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    mode: str = "exact"
+    max_blocks: int = 8
+    stop_strings: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    train_start: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("top_k", 0), ("max_blocks", 0)):
+            self._require(
+                name, _is_int(getattr(self, name)) and getattr(self, name) >= least, f"an integer >= {least}"
+            )
+        self._require("seed", _is_int(self.seed), "an integer")
+        self._require(
+            "temperature", _finite(self.temperature) and self.temperature >= 0, "a number >= 0; 0 is greedy"
+        )
+        self._require("top_p", _finite(self.top_p) and 0 < self.top_p <= 1, "in (0, 1]; 1 switches it off")
+        self._require("min_p", _finite(self.min_p) and 0 <= self.min_p < 1, "in [0, 1); 0 switches it off")
+        self._require(
+            "presence_penalty", _finite(self.presence_penalty), "a finite number; 0 switches it off"
+        )
+        self._require(
+            "repetition_penalty",
+            _finite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "a number > 0; 1 switches it off",
+        )
+        self._require("mode", self.mode in MODES, f"one of {', '.join(MODES)}")
+        for name, good, wanted in (
+            ("stop_strings", lambda x: isinstance(x, str) and x != "", "a tuple of texts that are not empty"),
+            ("eos_ids", lambda x: _is_int(x) and x >= 0, "a tuple of token ids >= 0"),
+        ):
+            value = getattr(self, name)
+            right = isinstance(value, (tuple, list)) and all(good(x) for x in value)
+            self._require(name, right, f"{wanted}, also when there is only one")
+            object.__setattr__(self, name, tuple(value))
+
+    def _require(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ConfigError(f"sampling: {name} is {getattr(self, name)!r}; it must be {wanted}")
+
+
+def row_seed(seed: int, prompt: int, sample: int) -> int:
+    """The seed of one row, in [0, 2^63): a hash of the call's seed and the indices of prompt and sample."""
+    digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,152 @@
+"""Prompts to features, keys and values: each clip through the tower once, each prompt through the decoder
+once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fourdthinker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.prompts import Prompt, Vision
+
+_PATCHES_PER_CALL = 65_536  # bounds the tower's activations; a few long clips at a time
+_PROBES = 64
+
+
+def encode_prompts(backbone: Qwen2_5_VL, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+    """The merged vision features of every prompt, [M, H], or None for a prompt without pictures.
+
+    Features that a prompt brings along are used as they are; of the others each distinct clip is encoded
+    once, several in one call of the tower. Whether gradients flow is the backbone's business
+    (`encode_vision`).
+    """
+    features: list[Tensor | None] = [None] * len(prompts)
+    todo: list[tuple[Vision, list[int]]] = []
+    seen: dict[tuple[Any, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        vision = prompt.vision
+        if vision is None:
+            continue
+        if vision.features is not None:
+            features[index] = vision.features.to(backbone.device)
+            continue
+        if vision.patches is None:
+            raise ConfigError(
+                f"{describe(prompt, index)}: its pictures have neither patches nor features; give one"
+            )
+        same = seen.setdefault(_probe(vision), [])
+        slot = next((s for s in same if _equal(todo[s][0], vision)), None)
+        if slot is None:
+            same.append(len(todo))
+            todo.append((vision, [index]))
+        else:
+            todo[slot][1].append(index)
+    for part in _parts(todo):
+        patches = torch.cat([vision.patches for vision, _ in part if vision.patches is not None])
+        encoded = backbone.encode_vision(patches, torch.cat([vision.grid_thw for vision, _ in part]))
+        merged = backbone.vision.merge_size**2
+        sizes = [int(vision.grid_thw.prod(-1).sum()) // merged for vision, _ in part]
+        for (_, users), piece in zip(part, encoded.split(sizes), strict=True):
+            for index in users:
+                features[index] = piece
+    return features
+
+
+def _parts(todo: list[tuple[Vision, list[int]]]) -> list[list[tuple[Vision, list[int]]]]:
+    parts: list[list[tuple[Vision, list[int]]]] = []
+    room = 0
+    for item in todo:
+        size = int(item[0].grid_thw.prod(-1).sum())
+        if not parts or size > room:
+            parts.append([])
+            room = _PATCHES_PER_CALL
+        parts[-1].append(item)
+        room -= size
+    return parts
+
+
+def _probe(vision: Vision) -> tuple[Any, ...]:
+    """Cheap to compute and equal for equal clips: the grids and a few values."""
+    flat = vision.patches.flatten()  # type: ignore[union-attr]
+    values = flat[:: max(1, flat.numel() // _PROBES)].tolist()
+    return (vision.kind, tuple(vision.grid_thw.flatten().tolist()), flat.numel(), *values)
+
+
+def _equal(a: Vision, b: Vision) -> bool:
+    return a.patches is b.patches or torch.equal(a.patches, b.patches)  # type: ignore[arg-type]
+
+
+def describe(prompt: Prompt, index: int) -> str:
+    """A prompt's name in messages."""
+    return f"prompt {index}" if prompt.record is None else f"prompt {index} ({prompt.record.where})"
+
+
+def vision_index(prompt: Prompt, vision_ids: Sequence[int]) -> Tensor:
+    """Positions [M] of a prompt whose embedding is a vision feature."""
+    return torch.isin(prompt.input_ids, torch.tensor(vision_ids, device=prompt.input_ids.device)).nonzero()[
+        :, 0
+    ]
+
+
+def check_prompts(
+    prompts: Sequence[Prompt], features: Sequence[Tensor | None], vision_ids: Sequence[int]
+) -> None:
+    """Raise `ConfigError` for a prompt that is empty or whose pads and features differ in number."""
+    for index, prompt in enumerate(prompts):
+        name, length = describe(prompt, index), prompt.input_ids.numel()
+        if prompt.input_ids.dim() != 1 or length == 0:
+            raise ConfigError(
+                f"{name}: input_ids is {tuple(prompt.input_ids.shape)}; it must be [P] with P > 0"
+            )
+        if tuple(prompt.position_ids.shape) != (3, length):
+            raise ConfigError(
+                f"{name}: position_ids is {tuple(prompt.position_ids.shape)}; it must be (3, {length})"
+            )
+        pads, feature = vision_index(prompt, vision_ids).numel(), features[index]
+        rows = 0 if feature is None else feature.shape[0]
+        if rows != pads:
+            raise ConfigError(
+                f"{name}: {pads} vision pads in its ids but {rows} vision features; "
+                "make ids and pictures with one Encoder, and give a prompt with pads its pictures"
+            )
+
+
+@torch.no_grad()
+def prefill(
+    backbone: Qwen2_5_VL, prompts: Sequence[Prompt], features: Sequence[Tensor | None]
+) -> tuple[Tensor, Any, Tensor | None]:
+    """Run the decoder over right-padded prompts.
+
+    Returns the hidden state of each prompt's last position [U, H], the cache of all of them, and the mask [U,
+    P] bool of what in it is prompt and not padding (None when all prompts are equally long).
+    """
+    spec, device = backbone.vision, backbone.device
+    vision_ids = (spec.image_token_id, spec.video_token_id)
+    lengths = [prompt.input_ids.numel() for prompt in prompts]
+    width = max(lengths)
+    input_ids = torch.full((len(prompts), width), spec.pad_id, dtype=torch.long)
+    position_ids = torch.zeros(3, len(prompts), width, dtype=torch.long)
+    index, values = [], []
+    for row, (prompt, length, feature) in enumerate(zip(prompts, lengths, features, strict=True)):
+        input_ids[row, :length] = prompt.input_ids
+        position_ids[:, row, :length] = prompt.position_ids
+        if feature is not None:
+            index.append(row * width + vision_index(prompt, vision_ids))
+            values.append(feature)
+    batch: dict[str, Any] = {"input_ids": input_ids.to(device)}
+    if values:
+        batch["vision_index"] = torch.cat(index).to(device)
+        batch["vision_features"] = torch.cat(values)
+    mask = None
+    last = torch.tensor(lengths, device=device) - 1
+    if min(lengths) < width:
+        mask = torch.arange(width, device=device)[None, :] <= last[:, None]
+    cache = backbone.new_cache()
+    hidden = backbone.decode(backbone.embed_inputs(batch), position_ids.to(device), mask, cache)
+    return hidden[torch.arange(len(prompts), device=device), last], cache, mask

@@ -1,0 +1,55 @@
+"""What sampling returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Rollout:
+    """R sampled rows, those of prompt 0 first, on the device of the model.
+
+    tokens [R, T] long: emitted ids (text, START, latent pads, END), filled with the checkpoint's pad id.
+    lengths [R] long: ids of the row, its EOS included.
+    policy_mask [R, T] bool: true where the policy chose the id: not at latent pads and END, at START only
+        with `train_start`, not after the end.
+    logprobs [R, T] float32: log-softmax(raw logits / temperature) at the id; greedy rows count as temperature
+        1. No grammar mask, truncation, penalty or logits processor enters: this is what a training forward
+        recomputes.
+    sampled_logprobs [R, T] float32: log-probability under the distribution that was drawn from (0 where
+        greedy). Both log-probabilities are 0 where `policy_mask` is false.
+    latents [N, H], dtype of the model: the hidden states that were fed back, ordered by row and step;
+        latent_rows, latent_steps [N] long: latent i was the input at the pad `tokens[latent_rows[i],
+            latent_steps[i]]`.
+    finish_reason [R]: "eos", "stop" (a stop string) or "length".
+    group [R] long: index of the row's prompt.
+    timing: seconds of "vision", "prefill" and "decode", and "steps", the number of decode steps.
+    vision_ids: the token ids of a prompt that stand for vision features (`replay_batch` needs them).
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    policy_mask: Tensor
+    logprobs: Tensor
+    sampled_logprobs: Tensor
+    latents: Tensor
+    latent_rows: Tensor
+    latent_steps: Tensor
+    finish_reason: list[str]
+    group: Tensor
+    timing: dict[str, float] = field(default_factory=dict)
+    vision_ids: tuple[int, ...] = ()
+
+    def texts(self, tokenizer: Any) -> list[str]:
+        """The decoded text of every row without its EOS; latent blocks stay visible as their tokens."""
+        rows = self.tokens.tolist()
+        ends = [n - (why == "eos") for n, why in zip(self.lengths.tolist(), self.finish_reason, strict=True)]
+        return [decode(tokenizer, row[:end]) for row, end in zip(rows, ends, strict=True)]
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    """Text of ids as they are: special tokens kept, spaces not tidied."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
