@@ -1,0 +1,179 @@
+"""The DIFT and GRPO objectives in terms of `fourdthinker.kernels`.
+
+Both are called as `backbone(batch, objective)`, so that data-parallel wrappers see the loss inside the
+forward pass. They take the *global* numbers of items (all micro-batches of an update, all ranks) as
+normalisers, so that the sum of what they return over micro-batches and ranks is the loss of the update:
+weighting is by token and by latent, never by micro-batch. Metrics are pairs (sum, weight); sums of pairs are
+pairs, the value to show is sum / weight.
+
+Norm matching of latents and training on the model's own latents are not part of this file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
+from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
+from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
+from fourdthinker.kernels.linear_logprobs import linear_logprobs
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+
+Batch = dict[str, Any]
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+
+def dift_objective(
+    backbone: Qwen2_5_VL,
+    hidden: Tensor,
+    batch: Batch,
+    *,
+    num_tokens: Tensor | float,
+    num_latents: Tensor | float,
+    ce_weight: float | None = None,
+    sim_weight: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """0.1 * CE over supervised tokens + 1.0 * (1 - cosine) over latents; section 2.4 of the published method.
+
+    Args:
+        backbone: gives the output matrix and the default weights of both terms.
+        hidden: [B, S, H], after the final norm.
+        batch: `target` [B, S] and `rows` [M] (flat positions with a target), `latent_index` [N], `latents`
+            [N, H].
+        num_tokens, num_latents: how many of each the update has, over all its micro-batches and ranks.
+
+    Returns:
+        This batch's share of the loss (float32 scalar) and the metrics `ce`, `cosine`, `latent_cos` and, for
+        the k-th latent of a block, `latent_cos_k`.
+    """
+    spec = backbone.latents
+    flat = hidden.flatten(0, 1)
+    rows: Tensor = batch["rows"]
+    ce = linear_cross_entropy(
+        flat,
+        backbone.head_weight,
+        batch["target"].flatten(),
+        bias=backbone.head_bias,
+        rows=rows,
+        num_items=num_tokens,
+    )
+    loss = (spec.ce_loss_weight if ce_weight is None else ce_weight) * ce
+    zero = torch.zeros((), device=hidden.device)
+    cos = zero.new_zeros((0,))
+    index: Tensor = batch["latent_index"]
+    if index.numel():
+        similarity, cos = cosine_latent_loss(flat, batch["latents"], index, num_items=num_latents)
+        loss = loss + (spec.sim_loss_weight if sim_weight is None else sim_weight) * similarity
+    tokens = zero + rows.numel()
+    latents = zero + index.numel()
+    metrics: Metrics = {
+        "ce": (ce.detach() * num_tokens, tokens),
+        "cosine": (latents - cos.sum(), latents),
+        "latent_cos": (cos.sum(), latents),
+    }
+    per_slot = cos.view(-1, spec.latent_size)
+    for k in range(spec.latent_size):
+        metrics[f"latent_cos_{k}"] = (per_slot[:, k].sum(), zero + per_slot.shape[0])
+    return loss, metrics
+
+
+def policy_logprobs(
+    backbone: Qwen2_5_VL, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of every policy token, [R, S] float32, 0 elsewhere; entry (r, p) is that of `target[r,
+    p]`.
+
+    Used as the objective of a forward pass without gradient: the reference model's.
+    """
+    return linear_logprobs(
+        hidden,
+        backbone.head_weight,
+        batch["target"],
+        bias=backbone.head_bias,
+        rows=batch["rows"],
+        temperature=temperature,
+    )
+
+
+def grpo_objective(
+    backbone: Qwen2_5_VL,
+    hidden: Tensor,
+    batch: Batch,
+    *,
+    num_items: Tensor | float,
+    temperature: float = 1.0,
+    loss_type: str = "grpo",
+    kl: str = "k3",
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    entropy_coef: float = 0.0,
+    max_length: int | None = None,
+) -> tuple[Tensor, Metrics, Tensor]:
+    """The GRPO objective of a replayed batch (`grpo_token_loss` has the formulas).
+
+    Args:
+        backbone: gives the output matrix.
+        hidden: [R, S, H], after the final norm, of prompts and completions with the rollout's latents
+            replayed.
+        batch: all [R, S] and aligned with `target` (entry (r, p) is about the token that position p
+            predicts): `target` long, -100 where the policy chose nothing; `rollout_logprobs` float32, the
+            sampler's; `old_logprobs` from the second update on the same rollouts on; `ref_logprobs` with
+            `beta`. Also `advantages` [R] and `rows` [M], the flat positions with a target.
+        num_items: rollouts (or policy tokens, for loss types that are normalised by tokens) of the whole
+            update.
+        temperature: the one that the rollouts were sampled at.
+        loss_type and what follows: as in `grpo_token_loss`.
+
+    Returns:
+        This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
+        [R, S], detached. `gap` is the mean of |replayed - sampler| log-probability, where rounding is all
+        there should be.
+    """
+    rows: Tensor = batch["rows"]
+    mask = torch.zeros_like(batch["target"], dtype=torch.bool)
+    mask.view(-1)[rows] = True
+    logprobs, entropy = linear_logprobs(
+        hidden,
+        backbone.head_weight,
+        batch["target"],
+        bias=backbone.head_bias,
+        rows=rows,
+        temperature=temperature,
+        return_entropy=True,
+    )
+    old = batch.get("old_logprobs")
+    loss, means = grpo_token_loss(
+        logprobs,
+        batch["advantages"],
+        mask,
+        old_logprobs=old,
+        ref_logprobs=batch.get("ref_logprobs"),
+        entropy=entropy,
+        loss_type=loss_type,
+        kl=kl,
+        beta=beta,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        entropy_coef=entropy_coef,
+        max_length=max_length,
+        num_items=num_items,
+    )
+    logprobs = logprobs.detach()
+    gap = ((logprobs if old is None else old) - batch["rollout_logprobs"]).abs() * mask
+    one = torch.ones((), device=hidden.device)
+    tokens = one * rows.numel()
+    metrics: Metrics = {name: (value * tokens, tokens) for name, value in means.items()}
+    metrics["gap"] = (gap.sum(), tokens)
+    metrics["gap_max"] = (
+        gap.max() if gap.numel() else gap.sum(),
+        one,
+    )  # the mean of the largest gaps of batches
+    return loss, metrics, logprobs

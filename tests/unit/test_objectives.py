@@ -1,0 +1,203 @@
+"""Both objectives against plain loops in float64 over a tiny model."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
+from tests.tiny import tiny_checkpoint
+
+K = 4
+
+
+@cache
+def backbone() -> Qwen2_5_VL:
+    return tiny_checkpoint(hidden=32, layers=1, tied=False).backbone
+
+
+def dift_batch(lengths: list[int], blocks: list[int], *, seed: int = 0) -> dict[str, Any]:
+    """Rows of those lengths, with blocks[r] blocks of K latents in row r; the second half is supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    width, rows = max(lengths), len(lengths)
+    ids = torch.randint(0, 300, (rows, width), generator=generator)
+    mask = torch.zeros(rows, width, dtype=torch.long)
+    target = torch.full((rows, width), -100)
+    latent_index = []
+    for r, length in enumerate(lengths):
+        mask[r, :length] = 1
+        pads = [3 + b * (K + 2) + k for b in range(blocks[r]) for k in range(K)]
+        latent_index += [r * width + p for p in pads]
+        for p in range(length // 2, length - 1):
+            if p + 1 not in pads:
+                target[r, p] = ids[r, p + 1]
+    index = torch.tensor(latent_index, dtype=torch.long)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": torch.arange(width).expand(3, rows, width),
+        "target": target,
+        "rows": (target.flatten() != -100).nonzero()[:, 0],
+        "latent_index": index,
+        "latents": torch.randn(len(latent_index), 32, generator=generator),
+    }
+
+
+def hidden_of(batch: dict[str, Any]) -> Tensor:
+    out: Tensor = backbone()(batch, lambda _, hidden, __: hidden)
+    return out
+
+
+def dift_by_loops(batch: dict[str, Any]) -> tuple[float, float, list[float]]:
+    """Sum of the cross-entropies, sum of 1 - cos, and the cosines, one position at a time in float64."""
+    hidden = hidden_of(batch).detach().double()
+    logits = hidden @ backbone().head_weight.detach().double().T
+    ce = 0.0
+    rows, width = batch["target"].shape
+    for r in range(rows):
+        for p in range(width):
+            token = int(batch["target"][r, p])
+            if token != -100:
+                ce += float(logits[r, p].logsumexp(0) - logits[r, p, token])
+    cosines = []
+    for place, latent in zip(batch["latent_index"].tolist(), batch["latents"].double(), strict=True):
+        before = hidden[place // width, place % width - 1]
+        cosines.append(float(before @ latent / before.norm() / latent.norm()))
+    return ce, sum(1 - c for c in cosines), cosines
+
+
+@pytest.mark.parametrize("weights", [(None, None), (0.7, 0.2)])
+def test_dift_equals_loops(weights: tuple[float | None, float | None]) -> None:
+    batch = dift_batch([30, 21, 25], [2, 1, 3])
+    ce, sim, cosines = dift_by_loops(batch)
+    objective = partial(
+        dift_objective, num_tokens=50, num_latents=40, ce_weight=weights[0], sim_weight=weights[1]
+    )
+    loss, metrics = backbone()(batch, objective)
+    ce_weight, sim_weight = (0.1, 1.0) if weights[0] is None else weights
+    assert loss.item() == pytest.approx(ce_weight * ce / 50 + sim_weight * sim / 40, rel=1e-5)
+    count = len(batch["rows"])
+    assert metrics["ce"][0].item() == pytest.approx(ce, rel=1e-5)
+    assert metrics["ce"][1].item() == count
+    assert metrics["cosine"][0].item() == pytest.approx(sim, rel=1e-5)
+    assert metrics["latent_cos"][0].item() == pytest.approx(sum(cosines), rel=1e-4, abs=1e-5)
+    for k in range(K):
+        total, weight = metrics[f"latent_cos_{k}"]
+        assert total.item() == pytest.approx(sum(cosines[k::K]), rel=1e-4, abs=1e-5)
+        assert weight.item() == len(cosines) // K
+
+
+def test_dift_shares_of_parts_add_up_to_the_whole() -> None:
+    parts = [dift_batch([30], [2], seed=1), dift_batch([12, 17], [0, 1], seed=2)]
+    tokens = sum(len(p["rows"]) for p in parts)
+    latents = sum(len(p["latents"]) for p in parts)
+    results = [backbone()(p, partial(dift_objective, num_tokens=tokens, num_latents=latents)) for p in parts]
+    loops = [dift_by_loops(p) for p in parts]
+    whole = 0.1 * sum(c for c, _, _ in loops) / tokens + sum(s for _, s, _ in loops) / latents
+    assert sum(loss.item() for loss, _ in results) == pytest.approx(whole, rel=1e-5)
+
+
+def test_dift_without_latents_and_without_tokens() -> None:
+    batch = dift_batch([20, 20], [0, 0])
+    batch.pop("latents")
+    loss, metrics = backbone()(batch, partial(dift_objective, num_tokens=10, num_latents=0))
+    assert metrics["latent_cos"][1].item() == 0
+    ce = dift_by_loops(batch | {"latents": torch.zeros(0, 32)})[0]
+    assert loss.item() == pytest.approx(0.1 * ce / 10, rel=1e-5)
+
+    batch["rows"] = batch["rows"][:0]
+    batch["target"] = torch.full_like(batch["target"], -100)
+    backbone().zero_grad()
+    loss, _ = backbone()(batch, partial(dift_objective, num_tokens=10, num_latents=0))
+    loss.backward()
+    assert loss.item() == 0
+    # Data parallelism waits for every parameter, so all must be in the graph, with a gradient of zero.
+    missing = [name for name, p in backbone().named_parameters() if "visual" not in name and p.grad is None]
+    assert missing == []
+
+
+def grpo_batch(*, old: bool, ref: bool) -> dict[str, Any]:
+    batch = dift_batch([30, 21, 25, 28], [2, 1, 0, 3])
+    generator = torch.Generator().manual_seed(5)
+    shape = batch["target"].shape
+    current = policy_logprobs(backbone(), hidden_of(batch), batch).detach()
+    batch["rollout_logprobs"] = current + 0.01
+    batch["advantages"] = torch.tensor([1.0, -0.5, 0.25, -2.0])
+    if old:
+        batch["old_logprobs"] = current + 0.4 * torch.randn(shape, generator=generator)
+    if ref:
+        batch["ref_logprobs"] = current + 0.3 * torch.randn(shape, generator=generator)
+    return batch
+
+
+def grpo_by_loops(
+    batch: dict[str, Any], *, temperature: float, beta: float, per_token: bool
+) -> dict[str, float]:
+    hidden = hidden_of(batch).detach().double()
+    logits = hidden @ backbone().head_weight.detach().double().T / temperature
+    sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "tokens", "gap"), 0.0)
+    rows, width = batch["target"].shape
+    for r in range(rows):
+        terms = []
+        for p in range(width):
+            token = int(batch["target"][r, p])
+            if token == -100:
+                continue
+            logprobs = logits[r, p].log_softmax(0)
+            new = float(logprobs[token])
+            old = float(batch["old_logprobs"][r, p]) if "old_logprobs" in batch else new
+            ratio = torch.tensor(new - old).double().exp().item()
+            advantage = float(batch["advantages"][r])
+            limited = min(max(ratio, 0.8), 1.2)
+            term = -min(ratio * advantage, limited * advantage)
+            sums["clipped"] += (ratio > 1.2 and advantage > 0) or (ratio < 0.8 and advantage < 0)
+            if "ref_logprobs" in batch:
+                d = float(batch["ref_logprobs"][r, p]) - new
+                kl = torch.tensor(d).double().exp().item() - d - 1
+                sums["kl"] += kl
+                term += beta * kl
+            terms.append(term)
+            sums["entropy"] -= float((logprobs.exp() * logprobs).sum())
+            sums["gap"] += abs(old - float(batch["rollout_logprobs"][r, p]))
+            sums["tokens"] += 1
+        sums["loss"] += sum(terms) if per_token else sum(terms) / max(1, len(terms))
+    return sums
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+@pytest.mark.parametrize(("old", "ref"), [(False, False), (True, True)])
+def test_grpo_equals_loops(loss_type: str, old: bool, ref: bool) -> None:
+    batch = grpo_batch(old=old, ref=ref)
+    beta = 0.3 if ref else 0.0
+    expected = grpo_by_loops(batch, temperature=0.7, beta=beta, per_token=loss_type == "dapo")
+    objective = partial(grpo_objective, num_items=9, temperature=0.7, loss_type=loss_type, beta=beta)
+    loss, metrics, logprobs = backbone()(batch, objective)
+    assert loss.item() == pytest.approx(expected["loss"] / 9, rel=1e-4)
+    for name in ("entropy", "gap") + (("kl",) if ref else ()):
+        assert metrics[name][0].item() == pytest.approx(expected[name], rel=1e-4)
+        assert metrics[name][1].item() == expected["tokens"]
+    clipped = metrics["clip_low"][0] + metrics["clip_high"][0]
+    assert clipped.item() == pytest.approx(expected["clipped"], rel=1e-5)
+    same = policy_logprobs(backbone(), hidden_of(batch), batch, temperature=0.7)
+    torch.testing.assert_close(logprobs, same)
+    assert not logprobs.requires_grad
+    assert (logprobs[batch["target"] == -100] == 0).all()
+
+
+def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs() -> None:
+    batch = grpo_batch(old=False, ref=False)
+    model = backbone()
+    model.zero_grad()
+    model(batch, partial(grpo_objective, num_items=4, loss_type="dapo"))[0].backward()
+    fused = model.head_weight.grad.clone()  # type: ignore[union-attr]
+    model.zero_grad()
+    logits = hidden_of(batch) @ model.head_weight.T
+    chosen = logits.log_softmax(-1).gather(-1, batch["target"].clamp(min=0)[..., None])[..., 0]
+    chosen = chosen * (batch["target"] != -100)
+    (-(batch["advantages"][:, None] * chosen).sum() / 4).backward()
+    torch.testing.assert_close(fused, model.head_weight.grad, rtol=1e-4, atol=1e-6)
