@@ -4,6 +4,7 @@ thought."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
-from fourdthinker.sampler.prefill import check_prompts, describe, vision_index
+from fourdthinker.prompts import IGNORE, Sample, collate
+from fourdthinker.sampler.prefill import vision_index
 from fourdthinker.sampler.rollout import Rollout
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.prompts import Prompt, Vision
 
 Batch = dict[str, Any]
-IGNORE = -100
 
 
 def replay_batch(
@@ -52,55 +53,44 @@ def replay_batch(
         completion_index [M] long: entry i of `rows` belongs at flat place b * T + t of these two.
 
     Raises:
-        ConfigError: rows that do not exist or repeat, prompts that do not belong to the rollout.
+        ConfigError: no rows, rows that do not exist or repeat, prompts that do not belong to the rollout,
+            features for some prompts and none for others.
     """
-    device, (total, length) = rollout.tokens.device, tuple(rollout.tokens.shape)
+    device, total = rollout.tokens.device, rollout.tokens.shape[0]
     chosen = _rows(rows, total)
     group = rollout.group.tolist()
     used = sorted({group[row] for row in chosen})
     if used and used[-1] >= len(prompts):
         raise ConfigError(f"the rollout has rows of prompt {used[-1]}, but {len(prompts)} prompts were given")
-    index = torch.tensor(chosen, dtype=torch.long)
-    tokens, lengths = rollout.tokens.cpu()[index], rollout.lengths.cpu()[index]
-    policy_mask = rollout.policy_mask.cpu()[index]
-    completion_target = torch.where(policy_mask, tokens, IGNORE)
-    starts = torch.tensor([prompts[group[row]].input_ids.numel() for row in chosen], dtype=torch.long)
-    width = int((starts + lengths).max()) if chosen else 0
+    visions = _visions(rollout, prompts, used, features)
+    tokens, lengths, policy_mask = rollout.tokens.cpu(), rollout.lengths.tolist(), rollout.policy_mask.cpu()
+    target = torch.where(policy_mask, tokens, IGNORE)
+    steps = rollout.latent_steps.cpu()
+    first = torch.searchsorted(rollout.latent_rows.cpu(), torch.arange(total + 1)).tolist()
 
-    input_ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-    labels = torch.full((len(chosen), width), IGNORE, dtype=torch.long)
-    position_ids = torch.zeros(3, len(chosen), width, dtype=torch.long)
-    places = torch.arange(length)
-    spans = zip(chosen, starts.tolist(), lengths.tolist(), strict=True)
-    for b, (row, start, count) in enumerate(spans):
-        prompt = prompts[group[row]]
-        input_ids[b, :start] = prompt.input_ids
-        input_ids[b, start : start + count] = tokens[b, :count]
-        labels[b, start : start + count] = completion_target[b, :count]
-        position_ids[:, b, :start] = prompt.position_ids
-        position_ids[:, b, start : start + count] = prompt.next_position + places[:count]
-    target = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
-    batch: Batch = {
-        "input_ids": input_ids,
-        "attention_mask": (torch.arange(width)[None, :] < (starts + lengths)[:, None]).long(),
-        "position_ids": position_ids,
-        "labels": labels,
-        "target": target,
-        "rows": (target.flatten() != IGNORE).nonzero()[:, 0],
-        "policy_mask": policy_mask,
-        "completion_target": completion_target,
-        "completion_index": policy_mask.flatten().nonzero()[:, 0],
-    }
-    batch |= _vision(rollout, prompts, [group[row] for row in chosen], width, features)
-    batch = {name: value.to(device) for name, value in batch.items()}
-
-    place = torch.full((total,), -1, dtype=torch.long, device=device)
-    place[index.to(device)] = torch.arange(len(chosen), device=device)
-    mine = place[rollout.latent_rows]
-    flat = mine * width + starts.to(device)[mine] + rollout.latent_steps if chosen else mine
-    here = (mine >= 0).nonzero()[:, 0]
-    here = here[flat[here].argsort()]
-    return batch | {"latent_index": flat[here], "latents": rollout.latents[here]}
+    samples = []
+    for row in chosen:
+        prompt, count = prompts[group[row]], lengths[row]
+        start = prompt.input_ids.numel()
+        mine = slice(first[row], first[row + 1])
+        after = (prompt.next_position + torch.arange(count)).expand(3, -1)
+        vision, index = visions[group[row]]
+        samples.append(
+            Sample(
+                input_ids=torch.cat([prompt.input_ids, tokens[row, :count]]),
+                position_ids=torch.cat([prompt.position_ids, after], dim=1),
+                labels=torch.cat([torch.full((start,), IGNORE), target[row, :count]]),
+                vision=vision,
+                latents=rollout.latents[mine],
+                vision_index=index,
+                latent_index=start + steps[mine],
+            )
+        )
+    batch: Batch = dict(collate(samples, pad_id))
+    batch["policy_mask"] = policy_mask[chosen]
+    batch["completion_target"] = target[chosen]
+    batch["completion_index"] = batch["policy_mask"].flatten().nonzero()[:, 0]
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def replay_logprobs(backbone: Qwen2_5_VL, batch: Batch, temperature: float = 1.0) -> Tensor:
@@ -135,35 +125,19 @@ def _rows(rows: Sequence[int] | Tensor | None, total: int) -> list[int]:
     return chosen
 
 
-def _vision(
+def _visions(
     rollout: Rollout,
     prompts: Sequence[Prompt],
-    group: list[int],
-    width: int,
+    used: Sequence[int],
     features: Sequence[Tensor | None] | None,
-) -> Batch:
-    """Vision entries of a batch whose row b continues prompt `group[b]`."""
-    if features is None:
-        features = [None if prompt.vision is None else prompt.vision.features for prompt in prompts]
-    with_pictures = [p for p in group if prompts[p].vision is not None]
-    if not with_pictures:
-        return {}
-    if not rollout.vision_ids:
-        raise ConfigError("the rollout does not say which ids stand for pictures; set rollout.vision_ids")
-    index = {p: vision_index(prompts[p], rollout.vision_ids).cpu() for p in set(group)}
-    batch: Batch = {"vision_index": torch.cat([b * width + index[p] for b, p in enumerate(group)])}
-    lacking = [p for p in with_pictures if features[p] is None]
-    if not lacking:
-        check_prompts([prompts[p] for p in group], [features[p] for p in group], rollout.vision_ids)
-        batch["vision_features"] = torch.cat([features[p] for p in with_pictures])  # type: ignore[misc]
-        return batch
-    visions = [prompts[p].vision for p in with_pictures]
-    if len(lacking) < len(with_pictures) or any(v is None or v.patches is None for v in visions):
-        name = describe(prompts[lacking[0]], lacking[0])
-        raise ConfigError(
-            f"{name} has no vision features while others have, or no patches either; "
-            "pass features=encode_prompts(backbone, prompts)"
-        )
-    batch["patches"] = torch.cat([v.patches for v in visions])  # type: ignore[union-attr, misc]
-    batch["grid_thw"] = torch.cat([v.grid_thw for v in visions])  # type: ignore[union-attr]
-    return batch
+) -> dict[int, tuple[Vision | None, Tensor]]:
+    """For every prompt in `used` its pictures, with features when there are any, and where they stand."""
+    visions: dict[int, tuple[Vision | None, Tensor]] = {}
+    for p in used:
+        vision = prompts[p].vision
+        if vision is not None and not rollout.vision_ids:
+            raise ConfigError("the rollout does not say which ids stand for pictures; set rollout.vision_ids")
+        if vision is not None and features is not None:
+            vision = replace(vision, features=features[p])
+        visions[p] = vision, vision_index(prompts[p], rollout.vision_ids)
+    return visions
