@@ -136,7 +136,8 @@ def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = Non
         model.resize_token_embeddings(needed, mean_resizing=False)
     if before is None:
         for module in _vocabulary_modules(model):
-            _set_to_mean(cast(Tensor, module.weight), list(ids), [i for i in known if i < rows])
+            fresh = sorted({*ids, *range(rows, needed)})
+            _set_to_mean(cast(Tensor, module.weight), fresh, [i for i in known if i < rows])
 
     size = latent_size if latent_size is not None else (before.latent_size if before else DEFAULT_LATENT_SIZE)
     if before is not None:

@@ -109,6 +109,17 @@ def test_rows_are_initialised_when_only_the_tokenizer_knew_the_tokens() -> None:
     assert weight.shape[0] == known + 3
 
 
+def test_tokens_that_never_had_a_row_do_not_count() -> None:
+    tokenizer = tiny_tokenizer()
+    known = len(tokenizer)
+    model = tiny_model(tokenizer)
+    tokenizer.add_tokens(["<|another|>"])
+    spec = grow_vocabulary(model, tokenizer)
+    assert spec.pad_id == known + 1
+    weight = matrices(model)[0]
+    assert torch.equal(weight[known:], weight[:known].double().mean(0).float().expand(4, -1))
+
+
 def test_tokenizer_of_another_checkpoint() -> None:
     tokenizer, other = tiny_tokenizer(), tiny_tokenizer(merges=60)
     model = tiny_model(tokenizer)
