@@ -1,11 +1,35 @@
-"""Small things that several ops share: accumulation dtype and the global normaliser."""
+"""What several ops share: op names, the choice of backend, precision, the global normaliser."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import triton
 from torch import Tensor
+
+# The folder is importable as `kernels` and as `fourdthinker.kernels`: one registration under each name.
+NAMESPACE = f"{__name__.partition('.')[0]}_kernels"
+BACKENDS = ("auto", "triton", "torch")
+
+
+def use_triton(backend: str, tensor: Tensor) -> bool:
+    """Whether the Triton kernels run: on CUDA tensors, or anywhere when asked for (CPU: the interpreter)."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; use one of {BACKENDS}")
+    if backend == "auto":
+        return tensor.is_cuda
+    if backend == "triton" and not tensor.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"backend is 'triton' but the tensors are on {tensor.device}; move them to CUDA, or set "
+            "TRITON_INTERPRET=1 before importing the kernels"
+        )
+    return backend == "triton"
+
+
+def tile(width: int, largest: int) -> int:
+    """The power of two that covers ``width``, at most ``largest``."""
+    return min(triton.next_power_of_2(max(width, 1)), largest)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -17,10 +17,18 @@ In mode ``"reference"`` an END sampled in LATENT(k<K) is emitted and closes the 
 inside a block are ignored in both modes.
 """
 
+# Triton functions take no annotations.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from ._common import NAMESPACE, tile, use_triton
 
 TEXT = 0
 MODES = ("exact", "reference")
@@ -123,6 +131,148 @@ def _reference(
     steps.add_(live)
 
 
+@triton.jit(
+    do_not_specialize=["eos_count", "max_latents", "pad_id", "start_id", "end_id", "fill_id", "latent_size"]
+)
+def _kernel(
+    sampled_ptr,
+    hidden_ptr,
+    hidden_stride,
+    embedding_ptr,
+    embedding_stride,
+    steps_ptr,
+    phase_ptr,
+    blocks_ptr,
+    finished_ptr,
+    latents_ptr,
+    latents_stride,
+    latent_steps_ptr,
+    latent_count_ptr,
+    eos_ptr,
+    emitted_ptr,
+    policy_ptr,
+    next_ptr,
+    next_stride,
+    eos_count,
+    max_latents,
+    pad_id,
+    start_id,
+    end_id,
+    fill_id,
+    latent_size,
+    H: tl.constexpr,
+    EARLY_END: tl.constexpr,
+    TRAIN_START: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    sampled = tl.load(sampled_ptr + row)
+    step = tl.load(steps_ptr + row)
+    phase = tl.load(phase_ptr + row)
+    blocks = tl.load(blocks_ptr + row)
+    count = tl.load(latent_count_ptr + row)
+    finished = tl.load(finished_ptr + row)
+    slots = tl.arange(0, BLOCK_E)
+    eos = tl.load(eos_ptr + slots, mask=slots < eos_count, other=-1)
+    # Every warp of the program reads the row's state; none may write it before all have.
+    tl.debug_barrier()
+
+    live = finished == 0
+    text = live & (phase == 0)
+    latent = live & (phase != 0)
+    started = text & (sampled == start_id)
+    thinking = latent & (phase <= latent_size)
+    if EARLY_END:
+        thinking = thinking & (sampled != end_id)
+    closed = latent ^ thinking
+    is_eos = tl.max(((slots < eos_count) & (eos == sampled)).to(tl.int32), axis=0) != 0
+    ended = text & is_eos & (sampled != start_id)
+
+    token = tl.where(text, sampled, fill_id)
+    token = tl.where(thinking, pad_id, token)
+    token = tl.where(closed, end_id, token).to(tl.int64)
+    policy = text
+    if not TRAIN_START:
+        policy = policy & (sampled != start_id)
+    record = thinking & (count < max_latents)
+    slot = row * max_latents + tl.where(record, count, 0)
+
+    tl.store(emitted_ptr + row, token)
+    tl.store(policy_ptr + row, policy.to(tl.uint8))
+    tl.store(latent_steps_ptr + slot, step.to(tl.int32), mask=record)
+    tl.store(latent_count_ptr + row, count + thinking.to(tl.int32))
+    tl.store(blocks_ptr + row, blocks + started.to(tl.int32))
+    next_phase = tl.where(thinking | started, phase + 1, 0)
+    tl.store(phase_ptr + row, tl.where(live, next_phase, phase))
+    tl.store(finished_ptr + row, finished | ended.to(tl.uint8))
+    tl.store(steps_ptr + row, step + live.to(tl.int64))
+
+    source = tl.where(thinking, hidden_ptr + row * hidden_stride, embedding_ptr + token * embedding_stride)
+    for start in tl.static_range(0, H, BLOCK_H):
+        columns = start + tl.arange(0, BLOCK_H)
+        inside = columns < H
+        values = tl.load(source + columns, mask=inside)
+        tl.store(next_ptr + row * next_stride + columns, values, mask=inside)
+        wide = values.to(latents_ptr.dtype.element_ty)
+        tl.store(latents_ptr + slot * latents_stride + columns, wide, mask=inside & record)
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::latent_feedback_step_",
+    mutates_args=(
+        "steps", "phase", "blocks", "finished", "latents", "latent_steps", "latent_count",
+        "emitted", "is_policy", "next_embeds",
+    ),
+)  # fmt: skip
+def _step_op(
+    sampled: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    steps: Tensor,
+    phase: Tensor,
+    blocks: Tensor,
+    finished: Tensor,
+    latents: Tensor,
+    latent_steps: Tensor,
+    latent_count: Tensor,
+    eos_ids: Tensor,
+    emitted: Tensor,
+    is_policy: Tensor,
+    next_embeds: Tensor,
+    pad_id: int,
+    start_id: int,
+    end_id: int,
+    fill_id: int,
+    latent_size: int,
+    early_end: bool,
+    train_start: bool,
+    backend: str,
+) -> None:
+    if not use_triton(backend, hidden):
+        _reference(
+            sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,
+            eos_ids, emitted, is_policy, next_embeds, pad_id, start_id, end_id, fill_id, latent_size,
+            early_end, train_start,
+        )  # fmt: skip
+        return
+    rows, width = hidden.shape
+    if rows == 0:
+        return
+    _kernel[(rows,)](
+        sampled, hidden, hidden.stride(0), embedding, embedding.stride(0), steps, phase, blocks,
+        finished.view(torch.uint8), latents, latents.stride(1), latent_steps, latent_count, eos_ids, emitted,
+        is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), eos_ids.numel(), latents.shape[1],
+        pad_id, start_id, end_id, fill_id, latent_size, H=width, EARLY_END=early_end, TRAIN_START=train_start,
+        BLOCK_E=tile(eos_ids.numel(), 1024), BLOCK_H=tile(width, 4096), num_warps=8,
+    )  # fmt: skip
+
+
+@_step_op.register_fake
+def _(*arguments: Tensor | int | bool | str) -> None:
+    return None
+
+
 def latent_feedback_step_(
     sampled: Tensor,
     hidden: Tensor,
@@ -146,6 +296,7 @@ def latent_feedback_step_(
     emitted: Tensor | None = None,
     is_policy: Tensor | None = None,
     next_embeds: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance the decode grammar of every row by one step, without a host synchronisation.
 
@@ -165,7 +316,11 @@ def latent_feedback_step_(
     START counts only if ``train_start``) and ``next_embeds`` [B, H], written into the given tensors when
     there are any. Rows never depend on each other.
 
-    Raises ``ValueError`` for a wrong shape, dtype or mode.
+    One launch on CUDA (``backend="triton"`` forces it, ``"torch"`` the reference), which a CUDA graph may
+    capture; it reads and writes B * H elements. There rows of ``hidden``, ``embedding`` and ``next_embeds``
+    must be dense, everything else contiguous, and ``eos_ids`` at most 1024.
+
+    Raises ``ValueError`` for a wrong shape, dtype, layout or mode.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; use one of {MODES}")
@@ -194,7 +349,7 @@ def latent_feedback_step_(
     if is_policy is None:
         is_policy = torch.empty_like(finished)
     if next_embeds is None:
-        next_embeds = torch.empty_like(hidden)
+        next_embeds = torch.empty(rows, width, dtype=hidden.dtype, device=hidden.device)
     expected["emitted"] = (emitted, (rows,), torch.int64)
     expected["is_policy"] = (is_policy, (rows,), torch.bool)
     expected["next_embeds"] = (next_embeds, (rows, width), hidden.dtype)
@@ -204,10 +359,18 @@ def latent_feedback_step_(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
                 f"it must be {shape} {dtype} on {hidden.device}"
             )
+    for name, (tensor, _, _) in expected.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}; pass it contiguous")
+    for name, tensor in (("hidden", hidden), ("embedding", embedding)):
+        if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}; its rows must be dense")
+    if eos_ids.numel() > 1024:
+        raise ValueError(f"eos_ids has {eos_ids.numel()} ids; at most 1024 are supported")
     with torch.no_grad():
-        _reference(
+        _step_op(
             sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,
             eos_ids, emitted, is_policy, next_embeds, pad_id, start_id, end_id, fill_id, latent_size,
-            mode == "reference", train_start,
+            mode == "reference", train_start, backend,
         )  # fmt: skip
     return emitted, is_policy, next_embeds

@@ -1,0 +1,96 @@
+"""Compile a kernel for a GPU that is not there and read its resources from the assembler's report."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+REGISTERS = 65536  # per multiprocessor, on all three
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+WARPS = 64
+TABLE: list[str] = []
+
+
+@dataclass(frozen=True)
+class Binary:
+    ptx: str
+    registers: int
+    spills: int  # bytes spilled, stores and loads
+    stack: int  # bytes of local memory
+    shared: int
+    occupancy: float  # warps resident on a multiprocessor, as a fraction of 64
+
+    def widths(self, operation: str) -> set[int]:
+        """Bytes per thread of the global ``ld`` or ``st`` instructions of at least 4 elements or 16 bytes."""
+        sizes = set()
+        for match in re.finditer(rf"{operation}\.global[\w.:]*?(?:\.v(\d))?\.[busf](\d+)\s", self.ptx):
+            sizes.add(int(match[1] or 1) * int(match[2]) // 8)
+        return sizes
+
+
+def compile_kernel(
+    kernel: triton.runtime.JITFunction,
+    arguments: Mapping[str, object],
+    *,
+    arch: int,
+    num_warps: int,
+    name: str = "",
+    unaligned: tuple[str, ...] = (),
+    num_stages: int = 3,
+) -> Binary:
+    """Compile for ``sm_<arch>``.
+
+    ``arguments`` maps every parameter to a Triton type (``"*bf16"``, ``"i32"``) or, for a constant, to its
+    value. Pointers, and the integers whose name ends in ``stride``, are taken to be divisible by 16 as they
+    are in production, unless they are in ``unaligned``.
+    """
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(kernel.arg_names):
+        value = arguments[parameter]
+        is_constant = kernel.params[position].is_constexpr
+        signature[parameter] = "constexpr" if is_constant or value is None else value
+        if signature[parameter] == "constexpr":
+            constants[parameter] = value
+        elif (str(value).startswith("*") or parameter.endswith("stride")) and parameter not in unaligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    missing = set(arguments) - set(kernel.arg_names)
+    assert not missing, f"no such parameters: {missing}"
+    compiled = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    ptx = compiled.asm["ptx"]
+    target = re.search(r"\.target (sm_\w+)", ptx)
+    assert target is not None
+    nvidia = triton.knobs.nvidia
+    assembler = nvidia.ptxas_blackwell if arch >= 100 else nvidia.ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "k.ptx"
+        source.write_text(ptx)
+        report = subprocess.run(
+            [assembler.path, "-v", "--gpu-name", target[1], str(source), "-o", str(Path(folder) / "k.cubin")],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
+    stack = int(re.search(r"(\d+) bytes stack frame", report)[1])
+    shared = compiled.metadata.shared
+    threads = num_warps * 32
+    blocks = min(REGISTERS // (threads * (registers + 7 & ~7)), WARPS // num_warps, 32)
+    if shared:
+        blocks = min(blocks, SHARED[arch] // (shared + 1024))
+    binary = Binary(ptx, registers, spills, stack, shared, blocks * num_warps / WARPS)
+    label = name or kernel.__name__
+    line = f"{label:<34}{arch:>6}{registers:>11}{shared:>10}{spills:>9}{stack:>9}{num_warps:>7}"
+    TABLE.append(line + f"{binary.occupancy:>11.2f}")
+    return binary

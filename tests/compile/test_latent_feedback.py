@@ -1,0 +1,29 @@
+"""The decode-grammar kernel at the widths of the released models."""
+
+from __future__ import annotations
+
+import pytest
+from fourdthinker.kernels import latent_feedback
+from tests.compile.aot import ARCHITECTURES, compile_kernel
+
+ARGUMENTS = {
+    "sampled_ptr": "*i64", "hidden_ptr": "*bf16", "hidden_stride": "i32", "embedding_ptr": "*bf16",
+    "embedding_stride": "i32", "steps_ptr": "*i64", "phase_ptr": "*i32", "blocks_ptr": "*i32",
+    "finished_ptr": "*u8", "latents_ptr": "*bf16", "latents_stride": "i32", "latent_steps_ptr": "*i32",
+    "latent_count_ptr": "*i32", "eos_ptr": "*i64", "emitted_ptr": "*i64", "policy_ptr": "*u8",
+    "next_ptr": "*bf16", "next_stride": "i32", "eos_count": "i32", "max_latents": "i32", "pad_id": "i32",
+    "start_id": "i32", "end_id": "i32", "fill_id": "i32", "latent_size": "i32", "TRAIN_START": False,
+    "BLOCK_E": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [2048, 3584])
+def test_no_spills_and_wide_accesses(arch, width):
+    binary = compile_kernel(
+        latent_feedback._kernel, {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": 4096 if width > 2048 else 2048},
+        arch=arch, num_warps=8, name=f"latent_feedback H={width}",
+    )  # fmt: skip
+    assert binary.spills == binary.stack == 0
+    assert max(binary.widths("ld")) == 16
+    assert max(binary.widths("st")) == 16
