@@ -25,7 +25,8 @@ def peers(pixels: np.ndarray) -> dict[str, Callable[[], object]]:
 
     def pillow() -> np.ndarray:
         size = (TARGET[1], TARGET[0])
-        return np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.LANCZOS)) for x in pixels])
+        lanczos = Image.Resampling.LANCZOS
+        return np.stack([np.asarray(Image.fromarray(x).resize(size, lanczos)) for x in pixels])
 
     def with_torch(threads: int) -> torch.Tensor:
         torch.set_num_threads(threads)

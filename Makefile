@@ -1,0 +1,39 @@
+# The commands of the README. Each makes .venv when needed; a second call starts at once.
+#
+#   make demo                 the whole loop on rendered scenes; ARGS="--quick" is passed on
+#   make test                 all lanes but gpu, with coverage
+#   make test LANE=unit       one lane: unit, interpreter, compile, e2e, gpu; ARGS="-k name" is passed on
+#   make lint                 style and types
+#   make clean                removes .venv and build/
+
+PYTHON ?= python3
+VENV ?= .venv
+LANE ?=
+ARGS ?=
+
+# Where a CPU build of torch comes from when pip's own source offers only CUDA builds and this machine has
+# no NVIDIA GPU. The only place that names such a host.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+export TORCH_CPU_INDEX
+
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml CMakeLists.txt requirements/constraints.txt tools/prepare.py tools/install_torch.py $(wildcard csrc/*)
+	$(PYTHON) tools/prepare.py --venv $(VENV)
+
+demo: $(READY)
+	$(VENV)/bin/fourdthinker demo $(ARGS)
+
+test: $(READY)
+	$(VENV)/bin/python tools/lanes.py $(LANE) $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,98 @@
+"""Run test lanes. A lane is a directory of tests that runs on one kind of hardware, in one process.
+
+python tools/lanes.py                 all lanes but gpu, with line coverage of the package over all of them
+python tools/lanes.py LANE [ARG ...]  one lane; arguments after it go to pytest
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+log = logging.getLogger("lanes")
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+LANES = ("unit", "interpreter", "compile", "e2e")
+ON_REQUEST = ("gpu",)
+COVERAGE = ROOT / "build" / "coverage"
+LEAST_COVERAGE = 90
+NO_TESTS_COLLECTED = 5  # pytest's exit status
+
+
+def environment(lane: str, coverage: bool) -> dict[str, str]:
+    """What a lane's process sees: no network, and Triton's interpreter only in the lane of that name.
+
+    The interpreter is chosen when a module with kernels is imported, and ahead-of-time compilation does not
+    work under it, so the variable is never inherited.
+    """
+    values = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if lane == "interpreter":
+        values["TRITON_INTERPRET"] = "1"
+    values.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and e2e runs two processes on two cores
+    values.setdefault("TOKENIZERS_PARALLELISM", "false")
+    values.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+    if coverage:
+        values["COVERAGE_FILE"] = str(COVERAGE / "data")
+    return values
+
+
+def has_tests(lane: str) -> bool:
+    return any((TESTS / lane).rglob("test_*.py"))
+
+
+def run_lane(lane: str, arguments: list[str], coverage: bool) -> int:
+    """Exit status of the lane; 0 when it has no tests, which is said."""
+    if not has_tests(lane):
+        log.warning("== %s: no tests in %s", lane, TESTS / lane)
+        return 0
+    log.info("== %s", lane)
+    runner = ["-m", "coverage", "run", "-m", "pytest"] if coverage else ["-m", "pytest"]
+    command = [sys.executable, *runner, str(TESTS / lane), "-q", "--durations=5", *arguments]
+    code = subprocess.run(
+        command, cwd=ROOT, env=environment(lane, coverage), stdin=subprocess.DEVNULL, check=False
+    ).returncode
+    if code == NO_TESTS_COLLECTED and not arguments:
+        log.warning("== %s: no tests were collected", lane)
+        return 0
+    return code
+
+
+def report_coverage() -> int:
+    """Joins what all processes of all lanes have covered; non-zero below LEAST_COVERAGE percent of lines."""
+    values = environment("", coverage=True)
+    join = [sys.executable, "-m", "coverage", "combine", "--quiet", str(COVERAGE)]
+    code = subprocess.run(join, cwd=ROOT, env=values, check=False).returncode
+    if code != 0:
+        return code
+    show = [sys.executable, "-m", "coverage", "report", f"--fail-under={LEAST_COVERAGE}"]
+    return subprocess.run(show, cwd=ROOT, env=values, check=False).returncode
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] not in (*LANES, *ON_REQUEST):
+        raise SystemExit(f"unknown lane {argv[0]!r}: choose one of {', '.join((*LANES, *ON_REQUEST))}")
+    everything = not argv
+    lanes, arguments = (LANES, []) if everything else ((argv[0],), argv[1:])
+    if everything:
+        shutil.rmtree(COVERAGE, ignore_errors=True)
+        COVERAGE.mkdir(parents=True)
+    results: list[tuple[str, int, float]] = []
+    for lane in lanes:
+        start = time.monotonic()
+        code = run_lane(lane, arguments, coverage=everything)
+        results.append((lane, code, time.monotonic() - start))
+    if everything:
+        start = time.monotonic()
+        results.append(("coverage", report_coverage(), time.monotonic() - start))
+    for name, code, seconds in results:
+        log.info("%-12s %-8s %6.1f s", name, "ok" if code == 0 else f"FAILED {code}", seconds)
+    return 0 if all(code == 0 for _, code, _ in results) else 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main(sys.argv[1:]))
