@@ -76,7 +76,7 @@ def load_backbone(
     path, where = _place(path, subfolder)
     config, family = _family(path, subfolder, where)
     LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
-    return _load_weights(family, path, subfolder, dtype=dtype, **where)
+    return _load_weights(family, path, where, dtype=dtype)
 
 
 def init_checkpoint(
@@ -95,7 +95,7 @@ def init_checkpoint(
     """
     path, where = _place(path, subfolder)
     _, family = _family(path, subfolder, where)
-    model = _load_weights(family, path, subfolder, dtype=dtype, latents=False, **where)
+    model = _load_weights(family, path, where, dtype=dtype, latents=False)
     tokenizer = _load_tokenizer(path, where)
     grow_vocabulary(model, tokenizer, latent_size=latent_size)
     return Checkpoint(family.Qwen2_5_VL(model), tokenizer, policy or FramePolicy(), style or PromptStyle())
@@ -167,12 +167,15 @@ def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[An
     return config, importlib.import_module(FAMILIES[config.model_type])
 
 
-def _load_weights(family: Any, path: str, subfolder: str | None, **options: Any) -> Any:
+def _load_weights(family: Any, path: str, where: dict[str, str], **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        return family.load(path, **options)
-    except (OSError, RuntimeError) as error:
+        return family.load(path, **options, **where)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        name = _name(path, where.get("subfolder"))
         raise CheckpointError(
-            f"{_name(path, subfolder)}: the weights cannot be loaded ({error}). Only safetensors are read; "
+            f"{name}: the weights cannot be loaded ({error}). Only safetensors are read; "
             "convert pickled weights with a tool you trust"
         ) from error
 

@@ -306,5 +306,36 @@ def load(path: str, *, dtype: torch.dtype | None = None, latents: bool = True, *
 
 
 def save(backbone: Qwen2_5_VL, folder: str) -> None:
-    """Write weights (safetensors), config.json and generation_config.json into ``folder``."""
-    backbone.hf.save_pretrained(folder)
+    """Write weights (safetensors), config.json and generation_config.json into ``folder``.
+
+    LoRA adapters are added to the weights that are written, not to those in memory.
+    """
+    model = backbone.hf
+    adapted = any(hasattr(module, "base_layer") for module in model.modules())
+    model.save_pretrained(folder, state_dict=_merged_state(model) if adapted else None)
+
+
+@torch.no_grad()
+def _merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict the model would have after merging its LoRA adapters."""
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    state: dict[str, Tensor] = {}
+    for key, tensor in model.state_dict().items():
+        owner = next((name for name in layers if key.startswith(f"{name}.")), None)
+        if owner is None:
+            state[key] = tensor
+        elif key.startswith(f"{owner}.base_layer."):
+            state[f"{owner}.{key.removeprefix(f'{owner}.base_layer.')}"] = tensor
+    for name, layer in layers.items():
+        plain = hasattr(layer, "get_delta_weight") and not getattr(layer, "lora_variant", {})
+        if not plain or any(getattr(layer, "lora_bias", {}).values()):
+            raise CheckpointError(
+                f"{name} has an adapter of type {type(layer).__name__} that is more than a sum of weights; "
+                "merge it (model.merge_and_unload()) before saving"
+            )
+        if not layer.merged:
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    weight = state[f"{name}.weight"]
+                    state[f"{name}.weight"] = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+    return state

@@ -1,0 +1,313 @@
+"""Checkpoints: complete when saved, the same when loaded, and refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from fourdthinker.backbones import (
+    Checkpoint,
+    init_checkpoint,
+    load_backbone,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.errors import CheckpointError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.latents import LATENT_PAD
+from fourdthinker.prompts import RELEASED, PromptStyle
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+FILES = {
+    "chat_template.jinja",
+    "config.json",
+    "frame_policy.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def edit(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text())
+    for key, value in changes.items():
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model as its makers publish it: no latent tokens, no frame policy."""
+    tokenizer = tiny_tokenizer()
+    folder = tmp_path / "base"
+    tiny_model(tokenizer, spare_rows=20).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny_checkpoint(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+    policy = FramePolicy(fps=4.0, max_frames=8, max_pixels=56 * 56, resample="bicubic")
+    style = PromptStyle(instruction="Say it.", newline_after_assistant=False, seconds_per_grid=0.5)
+    checkpoint = tiny_checkpoint(tied=tied, latent_size=3, policy=policy, style=style)
+    checkpoint.backbone.to(dtype)
+    folder = tmp_path / "deep" / "checkpoint"
+
+    save_checkpoint(folder, checkpoint)
+
+    assert names(folder) == FILES
+    assert names(folder.parent) == {"checkpoint"}
+    loaded = load_checkpoint(folder)
+    assert loaded.backbone.dtype == dtype
+    assert same_weights(loaded.backbone, checkpoint.backbone)
+    assert (loaded.backbone.head_weight is loaded.backbone.embedding_weight) == tied
+    assert not loaded.backbone.training
+    assert loaded.backbone.latents == checkpoint.backbone.latents
+    assert loaded.backbone.latents.latent_size == 3
+    assert loaded.backbone.vision == checkpoint.backbone.vision
+    assert (loaded.policy, loaded.style) == (policy, style)
+    assert loaded.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
+    assert loaded.tokenizer.chat_template == checkpoint.tokenizer.chat_template
+    text = "Größe <|im_start|>assistant\n<|latent_start|><|latent_pad|> 12"
+    assert loaded.tokenizer(text).input_ids == checkpoint.tokenizer(text).input_ids
+    assert load_checkpoint(folder, dtype=torch.float64).backbone.dtype == torch.float64
+
+
+def test_other_programs_can_read_it(saved: Path) -> None:
+    """Plain transformers finds model, tokenizer and processor settings."""
+    checkpoint = load_checkpoint(saved)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(saved)
+    assert same_weights(model, checkpoint.backbone.hf)
+    assert AutoConfig.from_pretrained(saved).latent_token_id == checkpoint.backbone.latents.pad_id
+    assert LATENT_PAD in AutoTokenizer.from_pretrained(saved).get_vocab()
+    eos = checkpoint.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert model.generation_config.eos_token_id == eos
+    for name, kind in [("preprocessor", "image"), ("video_preprocessor", "video")]:
+        content = json.loads((saved / f"{name}_config.json").read_text())
+        assert content[f"{kind}_processor_type"].startswith("Qwen2VL")
+        assert content["size"] == {"shortest_edge": 28 * 28, "longest_edge": 256 * 28 * 28}
+        assert (content["patch_size"], content["merge_size"], content["temporal_patch_size"]) == (14, 2, 2)
+        assert content["resample"] == 1  # Lanczos, as PIL numbers it
+
+
+def test_saving_again_replaces_and_leaves_other_files(saved: Path) -> None:
+    (saved / "trainer_state.json").write_text("{}")
+    (saved / "model-00001-of-00002.safetensors").write_text("of an earlier save")
+    (saved / "model.safetensors.index.json").write_text("of an earlier save")
+    other = tiny_checkpoint(seed=1)
+    save_checkpoint(saved, other)
+    assert names(saved) == FILES | {"trainer_state.json"}
+    assert same_weights(load_checkpoint(saved).backbone, other.backbone)
+
+
+def test_an_interrupted_save_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    replace, moved = os.replace, []
+
+    def fails_late(source: Path, target: Path) -> None:
+        if len(moved) == 3:
+            raise OSError("disk full")
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_late)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(saved, tiny_checkpoint(seed=1))
+    assert not (saved / "config.json").exists()
+    assert names(saved.parent) == {"saved"}
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(saved)
+
+
+def test_released_format(tmp_path: Path, saved: Path) -> None:
+    """No frame policy, no processor config, in a subfolder of a larger repository."""
+    folder = tmp_path / "repository" / "dift" / "checkpoints"
+    shutil.copytree(saved, folder)
+    for name in ("frame_policy.json", "preprocessor_config.json", "video_preprocessor_config.json"):
+        (folder / name).unlink()
+    (folder / "processor_config.json").unlink()
+
+    loaded = load_checkpoint(tmp_path / "repository", "dift/checkpoints")
+
+    assert loaded.policy == FramePolicy()
+    assert loaded.policy.fps == 1.0
+    assert loaded.style == RELEASED
+    assert not loaded.style.newline_after_assistant
+    assert loaded.style.seconds_per_grid == 1.0
+    save_checkpoint(tmp_path / "complete", loaded)
+    assert names(tmp_path / "complete") == FILES
+    assert load_checkpoint(tmp_path / "complete").style == RELEASED
+    with pytest.raises(CheckpointError, match="fps"):
+        load_checkpoint(tmp_path / "repository", "dift/checkpoints", policy=FramePolicy(fps=2.0))
+
+
+def test_chat_template_of_older_processors(saved: Path) -> None:
+    (saved / "chat_template.jinja").unlink()
+    assert load_checkpoint(saved).tokenizer.chat_template is None
+    (saved / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    assert load_checkpoint(saved).tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+def test_base_model_is_refused_and_can_be_initialised(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"base/config\.json has no latent_size.*grow_vocabulary"):
+        load_checkpoint(base)
+    checkpoint = init_checkpoint(base, latent_size=2, policy=FramePolicy(fps=2.0))
+    assert checkpoint.backbone.latents.latent_size == 2
+    assert checkpoint.style == PromptStyle()
+    rows = checkpoint.backbone.embedding_weight.shape[0]
+    assert rows == len(tiny_tokenizer()) + 20
+    save_checkpoint(tmp_path / "new", checkpoint)
+    loaded = load_checkpoint(tmp_path / "new", policy=FramePolicy(fps=2.0))
+    assert same_weights(loaded.backbone, checkpoint.backbone)
+
+
+def test_policy_mismatch(tmp_path: Path) -> None:
+    saved = FramePolicy(fps=2.0, max_frames=16)
+    tiny_checkpoint(tmp_path / "c", policy=saved)
+    assert load_checkpoint(tmp_path / "c", policy=FramePolicy(fps=2.0, max_frames=16)).policy == saved
+    other = FramePolicy(fps=4.0, max_frames=16, resample="bicubic")
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(tmp_path / "c", policy=other)
+    assert "fps (checkpoint 2.0, given 4.0)" in str(error.value)
+    assert "resample (checkpoint lanczos, given bicubic)" in str(error.value)
+    assert "max_frames" not in str(error.value)
+    assert "override_policy=True" in str(error.value)
+    assert load_checkpoint(tmp_path / "c", policy=other, override_policy=True).policy == other
+
+
+def test_no_pickle(saved: Path) -> None:
+    weights = load_backbone(saved).hf.state_dict()
+    (saved / "model.safetensors").unlink()
+    torch.save(weights, saved / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="Only safetensors are read"):
+        load_checkpoint(saved)
+
+
+def test_missing_weights(saved: Path) -> None:
+    edit(saved / "config.json", tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"1 weights are missing: lm_head\.weight"):
+        load_checkpoint(saved)
+
+
+def test_broken_files(saved: Path, tmp_path: Path) -> None:
+    def broken(name: str, text: str | None) -> Path:
+        folder = tmp_path / "broken"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+        if text is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text(text)
+        return folder
+
+    cases = [
+        ("frame_policy.json", "{", "frame_policy.json: not readable as JSON"),
+        ("frame_policy.json", "[]", "a JSON object was expected, found list"),
+        ("frame_policy.json", '{"policy": {}}', "objects `policy` and `style`"),
+        ("frame_policy.json", '{"policy": {"fqs": 1}, "style": {}}', "fqs"),
+        ("frame_policy.json", '{"policy": {}, "style": {"color": 1}}', "unknown prompt style color"),
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", None, "config.json cannot be read"),
+        ("config.json", '{"model_type": "llama"}', "is a llama; supported are qwen2_5_vl"),
+        ("tokenizer.json", None, "has no tokenizer"),
+        ("tokenizer.json", "{", "tokenizer cannot be loaded"),
+        ("model.safetensors", "{", "the weights cannot be loaded"),
+        ("model.safetensors", None, "the weights cannot be loaded"),
+    ]
+    for name, text, message in cases:
+        folder = broken(name, text)
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(folder)
+        assert message in str(error.value), (name, text)
+        assert "broken" in str(error.value)
+
+
+def test_tokenizer_of_another_checkpoint(saved: Path) -> None:
+    tiny_tokenizer().save_pretrained(saved)
+    with pytest.raises(CheckpointError, match=r"in config\.json and None in the tokenizer"):
+        load_checkpoint(saved)
+
+
+def test_places_that_do_not_exist(saved: Path) -> None:
+    for place in ("/nowhere/at/all", "./nowhere", "a/b/c", "nowhere"):
+        with pytest.raises(CheckpointError, match="no such folder"):
+            load_checkpoint(place)
+    with pytest.raises(CheckpointError, match="has no folder dift"):
+        load_checkpoint(saved, "dift")
+
+
+def test_latent_ids_beyond_the_matrix(saved: Path) -> None:
+    edit(saved / "config.json", latent_end_id=4000)
+    with pytest.raises(CheckpointError, match=r"4000.*do not fit the embedding matrix"):
+        load_checkpoint(saved)
+
+
+def lora(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **options)
+    model = get_peft_model(checkpoint.backbone.hf, config)
+    return Checkpoint(Qwen2_5_VL(model), checkpoint.tokenizer, checkpoint.policy, checkpoint.style)
+
+
+def test_lora_is_merged_into_what_is_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    checkpoint = lora(tiny_checkpoint())
+    backbone = checkpoint.backbone
+    ids = torch.arange(12)[None]
+    batch = {"input_ids": ids, "position_ids": torch.arange(12).expand(3, 1, -1)}
+
+    def hidden(backbone: Qwen2_5_VL) -> torch.Tensor:
+        with torch.no_grad():
+            return backbone(batch, lambda _, hidden, __: hidden)
+
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    save_checkpoint(tmp_path / "c", checkpoint)
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert names(tmp_path / "c") == FILES
+    loaded = load_checkpoint(tmp_path / "c").backbone
+    assert loaded.hf.state_dict().keys() == tiny_checkpoint().backbone.hf.state_dict().keys()
+    torch.testing.assert_close(hidden(loaded), hidden(backbone), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(hidden(loaded), hidden(tiny_checkpoint().backbone), atol=1e-3)
+
+    backbone.model.merge_adapter()
+    save_checkpoint(tmp_path / "merged", checkpoint)
+    assert same_weights(load_checkpoint(tmp_path / "merged").backbone, loaded)
+
+
+def test_adapters_that_cannot_be_merged_into_a_copy(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="more than a sum of weights"):
+        save_checkpoint(tmp_path / "c", lora(tiny_checkpoint(), use_dora=True))
+    with pytest.raises(CheckpointError, match="output head is adapted"):
+        _ = lora(tiny_checkpoint(tied=False), modules_to_save=["lm_head"]).backbone.head_weight
