@@ -1,99 +1,12 @@
-"""Which frames of a video the model sees, at what size and on what clock."""
+"""Frames of videos, frame folders and pictures: which ones (by presentation time), at what size, on what
+clock.
 
-from __future__ import annotations
+The public face; the insides are in `fourdthinker._frames`.
+"""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from fourdthinker._frames.images import read_images
+from fourdthinker._frames.pixels import Frames, patchify, resize
+from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.video import read_frames
 
-from fourdthinker.errors import ConfigError
-
-RESAMPLES = ("lanczos", "bicubic")
-
-
-@dataclass(frozen=True)
-class FramePolicy:
-    """One sampling rule for synthesis, training, evaluation and generation; saved with the checkpoint.
-
-    fps: frames a second. max_frames, min_frames: bounds on the number of frames. max_pixels, min_pixels: bounds on
-    height * width of a resized frame. factor: both sides are multiples of it (patch size * merge size: 28 for
-    Qwen2.5-VL, 32 for Qwen3-VL). resample: "lanczos" or "bicubic", both antialiased.
-    The defaults are those of the 4DThinker paper.
-    """
-
-    fps: float = 1.0
-    max_frames: int = 50
-    min_frames: int = 1
-    max_pixels: int = 256 * 28 * 28
-    min_pixels: int = 28 * 28
-    factor: int = 28
-    resample: str = "lanczos"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ConfigError(f"frame policy: fps is {self.fps}; give a finite number above 0")
-        if not 1 <= self.min_frames <= self.max_frames:
-            raise ConfigError(
-                f"frame policy: min_frames is {self.min_frames} and max_frames {self.max_frames}; "
-                "1 <= min_frames <= max_frames must hold"
-            )
-        if self.factor < 2 or self.factor % 2:
-            raise ConfigError(f"frame policy: factor is {self.factor}; give an even number, 28 or 32 for the Qwen families")
-        if not (0 < self.min_pixels <= self.max_pixels and self.factor**2 <= self.max_pixels):
-            raise ConfigError(
-                f"frame policy: min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; 0 < min_pixels <= "
-                f"max_pixels must hold, and max_pixels must be at least {self.factor**2} (factor squared)"
-            )
-        if self.resample not in RESAMPLES:
-            raise ConfigError(f"frame policy: resample is {self.resample!r}; choose one of {', '.join(RESAMPLES)}")
-
-    def times(self, duration: float, start: float = 0.0) -> list[float]:
-        """Times in seconds at which a clip of `duration` seconds that begins at `start` is looked at.
-
-        N = max(1, ceil(duration * fps - 1e-6)) frames 1/fps apart. When N is out of [min_frames, max_frames] the
-        bound's number of frames is spread evenly, duration/N apart.
-        """
-        if not (math.isfinite(duration) and duration >= 0 and math.isfinite(start)):
-            raise ConfigError(f"frame times: duration {duration} and start {start} must be finite, duration >= 0")
-        number = max(1, math.ceil(duration * self.fps - 1e-6))
-        kept = min(max(number, self.min_frames), self.max_frames)
-        step = 1.0 / self.fps if kept == number else duration / kept
-        return [start + k * step for k in range(kept)]
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Size (height, width) that a picture of that size is resized to.
-
-        Above max_pixels: scaled by the square root of the ratio, each side floored to a multiple of factor. Otherwise
-        each side is rounded to the nearest multiple. At least one factor a side, at least min_pixels, and never above
-        max_pixels (where rounding would exceed it, sides are floored; extreme shapes lose their ratio).
-        """
-        if height < 1 or width < 1:
-            raise ConfigError(f"frame size: a picture of {height}x{width} pixels has no content")
-        f = self.factor
-        new_h, new_w = max(f, round(height / f) * f), max(f, round(width / f) * f)
-        if height * width > self.max_pixels or new_h * new_w > self.max_pixels:
-            scale = math.sqrt(self.max_pixels / (height * width))
-            new_h = max(f, math.floor(height * scale / f) * f)
-            new_w = max(f, math.floor(width * scale / f) * f)
-            if new_h * new_w > self.max_pixels:  # one side is already a single factor: shorten the other
-                if new_h < new_w:
-                    new_w = self.max_pixels // (new_h * f) * f
-                else:
-                    new_h = self.max_pixels // (new_w * f) * f
-        elif new_h * new_w < self.min_pixels:
-            scale = math.sqrt(self.min_pixels / (height * width))
-            new_h, new_w = math.ceil(height * scale / f) * f, math.ceil(width * scale / f) * f
-        return new_h, new_w
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FramePolicy:
-        """Inverse of `to_dict`; absent keys take their defaults, unknown ones are a ConfigError."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"frame policy: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return cls(**values)
+__all__ = ["FramePolicy", "Frames", "patchify", "read_frames", "read_images", "resize"]

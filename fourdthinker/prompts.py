@@ -1,30 +1,58 @@
-"""Records to token ids, positions and labels, and samples to batches."""
+"""Records to token ids, positions and labels, and samples to batches. Plain data: no model, no CUDA,
+picklable."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames, read_images
+from fourdthinker.latents import IMAGERY, LatentSpec
+from fourdthinker.positions import mrope_positions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from fourdthinker.backbones.qwen2_5_vl import VisionSpec
     from fourdthinker.records import Record
 
+Batch = dict[str, Tensor]
+IGNORE = -100
+
 INSTRUCTION = (
-    "Work it out step by step and picture the scene in your mind where that helps. Put the reasoning between <think> and "
-    "</think>, then give the letter and the text of the option you choose between <answer> and </answer>."
+    "Work it out step by step and picture the scene in your mind where that helps. Put the reasoning between "
+    "<think> and </think>, then give the letter and the text of the option you choose between <answer> and "
+    "</answer>."
 )
+# For tokenizers that bring no chat template: ChatML with one vision slot for each clip or picture.
+CHAT_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n"
+    "{% for part in ([{'type': 'text', 'text': turn.content}] if turn.content is string else turn.content) %}"
+    "{% if part.type in ('image', 'video') %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_ASSISTANT = "<|im_start|>assistant"
+_SLOT = "ANSWER-GOES-HERE"
+_CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class PromptStyle:
     """How a question becomes a prompt; saved with the checkpoint.
 
-    instruction: appended to every question, after an empty line; "" for none.
-    newline_after_assistant: whether a prompt to generate from ends with the newline after `<|im_start|>assistant`, or
-        leaves that newline to the model. Training supervises it in both cases.
-    seconds_per_grid: None: the true seconds between the temporal patches of the clip go to the position ids.
-        A number: that number, whatever the clip.
+    instruction: appended to every question, after an empty line; "" for none. newline_after_assistant:
+    whether a prompt to generate from ends with the newline after `<|im_start|>assistant`, or leaves that
+    newline to the model. Training supervises it in both cases. seconds_per_grid: None: the true seconds
+    between the temporal patches of the clip go to the position ids. A number: that number, whatever the
+    clip.
     """
 
     instruction: str = INSTRUCTION
@@ -38,21 +66,36 @@ RELEASED = PromptStyle(newline_after_assistant=False, seconds_per_grid=1.0)
 
 @dataclass
 class Vision:
-    """Pictures of one sample. Rows of `features` are merged features in raster order, clip or image after image.
+    """Pictures of one sample. Rows of `features` are merged features in raster order, clip or image after
+    image.
 
     grid_thw: [n, 3] long, patches in time, height and width. patches: [sum t*h*w, 1176] float32, or None when
     `features` [sum t*h*w/4, H] is given. kind: "video" or "image": which pad token stands for the features.
+    seconds_per_grid: for videos, one number for each; None means 1.0.
     """
 
     grid_thw: Tensor
     patches: Tensor | None = None
     features: Tensor | None = None
     kind: str = "video"
+    seconds_per_grid: list[float] | None = None
+
+    @classmethod
+    def from_frames(cls, frames: Frames) -> Vision:
+        """Patches of what was read; uint8 pixels are cut into patches first."""
+        patches, grid = frames.patches, frames.grid_thw
+        if patches is None or grid is None:
+            if frames.pixels is None:
+                raise ConfigError(f"frames of {frames.source}: neither pixels nor patches are there")
+            patches, grid = patchify(frames.pixels, stills=frames.kind == "image")
+        seconds = [frames.seconds_per_grid] if frames.kind == "video" else None
+        return cls(grid, patches, kind=frames.kind, seconds_per_grid=seconds)
 
 
 @dataclass
 class Prompt:
-    """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position, pictures."""
+    """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position,
+    pictures."""
 
     input_ids: Tensor
     position_ids: Tensor
@@ -61,11 +104,17 @@ class Prompt:
     record: Record | None = None
 
 
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.long)
+
+
 @dataclass
 class Sample:
-    """One training sequence: input_ids [S] long, position_ids [3, S] long, labels [S] long (-100: not supervised).
+    """One training sequence: input_ids [S] long, position_ids [3, S] long, labels [S] long (-100: not
+    supervised).
 
-    imagery: the pictures that the blocks stand for, in order; or latents [N, H]: their cached targets, K per block.
+    imagery: the pictures that the blocks stand for, in order; or latents [N, H]: their cached targets, K a
+    block. vision_index, latent_index: positions of the vision pads and of the latent pads in input_ids.
     """
 
     input_ids: Tensor
@@ -75,3 +124,303 @@ class Sample:
     imagery: Vision | None = None
     latents: Tensor | None = None
     record: Record | None = None
+    vision_index: Tensor = field(default_factory=_none)
+    latent_index: Tensor = field(default_factory=_none)
+
+
+def read_media(
+    record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches"
+) -> Frames | None:
+    """The pictures a record asks about, read by the policy; None for a record of text only. VideoError
+    otherwise."""
+    if record.video is not None:
+        return read_frames(record.video, policy, start=record.start, end=record.end, out=out)
+    if not record.frames:
+        return None
+    return read_images(
+        record.frames, policy, out=out, stills=record.stills, fps=record.fps, seconds=record.seconds
+    )
+
+
+def question_text(record: Record, instruction: str = "") -> str:
+    """The user's turn: the question, its options as "A. text" lines unless they are in it, and the
+    instruction."""
+    parts = [record.question]
+    options = [f"{letter}. {text}" for letter, text in record.options.items()]
+    if not set(options) <= {line.strip() for line in record.question.splitlines()}:
+        parts.append("\n".join(options))
+    if instruction:
+        parts.append(instruction)
+    return "\n\n".join(parts)
+
+
+class Encoder:
+    """Makes prompts and training samples of records. Reads media, needs no model, can be sent to worker
+    processes.
+
+    Text of records is data: one that would become a control token (`<|im_end|>`, `<|video_pad|>`, ...) is
+    refused. The prompt of a sample is, token for token, the prompt that generation starts from.
+    """
+
+    def __init__(
+        self, tokenizer: Any, vision: VisionSpec, latents: LatentSpec, policy: FramePolicy, style: PromptStyle
+    ) -> None:
+        """Raises ConfigError when the policy's factor is not the patch size times the merge size of the
+        model."""
+        factor = vision.patch_size * vision.merge_size
+        if policy.factor != factor:
+            raise ConfigError(
+                f"frame policy: factor is {policy.factor}, and this model needs {factor}; set factor={factor}"
+            )
+        self.tokenizer, self.spec, self.latents, self.policy, self.style = (
+            tokenizer,
+            vision,
+            latents,
+            policy,
+            style,
+        )
+        self.template: str = tokenizer.chat_template or CHAT_TEMPLATE
+        added = tokenizer.added_tokens_decoder
+        self._control = {
+            i for i, token in added.items() if token.special or _CONTROL.fullmatch(token.content)
+        }
+        self._control |= {i for text, i in tokenizer.get_vocab().items() if _CONTROL.fullmatch(text)}
+        self._control |= {*latents.ids, vision.image_token_id, vision.video_token_id}
+
+    def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
+        """The prompt of a record; decodes its media by the policy unless `frames` is given.
+
+        Raises RecordError for text that holds control tokens, VideoError for media that cannot be read.
+        """
+        vision = self._vision(record, frames)
+        head, newline = self._head(record, vision)
+        ids = head + newline if self.style.newline_after_assistant else head
+        tokens = torch.tensor(ids)
+        positions, following = self._positions(tokens, vision)
+        return Prompt(tokens, positions, following, vision, record)
+
+    def sample(
+        self,
+        record: Record,
+        frames: Frames | Vision | None = None,
+        imagery: Frames | Vision | Tensor | None = None,
+    ) -> Sample:
+        """The training sequence of a record with text_output.
+
+        `imagery` may be given read (Frames), as Vision, or as cached targets [N, H]; otherwise the overlays
+        of the record are read. Labels: everything through `<|im_start|>assistant`, and latent pads, are
+        -100; the rest, START and END included, is supervised. Raises RecordError and VideoError.
+        """
+        if record.text_output is None:
+            raise RecordError(f"{record.where}: text_output is missing; a record to fine-tune on needs it")
+        vision = self._vision(record, frames)
+        head, newline = self._head(record, vision)
+        pieces = record.text_output.split(IMAGERY)
+        pictures, targets = self._imagery(record, imagery, len(pieces) - 1)
+        block = [
+            self.latents.start_id,
+            *[self.latents.pad_id] * self.latents.latent_size,
+            self.latents.end_id,
+        ]
+        body = newline + self._data(pieces[0], record, "text_output")
+        for piece in pieces[1:]:
+            body += block + self._data(piece, record, "text_output")
+        tokens = torch.tensor(head + body + self._turn_end)
+        labels = tokens.clone()
+        labels[: len(head)] = IGNORE
+        labels[tokens == self.latents.pad_id] = IGNORE
+        is_vision = (tokens == self.spec.video_token_id) | (tokens == self.spec.image_token_id)
+        return Sample(
+            tokens,
+            self._positions(tokens, vision)[0],
+            labels,
+            vision,
+            pictures,
+            targets,
+            record,
+            vision_index=is_vision.nonzero().flatten(),
+            latent_index=(tokens == self.latents.pad_id).nonzero().flatten(),
+        )
+
+    # -- text
+    def _tokens(self, text: str) -> list[int]:
+        return (
+            list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        )
+
+    def _data(self, text: str, record: Record, key: str) -> list[int]:
+        """Ids of text that somebody else wrote. RecordError when one of them would be a control token."""
+        ids = self._tokens(text)
+        for token in ids:
+            if token in self._control:
+                name = self.tokenizer.convert_ids_to_tokens(token)
+                raise RecordError(
+                    f"{record.where}: {key} holds the control token {name}, which text must not; "
+                    "remove it or write it differently (for example with a space after the first character)"
+                )
+        return ids
+
+    def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+        )
+
+    def _messages(self, record: Record, kind: str, number: int) -> list[dict[str, Any]]:
+        text = question_text(record, self.style.instruction)
+        self._data(text, record, "the question")
+        parts: list[dict[str, Any]] = [{"type": kind} for _ in range(number)]
+        user = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+        if record.system is None:
+            return [user]
+        self._data(record.system, record, "the system text")
+        return [{"role": "system", "content": record.system}, user]
+
+    def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int]]:
+        """Ids up to and including `<|im_start|>assistant`, and those of the newline after it (if the
+        template has it)."""
+        kind = "video" if vision is None else vision.kind
+        counts: list[int] = []
+        if vision is not None:
+            counts = (vision.grid_thw.prod(-1) // self.spec.merge_size**2).tolist()
+        text = self._render(self._messages(record, kind, len(counts)), True)
+        cut = text.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in text else len(text.rstrip("\n"))
+        newline = self._tokens("\n") if text[cut : cut + 1] == "\n" else []
+        pad = self.spec.image_token_id if kind == "image" else self.spec.video_token_id
+        ids: list[int] = []
+        slots = iter(counts)
+        found = 0
+        for token in self._tokens(text[:cut]):
+            if token != pad:
+                ids.append(token)
+                continue
+            found += 1
+            ids += [pad] * next(slots, 0)
+        if found != len(counts):
+            raise ConfigError(
+                f"the chat template of the tokenizer made {found} {kind} slots for {len(counts)} {kind}s; "
+                f"it must write {self.tokenizer.convert_ids_to_tokens(pad)} once for each part of type {kind}"
+            )
+        return ids, newline
+
+    @cached_property
+    def _turn_end(self) -> list[int]:
+        """Ids that end the assistant's turn: what the template writes after its content."""
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": [{"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": _SLOT},
+        ]
+        text = self._render(turns, False)
+        ids = self._tokens(text.partition(_SLOT)[2])
+        if not ids:
+            raise ConfigError(
+                "the chat template of the tokenizer writes nothing after an assistant's turn; training "
+                "needs an end of turn such as <|im_end|> there"
+            )
+        return ids
+
+    # -- pictures
+    def _vision(self, record: Record, frames: Frames | Vision | None) -> Vision | None:
+        if frames is None:
+            frames = read_media(record, self.policy)
+        if frames is None:
+            return None
+        vision = frames if isinstance(frames, Vision) else Vision.from_frames(frames)
+        if vision.kind not in ("video", "image"):
+            raise ConfigError(
+                f"{record.where}: kind of pictures is {vision.kind!r}; it is 'video' or 'image'"
+            )
+        return vision
+
+    def _imagery(
+        self, record: Record, imagery: Frames | Vision | Tensor | None, blocks: int
+    ) -> tuple[Vision | None, Tensor | None]:
+        if imagery is None and len(record.images) == blocks and blocks:
+            imagery = read_images(record.images, self.policy, out="patches", stills=True)
+        if isinstance(imagery, Tensor):
+            have, per_block, what = imagery.shape[0], self.latents.latent_size, "cached latents"
+        else:
+            imagery = Vision.from_frames(imagery) if isinstance(imagery, Frames) else imagery
+            have = len(record.images) if imagery is None else imagery.grid_thw.shape[0]
+            per_block, what = 1, "images"
+        if have != blocks * per_block:
+            raise RecordError(
+                f"{record.where}: text_output has {blocks} {IMAGERY} and there are {have} {what} for them "
+                f"({blocks * per_block} needed); give one overlay for each placeholder, in the same order"
+            )
+        if isinstance(imagery, Tensor):
+            return None, imagery
+        return imagery, None
+
+    def _positions(self, ids: Tensor, vision: Vision | None) -> tuple[Tensor, int]:
+        seconds = None
+        if vision is not None and vision.kind == "video":
+            seconds, number = vision.seconds_per_grid, vision.grid_thw.shape[0]
+            if self.style.seconds_per_grid is not None:
+                seconds = [self.style.seconds_per_grid] * number
+        return mrope_positions(
+            ids,
+            grid_thw=None if vision is None else vision.grid_thw,
+            seconds_per_grid=seconds,
+            image_token_id=self.spec.image_token_id,
+            video_token_id=self.spec.video_token_id,
+            merge_size=self.spec.merge_size,
+            tokens_per_second=self.spec.tokens_per_second,
+        )
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """Samples to one batch of tensors, padded on the right.
+
+    input_ids, attention_mask, labels [B, S] long; position_ids [3, B, S] long; target [B, S] long: labels
+    shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N], vision_index [Mv]:
+    flat positions of latent and of vision pads. When there are any: patches [P, 1176] with grid_thw [n, 3],
+    or vision_features [Mv, H]; and imagery_patches with imagery_grid_thw, or latents [N, H].
+
+    Raises ConfigError when some samples bring patches and others cached features (or pictures and cached
+    latents).
+    """
+    if not samples:
+        raise ConfigError("a batch of no samples cannot be made")
+    lengths = [sample.input_ids.shape[0] for sample in samples]
+    shape = len(samples), max(lengths)
+    ids = torch.full(shape, pad_id)
+    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
+    positions = torch.ones(3, *shape, dtype=torch.long)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        ids[row, :length] = sample.input_ids
+        mask[row, :length] = 1
+        labels[row, :length] = sample.labels
+        positions[:, row, :length] = sample.position_ids
+    target = torch.full(shape, IGNORE)
+    target[:, :-1] = labels[:, 1:]
+    starts = [row * shape[1] for row in range(shape[0])]
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "labels": labels,
+        "target": target,
+        "rows": (target.flatten() != IGNORE).nonzero().flatten(),
+        "vision_index": torch.cat([s.vision_index + start for s, start in zip(samples, starts, strict=True)]),
+        "latent_index": torch.cat([s.latent_index + start for s, start in zip(samples, starts, strict=True)]),
+    }
+    batch |= _pictures([s.vision for s in samples], "", "vision_features")
+    latents = [s.latents for s in samples if s.latents is not None]
+    imagery = _pictures([s.imagery for s in samples], "imagery_", "latents")
+    if latents and imagery:
+        raise ConfigError("a batch mixes cached latents and pictures of imagery; cache all samples or none")
+    return batch | ({"latents": torch.cat(latents)} if latents else imagery)
+
+
+def _pictures(visions: Sequence[Vision | None], prefix: str, cached: str) -> Batch:
+    present = [vision for vision in visions if vision is not None]
+    if not present:
+        return {}
+    features = [vision.features for vision in present if vision.features is not None]
+    if len(features) == len(present):
+        return {cached: torch.cat(features)}
+    patches = [vision.patches for vision in present if vision.patches is not None]
+    if features or len(patches) != len(present):
+        raise ConfigError("a batch mixes cached vision features and patches; cache all samples or none")
+    grid = torch.cat([vision.grid_thw for vision in present])
+    return {f"{prefix}patches": torch.cat(patches), f"{prefix}grid_thw": grid}
