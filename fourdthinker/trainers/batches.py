@@ -1,0 +1,128 @@
+"""Which samples each rank sees at each step: a deterministic, rank-aware batch sampler, and collators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from fourdthinker.prompts import Prompt, Sample, collate
+
+if TYPE_CHECKING:
+    from fourdthinker.records import Record
+
+T = TypeVar("T")
+REPEAT = -1  # an index that stands for "use the last batch of rollouts again"
+
+
+class ShardedBatches(Sampler[list[int]]):
+    """Batches of indices for one rank; all ranks shuffle alike and take disjoint parts of every global batch.
+
+    The order depends on (seed, epoch) only. Two ranks with batch b see together, step by step, what one rank
+    with batch 2b sees, in the same order within the step.
+
+    Args:
+        size: number of items of the data set.
+        batch_size: items a rank gets at a time.
+        accumulation: batches of one update. Only with `whole_updates`.
+        repeats: how often each update's batches are used in a row; only the first time holds indices, the
+            others are `[REPEAT]`. Only with `whole_updates`.
+        whole_updates: leave out the items at the end of an epoch that do not fill an update (or, when the
+            data set is smaller than one update, start again from its beginning). Otherwise the remainder is
+            split over the ranks, filled up with items from the beginning so that no rank stands empty.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        accumulation: int = 1,
+        repeats: int = 1,
+        whole_updates: bool = False,
+    ) -> None:
+        if size < 1:
+            raise ValueError("the data set is empty")
+        self.size, self.batch_size = size, batch_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.accumulation, self.repeats, self.whole_updates = accumulation, repeats, whole_updates
+        self.epoch = 0
+
+    @property
+    def batch_sampler(self) -> ShardedBatches:
+        """Itself: Trainer calls `set_epoch` on the `batch_sampler` of the loader's batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        batch = self.batch_size * self.world_size
+        if self.whole_updates:
+            return max(1, self.size // (batch * self.accumulation)) * self.accumulation * self.repeats
+        return -(-self.size // batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # The multiplier keeps (seed, epoch) and (seed + 1, epoch - 1) apart.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator)
+        batch = self.batch_size * self.world_size
+        if self.whole_updates:
+            update = batch * self.accumulation
+            if self.size < update:
+                order = order.repeat(-(-update // self.size))
+            order = order[: len(order) // update * update]
+        elif (rest := self.size % batch) and rest < self.world_size:
+            order = torch.cat([order, order.repeat(self.world_size)[: self.world_size - rest]])
+        batches = [part.tensor_split(self.world_size)[self.rank].tolist() for part in order.split(batch)]
+        if not self.whole_updates:
+            yield from batches
+            return
+        for start in range(0, len(batches), self.accumulation):
+            yield from batches[start : start + self.accumulation]
+            for _ in range((self.repeats - 1) * self.accumulation):
+                yield [REPEAT]
+
+
+class Items(Dataset[tuple[int, T]]):
+    """(index, item) pairs: of items in memory, or of records encoded on access, in the loader's workers."""
+
+    def __init__(self, items: Sequence[Any], encode: Callable[[Any], T] | None = None) -> None:
+        self.items, self.encode = items, encode
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[int, T | None]:  # type: ignore[override]
+        if index == REPEAT:
+            return REPEAT, None
+        item = self.items[index]
+        return index, item if self.encode is None else self.encode(item)
+
+    def describe(self, index: int) -> str:
+        """Name of an item for messages: where its record stands, or its place in the data set."""
+        item = self.items[index]
+        record: Record | None = item.record if isinstance(item, (Prompt, Sample)) else item
+        return f"item {index}" if record is None else f"record {record.id!r} ({record.where})"
+
+
+class DiftCollator:
+    """Samples to a batch; `sample_index` [B] says which items it holds."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: list[tuple[int, Sample]]) -> dict[str, Any]:
+        batch = collate([sample for _, sample in items], self.pad_id)
+        batch["sample_index"] = torch.tensor([index for index, _ in items])
+        return batch
+
+
+def same(items: list[Any]) -> list[Any]:
+    """A collator that changes nothing."""
+    return items

@@ -1,0 +1,213 @@
+"""Vision features computed once: in memory for samples, on disk for records.
+
+A file of the cache is named by everything that its content depends on: the weights of the tower, the frame
+policy, and the identity of the media (path, size, time of change, and the part of the clip that is looked
+at). A changed file or tower is therefore another file of the cache; nothing is ever overwritten by something
+different.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fourdthinker.frames import read_images
+from fourdthinker.prompts import Encoder, Prompt, Sample, Vision, read_media
+from fourdthinker.trainers.batches import Items, same
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.records import Record
+
+logger = logging.getLogger(__name__)
+
+_PATCHES_PER_CALL = 32_768  # bounds the activations of the tower
+_RECORDS_PER_BATCH = 16
+
+
+def encode_samples(backbone: Qwen2_5_VL, samples: Sequence[Sample]) -> None:
+    """Give samples their features and latent targets, in place, and drop the patches."""
+    clips = [s.vision for s in samples if s.vision is not None and s.vision.features is None]
+    for vision, features in zip(clips, encode_visions(backbone, clips), strict=True):
+        vision.features, vision.patches = features.cpu(), None
+    drawn = [s for s in samples if s.imagery is not None]
+    targets = encode_imagery(backbone, [s.imagery for s in drawn if s.imagery is not None])
+    for sample, latents in zip(drawn, targets, strict=True):
+        sample.latents, sample.imagery = latents.cpu(), None
+
+
+@torch.no_grad()
+def encode_visions(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> Iterator[Tensor]:
+    """The merged features [M, H] of each, several in one call of the tower."""
+    for part in _parts(visions):
+        sizes = [int(v.grid_thw.prod(-1).sum()) // backbone.vision.merge_size**2 for v in part]
+        yield from backbone.encode_vision(*_joined(backbone, part)).split(sizes)
+
+
+@torch.no_grad()
+def encode_imagery(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> Iterator[Tensor]:
+    """The latents [n*K, H] of the n images of each."""
+    for part in _parts(visions):
+        sizes = [v.grid_thw.shape[0] * backbone.latents.latent_size for v in part]
+        yield from backbone.imagery_targets(*_joined(backbone, part)).split(sizes)
+
+
+def _joined(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> tuple[Tensor, Tensor]:
+    patches = [v.patches for v in visions if v.patches is not None]
+    return torch.cat(patches).to(backbone.device), torch.cat([v.grid_thw for v in visions])
+
+
+def _parts(visions: Sequence[Vision]) -> Iterator[list[Vision]]:
+    part: list[Vision] = []
+    size = 0
+    for vision in visions:
+        patches = int(vision.grid_thw.prod(-1).sum())
+        if part and size + patches > _PATCHES_PER_CALL:
+            yield part
+            part, size = [], 0
+        part.append(vision)
+        size += patches
+    if part:
+        yield part
+
+
+def tower_fingerprint(backbone: Qwen2_5_VL) -> str:
+    """A hash of the vision tower's weights: their names, shapes, dtype and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.visual.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+class VisionCache:
+    """Features of records on disk. Holds no model, so that loader workers can have it.
+
+    Args:
+        folder: where the files are; several runs and ranks may share it.
+        backbone: its tower and latent settings name the files.
+        encoder: its frame policy does too.
+        clips: keep the features of what is asked about.
+        imagery: keep the latent targets of the overlays.
+    """
+
+    def __init__(
+        self, folder: str | Path, backbone: Qwen2_5_VL, encoder: Encoder, *, clips: bool, imagery: bool
+    ) -> None:
+        self.folder, self.encoder, self.clips, self.imagery = Path(folder), encoder, clips, imagery
+        spec = backbone.latents
+        self._base = {"tower": tower_fingerprint(backbone), "policy": asdict(encoder.policy)}
+        self._latents = {"latent_size": spec.latent_size, "compress": spec.compress_strategy}
+
+    def sample(self, record: Record) -> Sample:
+        """The training sample of a record; what the cache keeps is read from it, the rest from the media."""
+        clip = self._clip(record)
+        latents = None
+        if self.imagery and record.images:
+            latents = load_file(self._imagery_path(record))["latents"]
+        return self.encoder.sample(record, clip, latents)
+
+    def prompt(self, record: Record) -> Prompt:
+        """The prompt of a record, its clip from the cache if that keeps clips."""
+        return self.encoder.prompt(record, self._clip(record))
+
+    def fill(
+        self,
+        backbone: Qwen2_5_VL,
+        records: Sequence[Record],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> int:
+        """Compute what is missing for `records`, this rank's share; returns how many files were made."""
+        missing: dict[Path, tuple[str, Record]] = {}
+        for record in records:
+            if self.clips and _has_clip(record):
+                missing.setdefault(self._clip_path(record), ("clip", record))
+            if self.imagery and record.images:
+                missing.setdefault(self._imagery_path(record), ("imagery", record))
+        todo = [item for item in missing.items() if not item[0].exists()][rank::world_size]
+        if not todo:
+            return 0
+        logger.info("computing vision features: %d files into %s", len(todo), self.folder)
+        items: Items[Any] = Items([work for _, work in todo], self._read)
+        loader: DataLoader[Any] = DataLoader(
+            items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers
+        )
+        for batch in loader:
+            for kind, encode in (("clip", encode_visions), ("imagery", encode_imagery)):
+                mine = [(index, vision) for index, vision in batch if todo[index][1][0] == kind]
+                encoded = encode(backbone, [vision for _, vision in mine])
+                for (index, vision), values in zip(mine, encoded, strict=True):
+                    _write(todo[index][0], kind, vision, values.cpu().contiguous())
+        return len(todo)
+
+    def _read(self, work: tuple[str, Record]) -> Vision:
+        kind, record = work
+        if kind == "imagery":
+            return Vision.from_frames(
+                read_images(record.images, self.encoder.policy, out="patches", stills=True)
+            )
+        frames = read_media(record, self.encoder.policy)
+        if frames is None:
+            raise ValueError(f"{record.where}: no media to compute features of")
+        return Vision.from_frames(frames)
+
+    def _clip(self, record: Record) -> Vision | None:
+        if not (self.clips and _has_clip(record)):
+            return None
+        stored = load_file(self._clip_path(record))
+        seconds = stored.get("seconds_per_grid")
+        return Vision(
+            stored["grid_thw"],
+            features=stored["features"],
+            kind="image" if seconds is None else "video",
+            seconds_per_grid=None if seconds is None else seconds.tolist(),
+        )
+
+    def _clip_path(self, record: Record) -> Path:
+        media = [record.video] if record.video is not None else record.frames or []
+        part = [record.start, record.end, record.stills, record.fps, record.seconds]
+        return self._path({"clip": [_identity(path) for path in media], "part": part})
+
+    def _imagery_path(self, record: Record) -> Path:
+        return self._path({"imagery": [_identity(path) for path in record.images], **self._latents})
+
+    def _path(self, what: dict[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps(self._base | what, sort_keys=True).encode()).hexdigest()
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def _has_clip(record: Record) -> bool:
+    return record.video is not None or bool(record.frames)
+
+
+def _identity(path: str) -> list[Any]:
+    status = os.stat(path)
+    return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
+
+
+def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:
+    content = {"latents" if kind == "imagery" else "features": values}
+    if kind == "clip":
+        content["grid_thw"] = vision.grid_thw.cpu().contiguous()
+        if vision.seconds_per_grid is not None:
+            content["seconds_per_grid"] = torch.tensor(vision.seconds_per_grid, dtype=torch.float64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        temporary = file.name
+    save_file(content, temporary)
+    os.replace(temporary, path)  # never half a file under its name, even when several processes write it
