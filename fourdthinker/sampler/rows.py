@@ -59,7 +59,7 @@ class Rows:
         if mask is not None:
             mask = F.pad(mask[slots], (0, config.max_new_tokens), value=True)
         max_latents = min(config.max_blocks * backbone.latents.latent_size, config.max_new_tokens)
-        hidden = hidden[slots]
+        hidden = hidden[slots].to(backbone.dtype)  # autocast may have left another one
         return cls(
             index=torch.arange(rows, device=device),
             state=latent_state(rows, backbone.hidden_size, max_latents, dtype=hidden.dtype, device=device),
@@ -122,7 +122,8 @@ class Rows:
         """Run the decoder over what step number `step` emitted."""
         mask = None if self.mask is None else self.mask[:, : self.width + step + 1]
         positions = (self.positions + step).expand(3, -1)[..., None]
-        self.hidden = backbone.decode(self.embeds[:, None], positions, mask, self.cache)[:, -1]
+        hidden = backbone.decode(self.embeds[:, None], positions, mask, self.cache)[:, -1]
+        self.hidden = hidden.to(self.embeds.dtype)
 
     def keep(self, rows: Tensor) -> None:
         """Leave only the rows at `rows` [k] in the batch."""
@@ -174,12 +175,13 @@ class Processors:
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits [r, V] float32 of hidden states [r, H]; a low-precision head is summed up in float32."""
-    if weight.dtype in (torch.float32, torch.float64):
-        return F.linear(hidden, weight)
-    if weight.device.type == "cuda":
-        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    wide = hidden.float()
-    return torch.cat([F.linear(wide, part.float()) for part in weight.split(_HEAD_CHUNK)], dim=-1)
+    with torch.autocast(weight.device.type, enabled=False):  # it would round the logits to half precision
+        if weight.dtype in (torch.float32, torch.float64):
+            return F.linear(hidden, weight)
+        if weight.device.type == "cuda":
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        wide = hidden.float()
+        return torch.cat([F.linear(wide, part.float()) for part in weight.split(_HEAD_CHUNK)], dim=-1)
 
 
 def _drawing(
