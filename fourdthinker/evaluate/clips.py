@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames, read_images
-
-if TYPE_CHECKING:
-    from fourdthinker.prompts import Prompt
-    from fourdthinker.records import Record
+from fourdthinker.frames import FramePolicy, patchify
+from fourdthinker.prompts import Prompt, Vision, read_media
+from fourdthinker.records import Record
 
 Override = Literal["black", "other"]
+OVERRIDES = ("black", "other")
 
 
 def cluster_of(record: Record) -> str:
-    """The source a record asks about: its video, whatever the segment, or its list of frames."""
-    return record.video if record.video is not None else "\n".join(record.frames or ())
+    """The source a record asks about: its video, whatever the segment, or its frames; its id without any."""
+    if record.video is not None:
+        return record.video
+    return "\n".join(record.frames) if record.frames else f"text:{record.id}"
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,18 @@ class Clip:
     record: Record
     rows: tuple[int, ...]
 
-    def frames(self, policy: FramePolicy) -> Frames:
-        """The frames the policy asks for, as patches. VideoError when they cannot be read."""
-        record = self.record
-        if record.video is not None:
-            return read_frames(record.video, policy, start=record.start, end=record.end, out="patches")
-        return read_images(record.frames or [], policy, out="patches")
+    def vision(self, policy: FramePolicy) -> Vision | None:
+        """The pictures the policy asks for; None without any. VideoError when they cannot be read."""
+        frames = read_media(self.record, policy)
+        return None if frames is None else Vision.from_frames(frames)
 
 
 def group_clips(records: Sequence[Record]) -> list[Clip]:
     """Clips in the order in which they are first asked about."""
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        rows[(cluster_of(record), record.start, record.end)].append(i)
+        clock = (record.stills, record.fps, tuple(record.seconds or ()))
+        rows[(cluster_of(record), record.start, record.end, *clock)].append(i)
     return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
 
 
@@ -57,25 +57,18 @@ def derangement(number: int, seed: int = 0) -> list[int]:
     """
     if number == 1:
         raise ConfigError(
-            "frames_override='other' needs at least two different clips, and there is one; add records"
+            "frames_override='other' needs at least two different clips of each size, and of one size there "
+            "is one alone; add records, or leave these out"
         )
-    cycle = np.random.default_rng(seed).permutation(number)
+    cycle = np.random.default_rng(seed % 2**63).permutation(number)
     out = [0] * number
     for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
         out[int(here)] = int(there)
     return out
 
 
-def black_patches(rows: int) -> torch.Tensor:
-    """Patches [rows, 1176] of black pictures, normalised as all pictures are; every patch of black is the
-    same.
-    """
-    patches, _ = patchify(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))
-    return patches[:1].expand(rows, -1).contiguous()
-
-
 def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[Clip]:
-    """The clip whose frames are shown for each clip: itself, or with "other" a clip of another source."""
+    """The clip that is shown for each clip: itself, or with "other" a clip of another source."""
     if override != "other":
         return list(clips)
     first = {clip.source: clip for clip in reversed(clips)}  # reversed: the first clip of a source stays
@@ -85,10 +78,11 @@ def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[
     return [other[clip.source] for clip in clips]
 
 
-def black_frames(frames: Frames) -> Frames:
+def blacken(vision: Vision) -> Vision:
     """The same clock and size with nothing to see."""
-    assert frames.patches is not None
-    return replace(frames, patches=black_patches(frames.patches.shape[0]), pixels=None)
+    black, _ = patchify(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))  # every patch of black is the same
+    count = int(vision.grid_thw.prod(dim=-1).sum())
+    return replace(vision, patches=black[:1].expand(count, -1).contiguous(), features=None)
 
 
 def override_prompts(
@@ -103,27 +97,29 @@ def override_prompts(
         ConfigError: a prompt has no pictures, or (with "other") no other source has the same grid.
     """
     out = list(prompts)
+    shapes = [_shape(prompt) for prompt in prompts]
     if override == "black":
-        blacks: dict[tuple[int, ...], Any] = {}  # one object for each shape, so that it is encoded once
-        for i, prompt in enumerate(prompts):
-            vision = _vision_of(prompt)
-            shape = tuple(vision.grid_thw.flatten().tolist())
+        blacks: dict[tuple[int, ...], Vision] = {}  # one object for each shape, so that it is encoded once
+        for i, shape in enumerate(shapes):
             if shape not in blacks:
-                count = int(vision.grid_thw.prod(dim=1).sum())
-                blacks[shape] = replace(vision, patches=black_patches(count), features=None)
-            out[i] = replace(prompt, vision=blacks[shape])
+                blacks[shape] = blacken(_vision(prompts[i]))
+            out[i] = replace(prompts[i], vision=blacks[shape])
         return out
-    by_grid: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
+    by_shape: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
     for clip in clips:
-        by_grid[tuple(_vision_of(prompts[clip.rows[0]]).grid_thw.flatten().tolist())].append(clip)
-    for same in by_grid.values():
+        by_shape[shapes[clip.rows[0]]].append(clip)
+    for same in by_shape.values():
         for clip, donor in zip(same, donors(same, "other", seed), strict=True):
             for i in clip.rows:
-                out[i] = replace(prompts[i], vision=_vision_of(prompts[donor.rows[0]]))
+                out[i] = replace(prompts[i], vision=_vision(prompts[donor.rows[0]]))
     return out
 
 
-def _vision_of(prompt: Prompt) -> Any:
+def _shape(prompt: Prompt) -> tuple[int, ...]:
+    return tuple(_vision(prompt).grid_thw.flatten().tolist())
+
+
+def _vision(prompt: Prompt) -> Vision:
     if prompt.vision is None:
-        raise ConfigError("frames_override needs prompts with pictures; this one is text only")
+        raise ConfigError("frames_override needs prompts with pictures, and one is text only; leave it out")
     return prompt.vision

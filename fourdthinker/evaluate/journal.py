@@ -63,7 +63,7 @@ class Journal:
                     self.done[question.id] = question
             except ConfigError:
                 raise
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(
                     f"{self.path}:{number}: not a line of an evaluation journal ({error}); "
                     "delete the file to start anew"

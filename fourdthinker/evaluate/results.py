@@ -49,9 +49,8 @@ class Question:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Question:
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.evaluate.clips import (
     Clip,
     Override,
-    black_frames,
+    blacken,
     cluster_of,
     donors,
     group_clips,
@@ -40,7 +40,7 @@ from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
 
 if TYPE_CHECKING:
-    from fourdthinker.prompts import Encoder, Prompt
+    from fourdthinker.prompts import Encoder, Prompt, Vision
     from fourdthinker.records import Record
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,8 @@ def evaluate(
         prompts = override_prompts(prompts, clips, frames_override, config.seed)
     settings = _settings(records, encoder, n, greedy, config, frames_override, name)
     book = Journal(journal, settings) if journal is not None else None
-    done: dict[str, Question] = dict(book.done) if book else {}
+    # what failed before is tried again: the file may be there now
+    done = {key: question for key, question in book.done.items() if not question.failed} if book else {}
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -235,22 +236,24 @@ def _encoded(
     work = [
         (c, s) for c, s in zip(clips, shown, strict=True) if any(records[i].id not in done for i in c.rows)
     ]
-    pending: deque[Future[Any]] = deque()
+    pending: deque[Future[Vision | None]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for number, (clip, _) in enumerate(work):
             while len(pending) <= _READ_AHEAD and number + len(pending) < len(work):
-                pending.append(pool.submit(work[number + len(pending)][1].frames, encoder.policy))
+                pending.append(pool.submit(work[number + len(pending)][1].vision, encoder.policy))
             rows = [i for i in clip.rows if records[i].id not in done]
             try:
-                frames = pending.popleft().result()
+                vision = pending.popleft().result()
             except VideoError as error:
                 yield from (_question(records[i], failed=str(error)) for i in rows)
                 continue
-            if override == "black":
-                frames = black_frames(frames)
-            made = [encoder.prompt(records[i], frames=frames) for i in rows]
-            # one Vision object for all questions of a clip: it is encoded once
-            yield from ((i, replace(p, vision=made[0].vision)) for i, p in zip(rows, made, strict=True))
+            if override is not None:
+                if vision is None:
+                    raise ConfigError(
+                        f"{records[rows[0]].where}: frames_override needs records with pictures"
+                    )
+                vision = blacken(vision) if override == "black" else vision
+            yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
 
 
 def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:

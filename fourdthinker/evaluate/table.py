@@ -40,22 +40,26 @@ def comparisons(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def percent(value: Any, *, signed: bool = False) -> str:
-    """0.7346 -> "73.5 %"; "–" for what is no finite number."""
+def percent(value: Any) -> str:
+    """0.7346 -> "73.5 %"; "–" for what is no finite number. The space does not break."""
     number = _number(value)
-    if number is None:
-        return "–"
-    return f"{100 * number:+.1f} %".replace("-", "−") if signed else f"{100 * number:.1f} %"
+    return "–" if number is None else f"{100 * number:.1f}\u00a0%"
 
 
-def span(entry: Mapping[str, Any], *, signed: bool = False) -> str:
+def points(value: Any) -> str:
+    """A difference, in percentage points: 0.0346 -> "+3.5"; "–" for what is no finite number."""
+    number = _number(value)
+    return "–" if number is None else f"{100 * number:+.1f}".replace("-", "−")
+
+
+def span(entry: Mapping[str, Any], *, difference: bool = False) -> str:
     """The interval of an entry, "71.0 – 75.9 %"; "–" when it has none or no width (chance is exact)."""
     low, high = _number(entry.get("low")), _number(entry.get("high"))
     if low is None or high is None or low == high:
         return "–"
-    if signed:
-        return f"{percent(low, signed=True).removesuffix(' %')} … {percent(high, signed=True)}"
-    return f"{percent(low).removesuffix(' %')} – {percent(high)}"
+    if difference:
+        return f"{points(low)} … {points(high)}"
+    return f"{100 * low:.1f} – {percent(high)}"
 
 
 def results_table(results: Mapping[str, Any], title: str = "") -> Table:
@@ -72,7 +76,7 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
         )  # fmt: skip
     table.add_section()
     for key, entry in comparisons(results).items():
-        table.add_row(LABELS.get(key, key), percent(entry["mean"], signed=True), span(entry, signed=True))
+        table.add_row(LABELS.get(key, key), f"{points(entry['mean'])} points", span(entry, difference=True))
     failed = {LABELS.get(k, k): e["failed"] for k, e in models(results).items() if e.get("failed")}
     if failed:
         table.caption = "failed, counted as wrong: " + ", ".join(f"{k} {v}" for k, v in failed.items())

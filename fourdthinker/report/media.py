@@ -1,0 +1,91 @@
+"""Frames of a rollout's clip as data URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import FramePolicy, read_frames
+
+_HEIGHT = 224  # twice what is shown, for dense screens
+
+
+@dataclass(frozen=True)
+class Picture:
+    url: str
+    width: int
+    height: int
+    seconds: float | None = None
+
+
+def clip_pictures(
+    *,
+    video: str | None,
+    frames: Sequence[str],
+    start: float | None,
+    end: float | None,
+    root: Path,
+    most: int = 8,
+) -> list[Picture]:
+    """At most `most` frames, evenly over the clip. Relative paths are looked for in `root`, then where they
+    point.
+
+    Raises:
+        VideoError: the video or an image cannot be read.
+    """
+    if frames:
+        chosen = [frames[i] for i in spread(len(frames), most)]
+        return [_encode(_open(_locate(path, root))) for path in chosen]
+    if video is None:
+        return []
+    policy = FramePolicy(fps=8.0, max_frames=most, max_pixels=_HEIGHT * _HEIGHT * 2)
+    clip = read_frames(_locate(video, root), policy, start=start, end=end, out="uint8")
+    pixels = np.asarray(clip.pixels)
+    seconds = [float(t) for t in clip.seconds]
+    return [_encode(pixels[i], seconds[i]) for i in spread(len(pixels), most)]
+
+
+def spread(number: int, most: int) -> list[int]:
+    """At most `most` indices below `number`, first and last among them, evenly between."""
+    if number <= most:
+        return list(range(number))
+    return [round(i * (number - 1) / (most - 1)) for i in range(most)] if most > 1 else [0]
+
+
+def _locate(path: str, root: Path) -> Path:
+    inside = root / path  # an absolute path stays what it is
+    return inside if inside.exists() else Path(path)
+
+
+def _open(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((_HEIGHT * 2, _HEIGHT))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _encode(pixels: npt.NDArray[np.uint8], seconds: float | None = None) -> Picture:
+    image = Image.fromarray(pixels)
+    if image.height > _HEIGHT:
+        image = image.resize((max(1, round(image.width * _HEIGHT / image.height)), _HEIGHT))
+    buffer = io.BytesIO()
+    if (
+        image.width * image.height <= 128 * 128
+    ):  # small pictures are shown enlarged, where JPEG blocks would show
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=82)
+        kind = "jpeg"
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(f"data:image/{kind};base64,{data}", image.width, image.height, seconds)

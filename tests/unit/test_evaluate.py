@@ -1,0 +1,359 @@
+"""The evaluation run: shared clips, seeds, failures, resuming, and frames that are not those asked about."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.evaluate import (
+    EvalResult,
+    Question,
+    baselines,
+    evaluate,
+    paired_difference,
+    results_table,
+    write_json,
+)
+from fourdthinker.evaluate.clips import derangement, group_clips, override_prompts
+from fourdthinker.evaluate.runner import sample_seed
+from fourdthinker.frames import FramePolicy
+from fourdthinker.prompts import Encoder, PromptStyle
+from fourdthinker.records import Record
+from fourdthinker.sampler import LatentSampler, SamplingConfig
+from tests.tiny import tiny_checkpoint
+
+CONFIG = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=3)
+OPTIONS = {"A": "left", "B": "right"}
+
+
+class CountingSampler(LatentSampler):
+    calls: int = 0
+
+    def sample(self, prompts: Any, n: int = 1, config: Any = None, **keywords: Any) -> Any:
+        self.calls += 1
+        return super().sample(prompts, n, config, **keywords)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[CountingSampler, Encoder, list[Record]]:
+    """Three clips of two frames each (a fourth cannot be read), two questions about each."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    policy = FramePolicy(max_pixels=56 * 56)
+    checkpoint = tiny_checkpoint(policy=policy, style=PromptStyle(instruction=""))
+    encoder = Encoder(
+        checkpoint.tokenizer,
+        checkpoint.backbone.vision,
+        checkpoint.backbone.latents,
+        policy,
+        checkpoint.style,
+    )
+    records = []
+    for clip in range(4):
+        frames = []
+        for k in range(2):
+            path = folder / f"{clip}-{k}.png"
+            if clip < 3:
+                Image.fromarray(rng.integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(path)
+            else:
+                path.write_bytes(b"no picture")
+            frames.append(str(path))
+        for kind in ("camera", "object"):
+            records.append(
+                Record(
+                    "rl", f"{clip}/{kind}", f"Which way does the {kind} move?", options=OPTIONS, answer="A",
+                    frames=frames, type=kind, where=f"data.jsonl:{len(records) + 1}",
+                )
+            )  # fmt: skip
+    sampler = CountingSampler(checkpoint.backbone, checkpoint.tokenizer)
+    return sampler, encoder, records
+
+
+def run(world: tuple[Any, Encoder, list[Record]], **keywords: Any) -> EvalResult:
+    sampler, encoder, records = world
+    keywords = {"n": 2, "config": CONFIG, "progress": False} | keywords
+    return evaluate(sampler, encoder, keywords.pop("records", records), **keywords)
+
+
+def contents(result: EvalResult) -> list[dict[str, Any]]:
+    return [question.to_dict() for question in result.questions]
+
+
+def test_every_question_is_answered_and_a_bad_clip_counts_as_wrong(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(world)
+    assert [q.id for q in result.questions] == [r.id for r in world[2]]
+    good, bad = result.questions[:6], result.questions[6:]
+    assert all(len(q.texts) == 2 and q.greedy_text is not None and not q.failed for q in good)
+    assert all(1 <= length <= 6 for q in good for length in q.lengths)
+    assert all("3-0.png" in q.failed and not q.answers for q in bad)
+    assert "2 of 8 questions have no answer" in caplog.text
+    summary = result.summary()
+    assert summary["n"] == 8
+    assert summary["failed"] == 2
+    assert summary["greedy"] <= 6 / 8
+    assert result.correct.shape == (8, 2)
+    assert not result.correct[6:].any()
+
+
+def test_the_result_does_not_depend_on_batching_order_or_neighbours(world: Any) -> None:
+    whole = {q.id: q for q in run(world, batch_prompts=8).questions}
+    for question in run(world, batch_prompts=1).questions:
+        assert question == whole[question.id]
+    some = [world[2][4], world[2][1]]
+    for question in run(world, records=some).questions:
+        assert question == whole[question.id]
+
+
+def test_samples_of_a_question_have_seeds_of_their_own(world: Any) -> None:
+    seeds = {sample_seed(s, r, k) for s in (0, 1) for r in ("a", "b") for k in (-1, 0, 1)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    texts = run(world, records=world[2][:1], n=6, greedy=False).questions[0].texts
+    assert len(set(texts)) > 1
+    other = run(
+        world, records=world[2][:1], n=6, greedy=False, config=SamplingConfig(max_new_tokens=6, seed=4)
+    )
+    assert other.questions[0].texts != texts
+
+
+def test_questions_about_one_clip_share_the_tower(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = world[0].backbone
+    grids = []
+    original = type(backbone).encode_vision
+
+    def counting(self: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+        grids.append(len(grid_thw))
+        return original(self, patches, grid_thw)
+
+    monkeypatch.setattr(type(backbone), "encode_vision", counting)
+    run(world, records=world[2][:6], batch_prompts=16)
+    assert grids == [3]  # three clips; six questions, three rows each
+
+
+def test_ready_made_prompts_give_the_same_answers(world: Any) -> None:
+    _, encoder, records = world
+    prompts = [encoder.prompt(record) for record in records[:6]]
+    ready = run(world, records=records[:6], prompts=prompts)
+    assert contents(ready) == contents(run(world, records=records[:6]))
+    with pytest.raises(ConfigError, match="1 prompts for 6 records"):
+        run(world, records=records[:6], prompts=prompts[:1])
+
+
+def test_a_killed_run_is_resumed_from_its_journal(world: Any, tmp_path: Path) -> None:
+    sampler, records = world[0], world[2][:6]
+    path = tmp_path / "run" / "journal.jsonl"
+    whole = run(world, records=records, journal=path, batch_prompts=2)
+    lines = path.read_bytes().split(b"\n")
+    assert len(lines) == 1 + 6 + 1
+    path.write_bytes(b"\n".join(lines[:4]) + b"\n" + lines[4][:20])  # three answers and a cut line
+    before = sampler.calls
+    again = run(world, records=records, journal=path, batch_prompts=2)
+    assert contents(again) == contents(whole)
+    assert sampler.calls - before == 4  # two batches, sampled and greedy
+    assert path.read_bytes().count(b"\n") == 7
+    assert run(world, records=records, journal=path).summary() | {"seconds": 0} == whole.summary() | {
+        "seconds": 0
+    }
+    assert sampler.calls - before == 4
+
+
+def test_a_journal_of_something_else_is_refused(world: Any, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    run(world, records=world[2][:2], journal=path)
+    with pytest.raises(ConfigError, match=r"journal.jsonl.*sampling"):
+        run(world, records=world[2][:2], journal=path, config=SamplingConfig(max_new_tokens=5))
+    with pytest.raises(ConfigError, match=r"records: '\w+' there, '\w+' now"):
+        run(world, records=world[2][:3], journal=path)
+    path.write_text(path.read_text() + "[1]\n")
+    with pytest.raises(ConfigError, match=r"journal.jsonl:4: not a line"):
+        run(world, records=world[2][:2], journal=path)
+
+
+def test_a_failed_clip_is_tried_again_on_resuming(world: Any, tmp_path: Path) -> None:
+    path, picture = tmp_path / "journal.jsonl", tmp_path / "late.png"
+    picture.write_bytes(b"not yet")
+    record = Record("rl", "late", "Which way?", options=OPTIONS, answer="A", frames=[str(picture)])
+    assert run(world, records=[record], journal=path).questions[0].failed
+    Image.new("RGB", (56, 56), "red").save(picture)
+    assert not run(world, records=[record], journal=path).questions[0].failed
+
+
+def test_overrides_show_something_else_than_the_clip(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, encoder, records = world[0], world[1], world[2][:6]
+    seen: dict[str, list[torch.Tensor]] = {}
+    original = CountingSampler.sample
+
+    def spy(self: Any, prompts: Any, *arguments: Any, **keywords: Any) -> Any:
+        for prompt in prompts:
+            seen.setdefault(prompt.record.id, []).append(prompt.vision.patches)
+        return original(self, prompts, *arguments, **keywords)
+
+    monkeypatch.setattr(CountingSampler, "sample", spy)
+    own = {r.id: encoder.prompt(r).vision.patches for r in records}
+
+    run(world, records=records, frames_override="black")
+    low = torch.tensor([-1.7922625, -1.7520971, -1.4802198]).repeat_interleave(2 * 14 * 14)  # CLIP's black
+    for patches in seen.values():
+        torch.testing.assert_close(patches[0], low.expand(patches[0].shape[0], -1))
+
+    seen.clear()
+    run(world, records=records, frames_override="other")
+    for record in records:
+        shown = seen[record.id][0]
+        assert not torch.equal(shown, own[record.id])
+        assert any(torch.equal(shown, own[other.id]) for other in records if other.frames != record.frames)
+    assert len({p[0].sum().item() for p in seen.values()}) == 3  # nobody is shown twice
+
+    prompts = [encoder.prompt(r) for r in records]
+    clips = group_clips(records)
+    for before, after in zip(prompts, override_prompts(prompts, clips, "other", 0), strict=True):
+        assert after.vision is not None
+        assert not torch.equal(after.vision.patches, before.vision.patches)
+        assert after.input_ids is before.input_ids
+    black = override_prompts(prompts, clips, "black", 0)
+    assert len({id(prompt.vision) for prompt in black}) == 1
+    torch.testing.assert_close(black[0].vision.patches[0], low)
+    assert sampler.calls
+
+
+def test_an_override_needs_pictures_and_another_clip(world: Any) -> None:
+    _, encoder, records = world
+    with pytest.raises(ConfigError, match="at least two different clips"):
+        run(world, records=records[:2], frames_override="other")
+    text = Record("rl", "text", "Which way?", options=OPTIONS, answer="A", where="data.jsonl:9")
+    with pytest.raises(ConfigError, match="data.jsonl:9: frames_override"):
+        run(world, records=[text], frames_override="black")
+    with pytest.raises(ConfigError, match="text only"):
+        run(world, records=[text], prompts=[encoder.prompt(text)], frames_override="black")
+    assert not run(world, records=[text]).questions[0].failed
+
+
+@pytest.mark.parametrize("number", [2, 3, 10])
+def test_nothing_keeps_its_place_in_a_derangement(number: int) -> None:
+    for seed in range(20):
+        order = derangement(number, seed)
+        assert sorted(order) == list(range(number))
+        assert all(i != j for i, j in enumerate(order))
+
+
+def test_bad_requests(world: Any) -> None:
+    records = world[2]
+    with pytest.raises(ConfigError, match="no records"):
+        run(world, records=[])
+    with pytest.raises(ConfigError, match="nothing to sample"):
+        run(world, n=0, greedy=False)
+    with pytest.raises(ConfigError, match="batch_prompts is 0"):
+        run(world, batch_prompts=0)
+    with pytest.raises(RecordError, match=r"data.jsonl:1: id '0/camera' is already used at data.jsonl:1"):
+        run(world, records=[records[0], records[0]])
+    with pytest.raises(RecordError, match=r"^record: only questions with options"):
+        run(world, records=[Record("rl", "x", "Why?")])
+
+
+def result_of(name: str, answers: dict[str, tuple[str | None, ...]], greedy: bool = True) -> EvalResult:
+    """Question ids "clip/type"; the right answer is always A."""
+    questions = tuple(
+        Question(
+            id, id.split("/")[1], id.split("/")[0], OPTIONS, "A", letters, letters[0] if greedy else None,
+            lengths=(5,) * len(letters), truncated=1,
+        )
+        for id, letters in answers.items()
+    )  # fmt: skip
+    return EvalResult(name, questions, len(next(iter(answers.values()))), greedy)
+
+
+def test_summary_numbers() -> None:
+    result = result_of("m", {"0/x": ("A", "A"), "1/x": ("A", "B"), "2/y": (None, "B"), "3/y": ("B", "B")})
+    summary = result.summary()
+    assert summary["accuracy"] == pytest.approx(3 / 8)
+    assert summary["greedy"] == pytest.approx(0.5)
+    assert summary["low"] < 3 / 8 < summary["high"]
+    assert summary["entropy"] == pytest.approx(math.log(2) / 2)
+    assert summary["parsed"] == pytest.approx(7 / 8)
+    assert summary["truncated"] == pytest.approx(0.5)
+    assert summary["length"] == 5
+    assert summary["by_type"]["x"]["accuracy"] == pytest.approx(0.75)
+    assert summary["by_type"]["x"]["n"] == 2
+    assert summary["macro"] == pytest.approx(0.375)
+    json.dumps(summary, allow_nan=False)
+    with pytest.raises(ValueError, match="no greedy answers"):
+        result_of("m", {"0/x": ("A",)}, greedy=False).scores(greedy=True)
+
+
+def test_greedy_alone_stands_in_for_the_samples(world: Any) -> None:
+    result = run(world, records=world[2][:2], n=0)
+    summary = result.summary()
+    assert summary["accuracy"] == summary["greedy"]
+    assert summary["samples"] == 0
+    assert summary["entropy"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_paired_difference_pairs_by_id() -> None:
+    a = result_of("a", {f"{i}/x": ("A", "A") if i % 4 else ("A", "B") for i in range(40)})
+    b = result_of("b", {f"{i}/x": ("B", "A") if i % 2 else ("B", "B") for i in reversed(range(40))})
+    difference = paired_difference(a, b)
+    expected = [(1.0 if i % 4 else 0.5) - (0.5 if i % 2 else 0.0) for i in range(40)]
+    assert difference["mean"] == pytest.approx(np.mean(expected))
+    assert difference["high"] - difference["mean"] == pytest.approx(
+        1.96 * np.std(expected, ddof=1) / 40**0.5, rel=1e-4
+    )
+    assert paired_difference(a, b, greedy=True)["mean"] == 1.0
+    with pytest.raises(ValueError, match=r"'a' and 'c' answered different questions \(39 unpaired"):
+        paired_difference(a, result_of("c", {"0/x": ("A",)}))
+
+
+def test_baselines() -> None:
+    records = []
+    for i in range(6):
+        options = {"A": "left", "B": "right"} if i % 2 else {"A": "right", "B": "left"}
+        answer = next(k for k, v in options.items() if v == ("left" if i < 4 else "right"))
+        records.append(
+            Record("rl", str(i), "?", options=options, answer=answer, video=f"{i}.mp4", type="move")
+        )
+    records.append(
+        Record("rl", "6", "?", options={c: c for c in "ABCD"}, answer="D", video="6.mp4", type="count")
+    )
+    found = baselines(records)
+    assert found["chance"]["accuracy"] == pytest.approx((6 / 2 + 1 / 4) / 7)
+    assert found["chance"]["low"] == found["chance"]["high"] == found["chance"]["accuracy"]
+    assert found["majority"]["accuracy"] == pytest.approx((4 + 1) / 7)
+    assert found["majority"]["low"] < found["majority"]["accuracy"] < found["majority"]["high"]
+    assert found["majority"]["by_type"]["move"]["accuracy"] == pytest.approx(4 / 6)
+    assert found["majority"]["macro"] == pytest.approx((4 / 6 + 1) / 2)
+
+
+def test_results_are_written_whole_and_shown(tmp_path: Path) -> None:
+    one = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "greedy": 0.55, "n": 100, "entropy": 0.7, "failed": 3}
+    results = {
+        "chance": {"accuracy": 0.25, "low": 0.25, "high": 0.25, "greedy": 0.25, "n": 100},
+        "rl": one,
+        "rl_minus_dift": {"mean": -0.02, "low": -0.05, "high": 0.01},
+        "seeds": {"data": 1},
+    }
+    path = write_json(tmp_path / "deep" / "results.json", results)
+    assert json.loads(path.read_text()) == results
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"accuracy": math.nan})
+    assert json.loads(path.read_text()) == results
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(results))
+    text = console.export_text()
+    assert "After 4DRL" in text
+    assert "40.0 – 60.0" in text
+    assert "−2.0 points" in text
+    assert "−5.0 … +1.0" in text
+    assert "failed, counted as wrong: After 4DRL 3" in text
+    assert "seeds" not in text
