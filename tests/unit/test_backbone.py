@@ -1,0 +1,196 @@
+"""The steps of the backbone: vision, embeddings, cached decoding, gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.errors import CheckpointError
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+GRIDS = torch.tensor([[2, 4, 8], [1, 8, 12], [3, 4, 4]])  # the second is wider than an attention window
+
+
+def patches(grids: Tensor = GRIDS) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(int(grids.prod(-1).sum()), 1176, generator=generator)
+
+
+@pytest.fixture
+def backbone() -> Qwen2_5_VL:
+    return tiny_checkpoint().backbone
+
+
+@pytest.fixture
+def batch(backbone: Qwen2_5_VL) -> dict[str, Any]:
+    """Two rows: a clip of 8 merged tokens and a block of 4 latents; text and right padding."""
+    video, latent = backbone.vision.video_token_id, backbone.latents.pad_id
+    first = [1, 2, *[video] * 8, 3, *[latent] * 4, 4, 5]
+    second = [6, 7, 8, 9] + [backbone.vision.pad_id] * (len(first) - 4)
+    ids = torch.tensor([first, second])
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": torch.arange(ids.shape[1]).expand(3, 2, -1),
+        "vision_index": (ids == video).flatten().nonzero()[:, 0],
+        "patches": patches(GRIDS[:1])[:32],
+        "grid_thw": torch.tensor([[2, 4, 4]]),
+        "latent_index": (ids == latent).flatten().nonzero()[:, 0],
+        "imagery_patches": patches(GRIDS[1:2]),
+        "imagery_grid_thw": GRIDS[1:2],
+    }
+
+
+def total(_: Qwen2_5_VL, hidden: Tensor, batch: dict[str, Any]) -> Tensor:
+    weights = torch.linspace(-1, 1, hidden.numel()).view_as(hidden)
+    return (hidden * weights * batch["attention_mask"][..., None]).sum()
+
+
+def test_vision_spec(backbone: Qwen2_5_VL) -> None:
+    tokenizer = tiny_tokenizer()
+    spec = backbone.vision
+    ids = [spec.image_token_id, spec.video_token_id, spec.vision_start_id, spec.vision_end_id, spec.pad_id]
+    tokens = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+    assert tokenizer.convert_ids_to_tokens(list(spec.eos_ids)) == ["<|im_end|>", "<|endoftext|>"]
+    assert (spec.patch_dim, spec.factor, spec.tokens_per_second) == (1176, 28, 2.0)
+    assert (backbone.hidden_size, backbone.head_bias) == (32, None)
+    assert (backbone.dtype, backbone.device.type) == (torch.float32, "cpu")
+
+
+def test_end_of_text_from_the_config() -> None:
+    checkpoint = tiny_checkpoint()
+    model = checkpoint.backbone.hf
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = None
+    spec = Qwen2_5_VL(model).vision
+    assert spec.eos_ids == (checkpoint.tokenizer.eos_token_id,)
+    assert spec.pad_id == checkpoint.tokenizer.pad_token_id
+    model.config.text_config.eos_token_id = None
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        Qwen2_5_VL(model)
+
+
+def test_a_model_without_latents_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="latent_token_id"):
+        Qwen2_5_VL(tiny_model(tiny_tokenizer()))
+
+
+def test_pictures_do_not_see_each_other(backbone: Qwen2_5_VL) -> None:
+    together = backbone.encode_vision(patches(), GRIDS)
+    assert together.shape == (int(GRIDS.prod(-1).sum()) // 4, 32)
+    sizes = GRIDS.prod(-1).tolist()
+    alone = [
+        backbone.encode_vision(part, grid[None])
+        for part, grid in zip(patches().split(sizes), GRIDS, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="207 patches for grids"):
+        backbone.encode_vision(patches()[1:], GRIDS)
+
+
+def test_features_are_in_raster_order(backbone: Qwen2_5_VL) -> None:
+    """Changing one merged patch moves its own feature most, also across attention windows."""
+    grid = torch.tensor([[1, 12, 20]])
+    pixels = patches(grid)
+    before = backbone.encode_vision(pixels, grid)
+    for token in (0, 9, 25, 59):
+        changed = pixels.clone()
+        changed[4 * token : 4 * token + 4] *= -3  # the four patches of a merged token are adjacent
+        moved = (backbone.encode_vision(changed, grid) - before).norm(dim=1)
+        assert moved.argmax() == token
+
+
+def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    assert backbone.encode_vision(patches(), GRIDS).requires_grad
+    with torch.no_grad():
+        assert not backbone.encode_vision(patches(), GRIDS).requires_grad
+    backbone.freeze_vision()
+    assert not backbone.encode_vision(patches(), GRIDS).requires_grad
+    next(backbone.visual.parameters()).requires_grad_(True)  # as an adapter in the tower would
+    assert backbone.encode_vision(patches(), GRIDS).requires_grad
+    backbone.freeze_vision()
+    backbone(dict(batch), total).backward()
+    assert all(parameter.grad is None for parameter in backbone.visual.parameters())
+    backbone.freeze_vision(False)
+    backbone(dict(batch), total).backward()
+    assert all(parameter.grad is not None for parameter in backbone.visual.parameters())
+    assert not backbone.imagery_targets(patches(), GRIDS).requires_grad
+
+
+def test_embed_inputs(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    computed = dict(batch)
+    embeds = backbone.embed_inputs(computed)
+    flat = embeds.flatten(0, 1)
+    features = backbone.encode_vision(batch["patches"], batch["grid_thw"])
+    assert torch.equal(flat[batch["vision_index"]], features)
+    targets = backbone.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
+    assert torch.equal(computed["latents"], targets)
+    assert torch.equal(flat[batch["latent_index"]], targets)
+    text = torch.ones(flat.shape[0], dtype=torch.bool)
+    text[batch["vision_index"]] = text[batch["latent_index"]] = False
+    assert torch.equal(flat[text], backbone.embedding_weight[batch["input_ids"].flatten()[text]])
+
+    given = {k: v for k, v in batch.items() if "patches" not in k} | {
+        "vision_features": features.detach().double(),
+        "latents": targets.double(),
+    }
+    assert torch.equal(backbone.embed_inputs(given), embeds)
+
+    assert torch.equal(backbone.embed_inputs({"input_ids": batch["input_ids"]})[1], embeds[1])
+    with pytest.raises(ValueError, match="3 latents for 4 latent pads"):
+        backbone.embed_inputs(given | {"latents": targets[:3]})
+    with pytest.raises(ValueError, match="7 vision features for 8 vision pads"):
+        backbone.embed_inputs(given | {"vision_features": features[:7]})
+
+
+def test_placeholders_get_no_gradient(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    backbone.freeze_vision()
+    backbone(batch, total).backward()
+    gradient = backbone.embedding_weight.grad
+    assert gradient is not None
+    unused = [backbone.vision.video_token_id, backbone.latents.pad_id, backbone.vision.pad_id]
+    assert not gradient[unused].any()
+    assert gradient[batch["input_ids"][1, :4]].any(dim=1).all()
+
+
+def test_cached_decoding_equals_one_forward(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    with torch.no_grad():
+        embeds = backbone.embed_inputs(batch)[:, :8]
+        positions, mask = batch["position_ids"][..., :8], torch.ones(2, 8, dtype=torch.long)
+        mask[1, 3:5] = 0  # a gap, as after a shorter prompt in a batch
+        whole = backbone.decode(embeds, positions, mask)
+        cache = backbone.new_cache()
+        parts = [
+            backbone.decode(embeds[:, a:b], positions[..., a:b], mask[:, :b], cache)
+            for a, b in ((0, 5), (5, 6), (6, 8))
+        ]
+        assert cache.get_seq_length() == 8
+        torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], whole[mask.bool()])
+        unmasked = backbone.decode(embeds[:1], positions[:, :1])
+        torch.testing.assert_close(unmasked, whole[:1])
+        assert not torch.allclose(backbone.decode(embeds, positions)[1, 5:], whole[1, 5:], atol=1e-3)
+
+
+def test_gradient_checkpointing_changes_no_gradient(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    def gradients() -> dict[str, Tensor]:
+        backbone.zero_grad()
+        backbone(dict(batch), total).backward()
+        return {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
+
+    backbone.train()
+    plain = gradients()
+    backbone.gradient_checkpointing_enable()
+    assert backbone.hf.is_gradient_checkpointing
+    recomputed = gradients()
+    backbone.gradient_checkpointing_disable()
+    assert not backbone.hf.is_gradient_checkpointing
+    assert plain.keys() == recomputed.keys()
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name], msg=name)
