@@ -19,12 +19,12 @@ KNOWN = {
     "ce": "Cross-entropy",
     "cosine": "Latent loss (1 − cosine)",
     "reward": "Reward",
-    "rewards/accuracy_reward": "Accuracy reward",
-    "rewards/format_reward": "Format reward",
+    "reward_accuracy_reward": "Accuracy reward",
+    "reward_format_reward": "Format reward",
     "kl": "KL to the reference",
     "gap": "Sampler–trainer gap (nats)",
     "entropy": "Entropy (nats a token)",
-    "length": "Completion length (tokens)",
+    "completion_length": "Completion length (tokens)",
 }
 PHASES = {
     "base": "Base phase",

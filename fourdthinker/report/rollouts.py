@@ -65,9 +65,10 @@ def read_groups(path: Path) -> list[Group]:
                 continue
             try:
                 entry = json.loads(line)
-                key = (int(entry["step"]), str(entry["id"]))
+                name = entry["id"] if entry.get("id") is not None else entry["prompt"]
+                key = (int(entry["step"]), str(name))
                 row = _row(entry)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 bad += 1
                 continue
             if key not in groups:

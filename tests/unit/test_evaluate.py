@@ -232,7 +232,7 @@ def test_an_override_needs_pictures_and_another_clip(world: Any) -> None:
     with pytest.raises(ConfigError, match="at least two different clips"):
         run(world, records=records[:2], frames_override="other")
     text = Record("rl", "text", "Which way?", options=OPTIONS, answer="A", where="data.jsonl:9")
-    with pytest.raises(ConfigError, match="data.jsonl:9: frames_override"):
+    with pytest.raises(ConfigError, match=r"data.jsonl:9: frames_override"):
         run(world, records=[text], frames_override="black")
     with pytest.raises(ConfigError, match="text only"):
         run(world, records=[text], prompts=[encoder.prompt(text)], frames_override="black")
