@@ -7,19 +7,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames, read_images
+from fourdthinker.frames import FramePolicy, Frames, patchify, read_images
 from fourdthinker.latents import IMAGERY, LatentSpec
 from fourdthinker.positions import mrope_positions
+from fourdthinker.records import Record, options_in, read_media
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.qwen2_5_vl import VisionSpec
-    from fourdthinker.records import Record
 
 Batch = dict[str, Tensor]
 IGNORE = -100
@@ -128,27 +128,12 @@ class Sample:
     latent_index: Tensor = field(default_factory=_none)
 
 
-def read_media(
-    record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches"
-) -> Frames | None:
-    """The pictures a record asks about, read by the policy; None for a record of text only. VideoError
-    otherwise."""
-    if record.video is not None:
-        return read_frames(record.video, policy, start=record.start, end=record.end, out=out)
-    if not record.frames:
-        return None
-    return read_images(
-        record.frames, policy, out=out, stills=record.stills, fps=record.fps, seconds=record.seconds
-    )
-
-
 def question_text(record: Record, instruction: str = "") -> str:
     """The user's turn: the question, its options as "A. text" lines unless they are in it, and the
     instruction."""
     parts = [record.question]
-    options = [f"{letter}. {text}" for letter, text in record.options.items()]
-    if not set(options) <= {line.strip() for line in record.question.splitlines()}:
-        parts.append("\n".join(options))
+    if record.options and options_in(record.question) != record.options:
+        parts.append("\n".join(f"{letter}. {text}" for letter, text in record.options.items()))
     if instruction:
         parts.append(instruction)
     return "\n\n".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -28,8 +29,8 @@ CHUNK = 8  # frames held at full size at a time
 SEEK_PACKETS = 24  # decoding through this many packets is cheaper than a seek
 # Containers that hold one file's media and refer to nothing else (playlists and scripts are not opened).
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,gif,mxf,wav,mp3,aac,"
-    "flac,h264,hevc,m4v,av1,obu,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,gif,mxf,wav,mp3,"
+    "aac,flac,h264,hevc,m4v,av1,obu,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
 )
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,14 @@ logger = logging.getLogger(__name__)
 
 class _Missing(Exception):
     """The decoder did not show a frame that the container lists; holds its time."""
+
+
+class _Damaged(Exception):
+    """The decoder cannot make a frame of the data at `seconds`."""
+
+    def __init__(self, cause: str, seconds: float) -> None:
+        super().__init__(cause)
+        self.seconds = seconds
 
 
 def read_frames(
@@ -187,8 +196,9 @@ def _opened(
     try:
         container = av.open(io.BytesIO(source) if isinstance(source, bytes) else name, options=options)
     except av.error.FFmpegError as error:
+        cause = "its type is not one of those read here" if error.errno == errno.EINVAL else error.strerror
         raise VideoError(
-            f"{name}: not a video that can be opened ({error.strerror}); it may be cut off"
+            f"{name}: not a video that can be opened ({cause}); it may be cut off, or no video at all"
         ) from error
     with container:
         video = _stream(container, stream, name)
@@ -232,12 +242,12 @@ def _pictures(
                     yield _upright(frame, video)
                     done += 1
             return
-        except av.error.FFmpegError as error:
+        except _Damaged as damage:
             if threads == 1:
                 raise VideoError(
-                    f"{request.name}: the data cannot be decoded at or shortly before "
-                    f"{timeline.seconds(wanted[done]):.3f} s ({error.strerror}); the file is damaged"
-                ) from error
+                    f"{request.name}: the data at {damage.seconds:.3f} s cannot be decoded ({damage}); the "
+                    "file is damaged. Replace it, or ask for times before that"
+                ) from damage
 
 
 def _decode(
@@ -256,11 +266,17 @@ def _decode(
             raise _Missing(timeline.seconds(pending[-1]))
         if packet.pts is not None:
             position = max(position, timeline.order.get(packet.pts, 0))
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            raise _Damaged(
+                error.strerror, timeline.seconds(packet.pts or packet.dts or pending[-1])
+            ) from error
+        for frame in frames:
             if not pending or frame.pts is None or frame.pts < landed:
                 continue  # shown before the keyframe that decoding began at: may lack what it refers to
             if frame.is_corrupt and frame.pts <= pending[0]:
-                raise av.error.InvalidDataError(0, "a frame is incomplete")
+                raise _Damaged("a frame is incomplete", timeline.seconds(frame.pts))
             if frame.pts > pending[-1]:
                 raise _Missing(timeline.seconds(pending[-1]))
             if frame.pts == pending[-1]:

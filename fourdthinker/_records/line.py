@@ -1,0 +1,218 @@
+"""One line of data: typed access to its keys, confined access to the files it names, and errors that say
+where."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.latents import IMAGERY
+
+LETTERS = "ABCDEFGH"
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>")
+_OPTION = re.compile(r"\s*([A-H])[.)]\s+(\S.*?)\s*")
+_LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
+
+
+@dataclass
+class Record:
+    """One line of data. Paths are absolute and inside the media root.
+
+    kind: "dift" (has text_output) or "rl". question: without placeholders; may or may not hold the options
+    as lines. options: letter to text, possibly empty. answer: letter of the right option, or None.
+    text_output: the reasoning to learn, with one `<output_image>` for each of images (the overlays). The
+    pictures asked about are either video (with start and end in seconds of its presentation clock), or
+    frames: a clip when stills is false, on the clock of seconds (one time for each frame) or fps, else on
+    the policy's; separate pictures when stills is true. type: kind of question. extra: the other keys of
+    the line. where: "file:line".
+    """
+
+    kind: str
+    id: str
+    question: str
+    options: dict[str, str] = field(default_factory=dict)
+    answer: str | None = None
+    text_output: str | None = None
+    video: str | None = None
+    start: float | None = None
+    end: float | None = None
+    frames: list[str] | None = None
+    stills: bool = False
+    fps: float | None = None
+    seconds: list[float] | None = None
+    images: list[str] = field(default_factory=list)
+    type: str | None = None
+    system: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    where: str = "record"
+
+
+def options_in(text: str) -> dict[str, str]:
+    """Options that a question lists as lines "A. text" or "A) text", from A on without a gap; {} when it
+    lists none."""
+    found = [match for line in text.splitlines() if (match := _OPTION.fullmatch(line))]
+    letters = "".join(match[1] for match in found)
+    if len(found) < 2 or letters != LETTERS[: len(found)]:
+        return {}
+    return {match[1]: match[2] for match in found}
+
+
+def letter_of(label: str, options: Mapping[str, str]) -> str | None:
+    """The option that a label names: "B", "(b)", "B. its exact text", or its exact text; None when it names
+    none."""
+    label = " ".join(label.split())
+    bare = label.strip("().:").upper()
+    if bare in options:
+        return bare
+    texts = {letter: " ".join(text.split()).casefold() for letter, text in options.items()}
+    same = [letter for letter, text in texts.items() if text == label.casefold()]
+    if same:
+        return same[0] if len(same) == 1 else None
+    match = _LABEL.fullmatch(label)
+    if match and texts.get(match[1].upper()) == match[2].casefold():
+        return match[1].upper()
+    return None
+
+
+class MediaRoot:
+    """The folder that records may name files in."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.realpath(path)
+        if not os.path.isdir(self.path):
+            raise ConfigError(
+                f"media_root {os.fspath(path)} is no folder; name the folder that holds the media"
+            )
+        self._parents: dict[str, str] = {}
+
+    def resolve(self, value: str) -> tuple[str, os.stat_result | None]:
+        """Absolute path without links, and its state (None: no such file). PermissionError when outside."""
+        full = os.path.join(self.path, value)
+        parent, base = os.path.split(full)
+        if base in ("", ".", ".."):
+            full = os.path.realpath(full)
+        else:
+            # Resolving every component of every frame would cost more than all the rest.
+            if parent not in self._parents:
+                self._parents[parent] = os.path.realpath(parent)
+            full = os.path.join(self._parents[parent], base)
+            if os.path.islink(full):
+                full = os.path.realpath(full)
+        if os.path.commonpath([full, self.path]) != self.path:
+            raise PermissionError(full)
+        try:
+            return full, os.stat(full)
+        except OSError:
+            return full, None
+
+
+class Line:
+    """Keys of one line. Every method raises RecordError naming file, line, key and remedy."""
+
+    def __init__(self, data: dict[str, Any], where: str, root: MediaRoot) -> None:
+        self.data, self.where, self.root = data, where, root
+
+    def fail(self, message: str) -> NoReturn:
+        raise RecordError(f"{self.where}: {message}")
+
+    def known(self, form: str, keys: Collection[str]) -> None:
+        for key in self.data:
+            if key not in keys:
+                close = difflib.get_close_matches(key, keys, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"its keys are {', '.join(sorted(keys))}"
+                self.fail(f"unknown key {key!r} in a {form} record; {hint} Remove or rename it")
+
+    def missing(self, key: str, remedy: str) -> NoReturn:
+        self.fail(f"missing key {key!r}; {remedy}")
+
+    def wrong(self, key: str, wanted: str) -> NoReturn:
+        value = self.data[key]
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        self.fail(f"key {key!r} is {shown} ({type(value).__name__}); it must be {wanted}")
+
+    def text(self, key: str, *, required: bool = False) -> str | None:
+        """A text that is not blank."""
+        if key not in self.data:
+            if required:
+                self.missing(key, "add it as a text")
+            return None
+        if not isinstance(self.data[key], str) or not self.data[key].strip():
+            self.wrong(key, "a text that is not blank")
+        return self.prose(key, self.data[key])
+
+    def prose(self, key: str, text: str, *, imagery: bool = False) -> str:
+        """Check a text that the model will read: no control tokens, no placeholder where none belongs."""
+        control = _CONTROL.search(text)
+        if control:
+            self.fail(
+                f"key {key!r} holds {control[0]!r}, which reads as a control token; remove it or write it "
+                "differently (for example with a space after the first character)"
+            )
+        if IMAGERY in text and not imagery:
+            self.fail(f"key {key!r} holds {IMAGERY}; placeholders belong into text_output only")
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            self.fail(
+                f"key {key!r} holds half of a surrogate pair, which is no character; write the text as UTF-8"
+            )
+        return text
+
+    def number(self, key: str, *, low: float = -math.inf) -> float | None:
+        if key not in self.data:
+            return None
+        value = self.data[key]
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value < low
+        ):
+            self.wrong(key, "a number" if low == -math.inf else f"a number of at least {low:g}")
+        return float(value)
+
+    def file(self, key: str, value: Any, *, folder: bool = False) -> str:
+        """Path of a file that exists, is not empty and lies in the media root (or of a folder, where one
+        may stand)."""
+        if not isinstance(value, str) or not value or "\0" in value:
+            self.wrong(key, "a path, or a list of paths")
+        try:
+            path, state = self.root.resolve(value)
+        except PermissionError:
+            self.fail(
+                f"key {key!r}: {value!r} lies outside media_root {self.root.path}; move the file there, "
+                "or set media_root to a folder that holds all media"
+            )
+        if state is None:
+            self.fail(
+                f"key {key!r}: {value!r} does not exist in media_root {self.root.path}; add it, or set "
+                "media_root"
+            )
+        if folder and stat.S_ISDIR(state.st_mode):
+            return path
+        if not stat.S_ISREG(state.st_mode):
+            self.fail(f"key {key!r}: {value!r} is not a file; name a file")
+        if state.st_size == 0:
+            self.fail(f"key {key!r}: {value!r} is empty (0 bytes); replace the file or remove the record")
+        return path
+
+    def files(self, key: str) -> list[str]:
+        """Paths of one file, of the files of a list, or of the pictures of a folder; [] when the key is
+        absent."""
+        value = self.data.get(key, [])
+        if isinstance(value, list):
+            return [self.file(key, item) for item in value]
+        path = self.file(key, value, folder=True)
+        if not os.path.isdir(path):
+            return [path]
+        names = sorted(name for name in os.listdir(path) if name.lower().endswith(PICTURES))
+        if not names:
+            self.fail(f"key {key!r}: the folder {value!r} holds no pictures ({' '.join(PICTURES)})")
+        return [self.file(key, os.path.join(path, name)) for name in names]
