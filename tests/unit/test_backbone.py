@@ -108,6 +108,8 @@ def test_features_are_in_raster_order(backbone: Qwen2_5_VL) -> None:
 
 
 def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Qwen2_5_VL, batch: dict[str, Any]) -> None:
+    modes: list[bool] = []
+    backbone.visual.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     assert backbone.encode_vision(patches(), GRIDS).requires_grad
     with torch.no_grad():
         assert not backbone.encode_vision(patches(), GRIDS).requires_grad
@@ -115,6 +117,7 @@ def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Qwen2_5_VL, batch: d
     assert not backbone.encode_vision(patches(), GRIDS).requires_grad
     next(backbone.visual.parameters()).requires_grad_(True)  # as an adapter in the tower would
     assert backbone.encode_vision(patches(), GRIDS).requires_grad
+    assert modes == [True, False, False, True]
     backbone.freeze_vision()
     backbone(dict(batch), total).backward()
     assert all(parameter.grad is None for parameter in backbone.visual.parameters())
@@ -188,9 +191,13 @@ def test_gradient_checkpointing_changes_no_gradient(backbone: Qwen2_5_VL, batch:
     plain = gradients()
     backbone.gradient_checkpointing_enable()
     assert backbone.hf.is_gradient_checkpointing
+    layer = backbone.hf.model.language_model.layers[0]
+    assert layer._gradient_checkpointing_func.keywords == {"use_reentrant": False}
     recomputed = gradients()
     backbone.gradient_checkpointing_disable()
     assert not backbone.hf.is_gradient_checkpointing
+    backbone.gradient_checkpointing_enable({"use_reentrant": True})
+    assert layer._gradient_checkpointing_func.keywords == {"use_reentrant": True}
     assert plain.keys() == recomputed.keys()
     for name in plain:
         torch.testing.assert_close(recomputed[name], plain[name], msg=name)

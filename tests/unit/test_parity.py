@@ -20,11 +20,14 @@ from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from fourdthinker.backbones import load_backbone
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
 from fourdthinker.objectives import dift_objective
 from fourdthinker.positions import mrope_positions
+from fourdthinker.prompts import Prompt, Vision
+from fourdthinker.sampler import LatentSampler, SamplingConfig
 
 DEFAULT = Path(__file__).parents[1] / "data" / "golden"
 RELATIVE = 1e-4
@@ -213,3 +216,64 @@ def test_teacher_forced_generation(golden: Golden) -> None:
             logprobs = linear_logprobs(hidden, backbone.head_weight, new)
         assert_close(hidden, expected)
         torch.testing.assert_close(logprobs, golden[f"gen.{sample}.logprobs"], atol=1e-4, rtol=0)
+
+
+class Schedule:
+    """A logits processor: scheduled ids whatever the logits, and some ids at no other step."""
+
+    def __init__(self, prompts: list[Tensor], forced: dict[int, int], never: list[int]) -> None:
+        self.prompts, self.forced, self.never = prompts, forced, never
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = next(
+            input_ids.shape[1] - len(p) for p in self.prompts if torch.equal(input_ids[0, : len(p)], p)
+        )
+        scores = scores.clone()
+        if step in self.forced:
+            scores[:] = -torch.inf
+            scores[:, self.forced[step]] = 0.0
+        else:
+            scores[:, self.never] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in one batch"])
+def test_generation(golden: Golden, together: bool) -> None:
+    facts, backbone = golden.facts, golden.backbone
+    prompts = []
+    for sample, clips in enumerate(golden.clip_ranges()):
+        ids = golden[f"gen.{sample}.prompt_ids"][0]
+        vision = Vision(golden["video_grid_thw"][clips], golden.patches(clips))
+        prompts.append(Prompt(ids, *golden.positions(ids, clips), vision))
+    forced = {int(step): token for step, token in facts["forced_tokens"].items()}
+    schedule = Schedule([prompt.input_ids for prompt in prompts], forced, facts["never_sampled"])
+    sampler = LatentSampler(backbone)
+
+    whole = list(range(len(prompts)))
+    for rows in [whole] if together else [[sample] for sample in whole]:
+        expected = [golden[f"gen.{sample}.new_ids"] for sample in rows]
+        longest = max(map(len, expected))
+        config = SamplingConfig(
+            max_new_tokens=longest, max_blocks=longest, temperature=0.0, mode="reference", train_start=True
+        )
+        rollout = sampler.sample(
+            [prompts[sample] for sample in rows],
+            config=config,
+            logits_processor=LogitsProcessorList([schedule]),
+        )
+        for row, sample in enumerate(rows):
+            new, length = expected[row], int(rollout.lengths[row])
+            assert rollout.tokens[row, :length].tolist() == new.tolist() == facts["greedy"][f"sample{sample}"]
+            chosen = rollout.policy_mask[row, :length]
+            assert chosen.any()
+            torch.testing.assert_close(
+                rollout.logprobs[row, :length][chosen],
+                golden[f"gen.{sample}.logprobs"][chosen],
+                atol=1e-4,
+                rtol=0,
+            )
+            mine = rollout.latent_rows == row
+            assert torch.equal(rollout.latent_steps[mine], (new == backbone.latents.pad_id).nonzero()[:, 0])
+            fed_back = golden[f"gen.{sample}.hidden"][rollout.latent_steps[mine]]
+            assert len(fed_back)
+            assert_close(rollout.latents[mine], fed_back)
