@@ -12,8 +12,8 @@ import torch
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy, patchify
-from fourdthinker.prompts import Prompt, Vision, read_media
-from fourdthinker.records import Record
+from fourdthinker.prompts import Prompt, Vision
+from fourdthinker.records import Record, read_media
 
 Override = Literal["black", "other"]
 OVERRIDES = ("black", "other")

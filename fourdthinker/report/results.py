@@ -36,11 +36,7 @@ def facts_html(results: Mapping[str, Any]) -> str:
     for key, value in results.items():
         if key in known or value is None:
             continue
-        if isinstance(value, dict):
-            shown = ", ".join(f"{PHASES.get(str(k), str(k))} {_plain(v)}" for k, v in value.items())
-        else:
-            shown = _plain(value)
-        items.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(shown)}</dd>")
+        items.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{_fact(value)}</dd>")
     if not items:
         return ""
     return f'<section><h2>How it was made</h2><div class="card"><dl>{"".join(items)}</dl></div></section>'
@@ -129,6 +125,15 @@ def _label(key: str) -> str:
 
 def _count(value: Any) -> str:
     return f"<td>{value:,}</td>" if isinstance(value, int) else "<td>–</td>"
+
+
+def _fact(value: Any) -> str:
+    if not isinstance(value, dict):
+        return escape(_plain(value))
+    if any(isinstance(v, dict | list) for v in value.values()):
+        inner = escape(json.dumps(value, indent=2, ensure_ascii=False))
+        return f"<details><summary>show</summary><pre>{inner}</pre></details>"
+    return escape(", ".join(f"{PHASES.get(str(k), str(k))} {_plain(v)}" for k, v in value.items()))
 
 
 def _plain(value: Any) -> str:

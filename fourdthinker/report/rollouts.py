@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import FourdError, VideoError
-from fourdthinker.latents import LATENT_END, LATENT_PAD, LATENT_START
 from fourdthinker.report.media import Picture, clip_pictures, spread
+from fourdthinker.report.text import text_html
 
 log = logging.getLogger(__name__)
-
-_BLOCK = f"{re.escape(LATENT_START)}\\s*((?:{re.escape(LATENT_PAD)}\\s*)*)(?:{re.escape(LATENT_END)})?"
-_PARTS = re.compile(rf"(?P<block>{_BLOCK})|(?P<tag></?(?:think|answer)>|<\|im_end\|>|<\|endoftext\|>)")
 
 
 @dataclass(frozen=True)
@@ -111,23 +107,6 @@ def group_html(group: Group, root: Path) -> str:
     more = f'<p class="soft small">{left_out} more completions are in the log.</p>' if left_out else ""
     body = f'{where}{head}{_strip(group, root)}{options}<div class="rows">{cells}</div>{more}'
     return f'<article class="card">{body}</article>'
-
-
-def text_html(text: str) -> str:
-    """Escaped text; latent blocks become one mark with the number of latents, the control tags become
-    faint.
-    """
-    out, at = [], 0
-    for match in _PARTS.finditer(text):
-        out.append(escape(text[at : match.start()]))
-        if match["block"] is not None:
-            count = match["block"].count(LATENT_PAD)
-            out.append(f'<span class="imagery" title="{count} latents">◆ imagery × {count}</span>')
-        else:
-            out.append(f'<span class="tag">{escape(match["tag"])}</span>')
-        at = match.end()
-    out.append(escape(text[at:]))
-    return "".join(out)
 
 
 def _strip(group: Group, root: Path) -> str:

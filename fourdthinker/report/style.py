@@ -118,6 +118,9 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.875rem; padding: 4px
 .parts { color: var(--soft); font-size: 0.8125rem; margin: 8px 0 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: 0.875rem; }
 dt { color: var(--soft); }
+dl details { margin: 0; }
+dl summary { padding: 0; }
+pre { overflow-x: auto; font-size: 0.8125rem; margin: 6px 0 0; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 footer { margin-top: 48px; color: var(--faint); font-size: 0.8125rem; }
 @media print {

@@ -17,8 +17,9 @@ from PIL import Image
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
 from fourdthinker.report.curves import read_metrics
-from fourdthinker.report.rollouts import choose, read_groups, text_html
+from fourdthinker.report.rollouts import choose, read_groups
 from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
+from fourdthinker.report.text import text_html, text_plain
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x.png onerror=alert(1)>'
 BLOCK = "<|latent_start|>" + "<|latent_pad|>" * 4 + "<|latent_end|>"
@@ -310,9 +311,11 @@ def test_text_keeps_its_order_around_blocks_and_tags() -> None:
     html = text_html(f"a < b <think>{BLOCK} c</think><|latent_start|><|latent_pad|> <|latent_pad|>")
     assert html == (
         'a &lt; b <span class="tag">&lt;think&gt;</span>'
-        '<span class="imagery" title="4 latents">◆ imagery × 4</span> c<span class="tag">&lt;/think&gt;</span>'
+        '<span class="imagery" title="4 latents">◆ imagery × 4</span>'
+        ' c<span class="tag">&lt;/think&gt;</span>'
         '<span class="imagery" title="2 latents">◆ imagery × 2</span>'
     )
+    assert text_plain(f"<think>a {BLOCK} b</think>") == "<think>a [imagery × 4] b</think>"
 
 
 def test_groups_shown_are_of_the_first_and_the_last_step_and_taught_something(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""What this machine can do, line by line, each with what to do when something is missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["ok", "note", "missing"]
+
+# Oldest release that works, first release that is not known to (None: no upper bound).
+SUPPORTED: dict[str, tuple[str, str | None]] = {
+    "torch": ("2.11", "2.14"),
+    "triton": ("3.6", "3.8"),
+    "transformers": ("5.17", "6"),
+    "accelerate": ("1.10", None),
+    "numpy": ("2", None),
+    "av": ("14", None),
+}
+# module -> (what it is used for, how it is installed)
+EXTRAS: dict[str, tuple[str, str]] = {
+    "tensorboard": ("curves while training", "pip install 'fourdthinker[train]'"),
+    "peft": ("LoRA", "pip install 'fourdthinker[train]'"),
+    "liger_kernel": ("fused layers on CUDA", "pip install 'fourdthinker[train]'"),
+    "deepspeed": ("ZeRO", "DS_BUILD_OPS=0 pip install --no-build-isolation 'fourdthinker[zero]'"),
+    "flash_attn": ("flash attention on CUDA", "pip install --no-build-isolation flash-attn"),
+}
+DECODERS = ("h264", "hevc", "vp9", "av1")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """status: "ok"; "note": works, with what the text says; "missing": something needed is absent or too
+    old.
+    """
+
+    status: Status
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, most basic first. Never raises: what cannot be looked at is a finding itself."""
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _python,
+        _packages,
+        _device,
+        _video,
+        _decoding,
+        _extras,
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check()
+        except Exception as error:  # noqa: BLE001 - a broken install raises anything on import; the next checks still help
+            name = check.__name__.strip("_")
+            findings.append(
+                Finding("missing", name, f"{type(error).__name__}: {error}", "reinstall fourdthinker")
+            )
+    return findings
+
+
+def _python() -> Iterator[Finding]:
+    text = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    good = sys.version_info >= (3, 11)
+    yield Finding("ok" if good else "missing", "Python", text, "" if good else "install Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Finding]:
+    for name, (oldest, first_unknown) in SUPPORTED.items():
+        upper = f" to below {first_unknown}" if first_unknown else " or newer"
+        found = installed(name)
+        if found is None and name == "triton":
+            yield Finding(
+                "note", name, "not installed: kernels run as plain torch", "comes with a CUDA build of torch"
+            )
+        elif found is None:
+            yield Finding("missing", name, "not installed", f"pip install '{name}>={oldest}'")
+        elif version(found) < version(oldest):
+            yield Finding("missing", name, f"{found}, too old", f"pip install '{name}>={oldest}'")
+        elif first_unknown and version(found) >= version(first_unknown):
+            yield Finding(
+                "note",
+                name,
+                f"{found}, newer than tested ({oldest}{upper})",
+                "if something breaks, install an older one",
+            )
+        else:
+            yield Finding("ok", name, f"{found} ({oldest}{upper})")
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            text = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}"
+            yield Finding("ok", f"cuda:{index}", text)
+    elif torch.version.cuda is None:
+        remedy = "with an NVIDIA GPU, install a CUDA build of torch"
+        yield Finding("note", "CUDA", "this torch is a CPU build: everything runs, slowly", remedy)
+    else:
+        remedy = "check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES"
+        yield Finding(
+            "note", "CUDA", f"torch is built for CUDA {torch.version.cuda}, but no GPU is usable", remedy
+        )
+
+
+def _video() -> Iterator[Finding]:
+    try:
+        importlib.import_module("fourdthinker._video")
+        yield Finding("ok", "_video", "the compiled extension resizes frames")
+    except ImportError:
+        remedy = "install a C++ compiler (Debian: g++ and python3-dev) and reinstall fourdthinker"
+        yield Finding("note", "_video", "not built: frames are resized by a slower fallback", remedy)
+
+
+def _decoding() -> Iterator[Finding]:
+    import av
+
+    libraries = ", ".join(
+        f"{name} {'.'.join(map(str, number))}"
+        for name, number in sorted(av.library_versions.items())
+        if name in ("libavcodec", "libavformat")
+    )
+    yield Finding("ok", "FFmpeg", f"{libraries}, inside PyAV {av.__version__}")
+    absent = [name for name in DECODERS if not _decodes(av, name)]
+    if absent:
+        remedy = "pip install --force-reinstall av, whose wheel brings all of them"
+        yield Finding("missing", "decoders", f"no {', '.join(absent)}", remedy)
+    else:
+        yield Finding("ok", "decoders", ", ".join(DECODERS))
+
+
+def _decodes(av: Any, name: str) -> bool:
+    try:
+        av.Codec(name, "r")
+    except (ValueError, av.FFmpegError):  # PyAV's UnknownCodecError is a ValueError
+        return False
+    return True
+
+
+def _extras() -> Iterator[Finding]:
+    for module, (use, remedy) in EXTRAS.items():
+        found = installed(module)
+        if found is not None:
+            yield Finding("ok", module, f"{found}: {use}")
+        else:
+            yield Finding("note", module, f"not installed: no {use}", remedy)
+
+
+def installed(module: str) -> str | None:
+    """The version of the distribution that provides a module; None when it cannot be found."""
+    names = importlib.metadata.packages_distributions().get(module)
+    return importlib.metadata.version(names[0]) if names else None
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, (2, 13, 0) for "2.13.0+cpu"; trailing zeros do not count."""
+    numbers = [int(n) for n in re.match(r"\d*(?:\.\d+)*", text)[0].split(".") if n]  # type: ignore[index]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
