@@ -14,11 +14,16 @@ BACKENDS = ("auto", "triton", "torch")
 
 
 def use_triton(backend: str, tensor: Tensor) -> bool:
-    """Whether the Triton kernels run: on CUDA tensors, or anywhere when asked for (CPU: the interpreter)."""
+    """Whether the Triton kernels run: on CUDA tensors, or anywhere when asked for (CPU: the interpreter).
+
+    float64 is for checking the references and never takes a kernel.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; use one of {BACKENDS}")
     if backend == "auto":
-        return tensor.is_cuda
+        return tensor.is_cuda and tensor.dtype != torch.float64
+    if backend == "triton" and tensor.dtype == torch.float64:
+        raise ValueError("backend is 'triton' but the tensors are float64; use 'auto' or 'torch' for those")
     if backend == "triton" and not tensor.is_cuda and not triton.knobs.runtime.interpret:
         raise ValueError(
             f"backend is 'triton' but the tensors are on {tensor.device}; move them to CUDA, or set "

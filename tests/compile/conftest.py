@@ -1,10 +1,11 @@
-"""Ahead-of-time compilation needs real kernels, so this lane cannot share a process with the interpreter's."""
+"""Ahead-of-time compilation needs real kernels, which cannot share a process with the interpreter."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
 from tests.compile.aot import TABLE
 
 

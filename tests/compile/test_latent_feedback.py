@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from fourdthinker.kernels import latent_feedback
+from fourdthinker.kernels._common import tile
+
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 ARGUMENTS = {
@@ -20,10 +22,10 @@ ARGUMENTS = {
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("width", [2048, 3584])
 def test_no_spills_and_wide_accesses(arch, width):
+    arguments = {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, 4096)}
     binary = compile_kernel(
-        latent_feedback._kernel, {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": 4096 if width > 2048 else 2048},
-        arch=arch, num_warps=8, name=f"latent_feedback H={width}",
-    )  # fmt: skip
+        latent_feedback._kernel, arguments, arch=arch, num_warps=8, name=f"latent_feedback H={width}"
+    )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16
     assert max(binary.widths("st")) == 16

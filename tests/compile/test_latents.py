@@ -1,0 +1,48 @@
+"""pool_latents and cosine_latent_loss at the widths of the released models."""
+
+from __future__ import annotations
+
+import pytest
+from fourdthinker.kernels import cosine_latent_loss, pool_latents
+
+from tests.compile.aot import ARCHITECTURES, compile_kernel
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [2048, 3584])
+def test_pool_latents(arch, width):
+    arguments = {
+        "features_ptr": "*bf16", "features_stride": "i32", "starts_ptr": "*i64", "counts_ptr": "*i64",
+        "output_ptr": "*bf16", "latent_size": "i32", "H": width, "BLOCK_R": 8, "BLOCK_H": 512,
+    }  # fmt: skip
+    binary = compile_kernel(
+        pool_latents._kernel, arguments, arch=arch, num_warps=8, name=f"pool_latents H={width}"
+    )
+    assert binary.spills == binary.stack == 0
+    assert max(binary.widths("ld")) == 16
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [2048, 3584])
+def test_cosine_latent_loss(arch, width):
+    arguments = {
+        "hidden_ptr": "*bf16", "hidden_stride": "i32", "target_ptr": "*bf16", "target_stride": "i32",
+        "index_ptr": "*i64", "scale_ptr": "*fp32", "cosine_ptr": "*fp32", "grad_ptr": "*bf16",
+        "NEED_GRAD": True, "H": width, "EPSILON": 1e-8, "BLOCK_H": 4096 if width > 2048 else 2048,
+    }  # fmt: skip
+    binary = compile_kernel(
+        cosine_latent_loss._forward_kernel,
+        arguments,
+        arch=arch,
+        num_warps=8,
+        name=f"cosine forward H={width}",
+    )
+    assert binary.spills == binary.stack == 0
+    assert max(binary.widths("ld")) == 16
+    assert max(binary.widths("st")) == 16
+    scale = {k: arguments[k] for k in ("grad_ptr", "index_ptr", "H", "BLOCK_H")}
+    binary = compile_kernel(
+        cosine_latent_loss._scale_kernel, {**scale, "upstream_ptr": "*fp32"}, arch=arch, num_warps=8,
+        name=f"cosine scale H={width}",
+    )  # fmt: skip
+    assert binary.spills == binary.stack == 0

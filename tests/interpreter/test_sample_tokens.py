@@ -1,0 +1,89 @@
+"""The sampling kernel picks the ids of its reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fourdthinker.kernels.sample_tokens import sample_tokens
+
+
+def rules(rows, vocabulary, features, generator, dtype=torch.float32):
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    out = {
+        "seeds": torch.randint(-(2**62), 2**62, (rows,), generator=generator),
+        "steps": torch.randint(0, 2**40, (rows,), generator=generator),
+        "temperature": uniform(rows) + 0.3,
+    }
+    out["temperature"][3::7] = 0
+    if "top_k" in features:
+        out["top_k"] = (uniform(rows) * min(vocabulary, 60)).int()
+    if "top_p" in features:
+        out["top_p"] = uniform(rows) * 1.2
+    if "min_p" in features:
+        out["min_p"] = (uniform(rows) - 0.3).clamp(min=0)
+    if "forbidden" in features:
+        out["forbidden"] = torch.randint(-1, vocabulary, (rows, 3), generator=generator)
+    if "penalties" in features:
+        out["seen"] = torch.randint(0, 4, (rows, vocabulary), generator=generator, dtype=torch.uint8)
+        out["repetition_penalty"] = uniform(rows) + 0.6
+        out["presence_penalty"] = uniform(rows) - 0.2
+    return out
+
+
+def check(logits, arguments):
+    got = sample_tokens(logits, **arguments, backend="triton")
+    want = sample_tokens(logits, **arguments, backend="torch")
+    assert got[0].tolist() == want[0].tolist()
+    torch.testing.assert_close(got[1], want[1], rtol=2e-6, atol=4e-6)
+    torch.testing.assert_close(got[2], want[2], rtol=2e-6, atol=4e-6)
+
+
+SINGLE = [(), ("forbidden",), ("penalties",), ("top_k",), ("top_p",), ("min_p",)]
+ALL = ("top_k", "top_p", "min_p", "forbidden", "penalties")
+
+
+@pytest.mark.parametrize(
+    "features", [(), ("forbidden",), ("penalties",), ("top_k",), ("top_p",), ("min_p",), ALL]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_reference_on_small_vocabularies(features, dtype):
+    generator = torch.Generator().manual_seed(len(features))
+    for rows, vocabulary in ((5, 300), (9, 7), (1, 1)):
+        logits = (torch.randn(rows, vocabulary * 2, generator=generator) * 3).to(dtype)[:, :vocabulary]
+        if vocabulary == 7:
+            logits = logits.round()  # ties
+        if vocabulary < 10:  # three random ids could be all there are
+            features = [name for name in features if name != "forbidden"]
+        check(logits, rules(rows, vocabulary, features, generator))
+
+
+@pytest.mark.parametrize(("rows", "vocabulary", "truncated"), [(200, 4096, False), (60, 1024, True)])
+def test_many_rows(rows, vocabulary, truncated):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(rows, vocabulary, generator=generator) * 2
+    features = ("top_k", "top_p", "penalties") if truncated else ("forbidden",)
+    check(logits, rules(rows, vocabulary, features, generator))
+
+
+@pytest.mark.parametrize("features", [("forbidden",), ("top_p",)])
+def test_the_real_vocabulary(features):
+    generator = torch.Generator().manual_seed(6)
+    rows = 8 if features == ("forbidden",) else 2
+    check(torch.randn(rows, 151_936, generator=generator) * 3, rules(rows, 151_936, features, generator))
+
+
+def test_extremes_and_no_rows():
+    logits = torch.full((2, 9), -torch.inf, dtype=torch.bfloat16)
+    logits[0, 4], logits[1, 2], logits[1, 6] = -3e38, 0.0, -0.0
+    arguments = {
+        "seeds": torch.tensor([1, 2]), "steps": torch.tensor([0, 1]), "temperature": torch.ones(2),
+        "top_k": torch.ones(2, dtype=torch.int32), "top_p": torch.tensor([0.0, 0.5]),
+    }  # fmt: skip
+    check(logits, arguments)
+    empty = {k: v[:0] for k, v in arguments.items()}
+    assert sample_tokens(logits[:0], **empty, backend="triton")[0].shape == (0,)
+    plain = {k: arguments[k] for k in ("seeds", "steps", "temperature")}
+    with pytest.raises(ValueError, match="logits of row 1"):
+        sample_tokens(torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]), **plain, backend="triton")
