@@ -1,15 +1,17 @@
 """The one answer parser, shared by reinforcement learning and evaluation, and the reward functions.
 
-A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion (without
-its end-of-sequence token), ``record`` the line of data its prompt was made from. `load_reward` imports one by path.
+A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion
+(without its end-of-sequence token), ``record`` the line of data its prompt was made from. `load_reward`
+imports one by path.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fourdthinker.errors import ConfigError
 
@@ -19,20 +21,24 @@ if TYPE_CHECKING:
 Reward = Callable[[str, "Record"], float]
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
-# One reasoning part, one answer, nothing else. Each gap forbids the four tags, so the pattern cannot match a text that
-# repeats a part, and every gap has one way to match (no backtracking blow-up on hostile text).
+# One reasoning part, one answer, nothing else. Each gap forbids the four tags, so the pattern cannot match a
+# text that repeats a part, and every gap has one way to match (no backtracking blow-up on hostile text).
 _GAP = r"(?:(?!</?(?:think|answer)>).)*"
 _FORMAT = re.compile(
     rf"\s*<think>{_GAP}</think>\s*<answer>(?P<answer>{_GAP})</answer>\s*",
     re.IGNORECASE | re.DOTALL | re.ASCII,
 )
 
+_THINKING = re.compile(r"<(/?)think(?:ing)?>")
+_CENTRE = re.compile(r"(Camera|Object) Center: \[([^\[\]]{0,200})\]")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
 
 def answer_text(text: str) -> str | None:
     """The stripped content of the last closed ``<answer>...</answer>`` of `text`, or None when there is none.
 
-    Tags are matched whatever their case. An answer that was opened and never closed does not count, so a completion
-    cut by the length limit falls back on the last complete answer, or has none.
+    Tags are matched whatever their case. An answer that was opened and never closed does not count, so a
+    completion cut by the length limit falls back on the last complete answer, or has none.
     """
     opened: int | None = None
     content: str | None = None
@@ -48,13 +54,14 @@ def answer_text(text: str) -> str | None:
 def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that a completion chose, or None when it chose none.
 
-    Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case does not
-    matter and runs of whitespace count as one space. In this order:
+    Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case
+    does not matter and runs of whitespace count as one space. In this order:
 
     1. a bare letter: ``B``, ``(b)``, ``B.``, ``B)``, ``B:``;
-    2. the exact text of exactly one option, so that with an option "A cube" under B the answer "A cube" means B;
+    2. the exact text of exactly one option: with an option "A cube" under B, the answer "A cube" means B;
     3. a letter followed by ``.``, ``)`` or ``:`` and a space, or alone on the first line: ``B. left``;
-    4. a letter, optionally with one of these marks, followed by the text of that same option: ``B left``, ``B.left``.
+    4. a letter, optionally with one of these marks, followed by the text of that same option: ``B left``,
+    ``B.left``.
 
     Anything else ("A and B", "A different cube", the text of two options) is None.
 
@@ -65,25 +72,23 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     content = answer_text(text)
     if not content or not options:
         return None
-    by_letter = {letter.casefold(): letter for letter in options}
-    answer = _normalise(content)
-
-    bare = re.fullmatch(r"\(?([a-z])\)?[.:]?|([a-z])\)", answer)
+    bare = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", content)
     if bare:
-        letter = by_letter.get(bare.group(1) or bare.group(2))
+        letter = _key(options, bare.group(1))
         if letter is not None:
             return letter
 
+    answer = _normalise(content)
     same = [letter for letter, option in options.items() if _normalise(option) == answer]
     if len(same) == 1:
         return same[0]
     if same:
         return None
 
-    led = re.match(r"\(([a-z])\)|([a-z])([.):]?)", content.casefold())
+    led = re.match(r"\(([A-Za-z])\)|([A-Za-z])([.):]?)", content)
     if not led:
         return None
-    letter = by_letter.get(led.group(1) or led.group(2))
+    letter = _key(options, led.group(1) or led.group(2))
     if letter is None:
         return None
     rest = content[led.end() :]
@@ -92,6 +97,10 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
         return letter
     separated = marked or rest[:1].isspace()
     return letter if separated and _normalise(rest) == _normalise(options[letter]) else None
+
+
+def _key(options: Mapping[str, str], letter: str) -> str | None:
+    return letter.upper() if letter.upper() in options else None
 
 
 def _normalise(text: str) -> str:
@@ -113,13 +122,69 @@ def accuracy_reward(text: str, record: Record) -> float:
 
 
 def format_reward(text: str, record: Record) -> float:
-    """1.0 when the completion is ``<think>...</think>`` then ``<answer>...</answer>`` and nothing else, else 0.0.
+    """1.0 when the completion is ``<think>...</think>`` then ``<answer>...</answer>`` and nothing else, else
+    0.0.
 
-    Each tag stands exactly once (whatever its case), only whitespace stands around the two parts, and the answer is
-    not empty. Imagery blocks may stand inside the thinking. `record` is not used.
+    Each tag stands exactly once (whatever its case), only whitespace stands around the two parts, and the
+    answer is not empty. Imagery blocks may stand inside the thinking. `record` is not used.
     """
     match = _FORMAT.fullmatch(text)
     return 1.0 if match and match.group("answer").strip() else 0.0
+
+
+def st_reward(text: str, record: Record) -> float:
+    """The spatio-temporal reward of MLLM-4D, in [0, 1], for records with a `solution`.
+
+    0.2 format (half of it for a thinking and an answer part, 0.4 for naming both kinds of centre, 0.1 for
+    thinking of more than 20 characters) + 0.6 the right answer + 0.1 camera centres + 0.1 object centres.
+    Centres are `Camera Center: [x, y, z]` and `Object Center: [x, y, z]`, in the order of the solution,
+    `null` ones left out on both sides; they score exp(-mean distance), 0 when their number differs, 1 when
+    rightly there are none.
+
+    Raises:
+        ConfigError: the record has no solution.
+    """
+    solution = record.extra.get("solution")
+    if not solution:
+        raise ConfigError(
+            f"{record.where}: st_reward needs the key 'solution' with answer, camera_center and "
+            "object_center; use another reward for records without it"
+        )
+    truth = solution[0]
+    thinking, answer = _thinking(text), answer_text(text)
+    form = 0.5 * (thinking is not None and answer is not None)
+    form += 0.4 * ("Object Center: [" in text and "Camera Center: [" in text)
+    form += 0.1 * (thinking is not None and len(thinking) > 20)
+    if record.options and record.answer is not None:
+        right = parse_answer(text, record.options) == record.answer
+    else:
+        right = answer is not None and _normalise(answer) == _normalise(truth["answer"])
+    camera = _centres_score(text, "Camera", truth.get("camera_center"))
+    objects = _centres_score(text, "Object", truth.get("object_center"))
+    return 0.2 * form + 0.6 * right + 0.1 * camera + 0.1 * objects
+
+
+def _thinking(text: str) -> str | None:
+    """What stands between the first thinking tag and the next closing one."""
+    opened: int | None = None
+    for tag in _THINKING.finditer(text):
+        if tag.group(1) and opened is not None:
+            return text[opened : tag.start()].strip()
+        if not tag.group(1) and opened is None:
+            opened = tag.end()
+    return None
+
+
+def _centres_score(text: str, kind: str, truth: Any) -> float:
+    said = [match.group(2) for match in _CENTRE.finditer(text) if match.group(1) == kind]
+    points = [[float(n) for n in _NUMBER.findall(inside)] for inside in said if "null" not in inside]
+    wanted = [point for point in truth or [] if point is not None]
+    if [len(point) for point in points] != [len(point) for point in wanted]:
+        return 0.0
+    if not points:
+        return 1.0
+    distances = [math.dist(point, goal) for point, goal in zip(points, wanted, strict=True)]
+    return math.exp(-sum(distances) / len(distances))
 
 
 def load_reward(path: str) -> Reward:
@@ -138,12 +203,14 @@ def load_reward(path: str) -> Reward:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"reward {path!r}: cannot import {module_name!r} ({error}); install it or put its folder on PYTHONPATH"
+            f"reward {path!r}: cannot import {module_name!r} ({error}); "
+            "install it or put its folder on PYTHONPATH"
         ) from error
     reward = getattr(module, name, None)
     if not callable(reward):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
-            f"reward {path!r}: {module_name!r} has no function {name!r}; it has {', '.join(sorted(public)) or 'none'}"
+            f"reward {path!r}: {module_name!r} has no function {name!r}; "
+            f"it has {', '.join(sorted(public)) or 'none'}"
         )
     return reward

@@ -1,7 +1,8 @@
-"""The answer parser and the rewards, mostly on replies that try to be counted as right without being right."""
+"""The answer parser and the rewards, mostly on replies that try to pass for right without being right."""
 
 from __future__ import annotations
 
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from fourdthinker import rewards
 from fourdthinker.errors import ConfigError
-from fourdthinker.rewards import accuracy_reward, answer_text, format_reward, load_reward, parse_answer
+from fourdthinker.rewards import (
+    accuracy_reward,
+    answer_text,
+    format_reward,
+    load_reward,
+    parse_answer,
+    st_reward,
+)
 
 MOVES = {"A": "dolly in", "B": "truck left", "C": "pan right", "D": "Tilt up"}
 CUBES = {"A": "A sphere", "B": "A cube", "C": "B cube", "D": "cube"}
@@ -60,6 +68,7 @@ def record(**fields: Any) -> Any:
         ("B.C.", None),
         ("**B**", None),
         ("İB", None),
+        ("\uff22", None),  # a full-width B
     ],
 )
 def test_what_counts_as_an_answer(content: str, letter: str | None) -> None:
@@ -85,6 +94,10 @@ def test_what_counts_as_an_answer(content: str, letter: str | None) -> None:
 )
 def test_options_that_begin_with_a_letter(content: str, letter: str | None) -> None:
     assert parse_answer(f"<answer>{content}</answer>", CUBES) == letter
+
+
+def test_ligatures_are_no_letters() -> None:
+    assert parse_answer("<answer>\ufb01 left</answer>", {"A": "up", "F": "left"}) is None
 
 
 def test_options_that_are_letters_or_look_like_marked_letters() -> None:
@@ -174,13 +187,57 @@ def test_hostile_text_takes_linear_time() -> None:
         assert format_reward(text, record()) == 0.0
         assert parse_answer(text, MOVES) is None
         assert parse_answer(f"<answer>{text}</answer>", MOVES) is None
+        st_reward(text + "<thinking>" * 20_000, record(extra={"solution": [SOLUTION]}))
     assert time.perf_counter() - began < 2.0
+
+
+SOLUTION = {
+    "answer": "B",
+    "camera_center": [[0.0, 0.0, 0.0], [1, 0, 0]],
+    "object_center": [None, [2.0, 0, -1.5]],
+}
+STATE = (
+    "Camera Center: [0, 0.0, 0]\nObject Center: [null, null, null]\n"
+    "Camera Center: [1.0, 0, -0]\nObject Center: [2, 0, -1.5e0]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (f"<thinking>{STATE}</thinking><answer>B</answer>", 1.0),
+        (f"<thinking>{STATE}</thinking><answer>truck left</answer>", 1.0),
+        (f"<thinking>{STATE}</thinking><answer>A</answer>", 0.4),
+        (f"<thinking>{STATE}</thinking>", 0.2 * 0.5 + 0.2),
+        (f"<thinking>short</thinking>{STATE}<answer>B</answer>", 1.0 - 0.2 * 0.1),
+        (
+            f"<think>{STATE.replace('-1.5e0', '1.5')}</think><answer>B</answer>",
+            0.9 + 0.1 * math.exp(-3.0),
+        ),
+        (f"<think>{STATE}{STATE}</think><answer>B</answer>", 0.8),
+        ("<think>no centres, but long enough</think><answer>B</answer>", 0.2 * 0.6 + 0.6),
+        ("<think>Camera Center: [1, 2] Camera Center: [1,2]</think>", 0.2 * 0.1),
+        ("Camera Center: [9e999, 0, 0] Camera Center: [1, 0, 0]", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_st_reward(text: str, score: float) -> None:
+    assert st_reward(text, record(extra={"solution": [SOLUTION]})) == pytest.approx(score)
+
+
+def test_st_reward_of_open_questions_and_without_centres() -> None:
+    solution = {"answer": "2.5 m", "camera_center": None, "object_center": []}
+    open_question = record(options={}, answer=None, extra={"solution": [solution]})
+    assert st_reward("<answer> 2.5  M</answer>", open_question) == pytest.approx(0.8)
+    assert st_reward("<answer>2.5</answer> Object Center: [1, 2, 3]", open_question) == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match=r"train\.jsonl:7: st_reward needs the key 'solution'"):
+        st_reward("", record(extra={}))
 
 
 def test_load_reward() -> None:
     assert load_reward("fourdthinker.rewards:format_reward") is format_reward
     for path in ("accuracy", "fourdthinker.rewards:", ":accuracy_reward", ""):
-        with pytest.raises(ConfigError, match="package.module:function"):
+        with pytest.raises(ConfigError, match=r"package\.module:function"):
             load_reward(path)
     with pytest.raises(ConfigError, match=r"cannot import 'no_such_module'.*PYTHONPATH"):
         load_reward("no_such_module:reward")
