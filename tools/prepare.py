@@ -25,7 +25,7 @@ OLDEST = (3, 11)
 
 
 def without_extension() -> bool:
-    """FOURDTHINKER_NO_EXT=1: no compiler wanted, frames are resized by torch."""
+    """FOURDTHINKER_NO_EXT=1: no compiler wanted, frames are resized by Pillow."""
     return os.environ.get("FOURDTHINKER_NO_EXT", "").lower() in {"1", "true", "yes", "on", "y", "t"}
 
 
@@ -95,7 +95,7 @@ def prepare(venv: Path) -> None:
     run("installing torch", [*torch, "--constraints", str(CONSTRAINTS)])
     builders = ["scikit-build-core", "nanobind", "cmake", "ninja"]
     run("installing build tools", [*pip, *pinned, *builders])
-    # Here a broken extension is an error; for a plain `pip install` it is a fallback to torch.
+    # Here a broken extension is an error; for a plain `pip install` it is a fallback to Pillow.
     environment = {**os.environ, "FOURDTHINKER_REQUIRE_EXT": "1" if extension else "0"}
     package = ["--no-build-isolation", "--editable", f"{ROOT}[train,dev]"]
     run("installing fourdthinker and its dependencies", [*pip, *pinned, *package], environment)
