@@ -1,8 +1,9 @@
 """Questions about a world, answered by its geometry: camera motion, object direction, distance change.
 
-Labels are computed from the exact poses. Object direction is measured in the world, so the camera's own motion is
-removed; its words are those of the first view. Answers are balanced over a set of clips, wrong options are drawn
-uniformly from the family's other answers and all are shuffled, so that a question's text says nothing about its answer.
+Labels are computed from the exact poses. Object direction is measured in the world, so the camera's own
+motion is removed; its words are those of the first view. Answers are balanced over a set of clips, wrong
+options are drawn uniformly from the family's other answers and all are shuffled, so that a question's text
+says nothing about its answer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def camera_motion(world: World) -> str:
 
 
 def object_direction(world: World, index: int = 0) -> str:
-    """Where solid `index` goes over the ground, in the words of the first view; the camera's motion plays no part."""
+    """Where solid `index` goes over the ground, in the words of the first view; the camera's motion plays
+    no part."""
     step = world.solids[index].centre[-1] - world.solids[index].centre[0]
     if np.linalg.norm(step) < 1e-3:
         raise ValueError(f"solid {index} ({world.solids[index].name}) does not move: ask about another one")
@@ -49,8 +51,8 @@ def object_direction(world: World, index: int = 0) -> str:
 
 
 def distance_change(world: World, index: int) -> str | None:
-    """How solid `index`'s distance to the camera changes from the first frame to the last: closer, farther, same, or
-    None where the change is too small to be named and too large to be none."""
+    """How solid `index`'s distance to the camera changes from the first frame to the last: closer, farther,
+    same, or None where the change is too small to be named and too large to be none."""
     distance = np.linalg.norm(world.solids[index].centre - world.position, axis=-1)
     ratio = float(distance[-1] / distance[0])
     if ratio < _CLOSER:
@@ -76,7 +78,8 @@ class Question:
 
 
 def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """Lettered options for `answer` and its letter: wrong ones uniform from the family's others, order shuffled."""
+    """Lettered options for `answer` and its letter: wrong ones uniform from the family's others, order
+    shuffled."""
     others = [text for text in FAMILIES[family] if text != answer]
     wrong = rng.permutation(others)[: MAX_OPTIONS - 1]
     texts = [str(text) for text in rng.permutation([answer, *wrong])]
@@ -94,7 +97,9 @@ def ask(world: World, family: str, index: int, rng: np.random.Generator) -> Ques
     elif family == "distance":
         change = distance_change(world, index)
         if change is None:
-            raise ValueError(f"the distance of the {name} changes neither clearly nor not at all: ask another")
+            raise ValueError(
+                f"the distance of the {name} changes neither clearly nor not at all: ask another"
+            )
         text, answer = f"how does the distance to the {name} change ?", change
     else:
         raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
@@ -105,8 +110,9 @@ def ask(world: World, family: str, index: int, rng: np.random.Generator) -> Ques
 def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
     """Questions of all families for every world, answers balanced over the set as far as the worlds allow.
 
-    The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0 or 1) is
-    chosen for the answer least used so far. A world whose two solids both have unclear distances gets no such question.
+    The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0
+    or 1) is chosen for the answer least used so far. A world whose two solids both have unclear distances
+    gets no such question.
     """
     rng = np.random.default_rng([seed, 7])
     used: Counter[str] = Counter()
@@ -117,7 +123,7 @@ def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
         candidates = [(int(k), change) for k in order if (change := distance_change(world, int(k)))]
         if candidates:
             index, change = min(candidates, key=lambda item: used[item[1]])
-            # An answer already ahead of the rarest one is skipped now and then, so that the counts stay level.
+            # An answer that is already ahead of the rarest one waits, so that the counts stay level.
             if used[change] <= min(used[text] for text in FAMILIES["distance"]) + 2:
                 used[change] += 1
                 questions.append(ask(world, "distance", index, rng))
@@ -126,7 +132,8 @@ def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
 
 
 def spot(world: World, index: int, frame: int) -> str:
-    """Where solid `index` is seen in `frame`, as three numbers: column and row in eighths of the image, and size."""
+    """Where solid `index` is seen in `frame`, as three numbers: column and row in eighths of the image, and
+    size."""
     x, y, depth = world.project(world.solids[index].centre)[frame]
     cell = world.size / 8
     wide = 2 * world.solids[index].size / depth * world.focal * (64 / world.size)
@@ -135,8 +142,8 @@ def spot(world: World, index: int, frame: int) -> str:
 
 
 def ground_flow(world: World) -> str:
-    """How the ground slides through the image near the camera and farther off, halfway through the clip: pixels per
-    frame (of a 64-pixel image), right and down, rounded."""
+    """How the ground slides through the image near the camera and farther off, halfway through the clip:
+    pixels per frame (of a 64-pixel image), right and down, rounded."""
     words = []
     middle = len(world.seconds) // 2
     for name, row in (("near", 0.85), ("far", 0.5)):
@@ -155,7 +162,8 @@ def _signed(value: float) -> str:
 
 
 def caption(world: World, frames: Iterable[int]) -> str:
-    """What the pixels show and no answer: where every solid is seen at `frames`, and how the ground slides."""
+    """What the pixels show and no answer: where every solid is seen at `frames`, and how the ground
+    slides."""
     parts = []
     times = list(frames)
     for index in sorted(range(len(world.solids)), key=lambda k: list(COLOURS).index(world.solids[k].colour)):
@@ -165,8 +173,8 @@ def caption(world: World, frames: Iterable[int]) -> str:
 
 
 def narrate(world: World, question: Question) -> str:
-    """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last frame), the
-    facts that the answer follows from, and the answer in words."""
+    """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last
+    frame), the facts that the answer follows from, and the answer in words."""
     name = world.solids[question.index].name
     thought = f"look at the {name} first <output_image> and last <output_image> ."
     if question.family != "camera":
@@ -177,10 +185,11 @@ def narrate(world: World, question: Question) -> str:
 
 
 def words() -> list[str]:
-    """Every word that questions, captions and narration can hold, in a fixed order, for a word-level tokenizer."""
+    """Every word that questions, captions and narration can hold, in a fixed order, for a word-level
+    tokenizer."""
     numbers = [str(n) for n in range(10)] + [_signed(n) for n in range(-6, 7) if n]
     text = (
-        "<think> </think> <answer> </answer> how does the camera move ? which way does the move distance to change "
+        "<think> </think> <answer> </answer> how does the camera move ? which way distance to change "
         "look at first and last it goes from to the ground slides near far , . describe user assistant"
     )
     letters = [f"{letter}." for letter in LETTERS]

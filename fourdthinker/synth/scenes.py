@@ -1,15 +1,18 @@
 """Procedural 4D worlds with exact motion, rendered to pixels and to H.264 files.
 
-A world is a textured ground, a few solids of distinct colours and one moving camera; one solid moves too. Frames are
-ray-cast: every pixel keeps the nearest hit (a z-buffer), so occlusion, perspective and masks are exact. World axes: x to
-the right and y forward as the first camera sees them, z up; metres and seconds. Image axes: x right, y down.
+A world is a textured ground, a few solids of distinct colours and one moving camera; one solid moves too.
+Frames are ray-cast: every pixel keeps the nearest hit (a z-buffer), so occlusion, perspective and masks are
+exact. World axes: x to the right and y forward as the first camera sees them, z up; metres and seconds.
+Image axes: x right, y down.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -51,8 +54,9 @@ class Solid:
 class World:
     """Everything that decides the pixels. Solid 0 moves, the others stand still.
 
-    `position` [T, 3] and `yaw` [T] (radians, positive turns left) move the camera, `pitch` (radians, positive looks
-    down) is fixed; `focal` in pixels; `ground` [n, n] tones of the ground's tiles, `tint` its colour.
+    `position` [T, 3] and `yaw` [T] (radians, positive turns left) move the camera, `pitch` (radians,
+    positive looks down) is fixed; `focal` in pixels; `ground` [n, n] tones of the ground's tiles, `tint`
+    its colour.
     """
 
     seconds: Array
@@ -87,7 +91,8 @@ class World:
         return np.stack([right, down, forward], 1).astype(np.float32)
 
     def project(self, points: Array) -> Array:
-        """World points [T, ..., 3] to [T, ..., 3]: pixel x, pixel y and depth along the optical axis in metres."""
+        """World points [T, ..., 3] to [T, ..., 3]: pixel x, pixel y and depth along the optical axis in
+        metres."""
         extra = (1,) * (points.ndim - 2)
         local = points - self.position.reshape(-1, *extra, 3)
         camera = np.einsum("tij,t...j->t...i", self.rotation, local)
@@ -98,8 +103,8 @@ class World:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered world: `pixels` [T, H, W, 3] uint8, `solid` [T, H, W] int8 (-1 sky, 0 ground, 1 + index of a solid),
-    `depth` [T, H, W] float32 (metres along the ray, infinite for the sky)."""
+    """A rendered world: `pixels` [T, H, W, 3] uint8, `solid` [T, H, W] int8 (-1 sky, 0 ground, 1 + index of
+    a solid), `depth` [T, H, W] float32 (metres along the ray, infinite for the sky)."""
 
     world: World
     pixels: NDArray[np.uint8]
@@ -111,12 +116,14 @@ class Clip:
         return self.solid == index + 1
 
 
-def _path(start: Array, step: Array, frames: int) -> Array:
+def _path(start: NDArray[Any], step: NDArray[Any], frames: int) -> Array:
     t = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
     return (start + t * step).astype(np.float32)
 
 
-def _propose(rng: np.random.Generator, camera: str, direction: str, frames: int, fps: float, size: int) -> World:
+def _propose(
+    rng: np.random.Generator, camera: str, direction: str, frames: int, fps: float, size: int
+) -> World:
     move, yaw = np.zeros(3, np.float32), 0.0
     kind, way = camera.split()
     if kind == "pan":
@@ -178,11 +185,17 @@ def _acceptable(world: World) -> bool:
 
 
 def make_world(
-    seed: int, camera: str, direction: str, *, frames: int = 8, fps: float = 4.0, size: int = 64
+    seed: int | Sequence[int],
+    camera: str,
+    direction: str,
+    *,
+    frames: int = 8,
+    fps: float = 4.0,
+    size: int = 64,
 ) -> World:
-    """A random world whose camera does `camera` (one of CAMERA_MOTIONS) while solid 0 moves to `direction` (one of
-    DIRECTIONS, as the first camera sees it, the camera's own motion removed). The two solids that questions may be about
-    (0, moving, and 1, at rest) stay in view."""
+    """A random world whose camera does `camera` (one of CAMERA_MOTIONS) while solid 0 moves to `direction`
+    (one of DIRECTIONS, as the first camera sees it, the camera's own motion removed). The two solids that
+    questions may be about (0, moving, and 1, at rest) stay in view."""
     rng = np.random.default_rng(seed)
     for _ in range(2000):
         world = _propose(rng, camera, direction, frames, fps, size)
@@ -311,7 +324,9 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float =
 def write_video(path: str | Path, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
     """Write uint8 [T, H, W, 3] as H.264 in mp4. H and W must be even."""
     if pixels.shape[1] % 2 or pixels.shape[2] % 2:
-        raise ValueError(f"H.264 needs even sides, got {pixels.shape[1]}x{pixels.shape[2]}: render another size")
+        raise ValueError(
+            f"H.264 needs even sides, got {pixels.shape[1]}x{pixels.shape[2]}: render another size"
+        )
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(fps))

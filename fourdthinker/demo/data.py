@@ -1,0 +1,186 @@
+"""Rendering: clips as mp4 files, overlays as pictures, records as JSONL, and the frames as they decode."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
+from fourdthinker.frames import read_frames, read_images
+from fourdthinker.records import Record, write_records
+from fourdthinker.synth.questions import Question, ask_all, caption, narrate
+from fourdthinker.synth.scenes import (
+    CAMERA_MOTIONS,
+    DIRECTIONS,
+    KEY_FRAMES,
+    World,
+    make_world,
+    overlay,
+    render,
+    write_image,
+    write_video,
+)
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "rl", "test")
+SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
+CAPTION_FRAMES = (1, 3, 5, 7)  # one in each temporal patch
+_CHUNK = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stretch of clips of one split, rendered in one process."""
+
+    folder: str
+    split: str
+    start: int
+    stop: int
+    seed: int
+    settings: RenderSettings
+
+
+def video_path(folder: str | Path, split: str, index: int) -> Path:
+    return Path(folder) / split / f"{index:05d}.mp4"
+
+
+def overlay_path(folder: str | Path, split: str, index: int, solid: int, number: int) -> Path:
+    return Path(folder) / split / f"{index:05d}.solid{solid}.{number}.png"
+
+
+def render_jobs(settings: DemoSettings, folder: Path) -> list[Job]:
+    counts = {"train": settings.render.train, "rl": settings.render.rl, "test": settings.render.test}
+    return [
+        Job(str(folder), split, start, min(count, start + _CHUNK), settings.seed, settings.render)
+        for split, count in counts.items()
+        for start in range(0, count, _CHUNK)
+    ]
+
+
+def render_clips(settings: DemoSettings, folder: Path, processes: int) -> Iterator[tuple[Job, list[World]]]:
+    """Render every split into `folder`, in order. Also writes <split>.frames.npy (uint8 [n, T, h, w, 3],
+    the videos as the frame policy reads them back) and, but for the test split, <split>.overlays.npy ([n, 2
+    solids, key frames, h, w, 3])."""
+    height, width = POLICY.size(settings.render.size, settings.render.size)
+    frames = len(POLICY.times(settings.render.frames / POLICY.fps))
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        count = getattr(settings.render, split)
+        shapes: dict[str, tuple[int, ...]] = {"frames": (count, frames, height, width, 3)}
+        if split != "test":
+            shapes["overlays"] = (count, len(SUBJECTS), len(KEY_FRAMES), height, width, 3)
+        for name, shape in shapes.items():
+            np.lib.format.open_memmap(folder / f"{split}.{name}.npy", "w+", np.uint8, shape).flush()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        jobs = render_jobs(settings, folder)
+        yield from zip(jobs, pool.map(render_job, jobs), strict=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def render_job(job: Job) -> list[World]:
+    """Render, encode and read back the clips of one job; their worlds."""
+    stored = np.load(f"{job.folder}/{job.split}.frames.npy", mmap_mode="r+")
+    worlds = []
+    for index in range(job.start, job.stop):
+        # Every pair of camera motion and object direction equally often, so that neither tells of the other.
+        camera = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
+        direction = DIRECTIONS[index // len(CAMERA_MOTIONS) % len(DIRECTIONS)]
+        world = make_world(
+            (job.seed, SPLITS.index(job.split), index),
+            camera,
+            direction,
+            frames=job.settings.frames,
+            fps=POLICY.fps,
+            size=job.settings.size,
+        )
+        clip = render(world)
+        path = video_path(job.folder, job.split, index)
+        write_video(path, clip.pixels, world.fps)
+        stored[index] = read_frames(path, POLICY).pixels
+        if job.split != "test":
+            _overlays(job, index, clip.pixels, [clip.mask(k) for k in SUBJECTS])
+        worlds.append(world)
+    return worlds
+
+
+def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> None:
+    stored = np.load(f"{job.folder}/{job.split}.overlays.npy", mmap_mode="r+")
+    for solid, mask in zip(SUBJECTS, masks, strict=True):
+        paths = []
+        for number, frame in enumerate(KEY_FRAMES):
+            paths.append(overlay_path(job.folder, job.split, index, solid, number))
+            write_image(paths[-1], overlay(pixels[frame], mask[frame]))
+        stored[index, solid] = read_images(paths, POLICY, stills=True).pixels
+
+
+def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -> dict[str, int]:
+    """Write captions.jsonl, dift.jsonl, rl.jsonl, control.jsonl and test.jsonl; how many records each
+    holds."""
+    questions = {
+        split: ask_all(worlds[split], seed * len(SPLITS) + number) for number, split in enumerate(SPLITS)
+    }
+    files: dict[str, list[Record]] = {
+        "captions": [_caption(folder, index, world) for index, world in enumerate(worlds["train"])]
+    }
+    for name, split, reasoning in (
+        ("dift", "train", True),
+        ("rl", "rl", False),
+        ("control", "rl", True),
+        ("test", "test", False),
+    ):
+        files[name] = [
+            _question(folder, split, index, world, question, reasoning)
+            for index, world in enumerate(worlds[split])
+            for question in questions[split][index]
+        ]
+    for name, records in files.items():
+        write_records(folder / f"{name}.jsonl", records)
+    return {name: len(records) for name, records in files.items()}
+
+
+def _caption(folder: Path, index: int, world: World) -> Record:
+    return Record(
+        "dift",
+        f"train-{index:05d}-caption",
+        "describe",
+        text_output=caption(world, CAPTION_FRAMES),
+        video=str(video_path(folder, "train", index)),
+        type="caption",
+    )
+
+
+def _question(
+    folder: Path, split: str, index: int, world: World, question: Question, reasoning: bool
+) -> Record:
+    record = Record(
+        "dift" if reasoning else "rl",
+        f"{split}-{index:05d}-{question.family}",
+        question.text,
+        options=question.options,
+        answer=question.answer,
+        video=str(video_path(folder, split, index)),
+        type=question.family,
+    )
+    if reasoning:
+        record.text_output = narrate(world, question)
+        record.images = [
+            str(overlay_path(folder, split, index, question.index, number))
+            for number in range(len(KEY_FRAMES))
+        ]
+    return record

@@ -1,0 +1,106 @@
+"""A model to be trained from nothing, in the real Qwen2.5-VL architecture, and its word-level tokenizer."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.demo.settings import POLICY, STYLE, ModelSettings
+from fourdthinker.latents import grow_vocabulary
+from fourdthinker.synth.questions import words
+
+UNKNOWN = "<unk>"
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# ChatML without a system turn.
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n"
+    "{% for part in ([{'type': 'text', 'text': turn.content}] if turn.content is string else turn.content) %}"
+    "{% if part.type in ('image', 'video') %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word between spaces that the demo's texts can hold, and Qwen's control tokens."""
+    vocabulary = {word: index for index, word in enumerate([UNKNOWN, *words()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_checkpoint(settings: ModelSettings, seed: int) -> Checkpoint:
+    """A random model (float32, tied embeddings) with the latent tokens; the same for the same seed."""
+    tokenizer = make_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    pairs = settings.hidden // settings.heads // 2  # rotary pairs of a head: time, height and width as 2:3:3
+    temporal = pairs // 4
+    spatial = (pairs - temporal) // 2
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": settings.hidden,
+            "num_hidden_layers": settings.layers,
+            "num_attention_heads": settings.heads,
+            "num_key_value_heads": settings.key_value_heads,
+            "intermediate_size": settings.intermediate,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [pairs - 2 * spatial, spatial, spatial],
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": settings.tower_layers,
+            "hidden_size": settings.tower_hidden,
+            "intermediate_size": settings.tower_intermediate,
+            "num_heads": settings.tower_heads,
+            "out_hidden_size": settings.hidden,
+            "fullatt_block_indexes": list(range(settings.tower_layers)),
+            "tokens_per_second": 2,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
+    )
+    spec = grow_vocabulary(model, tokenizer, latent_size=settings.latent_size)
+    return Checkpoint(Qwen2_5_VL(model, spec), tokenizer, POLICY, STYLE)

@@ -1,0 +1,116 @@
+"""`fourdthinker demo`: render, decode, write records, train in three phases, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fourdthinker.demo.data import render_clips, write_all_records
+from fourdthinker.demo.results import make_results
+from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
+from fourdthinker.demo.work import DONE, is_done, mark_done
+from fourdthinker.evaluate import results_table, write_json
+from fourdthinker.records import read_records
+from fourdthinker.report import write_report
+from fourdthinker.report.verdict import verdict
+from fourdthinker.synth.scenes import World
+
+logger = logging.getLogger(__name__)
+
+PROCESSES = 2  # also on machines with more cores: the numbers shall not depend on the machine's size
+
+
+def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, seed: int = 0) -> Path:
+    """Run the demo into folder `out` and return the path of its results.json.
+
+    A phase whose outputs are in `out`, made from the same settings and seed, is not done again; a killed
+    demo is resumed by the same command. `quick`: every phase in seconds on a handful of clips; nothing is
+    learned.
+
+    Raises RuntimeError when a training process fails; its own error stands above on standard error.
+    """
+    started = time.perf_counter()
+    run = Path(out)
+    settings = quick_settings(seed) if quick else DemoSettings(seed=seed)
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "settings.json", settings.to_dict())
+    if is_done(run, "render", settings):
+        logger.info("render: done before, outputs kept")
+    else:
+        _render(run, settings)
+    _train(run)
+    seconds = {
+        name: json.loads((run / name / DONE).read_text(encoding="utf-8"))["seconds"] for name in PHASES
+    }
+    seconds["total"] = round(time.perf_counter() - started, 1)
+    records = read_records(run / "render" / "test.jsonl", kind="rl")
+    results = make_results(run, settings, records, seconds)
+    path = write_json(run / "results.json", results)
+    page = write_report(run)
+    _show(results, page)
+    return path
+
+
+def _render(run: Path, settings: DemoSettings) -> None:
+    started = time.perf_counter()
+    folder = run / "render"
+    if folder.exists():
+        shutil.rmtree(folder)  # of a killed run or of other settings; everything in it is ours
+    folder.mkdir(parents=True)
+    worlds: dict[str, list[World]] = {"train": [], "rl": [], "test": []}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    total = sum(getattr(settings.render, split) for split in worlds)
+    with bar:
+        task = bar.add_task("render, encode, decode clips", total=total)
+        for job, made in render_clips(settings, folder, PROCESSES):
+            worlds[job.split] += made
+            bar.update(task, advance=len(made))
+    counts = write_all_records(worlds, folder, settings.seed)
+    seconds = time.perf_counter() - started
+    mark_done(run, "render", settings, seconds)
+    logger.info("render: %d clips, records %s, in %.0f s", total, counts, seconds)
+
+
+def _train(run: Path) -> None:
+    """Run `fourdthinker.demo.work` on PROCESSES processes, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    command += ["-m", "fourdthinker.demo.work", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    code = subprocess.run(command, env=environment).returncode
+    if code:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with status {code}; its messages stand above. "
+            "Once the cause is gone, the same demo command goes on after the last finished phase"
+        )
+
+
+def _show(results: dict[str, Any], page: Path) -> None:
+    console = Console()
+    console.print(results_table(results, title="held-out scenes, sampled accuracy"))
+    for sentence in verdict(results):
+        console.print(sentence)
+    console.print(f"results: {page.with_name('results.json')}   page: {page}")

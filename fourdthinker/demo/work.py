@@ -1,0 +1,221 @@
+"""The phases that need the model, run by two processes at once: `torchrun -m fourdthinker.demo.work
+RUN_FOLDER`.
+
+Training is data parallel, exactly as with `train/dift.py` and `train/grpo.py`. The evaluations of the
+checkpoints are shared out between the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fourdthinker.backbones import load_checkpoint, save_checkpoint
+from fourdthinker.demo.model import make_checkpoint
+from fourdthinker.demo.pictures import Features, LazySamples, Pictures, create_features, make_features
+from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
+from fourdthinker.evaluate import evaluate, write_json
+from fourdthinker.records import Record, read_records
+from fourdthinker.sampler import LatentSampler, SamplingConfig
+from fourdthinker.trainers.common import FINAL, process_group, start_logging
+from fourdthinker.trainers.config import DiftConfig, GrpoConfig
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.setup import make_encoder
+
+logger = logging.getLogger(__name__)
+
+DONE = "done.json"
+# Checkpoints on the held-out questions, and what remains of the final ones without their own pictures.
+ARMS: dict[str, tuple[str, Any]] = {
+    "base": ("base", None),
+    "dift": ("dift", None),
+    "dift_control": ("dift_control", None),
+    "rl": ("rl", None),
+    "black_frames": ("rl", "black"),
+    "other_frames": ("rl", "other"),
+    "black_frames_control": ("dift_control", "black"),
+    "other_frames_control": ("dift_control", "other"),
+}
+
+
+def is_done(run: Path, phase: str, settings: DemoSettings) -> bool:
+    """Whether the outputs of a phase are there and were made from the same inputs."""
+    try:
+        found = json.loads((run / phase / DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("key") == settings.key(phase)
+
+
+def mark_done(run: Path, phase: str, settings: DemoSettings, seconds: float) -> None:
+    write_json(run / phase / DONE, {"key": settings.key(phase), "seconds": round(seconds, 1)})
+
+
+@dataclass
+class Work:
+    """What every phase needs."""
+
+    run: Path
+    settings: DemoSettings
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        self.pictures = Pictures(self.run / "render")
+        self.counts = {split: getattr(self.settings.render, split) for split in ("train", "rl", "test")}
+
+    @property
+    def features(self) -> Features:
+        return Features(self.run / "features", self.pictures)
+
+    def records(self, name: str, kind: Any) -> list[Record]:
+        return read_records(self.run / "render" / f"{name}.jsonl", kind=kind)
+
+    def final(self, phase: str) -> Path:
+        return self.run / phase / FINAL
+
+    def common(self, phase: str, train: TrainSettings) -> dict[str, Any]:
+        """Settings that both trainers take."""
+        return {
+            "output_dir": str(self.run / phase),
+            "overwrite_output_dir": True,
+            "max_steps": train.steps,
+            "per_device_train_batch_size": max(1, train.batch // self.world),
+            "learning_rate": train.learning_rate,
+            "lr_scheduler_type": train.schedule,
+            "warmup_steps": train.warmup,
+            "weight_decay": train.weight_decay,
+            "adam_beta2": train.beta2,
+            "logging_steps": max(1, train.steps // 50),
+            "report_to": [],
+            "save_steps": 0,
+            "seed": self.settings.seed,
+            "use_cpu": True,
+        }
+
+    # -- phases
+
+    def base(self) -> None:
+        """Tower and language model together, on captions: where things are seen and how the ground slides."""
+        start = self.run / "base" / "start"
+        if self.rank == 0:
+            save_checkpoint(start, make_checkpoint(self.settings.model, self.settings.seed))
+        dist.barrier()
+        checkpoint = load_checkpoint(start)
+        samples = LazySamples(self.records("captions", "dift"), make_encoder(checkpoint), self.pictures)
+        config = DiftConfig(
+            **self.common("base", self.settings.base),
+            freeze_vision=False,
+            ce_loss_weight=1.0,
+            sim_loss_weight=0.0,
+        )
+        final = train_dift(config, checkpoint=checkpoint, samples=samples)
+        backbone = load_checkpoint(final).backbone.eval()
+        if self.rank == 0:
+            create_features(backbone, self.pictures, self.run / "features", self.counts)
+        dist.barrier()
+        make_features(backbone, self.pictures, self.run / "features", self.counts, self.rank, self.world)
+
+    def dift(self) -> None:
+        self._dift("dift", "dift", "base", self.settings.dift)
+
+    def dift_control(self) -> None:
+        """As many further DIFT steps as 4DRL makes, on its prompts in its order, at its rates."""
+        self._dift("dift_control", "control", "dift", self.settings.rl)
+
+    def _dift(self, phase: str, data: str, before: str, train: TrainSettings) -> None:
+        checkpoint = load_checkpoint(self.final(before))
+        encoder, features = make_encoder(checkpoint), self.features
+        samples = [features.sample(record, encoder) for record in self.records(data, "dift")]
+        train_dift(DiftConfig(**self.common(phase, train)), checkpoint=checkpoint, samples=samples)
+
+    def rl(self) -> None:
+        train: RlSettings = self.settings.rl
+        checkpoint = load_checkpoint(self.final("dift"))
+        encoder, features = make_encoder(checkpoint), self.features
+        prompts = [features.prompt(record, encoder) for record in self.records("rl", "rl")]
+        config = GrpoConfig(
+            **self.common("rl", train),
+            num_generations=train.generations,
+            max_completion_length=train.max_tokens,
+            max_blocks=2,
+            beta=train.beta,
+            drop_equal_groups=True,
+            log_rollouts_steps=max(1, train.steps // 5),
+        )
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts)
+
+    def evaluate(self) -> None:
+        records, features = self.records("test", "rl"), self.features
+        settings = self.settings.evaluate
+        for name in list(ARMS)[self.rank :: self.world]:
+            phase, override = ARMS[name]
+            checkpoint = load_checkpoint(self.final(phase))
+            encoder = make_encoder(checkpoint)
+            result = evaluate(
+                LatentSampler(checkpoint.backbone),
+                encoder,
+                records,
+                n=settings.samples,
+                greedy=override is None,
+                config=SamplingConfig(
+                    max_new_tokens=settings.max_tokens, max_blocks=2, seed=self.settings.seed
+                ),
+                batch_prompts=settings.batch,
+                frames_override=override,
+                prompts=[features.prompt(record, encoder) for record in records],
+                name=name,
+                progress=False,
+            )
+            values = {
+                "name": name,
+                "n": result.n,
+                "greedy": result.greedy,
+                "seconds": round(result.seconds, 1),
+            }
+            values |= {"settings": result.settings, "questions": [q.to_dict() for q in result.questions]}
+            write_json(self.run / "evaluate" / f"{name}.json", values)
+            logger.info("evaluated %s: %.3f in %.0f s", name, result.scores().mean(), result.seconds)
+
+
+def main() -> None:
+    """Run every phase whose outputs are not there yet, in order."""
+    run = Path(sys.argv[1])
+    settings = DemoSettings.from_dict(json.loads((run / "settings.json").read_text(encoding="utf-8")))
+    start_logging()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    with process_group():
+        work = Work(run, settings, dist.get_rank(), dist.get_world_size())
+        phases: dict[str, Callable[[], None]] = {
+            "base": work.base,
+            "dift": work.dift,
+            "rl": work.rl,
+            "dift_control": work.dift_control,
+            "evaluate": work.evaluate,
+        }
+        for name, phase in phases.items():
+            if is_done(run, name, settings):
+                logger.info("%s: done before, outputs kept", name)
+                continue
+            logger.info("%s: starts", name)
+            started = time.perf_counter()
+            phase()
+            dist.barrier()
+            if work.rank == 0:
+                mark_done(run, name, settings, time.perf_counter() - started)
+                logger.info("%s: done in %.0f s", name, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
