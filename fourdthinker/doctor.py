@@ -8,8 +8,9 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 Status = Literal["ok", "note", "missing"]
@@ -160,8 +161,13 @@ def _extras() -> Iterator[Finding]:
 
 def installed(module: str) -> str | None:
     """The version of the distribution that provides a module; None when it cannot be found."""
-    names = importlib.metadata.packages_distributions().get(module)
+    names = _distributions().get(module)
     return importlib.metadata.version(names[0]) if names else None
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()  # reads the metadata of every package: a second
 
 
 def version(text: str) -> tuple[int, ...]:

@@ -27,12 +27,14 @@ KNOWN = {
     "completion_length": "Completion length (tokens)",
 }
 PHASES = {
+    "render": "Rendering",
     "base": "Base phase",
     "dift": "DIFT",
     "dift_control": "Control: more DIFT",
     "control": "Control: more DIFT",
     "rl": "4DRL",
     "grpo": "4DRL",
+    "evaluate": "Evaluation",
 }
 _HIDDEN = {"step", "epoch", "bad_steps"}
 

@@ -90,7 +90,7 @@ def interval_chart(
     values += [0.0] if signed or min(values, default=0.0) < 0.4 else []
     ticks = nice_ticks(min(values, default=0.0), max(values, default=1.0), 5)
     low, high = ticks[0], ticks[-1]
-    step, top, left, right = 30, 26 if lines else 8, 176, 66
+    step, top, left, right = 30, 26 if lines else 8, 214, 66
     height = top + step * len(bars) + 24
 
     def at(value: float) -> float:

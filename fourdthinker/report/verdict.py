@@ -26,6 +26,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         out.append(_against_control(control, change))
     elif change is not None:
         out.append("No control was run, so the change cannot be told from that of more training of any kind.")
+    if {"black_frames", "other_frames", "majority"} <= entries.keys():
+        out.append(_blind(entries))
     return out
 
 
@@ -50,6 +52,17 @@ def _standing(entries: Mapping[str, Mapping[str, Any]]) -> str:
     if high is not None and high < best:
         return f"{head}, less than what needs no eyes: {told}."
     return f"{head}, which is not clearly more than what needs no eyes: {told}."
+
+
+def _blind(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    black, other = entries["black_frames"], entries["other_frames"]
+    head = f"With black frames it answers {percent(black['accuracy'])} right, with another clip's frames "
+    head += (
+        f"{percent(other['accuracy'])}, and the majority class is {percent(entries['majority']['accuracy'])}"
+    )
+    if max(black["low"], other["low"]) > entries["majority"]["accuracy"]:
+        return f"{head}: some answers come from elsewhere than the clip's pixels."
+    return f"{head}: no label reaches the model except through the clip's pixels."
 
 
 def _moved(change: Mapping[str, Any]) -> str:

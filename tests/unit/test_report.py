@@ -292,6 +292,11 @@ def test_words_follow_the_intervals() -> None:
     assert "did not change sampled accuracy measurably: +0.0 points" in said((0.0, 0.01), None)
     assert "lowered sampled accuracy by −5.0 points" in said((-0.05, 0.01), None)
     assert "No control was run" in said((0.05, 0.01), None)
+    blind = {"accuracy": 0.2, "low": 0.18, "high": 0.22}
+    shown = example_results() | {"black_frames": blind, "other_frames": blind}
+    assert "no label reaches the model except through the clip's pixels" in verdict(shown)[-1]
+    shown["other_frames"] = {"accuracy": 0.3, "low": 0.28, "high": 0.32}
+    assert "some answers come from elsewhere" in verdict(shown)[-1]
     # above the control without having gained: nothing is claimed about the reason
     assert "not merely" not in said((0.0, 0.01), (0.03, 0.01))
 

@@ -1,0 +1,307 @@
+"""The command line: what it prints, where it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fourdthinker import cli, doctor
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.frames import FramePolicy
+from fourdthinker.prompts import PromptStyle
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, two short clips, and four questions about them."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_checkpoint(
+        folder / "model", policy=FramePolicy(max_pixels=56 * 56), style=PromptStyle(instruction="")
+    )
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        with av.open(str(folder / f"{name}.mp4"), "w") as out:
+            stream = out.add_stream("mpeg4", rate=4)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            colour = rng.integers(0, 255, 3, dtype=np.uint8)
+            for _ in range(8):
+                frame = av.VideoFrame.from_ndarray(
+                    np.broadcast_to(colour, (64, 64, 3)).copy(), format="rgb24"
+                )
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    lines = [
+        {
+            "id": f"{name}-{k}",
+            "video_path": f"{name}.mp4",
+            "Question": f"Which way does object {k} move?",
+            "A": "left",
+            "B": "right",
+            "Correct": "AB"[k],
+            "type": f"type {k}",
+        }
+        for name in ("a", "b")
+        for k in range(2)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys, contextlib\n"
+        "from fourdthinker import cli\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    cli.main(['eval', '--help'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'av', 'rich'} & set(sys.modules)\n"
+        "sys.stderr.write(' '.join(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
+    assert "--max-new-tokens" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "eval", "report", "init", "doctor"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"fourdthinker {command}" in capsys.readouterr().out
+
+
+def test_eval_writes_results_and_resumes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "eval",
+        "--checkpoint",
+        str(folder / "model"),
+        "--data",
+        str(folder / "data.jsonl"),
+        "--out",
+        str(tmp_path),
+        "--samples",
+        "2",
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "Majority class" in out
+    assert out.rstrip().endswith(str(tmp_path / "results.json"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["model"]["n"] == 4
+    assert results["model"]["samples"] == 2
+    assert results["chance"]["accuracy"] == 0.5
+    assert results["settings"]["sampling"]["max_new_tokens"] == 4
+    assert results["records_rejected"] == 0
+    answers = (tmp_path / "answers.jsonl").read_bytes()
+    assert answers.count(b"\n") == 5
+
+    assert cli.main(command) == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == answers
+    assert cli.main([*command, "--seed", "1"]) == 2
+    assert "another evaluation" in capsys.readouterr().err
+
+    assert cli.main(["report", str(tmp_path)]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == tmp_path / "report.html"
+    assert "type 1" in page.read_text(encoding="utf-8")
+
+
+def test_skipped_records_are_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = folder / "bad.jsonl"
+    data.write_text((folder / "data.jsonl").read_text() + '{"id": "x"}\n', encoding="utf-8")
+    command = [
+        "eval",
+        "--checkpoint",
+        str(folder / "model"),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path),
+        "--samples",
+        "0",
+        "--max-new-tokens",
+        "2",
+        "--frames",
+        "black",
+    ]
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--on-bad-record", "skip"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["records_rejected"] == 1
+    assert results["settings"]["frames_override"] == "black"
+    assert "1 records were rejected" in caplog.text
+
+
+def test_generate_prints_the_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "generate",
+        "--checkpoint",
+        str(folder / "model"),
+        "--video",
+        str(folder / "a.mp4"),
+        "--question",
+        "Which way does it move?",
+        "--options",
+        "left",
+        "right",
+        "--max-new-tokens",
+        "6",
+    ]
+    assert cli.main(command) == 0
+    first = capsys.readouterr().out
+    assert first.strip()
+    assert cli.main([*command, "--start", "0.5", "--end", "1.0", "--temperature", "1", "--seed", "7"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == first  # greedy
+
+
+def test_init_gives_a_base_model_its_latent_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    base, out = tmp_path / "base", tmp_path / "out"
+    tiny_model(tokenizer).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    assert cli.main(["init", str(base), str(out), "--latent-size", "3"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert load_checkpoint(out).backbone.latents.latent_size == 3
+    assert cli.main(["init", str(base), str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert cli.main(["init", str(base), str(tmp_path / "new"), "--latent-size", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["report", "/no/such/run"], "/no/such/run: no such folder"),
+        (["eval", "--checkpoint", "/no/model", "--data", "{data}"], "/no/model"),
+        (["eval", "--checkpoint", "{model}", "--data", "{data}x"], "data.jsonlx"),
+        (
+            ["eval", "--checkpoint", "{model}", "--data", "{data}", "--temperature", "-1"],
+            "temperature is -1.0",
+        ),
+        (["eval", "--checkpoint", "{model}", "--data", "{data}", "--samples", "-1"], "n is -1"),
+        (["generate", "--checkpoint", "{model}", "--video", "/no/v.mp4", "--question", "?"], "/no/v.mp4"),
+        (
+            [
+                "generate",
+                "--checkpoint",
+                "{model}",
+                "--video",
+                "{model}",
+                "--question",
+                "?",
+                "--options",
+                "a",
+            ],
+            "1 texts",
+        ),
+        (
+            ["generate", "--checkpoint", "{model}", "--video", "/v", "--question", "?", "--device", "moon"],
+            "--device moon",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(
+    folder: Path, tmp_path: Path, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w.format(model=folder / "model", data=folder / "data.jsonl") for w in command]
+    if words[0] == "eval":
+        words += ["--out", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith(f"fourdthinker {words[0]}: ")
+    assert said in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+    with pytest.raises((ValueError, OSError), match=r"."):
+        cli.main([*words, "-v"])
+
+
+def test_demo_passes_its_arguments_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def run(out: Path, *, quick: bool, seed: int) -> None:
+        seen.append((out, quick, seed))
+        if seed == 3:
+            raise RuntimeError("training ended with status 1")
+        if seed == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("fourdthinker.demo.run_demo", run)
+    assert cli.main(["demo", "--quick", "--out", "somewhere", "--seed", "5"]) == 0
+    assert cli.main(["demo"]) == 0
+    assert seen == [(Path("somewhere"), True, 5), (Path("runs/demo"), False, 0)]
+    assert cli.main(["demo", "--seed", "3"]) == 2
+    assert "training ended with status 1" in capsys.readouterr().err
+    assert cli.main(["demo", "--seed", "4"]) == 130
+
+
+def test_doctor_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor"]) == 0  # the environment the tests run in has all that is needed
+    lines = capsys.readouterr().out.splitlines()
+    assert {line[:8].strip() for line in lines} <= {"ok", "note"}
+    for name in (
+        "Python",
+        "torch",
+        "triton",
+        "transformers",
+        "CUDA" if "CUDA" in str(lines) else "cuda:0",
+        "_video",
+        "FFmpeg",
+        "decoders",
+        "peft",
+    ):
+        assert any(line[8:].startswith(name) for line in lines), name
+
+    versions = {"torch": "2.4.0+cu121", "transformers": "9.0", "numpy": None, "peft": None, "triton": None}
+    original = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, original(name)))
+    monkeypatch.setattr(doctor, "_decodes", lambda av, name: name == "h264")
+    monkeypatch.setitem(sys.modules, "fourdthinker._video", None)
+    assert cli.main(["doctor"]) == 1
+    found = {f.name: f for f in doctor.examine()}
+    assert found["torch"].status == "missing"
+    assert "too old" in found["torch"].text
+    assert found["torch"].remedy == "pip install 'torch>=2.11'"
+    assert found["transformers"].status == "note"
+    assert "newer than tested" in found["transformers"].text
+    assert found["numpy"].status == "missing"
+    assert found["triton"].status == "note"
+    assert found["peft"].status == "note"
+    assert found["decoders"].text == "no hevc, vp9, av1"
+    assert found["_video"].status == "note"
+    assert "compiler" in found["_video"].remedy
+
+
+def test_doctor_survives_a_broken_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    findings = doctor.examine()
+    assert [f for f in findings if f.name == "decoding" and f.status == "missing"]
+    assert [f for f in findings if f.name == "Python"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("2.13.0+cpu", (2, 13)), ("5.17", (5, 17)), ("3.7.1rc2", (3, 7, 1)), ("dev", ())]
+)
+def test_versions_are_compared_by_number(text: str, numbers: tuple[int, ...]) -> None:
+    assert doctor.version(text) == numbers
