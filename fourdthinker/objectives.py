@@ -85,19 +85,19 @@ def dift_objective(
 def policy_logprobs(
     backbone: Qwen2_5_VL, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability of every policy token, [R, S] float32, 0 elsewhere; entry (r, p) is that of `target[r,
-    p]`.
+    """Log-probability of every token that the policy chose, [R, T] float32, 0 elsewhere.
 
-    Used as the objective of a forward pass without gradient: the reference model's.
+    Used as the objective of a forward pass without gradient: the reference model's. The batch is one of
+    `trainers.packing.pack`: `source`, `token`, `place` [M] and `policy_mask` [R, T].
     """
-    return linear_logprobs(
-        hidden,
+    logprobs = linear_logprobs(
+        hidden.flatten(0, 1)[batch["source"]],
         backbone.head_weight,
-        batch["target"],
+        batch["token"],
         bias=backbone.head_bias,
-        rows=batch["rows"],
         temperature=temperature,
     )
+    return _spread(logprobs, batch)  # type: ignore[arg-type]
 
 
 def grpo_objective(
@@ -120,12 +120,13 @@ def grpo_objective(
 
     Args:
         backbone: gives the output matrix.
-        hidden: [R, S, H], after the final norm, of prompts and completions with the rollout's latents
+        hidden: [B, S, H], after the final norm, of prompts and completions with the rollout's latents
             replayed.
-        batch: all [R, S] and aligned with `target` (entry (r, p) is about the token that position p
-            predicts): `target` long, -100 where the policy chose nothing; `rollout_logprobs` float32, the
-            sampler's; `old_logprobs` from the second update on the same rollouts on; `ref_logprobs` with
-            `beta`. Also `advantages` [R] and `rows` [M], the flat positions with a target.
+        batch: with M tokens that the policy chose in R completions of at most T: `source` [M], the flat
+            positions whose hidden states predict them, `token` [M], `place` [M], where they are in [R, T];
+            `policy_mask` [R, T] bool; `advantages` [R]; `rollout_logprobs` [R, T] float32, the sampler's;
+            `old_logprobs` [R, T] from the second update on the same rollouts on; `ref_logprobs` [R, T] with
+            `beta`.
         num_items: rollouts (or policy tokens, for loss types that are normalised by tokens) of the whole
             update.
         temperature: the one that the rollouts were sampled at.
@@ -133,21 +134,18 @@ def grpo_objective(
 
     Returns:
         This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
-        [R, S], detached. `gap` is the mean of |replayed - sampler| log-probability, where rounding is all
-        there should be.
+        [R, T], detached. `gap` is the mean of |replayed - sampler| log-probability, which is rounding alone.
     """
-    rows: Tensor = batch["rows"]
-    mask = torch.zeros_like(batch["target"], dtype=torch.bool)
-    mask.view(-1)[rows] = True
-    logprobs, entropy = linear_logprobs(
-        hidden,
+    chosen, entropies = linear_logprobs(
+        hidden.flatten(0, 1)[batch["source"]],
         backbone.head_weight,
-        batch["target"],
+        batch["token"],
         bias=backbone.head_bias,
-        rows=rows,
         temperature=temperature,
         return_entropy=True,
     )
+    logprobs = _spread(chosen, batch)
+    mask: Tensor = batch["policy_mask"]
     old = batch.get("old_logprobs")
     loss, means = grpo_token_loss(
         logprobs,
@@ -155,7 +153,7 @@ def grpo_objective(
         mask,
         old_logprobs=old,
         ref_logprobs=batch.get("ref_logprobs"),
-        entropy=entropy,
+        entropy=_spread(entropies, batch),
         loss_type=loss_type,
         kl=kl,
         beta=beta,
@@ -169,11 +167,14 @@ def grpo_objective(
     logprobs = logprobs.detach()
     gap = ((logprobs if old is None else old) - batch["rollout_logprobs"]).abs() * mask
     one = torch.ones((), device=hidden.device)
-    tokens = one * rows.numel()
+    tokens = one * batch["token"].numel()
     metrics: Metrics = {name: (value * tokens, tokens) for name, value in means.items()}
     metrics["gap"] = (gap.sum(), tokens)
-    metrics["gap_max"] = (
-        gap.max() if gap.numel() else gap.sum(),
-        one,
-    )  # the mean of the largest gaps of batches
+    metrics["gap_max"] = (gap.max(), one)  # shown as the mean over batches of the largest
     return loss, metrics, logprobs
+
+
+def _spread(values: Tensor, batch: Batch) -> Tensor:
+    """[M] to [R, T], 0 where the policy chose nothing."""
+    mask: Tensor = batch["policy_mask"]
+    return values.new_zeros(mask.numel()).index_put((batch["place"],), values).view(mask.shape)

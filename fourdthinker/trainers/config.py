@@ -154,6 +154,7 @@ class GrpoConfig(TrainConfig):
     min_p: float = 0.0
     max_blocks: int = 8
     train_start: bool = False  # whether the choice to open a block is trained too
+    share_prompt: bool = True  # the training forward runs each prompt once for all its rollouts (needs SDPA)
     rows_per_forward: int = 0  # rows of the training forward at a time; 0: all rows of a micro-batch
 
     rewards: list[str] = field(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import Batch, Metrics
-from fourdthinker.prompts import IGNORE, Prompt
+from fourdthinker.prompts import Prompt
 from fourdthinker.rewards import Reward
-from fourdthinker.sampler import Rollout, SamplingConfig, replay_batch, row_seed
+from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.trainers.config import GrpoConfig
+from fourdthinker.trainers.packing import pack
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -107,40 +108,38 @@ def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
     return (grouped == grouped[:, :1]).all(1).repeat_interleave(group_size)
 
 
-def replay_chunks(experience: Experience, count: int, pad_id: int) -> list[Batch]:
-    """The rows that take part in the loss as `count` batches of similar length, at least one row in each.
+def replay_chunks(experience: Experience, count: int, pad_id: int, *, share: bool) -> list[Batch]:
+    """The rows that take part in the loss as `count` batches: completions of a prompt together, similar
+    lengths too.
 
-    Where there are not enough rows, a row without targets fills up: every rank runs the same number of
+    Where there are not enough rows, one that no token is counted of fills up: every rank runs as many
     forwards.
     """
     rollout = experience.rollout
+    group, lengths = rollout.group.cpu(), rollout.lengths.cpu()
     prompt_lengths = torch.tensor([p.input_ids.numel() for p in experience.prompts])
-    lengths = prompt_lengths[rollout.group.cpu()] + rollout.lengths.cpu()
+    if share:
+        totals = torch.zeros(len(prompt_lengths), dtype=torch.long).index_add(0, group, lengths)
+        size = (totals + prompt_lengths)[group] * len(prompt_lengths) + group  # groups stay together
+    else:
+        size = lengths + prompt_lengths[group]
     kept = experience.kept.nonzero()[:, 0]
-    order = kept[lengths[kept].argsort(descending=True, stable=True)]
-    return [
-        replay_chunk(experience, rows if rows.numel() else None, pad_id) for rows in order.tensor_split(count)
-    ]
+    order = kept[size[kept].argsort(descending=True, stable=True)]
+    return [_replay_chunk(experience, rows, pad_id, share) for rows in order.tensor_split(count)]
 
 
-def replay_chunk(experience: Experience, rows: Tensor | None, pad_id: int) -> Batch:
-    """One replay batch with advantages and the sampler's log-probabilities; None: a row without targets."""
-    empty = rows is None
-    chosen = torch.zeros(1, dtype=torch.long) if rows is None else rows
-    rollout = experience.rollout
-    batch = replay_batch(rollout, experience.prompts, chosen, pad_id, features=experience.features)
-    device = batch["input_ids"].device
-    index = chosen.to(device)
-    sampled = torch.zeros(batch["target"].numel(), device=device)
-    sampled[batch["rows"]] = rollout.logprobs[index].flatten()[batch["completion_index"]]
-    batch["rollout_logprobs"] = sampled.view_as(batch["target"])
-    batch["advantages"] = experience.advantages.to(device)[index]
-    batch["sample_index"] = torch.tensor(experience.indices)[rollout.group.cpu()[chosen]]
+def _replay_chunk(experience: Experience, rows: Tensor, pad_id: int, share: bool) -> Batch:
+    empty = rows.numel() == 0
     if empty:
-        batch["rows"] = batch["rows"][:0]
-        batch["target"] = torch.full_like(batch["target"], IGNORE)
-    for name in ("labels", "policy_mask", "completion_target", "completion_index"):
-        batch.pop(name)
+        rows = torch.zeros(1, dtype=torch.long)
+    rollout = experience.rollout
+    batch = pack(rollout, experience.prompts, rows, pad_id, features=experience.features, share=share)
+    batch["advantages"] = experience.advantages[rows].to(batch["input_ids"].device)
+    batch["sample_index"] = torch.tensor(experience.indices)[rollout.group.cpu()[rows]]
+    if empty:
+        for name in ("source", "token", "place"):
+            batch[name] = batch[name][:0]
+        batch["policy_mask"] = torch.zeros_like(batch["policy_mask"])
     return batch
 
 

@@ -126,7 +126,8 @@ class GrpoTrainer(LatentTrainer):
         num_items = numbers[0] if config.loss_type in PER_SEQUENCE else numbers[1]
         pad_id = self.checkpoint.backbone.vision.pad_id
         updates = [
-            replay_chunks(e, n, pad_id) for e, n in zip(experiences, self._chunks(experiences), strict=True)
+            replay_chunks(e, n, pad_id, share=config.share_prompt)
+            for e, n in zip(experiences, self._chunks(experiences), strict=True)
         ]
         if self.reference is not None:
             objective = functools.partial(policy_logprobs, temperature=config.temperature)
@@ -247,6 +248,11 @@ def train_grpo(
     resume = prepare_run(config, args)
     reference = load_reference(config, args, resume, checkpoint) if config.beta else None
     loaded = load_model(config, args, resume, checkpoint)
+    attention = loaded.backbone.config.get_text_config()._attn_implementation
+    if config.share_prompt and attention != "sdpa":
+        raise ConfigError(
+            f"share_prompt needs sdpa attention, the model has {attention}; set share_prompt=false"
+        )
     if config.beta and reference is None:
         reference = frozen_copy(loaded.backbone, share_tower=config.freeze_vision)
     items: Items[Prompt]

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.prompts import Encoder
+from fourdthinker.records import read_records
 from fourdthinker.trainers.config import TrainConfig, save_config
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -76,8 +77,6 @@ def load_reference(
 
 def load_records(config: TrainConfig, kind: Literal["dift", "rl"], args: TrainingArguments) -> list[Record]:
     """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl."""
-    from fourdthinker.records import read_records
-
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
     rejected = Path(config.output_dir) / REJECTED if args.process_index == 0 else None

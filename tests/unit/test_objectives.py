@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from typing import Any
 
@@ -122,50 +123,56 @@ def test_dift_without_latents_and_without_tokens() -> None:
 
 
 def grpo_batch(*, old: bool, ref: bool) -> dict[str, Any]:
+    """Five completions of at most 6 tokens; the first two follow the same position of the first row."""
     batch = dift_batch([30, 21, 25, 28], [2, 1, 0, 3])
     generator = torch.Generator().manual_seed(5)
-    shape = batch["target"].shape
+    mask = torch.rand(5, 6, generator=generator) < 0.7
+    mask[4] = False
+    source = torch.randint(0, 4 * 30, (5, 6), generator=generator)
+    source[0, 0] = source[1, 0] = 17
+    mask[0, 0] = mask[1, 0] = True
+    batch |= {
+        "policy_mask": mask,
+        "source": source[mask],
+        "token": torch.randint(0, 300, (5, 6), generator=generator)[mask],
+        "place": mask.flatten().nonzero()[:, 0],
+        "advantages": torch.tensor([1.0, -0.5, 0.25, -2.0, 3.0]),
+    }
     current = policy_logprobs(backbone(), hidden_of(batch), batch).detach()
     batch["rollout_logprobs"] = current + 0.01
-    batch["advantages"] = torch.tensor([1.0, -0.5, 0.25, -2.0])
     if old:
-        batch["old_logprobs"] = current + 0.4 * torch.randn(shape, generator=generator)
+        batch["old_logprobs"] = current + 0.4 * torch.randn(5, 6, generator=generator)
     if ref:
-        batch["ref_logprobs"] = current + 0.3 * torch.randn(shape, generator=generator)
+        batch["ref_logprobs"] = current + 0.3 * torch.randn(5, 6, generator=generator)
     return batch
 
 
 def grpo_by_loops(
     batch: dict[str, Any], *, temperature: float, beta: float, per_token: bool
 ) -> dict[str, float]:
-    hidden = hidden_of(batch).detach().double()
+    hidden = hidden_of(batch).detach().double().flatten(0, 1)
     logits = hidden @ backbone().head_weight.detach().double().T / temperature
     sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "tokens", "gap"), 0.0)
-    rows, width = batch["target"].shape
-    for r in range(rows):
-        terms = []
-        for p in range(width):
-            token = int(batch["target"][r, p])
-            if token == -100:
-                continue
-            logprobs = logits[r, p].log_softmax(0)
-            new = float(logprobs[token])
-            old = float(batch["old_logprobs"][r, p]) if "old_logprobs" in batch else new
-            ratio = torch.tensor(new - old).double().exp().item()
-            advantage = float(batch["advantages"][r])
-            limited = min(max(ratio, 0.8), 1.2)
-            term = -min(ratio * advantage, limited * advantage)
-            sums["clipped"] += (ratio > 1.2 and advantage > 0) or (ratio < 0.8 and advantage < 0)
-            if "ref_logprobs" in batch:
-                d = float(batch["ref_logprobs"][r, p]) - new
-                kl = torch.tensor(d).double().exp().item() - d - 1
-                sums["kl"] += kl
-                term += beta * kl
-            terms.append(term)
-            sums["entropy"] -= float((logprobs.exp() * logprobs).sum())
-            sums["gap"] += abs(old - float(batch["rollout_logprobs"][r, p]))
-            sums["tokens"] += 1
-        sums["loss"] += sum(terms) if per_token else sum(terms) / max(1, len(terms))
+    terms: list[list[float]] = [[] for _ in range(5)]
+    for source, token, place in zip(batch["source"], batch["token"], batch["place"], strict=True):
+        r, t = divmod(int(place), 6)
+        logprobs = logits[source].log_softmax(0)
+        new = float(logprobs[token])
+        old = float(batch["old_logprobs"][r, t]) if "old_logprobs" in batch else new
+        ratio = math.exp(new - old)
+        advantage = float(batch["advantages"][r])
+        limited = min(max(ratio, 0.8), 1.2)
+        term = -min(ratio * advantage, limited * advantage)
+        sums["clipped"] += (ratio > 1.2 and advantage > 0) or (ratio < 0.8 and advantage < 0)
+        if "ref_logprobs" in batch:
+            d = float(batch["ref_logprobs"][r, t]) - new
+            sums["kl"] += math.exp(d) - d - 1
+            term += beta * (math.exp(d) - d - 1)
+        terms[r].append(term)
+        sums["entropy"] -= float((logprobs.exp() * logprobs).sum())
+        sums["gap"] += abs(old - float(batch["rollout_logprobs"][r, t]))
+        sums["tokens"] += 1
+    sums["loss"] = sum(sum(row) if per_token else sum(row) / max(1, len(row)) for row in terms)
     return sums
 
 
@@ -186,7 +193,7 @@ def test_grpo_equals_loops(loss_type: str, old: bool, ref: bool) -> None:
     same = policy_logprobs(backbone(), hidden_of(batch), batch, temperature=0.7)
     torch.testing.assert_close(logprobs, same)
     assert not logprobs.requires_grad
-    assert (logprobs[batch["target"] == -100] == 0).all()
+    assert (logprobs[~batch["policy_mask"]] == 0).all()
 
 
 def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs() -> None:
@@ -196,8 +203,8 @@ def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs()
     model(batch, partial(grpo_objective, num_items=4, loss_type="dapo"))[0].backward()
     fused = model.head_weight.grad.clone()  # type: ignore[union-attr]
     model.zero_grad()
-    logits = hidden_of(batch) @ model.head_weight.T
-    chosen = logits.log_softmax(-1).gather(-1, batch["target"].clamp(min=0)[..., None])[..., 0]
-    chosen = chosen * (batch["target"] != -100)
-    (-(batch["advantages"][:, None] * chosen).sum() / 4).backward()
+    logits = hidden_of(batch).flatten(0, 1)[batch["source"]] @ model.head_weight.T
+    chosen = logits.log_softmax(-1).gather(-1, batch["token"][:, None])[:, 0]
+    advantages = batch["advantages"][batch["place"] // 6]
+    (-(advantages * chosen).sum() / 4).backward()
     torch.testing.assert_close(fused, model.head_weight.grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,110 @@
+"""Started by torchrun: gradients of an update of each trainer, and what every rank sampled, to a folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from fourdthinker.trainers import experience, grpo
+from fourdthinker.trainers.common import process_group
+from fourdthinker.trainers.config import DiftConfig, GrpoConfig, make_config
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
+from tests.e2e.training import prompts, samples
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = {
+    "use_cpu": True,
+    "max_steps": 1,
+    "max_grad_norm": 0,
+    "save_steps": 0,
+    "logging_steps": 1,
+    "report_to": [],
+    "overwrite_output_dir": True,
+}
+GRPO = BASE | {
+    "rewards": ["tests.e2e.training:length_reward"],
+    "reward_weights": [1.0],
+    "num_generations": 4,
+    "max_completion_length": 16,
+    "beta": 0.1,
+}
+
+
+class KeepGradients(TrainerCallback):
+    """Copies the reduced gradients before the optimizer uses them."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        model = getattr(model, "module", model)
+        self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def dift_gradients(folder: Path, *, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+    checkpoint, keep = tiny_checkpoint(hidden=32, layers=1, tied=False), KeepGradients()
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    config = make_config(DiftConfig, BASE | sizes | {"output_dir": str(folder / "dift")})
+    train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8), callbacks=[keep])
+    return keep.gradients
+
+
+def grpo_gradients(folder: Path, *, batch: int, accumulation: int, rows: int) -> dict[str, torch.Tensor]:
+    """With seeds that depend on the prompt alone, so that any number of ranks samples the same."""
+
+    def seeds(seed: int, step: int, rank: int, indices: list[int], count: int) -> list[int]:
+        return experience.rollout_seeds(seed, step, 0, indices, count)
+
+    checkpoint, keep = tiny_checkpoint(hidden=32, layers=1, tied=False), KeepGradients()
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    extra = {"rows_per_forward": rows, "output_dir": str(folder / "grpo")}
+    config = make_config(GrpoConfig, GRPO | sizes | extra)
+    original, grpo.rollout_seeds = grpo.rollout_seeds, seeds  # type: ignore[assignment]
+    try:
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8), callbacks=[keep])
+    finally:
+        grpo.rollout_seeds = original
+    return keep.gradients
+
+
+def sampled(folder: Path, number: int) -> dict[str, Any]:
+    """Which of `number` prompts this rank sampled, and which tokens."""
+    seen: dict[str, Any] = {"indices": [], "tokens": []}
+    original = GrpoTrainer._roll_out
+
+    def spy(self: GrpoTrainer, indices: list[int], *args: Any) -> Any:
+        result = original(self, indices, *args)
+        seen["indices"] += indices
+        seen["tokens"] += result.rollout.tokens.tolist()
+        return result
+
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    extra = {"per_device_train_batch_size": 2, "output_dir": str(folder / "sampled"), "max_steps": 2}
+    config = make_config(GrpoConfig, GRPO | extra)
+    GrpoTrainer._roll_out = spy  # type: ignore[method-assign]
+    try:
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, number))
+    finally:
+        GrpoTrainer._roll_out = original  # type: ignore[method-assign]
+    return seen
+
+
+def main(folder: Path) -> None:
+    with process_group():
+        result: dict[str, Any] = {
+            "dift": dift_gradients(folder, batch=2, accumulation=2),
+            "grpo": grpo_gradients(folder, batch=2, accumulation=2, rows=3),
+            "many": sampled(folder, 8),
+            "one": sampled(folder, 1),
+        }
+        torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

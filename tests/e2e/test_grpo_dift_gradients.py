@@ -1,0 +1,77 @@
+"""Two processes with batch b and two accumulation steps against one process with the whole batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.objectives import dift_objective
+from fourdthinker.prompts import collate
+from fourdthinker.trainers.batches import ShardedBatches
+from tests.e2e.gradients_worker import dift_gradients, grpo_gradients
+from tests.e2e.training import finish, relative_difference, samples, torchrun
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    finish(torchrun(2, str(Path(__file__).with_name("gradients_worker.py")), str(folder)))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def check(two: list[dict[str, Any]], one: dict[str, torch.Tensor], trainer: str) -> None:
+    for rank in range(2):
+        gradients = two[rank][trainer]
+        assert gradients.keys() == one.keys()
+        assert len(one) > 10
+        difference = relative_difference(gradients, one, list(one))
+        assert max(difference.values()) <= 1e-5, difference
+
+
+def test_dift_gradients_do_not_depend_on_the_division(
+    two_processes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    one = dift_gradients(tmp_path, batch=8, accumulation=1)
+    check(two_processes, one, "dift")
+
+
+def test_weighting_by_micro_batch_would_be_seen(tmp_path: Path) -> None:
+    one = dift_gradients(tmp_path, batch=8, accumulation=1)
+    checkpoint = tiny_checkpoint(hidden=32, layers=1, tied=False)
+    backbone, items = checkpoint.backbone, samples(checkpoint, 8)
+    backbone.freeze_vision()
+    for indices in ShardedBatches(8, 2, seed=42):
+        batch = collate([items[i] for i in indices], backbone.vision.pad_id)
+        counts = {"num_tokens": len(batch["rows"]), "num_latents": len(batch["latent_index"])}
+        loss, _ = backbone(batch, partial(dift_objective, **counts))
+        (loss / 4).backward()
+    naive = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+    difference = relative_difference(naive, one, list(one))
+    assert max(difference.values()) > 1e-3
+    assert min(difference.values()) > 1e-5, "each tensor alone would show it"
+
+
+def test_grpo_gradients_do_not_depend_on_the_division(
+    two_processes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    one = grpo_gradients(tmp_path, batch=8, accumulation=1, rows=0)
+    check(two_processes, one, "grpo")
+
+
+def test_ranks_see_different_prompts(two_processes: list[dict[str, Any]]) -> None:
+    first, second = (rank["many"]["indices"] for rank in two_processes)
+    assert len(first) == len(second) == 4
+    assert sorted(first + second) == list(range(8))
+
+
+def test_ranks_draw_different_random_numbers(two_processes: list[dict[str, Any]]) -> None:
+    # One prompt is all there is, so both ranks sample it, four times in every update.
+    rows = [tuple(tokens) for rank in two_processes for tokens in rank["one"]["tokens"]]
+    assert {i for rank in two_processes for i in rank["one"]["indices"]} == {0}
+    assert len(rows) == 2 * 2 * 2 * 4
+    assert len(set(rows)) == len(rows)

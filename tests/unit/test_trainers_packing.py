@@ -1,0 +1,191 @@
+"""Packed batches against the sampler's own record and against one row at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.objectives import policy_logprobs
+from fourdthinker.prompts import Prompt, Vision
+from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
+from fourdthinker.trainers.experience import Experience, equal_groups, replay_chunks, rollout_seeds, score
+from fourdthinker.trainers.packing import pack
+from tests.tiny import tiny_checkpoint
+
+N = 3
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    return tiny_checkpoint(hidden=32, layers=2)
+
+
+def prompts(*, patches: bool = False) -> list[Prompt]:
+    backbone, generator = checkpoint().backbone, torch.Generator().manual_seed(3)
+    result = []
+    for i in range(4):
+        ids = torch.randint(0, 300, (14 + 3 * i,), generator=generator)
+        vision = None
+        if i != 2:
+            ids[2:10] = backbone.vision.video_token_id
+            grid = torch.tensor([[2, 4, 4]])
+            picture = torch.randn(32, 1176, generator=generator)
+            vision = Vision(grid, picture if patches else None, None if patches else picture[:8, :32].clone())
+        positions = torch.arange(len(ids)).expand(3, -1).clone()
+        result.append(Prompt(ids, positions, len(ids) + 2 * i, vision))
+    return result
+
+
+class OftenStart:
+    """Makes the untrained model open blocks."""
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, checkpoint().backbone.latents.start_id] += 14.0
+        return scores
+
+
+@cache
+def rolled() -> Rollout:
+    config = SamplingConfig(max_new_tokens=22, max_blocks=2, seed=1)
+    return LatentSampler(checkpoint().backbone).sample(prompts(), N, config, logits_processor=[OftenStart()])
+
+
+def forward(batch: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = checkpoint().backbone(batch, policy_logprobs)
+    return out
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("rows", [list(range(4 * N)), [7], [11, 0, 4, 3, 1], [9, 10, 11]])
+def test_replay_reproduces_the_sampler(rows: list[int], share: bool) -> None:
+    rollout = rolled()
+    chosen = torch.tensor(rows)
+    batch = pack(rollout, prompts(), chosen, 0, share=share)
+    expected = rollout.logprobs[chosen][:, : batch["policy_mask"].shape[1]]
+    torch.testing.assert_close(batch["rollout_logprobs"], expected)
+    torch.testing.assert_close(forward(batch), expected, atol=1e-4, rtol=0)
+    assert batch["policy_mask"].sum() == rollout.policy_mask[chosen].sum()
+    assert rollout.latents.shape[0] > 20, "the rollouts must hold blocks for this test to mean anything"
+    if share:
+        assert batch["input_ids"].shape[0] == len(set(rollout.group[chosen].tolist()))
+
+
+def test_replay_without_the_latents_is_seen() -> None:
+    batch = pack(rolled(), prompts(), torch.arange(4 * N), 0)
+    embedding = checkpoint().backbone.embedding_weight[checkpoint().backbone.latents.pad_id]
+    batch["latents"] = embedding.detach().expand_as(batch["latents"])
+    assert (forward(batch) - batch["rollout_logprobs"]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_equal_to_the_unpacked_replay_with_gradients(share: bool) -> None:
+    backbone = checkpoint().backbone
+    rows = torch.tensor([10, 2, 1, 0, 5])
+    weights = torch.randn(5, rolled().tokens.shape[1], generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for packed in (True, False):
+        backbone.zero_grad()
+        if packed:
+            logprobs = backbone(pack(rolled(), prompts(), rows, 0, share=share), policy_logprobs)
+        else:
+            logprobs = replay_logprobs(backbone, replay_batch(rolled(), prompts(), rows))
+        (logprobs * weights[:, : logprobs.shape[1]]).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], rtol=1e-3, atol=1e-4 * value.abs().max().item())
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_patches_are_packed_when_there_are_no_features(share: bool) -> None:
+    with_patches = prompts(patches=True)
+    rollout = LatentSampler(checkpoint().backbone).sample(with_patches, 2, SamplingConfig(max_new_tokens=6))
+    batch = pack(rollout, with_patches, torch.tensor([6, 1, 0, 4]), 0, share=share)
+    assert batch["grid_thw"].shape[0] == (2 if share else 3)
+    torch.testing.assert_close(forward(batch), batch["rollout_logprobs"], atol=1e-4, rtol=0)
+
+
+def test_pictures_of_two_kinds_or_none_are_refused() -> None:
+    mixed = prompts()
+    mixed[1] = replace(mixed[1], vision=prompts(patches=True)[1].vision)
+    with pytest.raises(ValueError, match="one kind"):
+        pack(rolled(), mixed, torch.arange(6), 0)
+    mixed[1] = replace(mixed[1], vision=Vision(torch.tensor([[2, 4, 4]])))
+    with pytest.raises(ValueError, match="neither"):
+        pack(rolled(), mixed, torch.arange(6), 0)
+
+
+def experience(kept: list[bool]) -> Experience:
+    rollout = rolled()
+    advantages = torch.arange(4.0 * N)
+    return Experience(
+        [40, 41, 42, 43],
+        prompts(),
+        rollout,
+        None,
+        [""] * 4 * N,
+        advantages,
+        {},
+        advantages,
+        torch.tensor(kept),
+    )
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_chunks_hold_every_kept_row_once(count: int, share: bool) -> None:
+    kept = [i % 4 != 1 for i in range(4 * N)]
+    chunks = replay_chunks(experience(kept), count, 0, share=share)
+    assert len(chunks) == count
+    seen = sorted(int(a) for chunk in chunks for a in chunk["advantages"])
+    assert seen == [i for i, keep in enumerate(kept) if keep]
+    tokens = sum(chunk["token"].numel() for chunk in chunks)
+    assert tokens == rolled().policy_mask[torch.tensor(kept)].sum()
+    for chunk in chunks:
+        prompt_of = [40 + int(a) // N for a in chunk["advantages"]]
+        assert chunk["sample_index"].tolist() == prompt_of
+        torch.testing.assert_close(forward(chunk), chunk["rollout_logprobs"], atol=1e-4, rtol=0)
+
+
+def test_chunks_without_rows_count_nothing() -> None:
+    chunks = replay_chunks(experience([True] + [False] * (4 * N - 1)), 3, 0, share=True)
+    assert [chunk["token"].numel() > 0 for chunk in chunks] == [True, False, False]
+    for chunk in chunks[1:]:
+        assert not chunk["policy_mask"].any()
+        assert (forward(chunk) == 0).all()
+
+
+def test_equal_groups_are_found_by_equality() -> None:
+    rewards = torch.tensor([0.1, 0.1, 0.1, 1.2, 1.2, 1.2000002])
+    assert equal_groups(rewards, 3).tolist() == [True] * 3 + [False] * 3
+
+
+def test_seeds_differ_in_every_part() -> None:
+    def seeds(seed: int = 0, step: int = 1, rank: int = 0) -> list[int]:
+        return rollout_seeds(seed, step, rank, [5, 9, 5], 4)
+
+    assert seeds() == seeds()
+    everything = seeds() + seeds(seed=1) + seeds(step=2) + seeds(rank=1)
+    assert len(everything) == len(set(everything)) == 48
+
+
+def test_rewards_are_weighted_and_checked() -> None:
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.records import Record
+
+    record = Record("rl", "a", "?", where="f.jsonl:3")
+    rewards = {"length": lambda text, _: float(len(text)), "one": lambda text, _: 1.0}
+    total, parts = score(["ab", "c"], [record, record], rewards, [0.5, 2.0])
+    assert total.tolist() == [3.0, 2.5]
+    assert parts["length"].tolist() == [2.0, 1.0]
+    with pytest.raises(ConfigError, match=r"reward bad is nan for f\.jsonl:3"):
+        score(["x"], [record], {"bad": lambda text, _: float("nan")}, [1.0])
+    with pytest.raises(ConfigError, match="no record"):
+        score(["x"], [None], rewards, [1.0, 1.0])
