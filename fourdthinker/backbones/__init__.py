@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
-from fourdthinker.prompts import RELEASED, PromptStyle
+from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         for name, content in contents.items():
             text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             Path(temporary, name).write_text(text, encoding="utf-8")
+        if checkpoint.tokenizer.chat_template is None:  # prompts were made with ours
+            Path(temporary, "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         _move_into(Path(temporary), target)
 
 
@@ -136,6 +139,8 @@ def _move_into(source: Path, target: Path) -> None:
         if old.name not in names:
             old.unlink()
     for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
         os.replace(source / name, target / name)
 
 

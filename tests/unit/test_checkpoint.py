@@ -22,7 +22,7 @@ from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
 from fourdthinker.errors import CheckpointError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LATENT_PAD
-from fourdthinker.prompts import RELEASED, PromptStyle
+from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 FILES = {
@@ -177,6 +177,16 @@ def test_chat_template_of_older_processors(saved: Path) -> None:
     assert load_checkpoint(saved).tokenizer.chat_template is None
     (saved / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
     assert load_checkpoint(saved).tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+def test_chat_template_is_always_there(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    several = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    for given, expected in [(None, CHAT_TEMPLATE), (several, several), (several, several)]:
+        checkpoint.tokenizer.chat_template = given
+        save_checkpoint(tmp_path / "c", checkpoint)
+        assert checkpoint.tokenizer.chat_template == given
+        assert load_checkpoint(tmp_path / "c").tokenizer.chat_template == expected
 
 
 def test_base_model_is_refused_and_can_be_initialised(base: Path, tmp_path: Path) -> None:
