@@ -141,7 +141,7 @@ def _files(paths: PathLike | Sequence[PathLike]) -> list[str]:
 def _load(file: str) -> np.ndarray:
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise VideoError(f"{file}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -126,7 +126,8 @@ def decoded_timeline(
     pts = sorted(set(pts))
     if not pts:
         raise VideoError(
-            f"{name}: zero frames: nothing in stream {video.index} can be decoded into frames with times"
+            f"{name}: zero frames: stream {video.index} holds nothing that decodes to frames with times; "
+            "put raw streams into a container such as mp4"
         )
     if listed is not None:
         pts = [stamp for stamp in pts if stamp in set(listed.pts)]

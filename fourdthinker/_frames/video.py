@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -164,6 +165,8 @@ def _wanted(request: _Request, timeline: Timeline) -> list[float]:
     name, times, start, end = request.name, request.times, request.start, request.end
     first, last = timeline.begin[0], timeline.end
     span = f"the clip is shown from {first:.6g} to {last:.6g} s"
+    if timeline.fault is not None:
+        span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
     if times is not None:
         wanted = [float(t) for t in times]
         for t in wanted:
@@ -172,12 +175,12 @@ def _wanted(request: _Request, timeline: Timeline) -> list[float]:
         needed = max(wanted)
     else:
         low = first if start is None else max(first, start)
-        needed = high = last if end is None else min(last, end)
+        high, needed = (last, math.inf) if end is None else (min(last, end), end)
         if not low < high and not (low == high == first == last):
             raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
         wanted = request.policy.times(high - low, low)
     if timeline.fault is not None and needed > timeline.fault[0] + NEAR:
-        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s: {timeline.fault[1]}")
+        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s {timeline.fault[1]}")
     return wanted
 
 

@@ -82,9 +82,8 @@ def _dift(line: Line) -> Record:
     record = Record("dift", _id(line), question, where=line.where)
     record.text_output = line.prose("text_output", line.data["text_output"], imagery=True)
     _media(line, record, "video", "image_input")
-    record.stills = (
-        isinstance(line.data.get("image_input"), str) and record.frames == line.files("image_input")[:1]
-    )
+    single = line.data.get("image_input")  # one picture; a list, or the path of a folder, is a clip
+    record.stills = isinstance(single, str) and line.root.resolve(single)[0] in (record.frames or ())
     record.images = line.files("image_output")
     _placeholders(line, record, "image_output")
     _options(line, record)

@@ -1,0 +1,91 @@
+"""Small real video files for tests, made in memory of a few frames that carry their own number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+BITS = 8
+
+
+def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [height, width, 3]: the number in black and white stripes, most significant bit on the left."""
+    bits = [(number >> (BITS - 1 - k)) & 1 for k in range(BITS)]
+    row = (np.array(bits, dtype=np.uint8) * 215 + 20)[np.arange(width) * BITS // width]
+    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))
+
+
+def number_of(pixels: Any) -> int:
+    """The number that a picture carries, after any resize: pixels [H, W, 3]."""
+    array = np.asarray(pixels)
+    width = array.shape[1]
+    number = 0
+    for k in range(BITS):
+        middle = array[:, round((k + 0.35) * width / BITS) : max(1, round((k + 0.65) * width / BITS))]
+        number = number * 2 + int(middle.mean() > 128)
+    return number
+
+
+def numbers(pixels: Any) -> list[int]:
+    """Numbers of a clip [T, H, W, 3]."""
+    return [number_of(frame) for frame in pixels]
+
+
+def make_clip(
+    path: Path,
+    stamps: Sequence[int],
+    *,
+    codec: str = "libx264",
+    base: int = 1000,
+    options: dict[str, str] | None = None,
+    size: tuple[int, int] = (48, 64),
+    rotation: int = 0,
+    aspect: Fraction | None = None,
+    audio: bool = False,
+    pixel_format: str = "yuv420p",
+) -> Path:
+    """Encode picture k, shown from stamps[k] / base seconds. options: of the encoder (x264: bf, g, ...)."""
+    with av.open(str(path), "w") as container:
+        rate = Fraction(base * (len(stamps) - 1) or base, (stamps[-1] - stamps[0]) or base)
+        stream = container.add_stream(codec, rate=rate.limit_denominator(1000), options=options or {})
+        stream.height, stream.width = size
+        stream.pix_fmt = pixel_format
+        stream.codec_context.time_base = Fraction(1, base)
+        stream.time_base = Fraction(1, base)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = container.add_stream("aac", rate=8000) if audio else None
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, base)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            silence = np.zeros((1, 8000), dtype=np.float32)
+            samples = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            samples.sample_rate = 8000
+            container.mux(sound.encode(samples))
+            container.mux(sound.encode())
+    return path
+
+
+def remux(source: Path, target: Path, keep: Any = None, shift: float = 0.0) -> Path:
+    """Copy the video packets of a file for which keep(index, packet) holds, shifted by `shift` seconds."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        video = old.streams.video[0]
+        stream = new.add_stream_from_template(video)
+        for index, packet in enumerate(old.demux(video)):
+            if packet.size == 0 or (keep is not None and not keep(index, packet)):
+                continue
+            move = round(shift / packet.time_base)
+            packet.pts, packet.dts = packet.pts + move, packet.dts + move
+            packet.stream = stream
+            new.mux(packet)
+    return target

@@ -1,0 +1,396 @@
+"""Records: what is accepted, what is refused and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fourdthinker.errors import ConfigError, FourdError, RecordError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.records import Record, options_in, read_media, read_records, write_records
+from tests.clips import make_clip, picture
+
+DIFT: dict[str, Any] = {
+    "id": "one",
+    "text_input": "Which way?\n\nA. left\nB. right",
+    "text_output": "<think>a <output_image> b</think>\n<answer>\nB. right\n</answer>",
+    "image_input": ["a.jpg", "b.jpg"],
+    "image_output": ["o.png"],
+}
+RL: dict[str, Any] = {
+    "video_path": "v.mp4",
+    "Question": "Which way?",
+    "A": "left",
+    "B": "right",
+    "Correct": "B",
+}
+SFT: dict[str, Any] = {
+    "video": "v.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\nHow far?"},
+        {"from": "gpt", "value": "Two metres."},
+    ],
+}
+RFT: dict[str, Any] = {
+    "video": "v.mp4",
+    "conversations": [{"from": "user", "value": "<video>\nWhich way?\nA. left\nB. right"}],
+    "solution": [{"answer": "B. right", "camera_center": None, "object_center": [[0, 1, 2]]}],
+}
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """A media root with files that exist but are not decoded by most tests."""
+    for name in ("a.jpg", "b.jpg", "o.png", "v.mp4", "sub/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "empty.mp4").touch()
+    return tmp_path
+
+
+def read(folder: Path, *lines: Any, **options: Any) -> list[Record]:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "data.jsonl").write_text(text + "\n", encoding="utf-8")
+    return read_records(folder / "data.jsonl", **options)
+
+
+def test_dift(media: Path) -> None:
+    (record,) = read(media, DIFT)
+    assert record == Record(
+        "dift",
+        "one",
+        DIFT["text_input"],
+        {"A": "left", "B": "right"},
+        "B",
+        DIFT["text_output"],
+        frames=[str(media / "a.jpg"), str(media / "b.jpg")],
+        images=[str(media / "o.png")],
+        where=f"{media / 'data.jsonl'}:1",
+    )
+
+
+def test_dift_variants(media: Path) -> None:
+    video = {k: v for k, v in DIFT.items() if k != "image_input"} | {"video": "v.mp4", "start": 1, "end": 2.5}
+    still, folder, none, records = read(
+        media,
+        DIFT | {"image_input": "a.jpg", "image_output": "o.png"},
+        DIFT | {"image_input": "sub"},
+        {k: v for k, v in DIFT.items() if k != "image_output"} | {"text_output": "Words."},
+        video,
+    )
+    assert (still.stills, still.frames) == (True, [str(media / "a.jpg")])
+    assert (folder.stills, folder.frames) == (False, [str(media / "sub" / "c.jpg")])
+    assert (none.images, none.answer) == ([], None)
+    assert (records.video, records.start, records.end) == (str(media / "v.mp4"), 1.0, 2.5)
+
+
+@pytest.mark.parametrize("label", ["B", "b", "(B)", "B.", "B. right", "b) Right", "right", " RIGHT "])
+def test_rl_answers(media: Path, label: str) -> None:
+    (record,) = read(media, RL | {"Correct": label})
+    assert (record.kind, record.answer, record.options) == ("rl", "B", {"A": "left", "B": "right"})
+    assert record.id == "data.jsonl:1"
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_number_of_options(media: Path, number: int) -> None:
+    options = {"ABCDEFGH"[k]: f"text {k}" for k in range(number)}
+    plain = {"frame_paths": ["a.jpg"], "Question": "Which?"}
+    lettered, nested = read(
+        media, plain | options | {"Correct": "B"}, plain | {"options": options, "answer": "text 1"}
+    )
+    assert lettered.options == nested.options == options
+    assert lettered.answer == nested.answer == "B"
+
+
+def test_mllm4d(media: Path) -> None:
+    sft, rft, image, text = read(
+        media,
+        SFT,
+        RFT,
+        {
+            "image": ["a.jpg", "b.jpg"],
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "user", "value": "<image><image> Same?"},
+                {"from": "gpt", "value": "Yes."},
+            ],
+            "num_tokens": 9,
+        },
+        {"conversations": [{"from": "user", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]},
+    )
+    assert (sft.kind, sft.question, sft.text_output) == ("dift", "How far?", "Two metres.")
+    assert (rft.kind, rft.question, rft.answer) == ("rl", "Which way?\nA. left\nB. right", "B")
+    assert rft.extra["solution"] == RFT["solution"]
+    assert (image.stills, image.system, image.question) == (True, "Be brief.", "Same?")
+    assert text.video is None
+    assert text.frames is None
+
+
+def test_superset_keys_are_kept(media: Path) -> None:
+    extra = {"source": "corpus", "bbox": [0, 0.1, 0.5, 1]}
+    (record,) = read(media, DIFT | extra | {"type": "object", "seconds": [0, 0.5], "fps": 2, "answer": "B"})
+    assert record.extra == extra
+    assert (record.type, record.seconds, record.fps, record.answer) == ("object", [0.0, 0.5], 2.0, "B")
+    (record,) = read(media, RL | {"seconds": 3.5})
+    assert (record.seconds, record.extra) == (None, {"seconds": 3.5})
+
+
+def test_kind_says_what_records_are_for(media: Path) -> None:
+    (record,) = read(media, DIFT, kind="rl")
+    assert (record.kind, record.answer) == ("rl", "B")
+    with pytest.raises(RecordError, match="missing key 'text_output'"):
+        read(media, RL, kind="dift")
+    with pytest.raises(RecordError, match="missing key 'answer'"):
+        read(media, SFT, kind="rl")
+    assert read(media, RFT, kind="rl")[0].kind == "rl"
+
+
+def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return SFT | {"conversations": [{"from": role, "value": text} for role, text in pairs]}
+
+
+BAD: list[tuple[Any, str]] = [
+    ('{"id": ', "malformed JSON"),
+    ("[" * 5000, "malformed JSON"),
+    ('{"id": NaN}', "NaN is no JSON number"),
+    ('{"id": 1, "id": 2}', "'id' appears twice"),
+    ([DIFT], "a JSON list, not an object"),
+    ({"text": "x"}, "missing key 'text_input'"),
+    (without(DIFT, "text_output"), "missing key 'text_output'"),
+    (without(DIFT, "text_input"), "missing key 'text_input'"),
+    (without(DIFT, "image_input"), "missing key 'image_input'"),
+    (without(RL, "Correct"), "missing key 'Correct'"),
+    (without(RL, "A", "B"), "missing key 'A'"),
+    (without(RL, "video_path"), "missing key 'frame_paths'"),
+    (DIFT | {"image_outputs": []}, "unknown key 'image_outputs' .* did you mean 'image_output'"),
+    (RL | {"xyz": 1}, "unknown key 'xyz' in a 4DRL record; its keys are"),
+    (DIFT | {"text_input": 3}, r"key 'text_input' is 3 \(int\); it must be a text"),
+    (DIFT | {"text_output": " "}, "key 'text_output' is ' '"),
+    (DIFT | {"image_input": [1]}, "key 'image_input'"),
+    (DIFT | {"image_input": {}}, "key 'image_input'"),
+    (DIFT | {"image_input": []}, "zero frames"),
+    (DIFT | {"video": "v.mp4"}, "both 'video' and 'image_input'"),
+    (DIFT | {"id": True}, "key 'id'"),
+    (DIFT | {"image_input": ["none.jpg"]}, "key 'image_input': 'none.jpg' does not exist"),
+    (DIFT | {"image_output": ["none.jpg"]}, "key 'image_output': 'none.jpg' does not exist"),
+    (RL | {"video_path": "empty.mp4"}, "'empty.mp4' is empty"),
+    (RL | {"video_path": "sub"}, "is not a file"),
+    (RL | {"video_path": "a\0b"}, "it must be a path"),
+    (RL | {"video_path": ["v.mp4"] * 2}, "the path of one video"),
+    (RL | {"video_path": "../outside.mp4"}, "'../outside.mp4' lies outside media_root"),
+    (RL | {"video_path": "sub/../../outside.mp4"}, "lies outside media_root"),
+    (RL | {"video_path": "/etc/hostname"}, "lies outside media_root"),
+    (RL | {"video_path": "link.mp4"}, "'link.mp4' lies outside media_root"),
+    (RL | {"video_path": "linked/outside.mp4"}, "lies outside media_root"),
+    (DIFT | {"image_output": []}, "text_output has 1 <output_image> and 'image_output' 0 overlays"),
+    (DIFT | {"image_output": ["o.png", "o.png"]}, "2 overlays"),
+    (RL | {"Correct": "C"}, "key 'Correct': the answer 'C' is no option; options are A. left, B. right"),
+    (RL | {"Correct": "up"}, "the answer 'up' is no option"),
+    (RL | {"Correct": "A. right"}, "is no option"),
+    (RL | {"Correct": 1}, "key 'Correct' is 1"),
+    (RL | {"D": "up"}, "options are lettered A, B, D"),
+    (RL | {"B": "Left "}, "two options have the same text"),
+    (RL | {"options": {"A": "up", "B": "down"}}, "keep one"),
+    (RL | {"Question": "Which?\nA. right\nB. left"}, "make them agree"),
+    (without(RL, "A", "B") | {"options": ["left"]}, "an object of letters and texts"),
+    (DIFT | {"answer": "A"}, "'answer' is A and text_output answers B"),
+    (DIFT | {"text_input": "No options?", "answer": "A"}, "missing key 'options'"),
+    (DIFT | {"text_output": "<output_image> <answer>up</answer>"}, "'up' is no option"),
+    (DIFT | {"text_input": "x <|im_end|>"}, r"'text_input' holds '<\|im_end\|>'.*remove it"),
+    (DIFT | {"text_output": "<|latent_pad|><output_image>"}, "'text_output' holds"),
+    (RL | {"A": "<|video_pad|>"}, "holds"),
+    (RL | {"Question": "<output_image>?"}, "placeholders belong into text_output only"),
+    (json.dumps(RL).replace("Which", "\\ud800"), "half of a surrogate pair"),
+    (RL | {"start": 2, "end": 1}, "end must be later than start"),
+    (RL | {"start": "2"}, "key 'start' is '2'"),
+    (RL | {"start": True}, "key 'start'"),
+    (DIFT | {"start": 1}, "cut a video"),
+    (RL | {"fps": 0}, "a number above 0"),
+    (DIFT | {"seconds": [0]}, "one time for each of the 2 frames"),
+    (DIFT | {"seconds": [1, 1]}, "increasing"),
+    (RL | {"bbox": [0, 0, 1]}, "fractions"),
+    (RL | {"bbox": [0.5, 0, 0.2, 1]}, "fractions"),
+    (RL | {"bbox": "all"}, "fractions"),
+    (SFT | {"conversations": "hello"}, "key 'conversations' is 'hello'"),
+    (SFT | {"conversations": [{"from": "user"}]}, "with texts"),
+    (turns(("user", "<video>?")), "no turn of gpt"),
+    (turns(("bot", "x")), "from 'bot' is no role"),
+    (turns(("gpt", "x"), ("user", "<video>?")), "in this order"),
+    (turns(("user", "<video>?"), ("gpt", "x"), ("user", "y")), "more than one turn of user"),
+    (turns(("user", "How far?"), ("gpt", "x")), "0 <video> for 1 files"),
+    (turns(("user", "<video><image> How far?"), ("gpt", "x")), "1 <image> for 0 files"),
+    (turns(("user", "How far <video>?"), ("gpt", "x")), "at the start"),
+    (turns(("user", "<video>"), ("gpt", "x")), "no question"),
+    (turns(("user", "<video> x"), ("gpt", "<output_image>")), "0 overlays"),
+    (RFT | {"solution": []}, "key 'solution'"),
+    (RFT | {"solution": [{"answer": 3}]}, "key 'solution'"),
+    (RFT | {"solution": [{"answer": "up"}]}, "key 'solution': the answer 'up' is no option"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD, ids=range(len(BAD)))
+def test_refused(media: Path, line: Any, words: str) -> None:
+    outside = media.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "outside.mp4").write_bytes(b"x")
+    (media.parent / "outside.mp4").write_bytes(b"x")
+    (media / "link.mp4").symlink_to(outside / "outside.mp4")
+    (media / "linked").symlink_to(outside)
+    with pytest.raises(RecordError, match=words) as caught:
+        read(media, RL, "", line, RL)
+    assert str(caught.value).startswith(f"{media / 'data.jsonl'}:3: ")
+    with pytest.raises(RecordError):
+        read(media, line)
+
+
+def test_skipped_lines_are_kept_with_their_reason(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rejected = media / "rejected.jsonl"
+    bad = ['{"id": ', RL | {"Correct": "C"}]
+    records = read(media, RL, *bad, DIFT, on_bad_record="skip", rejected=rejected)
+    assert [record.kind for record in records] == ["rl", "dift"]
+    kept = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert [entry["where"].rpartition(":")[2] for entry in kept] == ["2", "3"]
+    assert "malformed JSON" in kept[0]["reason"]
+    assert json.loads(kept[1]["line"]) == bad[1]
+    assert "'C' is no option" in caplog.text
+    with pytest.raises(RecordError, match="all 2 lines were rejected"):
+        read(media, *bad, on_bad_record="skip")
+
+
+def test_files_that_hold_no_records(media: Path) -> None:
+    (media / "none.jsonl").write_text("\n \n")
+    with pytest.raises(RecordError, match=r"none\.jsonl: no records: the file is empty"):
+        read_records(media / "none.jsonl")
+    with pytest.raises(RecordError, match=r"missing\.jsonl: the record file cannot be read"):
+        read_records(media / "missing.jsonl")
+    (media / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
+    with pytest.raises(RecordError, match=r"latin\.jsonl:1: not UTF-8 at byte 8"):
+        read_records(media / "latin.jsonl")
+    with pytest.raises(ConfigError, match="on_bad_record is 'ignore'"):
+        read(media, RL, on_bad_record="ignore")
+    with pytest.raises(ConfigError, match="kind is 'sft'"):
+        read(media, RL, kind="sft")
+    with pytest.raises(ConfigError, match=r"media_root .* is no folder"):
+        read(media, RL, media_root=media / "nowhere")
+
+
+def test_byte_order_mark_and_media_root(media: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("elsewhere") / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(RL).encode() + b"\r\n")
+    assert read_records(path, media_root=media)[0].video == str(media / "v.mp4")
+    with pytest.raises(RecordError, match="does not exist in media_root"):
+        read_records(path)
+    absolute = RL | {"video_path": str(media / "v.mp4")}
+    assert read(media, absolute)[0].video == str(media / "v.mp4")
+
+
+def test_media_are_decoded_on_request(media: Path) -> None:
+    make_clip(media / "good.mp4", [0, 500, 1000])
+    Image.fromarray(picture(3, 28, 28)).save(media / "good.png")
+    good = RL | {"video_path": "good.mp4"}
+    overlay = DIFT | {"image_input": "good.png", "image_output": "o.png"}
+    policy = FramePolicy()
+    assert len(read(media, good, overlay | {"image_output": "good.png"}, policy=policy)) == 2
+    with pytest.raises(RecordError, match=r"data\.jsonl:2: .*v\.mp4: not a video that can be opened"):
+        read(media, good, RL, policy=policy)
+    with pytest.raises(RecordError, match=r"data\.jsonl:1: .*o\.png: not a readable picture"):
+        read(media, overlay, policy=policy)
+    late = good | {"start": 50}
+    kept = read(media, RL, late, good, policy=policy, on_bad_record="skip", rejected=media / "rejected.jsonl")
+    assert [record.where[-1] for record in kept] == ["3"]
+    reasons = [json.loads(line)["reason"] for line in (media / "rejected.jsonl").read_text().splitlines()]
+    assert "nothing lies between start 50" in reasons[1]
+
+
+def test_read_media(media: Path) -> None:
+    make_clip(media / "good.mp4", [0, 500, 1000])
+    frames = read_media(read(media, RL | {"video_path": "good.mp4", "start": 0.5})[0], FramePolicy(fps=2))
+    assert frames is not None
+    assert frames.seconds == [0.5, 1.0]
+    assert read_media(Record("dift", "x", "?"), FramePolicy()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("Q?\nA. one\nB. two", {"A": "one", "B": "two"}),
+        ("Q?\n  A) one two \n\nB) three", {"A": "one two", "B": "three"}),
+        ("Q?\nA. one", {}),
+        ("Q?\nA. one\nC. two", {}),
+        ("A. one B. two", {}),
+        ("", {}),
+    ],
+)
+def test_options_in(text: str, options: dict[str, str]) -> None:
+    assert options_in(text) == options
+
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), min_size=1, max_size=20).filter(
+    str.strip
+)
+choices = st.lists(
+    words, min_size=2, max_size=8, unique_by=lambda text: " ".join(text.split()).casefold()
+).filter(lambda texts: all(text.split() for text in texts))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), options=choices, question=words, dift=st.booleans(), clip=st.booleans())
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: Any,
+    options: list[str],
+    question: str,
+    dift: bool,
+    clip: bool,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "round"
+    folder.mkdir(exist_ok=True)
+    for name in ("v.mp4", "a.jpg", "b.jpg"):
+        (folder / name).write_bytes(b"x")
+    lettered = {"ABCDEFGH"[k]: text for k, text in enumerate(options)}
+    record = Record("dift" if dift else "rl", data.draw(words), f"Q {question}".replace("\n", " "), lettered)
+    record.answer = data.draw(st.sampled_from(sorted(lettered)))
+    record.type = data.draw(st.none() | words)
+    record.system = data.draw(st.none() | words)
+    record.extra = data.draw(st.sampled_from([{}, {"source": "corpus", "bbox": [0.1, 0.2, 0.3, 1.0]}]))
+    if clip:
+        record.video, record.start = str(folder / "v.mp4"), data.draw(st.none() | st.floats(0, 9))
+    else:
+        record.frames, record.seconds = [str(folder / n) for n in ("a.jpg", "b.jpg")], [0.0, 0.4]
+    if dift:
+        record.text_output = data.draw(words) + "<output_image>" + data.draw(words)
+        record.images = [str(folder / "a.jpg")]
+    if options_in(record.question):
+        return
+    write_records(folder / "data.jsonl", [record, record])
+    again = read_records(folder / "data.jsonl")
+    for number, found in enumerate(again, 1):
+        assert found.where == f"{folder / 'data.jsonl'}:{number}"
+        found.where = record.where
+        assert found == record
+
+
+def test_writing_is_all_or_nothing(media: Path) -> None:
+    record = read(media, RL)[0]
+    write_records(media / "out.jsonl", [record])
+    assert json.loads((media / "out.jsonl").read_text())["video_path"] == "v.mp4"
+    bad = Record("rl", "x", "Which?", frames=record.frames)
+    with pytest.raises(RecordError, match="needs options and an answer"):
+        write_records(media / "out.jsonl", [record, bad])
+    assert len(read_records(media / "out.jsonl")) == 1
+    assert not list(media.glob(".out*"))
+    with pytest.raises(FourdError, match="separate pictures"):
+        write_records(media / "out.jsonl", [Record("dift", "x", "?", frames=["a", "b"], stills=True)])
+    (media / "sub" / "far.jsonl").parent.mkdir(exist_ok=True)
+    write_records(media / "sub" / "far.jsonl", [record])
+    assert read_records(media / "sub" / "far.jsonl", media_root=media)[0].video == record.video
