@@ -36,6 +36,9 @@ class TrainConfig:
     data: list[str] = field(default_factory=list)  # record files (JSONL), read one after the other
     media_root: str | None = None  # every path that a record names must lie below it
     on_bad_record: Literal["raise", "skip"] = "raise"
+    check_media: bool = (
+        True  # read every clip and picture once before training (filling a cache does it anyway)
+    )
     frames: FramePolicy | None = None  # None: the checkpoint's own policy
     override_policy: bool = (
         False  # allows `frames` to differ from the policy that the checkpoint was trained on

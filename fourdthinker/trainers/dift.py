@@ -88,7 +88,8 @@ def train_dift(
     if samples is not None:
         items = Items(samples)
     else:
-        records = load_records(config, "dift", args)
+        covered = config.cache_dir is not None and config.cache_video  # filling the cache reads everything
+        records = load_records(config, "dift", args, None if covered else loaded.policy)
         encoder = make_encoder(loaded)
         if config.cache_dir is None:
             items = Items(records, encoder.sample)

@@ -260,7 +260,7 @@ def train_grpo(
         items = Items(prompts)
         records = [p.record for p in prompts if p.record is not None]
     else:
-        records = load_records(config, "rl", args)
+        records = load_records(config, "rl", args, None if config.cache_dir else loaded.policy)
         encoder = make_encoder(loaded)
         if config.cache_dir is None:
             items = Items(records, encoder.prompt)

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +17,10 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
+from fourdthinker.frames import FramePolicy, read_images
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import read_records
+from fourdthinker.records import read_media, read_records
 from fourdthinker.trainers.config import TrainConfig, save_config
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -75,8 +78,14 @@ def load_reference(
     return load_model(config, args, None, None).backbone.eval().requires_grad_(False)
 
 
-def load_records(config: TrainConfig, kind: Literal["dift", "rl"], args: TrainingArguments) -> list[Record]:
-    """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl."""
+def load_records(
+    config: TrainConfig, kind: Literal["dift", "rl"], args: TrainingArguments, policy: FramePolicy | None
+) -> list[Record]:
+    """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
+
+    With a policy (and `config.check_media`) every clip and picture is read once too, the ranks sharing the
+    work, so that what cannot be decoded shows before the first step.
+    """
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
     rejected = Path(config.output_dir) / REJECTED if args.process_index == 0 else None
@@ -91,8 +100,49 @@ def load_records(config: TrainConfig, kind: Literal["dift", "rl"], args: Trainin
             on_bad_record=config.on_bad_record,
             rejected=rejected,
         )
+    if policy is not None and config.check_media:
+        records = _readable(records, policy, config, args, rejected)
     logger.info("%d records from %s", len(records), ", ".join(config.data))
     return records
+
+
+def _readable(
+    records: list[Record],
+    policy: FramePolicy,
+    config: TrainConfig,
+    args: TrainingArguments,
+    rejected: Path | None,
+) -> list[Record]:
+    """The records whose media can be read; with on_bad_record=raise RecordError for the first other one."""
+
+    def problem(record: Record) -> str | None:
+        try:
+            read_media(record, policy)
+            if record.images:
+                read_images(record.images, policy, out="patches", stills=True)
+        except VideoError as error:
+            return f"{record.where}: {error}"
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(problem, records[args.process_index :: args.world_size]))
+    shares: list[list[str | None]] = [found]
+    if args.world_size > 1:
+        shares = [[] for _ in range(args.world_size)]
+        dist.all_gather_object(shares, found)
+    problems = [shares[i % args.world_size][i // args.world_size] for i in range(len(records))]
+    bad = [(record, text) for record, text in zip(records, problems, strict=True) if text is not None]
+    if bad and config.on_bad_record == "raise":
+        raise RecordError(bad[0][1])
+    for _, text in bad:
+        logger.warning("skipped: %s", text)
+    if bad and rejected is not None:
+        with rejected.open("a", encoding="utf-8") as file:
+            for record, text in bad:
+                file.write(json.dumps({"where": record.where, "reason": text}, ensure_ascii=False) + "\n")
+    if len(bad) == len(records):
+        raise RecordError(f"{', '.join(config.data)}: no record is left: {bad[0][1]}")
+    return [record for record, text in zip(records, problems, strict=True) if text is None]
 
 
 def make_encoder(checkpoint: Checkpoint) -> Encoder:

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fourdthinker.frames import read_images
-from fourdthinker.prompts import Encoder, Prompt, Sample, Vision, read_media
+from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
+from fourdthinker.records import read_media
 from fourdthinker.trainers.batches import Items, same
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def length_reward(text: str, record: Record) -> float:
 
 
 def torchrun(processes: int, *arguments: str) -> subprocess.Popen[str]:
-    """Start `torchrun` in a session of its own, so that it can be killed with its workers."""
+    """Start `torchrun` in a session of its own, so that its workers end with it when it hangs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
         [*command, "--nproc_per_node", str(processes), *arguments],
@@ -172,20 +171,18 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
     return output
 
 
+def killed(processes: int, trainer: str, step: int, *arguments: str) -> None:
+    """A run that dies at the end of a step, without any chance to clean up."""
+    worker = str(Path(__file__).with_name("killed_worker.py"))
+    process = torchrun(processes, worker, trainer, str(step), *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "SIGKILL" in output, output[-4000:]
+
+
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to torchrun and its workers at once, as when a machine goes away."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], *, timeout: float = 90) -> None:
-    end = time.monotonic() + timeout
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.02)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -123,8 +123,8 @@ def test_shared_names_mean_what_trainer_means() -> None:
     # Every setting is either one of TrainingArguments or one that only exists here; this list is the second
     # kind.
     ours = {
-        "model", "subfolder", "data", "media_root", "on_bad_record", "frames", "override_policy", "dtype",
-        "freeze_vision", "cache_dir", "max_bad_steps", "overwrite_output_dir",
+        "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
+        "override_policy", "dtype", "freeze_vision", "cache_dir", "max_bad_steps", "overwrite_output_dir",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert {f.name for f in dataclasses.fields(TrainConfig)} - theirs == ours

@@ -1,0 +1,185 @@
+"""What is wrong with the input is said before the first step, with file, line or time, and remedy."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourdthinker.backbones import save_checkpoint
+from fourdthinker.errors import CheckpointError, ConfigError, FourdError, RecordError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.trainers import dift, grpo
+from tests.e2e.training import metrics, settings, write_data, write_model
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bad")
+    dift_data, rl_data = write_data(folder / "data", 3)
+    return {"model": str(write_model(folder / "model")), "dift": str(dift_data), "rl": str(rl_data)}
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def start(trainer: str, base: dict[str, Any], run: Path, **extra: Any) -> None:
+    values = {"model": base["model"], "data": base["dift" if trainer == "dift" else "rl"], "use_cpu": True}
+    values |= {"max_steps": 1, "save_steps": 0, "report_to": [], "output_dir": str(run)}
+    (dift if trainer == "dift" else grpo).main(settings(values | extra))
+
+
+def refused(trainer: str, base: dict[str, Any], run: Path, **extra: Any) -> str:
+    with pytest.raises(FourdError) as error:
+        start(trainer, base, run, **extra)
+    assert not (run / "metrics.jsonl").exists(), "a step was made"
+    return str(error.value)
+
+
+def _replace(**values: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda record: json.dumps(record | values)
+
+
+BAD_LINES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+    "malformed": (lambda record: json.dumps(record)[:-2], "JSON"),
+    "missing key": (lambda record: json.dumps({"id": record["id"]}), "text_input"),
+    "unknown key": (_replace(colour="red"), "colour"),
+    "missing file": (_replace(video="gone.mp4"), "gone.mp4"),
+    "outside": (_replace(video="../../model/config.json"), "media_root"),
+    "placeholders": (_replace(text_output="<output_image> <output_image> <output_image>"), "3"),
+    "empty video": (_replace(video="empty.mp4"), "empty.mp4"),
+    "no video": (_replace(video="text.mp4"), "text.mp4"),
+    "cut off": (_replace(video="cut.mp4"), "cut.mp4"),
+    "zero frames": (_replace(start=50.0, end=51.0), "50"),
+    "no picture": (_replace(image_output=["text.mp4"]), "text.mp4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_record(case: str, base: dict[str, Any], tmp_path: Path) -> None:
+    data = Path(base["dift"])
+    good = data.read_text().splitlines()
+    change, said = BAD_LINES[case]
+    (data.parent / "empty.mp4").write_bytes(b"")
+    (data.parent / "text.mp4").write_text("this is not a video " * 50)
+    whole = (data.parent / "0.mp4").read_bytes()
+    (data.parent / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    bad = data.parent / "bad.jsonl"
+    bad.write_text("\n".join([good[0], change(json.loads(good[2])), good[1]]) + "\n")
+    message = refused("dift", base, tmp_path / "run", data=str(bad))
+    assert "bad.jsonl:2" in message
+    assert said in message
+
+
+def test_answer_that_is_no_option(base: dict[str, Any], tmp_path: Path) -> None:
+    bad = Path(base["rl"]).with_name("answer.jsonl")
+    bad.write_text(json.dumps(lines(base["rl"])[0] | {"Correct": "E"}) + "\n")
+    message = refused("grpo", base, tmp_path / "run", data=str(bad))
+    assert "answer.jsonl:1" in message
+    assert "E" in message
+
+
+def test_empty_file(base: dict[str, Any], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "empty.jsonl" in refused("grpo", base, tmp_path / "run", data=str(empty))
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_checkpoint_without_latent_tokens(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, layers=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="latent"):
+        start(trainer, base, tmp_path / "run", model=str(tmp_path / "model"))
+
+
+def test_base_checkpoint_can_be_grown(base: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, layers=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    start("dift", base, tmp_path / "run", model=str(tmp_path / "model"), latent_size=3, logging_steps=1)
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_frame_policy_of_the_checkpoint(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
+    frames = {"fps": 4.0, "max_frames": 4, "max_pixels": 56 * 56}
+    message = refused(trainer, base, tmp_path / "run", frames=frames)
+    assert "fps (checkpoint 2.0, given 4.0)" in message
+    start(trainer, base, tmp_path / "run", frames=frames, override_policy=True, max_steps=1)
+
+
+def test_loaded_checkpoint_with_other_policy(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(layers=1)
+    config = dift.DiftConfig(frames=FramePolicy(fps=3.0), use_cpu=True, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="frames"):
+        dift.train_dift(config, checkpoint=checkpoint, samples=[])
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_settings(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert "learning_rate" in refused(trainer, base, run, learning_rte=1)
+    assert "model is empty" in refused(trainer, base, run, model="")
+    assert "data is empty" in refused(trainer, base, run, data=[], overwrite_output_dir=True)
+    assert "no such folder" in refused(trainer, base, run, model=str(tmp_path / "none"))
+    assert "no config.json" in refused(trainer, base, run, resume_from_checkpoint=str(tmp_path / "none"))
+
+
+def test_grpo_settings(base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert "nowhere" in refused("grpo", base, run, rewards=["nowhere:f"], reward_weights=[1.0])
+    twice = ["fourdthinker.rewards:format_reward"] * 2
+    assert "same name" in refused("grpo", base, run, rewards=twice)
+
+
+def test_former_run_is_not_overwritten(base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start("dift", base, run, save_steps=1)
+    with pytest.raises(ConfigError, match="former run"):
+        start("dift", base, run)
+    start("dift", base, run, overwrite_output_dir=True)
+    assert [path.name for path in run.glob("*checkpoint-*")] == ["former-checkpoint-1"]
+
+
+def test_answers_are_checked_for_the_accuracy_reward(base: dict[str, Any], tmp_path: Path) -> None:
+    from tests.e2e.training import prompts
+
+    checkpoint = tiny_checkpoint(layers=1)
+    items = prompts(checkpoint, 2)
+    items[1].record.answer = None  # type: ignore[union-attr]
+    config = grpo.GrpoConfig(use_cpu=True, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="memory:1"):
+        grpo.train_grpo(config, checkpoint=checkpoint, prompts=items)
+
+
+def test_unreadable_media_can_be_skipped(
+    base: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Path(base["rl"])
+    (data.parent / "text.mp4").write_text("this is not a video " * 50)
+    bad = data.parent / "some.jsonl"
+    bad.write_text(
+        data.read_text() + json.dumps(lines(base["rl"])[0] | {"video_path": "text.mp4", "id": "t"}) + "\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        start("grpo", base, tmp_path / "run", data=str(bad), on_bad_record="skip", max_completion_length=4)
+    assert "some.jsonl:4" in (tmp_path / "run" / "rejected.jsonl").read_text()
+    assert "some.jsonl:4" in caplog.text
+
+
+def test_incomplete_checkpoint_is_named(base: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "plain", tiny_checkpoint(layers=1))
+    with pytest.raises(RecordError):
+        start("dift", base, tmp_path / "run", data=str(tmp_path / "none.jsonl"))
+    message = refused("dift", base, tmp_path / "run", resume_from_checkpoint=str(tmp_path / "plain"))
+    assert "scheduler.pt" in message

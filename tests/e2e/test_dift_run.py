@@ -1,0 +1,121 @@
+"""DIFT as users start it: torchrun, real videos, kill and resume, the feature cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.trainers.config import DiftConfig, load_config, make_config
+from fourdthinker.trainers.dift import train_dift
+from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
+
+MODULE = ("-m", "fourdthinker.trainers.dift")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a run on six tiny videos."""
+    folder = tmp_path_factory.mktemp("dift")
+    data, _ = write_data(folder / "data", 6)
+    return {
+        "model": str(write_model(folder / "model")),
+        "data": str(data),
+        "use_cpu": True,
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_steps": 3,
+    }
+
+
+def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = settings(base | {"output_dir": str(run), "max_steps": 3, "dataloader_num_workers": 1})
+    finish(torchrun(2, *MODULE, *arguments))
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["ce"] > 0 and 0 < line["cosine"] < 2 for line in lines)
+    assert lines[0]["loss"] == pytest.approx(0.1 * lines[0]["ce"] + lines[0]["cosine"], rel=1e-4)
+    assert load_config(DiftConfig, run / "config.yaml").max_steps == 3
+    assert list((run / "runs").glob("*/events.out.tfevents.*"))
+    trained, before = load_checkpoint(run / "final"), load_checkpoint(base["model"])
+    assert trained.policy == before.policy
+    old, new = before.backbone.state_dict(), trained.backbone.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert not any("visual" in name for name in changed), "the tower is frozen"
+
+
+def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = torchrun(1, *MODULE, *settings(base | {"output_dir": str(whole)}))
+    config = base | {"output_dir": str(broken), "resume_from_checkpoint": "auto"}
+    killed(1, "dift", 5, *settings(config))
+    assert {path.name for path in broken.glob("checkpoint-*")} == {"checkpoint-3"}
+    (broken / "checkpoint-7").mkdir(exist_ok=True)  # as a save that was cut off leaves it
+    finish(unbroken)
+    finish(torchrun(1, *MODULE, *settings(config)))
+
+    expected, got = metrics(whole), metrics(broken)
+    assert [line["step"] for line in got] == [line["step"] for line in expected] == list(range(1, 9))
+    for a, b in zip(expected, got, strict=True):
+        same = ("loss", "grad_norm", "learning_rate", "ce", "cosine", "epoch")
+        assert {k: a[k] for k in same} == {k: b[k] for k in same}
+    a, b = (load_checkpoint(run / "final").backbone.state_dict() for run in (whole, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_cached_features_train_like_the_pictures(base: dict[str, Any], tmp_path: Path) -> None:
+    runs = {}
+    cache = {"cache_dir": str(tmp_path / "cache"), "cache_video": True}
+    for name, extra in {"pictures": {}, "cached": cache, "again": cache}.items():
+        config = base | extra | {"output_dir": str(tmp_path / name), "max_steps": 3, "save_steps": 0}
+        train_dift(make_config(DiftConfig, config))
+        runs[name] = [line["loss"] for line in metrics(tmp_path / name)]
+        files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+        if name == "cached":
+            made = files
+            assert len(files) == 12
+    assert files == made, "nothing is computed twice"
+    assert runs["cached"] == pytest.approx(runs["pictures"], rel=1e-4)
+    assert runs["again"] == runs["cached"]
+
+
+def test_a_changed_file_is_encoded_again(base: dict[str, Any], tmp_path: Path) -> None:
+    data, _ = write_data(tmp_path / "data", 2)
+    config = base | {"data": str(data), "cache_dir": str(tmp_path / "cache"), "max_steps": 1, "save_steps": 0}
+    train_dift(make_config(DiftConfig, config | {"output_dir": str(tmp_path / "a")}))
+    before = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    overlay = tmp_path / "data" / "0_0.png"
+    overlay.write_bytes((tmp_path / "data" / "1_0.png").read_bytes() + b" ")
+    train_dift(make_config(DiftConfig, config | {"output_dir": str(tmp_path / "b")}))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == before + 1
+
+
+def test_open_tower_is_trained(base: dict[str, Any], tmp_path: Path) -> None:
+    config = base | {"output_dir": str(tmp_path / "run"), "max_steps": 1, "freeze_vision": False}
+    final = train_dift(make_config(DiftConfig, config | {"save_steps": 0}))
+    old = load_checkpoint(base["model"]).backbone.visual.state_dict()
+    new = load_checkpoint(final).backbone.visual.state_dict()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
+def test_skipped_records_are_written_down(base: dict[str, Any], tmp_path: Path) -> None:
+    data = Path(base["data"])
+    bad = data.with_name("bad.jsonl")
+    bad.write_text(data.read_text() + '{"id": "x", "nonsense": 1}\n')
+    run = tmp_path / "run"
+    config = base | {"data": str(bad), "on_bad_record": "skip", "max_steps": 1, "save_steps": 0}
+    train_dift(make_config(DiftConfig, config | {"output_dir": str(run)}))
+    (rejected,) = (run / "rejected.jsonl").read_text().splitlines()
+    assert "bad.jsonl:7" in json.dumps(json.loads(rejected))

@@ -1,0 +1,120 @@
+"""4DRL as users start it: torchrun, real videos, kill and resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.trainers.config import GrpoConfig, make_config
+from fourdthinker.trainers.grpo import train_grpo
+from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
+
+MODULE = ("-m", "fourdthinker.trainers.grpo")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a run on six tiny videos; two updates on each batch of rollouts."""
+    folder = tmp_path_factory.mktemp("grpo")
+    _, data = write_data(folder / "data", 6)
+    return {
+        "model": str(write_model(folder / "model")),
+        "data": str(data),
+        "use_cpu": True,
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "num_generations": 4,
+        "num_iterations": 2,
+        "max_completion_length": 12,
+        "beta": 0.05,
+        "learning_rate": 1e-2,
+        "rewards": ["tests.e2e.training:length_reward", "fourdthinker.rewards:accuracy_reward"],
+        "reward_weights": [1.0, 1.0],
+        "rows_per_forward": 3,
+        "save_steps": 4,
+        "log_rollouts_steps": 2,
+        "log_rollouts": 6,
+    }
+
+
+def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    extra = {"output_dir": str(run), "max_steps": 4, "cache_dir": str(tmp_path / "cache"), "save_steps": 0}
+    finish(torchrun(2, *MODULE, *settings(base | extra)))
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["gap"] < 1e-4
+        assert line["gap_max"] < 1e-3
+        assert line["entropy"] > 0
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-6), "the reference is where training starts"
+    assert lines[3]["kl"] > 1e-6
+    fresh = lines[::2]
+    assert all("reward" in line and "completion_length" in line for line in fresh)
+    assert all(
+        sum(line[f"finish_{r}"] for r in ("eos", "length", "stop")) == pytest.approx(1) for line in fresh
+    )
+    assert lines[0]["ratio"] == pytest.approx(1)
+    assert abs(lines[1]["ratio"] - 1) > 1e-6, "the second update is off policy"
+    rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rollouts] == [1] * 6 + [3] * 6
+    assert {r["sample"] for r in rollouts} == {0, 1, 2, 3}
+    for r in rollouts:
+        assert r["reward"] == pytest.approx(sum(r["rewards"].values()))
+        assert r["id"].startswith("r")
+    load_checkpoint(run / "final")
+
+
+def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = torchrun(1, *MODULE, *settings(base | {"output_dir": str(whole)}))
+    config = base | {"output_dir": str(broken), "resume_from_checkpoint": "auto"}
+    killed(1, "grpo", 7, *settings(config))
+    assert {path.name for path in broken.glob("checkpoint-*")} == {"checkpoint-4"}
+    finish(unbroken)
+    finish(torchrun(1, *MODULE, *settings(config)))
+
+    expected, got = metrics(whole), metrics(broken)
+    assert [line["step"] for line in got] == [line["step"] for line in expected] == list(range(1, 9))
+    seconds = ("sampling_seconds", "sampling_vision", "sampling_prefill", "sampling_decode")
+    for a, b in zip(expected, got, strict=True):
+        assert {k: v for k, v in a.items() if k not in seconds} == {
+            k: v for k, v in b.items() if k not in seconds
+        }
+    assert (whole / "rollouts.jsonl").read_text() == (broken / "rollouts.jsonl").read_text()
+    a, b = (load_checkpoint(run / "final").backbone.state_dict() for run in (whole, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_equal_groups_can_be_left_out(base: dict[str, Any], tmp_path: Path) -> None:
+    # Accuracy alone is 0 for all rollouts of an untrained model, so that nothing is left to train on.
+    before = load_checkpoint(base["model"]).backbone.state_dict()
+    extra = {"rewards": ["fourdthinker.rewards:accuracy_reward"], "reward_weights": [1.0], "max_steps": 1}
+    extra |= {
+        "num_iterations": 1,
+        "drop_equal_groups": True,
+        "save_steps": 0,
+        "output_dir": str(tmp_path / "run"),
+    }
+    final = train_grpo(make_config(GrpoConfig, base | extra))
+    (line,) = metrics(tmp_path / "run")
+    assert line["equal_groups"] == 1
+    assert line["loss"] == line["grad_norm"] == 0
+    after = load_checkpoint(final).backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"loss_type": "dapo", "beta": 0}, {"scale_rewards": "batch", "share_prompt": False}]
+)
+def test_other_settings(base: dict[str, Any], tmp_path: Path, extra: dict[str, Any]) -> None:
+    config = base | extra | {"max_steps": 2, "save_steps": 0, "output_dir": str(tmp_path / "run")}
+    train_grpo(make_config(GrpoConfig, config))
+    assert len(metrics(tmp_path / "run")) == 2
