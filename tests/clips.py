@@ -1,4 +1,4 @@
-"""Small real video files for tests, made in memory of a few frames that carry their own number."""
+"""Small real video files for tests, made of a few frames that carry their own number; and a data set."""
 
 from __future__ import annotations
 
@@ -89,3 +89,16 @@ def remux(source: Path, target: Path, keep: Any = None, shift: float = 0.0) -> P
             packet.stream = stream
             new.mux(packet)
     return target
+
+
+class Encoded:
+    """A data set of samples, encoded on access. Here, so that worker processes import little."""
+
+    def __init__(self, encoder: Any, records: Sequence[Any]) -> None:
+        self.encoder, self.records = encoder, records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.encoder.sample(self.records[index])

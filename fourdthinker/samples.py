@@ -1,0 +1,141 @@
+"""What the model is fed: prompts, training samples, and batches of samples. Plain data, picklable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.frames import Frames, patchify
+
+if TYPE_CHECKING:
+    from fourdthinker.records import Record
+
+Batch = dict[str, Tensor]
+IGNORE = -100
+
+
+@dataclass
+class Vision:
+    """Pictures of one sample. Rows of `features` are merged features in raster order, clip or image after
+    image.
+
+    grid_thw: [n, 3] long, patches in time, height and width. patches: [sum t*h*w, 1176] float32, or None when
+    `features` [sum t*h*w/4, H] is given. kind: "video" or "image": which pad token stands for the features.
+    seconds_per_grid: for videos, one number for each; None means 1.0.
+    """
+
+    grid_thw: Tensor
+    patches: Tensor | None = None
+    features: Tensor | None = None
+    kind: str = "video"
+    seconds_per_grid: list[float] | None = None
+
+    @classmethod
+    def from_frames(cls, frames: Frames) -> Vision:
+        """Patches of what was read; uint8 pixels are cut into patches first."""
+        patches, grid = frames.patches, frames.grid_thw
+        if patches is None or grid is None:
+            if frames.pixels is None:
+                raise ConfigError(f"frames of {frames.source}: neither pixels nor patches are there")
+            patches, grid = patchify(frames.pixels, stills=frames.kind == "image")
+        seconds = [frames.seconds_per_grid] if frames.kind == "video" else None
+        return cls(grid, patches, kind=frames.kind, seconds_per_grid=seconds)
+
+
+@dataclass
+class Prompt:
+    """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position,
+    pictures."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    next_position: int
+    vision: Vision | None = None
+    record: Record | None = None
+
+
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.long)
+
+
+@dataclass
+class Sample:
+    """One training sequence: input_ids [S] long, position_ids [3, S] long, labels [S] long (-100: not
+    supervised).
+
+    imagery: the pictures that the blocks stand for, in order; or latents [N, H]: their cached targets, K a
+    block. vision_index, latent_index: positions of the vision pads and of the latent pads in input_ids.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    vision: Vision | None = None
+    imagery: Vision | None = None
+    latents: Tensor | None = None
+    record: Record | None = None
+    vision_index: Tensor = field(default_factory=_none)
+    latent_index: Tensor = field(default_factory=_none)
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """Samples to one batch of tensors, padded on the right.
+
+    input_ids, attention_mask, labels [B, S] long; position_ids [3, B, S] long; target [B, S] long: labels
+    shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N], vision_index [Mv]:
+    flat positions of latent and of vision pads. When there are any: patches [P, 1176] with grid_thw [n, 3],
+    or vision_features [Mv, H]; and imagery_patches with imagery_grid_thw, or latents [N, H].
+
+    Raises ConfigError when some samples bring patches and others cached features (or pictures and cached
+    latents).
+    """
+    if not samples:
+        raise ConfigError("a batch of no samples cannot be made")
+    lengths = [sample.input_ids.shape[0] for sample in samples]
+    shape = len(samples), max(lengths)
+    ids = torch.full(shape, pad_id)
+    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
+    positions = torch.ones(3, *shape, dtype=torch.long)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        ids[row, :length] = sample.input_ids
+        mask[row, :length] = 1
+        labels[row, :length] = sample.labels
+        positions[:, row, :length] = sample.position_ids
+    target = torch.full(shape, IGNORE)
+    target[:, :-1] = labels[:, 1:]
+    starts = [row * shape[1] for row in range(shape[0])]
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "labels": labels,
+        "target": target,
+        "rows": (target.flatten() != IGNORE).nonzero().flatten(),
+        "vision_index": torch.cat([s.vision_index + start for s, start in zip(samples, starts, strict=True)]),
+        "latent_index": torch.cat([s.latent_index + start for s, start in zip(samples, starts, strict=True)]),
+    }
+    batch |= _pictures([s.vision for s in samples], "", "vision_features")
+    latents = [s.latents for s in samples if s.latents is not None]
+    imagery = _pictures([s.imagery for s in samples], "imagery_", "latents")
+    if latents and imagery:
+        raise ConfigError("a batch mixes cached latents and pictures of imagery; cache all samples or none")
+    return batch | ({"latents": torch.cat(latents)} if latents else imagery)
+
+
+def _pictures(visions: Sequence[Vision | None], prefix: str, cached: str) -> Batch:
+    present = [vision for vision in visions if vision is not None]
+    if not present:
+        return {}
+    features = [vision.features for vision in present if vision.features is not None]
+    if len(features) == len(present):
+        return {cached: torch.cat(features)}
+    patches = [vision.patches for vision in present if vision.patches is not None]
+    if features or len(patches) != len(present):
+        raise ConfigError("a batch mixes cached vision features and patches; cache all samples or none")
+    grid = torch.cat([vision.grid_thw for vision in present])
+    return {f"{prefix}patches": torch.cat(patches), f"{prefix}grid_thw": grid}
