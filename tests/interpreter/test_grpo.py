@@ -1,0 +1,107 @@
+"""group_advantages and grpo_token_loss: kernels against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fourdthinker.kernels.group_advantages import SCALES, group_advantages
+from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss
+
+from tests.interpreter.numerics import assert_close
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("groups", "size"), [(1, 2), (5, 8), (300, 7)])
+def test_group_advantages(scale, groups, size):
+    torch.manual_seed(groups)
+    rewards = torch.randint(0, 3, (groups * size,)) * 0.6
+    rewards[:size] = 0.1  # a group without variance
+    rewards[-1] += 0.3
+    got = group_advantages(rewards, size, scale=scale, backend="triton")
+    assert_close(got, group_advantages(rewards.double(), size, scale=scale), floor=4e-6)
+    equal = (rewards.reshape(groups, size) == rewards.reshape(groups, size)[:, :1]).all(dim=1)
+    assert not got.reshape(groups, size)[equal].any()
+    assert group_advantages(rewards[:0], size, scale=scale, backend="triton").shape == (0,)
+
+
+def inputs(rows, length, dtype):
+    generator = torch.Generator().manual_seed(rows + length)
+
+    def noise(size):
+        return torch.randn(rows, length, generator=generator) * size
+
+    logprobs = -noise(1.0).abs() - 0.1
+    mask = torch.rand(rows, length, generator=generator) < 0.7
+    mask[rows // 2] = False
+    tensors = {
+        "logprobs": logprobs,
+        "advantages": torch.randn(rows, generator=generator),
+        "old_logprobs": logprobs + noise(0.4),
+        "ref_logprobs": logprobs + noise(0.5),
+        "sampler_logprobs": logprobs + noise(0.6),
+        "entropy": noise(1.0).abs(),
+    }
+    tensors = {k: v.to(dtype) for k, v in tensors.items()}
+    poisoned = {k: v if v.dim() == 1 else torch.where(mask, v, torch.nan) for k, v in tensors.items()}
+    return {**poisoned, "mask": mask, "entropy_mask": torch.rand(rows, length, generator=generator) < 0.6}
+
+
+OPTIONS = [
+    {},
+    {"epsilon": 0.1, "epsilon_high": 0.3, "beta": 0.3},
+    {"delta": 1.5, "beta": 0.3, "kl": "k2"},
+    {"entropy_coef": 0.05, "sampler_cap": 1.2, "num_items": 11},
+]
+CASES = [(kind, case) for kind in LOSS_TYPES for case in OPTIONS if kind != "cispo" or "delta" not in case]
+
+
+def compare(data, options, *, upstream=0.7):
+    results = []
+    for backend, dtype in (("triton", None), ("torch", torch.float64)):
+        tensors = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in data.items()}
+        leaves = {k: tensors[k].clone().requires_grad_() for k in ("logprobs", "entropy") if k in tensors}
+        loss, metrics = grpo_token_loss(**{**tensors, **leaves}, **options, backend=backend)
+        (loss * upstream).backward()
+        results.append((loss.detach(), metrics, {k: v.grad for k, v in leaves.items()}))
+    (loss, metrics, grads), (want, want_metrics, want_grads) = results
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=2e-6)  # terms of either sign
+    assert metrics.keys() == want_metrics.keys()
+    for name, value in want_metrics.items():
+        torch.testing.assert_close(metrics[name].double(), value, rtol=1e-5, atol=1e-6, msg=name)
+    for name, value in want_grads.items():
+        if value is None or not value.any():
+            assert not grads[name].any()
+        else:
+            assert_close(grads[name], value, floor=4e-6)
+
+
+@pytest.mark.parametrize(("loss_type", "options"), CASES)
+def test_grpo_token_loss(loss_type, options):
+    options = {**options, "loss_type": loss_type, "max_length": 9}
+    data = inputs(5, 37, torch.float32)
+    compare(data, options)
+    absent = ("sampler_logprobs", "entropy_mask", "old_logprobs")
+    compare({k: v for k, v in data.items() if k not in absent}, options)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "cispo"])
+def test_long_rows_token_advantages_low_precision_and_single_tokens(loss_type):
+    data = inputs(2, 1500, torch.bfloat16)
+    compare(data, {"loss_type": loss_type})
+    data["advantages"] = data["advantages"][:, None].expand(2, 1500)
+    compare(data, {"loss_type": loss_type})
+    single = inputs(3, 1, torch.float32)
+    single = {k: v.nan_to_num(-0.5) if v.is_floating_point() else v for k, v in single.items()}
+    single["mask"] = torch.ones(3, 1, dtype=torch.bool)
+    compare(single, {"loss_type": loss_type, "beta": 0.1})
+
+
+def test_nothing_counted_is_zero():
+    for rows, length in ((3, 5), (0, 5), (2, 0)):
+        logprobs = torch.full((rows, length), torch.nan, requires_grad=True)
+        mask = torch.zeros(rows, length, dtype=torch.bool)
+        loss, metrics = grpo_token_loss(logprobs, torch.randn(rows), mask, backend="triton")
+        loss.backward()
+        assert loss.item() == 0
+        assert not logprobs.grad.any()
+        assert all(value.item() == 0 for value in metrics.values())
