@@ -15,7 +15,15 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.prompts import Prompt
-from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts, engine, row_seed
+from fourdthinker.sampler import (
+    LatentSampler,
+    Rollout,
+    SamplingConfig,
+    encode_prompts,
+    engine,
+    row_seed,
+    rows,
+)
 from tests.tiny import tiny_checkpoint
 from tests.unit.sampler_cases import Script, compare, make_prompt, mixed_prompts, talkative
 
@@ -309,6 +317,21 @@ def test_a_processor_that_leaves_nothing_is_named(tiny: Checkpoint) -> None:
         sample(tiny, [make_prompt(tiny, 0, 4)], max_new_tokens=1, logits_processor=[ban])
 
 
+def test_what_is_ignored_may_be_banned(tiny: Checkpoint) -> None:
+    """Ended rows, and rows inside an exact block, draw an id that nobody looks at."""
+    spec, eos = tiny.backbone.latents, tiny.backbone.vision.eos_ids[0]
+    short, long = make_prompt(tiny, 0, 4), make_prompt(tiny, 1, 5)
+    script = Script([(short, [70, eos]), (long, [spec.start_id])], OTHER)
+
+    def ban(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - (4 if torch.equal(input_ids[0, :4], short.input_ids) else 5)
+        ignored = step >= 2 if input_ids.shape[1] - step == 4 else 1 <= step <= 5
+        return torch.full_like(scores, -torch.inf) if ignored else scores
+
+    rollout = sample(tiny, [short, long], max_new_tokens=8, temperature=0.0, logits_processor=[script, ban])
+    assert rollout.lengths.tolist() == [2, 8]
+
+
 # -- Hugging Face's generate
 
 
@@ -355,6 +378,12 @@ def test_presence_penalty_forbids_what_was_said(tiny: Checkpoint) -> None:
     assert len(strict.tokens[0, :length].unique()) == length > 10
 
 
+def test_vision_pads_are_no_repetition(tiny: Checkpoint) -> None:
+    prompt, video = make_prompt(tiny, 2, 8, clip=0), tiny.backbone.vision.video_token_id
+    drawing = rows._drawing(tiny.backbone, SamplingConfig(repetition_penalty=2.0), [prompt], torch.zeros(1))
+    assert set(drawing["seen"][0].nonzero()[:, 0].tolist()) == set(prompt.input_ids.tolist()) - {video}
+
+
 # -- where rows end
 
 
@@ -373,17 +402,19 @@ def test_stop_strings(tiny: Checkpoint, check_every: int) -> None:
         "straight to",  # EOS first
         "",  # a stop made of a latent token
         "left STOP right",  # the other stop string
+        "by itself",  # EOS, whose text is a stop string as well
     ]
     scripts = [ids_of(tiny, text) for text in said]
     scripts[3] += [eos, *ids_of(tiny, "</answer>")]
+    scripts[6].append(eos)
     scripts[4] = [*block, *ids_of(tiny, "a"), *block, *ids_of(tiny, "a</answer>")]
     prompts = [make_prompt(tiny, 50 + i, 3) for i in range(len(said))]
     rollout = sample(
         tiny, prompts, max_new_tokens=40, temperature=0.0, check_every=check_every,
-        stop_strings=("</answer>", "STOP", "a<|latent_start|><|latent_pad|>"),
+        stop_strings=("</answer>", "STOP", "a<|latent_start|><|latent_pad|>", "<|im_end|>", "<|endoftext|>"),
         logits_processor=[Script(list(zip(prompts, scripts, strict=True)), OTHER)],
     )  # fmt: skip
-    assert rollout.finish_reason == ["stop", "length", "stop", "eos", "stop", "stop"]
+    assert rollout.finish_reason == ["stop", "length", "stop", "eos", "stop", "stop", "eos"]
     texts = rollout.texts(tiny.tokenizer)
     assert texts[0].startswith("A camera </answer>")
     assert not texts[0].endswith("more")
@@ -391,6 +422,7 @@ def test_stop_strings(tiny: Checkpoint, check_every: int) -> None:
     assert texts[3] == "straight to"
     assert texts[4].endswith("<|latent_end|>a<|latent_start|><|latent_pad|>")
     assert texts[5].startswith("left STOP")
+    assert texts[6] == "by itself"
     for row in (0, 2, 4, 5):  # the shortest prefix with a stop in it
         ids = rollout.tokens[row, : rollout.lengths[row]].tolist()
         shorter = tiny.tokenizer.decode(ids[:-1], skip_special_tokens=False)
@@ -472,6 +504,8 @@ def test_clips_that_differ_in_one_value_are_different(talker: Checkpoint) -> Non
     two.vision.patches[17, 501] += 1.0
     features = encode_prompts(talker.backbone, [one, two])
     assert not torch.equal(features[0], features[1])
+    rollout = sample(talker, [one, two], temperature=0.0, max_new_tokens=1)
+    assert rollout.logprobs[0] != rollout.logprobs[1]
 
 
 def test_prompts_that_bring_features(talker: Checkpoint) -> None:
