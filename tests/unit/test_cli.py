@@ -106,6 +106,7 @@ def test_eval_writes_results_and_resumes(
     assert results["model"]["samples"] == 2
     assert results["chance"]["accuracy"] == 0.5
     assert results["settings"]["sampling"]["max_new_tokens"] == 4
+    assert results["settings"]["name"] == results["checkpoint"] == str(folder / "model")
     assert results["records_rejected"] == 0
     answers = (tmp_path / "answers.jsonl").read_bytes()
     assert answers.count(b"\n") == 5
@@ -169,6 +170,10 @@ def test_generate_prints_the_text(folder: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.strip()
     assert cli.main(command) == 0
     assert capsys.readouterr().out == first  # greedy
+    assert cli.main([*command, "--start", "99"]) == 2
+    assert "99" in capsys.readouterr().err
+    assert cli.main([*command, "--start", "1.0", "--end", "0.5"]) == 2
+    assert "0.5" in capsys.readouterr().err
 
 
 def test_init_gives_a_base_model_its_latent_tokens(

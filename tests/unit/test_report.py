@@ -285,6 +285,7 @@ def test_words_follow_the_intervals() -> None:
     assert "ends above the control" in better
     assert "not merely that of more training" in better
     assert "cannot be told from the control" in said((0.05, 0.01), (0.03, 0.03))
+    assert "cannot be told from the control" in said((0.05, 0.01), (-0.02, 0.03))
     worse = said((0.05, 0.01), (-0.03, 0.01))
     assert "ends below the control" in worse
     assert "−3.0 points (95 % interval −4.0 to −2.0)" in worse
