@@ -87,12 +87,25 @@ def sampled(folder: Path, number: int) -> dict[str, Any]:
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
     extra = {"per_device_train_batch_size": 2, "output_dir": str(folder / "sampled"), "max_steps": 2}
     config = make_config(GrpoConfig, GRPO | extra)
-    GrpoTrainer._roll_out = spy  # type: ignore[method-assign]
+    GrpoTrainer._roll_out = spy  # type: ignore[assignment,method-assign]
     try:
         train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, number))
     finally:
         GrpoTrainer._roll_out = original  # type: ignore[method-assign]
     return seen
+
+
+def with_a_bad_sample(folder: Path) -> dict[str, Any]:
+    """A run in which one rank meets a loss that is not a number: what the weights are at its end."""
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    items = samples(checkpoint, 8)
+    items[3].latents = torch.full((4, 32), torch.nan)
+    sizes = {"per_device_train_batch_size": 2, "max_steps": 2, "max_grad_norm": 1.0, "warmup_steps": 0}
+    config = make_config(
+        DiftConfig, BASE | sizes | {"output_dir": str(folder / "bad"), "learning_rate": 1e-3}
+    )
+    train_dift(config, checkpoint=checkpoint, samples=items)
+    return {name: p.detach().clone() for name, p in checkpoint.backbone.named_parameters()}
 
 
 def main(folder: Path) -> None:
@@ -102,6 +115,7 @@ def main(folder: Path) -> None:
             "grpo": grpo_gradients(folder, batch=2, accumulation=2, rows=3),
             "many": sampled(folder, 8),
             "one": sampled(folder, 1),
+            "bad": with_a_bad_sample(folder),
         }
         torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
 

@@ -13,7 +13,7 @@ from fourdthinker.objectives import dift_objective
 from fourdthinker.prompts import collate
 from fourdthinker.trainers.batches import ShardedBatches
 from tests.e2e.gradients_worker import dift_gradients, grpo_gradients
-from tests.e2e.training import finish, relative_difference, samples, torchrun
+from tests.e2e.training import finish, metrics, relative_difference, samples, torchrun
 from tests.tiny import tiny_checkpoint
 
 
@@ -21,7 +21,8 @@ from tests.tiny import tiny_checkpoint
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
     finish(torchrun(2, str(Path(__file__).with_name("gradients_worker.py")), str(folder)))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return [rank | {"bad_run": metrics(folder / "bad")} for rank in ranks]
 
 
 def check(two: list[dict[str, Any]], one: dict[str, torch.Tensor], trainer: str) -> None:
@@ -47,8 +48,8 @@ def test_weighting_by_micro_batch_would_be_seen(tmp_path: Path) -> None:
     backbone.freeze_vision()
     for indices in ShardedBatches(8, 2, seed=42):
         batch = collate([items[i] for i in indices], backbone.vision.pad_id)
-        counts = {"num_tokens": len(batch["rows"]), "num_latents": len(batch["latent_index"])}
-        loss, _ = backbone(batch, partial(dift_objective, **counts))
+        tokens, latents = len(batch["rows"]), len(batch["latent_index"])
+        loss, _ = backbone(batch, partial(dift_objective, num_tokens=tokens, num_latents=latents))
         (loss / 4).backward()
     naive = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
     difference = relative_difference(naive, one, list(one))
@@ -75,3 +76,12 @@ def test_ranks_draw_different_random_numbers(two_processes: list[dict[str, Any]]
     assert {i for rank in two_processes for i in rank["one"]["indices"]} == {0}
     assert len(rows) == 2 * 2 * 2 * 4
     assert len(set(rows)) == len(rows)
+
+
+def test_all_ranks_skip_a_step_that_is_bad_on_one(two_processes: list[dict[str, Any]]) -> None:
+    first, second = (rank["bad"] for rank in two_processes)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.isfinite(value).all() for value in first.values())
+    lines = two_processes[0]["bad_run"]
+    assert lines[-1]["bad_steps"] == 1
+    assert sorted(line["loss"] == 0 for line in lines) == [False, True]

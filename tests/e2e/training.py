@@ -47,7 +47,8 @@ def write_video(path: Path, shade: int, *, frames: int = 8, size: int = 56) -> N
 def write_data(folder: Path, number: int) -> tuple[Path, Path]:
     """Tiny videos, overlays and the record files of both trainers: (dift.jsonl, rl.jsonl)."""
     folder.mkdir(parents=True, exist_ok=True)
-    dift, rl = [], []
+    dift: list[dict[str, Any]] = []
+    rl: list[dict[str, Any]] = []
     for i in range(number):
         write_video(folder / f"{i}.mp4", 20 + 10 * i)
         overlays = []

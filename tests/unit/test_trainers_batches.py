@@ -1,0 +1,72 @@
+"""Which items each rank sees, in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
+
+
+def epoch(sampler: ShardedBatches, number: int = 0) -> list[list[int]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "world"), [(16, 2, 2), (16, 4, 1), (13, 3, 2), (5, 2, 4), (1, 2, 3)]
+)
+def test_every_item_is_seen_and_the_ranks_share_the_work(size: int, batch: int, world: int) -> None:
+    shares = [epoch(ShardedBatches(size, batch, rank=r, world_size=world)) for r in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(share) == len(ShardedBatches(size, batch, world_size=world)) for share in shares)
+    seen = [i for share in shares for indices in share for i in indices]
+    assert set(seen) == set(range(size))
+    assert len(seen) < size + world
+    assert all(indices for share in shares for indices in share), "no rank stands empty"
+
+
+def test_two_ranks_see_together_what_one_sees() -> None:
+    one = epoch(ShardedBatches(22, 4, seed=7))
+    first, second = (epoch(ShardedBatches(22, 2, rank=r, world_size=2, seed=7)) for r in range(2))
+    assert [a + b for a, b in zip(first, second, strict=True)] == one
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    sampler = ShardedBatches(50, 5, seed=1)
+    assert epoch(sampler, 3) == epoch(sampler, 3) == epoch(ShardedBatches(50, 5, seed=1), 3)
+    different = [epoch(ShardedBatches(50, 5, seed=s), e) for s in range(3) for e in range(3)]
+    assert len({str(order) for order in different}) == 9
+
+
+def test_whole_updates_leave_out_the_rest_and_repeat() -> None:
+    options = {"world_size": 2, "accumulation": 3, "repeats": 2, "whole_updates": True}
+    shares = [epoch(ShardedBatches(30, 2, rank=r, **options)) for r in range(2)]  # type: ignore[arg-type]
+    for share in shares:
+        assert len(share) == len(ShardedBatches(30, 2, **options)) == 2 * 3 * 2  # type: ignore[arg-type]
+        assert share[3:6] == share[9:12] == [[REPEAT]] * 3
+        assert all(len(indices) == 2 for indices in share[0:3] + share[6:9])
+    fresh = [i for share in shares for indices in share for i in indices if i != REPEAT]
+    assert len(fresh) == len(set(fresh)) == 24
+
+
+def test_a_data_set_smaller_than_an_update_starts_again() -> None:
+    shares = [
+        epoch(ShardedBatches(3, 2, rank=r, world_size=2, accumulation=2, whole_updates=True))
+        for r in range(2)
+    ]
+    fresh = [i for share in shares for indices in share for i in indices]
+    assert len(fresh) == 8
+    assert {fresh.count(i) for i in range(3)} <= {2, 3}
+
+
+def test_empty_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        ShardedBatches(0, 2)
+
+
+def test_items() -> None:
+    items: Items[str] = Items(["a", "b"], str.upper)
+    assert len(items) == 2
+    assert items[1] == (1, "B")
+    assert items[REPEAT] == (REPEAT, None)
+    assert Items(["a"])[0] == (0, "a")
