@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "rl", "test")
 SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
-CAPTION_FRAMES = (1, 3, 5, 7)  # one in each temporal patch
 _CHUNK = 20
 
 
@@ -159,7 +158,7 @@ def _caption(folder: Path, index: int, world: World) -> Record:
         "dift",
         f"train-{index:05d}-caption",
         "describe",
-        text_output=caption(world, CAPTION_FRAMES),
+        text_output=caption(world, KEY_FRAMES),
         video=str(video_path(folder, "train", index)),
         type="caption",
     )

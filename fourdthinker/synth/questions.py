@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import CAMERA_MOTIONS, COLOURS, DIRECTIONS, Array, World
+from .scenes import CAMERA_MOTIONS, CAN_RADIUS, COLOURS, DIRECTIONS, World
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "camera": CAMERA_MOTIONS,
@@ -161,15 +161,31 @@ def _signed(value: float) -> str:
     return f"+{number}" if number > 0 else str(number)
 
 
+def scan(world: World, frame: int) -> str:
+    """What stands where in `frame`, from left to right: for each eighth of the image's width the colour of
+    the nearest solid in its middle, or a dot."""
+    seen = world.project(np.stack([solid.centre for solid in world.solids], 1))[frame]
+    found = []
+    for k in range(8):
+        x = (k + 0.5) * world.size / 8
+        colour, nearest = ".", np.inf
+        for solid, (column, _, depth) in zip(world.solids, seen, strict=True):
+            half = solid.size * (CAN_RADIUS if solid.shape == "can" else 1) / depth * world.focal
+            if abs(x - column) < half and depth < nearest:
+                colour, nearest = solid.colour, depth
+        found.append(colour)
+    return " ".join(found)
+
+
 def caption(world: World, frames: Iterable[int]) -> str:
-    """What the pixels show and no answer: where every solid is seen at `frames`, and how the ground
-    slides."""
-    parts = []
+    """What the pixels show and no answer: at `frames` the solids from left to right, then where each of them
+    is seen, and how the ground slides."""
     times = list(frames)
+    parts = [scan(world, frame) for frame in times]
     for index in sorted(range(len(world.solids)), key=lambda k: list(COLOURS).index(world.solids[k].colour)):
-        spots = " , ".join(spot(world, index, k) for k in times)
+        spots = " to ".join(spot(world, index, k) for k in times)
         parts.append(f"{world.solids[index].name} {spots}")
-    return " . ".join([*parts, f"ground {ground_flow(world)}"]) + " ."
+    return " , ".join([*parts, f"ground {ground_flow(world)}"]) + " ,"
 
 
 def narrate(world: World, question: Question) -> str:
@@ -200,7 +216,6 @@ def words() -> list[str]:
 
 __all__ = [
     "FAMILIES",
-    "Array",
     "Question",
     "ask",
     "ask_all",
@@ -211,6 +226,7 @@ __all__ = [
     "make_options",
     "narrate",
     "object_direction",
+    "scan",
     "spot",
     "words",
 ]

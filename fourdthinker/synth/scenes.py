@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ SHAPES = ("ball", "box", "can")
 CAMERA_MOTIONS = ("pan left", "pan right", "move left", "move right", "move forward", "move back")
 DIRECTIONS = ("left", "right", "toward", "away")
 KEY_FRAMES = (0, -1)
+CAN_RADIUS = 0.75  # of its half height
 _DIRECTION_VECTORS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "toward": (0.0, -1.0), "away": (0.0, 1.0)}
 _LIGHT = np.array([-0.45, -0.35, 0.82], np.float32)
 _LIGHT /= np.linalg.norm(_LIGHT)
@@ -121,66 +122,64 @@ def _path(start: NDArray[Any], step: NDArray[Any], frames: int) -> Array:
     return (start + t * step).astype(np.float32)
 
 
-def _propose(
-    rng: np.random.Generator, camera: str, direction: str, frames: int, fps: float, size: int
-) -> World:
+def _empty(rng: np.random.Generator, camera: str, frames: int, fps: float, size: int) -> World:
+    """A world without solids whose camera does `camera`."""
     move, yaw = np.zeros(3, np.float32), 0.0
     kind, way = camera.split()
     if kind == "pan":
-        yaw = rng.uniform(0.26, 0.42) * (1 if way == "left" else -1)
+        yaw = rng.uniform(0.26, 0.38) * (1 if way == "left" else -1)
     else:
         axis, sign = {"left": (0, -1), "right": (0, 1), "forward": (1, 1), "back": (1, -1)}[way]
         move[axis] = sign * (rng.uniform(0.9, 1.6) if axis == 0 else rng.uniform(1.1, 1.8))
-    height = rng.uniform(1.5, 2.0)
-    base = np.array([0, 0, height], np.float32)
-    # The middle of the camera's path is near the origin, so that every motion class sees the same places.
-    position = _path(base - move / 2, move, frames)
-    angles = np.linspace(-yaw / 2, yaw / 2, frames).astype(np.float32)
-    colours = rng.permutation(list(COLOURS))[:3]
-    solids = []
-    for k in range(3):
-        half = rng.uniform(0.35, 0.5)
-        x, y = rng.uniform(-1.6, 1.6), rng.uniform(3.2, 6.2)
-        step = np.zeros(3, np.float32)
-        if k == 0:
-            turn = rng.uniform(-0.25, 0.25) - yaw / 2
-            dx, dy = _DIRECTION_VECTORS[direction]
-            length = rng.uniform(1.2, 2.0)
-            c, s = np.cos(turn), np.sin(turn)
-            step[:2] = length * (c * dx - s * dy), length * (s * dx + c * dy)
-        middle = np.array([x, y, half], np.float32)
-        shape = str(rng.choice(SHAPES))
-        solids.append(Solid(str(colours[k]), shape, float(half), _path(middle - step / 2, step, frames)))
+    base = np.array([0, 0, rng.uniform(1.5, 2.0)], np.float32)
     return World(
         seconds=(np.arange(frames) / fps).astype(np.float32),
-        position=position,
-        yaw=angles,
+        # The middle of the camera's path is near the origin, so that every motion class sees the same places.
+        position=_path(base - move / 2, move, frames),
+        yaw=np.linspace(-yaw / 2, yaw / 2, frames).astype(np.float32),
         pitch=float(rng.uniform(0.34, 0.42)),
-        focal=float(size * rng.uniform(0.85, 0.95)),
+        focal=float(size * rng.uniform(0.78, 0.86)),
         size=size,
-        solids=tuple(solids),
-        ground=rng.uniform(0.15, 1.0, (16, 16)).astype(np.float32),
-        tint=rng.uniform(0.45, 0.8, 3).astype(np.float32),
+        solids=(),
+        ground=rng.uniform(0.3, 1.0, (16, 16)).astype(np.float32),
+        tint=(rng.uniform(0.5, 0.75) + rng.uniform(-0.06, 0.06, 3)).astype(np.float32),
     )
 
 
-def _acceptable(world: World) -> bool:
-    centres = np.stack([s.centre for s in world.solids], 1)
-    pixel = world.project(centres)
-    margin = 0.1 * world.size
-    inside = (pixel[..., :2] > margin) & (pixel[..., :2] < world.size - margin)
-    if not inside[:, :2].all() or (pixel[..., 2] < 1.5).any():
+def _place(rng: np.random.Generator, world: World, colour: str, direction: str | None) -> Solid:
+    """A solid somewhere in the camera's reach that moves to `direction`, or stands."""
+    half = float(rng.uniform(0.42, 0.55))
+    y = rng.uniform(3.2, 5.8)
+    step = np.zeros(3, np.float32)
+    if direction is not None:
+        turn = rng.uniform(-0.25, 0.25) + float(world.yaw[0])
+        dx, dy = _DIRECTION_VECTORS[direction]
+        length = rng.uniform(1.2, 1.8)
+        c, s = np.cos(turn), np.sin(turn)
+        step[:2] = length * (c * dx - s * dy), length * (s * dx + c * dy)
+    middle = np.array([rng.uniform(-0.36, 0.36) * y, y, half], np.float32)
+    centre = _path(middle - step / 2, step, len(world.seconds))
+    return Solid(colour, str(rng.choice(SHAPES)), half, centre)
+
+
+def _fits(world: World, solid: Solid, others: list[Solid], in_view: bool) -> bool:
+    """Whether a solid is in view (or need not be), touches no other, and hides at most a part of one, and one
+    of it, in the key frames."""
+    seen = world.project(solid.centre)
+    margin = 0.09 * world.size
+    if seen[:, 2].min() < 1.5:
         return False
-    radius = np.array([s.size for s in world.solids], np.float32) / pixel[..., 2] * world.focal
+    if in_view and (seen[:, :2].min() < margin or seen[:, :2].max() > world.size - margin):
+        return False
     ends = list(KEY_FRAMES)
-    for a in range(3):
-        for b in range(a):
-            # No two solids touch, and in the key frames none hides more than a part of another.
-            if np.linalg.norm(centres[:, a, :2] - centres[:, b, :2], axis=-1).min() < 1.25:
-                return False
-            apart = np.linalg.norm(pixel[ends, a, :2] - pixel[ends, b, :2], axis=-1)
-            if (apart < 0.8 * (radius[ends, a] + radius[ends, b])).any():
-                return False
+    for other in others:
+        if np.linalg.norm(solid.centre[:, :2] - other.centre[:, :2], axis=-1).min() < 1.2:
+            return False
+        there = world.project(other.centre)[ends]
+        here = seen[ends]
+        radii = world.focal * (solid.size / here[:, 2] + other.size / there[:, 2])
+        if (np.linalg.norm(here[:, :2] - there[:, :2], axis=-1) < 0.8 * radii).any():
+            return False
     return True
 
 
@@ -197,11 +196,18 @@ def make_world(
     (one of DIRECTIONS, as the first camera sees it, the camera's own motion removed). The two solids that
     questions may be about (0, moving, and 1, at rest) stay in view."""
     rng = np.random.default_rng(seed)
-    for _ in range(2000):
-        world = _propose(rng, camera, direction, frames, fps, size)
-        if _acceptable(world):
-            return world
-    raise RuntimeError(f"no world for seed {seed}, camera {camera!r}, direction {direction!r} in 2000 tries")
+    for _ in range(200):
+        world = _empty(rng, camera, frames, fps, size)
+        colours = [str(c) for c in rng.permutation(list(COLOURS))]
+        solids: list[Solid] = []
+        for _ in range(60):
+            number = len(solids)
+            solid = _place(rng, world, colours[number], direction if number == 0 else None)
+            if _fits(world, solid, solids, in_view=number < 2):
+                solids.append(solid)
+            if len(solids) == 3:
+                return replace(world, solids=tuple(solids))
+    raise RuntimeError(f"no world for seed {seed}, camera {camera!r}, direction {direction!r} in 200 tries")
 
 
 def _hit_ball(origin: Array, ray: Array, centre: Array, half: float) -> tuple[Array, Array]:
@@ -225,9 +231,9 @@ def _hit_box(origin: Array, ray: Array, centre: Array, half: float) -> tuple[Arr
 
 
 def _hit_can(origin: Array, ray: Array, centre: Array, half: float) -> tuple[Array, Array]:
-    """An upright cylinder of radius 0.75 half and half height `half`."""
+    """An upright cylinder of radius CAN_RADIUS * half and half height `half`."""
     offset = (origin - centre)[:, None]
-    radius = 0.75 * half
+    radius = CAN_RADIUS * half
     a = (ray[..., :2] ** 2).sum(-1)
     b = (ray[..., :2] * offset[..., :2]).sum(-1)
     c = (offset[..., :2] ** 2).sum(-1) - radius * radius
@@ -262,7 +268,7 @@ def _ground_colour(world: World, x: Array, y: Array, distance: Array, frame: NDA
     n = len(world.ground)
     tone = world.ground[np.floor(x / 0.8).astype(int) % n, np.floor(y / 0.8).astype(int) % n]
     fade = np.clip((distance - 6) / 14, 0, 1)  # far tiles are smaller than a pixel: show their mean
-    tone = tone * (1 - fade) + 0.55 * fade
+    tone = tone * (1 - fade) + 0.65 * fade
     for solid in world.solids:
         centre = solid.centre[frame]
         dx = x - centre[:, 0] + _LIGHT[0] / _LIGHT[2] * solid.size
