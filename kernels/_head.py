@@ -1,13 +1,20 @@
 """What the ops on the language-model head share: the rows that count, chunking, and a chunk's logits."""
 
+# Triton functions take no annotations.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_finite
+from ._common import accumulation_dtype, check_finite, tile, use_triton
 
 
 def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None) -> int:
@@ -58,10 +65,24 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.autocast(device.type, enabled=False)
 
 
-class Head:
-    """The head in accumulation precision: logits of a chunk, and from their gradient those of its inputs.
+def gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, need_dx: bool, need_dw: bool, need_db: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros to hold dx in its own dtype, dw and db in accumulation precision; empty where not needed."""
+    wide = accumulation_dtype(x, weight)
+    return (
+        torch.zeros(x.shape if need_dx else (0,), dtype=x.dtype, device=x.device),
+        torch.zeros(weight.shape if need_dw else (0,), dtype=wide, device=x.device),
+        torch.zeros(bias.shape if need_db and bias is not None else (0,), dtype=wide, device=x.device),
+    )
 
-    With a = x . W^T + b, the soft-capped c = cap * tanh(a / cap) (or a), the scores are z = c / temperature.
+
+class Head:
+    """The head in plain PyTorch and accumulation precision, a chunk of rows at a time.
+
+    With a = x . W^T + b and the soft-capped c = cap * tanh(a / cap) (or a), the scores are
+    z = c / temperature.
+    Row blocks keep the temporaries small beside the one [m, V] buffer.
     """
 
     def __init__(
@@ -73,24 +94,266 @@ class Head:
         self.temperature = temperature
         self.softcap = softcap
 
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """z [m, V] of x [m, H] (in ``dtype``), and d c / d a when there is a soft cap."""
-        z = x @ self.weight.T
+    def blocks(self, rows: int) -> Iterator[slice]:
+        step = max(4, rows // 64)
+        for start in range(0, rows, step):
+            yield slice(start, start + step)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The scores z [m, V] of x [m, H]."""
+        z = x.to(self.dtype) @ self.weight.T
         if self.bias is not None:
             z += self.bias
-        slope = None
         if self.softcap is not None:
-            z.div_(self.softcap).tanh_()
-            slope = 1.0 - z * z
-            z.mul_(self.softcap)
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.temperature != 1.0:
             z.div_(self.temperature)
-        return z, slope
+        return z
 
-    def scores_grad_(self, dz: Tensor, slope: Tensor | None) -> Tensor:
-        """Turn d loss / d z into d loss / d a, in place."""
-        if self.temperature != 1.0:
-            dz.div_(self.temperature)
-        if slope is not None:
-            dz.mul_(slope)
-        return dz
+    def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probability of the target, log normaliser and (if asked for) entropy of each row."""
+        normaliser = torch.empty(z.shape[0], dtype=z.dtype, device=z.device)
+        entropy = torch.empty_like(normaliser) if with_entropy else None
+        for rows in self.blocks(z.shape[0]):
+            normaliser[rows] = z[rows].logsumexp(dim=1)
+            if entropy is not None:
+                log_p = z[rows] - normaliser[rows, None]
+                # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
+                entropy[rows] = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=1)
+        return z.gather(1, target[:, None])[:, 0] - normaliser, normaliser, entropy
+
+    def grad_(
+        self,
+        z: Tensor,
+        target: Tensor,
+        normaliser: Tensor,
+        entropy: Tensor | None,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor:
+        """Turn z into the gradient of a, in its own memory.
+
+        d logprob / d z = onehot - p and d entropy / d z = -p * (log p + entropy).
+        """
+        for rows in self.blocks(z.shape[0]):
+            part = z[rows]
+            slope = None
+            if self.softcap is not None:
+                slope = 1.0 - (part * (self.temperature / self.softcap)).square_()
+            part.sub_(normaliser[rows, None])
+            if grad_entropy is None or entropy is None:
+                part.exp_().mul_(-grad_logprob[rows, None])
+            else:
+                p = part.exp()
+                part.masked_fill_(p == 0, 0.0).add_(entropy[rows, None])
+                part.mul_(grad_entropy[rows, None]).add_(grad_logprob[rows, None]).neg_().mul_(p)
+            part.scatter_add_(1, target[rows, None], grad_logprob[rows, None].to(part.dtype))
+            if self.temperature != 1.0:
+                part.div_(self.temperature)
+            if slope is not None:
+                part.mul_(slope)
+        return z
+
+    def consume(self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:
+        """Write the rows' gradient into ``dx`` [m, H] and add to ``dw`` and ``db``."""
+        if dx is not None:
+            dx.copy_(dz @ self.weight)
+        if dw is not None:
+            dw.addmm_(dz.T, x.to(self.dtype))
+        if db is not None:
+            db += dz.sum(dim=0)
+
+
+@triton.jit
+def _finite(value):
+    return tl.where(value == float("-inf"), 0.0, value)
+
+
+@triton.jit
+def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.constexpr):
+    score = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    if bias_ptr is not None:
+        score += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if SOFTCAP:
+        capped = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+        score = tl.where(inside, capped, float("-inf"))
+    return score * rate
+
+
+@triton.jit(do_not_specialize=["rate", "softcap"])
+def _stats_kernel(
+    logits_ptr,
+    logits_stride,
+    bias_ptr,
+    target_ptr,
+    logprob_ptr,
+    normaliser_ptr,
+    entropy_ptr,
+    rate,
+    softcap,
+    V: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * logits_stride
+    lanes = tl.arange(0, BLOCK)
+    top = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    moment = tl.full([], 0.0, tl.float32)
+    for start in range(0, V, BLOCK):
+        columns = start + lanes
+        inside = columns < V
+        score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
+        highest = tl.maximum(top, tl.max(score, axis=0))
+        shift = _finite(highest)
+        grown = tl.minimum(_finite(top) - shift, 0.0)
+        weight = tl.exp(score - shift)
+        if ENTROPY:
+            added = tl.sum(tl.where(weight > 0, weight * (score - shift), 0.0), axis=0)
+            moment = (moment + total * grown) * tl.exp(grown) + added
+        total = total * tl.exp(grown) + tl.sum(weight, axis=0)
+        top = highest
+    normaliser = top + tl.log(total)
+    target = tl.load(target_ptr + row)
+    chosen = _scores(logits_ptr, bias_ptr, target, target < V, rate, softcap, SOFTCAP)
+    tl.store(logprob_ptr + row, chosen - normaliser)
+    tl.store(normaliser_ptr + row, normaliser)
+    if ENTROPY:
+        tl.store(entropy_ptr + row, tl.log(total) - moment / total)
+
+
+@triton.jit(do_not_specialize=["rate", "softcap"])
+def _grad_kernel(
+    logits_ptr,
+    logits_stride,
+    grad_ptr,
+    grad_stride,
+    bias_ptr,
+    target_ptr,
+    normaliser_ptr,
+    entropy_ptr,
+    grad_logprob_ptr,
+    grad_entropy_ptr,
+    rate,
+    softcap,
+    V: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * logits_stride
+    grad_ptr += row * grad_stride
+    lanes = tl.arange(0, BLOCK)
+    target = tl.load(target_ptr + row)
+    normaliser = tl.load(normaliser_ptr + row)
+    upstream = tl.load(grad_logprob_ptr + row)
+    for start in range(0, V, BLOCK):
+        columns = start + lanes
+        inside = columns < V
+        score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
+        log_p = score - normaliser
+        p = tl.exp(log_p)
+        grad = -upstream * p
+        if grad_entropy_ptr is not None:
+            surprise = tl.where(p > 0, log_p, 0.0) + tl.load(entropy_ptr + row)
+            grad -= tl.load(grad_entropy_ptr + row) * p * surprise
+        grad = (grad + tl.where(columns == target, upstream, 0.0)) * rate
+        if SOFTCAP:
+            ratio = tl.where(inside, score, 0.0) / (rate * softcap)
+            grad *= 1.0 - ratio * ratio
+        # The gradient lies in the memory of the logits, in a narrower type perhaps: tile k then covers bytes
+        # that belonged to tile k or before, which every warp must have read.
+        tl.debug_barrier()
+        tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+
+
+class FusedHead(Head):
+    """The same, with float32 logits of low-precision matmuls and one kernel for each of the two steps."""
+
+    def __init__(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+    ) -> None:
+        # The interpreter runs on the CPU, where low-precision matmuls do not accumulate as a GPU's do.
+        self.dtype = input.dtype if input.is_cuda else torch.float32
+        self.weight = weight.to(self.dtype)
+        self.bias = bias
+        self.temperature = temperature
+        self.softcap = softcap
+
+    def logits(self, x: Tensor) -> Tensor:
+        vocabulary = self.weight.shape[0]
+        # Rows that start on 64 bytes keep every access 16 bytes wide.
+        buffer = torch.empty(
+            x.shape[0], -(-vocabulary // 16) * 16, dtype=torch.float32, device=x.device
+        )[:, :vocabulary]  # fmt: skip
+        x = x.to(self.dtype)
+        if self.dtype == torch.float32:
+            torch.mm(x, self.weight.T, out=buffer)
+        else:
+            torch.mm(x, self.weight.T, out_dtype=torch.float32, out=buffer)
+        return buffer
+
+    def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        logprob, normaliser = torch.empty(2, z.shape[0], dtype=torch.float32, device=z.device)
+        entropy = torch.empty_like(logprob) if with_entropy else None
+        if z.shape[0]:
+            _stats_kernel[(z.shape[0],)](
+                z, z.stride(0), self.bias, target, logprob, normaliser, entropy, 1.0 / self.temperature,
+                self.softcap or 1.0, V=z.shape[1], SOFTCAP=self.softcap is not None, ENTROPY=with_entropy,
+                BLOCK=tile(z.shape[1], 4096), num_warps=8,
+            )  # fmt: skip
+        return logprob, normaliser, entropy
+
+    def grad_(
+        self,
+        z: Tensor,
+        target: Tensor,
+        normaliser: Tensor,
+        entropy: Tensor | None,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor | None,
+    ) -> Tensor:
+        vocabulary = z.shape[1]
+        grad = in_place_of(z, self.dtype)
+        if z.shape[0]:
+            _grad_kernel[(z.shape[0],)](
+                z, z.stride(0), grad, grad.stride(0), self.bias, target, normaliser, entropy,
+                grad_logprob.float().contiguous(),
+                None if grad_entropy is None else grad_entropy.float().contiguous(),
+                1.0 / self.temperature, self.softcap or 1.0, V=vocabulary, SOFTCAP=self.softcap is not None,
+                BLOCK=tile(vocabulary, 4096), num_warps=8,
+            )  # fmt: skip
+        return grad
+
+    def consume(self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:
+        x = x.to(self.dtype)
+        if dx is not None:
+            dx.copy_(dz @ self.weight)
+        if dw is not None:
+            if self.dtype == torch.float32:
+                dw.addmm_(dz.T, x)
+            else:
+                torch.addmm(dw, dz.T, x, out_dtype=torch.float32, out=dw)
+        if db is not None:
+            db += dz.sum(dim=0, dtype=torch.float32)
+
+
+def in_place_of(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of z's shape and another, not wider type whose rows begin where z's rows begin."""
+    stride = z.stride(0) * z.element_size() // dtype.itemsize
+    storage = z.as_strided((z.shape[0], z.stride(0)), (z.stride(0), 1))
+    return storage.view(dtype).as_strided(z.shape, (stride, 1))
+
+
+def make_head(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    backend: str,
+) -> Head:
+    kind = FusedHead if use_triton(backend, input) and weight.dtype != torch.float64 else Head
+    return kind(input, weight, bias, temperature, softcap)

@@ -97,6 +97,32 @@ def policy_term(
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
+def policy_slope(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    *,
+    loss_type: str,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+) -> Tensor:
+    """Derivative of ``policy_term`` in its log ratio; for cispo in its log-probability."""
+    ratio = log_ratio.exp()
+    if loss_type == "cispo":
+        return -ratio.clamp(max=1 + epsilon_high) * advantages
+    capped = ratio if delta is None else ratio.clamp(max=delta)
+    unclipped = capped * advantages <= ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages
+    inside = (ratio >= 1 - epsilon) & (ratio <= 1 + epsilon_high)
+    moves = torch.where(unclipped, capped == ratio, inside)
+    return torch.where(moves, -ratio * advantages, 0.0)
+
+
+def kl_slope(logprobs: Tensor, ref_logprobs: Tensor, kl: str) -> Tensor:
+    """Derivative of ``kl_term`` in the log-probability."""
+    difference = ref_logprobs - logprobs
+    return 1 - difference.exp() if kl == "k3" else -difference
+
+
 def kl_term(logprobs: Tensor, ref_logprobs: Tensor, kl: str) -> Tensor:
     """k3 = exp(d) - d - 1 with d = ref - logprob, or k2 = d^2 / 2."""
     difference = ref_logprobs - logprobs

@@ -7,55 +7,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import reciprocal
-from ._head import Head, check_head, check_rows, chunk_size, full_precision
+from ._common import NAMESPACE, accumulation_dtype, reciprocal
+from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
 
 
-def _reference(
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
+def _loss_op(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    rows: Tensor,
     scale: Tensor,
     temperature: float,
     softcap: float | None,
     chunk: int,
-    need: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Loss over the rows x [M, H], target [M] (negative: no loss), and the gradients that are needed."""
-    head = Head(x, weight, bias, temperature, softcap)
-    loss = torch.zeros((), dtype=head.dtype, device=x.device)
-    dx = torch.empty_like(x) if need[0] else None
-    dw = torch.zeros(weight.shape, dtype=head.dtype, device=x.device) if need[1] else None
-    db = torch.zeros(weight.shape[0], dtype=head.dtype, device=x.device) if need[2] else None
-    for start in range(0, x.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        part = x[rows].to(head.dtype)
-        counted = (target[rows] >= 0)[:, None]
-        label = target[rows].clamp(min=0)[:, None]
-        z, slope = head.scores(part)
-        normaliser = z.logsumexp(dim=1, keepdim=True)
-        loss += torch.where(counted, normaliser - z.gather(1, label), 0.0).sum()
-        if not any(need):
-            continue
-        dz = z.sub_(normaliser).exp_()
-        dz.scatter_add_(1, label, torch.full_like(normaliser, -1.0))
-        dz.mul_(counted * scale)
-        head.scores_grad_(dz, slope)
-        if dx is not None:
-            dx[rows] = (dz @ head.weight).to(dx.dtype)
-        if dw is not None:
-            dw.addmm_(dz.T, part)
-        if db is not None:
-            db += dz.sum(dim=0)
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss over the listed rows (target negative: no loss) and the gradients that are needed, else empty."""
+    dx, dw, db = gradients(x, weight, bias, need_dx, need_dw, need_db)
+    with full_precision(x.device):
+        head = make_head(x, weight, bias, temperature, softcap, backend)
+        loss = torch.zeros((), dtype=accumulation_dtype(x, weight), device=x.device)
+        for start in range(0, rows.numel(), chunk):
+            chosen = rows[start : start + chunk]
+            part, label = x[chosen], target[chosen]
+            counted, label = label >= 0, label.clamp(min=0)
+            z = head.logits(part)
+            logprob, normaliser, _ = head.stats(z, label, False)
+            loss -= torch.where(counted, logprob, 0.0).sum()
+            if need_dx or need_dw or need_db:
+                z = head.grad_(z, label, normaliser, None, torch.where(counted, -scale, 0.0), None)
+                rows_dx = torch.empty_like(part) if need_dx else None
+                head.consume(z, part, rows_dx, dw if need_dw else None, db if need_db else None)
+                if rows_dx is not None:
+                    dx.index_copy_(0, chosen, rows_dx)
+            del z  # before the next chunk allocates its own
     return loss * scale, dx, dw, db
+
+
+@_loss_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, scale: Tensor,
+    temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool, need_db: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return scale.new_empty(()), *gradients(x, weight, bias, need_dx, need_dw, need_db)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
+        x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
@@ -64,28 +71,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         chunk: int,
+        backend: str,
     ) -> Tensor:
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        with full_precision(input.device):
-            loss, dx, dw, db = _reference(
-                input[rows], weight, bias, target[rows], scale, temperature, softcap, chunk, need
-            )
-        ctx.save_for_backward(rows, dx, dw, db)
-        ctx.shape, ctx.weight_dtype = input.shape, weight.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        loss, dx, dw, db = _loss_op(
+            x, weight, bias, target, rows, scale, temperature, softcap, chunk, *need, backend
+        )
+        ctx.save_for_backward(dx, dw, db)
+        ctx.need = need
+        ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        rows, dx, dw, db = ctx.saved_tensors
-        full = None
-        if dx is not None:
-            full = torch.zeros(ctx.shape, dtype=dx.dtype, device=dx.device)
-            full.index_copy_(0, rows, (dx * grad_loss).to(dx.dtype))
-        dw = None if dw is None else (dw * grad_loss).to(ctx.weight_dtype)
-        db = None if db is None else (db * grad_loss).to(ctx.bias_dtype)
-        return full, dw, db, None, None, None, None, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            (grad * upstream).to(dtype) if needed else None
+            for grad, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
+        ]
+        return (*scaled, None, None, None, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -112,16 +116,14 @@ def linear_cross_entropy(
     ``softcap`` c replaces logits a by c * tanh(a / c). ``bias`` [V].
 
     Logits exist for ``chunk_rows`` rows at a time (default: a fixed rule) and are turned into their gradient
-    in place, so a training step is three matmuls; a frozen head or input saves one. Everything is
-    accumulated in float32 (float64 for float64 inputs); dW accumulates over chunks in that precision.
+    in place, so a training step is three matmuls; a frozen head or input saves one. Logits, sums and dW are
+    float32 (float64 for float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``.
 
     Returns the scalar float32 loss; without rows it is 0, part of the graph, with zero gradients. Twice
     differentiable it is not. Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do not
     fit. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
     """
     check_head(input, weight, target, bias, temperature, softcap)
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"backend is {backend!r}; use 'auto' or 'torch'")
     flat = target.reshape(-1)
     if rows is None:
         rows = (flat != ignore_index).nonzero()[:, 0]
@@ -129,7 +131,10 @@ def linear_cross_entropy(
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(flat == ignore_index, -1, flat)
     x = input.reshape(-1, input.shape[-1])
-    dtype = torch.float64 if torch.float64 in (input.dtype, weight.dtype) else torch.float32
-    scale = reciprocal((flat[rows] >= 0).sum() if num_items is None else num_items, x, dtype)
+    scale = reciprocal(
+        (flat[rows] >= 0).sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
+    )
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows)
-    return _LinearCrossEntropy.apply(x, weight, bias, flat, rows, scale, temperature, softcap, chunk)
+    return _LinearCrossEntropy.apply(
+        x, weight, bias, flat, rows, scale, temperature, softcap, chunk, backend
+    )  # fmt: skip

@@ -1,0 +1,327 @@
+"""The GRPO family of losses straight from hidden states: a chunk of logits lives from matmul to gradient.
+
+The formulas are those of ``grpo_token_loss``; this op also does the head, ``linear_logprobs``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._common import NAMESPACE, accumulation_dtype, reciprocal
+from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
+from .grpo_token_loss import PER_SEQUENCE, SUMS, check_options, kl_slope, kl_term, policy_slope, policy_term
+
+
+def _terms(
+    logprobs: Tensor,
+    log_ratio: Tensor,
+    old: Tensor,
+    entropy: Tensor | None,
+    fields: dict[str, Tensor | None],
+    loss_type: str,
+    kl: str,
+    beta: float,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+    sampler_cap: float,
+    entropy_coef: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per row the term and its slopes through the policy term and the KL term; and the ``SUMS``."""
+    advantages, counted = fields["advantages"], fields["counted"]
+    assert advantages is not None and counted is not None  # noqa: PT018
+    term = policy_term(
+        logprobs, log_ratio, advantages,
+        loss_type=loss_type, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta,
+    )  # fmt: skip
+    slope = policy_slope(
+        log_ratio, advantages, loss_type=loss_type, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta
+    )
+    nothing = torch.zeros_like(term)
+    ratio = log_ratio.exp()
+    positive, negative = counted & (advantages > 0), counted & (advantages < 0)
+    low = nothing if loss_type == "cispo" else negative & (ratio < 1 - epsilon)
+    sums = [counted, ratio, low, positive & (ratio > 1 + epsilon_high)]
+    sums.append(nothing if delta is None else negative & (ratio > delta))
+    kept, sampler, ref = fields["entropy_mask"], fields["sampler"], fields["ref"]
+    if kept is not None:
+        term, slope = torch.where(kept, term, 0.0), torch.where(kept, slope, 0.0)
+    gap = nothing
+    if sampler is not None:
+        gap = old - sampler
+        weight = gap.exp().clamp(max=sampler_cap)
+        term, slope, gap = term * weight, slope * weight, gap.abs()
+    divergence, away = nothing, nothing
+    if ref is not None:
+        divergence = kl_term(logprobs, ref, kl)
+        term, away = term + beta * divergence, beta * kl_slope(logprobs, ref, kl)
+    if entropy is not None and entropy_coef:
+        term = term - entropy_coef * entropy
+    sums += [divergence, nothing if entropy is None else entropy, gap]
+    totals = [torch.where(counted, value.to(term.dtype), 0.0).sum() for value in sums]
+    largest = torch.cat((torch.where(counted, gap, 0.0), gap.new_zeros(1))).amax()
+    return term, slope, away, torch.stack([*totals, largest])
+
+
+@torch.library.custom_op(f"{NAMESPACE}::linear_grpo_loss", mutates_args=())
+def _loss_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    rows: Tensor,
+    sequences: Tensor,
+    counted: Tensor,
+    lengths: Tensor,
+    share: Tensor,
+    advantages: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    sampler: Tensor | None,
+    entropy_mask: Tensor | None,
+    loss_type: str,
+    kl: str,
+    beta: float,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+    sampler_cap: float,
+    entropy_coef: float,
+    temperature: float,
+    softcap: float | None,
+    chunk: int,
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, log-probabilities of all rows, ``SUMS``, dx, dw, db.
+
+    Everything from ``sequences`` to ``entropy_mask`` but ``lengths`` (per sequence) has one entry per listed
+    row; ``share`` is what a row's term is multiplied by.
+    """
+    dx, dw, db = gradients(x, weight, bias, need_dx, need_dw, need_db)
+    wide = accumulation_dtype(x, weight)
+    logprobs = torch.zeros(target.shape, dtype=wide, device=x.device)
+    loss = torch.zeros((), dtype=wide, device=x.device)
+    sums = torch.zeros(len(SUMS), dtype=wide, device=x.device)
+    options = (loss_type, kl, beta, epsilon, epsilon_high, delta, sampler_cap, entropy_coef)
+    named = {"advantages": advantages, "counted": counted, "ref": ref, "sampler": sampler}
+    named["entropy_mask"] = entropy_mask
+    chunks = [slice(start, start + chunk) for start in range(0, rows.numel(), chunk)]
+
+    def of(part: slice) -> dict[str, Tensor | None]:
+        return {name: None if value is None else value[part] for name, value in named.items()}
+
+    with full_precision(x.device):
+        head = make_head(x, weight, bias, temperature, softcap, backend)
+        mean_ratio = sequence_slope = torch.zeros_like(share)
+        if loss_type == "gspo":
+            # The ratio of a sequence needs all its log-probabilities before the first gradient.
+            for part in chunks:
+                chosen = rows[part]
+                logprobs.index_copy_(0, chosen, head.stats(head.logits(x[chosen]), target[chosen], False)[0])
+            current = logprobs[rows]
+
+            def per_sequence(values: Tensor) -> Tensor:
+                total = torch.zeros(lengths.shape, dtype=wide, device=x.device)
+                total.index_add_(0, sequences, torch.where(counted, values, 0.0))
+                return (total / lengths)[sequences]
+
+            before = current if old is None else old
+            mean_ratio = per_sequence(current - before)
+            slope = _terms(current, mean_ratio, before, None, of(slice(None)), *options)[1]
+            sequence_slope = per_sequence(slope)
+        for part in chunks:
+            chosen = rows[part]
+            z, label = head.logits(x[chosen]), target[chosen]
+            logprob, normaliser, entropy = head.stats(z, label, entropy_coef != 0)
+            logprobs.index_copy_(0, chosen, logprob)
+            before = logprob if old is None else old[part]
+            log_ratio = mean_ratio[part] if loss_type == "gspo" else logprob - before
+            term, slope, away, added = _terms(logprob, log_ratio, before, entropy, of(part), *options)
+            loss += (term * share[part]).sum()
+            sums[:-1] += added[:-1]
+            sums[-1] = torch.maximum(sums[-1], added[-1])
+            if need_dx or need_dw or need_db:
+                if loss_type == "gspo":
+                    slope = sequence_slope[part]
+                bonus = None if entropy is None else share[part] * -entropy_coef
+                z = head.grad_(z, label, normaliser, entropy, (slope + away) * share[part], bonus)
+                hidden = x[chosen]
+                rows_dx = torch.empty_like(hidden) if need_dx else None
+                head.consume(z, hidden, rows_dx, dw if need_dw else None, db if need_db else None)
+                if rows_dx is not None:
+                    dx.index_copy_(0, chosen, rows_dx)
+            del z  # before the next chunk allocates its own
+    return loss, logprobs, sums, dx, dw, db
+
+
+@_loss_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, sequences: Tensor,
+    counted: Tensor, lengths: Tensor, share: Tensor, advantages: Tensor, old: Tensor | None,
+    ref: Tensor | None, sampler: Tensor | None, entropy_mask: Tensor | None, loss_type: str, kl: str,
+    beta: float, epsilon: float, epsilon_high: float, delta: float | None, sampler_cap: float,
+    entropy_coef: float, temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool,
+    need_db: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    loss = share.new_empty(())
+    return (
+        loss, loss.new_empty(target.shape), loss.new_empty(len(SUMS)),
+        *gradients(x, weight, bias, need_dx, need_dw, need_db),
+    )  # fmt: skip
+
+
+class _LinearGrpoLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tensors: tuple[Tensor | None, ...],
+        options: tuple[Any, ...],
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        loss, logprobs, sums, dx, dw, db = _loss_op(x, weight, bias, *tensors, *options, *need, backend)
+        ctx.save_for_backward(dx, dw, db)
+        ctx.need = need
+        ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(logprobs, sums)
+        return loss, logprobs, sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            (grad * upstream).to(dtype) if needed else None
+            for grad, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
+        ]
+        return (*scaled, None, None, None)
+
+
+def linear_grpo_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    advantages: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    entropy_mask: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    rows: Tensor | None = None,
+    loss_type: str = "grpo",
+    kl: str = "k3",
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    sampler_cap: float = 2.0,
+    entropy_coef: float = 0.0,
+    max_length: int | None = None,
+    num_items: Tensor | float | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """``grpo_token_loss`` of ``linear_logprobs(input, weight, target)``, in three matmuls for the whole step.
+
+    ``input`` [R, T, H] with ``target``, ``mask`` and the log-probabilities [R, T] and ``advantages`` [R] or
+    [R, T]; or packed, ``input`` [N, H] with all those [N], ``advantages`` [R], and ``sequence_ids`` [N]
+    int64 naming each position's sequence. Entry i of ``target`` is what row i predicts. Only rows where
+    ``mask`` is true are computed; ``rows`` [M] int64, their flat indices, spares finding them (which
+    synchronises on CUDA). All other options are those of ``grpo_token_loss`` and ``linear_cross_entropy``.
+
+    Logits exist for ``chunk_rows`` rows at a time and become their gradient in place; nothing is recomputed,
+    but for ``gspo``, whose ratios need a first pass over all rows. The entropy is computed only when
+    ``entropy_coef`` is not 0. dW is accumulated in float32.
+
+    Returns the loss, the log-probabilities (detached, shaped as ``target``, 0 where masked) and the metrics
+    of ``grpo_token_loss``. Without rows the loss is 0, part of the graph, with zero gradients. Raises
+    ``ValueError`` for shapes, dtypes, devices and options that do not fit, and for k1.
+    """
+    check_head(input, weight, target, bias, temperature, softcap)
+    high = check_options(
+        loss_type=loss_type, kl=kl, beta=beta, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta,
+        sampler_cap=sampler_cap, entropy_coef=entropy_coef, max_length=max_length,
+    )  # fmt: skip
+    if beta and ref_logprobs is None:
+        raise ValueError(f"beta is {beta}, but there are no ref_logprobs; pass them or beta=0")
+    like = {
+        "mask": mask, "old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs,
+        "sampler_logprobs": sampler_logprobs, "entropy_mask": entropy_mask, "sequence_ids": sequence_ids,
+    }  # fmt: skip
+    for name, value in like.items():
+        if value is not None and (value.shape != target.shape or value.device != input.device):
+            raise ValueError(
+                f"{name} is {tuple(value.shape)} on {value.device}; it must be {tuple(target.shape)} on "
+                f"{input.device}"
+            )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}; it must be torch.bool")
+    packed = input.dim() == 2
+    if packed != (sequence_ids is not None):
+        raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
+    count = advantages.shape[0] if packed else input.shape[0]
+    per_token = not packed and advantages.shape == target.shape
+    if not per_token and tuple(advantages.shape) != (count,):
+        raise ValueError(f"advantages is {tuple(advantages.shape)}; it must be one number a sequence")
+    if rows is None:
+        rows = mask.reshape(-1).nonzero()[:, 0]
+    check_rows(rows)
+    dtype = accumulation_dtype(input, weight)
+    x = input.reshape(-1, input.shape[-1])
+    if sequence_ids is None:
+        ids = torch.arange(count, device=input.device).repeat_interleave(target.shape[1])
+    else:
+        ids = sequence_ids.reshape(-1).long()
+    sequences = ids[rows]
+    counted = mask.reshape(-1)[rows]
+
+    def listed(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        chosen = values.detach().reshape(-1)[rows]
+        return chosen if chosen.dtype == torch.bool else torch.where(counted, chosen.to(dtype), 0.0)
+
+    lengths = torch.zeros(count, dtype=dtype, device=input.device)
+    lengths = lengths.index_add_(0, sequences, counted.to(dtype)).clamp_(min=1)
+    if num_items is None:
+        num_items = float(count) if loss_type in PER_SEQUENCE else counted.sum()
+    share = torch.where(counted, reciprocal(num_items, x, dtype), 0.0)
+    if loss_type in ("grpo", "gspo"):
+        share = share / lengths[sequences]
+    elif loss_type == "dr_grpo" and max_length is not None:
+        share = share / max_length
+    spread = advantages.detach().reshape(-1)
+    spread = (spread[rows] if per_token else spread[sequences]).to(dtype)
+    loss, logprobs, sums = _LinearGrpoLoss.apply(
+        x, weight, bias,
+        (target.reshape(-1), rows, sequences, counted, lengths, share, spread, listed(old_logprobs),
+         listed(ref_logprobs), listed(sampler_logprobs), listed(entropy_mask)),
+        (loss_type, kl, beta, epsilon, high, delta, sampler_cap, entropy_coef, temperature, softcap,
+         chunk_size(rows.shape[0], weight.shape[0], chunk_rows)),
+        backend,
+    )  # fmt: skip
+    present = {
+        "tokens": False, "clip_delta": delta is not None, "kl": ref_logprobs is not None,
+        "entropy": entropy_coef != 0, "sampler_gap": sampler_logprobs is not None,
+        "sampler_gap_max": sampler_logprobs is not None,
+    }  # fmt: skip
+    means = sums / sums[0].clamp(min=1)
+    metrics = {
+        name: sums[at] if name == "sampler_gap_max" else means[at]
+        for at, name in enumerate(SUMS)
+        if present.get(name, True)
+    }
+    return loss, logprobs.reshape(target.shape), metrics

@@ -1,0 +1,173 @@
+"""linear_grpo_loss equals grpo_token_loss of linear_logprobs, in value, gradient and metrics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss
+from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
+from fourdthinker.kernels.linear_logprobs import linear_logprobs
+
+from tests.unit.kernels.memory import peak_bytes
+
+ROWS, LENGTH, WIDTH, VOCAB = 4, 6, 7, 19
+
+
+def case(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    input, weight, bias = randn(ROWS, LENGTH, WIDTH), randn(VOCAB, WIDTH), randn(VOCAB)
+    target = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=generator)
+    mask = torch.rand(ROWS, LENGTH, generator=generator) < 0.6
+    mask[1] = False
+    base = linear_logprobs(input, weight, target, bias=bias)
+    tensors = {
+        name: base + 0.4 * randn(ROWS, LENGTH)
+        for name in ("old_logprobs", "ref_logprobs", "sampler_logprobs")
+    }
+    tensors = {name: torch.where(mask, value, torch.nan) for name, value in tensors.items()}
+    tensors["entropy_mask"] = torch.rand(ROWS, LENGTH, generator=generator) < 0.7
+    return (input, weight, bias), target, mask, randn(ROWS), tensors
+
+
+OPTIONS = [
+    {},
+    {"beta": 0.2, "epsilon_high": 0.4, "temperature": 0.7},
+    {"beta": 0.2, "kl": "k2", "delta": 1.6, "softcap": 4.0},
+    {"entropy_coef": 0.1, "num_items": 13.0, "sampler_cap": 1.3},
+]
+CASES = [
+    (kind, option) for kind in LOSS_TYPES for option in OPTIONS if kind != "cispo" or "delta" not in option
+]
+HEAD = ("temperature", "softcap")
+
+
+def composed(leaves, target, mask, advantages, tensors, **options):
+    head = {name: options.pop(name) for name in HEAD if name in options}
+    logprobs, entropy = linear_logprobs(
+        leaves[0], leaves[1], target, bias=leaves[2], mask=mask, return_entropy=True, **head
+    )
+    extra = {"entropy": entropy} if options.get("entropy_coef") else {}
+    return *grpo_token_loss(logprobs, advantages, mask, **tensors, **extra, **options), logprobs.detach()
+
+
+@pytest.mark.parametrize(("loss_type", "options"), CASES)
+@pytest.mark.parametrize("absent", [(), ("old_logprobs", "sampler_logprobs", "entropy_mask")])
+def test_equals_the_composition(loss_type, options, absent):
+    options = {**options, "loss_type": loss_type, "max_length": 9}
+    values, target, mask, advantages, tensors = case()
+    tensors = {name: value for name, value in tensors.items() if name not in absent}
+    leaves = [t.clone().requires_grad_() for t in values]
+    want, want_metrics, want_logprobs = composed(leaves, target, mask, advantages, tensors, **options)
+    (want * 1.7).backward()
+    for chunk_rows in (3, 1000):
+        own = [t.clone().requires_grad_() for t in values]
+        loss, logprobs, metrics = linear_grpo_loss(
+            own[0], own[1], target, bias=own[2], advantages=advantages, mask=mask, chunk_rows=chunk_rows,
+            **tensors, **options,
+        )  # fmt: skip
+        (loss * 1.7).backward()
+        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(logprobs, want_logprobs)
+        assert not logprobs.requires_grad
+        for got, expected in zip(own, leaves, strict=True):
+            torch.testing.assert_close(got.grad, expected.grad, rtol=1e-9, atol=1e-12)
+        assert metrics.keys() == want_metrics.keys()
+        for name, value in want_metrics.items():
+            torch.testing.assert_close(metrics[name], value, msg=name)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "dapo"])
+def test_packed_equals_padded(loss_type):
+    values, target, mask, advantages, tensors = case()
+    options = {"loss_type": loss_type, "beta": 0.1, "max_length": 9}
+    padded = [t.clone().requires_grad_() for t in values]
+    want, logprobs, _ = linear_grpo_loss(
+        padded[0], padded[1], target, bias=padded[2], advantages=advantages, mask=mask, **tensors, **options
+    )
+    want.backward()
+    keep = torch.rand(ROWS * LENGTH, generator=torch.Generator().manual_seed(1)) < 0.8
+    keep = (keep | mask.flatten()).nonzero()[:, 0].flip(0)  # masked positions may be missing, order is free
+    packed = [t.clone().requires_grad_() for t in values]
+    ids = torch.arange(ROWS).repeat_interleave(LENGTH)[keep]
+    loss, packed_logprobs, _ = linear_grpo_loss(
+        packed[0].flatten(0, 1)[keep], packed[1], target.flatten()[keep], bias=packed[2],
+        advantages=advantages, mask=mask.flatten()[keep], sequence_ids=ids,
+        rows=mask.flatten()[keep].nonzero()[:, 0],
+        **{name: value.flatten()[keep] for name, value in tensors.items()}, **options,
+    )  # fmt: skip
+    loss.backward()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(packed_logprobs, logprobs.flatten()[keep])
+    for got, expected in zip(packed, padded, strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)
+
+
+def test_token_advantages_frozen_head_and_listed_but_masked_rows():
+    (input, weight, bias), target, mask, advantages, _ = case()
+    spread = advantages[:, None].expand(-1, LENGTH)
+    input.requires_grad_()
+    first, _, _ = linear_grpo_loss(input, weight, target, bias=bias, advantages=advantages, mask=mask)
+    second, _, _ = linear_grpo_loss(
+        input, weight, target, bias=bias, advantages=spread, mask=mask, rows=torch.arange(ROWS * LENGTH)
+    )
+    torch.testing.assert_close(first, second)
+    grads = [torch.autograd.grad(loss, input)[0] for loss in (first, second)]
+    torch.testing.assert_close(*grads)
+    assert not grads[0][~mask].any()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nothing_counted_is_zero_in_the_graph(loss_type):
+    values, target, mask, advantages, _ = case(torch.float32)
+    leaves = [t.requires_grad_() for t in values]
+    loss, _, metrics = linear_grpo_loss(
+        leaves[0], leaves[1], target, bias=leaves[2], advantages=advantages, mask=torch.zeros_like(mask),
+        loss_type=loss_type, max_length=9,
+    )  # fmt: skip
+    assert loss.item() == 0
+    assert all(torch.isfinite(m) for m in metrics.values())
+    for gradient in torch.autograd.grad(loss, leaves):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "gspo"])
+def test_peak_memory_is_one_chunk_of_logits(loss_type):
+    rows, vocabulary, width, chunk = 2048, 2048, 8, 256
+    input = torch.randn(1, rows, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    target, mask = torch.randint(0, vocabulary, (1, rows)), torch.ones(1, rows, dtype=torch.bool)
+    given = (input.numel() + 2 * weight.numel()) * 4  # dX, the float32 dW and dW as the weight gets it
+
+    def step():
+        loss, _, _ = linear_grpo_loss(
+            input, weight, target, advantages=torch.ones(1), mask=mask, loss_type=loss_type, chunk_rows=chunk,
+            entropy_coef=0.1,
+        )  # fmt: skip
+        loss.backward()
+
+    assert peak_bytes(step) - given <= 1.1 * chunk * vocabulary * 4
+
+
+def test_bad_input_is_named():
+    (input, weight, _), target, mask, advantages, tensors = case()
+
+    def call(**changes):
+        return linear_grpo_loss(**{"input": input, "weight": weight, "target": target, "mask": mask,
+                                   "advantages": advantages, **changes})  # fmt: skip
+
+    for message, changes in [
+        ("zero-mean gradient", {"kl": "k1"}),
+        ("no ref_logprobs", {"beta": 0.1}),
+        ("mask is torch.int64", {"mask": mask.long()}),
+        (r"old_logprobs is \(4, 5\)", {"old_logprobs": tensors["ref_logprobs"][:, :5]}),
+        (r"advantages is \(3,\)", {"advantages": advantages[:3]}),
+        ("sequence_ids is needed", {"sequence_ids": target}),
+        (r"target is \(4, 5\)", {"target": target[:, :5]}),
+        ("temperature is 0", {"temperature": 0.0}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**changes)
