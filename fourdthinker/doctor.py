@@ -26,11 +26,12 @@ SUPPORTED: dict[str, tuple[str, str | None]] = {
 }
 # module -> (what it is used for, how it is installed)
 EXTRAS: dict[str, tuple[str, str]] = {
-    "tensorboard": ("curves while training", "pip install 'fourdthinker[train]'"),
+    "tensorboard": (
+        "TensorBoard curves (without it, train with report_to=[])",
+        "pip install 'fourdthinker[train]'",
+    ),
     "peft": ("LoRA", "pip install 'fourdthinker[train]'"),
-    "liger_kernel": ("fused layers on CUDA", "pip install 'fourdthinker[train]'"),
     "deepspeed": ("ZeRO", "DS_BUILD_OPS=0 pip install --no-build-isolation 'fourdthinker[zero]'"),
-    "flash_attn": ("flash attention on CUDA", "pip install --no-build-isolation flash-attn"),
 }
 DECODERS = ("h264", "hevc", "vp9", "av1")
 
@@ -154,9 +155,9 @@ def _extras() -> Iterator[Finding]:
     for module, (use, remedy) in EXTRAS.items():
         found = installed(module)
         if found is not None:
-            yield Finding("ok", module, f"{found}: {use}")
+            yield Finding("ok", module, f"{found}, for {use}")
         else:
-            yield Finding("note", module, f"not installed: no {use}", remedy)
+            yield Finding("note", module, f"not installed; for {use}", remedy)
 
 
 def installed(module: str) -> str | None:
