@@ -18,6 +18,7 @@ from tests.clips import make_clip, numbers, remux
 
 UNEVEN = [0, 40, 100, 350, 360, 900, 1300, 1340]
 TEN = FramePolicy(fps=10)
+NO_CUTS = "keyint=10:min-keyint=10:scenecut=0"  # a keyframe every ten frames
 
 
 def shown_at(stamps: list[int], time: float) -> int:
@@ -157,11 +158,31 @@ def test_start_without_a_keyframe(tmp_path: Path, even: Path) -> None:
         read_frames(cut, times=[0.1])
 
 
-def test_edit_list_hides_frames(tmp_path: Path, even: Path) -> None:
-    cut = remux(even, tmp_path / "cut.mp4", shift=-0.48)
+def test_edit_list_hides_frames(tmp_path: Path) -> None:
+    whole = make_clip(
+        tmp_path / "whole.mp4", [40 * k for k in range(60)], options={"bf": "2", "x264-params": NO_CUTS}
+    )
+    cut = remux(whole, tmp_path / "cut.mp4", shift=-0.52)
+    with av.open(str(cut)) as container:
+        assert any(packet.is_discard for packet in container.demux(video=0))
     frames = read_frames(cut, TEN)
     assert frames.seconds[0] == 0.0
-    assert numbers(frames.pixels)[:4] == [12, 14, 17, 19]
+    assert numbers(frames.pixels)[:4] == [13, 15, 18, 20]
+
+
+def test_start_with_an_open_group(tmp_path: Path) -> None:
+    """The first keyframe is followed by frames shown before it, which need what was cut away."""
+    options = {"x264-params": f"{NO_CUTS}:open-gop=1:bframes=3:b-adapt=0"}
+    whole = make_clip(tmp_path / "whole.mp4", [40 * k for k in range(40)], options=options)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        key = [k for k, packet in enumerate(packets) if packet.is_keyframe][1]
+    assert packets[key + 1].pts < packets[key].pts
+    cut = remux(whole, tmp_path / "cut.mkv", keep=lambda index, _: index >= key)
+    frames = read_frames(cut, TEN)
+    first = round(float(packets[key].pts * packets[key].time_base) / 0.04)
+    assert frames.seconds[0] == pytest.approx(first * 0.04)
+    assert numbers(frames.pixels)[0] == first
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -265,8 +286,9 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
     empty, text, sound = tmp_path / "empty.mp4", tmp_path / "text.mp4", make_sound(tmp_path / "sound.m4a")
     empty.touch()
     text.write_text("not a video at all\n" * 50)
-    playlist = tmp_path / "list.m3u8"
-    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n")
+    playlist = tmp_path / "list.ffconcat"
+    make_clip(tmp_path / "part.mp4", [0, 40, 80])
+    playlist.write_text("ffconcat version 1.0\nfile part.mp4\n")  # would open another file
     for path, words in [
         (empty, "is empty"),
         (text, "not a video that can be opened"),
