@@ -100,7 +100,7 @@ def hold(begin: Sequence[float], time: float) -> int:
 
 def rate(times: Sequence[float], policy: FramePolicy) -> tuple[float, float]:
     """(frames a second, seconds per temporal patch of two frames) of the times of a clip."""
-    step = times[1] - times[0] if len(times) > 1 else 1.0 / policy.fps
+    step = max(0.0, times[1] - times[0]) if len(times) > 1 else 1.0 / policy.fps
     return (1.0 / step if step > 0 else policy.fps), 2.0 * step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,15 +134,19 @@ def _spy(method, calls: list):
     return spy
 
 
-def test_number_of_threads_changes_nothing(even: Path) -> None:
+@pytest.fixture
+def keep_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = read_frames(even, TEN)
-        torch.set_num_threads(2)
-        two = read_frames(even, TEN)
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_number_of_threads_changes_nothing(even: Path) -> None:
+    torch.set_num_threads(1)
+    one = read_frames(even, TEN)
+    torch.set_num_threads(2)
+    two = read_frames(even, TEN)
     assert torch.equal(one.pixels, two.pixels)
 
 
@@ -253,6 +258,7 @@ def test_cut_off_files_say_so(tmp_path: Path, even: Path) -> None:
         read_frames(broken)
 
 
+@pytest.mark.usefixtures("keep_threads")
 def test_damaged_data_names_the_time(tmp_path: Path, even: Path) -> None:
     with av.open(str(even)) as container:
         places = [(p.pos, p.size) for p in container.demux(container.streams.video[0]) if p.size]
