@@ -63,7 +63,7 @@ class LatentTrainer(Trainer):
             backbone.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self._sums: dict[str, list[Tensor]] = {}
+        self._sums: dict[str, Tensor] = {}
         self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
         self._skip_update = False
         self.bad_steps = 0
@@ -106,7 +106,8 @@ class LatentTrainer(Trainer):
             return torch.zeros_like(loss)
         self.add_metrics(metrics)
         loss = loss * self.args.world_size
-        self.accelerator.backward(loss)
+        # DeepSpeed would divide by the accumulation steps, which the global normaliser has done.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
         return loss.detach()
 
     def _finite_everywhere(self, loss: Tensor, batch: Batch) -> bool:
@@ -120,11 +121,8 @@ class LatentTrainer(Trainer):
         if not finite.item():
             self._bad += batch["sample_index"].unique().tolist()
         self._skip_update = True
-        if self.is_deepspeed_enabled:  # its engine counts backward passes and cannot leave one out
+        if self.is_deepspeed_enabled:
             self._void_update("loss")
-            raise NonFiniteLossError(
-                "a non-finite loss under DeepSpeed ends the run; resume from the last checkpoint"
-            )
         return False
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -154,6 +152,11 @@ class LatentTrainer(Trainer):
         message = f"step {self.state.global_step + 1}: non-finite {what}" + (
             f", in {', '.join(names)}" if names else ""
         )
+        if self.is_deepspeed_enabled:
+            # Its engine counts backward passes and steps by itself, so that neither can be left out.
+            raise NonFiniteLossError(
+                f"{message}; under DeepSpeed this ends the run, resume from a checkpoint"
+            )
         if self.bad_steps > self.settings.max_bad_steps:
             raise NonFiniteLossError(
                 f"{message}; {self.bad_steps} such steps, max_bad_steps is {self.settings.max_bad_steps}. "
@@ -173,15 +176,13 @@ class LatentTrainer(Trainer):
     def add_metrics(self, metrics: Metrics) -> None:
         """Add (sum, weight) pairs; what is logged is sum / weight over ranks and steps since the last log."""
         for name, (total, weight) in metrics.items():
-            pair = self._sums.setdefault(name, [])
-            pair.append(torch.stack([torch.as_tensor(total), torch.as_tensor(weight)]).detach().double())
+            pair = torch.stack([total.detach().double(), weight.double()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._sums:  # every rank has the same names: the objectives give all of them for every batch
             names = sorted(self._sums)
-            values = torch.stack([torch.stack(self._sums[name]).sum(0) for name in names]).to(
-                self.args.device
-            )
+            values = torch.stack([self._sums[name].to(self.args.device) for name in names])
             self._sums = {}
             for name, (total, weight) in zip(names, self.sum_over_ranks(values).tolist(), strict=True):
                 if weight:

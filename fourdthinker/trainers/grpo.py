@@ -188,12 +188,16 @@ class GrpoTrainer(LatentTrainer):
 
     def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Any = None) -> Tensor:
         model.train()
+        state = self.accelerator.gradient_state
+        steps = state.sync_gradients  # whether the optimizer steps after this micro-batch
         losses = []
         for number, chunk in enumerate(inputs):
-            sync: Any = contextlib.nullcontext()
-            if number + 1 < len(inputs):
-                sync = self.accelerator.no_sync(model)
-            with sync:
+            context: Any = contextlib.nullcontext()
+            if number + 1 < len(inputs) and not self.is_deepspeed_enabled:
+                context = self.accelerator.no_sync(model)
+            # DeepSpeed reduces in every backward pass and steps in the one that this is set for.
+            state._set_sync_gradients(steps and number + 1 == len(inputs))
+            with context:
                 losses.append(self._forward_backward(model, chunk, num_items_in_batch))
         return torch.stack(losses).sum()
 
