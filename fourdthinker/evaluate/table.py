@@ -53,13 +53,13 @@ def percent(value: Any) -> str:
 def points(value: Any) -> str:
     """A difference, in percentage points: 0.0346 -> "+3.5"; "–" for what is no finite number."""
     number = _number(value)
-    return "–" if number is None else f"{100 * number:+.1f}".replace("-", "−")
+    return "–" if number is None else f"{100 * number + 0.0:+.1f}".replace("-", "−")
 
 
 def span(entry: Mapping[str, Any], *, difference: bool = False) -> str:
     """The interval of an entry, "71.0 – 75.9 %"; "–" when it has none or no width (chance is exact)."""
     low, high = _number(entry.get("low")), _number(entry.get("high"))
-    if low is None or high is None or low == high:
+    if low is None or high is None or (low == high and not difference):
         return "–"
     if difference:
         return f"{points(low)} … {points(high)}"

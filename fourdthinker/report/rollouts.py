@@ -141,9 +141,10 @@ def _row_html(row: Row, largest: float) -> str:
         sign = f"{row.advantage:+.2f}".replace("-", "−")
         fill = f'<i class="{kind.strip()}" style="{side}"></i>'
         bar = f'<span class="bar" aria-hidden="true">{fill}</span><span>A {sign}</span>'
-    details = [f"{escape(name)} {value:.3g}" for name, value in row.rewards.items()]
+    details = [f"{escape(name.removesuffix('_reward'))} {value:.3g}" for name, value in row.rewards.items()]
     details += [f"{row.length} tokens"] if row.length is not None else []
-    details += [escape(row.finish)] if row.finish not in (None, "eos") else []
+    if row.finish not in (None, "eos"):
+        details.append("cut at the limit" if row.finish == "length" else escape(str(row.finish)))
     parts = f'<p class="parts">{" · ".join(details)}</p>' if details else ""
     return (
         f'<div class="row"><div class="score"><span class="chip{kind}">{reward}</span>{bar}</div>'

@@ -192,7 +192,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path, caplog: pytest.LogC
         "Sampler–trainer gap",
         "◆ imagery × 4",
         "Which way does the red ball move?",
-        "accuracy_reward 1",
+        "accuracy 1 · format 1 · 25 tokens",
         "camera motion",
         "seeds",
         "118",
