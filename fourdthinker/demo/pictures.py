@@ -142,6 +142,24 @@ def create_features(backbone: Qwen2_5_VL, pictures: Pictures, folder: Path, coun
 
 
 @torch.no_grad()
+def match_scale(backbone: Qwen2_5_VL, pictures: Pictures) -> float:
+    """Scale the tower's output so that latents are on average as long as the hidden states that generation
+    feeds back in their place (sqrt of the width after the final norm); returns the factor.
+
+    A tower trained from nothing ends several times too long. Training shows a model the targets, generation
+    its own hidden states: of another length, they would be something that it has never seen.
+    """
+    shown = range(min(64, len(pictures.array("train.overlays"))))
+    targets = backbone.imagery_targets(*_joined([pictures.overlays("train", i) for i in shown]))
+    factor = backbone.hidden_size**0.5 / float(targets.norm(dim=-1).mean())
+    last = [module for module in backbone.visual.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight.mul_(factor)
+    if last.bias is not None:
+        last.bias.mul_(factor)
+    return factor
+
+
+@torch.no_grad()
 def _encode(backbone: Qwen2_5_VL, visions: list[Vision]) -> Tensor:
     return backbone.encode_vision(*_joined(visions))
 

@@ -81,8 +81,8 @@ class DemoSettings:
     seed: int = 0
     render: RenderSettings = field(default_factory=RenderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    base: TrainSettings = field(default_factory=lambda: TrainSettings(700, 1e-3, "cosine"))
-    dift: TrainSettings = field(default_factory=lambda: TrainSettings(1000, 1e-3, "cosine"))
+    base: TrainSettings = field(default_factory=lambda: TrainSettings(800, 1.5e-3, "cosine", batch=16))
+    dift: TrainSettings = field(default_factory=lambda: TrainSettings(800, 1e-3, "cosine"))
     rl: RlSettings = field(default_factory=lambda: RlSettings(150, 2e-4, "linear", warmup=5))
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 

@@ -21,7 +21,14 @@ import torch.distributed as dist
 
 from fourdthinker.backbones import load_checkpoint, save_checkpoint
 from fourdthinker.demo.model import make_checkpoint
-from fourdthinker.demo.pictures import Features, LazySamples, Pictures, create_features, make_features
+from fourdthinker.demo.pictures import (
+    Features,
+    LazySamples,
+    Pictures,
+    create_features,
+    make_features,
+    match_scale,
+)
 from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
 from fourdthinker.evaluate import evaluate, write_json
 from fourdthinker.records import Record, read_records
@@ -120,8 +127,12 @@ class Work:
             sim_loss_weight=0.0,
         )
         final = train_dift(config, checkpoint=checkpoint, samples=samples)
-        backbone = load_checkpoint(final).backbone.eval()
+        checkpoint = load_checkpoint(final)
+        backbone = checkpoint.backbone.eval()
+        factor = match_scale(backbone, self.pictures)
         if self.rank == 0:
+            logger.info("base: features scaled by %.3f", factor)
+            save_checkpoint(final, checkpoint)
             create_features(backbone, self.pictures, self.run / "features", self.counts)
         dist.barrier()
         make_features(backbone, self.pictures, self.run / "features", self.counts, self.rank, self.world)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import CAMERA_MOTIONS, CAN_RADIUS, COLOURS, DIRECTIONS, World
+from .scenes import CAMERA_MOTIONS, CAN_RADIUS, COLOURS, DIRECTIONS, KEY_FRAMES, World
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "camera": CAMERA_MOTIONS,
@@ -141,19 +141,34 @@ def spot(world: World, index: int, frame: int) -> str:
     return f"{column} {row} {int(np.clip(wide // 2 - 1, 0, 9))}"
 
 
-def ground_flow(world: World) -> str:
-    """How the ground slides through the image near the camera and farther off, halfway through the clip:
-    pixels per frame (of a 64-pixel image), right and down, rounded."""
-    words = []
+def _flows(world: World) -> list[tuple[float, float]]:
+    """How the ground slides near the camera and farther off, halfway through the clip: pixels per frame (of a
+    64-pixel image), to the right and down."""
+    flows = []
     middle = len(world.seconds) // 2
-    for name, row in (("near", 0.85), ("far", 0.5)):
+    for row in (0.85, 0.5):
         local = np.array([0, (row - 0.5) * world.size / world.focal, 1], np.float32)
         ray = local @ world.rotation[middle]
         point = world.position[middle] - ray * world.position[middle, 2] / ray[2]
         seen = world.project(np.broadcast_to(point, (len(world.seconds), 3)))
         dx, dy = (seen[middle + 1, :2] - seen[middle - 1, :2]) / 2 * (64 / world.size)
-        words.append(f"{name} {_signed(dx)} {_signed(dy)}")
-    return " ".join(words)
+        flows.append((float(dx), float(dy)))
+    return flows
+
+
+def ground_flow(world: World) -> str:
+    """How the ground slides through the image, near the camera and farther off: pixels per frame, rounded."""
+    (near_x, near_y), (far_x, far_y) = _flows(world)
+    return f"near {_signed(near_x)} {_signed(near_y)} far {_signed(far_x)} {_signed(far_y)}"
+
+
+def ground_slide(world: World) -> str:
+    """The same in words: where to, and whether the near ground is faster than the far one (parallax)."""
+    (x, y), far = _flows(world)
+    sideways = abs(x) > abs(y)
+    way = ("rightward" if x > 0 else "leftward") if sideways else ("downward" if y > 0 else "upward")
+    near_speed, far_speed = np.hypot(x, y), np.hypot(*far)
+    return f"{way} near {'faster' if near_speed > 1.35 * far_speed else 'alike'}"
 
 
 def _signed(value: float) -> str:
@@ -192,11 +207,11 @@ def narrate(world: World, question: Question) -> str:
     """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last
     frame), the facts that the answer follows from, and the answer in words."""
     name = world.solids[question.index].name
-    thought = f"look at the {name} first <output_image> and last <output_image> ."
+    thought = "" if question.family == "distance" else f"the ground slides {ground_slide(world)} . "
+    thought += f"look at the {name} first <output_image> and last <output_image> ."
     if question.family != "camera":
-        thought += f" it goes from {spot(world, question.index, 0)} to {spot(world, question.index, -1)} ."
-    if question.family != "distance":
-        thought += f" the ground slides {ground_flow(world)} ."
+        first, last = (spot(world, question.index, frame).split() for frame in KEY_FRAMES)
+        thought += f" it goes from {first[0]} {first[2]} to {last[0]} {last[2]} ."
     return f"<think> {thought} </think> <answer> {question.answer_text} </answer>"
 
 
@@ -206,7 +221,8 @@ def words() -> list[str]:
     numbers = [str(n) for n in range(10)] + [_signed(n) for n in range(-6, 7) if n]
     text = (
         "<think> </think> <answer> </answer> how does the camera move ? which way distance to change "
-        "look at first and last it goes from to the ground slides near far , . describe user assistant"
+        "look at first and last it goes from to the ground slides near far alike faster "
+        "rightward leftward downward upward , . describe user assistant"
     )
     letters = [f"{letter}." for letter in LETTERS]
     answers = " ".join(answer for family in FAMILIES.values() for answer in family)
@@ -223,6 +239,7 @@ __all__ = [
     "caption",
     "distance_change",
     "ground_flow",
+    "ground_slide",
     "make_options",
     "narrate",
     "object_direction",
