@@ -170,7 +170,7 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _eval(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from fourdthinker.evaluate import baselines, evaluate, results_table, write_json
+    from fourdthinker.evaluate import baselines, evaluate, results_table, types_table, write_json
     from fourdthinker.records import read_records
 
     config = _sampling(arguments)
@@ -206,9 +206,10 @@ def _eval(arguments: argparse.Namespace) -> None:
         name=model,
     )
     skipped = len(rejected.read_text(encoding="utf-8").splitlines()) if rejected.exists() else 0
+    summary = result.summary()
     results = {
         **baselines(records),
-        "model": result.summary(),
+        "model": summary,
         "checkpoint": model,
         "data": [str(path) for path in arguments.data],
         "records_rejected": skipped,
@@ -217,6 +218,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     path = write_json(arguments.out / "results.json", results)
     console = Console()
     console.print(results_table(results, title=model))
+    if len(summary["by_type"]) > 1:
+        console.print(types_table(summary))
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")

@@ -2,7 +2,7 @@
 
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference, write_json
 from fourdthinker.evaluate.runner import evaluate
-from fourdthinker.evaluate.table import results_table
+from fourdthinker.evaluate.table import results_table, types_table
 
 __all__ = [
     "EvalResult",
@@ -11,5 +11,6 @@ __all__ = [
     "evaluate",
     "paired_difference",
     "results_table",
+    "types_table",
     "write_json",
 ]

@@ -87,6 +87,25 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
     return table
 
 
+def types_table(entry: Mapping[str, Any]) -> Table:
+    """One model's accuracy by type of question, and their mean. `entry`: a model of a results.json."""
+    table = Table()
+    table.add_column("type")
+    for column in ("accuracy", "95 % interval", "greedy", "questions"):
+        table.add_column(column, justify="right")
+    for kind, part in entry["by_type"].items():
+        table.add_row(
+            kind or "(none)",
+            percent(part["accuracy"]),
+            span(part),
+            percent(part.get("greedy")),
+            str(part["n"]),
+        )
+    table.add_section()
+    table.add_row("mean over types", percent(entry["macro"]))
+    return table
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None

@@ -100,6 +100,7 @@ def test_eval_writes_results_and_resumes(
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert "Majority class" in out
+    assert "mean over types" in out
     assert out.rstrip().endswith(str(tmp_path / "results.json"))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["model"]["n"] == 4
