@@ -1,0 +1,34 @@
+"""Shared-prefix decoding with the heads of Qwen2.5-VL-3B (16 over 2) and Qwen3-VL-8B (32 over 8)."""
+
+from __future__ import annotations
+
+import pytest
+from fourdthinker.kernels import shared_prefix_decode as module
+
+from tests.compile.aot import ARCHITECTURES, compile_kernel
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("kv_heads", "repeat"), [(2, 8), (8, 4)])
+def test_no_spills_and_wide_accesses(arch, kv_heads, repeat):
+    strides = ("head_stride", "stride")
+    common = {
+        "query_ptr": "*bf16", "query_stride": "i32", "key_ptr": "*bf16", "value_ptr": "*bf16",
+        **{f"{side}_{name}": "i32" for side in ("key", "value") for name in strides}, "lengths_ptr": "*i32",
+        "partial_ptr": "*fp32", "log_ptr": "*fp32", "scale": "fp32", "KV": kv_heads, "REP": repeat, "D": 128,
+        "BLOCK": module.BLOCK, "UPCAST": False,
+    }  # fmt: skip
+    prompt = {
+        **common, "key_group_stride": "i32", "value_group_stride": "i32", "group_size": "i32",
+        "SPLIT": module.SPLIT, "QUERIES": 64 if repeat == 8 else 32,
+    }  # fmt: skip
+    own = {
+        **common, "key_row_stride": "i32", "value_row_stride": "i32", "output_ptr": "*bf16",
+        "splits": "i32", "QUERIES": 16,
+    }  # fmt: skip
+    for kernel, arguments in ((module._prompt_kernel, prompt), (module._own_kernel, own)):
+        binary = compile_kernel(
+            kernel, arguments, arch=arch, num_warps=4, name=f"decode{kernel.__name__} {kv_heads}x{repeat}"
+        )
+        assert binary.spills == binary.stack == 0
+        assert "cp.async" in binary.ptx or max(binary.widths("ld")) == 16

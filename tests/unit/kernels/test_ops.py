@@ -1,0 +1,96 @@
+"""What holds for all ops: importable alone, registered once a name, one node each under torch.compile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
+from fourdthinker.kernels.group_advantages import group_advantages
+from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
+from fourdthinker.kernels.latent_feedback import latent_feedback_step_, latent_state
+from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
+from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
+from fourdthinker.kernels.linear_logprobs import linear_logprobs
+from fourdthinker.kernels.pool_latents import pool_latents
+from fourdthinker.kernels.sample_tokens import sample_tokens
+from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__")
+
+
+def test_the_folder_and_the_package_register_their_ops_apart():
+    lines = [f"import kernels.{name}, fourdthinker.kernels.{name}" for name in FILES]
+    lines += [
+        "import transformers",
+        "from transformers.utils import is_kernels_available",
+        "is_kernels_available()",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=240)
+
+
+def test_the_folder_knows_nothing_above_it():
+    for name in FILES:
+        text = (ROOT / "kernels" / f"{name}.py").read_text()
+        assert "import fourdthinker" not in text
+        assert "from fourdthinker" not in text
+        assert "from .." not in text
+    assert not (ROOT / "kernels" / "__init__.py").read_text().strip()
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+HIDDEN = torch.randn(2, 3, 5, generator=GENERATOR)
+HEAD = (torch.randn(11, 5, generator=GENERATOR), torch.randint(0, 11, (2, 3), generator=GENERATOR))
+ROWS = torch.arange(6)  # without them, finding the rows is a graph break: their number is data
+
+
+def feedback(hidden):
+    state = latent_state(2, 5, 4, dtype=torch.float32, device="cpu")
+    return latent_feedback_step_(
+        torch.tensor([0, 9]), hidden[:, 0], torch.ones(11, 5), **state, eos_ids=torch.tensor([1]), pad_id=8,
+        start_id=9, end_id=10, fill_id=1, latent_size=2,
+    )[2] + state["blocks"][:, None]  # fmt: skip
+
+
+def sample(logits):
+    zero = torch.zeros(2, dtype=torch.int64)
+    return sample_tokens(logits, seeds=zero, steps=zero, temperature=torch.ones(2))[1]
+
+
+def grpo(hidden):
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    return linear_grpo_loss(hidden, *HEAD, advantages=torch.ones(2), mask=mask, rows=ROWS)[0]
+
+
+CALLS = {
+    "pool_latents": lambda h: pool_latents(h.detach().flatten(0, 1), torch.tensor([4, 2]), 2),
+    "cosine_latent_loss": lambda h: cosine_latent_loss(h, torch.ones(2, 5), torch.tensor([1, 5]))[0],
+    "linear_cross_entropy": lambda h: linear_cross_entropy(h, *HEAD, rows=ROWS),
+    "linear_logprobs": lambda h: linear_logprobs(h, *HEAD, return_entropy=True)[1],
+    "linear_grpo_loss": grpo,
+    "group_advantages": lambda h: group_advantages(h.detach().flatten()[:6], 3),
+    "grpo_token_loss": lambda h: grpo_token_loss(h[..., 0], torch.ones(2), torch.ones(2, 3) > 0)[0],
+    "latent_feedback_step_": feedback,
+    "sample_tokens": lambda h: sample(h[:, 0].detach()),
+    "shared_prefix_decode": lambda h: shared_prefix_decode(
+        h[:, :1].detach(), torch.ones(1, 1, 4, 5), torch.ones(1, 1, 4, 5), torch.ones(2, 1, 2, 5),
+        torch.ones(2, 1, 2, 5), prompt_lengths=torch.tensor([4]), lengths=torch.tensor([1, 2]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_compile_has_no_graph_break(name):
+    torch._dynamo.reset()
+    plain, traced = (HIDDEN.clone().requires_grad_() for _ in range(2))
+    want = CALLS[name](plain)
+    got = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")(traced)
+    torch.testing.assert_close(got, want)
+    if want.requires_grad:
+        want.sum().backward()
+        got.sum().backward()
+        torch.testing.assert_close(traced.grad, plain.grad)
