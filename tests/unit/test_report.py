@@ -9,7 +9,9 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from PIL import Image
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
 from fourdthinker.report.curves import read_metrics
+from fourdthinker.report.media import spread
 from fourdthinker.report.rollouts import choose, read_groups
 from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
 from fourdthinker.report.text import text_html, text_plain
@@ -212,6 +215,39 @@ def test_pictures_are_the_frames(tmp_path: Path) -> None:
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
     assert kind == "data:image/png"  # small: lossless
     np.testing.assert_array_equal(shown, np.asarray(Image.open(run / "frames" / "7.png")))
+
+
+def test_frames_of_a_video_and_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 320, 256, "yuv420p"
+        for k in range(12):
+            pixels = np.full((256, 320, 3), 20 * k, dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+    Image.new("RGB", (300, 900), "red").save(tmp_path / "tall.png")
+
+    def shown(**media: Any) -> list[Image.Image]:
+        line = {"step": 1, "prompt": 0, "text": "t", **media}
+        (tmp_path / "rollouts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        urls = parsed(write_report(tmp_path)).loads
+        assert all(url.startswith("data:image/jpeg;base64,") for url in urls)
+        return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L") for url in urls]
+
+    clip = shown(video="clip.mp4")
+    levels = [int(np.asarray(image).mean()) for image in clip]
+    assert len(clip) == 8
+    assert levels == sorted(levels)
+    assert levels[0] < 10
+    assert levels[-1] > 190
+    assert all(image.height <= 224 for image in clip)
+    assert len(shown(video=str(tmp_path / "clip.mp4"), start=1.0, end=1.5)) == 4  # at 8 frames a second
+    assert [image.size for image in shown(frames=["tall.png"])] == [(75, 224)]
+    (tmp_path / "tall.png").write_bytes(b"broken")
+    assert shown(frames=["tall.png"]) == []
+    assert shown() == []
+    assert spread(9, 4) == [0, 3, 5, 8]
+    assert spread(9, 1) == [0]
 
 
 def test_whatever_others_wrote_is_shown_as_text(tmp_path: Path) -> None:
