@@ -138,7 +138,7 @@ def spot(world: World, index: int, frame: int) -> str:
     cell = world.size / 8
     wide = 2 * world.solids[index].size / depth * world.focal * (64 / world.size)
     column, row = (int(np.clip(v // cell, 0, 7)) for v in (x, y))
-    return f"{column} {row} {int(np.clip(wide // 2 - 1, 0, 9))}"
+    return f"{column} {row} {int(np.clip(wide // 3, 0, 9))}"
 
 
 def _flows(world: World) -> list[tuple[float, float]]:
@@ -207,11 +207,11 @@ def narrate(world: World, question: Question) -> str:
     """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last
     frame), the facts that the answer follows from, and the answer in words."""
     name = world.solids[question.index].name
+    first, last = (spot(world, question.index, frame).split() for frame in KEY_FRAMES)
     thought = "" if question.family == "distance" else f"the ground slides {ground_slide(world)} . "
-    thought += f"look at the {name} first <output_image> and last <output_image> ."
-    if question.family != "camera":
-        first, last = (spot(world, question.index, frame).split() for frame in KEY_FRAMES)
-        thought += f" it goes from {first[0]} {first[2]} to {last[0]} {last[2]} ."
+    thought += (
+        f"the {name} goes from {first[0]} {first[2]} <output_image> to {last[0]} {last[2]} <output_image> ."
+    )
     return f"<think> {thought} </think> <answer> {question.answer_text} </answer>"
 
 
@@ -221,7 +221,7 @@ def words() -> list[str]:
     numbers = [str(n) for n in range(10)] + [_signed(n) for n in range(-6, 7) if n]
     text = (
         "<think> </think> <answer> </answer> how does the camera move ? which way distance to change "
-        "look at first and last it goes from to the ground slides near far alike faster "
+        "goes from to the ground slides near far alike faster "
         "rightward leftward downward upward , . describe user assistant"
     )
     letters = [f"{letter}." for letter in LETTERS]

@@ -127,10 +127,10 @@ def _empty(rng: np.random.Generator, camera: str, frames: int, fps: float, size:
     move, yaw = np.zeros(3, np.float32), 0.0
     kind, way = camera.split()
     if kind == "pan":
-        yaw = rng.uniform(0.26, 0.38) * (1 if way == "left" else -1)
+        yaw = rng.uniform(0.38, 0.48) * (1 if way == "left" else -1)
     else:
         axis, sign = {"left": (0, -1), "right": (0, 1), "forward": (1, 1), "back": (1, -1)}[way]
-        move[axis] = sign * (rng.uniform(0.9, 1.6) if axis == 0 else rng.uniform(1.1, 1.8))
+        move[axis] = sign * (rng.uniform(0.9, 1.5) if axis == 0 else rng.uniform(1.1, 1.8))
     base = np.array([0, 0, rng.uniform(1.5, 2.0)], np.float32)
     return World(
         seconds=(np.arange(frames) / fps).astype(np.float32),
