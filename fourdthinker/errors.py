@@ -1,4 +1,4 @@
-"""The exceptions users meet. All are `ValueError`s: the input was wrong, and the message says where and what to do."""
+"""The exceptions users meet: `ValueError`s whose messages say what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
