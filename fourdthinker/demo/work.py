@@ -39,7 +39,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.setup import make_encoder
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fourdthinker.demo.work")  # run as a module, __name__ would be __main__
 
 DONE = "done.json"
 # Checkpoints on the held-out questions, and what remains of the final ones without their own pictures.
