@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from itertools import pairwise
 from typing import Any
 
-from fourdthinker._records.line import LETTERS, Line, MediaRoot, Record, letter_of, options_in
+from fourdthinker._records.line import LETTERS, Line, MediaRoot, Record, is_number, letter_of, options_in
 from fourdthinker.errors import RecordError
 from fourdthinker.latents import IMAGERY
 
@@ -171,9 +170,19 @@ def _solution(line: Line, record: Record) -> None:
     unknown = set(solution[0]) - {"answer", "camera_center", "object_center"}
     if unknown or not isinstance(solution[0].get("answer"), str):
         line.wrong("solution", "a list of one object with answer (a text), camera_center and object_center")
+    for key in ("camera_center", "object_center"):
+        centres = solution[0].get(key)
+        if not isinstance(centres, (list, type(None))) or not all(map(_centre, centres or ())):
+            line.fail(
+                f"key 'solution': {key!r} is {centres!r:.60}; it must be a list of points [x, y, z] or null"
+            )
     record.extra["solution"] = solution
     if record.options:
         record.answer = _letter(line, "solution", solution[0]["answer"], record.options)
+
+
+def _centre(point: Any) -> bool:
+    return point is None or (isinstance(point, list) and bool(point) and all(map(is_number, point)))
 
 
 def _id(line: Line) -> str:
@@ -182,7 +191,7 @@ def _id(line: Line) -> str:
         return line.where.replace("\\", "/").rpartition("/")[2]
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         line.wrong("id", "a text or a whole number")
-    return str(value)
+    return line.characters("id", str(value))
 
 
 def _media(line: Line, record: Record, video: str, frames: str, *, optional: bool = False) -> None:
@@ -278,17 +287,14 @@ def _clock(line: Line, record: Record) -> None:
     if isinstance(seconds, list):
         if not record.frames or len(seconds) != len(record.frames):
             line.wrong("seconds", f"one time for each of the {len(record.frames or ())} frames")
-        good = all(
-            isinstance(s, (int, float)) and not isinstance(s, bool) and math.isfinite(s) for s in seconds
-        )
-        if not good or any(b <= a for a, b in pairwise(seconds)):
+        if not all(map(is_number, seconds)) or any(b <= a for a, b in pairwise(seconds)):
             line.wrong("seconds", "a list of increasing numbers")
         record.seconds = [float(s) for s in seconds]
     elif "seconds" in line.data:
         record.extra["seconds"] = line.number("seconds", low=0)
     if "bbox" in line.data:
         box = line.data["bbox"]
-        numbers = isinstance(box, list) and all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in box)
+        numbers = isinstance(box, list) and all(is_number(v) and 0 <= v <= 1 for v in box)
         if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
             line.wrong("bbox", "[left, top, right, bottom] in fractions of the frame")
         record.extra["bbox"] = box

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -53,6 +54,12 @@ class Record:
     system: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = "record"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can hold; true and false are none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def options_in(text: str) -> dict[str, str]:
@@ -159,6 +166,10 @@ class Line:
             )
         if IMAGERY in text and not imagery:
             self.fail(f"key {key!r} holds {IMAGERY}; placeholders belong into text_output only")
+        return self.characters(key, text)
+
+    def characters(self, key: str, text: str) -> str:
+        """Check that a text can be written, to a file or as a path."""
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             self.fail(
                 f"key {key!r} holds half of a surrogate pair, which is no character; write the text as UTF-8"
@@ -169,12 +180,7 @@ class Line:
         if key not in self.data:
             return None
         value = self.data[key]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or value < low
-        ):
+        if not is_number(value) or value < low:
             self.wrong(key, "a number" if low == -math.inf else f"a number of at least {low:g}")
         return float(value)
 
@@ -183,6 +189,7 @@ class Line:
         may stand)."""
         if not isinstance(value, str) or not value or "\0" in value:
             self.wrong(key, "a path, or a list of paths")
+        self.characters(key, value)
         try:
             path, state = self.root.resolve(value)
         except PermissionError:

@@ -216,11 +216,17 @@ BAD: list[tuple[Any, str]] = [
     (RL | {"start": True}, "key 'start'"),
     (DIFT | {"start": 1}, "cut a video"),
     (RL | {"fps": 0}, "a number above 0"),
+    (RL | {"fps": 10**400}, "key 'fps' is 1000"),
+    (RL | {"start": -(10**400)}, "key 'start' is -1000"),
+    (DIFT | {"seconds": [0, 10**400]}, "increasing numbers"),
+    (RL | {"video_path": "\ud800.mp4"}, "'video_path' holds half of a surrogate pair"),
+    (RL | {"id": "\udfff"}, "'id' holds half of a surrogate pair"),
     (DIFT | {"seconds": [0]}, "one time for each of the 2 frames"),
     (DIFT | {"seconds": [1, 1]}, "increasing"),
     (RL | {"bbox": [0, 0, 1]}, "fractions"),
     (RL | {"bbox": [0.5, 0, 0.2, 1]}, "fractions"),
     (RL | {"bbox": "all"}, "fractions"),
+    (RL | {"bbox": [False, 0, True, 1]}, "fractions"),
     (SFT | {"conversations": "hello"}, "key 'conversations' is 'hello'"),
     (SFT | {"conversations": [{"from": "user"}]}, "with texts"),
     (turns(("user", "<video>?")), "no turn of gpt"),
@@ -235,6 +241,12 @@ BAD: list[tuple[Any, str]] = [
     (RFT | {"solution": []}, "key 'solution'"),
     (RFT | {"solution": [{"answer": 3}]}, "key 'solution'"),
     (RFT | {"solution": [{"answer": "up"}]}, "key 'solution': the answer 'up' is no option"),
+    (
+        RFT | {"solution": [{"answer": "A", "camera_center": [0, 0, 0]}]},
+        "'camera_center' is .*list of points",
+    ),
+    (RFT | {"solution": [{"answer": "A", "object_center": [[0, "x", 0]]}]}, "'object_center' is .*points"),
+    (RFT | {"solution": [{"answer": "A", "object_center": "[0, 0, 0]"}]}, "'object_center' is .*points"),
 ]
 
 
