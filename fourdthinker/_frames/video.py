@@ -197,7 +197,12 @@ def _opened(
         raise VideoError(f"{name}: the file is empty (0 bytes)")
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else name, options=options)
+        # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
+        container = av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else name,
+            options=options,
+            metadata_errors="replace",
+        )
     except av.error.FFmpegError as error:
         cause = "its type is not one of those read here" if error.errno == errno.EINVAL else error.strerror
         raise VideoError(

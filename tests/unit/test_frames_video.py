@@ -310,6 +310,16 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
         read_frames(b"")
 
 
+def test_titles_that_are_not_utf8(tmp_path: Path, even: Path) -> None:
+    whole = even.read_bytes()
+    assert b"isomiso2" in whole
+    path = tmp_path / "latin.mp4"
+    path.write_bytes(whole.replace(b"isomiso2", b"isom\xe9so2", 1))
+    assert numbers(read_frames(path, times=[0.0, 1.0]).pixels) == numbers(
+        read_frames(even, times=[0.0, 1.0]).pixels
+    )
+
+
 def test_zero_frames(tmp_path: Path, even: Path) -> None:
     whole = remux(even, tmp_path / "whole.mkv").read_bytes()
     with av.open(str(tmp_path / "whole.mkv")) as container:
