@@ -60,6 +60,7 @@ class TrainSettings:
     warmup: int = 20
     weight_decay: float = 0.01
     beta2: float = 0.98
+    epsilon: float = 1e-8
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class DemoSettings:
     seed: int = 0
     render: RenderSettings = field(default_factory=RenderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    base: TrainSettings = field(default_factory=lambda: TrainSettings(800, 1.5e-3, "cosine", batch=16))
+    base: TrainSettings = field(default_factory=lambda: TrainSettings(1000, 1.5e-3, "cosine", batch=16))
     dift: TrainSettings = field(default_factory=lambda: TrainSettings(800, 1e-3, "cosine"))
-    rl: RlSettings = field(default_factory=lambda: RlSettings(150, 2e-4, "linear", warmup=5))
+    rl: RlSettings = field(default_factory=lambda: RlSettings(170, 5e-5, "linear", warmup=10))
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def key(self, phase: str) -> str:

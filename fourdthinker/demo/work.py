@@ -103,6 +103,7 @@ class Work:
             "warmup_steps": train.warmup,
             "weight_decay": train.weight_decay,
             "adam_beta2": train.beta2,
+            "adam_epsilon": train.epsilon,
             "logging_steps": max(1, train.steps // 50),
             "report_to": [],
             "save_steps": 0,
