@@ -134,13 +134,14 @@ class VisionCache:
         workers: int = 0,
     ) -> int:
         """Compute what is missing for `records`, this rank's share; returns how many files were made."""
-        missing: dict[Path, tuple[str, Record]] = {}
+        needed: dict[Path, tuple[str, Record]] = {}
         for record in records:
             if self.clips and _has_clip(record):
-                missing.setdefault(self._clip_path(record), ("clip", record))
+                needed.setdefault(self._clip_path(record), ("clip", record))
             if self.imagery and record.images:
-                missing.setdefault(self._imagery_path(record), ("imagery", record))
-        todo = [item for item in missing.items() if not item[0].exists()][rank::world_size]
+                needed.setdefault(self._imagery_path(record), ("imagery", record))
+        # Divided before looking what is there: ranks look at different times, and must still divide alike.
+        todo = [item for item in list(needed.items())[rank::world_size] if not item[0].exists()]
         if not todo:
             return 0
         logger.info("computing vision features: %d files into %s", len(todo), self.folder)

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from fourdthinker.backbones import load_checkpoint
+from fourdthinker.records import read_records
 from fourdthinker.trainers.config import DiftConfig, load_config, make_config
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.setup import make_encoder
+from fourdthinker.trainers.vision_cache import VisionCache
 from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
 
 MODULE = ("-m", "fourdthinker.trainers.dift")
@@ -89,6 +92,17 @@ def test_cached_features_train_like_the_pictures(base: dict[str, Any], tmp_path:
     assert files == made, "nothing is computed twice"
     assert runs["cached"] == pytest.approx(runs["pictures"], rel=1e-4)
     assert runs["again"] == runs["cached"]
+
+
+def test_ranks_divide_the_cache_alike_whatever_is_there_already(base: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(base["model"])
+    records = read_records(base["data"])
+    cache = VisionCache(tmp_path, checkpoint.backbone, make_encoder(checkpoint), clips=True, imagery=True)
+    # The second rank is done before the first one looks.
+    made = [cache.fill(checkpoint.backbone, records, rank=rank, world_size=2) for rank in (1, 0)]
+    assert made == [6, 6]
+    for record in records:
+        assert cache.sample(record).latents is not None
 
 
 def test_a_changed_file_is_encoded_again(base: dict[str, Any], tmp_path: Path) -> None:

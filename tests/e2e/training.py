@@ -161,14 +161,14 @@ def torchrun(processes: int, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
+def finish(process: subprocess.Popen[str], *, timeout: float = 400) -> str:
     """The output of a process that must succeed."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill(process)
         raise
-    assert process.returncode == 0, output[-4000:]
+    assert process.returncode == 0, output[-20000:]
     return output
 
 
@@ -176,7 +176,7 @@ def killed(processes: int, trainer: str, step: int, *arguments: str) -> None:
     """A run that dies at the end of a step, without any chance to clean up."""
     worker = str(Path(__file__).with_name("killed_worker.py"))
     process = torchrun(processes, worker, trainer, str(step), *arguments)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "SIGKILL" in output, output[-4000:]
 
