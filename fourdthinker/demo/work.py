@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from fourdthinker.backbones import load_checkpoint, save_checkpoint
 from fourdthinker.demo.model import make_checkpoint
@@ -205,6 +206,7 @@ def main() -> None:
     run = Path(sys.argv[1])
     settings = DemoSettings.from_dict(json.loads((run / "settings.json").read_text(encoding="utf-8")))
     start_logging()
+    disable_progress_bar()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     with process_group():
