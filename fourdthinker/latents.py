@@ -78,13 +78,18 @@ class LatentSpec:
             raise CheckpointError(
                 f"{where} has no {', '.join(missing)}: it knows no latent tokens. Remedy: {REMEDY}"
             )
-        required = {field: int(getattr(config, key)) for key, field in names.items()}
         optional = {"compress_strategy": str, "ce_loss_weight": float, "sim_loss_weight": float}
-        given = {
-            k: kind(getattr(config, k))
-            for k, kind in optional.items()
-            if getattr(config, k, None) is not None
-        }
+        try:
+            required = {field: int(getattr(config, key)) for key, field in names.items()}
+            given = {
+                k: kind(getattr(config, k))
+                for k, kind in optional.items()
+                if getattr(config, k, None) is not None
+            }
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{where}: one of {', '.join([*names, *optional])} has a value of the wrong kind ({error})"
+            ) from error
         return cls(**required, **given)  # type: ignore[arg-type]
 
     def write_to(self, config: Any) -> None:

@@ -88,18 +88,25 @@ def init_checkpoint(
     policy: FramePolicy | None = None,
     style: PromptStyle | None = None,
     latent_size: int | None = None,
+    override_policy: bool = False,
 ) -> Checkpoint:
     """Make a checkpoint with latent tokens from a base model of a known family (Qwen2.5-VL from its makers).
 
-    The vocabulary grows by the latent tokens unless it has them; ``policy`` and ``style`` default to ours.
-    Save the result with :func:`save_checkpoint`.
+    The vocabulary grows by the latent tokens; ``policy`` and ``style`` default to ours. Where it has them
+    already, policy and style are those of the checkpoint, with errors as in :func:`load_checkpoint`. Save the
+    result with :func:`save_checkpoint`.
     """
     path, where = _place(path, subfolder)
-    _, family = _family(path, subfolder, where)
+    config, family = _family(path, subfolder, where)
+    own = (FramePolicy(), PromptStyle())
+    if getattr(config, "latent_token_id", None) is not None:
+        own = _load_policy(path, where)
+        if policy not in (None, own[0]) and not override_policy:
+            raise CheckpointError(_policy_difference(_name(path, subfolder), own[0], policy))
     model = _load_weights(family, path, where, dtype=dtype, latents=False)
     tokenizer = _load_tokenizer(path, where)
     grow_vocabulary(model, tokenizer, latent_size=latent_size)
-    return Checkpoint(family.Qwen2_5_VL(model), tokenizer, policy or FramePolicy(), style or PromptStyle())
+    return Checkpoint(family.Qwen2_5_VL(model), tokenizer, policy or own[0], style or own[1])
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:

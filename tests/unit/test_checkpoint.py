@@ -202,6 +202,17 @@ def test_base_model_is_refused_and_can_be_initialised(base: Path, tmp_path: Path
     assert same_weights(loaded.backbone, checkpoint.backbone)
 
 
+def test_what_has_latent_tokens_keeps_its_policy_and_style(tmp_path: Path) -> None:
+    saved, style = FramePolicy(fps=2.0), PromptStyle(instruction="Look.")
+    tiny_checkpoint(tmp_path / "c", policy=saved, style=style)
+    again = init_checkpoint(tmp_path / "c", latent_size=4)
+    assert (again.policy, again.style) == (saved, style)
+    with pytest.raises(CheckpointError, match=r"fps \(checkpoint 2\.0, given 1\.0\)"):
+        init_checkpoint(tmp_path / "c", policy=FramePolicy())
+    changed = init_checkpoint(tmp_path / "c", policy=FramePolicy(), override_policy=True)
+    assert (changed.policy, changed.style) == (FramePolicy(), style)
+
+
 def test_policy_mismatch(tmp_path: Path) -> None:
     saved = FramePolicy(fps=2.0, max_frames=16)
     tiny_checkpoint(tmp_path / "c", policy=saved)

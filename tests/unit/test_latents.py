@@ -153,6 +153,10 @@ def test_spec_of_a_config() -> None:
         "sim_loss_weight": 2.0,
     }
     assert LatentSpec.from_config(config) == spec
+    for wrong in ("four", [4]):
+        config.latent_size = wrong
+        with pytest.raises(CheckpointError, match=r"c/config\.json: one of latent_size, .* wrong kind"):
+            LatentSpec.from_config(config, "c/config.json")
     del config.latent_start_id, config.latent_size
     with pytest.raises(CheckpointError, match=r"has no latent_size, latent_start_id.*fourdthinker init"):
         LatentSpec.from_config(config)
