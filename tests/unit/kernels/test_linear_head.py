@@ -226,9 +226,9 @@ def test_masked_rows_cost_nothing():
     def seconds(target):
         best = float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             linear_cross_entropy(input, weight, target).backward()
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(sparse) * 4 < seconds(full)
