@@ -172,6 +172,15 @@ class Encoder:
             latent_index=(tokens == self.latents.pad_id).nonzero().flatten(),
         )
 
+    def overlays(self, record: Record) -> Vision:
+        """The pictures that the blocks of a record stand for.
+
+        Raises VideoError for one that cannot be read, RecordError for one too small to make a block of.
+        """
+        vision = Vision.from_frames(read_images(record.images, self.policy, out="patches", stills=True))
+        self._check_size(vision, record)
+        return vision
+
     # -- text
     def _tokens(self, text: str) -> list[int]:
         return (
@@ -265,7 +274,7 @@ class Encoder:
         self, record: Record, imagery: Frames | Vision | Tensor | None, blocks: int
     ) -> tuple[Vision | None, Tensor | None]:
         if imagery is None and len(record.images) == blocks and blocks:
-            imagery = read_images(record.images, self.policy, out="patches", stills=True)
+            imagery = self.overlays(record)
         if isinstance(imagery, Tensor):
             have, per_block, what = imagery.shape[0], self.latents.latent_size, "cached latents"
         else:
@@ -279,13 +288,17 @@ class Encoder:
             )
         if isinstance(imagery, Tensor):
             return None, imagery
-        features = [] if imagery is None else (imagery.grid_thw.prod(-1) // self.spec.merge_size**2).tolist()
+        if imagery is not None:
+            self._check_size(imagery, record)
+        return imagery, None
+
+    def _check_size(self, imagery: Vision, record: Record) -> None:
+        features = (imagery.grid_thw.prod(-1) // self.spec.merge_size**2).tolist()
         if features and min(features) < self.latents.latent_size:
             raise RecordError(
                 f"{record.where}: overlay {features.index(min(features))} has {min(features)} features, "
                 f"and a block needs {self.latents.latent_size}; use larger overlays, or a larger min_pixels"
             )
-        return imagery, None
 
     def _positions(self, ids: Tensor, vision: Vision | None) -> tuple[Tensor, int]:
         seconds = None

@@ -88,9 +88,10 @@ def train_dift(
     if samples is not None:
         items = Items(samples)
     else:
-        covered = config.cache_dir is not None and config.cache_video  # filling the cache reads everything
-        records = load_records(config, "dift", args, None if covered else loaded.policy)
         encoder = make_encoder(loaded)
+        # Filling the cache reads everything too, but cannot leave a record out.
+        covered = config.cache_dir is not None and config.cache_video and config.on_bad_record == "raise"
+        records = load_records(config, "dift", args, None if covered else encoder)
         if config.cache_dir is None:
             items = Items(records, encoder.sample)
         else:

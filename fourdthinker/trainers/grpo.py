@@ -264,8 +264,10 @@ def train_grpo(
         items = Items(prompts)
         records = [p.record for p in prompts if p.record is not None]
     else:
-        records = load_records(config, "rl", args, None if config.cache_dir else loaded.policy)
         encoder = make_encoder(loaded)
+        # Filling the cache reads everything too, but cannot leave a record out.
+        covered = config.cache_dir is not None and config.on_bad_record == "raise"
+        records = load_records(config, "rl", args, None if covered else encoder)
         if config.cache_dir is None:
             items = Items(records, encoder.prompt)
         else:

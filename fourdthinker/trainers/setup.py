@@ -18,7 +18,6 @@ from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
-from fourdthinker.frames import FramePolicy, read_images
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import read_media, read_records
 from fourdthinker.trainers.config import TrainConfig, save_config
@@ -57,7 +56,12 @@ def load_model(
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         if latent_size is not None and not resume:
             checkpoint = init_checkpoint(
-                source, subfolder, dtype=dtype, policy=config.frames, latent_size=latent_size
+                source,
+                subfolder,
+                dtype=dtype,
+                policy=config.frames,
+                latent_size=latent_size,
+                override_policy=config.override_policy,
             )
         else:
             checkpoint = load_checkpoint(
@@ -79,12 +83,12 @@ def load_reference(
 
 
 def load_records(
-    config: TrainConfig, kind: Literal["dift", "rl"], args: TrainingArguments, policy: FramePolicy | None
+    config: TrainConfig, kind: Literal["dift", "rl"], args: TrainingArguments, encoder: Encoder | None
 ) -> list[Record]:
     """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
 
-    With a policy (and `config.check_media`) every clip and picture is read once too, the ranks sharing the
-    work, so that what cannot be decoded shows before the first step.
+    With an encoder (and `config.check_media`) every clip and picture is read once too, the ranks sharing the
+    work, so that what cannot be decoded or is too small shows before the first step.
     """
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
@@ -100,15 +104,15 @@ def load_records(
             on_bad_record=config.on_bad_record,
             rejected=rejected,
         )
-    if policy is not None and config.check_media:
-        records = _readable(records, policy, config, args, rejected)
+    if encoder is not None and config.check_media:
+        records = _readable(records, encoder, config, args, rejected)
     logger.info("%d records from %s", len(records), ", ".join(config.data))
     return records
 
 
 def _readable(
     records: list[Record],
-    policy: FramePolicy,
+    encoder: Encoder,
     config: TrainConfig,
     args: TrainingArguments,
     rejected: Path | None,
@@ -117,11 +121,13 @@ def _readable(
 
     def problem(record: Record) -> str | None:
         try:
-            read_media(record, policy)
-            if record.images:
-                read_images(record.images, policy, out="patches", stills=True)
+            read_media(record, encoder.policy)
+            if record.kind == "dift" and record.images:
+                encoder.overlays(record)
         except VideoError as error:
             return f"{record.where}: {error}"
+        except RecordError as error:
+            return str(error)
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -184,16 +190,19 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         shared.pop(name)
     shared["save_strategy"] = "steps" if config.save_steps else "no"
     shared["save_steps"] = config.save_steps or 1
-    args = TrainingArguments(
-        **shared,
-        logging_nan_inf_filter=False,  # non-finite losses are handled here
-        remove_unused_columns=False,
-        # With a frozen tower every trainable parameter is used by every batch; an open tower may meet a batch
-        # of text.
-        ddp_find_unused_parameters=not config.freeze_vision,
-        disable_tqdm=not sys.stderr.isatty(),
-        log_level="warning",
-    )
+    try:
+        args = TrainingArguments(
+            **shared,
+            logging_nan_inf_filter=False,  # non-finite losses are handled here
+            remove_unused_columns=False,
+            # With a frozen tower every trainable parameter is used by every batch; an open tower may meet a
+            # batch of text.
+            ddp_find_unused_parameters=not config.freeze_vision,
+            disable_tqdm=not sys.stderr.isatty(),
+            log_level="warning",
+        )
+    except ValueError as error:  # an optimizer or a schedule that there is not
+        raise ConfigError(f"a setting that is passed on to transformers is wrong: {error}") from error
     _ = args.n_gpu  # sets devices up
     args._n_gpu = min(
         args._n_gpu, 1

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fourdthinker.frames import read_images
+from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
 from fourdthinker.records import read_media
 from fourdthinker.trainers.batches import Items, same
@@ -158,11 +158,14 @@ class VisionCache:
         return len(todo)
 
     def _read(self, work: tuple[str, Record]) -> Vision:
-        kind, record = work
+        try:
+            return self._vision(*work)
+        except VideoError as error:
+            raise RecordError(f"{work[1].where}: {error}") from error
+
+    def _vision(self, kind: str, record: Record) -> Vision:
         if kind == "imagery":
-            return Vision.from_frames(
-                read_images(record.images, self.encoder.policy, out="patches", stills=True)
-            )
+            return self.encoder.overlays(record)
         frames = read_media(record, self.encoder.policy)
         if frames is None:
             raise ValueError(f"{record.where}: no media to compute features of")

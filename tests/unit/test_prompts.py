@@ -188,6 +188,9 @@ def test_frames_features_and_latents_may_be_given(checkpoint: Checkpoint, files:
     overlay = Frames(pixels=torch.zeros(1, 28, 28, 3, dtype=torch.uint8), kind="image", source="x")
     with pytest.raises(RecordError, match="overlay 0 has 1 features, and a block needs 4"):
         encoder.sample(replace(absent, text_output="<output_image>"), frames=pixels, imagery=overlay)
+    Image.new("RGB", (28, 28)).save(files / "small.png")
+    with pytest.raises(RecordError, match=r"data\.jsonl:7: overlay 1 has 1 features"):
+        encoder.overlays(replace(record, images=[record.images[0], str(files / "small.png")]))
     with pytest.raises(RecordError, match="there are 1 images"):
         encoder.sample(absent, frames=pixels, imagery=overlay)
     with pytest.raises(RecordError, match="there are 1 images"):
