@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.objectives import Batch, Metrics
@@ -29,6 +29,14 @@ FINAL = "final"
 
 class NonFiniteLossError(RuntimeError):
     """More steps than `max_bad_steps` had a loss or a gradient that is not a finite number."""
+
+
+class _LogBeforeSaving(TrainerCallback):
+    """A log line is a mean over the steps since the last one, and a resumed run knows none from before its
+    checkpoint: so that it writes the same lines as an unbroken one, a line ends at every checkpoint."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
 
 
 class LatentTrainer(Trainer):
@@ -63,6 +71,7 @@ class LatentTrainer(Trainer):
             backbone.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
+        self.add_callback(_LogBeforeSaving())
         self._sums: dict[str, Tensor] = {}
         self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
         self._skip_update = False

@@ -166,8 +166,8 @@ class GrpoConfig(TrainConfig):
     reward_weights: list[float] = field(default_factory=lambda: [1.0, 0.2])
     scale_rewards: Literal["group", "none", "batch", "leave_one_out"] = "group"
     drop_equal_groups: bool = False  # rows of a group whose rewards are all equal are left out of the loss
-    loss_type: str = "grpo"
-    kl: str = "k3"
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    kl: Literal["k2", "k3"] = "k3"
     beta: float = 0.01
     epsilon: float = 0.2
     epsilon_high: float | None = None
@@ -187,6 +187,11 @@ class GrpoConfig(TrainConfig):
             raise ConfigError(
                 f"temperature is {self.temperature}; rollouts are sampled, give a number above 0"
             )
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        if high < 0:
+            raise ConfigError(f"epsilon_high is {high}; give at least 0, or leave it out to use epsilon")
+        if self.delta is not None and self.delta <= 1 + high:
+            raise ConfigError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {1 + high}")
         if len(self.rewards) != len(self.reward_weights) or not self.rewards:
             raise ConfigError(
                 f"rewards names {len(self.rewards)} functions and reward_weights has "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fourdthinker.backbones import save_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError, RecordError
@@ -59,6 +60,7 @@ BAD_LINES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "no video": (_replace(video="text.mp4"), "text.mp4"),
     "cut off": (_replace(video="cut.mp4"), "cut.mp4"),
     "zero frames": (_replace(start=50.0, end=51.0), "50"),
+    "small overlay": (_replace(image_output=["small.png"]), "overlay 0 has 1 features"),
     "no picture": (_replace(image_output=["text.mp4"]), "text.mp4"),
 }
 
@@ -70,6 +72,7 @@ def test_bad_record(case: str, base: dict[str, Any], tmp_path: Path) -> None:
     change, said = BAD_LINES[case]
     (data.parent / "empty.mp4").write_bytes(b"")
     (data.parent / "text.mp4").write_text("this is not a video " * 50)
+    Image.new("RGB", (28, 28)).save(data.parent / "small.png")
     whole = (data.parent / "0.mp4").read_bytes()
     (data.parent / "cut.mp4").write_bytes(whole[: len(whole) // 3])
     bad = data.parent / "bad.jsonl"
@@ -130,6 +133,7 @@ def test_settings(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "learning_rate" in refused(trainer, base, run, learning_rte=1)
     assert "model is empty" in refused(trainer, base, run, model="")
+    assert "zzz is not a valid" in refused(trainer, base, run, optim="zzz")
     assert "data is empty" in refused(trainer, base, run, data=[], overwrite_output_dir=True)
     assert "no such folder" in refused(trainer, base, run, model=str(tmp_path / "none"))
     assert "no config.json" in refused(trainer, base, run, resume_from_checkpoint=str(tmp_path / "none"))
@@ -138,6 +142,10 @@ def test_settings(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
 def test_grpo_settings(base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "nowhere" in refused("grpo", base, run, rewards=["nowhere:f"], reward_weights=[1.0])
+    assert "loss_type is 'ppo'" in refused("grpo", base, run, loss_type="ppo")
+    assert "kl is 'k1'" in refused("grpo", base, run, kl="k1")
+    assert "delta is 1.1" in refused("grpo", base, run, delta=1.1)
+    assert "epsilon_high is -1" in refused("grpo", base, run, epsilon_high=-1.0)
     twice = ["fourdthinker.rewards:format_reward"] * 2
     assert "same name" in refused("grpo", base, run, rewards=twice)
 
@@ -175,6 +183,30 @@ def test_unreadable_media_can_be_skipped(
         start("grpo", base, tmp_path / "run", data=str(bad), on_bad_record="skip", max_completion_length=4)
     assert "some.jsonl:4" in (tmp_path / "run" / "rejected.jsonl").read_text()
     assert "some.jsonl:4" in caplog.text
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_a_cache_names_and_skips_bad_records_too(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
+    data = Path(base["dift" if trainer == "dift" else "rl"])
+    Image.new("RGB", (28, 28)).save(data.parent / "small.png")
+    (data.parent / "text.mp4").write_text("this is not a video " * 50)
+    key = "video" if trainer == "dift" else "video_path"
+    changes = [{key: "text.mp4"}] + [{"image_output": ["small.png"]}] * (trainer == "dift")
+    cache = {"cache_dir": str(tmp_path / "cache")} | ({"cache_video": True} if trainer == "dift" else {})
+    for number, change in enumerate(changes):
+        bad = data.parent / "cached.jsonl"
+        bad.write_text(data.read_text() + json.dumps(lines(str(data))[0] | change) + "\n")
+        assert "cached.jsonl:4" in refused(trainer, base, tmp_path / f"raise{number}", data=str(bad), **cache)
+        run, short = tmp_path / f"skip{number}", {"max_completion_length": 4} if trainer == "grpo" else {}
+        start(trainer, base, run, data=str(bad), on_bad_record="skip", **cache, **short)
+        assert "cached.jsonl:4" in (run / "rejected.jsonl").read_text()
+
+
+def test_growing_what_has_latent_tokens_keeps_its_policy(base: dict[str, Any], tmp_path: Path) -> None:
+    frames = {"fps": 4.0, "max_frames": 4, "max_pixels": 56 * 56}
+    message = refused("dift", base, tmp_path / "run", latent_size=4, frames=frames)
+    assert "fps (checkpoint 2.0, given 4.0)" in message
+    start("dift", base, tmp_path / "run", latent_size=4, frames=frames, override_policy=True)
 
 
 def test_incomplete_checkpoint_is_named(base: dict[str, Any], tmp_path: Path) -> None:

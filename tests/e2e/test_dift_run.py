@@ -78,6 +78,20 @@ def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_log_lines_do_not_depend_on_where_a_run_was_resumed(base: dict[str, Any], tmp_path: Path) -> None:
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    config = base | {"save_steps": 4, "logging_steps": 3}
+    train_dift(make_config(DiftConfig, config | {"output_dir": str(whole)}))
+    resume = {"output_dir": str(rest), "resume_from_checkpoint": str(whole / "checkpoint-4")}
+    train_dift(make_config(DiftConfig, config | resume))
+    expected = [line for line in metrics(whole) if line["step"] > 4]
+    assert [line["step"] for line in expected] == [6, 8]
+    for a, b in zip(expected, metrics(rest), strict=True):
+        assert {k: a[k] for k in ("step", "loss", "ce", "cosine")} == {
+            k: b[k] for k in ("step", "loss", "ce", "cosine")
+        }
+
+
 def test_cached_features_train_like_the_pictures(base: dict[str, Any], tmp_path: Path) -> None:
     runs = {}
     cache = {"cache_dir": str(tmp_path / "cache"), "cache_video": True}
