@@ -51,7 +51,8 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
     settings = quick_settings(seed) if quick else DemoSettings(seed=seed)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "settings.json", settings.to_dict())
-    if is_done(run, "render", settings):
+    kept = {name for name in PHASES if is_done(run, name, settings)}
+    if "render" in kept:
         logger.info("render: done before, outputs kept")
     else:
         _render(run, settings)
@@ -59,7 +60,9 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
     seconds = {
         name: json.loads((run / name / DONE).read_text(encoding="utf-8"))["seconds"] for name in PHASES
     }
-    seconds["total"] = round(time.perf_counter() - started, 1)
+    # Phases done in an earlier, interrupted run count with what they took then.
+    rest = time.perf_counter() - started - sum(seconds[name] for name in PHASES if name not in kept)
+    seconds["total"] = round(sum(seconds[name] for name in PHASES) + rest, 1)
     records = read_records(run / "render" / "test.jsonl", kind="rl")
     results = make_results(run, settings, records, seconds)
     path = write_json(run / "results.json", results)

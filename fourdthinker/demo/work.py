@@ -104,7 +104,6 @@ class Work:
             "warmup_steps": train.warmup,
             "weight_decay": train.weight_decay,
             "adam_beta2": train.beta2,
-            "adam_epsilon": train.epsilon,
             "logging_steps": max(1, train.steps // 50),
             "report_to": [],
             "save_steps": 0,
@@ -163,6 +162,7 @@ class Work:
             max_completion_length=train.max_tokens,
             max_blocks=2,
             beta=train.beta,
+            train_start=train.train_start,
             drop_equal_groups=True,
             log_rollouts_steps=max(1, train.steps // 5),
         )
