@@ -64,8 +64,8 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RlSettings(TrainSettings):
-    """`train_start`: the choice to open a block is trained as well. The paper leaves it out; then a block opened
-    in a wrong place is never itself penalised, and long runs drift (LOG.md)."""
+    """`train_start`: the choice to open a block is trained as well. The paper leaves it out; then a block
+    opened in a wrong place is never itself penalised, and long runs drift (LOG.md)."""
 
     generations: int = 8
     max_tokens: int = 40
