@@ -67,7 +67,6 @@ svg {
 svg.intervals { min-width: 600px; margin-bottom: 8px; }
 svg text { fill: var(--faint); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
-svg .zero { stroke: var(--faint); stroke-width: 1.25; }
 svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; }
 svg .raw { stroke: var(--accent); stroke-width: 1; opacity: 0.28; }
 svg .curve { stroke: var(--accent); stroke-width: 2; }

@@ -76,18 +76,15 @@ def interval_chart(
     title: str,
     *,
     lines: Sequence[tuple[str, float]] = (),
-    signed: bool = False,
     width: int = 720,
 ) -> str:
     """Values with their 95 % intervals, one under the other; `lines` are named references drawn from top to
     bottom.
-
-    signed: the values are differences; zero is drawn as a reference line of its own.
     """
     values = [v for b in bars for v in (b.value, b.low, b.high, b.mark) if v is not None] + [
         v for _, v in lines
     ]
-    values += [0.0] if signed or min(values, default=0.0) < 0.4 else []
+    values += [0.0] if min(values, default=0.0) < 0.4 else []
     ticks = nice_ticks(min(values, default=0.0), max(values, default=1.0), 5)
     low, high = ticks[0], ticks[-1]
     step, top, left, right = 30, 26 if lines else 8, 214, 66
@@ -101,12 +98,12 @@ def interval_chart(
     ]
     parts.append(f"<title>{escape(title)}</title>")
     for tick in ticks:
-        kind = "zero" if signed and tick == 0 else "grid"
         parts.append(
-            f'<line class="{kind}" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top}" y2="{height - 22}"/>'
+            f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top}" y2="{height - 22}"/>'
         )
-        name = f"{100 * tick:+.4g}".replace("-", "−") if signed and tick else f"{100 * tick:.4g}"
-        parts.append(f'<text x="{at(tick):.1f}" y="{height - 6}" text-anchor="middle">{name}</text>')
+        parts.append(
+            f'<text x="{at(tick):.1f}" y="{height - 6}" text-anchor="middle">{100 * tick:.4g}</text>'
+        )
     ends: list[float] = []  # right ends of the names already placed, to keep them apart
     for name, value in sorted(lines, key=lambda line: line[1]):
         x = max(at(value), *(e + 8 for e in ends)) if ends else at(value)
@@ -129,9 +126,9 @@ def interval_chart(
         if bar.mark is not None:
             parts.append(f'<circle class="mark" cx="{at(bar.mark):.1f}" cy="{y}" r="4.5"/>')
         parts.append(f'<circle class="dot" cx="{at(bar.value):.1f}" cy="{y}" r="4.5"/>')
-        number = f"{100 * bar.value:+.1f}".replace("-", "−") if signed else f"{100 * bar.value:.1f}"
         parts.append(
-            f'<text class="value" x="{width - 4}" y="{y}" dy="0.32em" text-anchor="end">{number} %</text>'
+            f'<text class="value" x="{width - 4}" y="{y}" dy="0.32em" text-anchor="end">'
+            f"{100 * bar.value:.1f} %</text>"
         )
     return "".join(parts) + "</svg>"
 
