@@ -142,7 +142,11 @@ class Work:
         self._dift("dift", "dift", "base", self.settings.dift)
 
     def dift_control(self) -> None:
-        """As many further DIFT steps as 4DRL makes, on its prompts in its order, at its rates."""
+        """As many further DIFT steps as 4DRL makes, on its prompts in its order, at its rates.
+
+        Only the last updates differ, at a rate near zero: at the end of an epoch 4DRL leaves out prompts that
+        do not fill an update, and DIFT does not.
+        """
         self._dift("dift_control", "control", "dift", self.settings.rl)
 
     def _dift(self, phase: str, data: str, before: str, train: TrainSettings) -> None:
