@@ -69,7 +69,7 @@ class RlSettings(TrainSettings):
 
     generations: int = 8
     max_tokens: int = 40
-    beta: float = 0.02
+    beta: float = 0.05
     train_start: bool = True
 
 
@@ -87,7 +87,7 @@ class DemoSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     base: TrainSettings = field(default_factory=lambda: TrainSettings(1000, 1.5e-3, "cosine", batch=16))
     dift: TrainSettings = field(default_factory=lambda: TrainSettings(800, 1e-3, "cosine"))
-    rl: RlSettings = field(default_factory=lambda: RlSettings(170, 7e-5, "linear", warmup=10))
+    rl: RlSettings = field(default_factory=lambda: RlSettings(170, 6e-5, "linear", warmup=10))
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def key(self, phase: str) -> str:
