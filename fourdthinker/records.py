@@ -1,8 +1,8 @@
 """Records: the lines of data that training and evaluation read, validated before anything else runs.
 
-Four forms of line are told apart by their keys: DIFT (`text_input`), 4DRL (`Question`), MLLM-4D
-(`conversations`), and our superset of the first two. What every form holds is in `Record`;
-`_records/forms.py` says which keys a form has.
+Forms of line are told apart by their keys: DIFT (`text_input`), 4DRL (`Question`), MLLM-4D
+(`conversations`), our superset of the first two, and plain questions (`question`) that only want an answer.
+What every form holds is in `Record`; `_records/forms.py` says which keys a form has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_records(
     path: PathLike,
     *,
     media_root: PathLike | None = None,
-    kind: Literal["dift", "rl"] | None = None,
+    kind: Literal["dift", "rl", "ask"] | None = None,
     on_bad_record: Literal["raise", "skip"] = "raise",
     rejected: PathLike | None = None,
     policy: FramePolicy | None = None,
@@ -41,7 +41,7 @@ def read_records(
 
     media_root: the folder that relative paths start from and that no path may leave, by `..`, by an
         absolute path or by a link; default the folder of the file. kind: what the records are for: "dift"
-        needs text_output, "rl" a right answer. None: as each line says. on_bad_record: "raise" at the first
+        needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says. on_bad_record: "raise" at the first
         bad line, or "skip" bad lines; each is logged, and appended to the JSONL file `rejected` (when one
         is named) as {"where", "reason", "line"}. policy: when given, every clip and picture is also read
         once, as training will read it, so that a file that cannot be decoded shows now. Takes as long as
@@ -53,8 +53,8 @@ def read_records(
     """
     if on_bad_record not in ("raise", "skip"):
         raise ConfigError(f"on_bad_record is {on_bad_record!r}; choose 'raise' or 'skip'")
-    if kind not in (None, "dift", "rl"):
-        raise ConfigError(f"kind is {kind!r}; choose 'dift', 'rl' or None")
+    if kind not in (None, "dift", "rl", "ask"):
+        raise ConfigError(f"kind is {kind!r}; choose 'dift', 'rl', 'ask' or None")
     name = os.fspath(path)
     root = MediaRoot(os.path.dirname(os.path.abspath(name)) if media_root is None else media_root)
     records: list[Record] = []

@@ -16,6 +16,7 @@ COMMON = {"id", "type", "options", "answer", "fps", "seconds", "source", "bbox",
 DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
 RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
 MLLM = COMMON | {"conversations", "video", "image", "solution", "num_tokens"}
+ASK = COMMON | {"question", "video", "frames", "images"}
 ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 _SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
@@ -31,6 +32,8 @@ def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Rec
         record = _dift(line)
     elif "Question" in line.data:
         record = _rl(line)
+    elif kind == "ask":
+        record = _ask(line)
     else:
         line.missing(
             "text_input", "a record has text_input (DIFT), Question (4DRL) or conversations (MLLM-4D)"
@@ -106,6 +109,20 @@ def _rl(line: Line) -> Record:
     if key not in line.data:
         line.missing("Correct", "name the letter or the exact text of the right option")
     _answer(line, record, key)
+    return record
+
+
+def _ask(line: Line) -> Record:
+    """A question to be answered: nothing but the question is needed."""
+    line.known("question", ASK)
+    record = Record("ask", _id(line), line.text("question", required=True) or "", where=line.where)
+    given = [key for key in ("video", "frames", "images") if key in line.data]
+    if len(given) > 1:
+        line.fail(f"keys {' and '.join(map(repr, given))} are there; keep the one that the question is about")
+    record.stills = given == ["images"]
+    _media(line, record, "video", "images" if record.stills else "frames", optional=True)
+    _options(line, record)
+    _answer(line, record)
     return record
 
 

@@ -27,13 +27,13 @@ _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
 class Record:
     """One line of data. Paths are absolute and inside the media root.
 
-    kind: "dift" (has text_output) or "rl". question: without placeholders; may or may not hold the options
-    as lines. options: letter to text, possibly empty. answer: letter of the right option, or None.
-    text_output: the reasoning to learn, with one `<output_image>` for each of images (the overlays). The
-    pictures asked about are either video (with start and end in seconds of its presentation clock), or
-    frames: a clip when stills is false, on the clock of seconds (one time for each frame) or fps, else on
-    the policy's; separate pictures when stills is true. type: kind of question. extra: the other keys of
-    the line. where: "file:line".
+    kind: "dift" (has text_output), "rl" or "ask" (only to be answered). question: without placeholders; may
+    or may not hold the options as lines. options: letter to text, possibly empty. answer: letter of the
+    right option, or None. text_output: the reasoning to learn, with one `<output_image>` for each of images
+    (the overlays). The pictures asked about are either video (with start and end in seconds of its
+    presentation clock), or frames: a clip when stills is false, on the clock of seconds (one time for each
+    frame) or fps, else on the policy's; separate pictures when stills is true. type: kind of question.
+    extra: the other keys of the line. where: "file:line".
     """
 
     kind: str

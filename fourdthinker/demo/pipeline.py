@@ -13,20 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from fourdthinker.demo.data import render_clips, write_all_records
 from fourdthinker.demo.results import make_results
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
 from fourdthinker.evaluate import results_table, write_json
+from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
 from fourdthinker.report.verdict import verdict
@@ -78,14 +71,7 @@ def _render(run: Path, settings: DemoSettings) -> None:
         shutil.rmtree(folder)  # of a killed run or of other settings; everything in it is ours
     folder.mkdir(parents=True)
     worlds: dict[str, list[World]] = {"train": [], "rl": [], "test": []}
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    bar = progress_bar()
     total = sum(getattr(settings.render, split) for split in worlds)
     with bar:
         task = bar.add_task("render, encode, decode clips", total=total)

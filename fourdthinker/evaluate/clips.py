@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import FramePolicy, patchify
 from fourdthinker.prompts import Prompt, Vision
 from fourdthinker.records import Record, read_media
 
 Override = Literal["black", "other"]
 OVERRIDES = ("black", "other")
+_READ_AHEAD = 2  # clips decoded while the model works
 
 
 def cluster_of(record: Record) -> str:
@@ -47,6 +49,25 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
         clock = (record.stills, record.fps, tuple(record.seconds or ()))
         rows[(cluster_of(record), record.start, record.end, *clock)].append(i)
     return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
+
+
+def read_clips(clips: Sequence[Clip], policy: FramePolicy) -> Iterator[Vision | VideoError | None]:
+    """What `Clip.vision` gives for each clip in turn, or the error it raised; a few clips are read ahead."""
+
+    def read(clip: Clip) -> Vision | VideoError | None:
+        try:
+            return clip.vision(policy)
+        except VideoError as error:
+            return error
+
+    pending: deque[Future[Vision | VideoError | None]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for clip in clips:
+            pending.append(pool.submit(read, clip))
+            if len(pending) > _READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def derangement(number: int, seed: int = 0) -> list[int]:

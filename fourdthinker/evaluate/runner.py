@@ -6,23 +6,12 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.evaluate.clips import (
@@ -33,19 +22,19 @@ from fourdthinker.evaluate.clips import (
     donors,
     group_clips,
     override_prompts,
+    read_clips,
 )
 from fourdthinker.evaluate.journal import Journal
 from fourdthinker.evaluate.results import EvalResult, Question
+from fourdthinker.progress import progress_bar
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
 
 if TYPE_CHECKING:
-    from fourdthinker.prompts import Encoder, Prompt, Vision
+    from fourdthinker.prompts import Encoder, Prompt
     from fourdthinker.records import Record
 
 log = logging.getLogger(__name__)
-
-_READ_AHEAD = 2  # clips decoded while the model works
 
 
 @dataclass
@@ -109,16 +98,7 @@ def evaluate(
     # what failed before is tried again: the file may be there now
     done = {key: question for key, question in book.done.items() if not question.failed} if book else {}
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not progress,
-        transient=True,
-    )
+    bar = progress_bar(shown=progress, transient=True)
     with bar:
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         source = (
@@ -236,24 +216,18 @@ def _encoded(
     work = [
         (c, s) for c, s in zip(clips, shown, strict=True) if any(records[i].id not in done for i in c.rows)
     ]
-    pending: deque[Future[Vision | None]] = deque()
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        for number, (clip, _) in enumerate(work):
-            while len(pending) <= _READ_AHEAD and number + len(pending) < len(work):
-                pending.append(pool.submit(work[number + len(pending)][1].vision, encoder.policy))
-            rows = [i for i in clip.rows if records[i].id not in done]
-            try:
-                vision = pending.popleft().result()
-            except VideoError as error:
-                yield from (_question(records[i], failed=str(error)) for i in rows)
-                continue
-            if override is not None:
-                if vision is None:
-                    raise ConfigError(
-                        f"{records[rows[0]].where}: frames_override needs records with pictures"
-                    )
-                vision = blacken(vision) if override == "black" else vision
-            yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
+    for (clip, _), vision in zip(work, read_clips([s for _, s in work], encoder.policy), strict=True):
+        rows = [i for i in clip.rows if records[i].id not in done]
+        if isinstance(vision, VideoError):
+            yield from (_question(records[i], failed=str(vision)) for i in rows)
+            continue
+        if override is not None:
+            if vision is None:
+                raise ConfigError(
+                    f"{records[rows[0]].where}: frames_override needs records with pictures"
+                )
+            vision = blacken(vision) if override == "black" else vision
+        yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
 
 
 def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:

@@ -1,0 +1,27 @@
+"""The progress bar of long work: on standard error, so that results on standard output stay clean."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def progress_bar(*, shown: bool = True, transient: bool = False) -> Progress:
+    """Description, bar, done of total, time gone and time left. transient: it vanishes at the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+        transient=transient,
+    )
