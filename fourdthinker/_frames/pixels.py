@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -70,14 +71,22 @@ def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "
 
 
 def patchify(
-    pixels: Tensor | np.ndarray, *, stills: bool = False, patch: int = 14, merge: int = 2, temporal: int = 2
+    pixels: Tensor | np.ndarray,
+    *,
+    stills: bool = False,
+    patch: int = 14,
+    merge: int = 2,
+    temporal: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """uint8 [T, h, w, 3] to (patches float32 [P, 3*temporal*patch*patch], grid_thw).
+    """uint8 [T, h, w, 3] to (patches [P, 3*temporal*patch*patch] of dtype, grid_thw).
 
     h and w must be multiples of patch * merge. A clip is one row of grid_thw; an incomplete last group of
     `temporal` frames is filled up by repeating the last frame. Stills are a row each, each repeated to fill
-    its group. Normalised with CLIP's mean and deviation; rows run over time, then merge x merge blocks in
-    raster order.
+    its group. Normalised per channel: (value / 255 - mean) / std, computed in float32, rounded to dtype
+    (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order.
     """
     array = _host(pixels)
     t, h, w, _ = array.shape
@@ -92,7 +101,7 @@ def patchify(
         grid = torch.tensor([[1, h // patch, w // patch]]).repeat(t, 1)
         array = array.repeat(temporal, 0)
     module = native()
-    if module is not None:
+    if module is not None and (tuple(mean), tuple(std), dtype) == (CLIP_MEAN, CLIP_STD, torch.float32):
         threads = torch.get_num_threads()
         return torch.from_numpy(
             module.resize_patches(array, h, w, "lanczos", patch, merge, temporal, threads)
@@ -100,7 +109,7 @@ def patchify(
     if array.shape[0] < groups * temporal:
         array = np.concatenate([array, array[-1:].repeat(groups * temporal - array.shape[0], 0)])
     values = (
-        torch.from_numpy(array).float().div_(255).sub_(torch.tensor(CLIP_MEAN)).div_(torch.tensor(CLIP_STD))
+        torch.from_numpy(array).float().div_(255).sub_(torch.tensor(mean)).div_(torch.tensor(std)).to(dtype)
     )
     split = values.view(
         groups, temporal, h // patch // merge, merge, patch, w // patch // merge, merge, patch, 3

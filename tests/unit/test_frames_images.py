@@ -106,6 +106,21 @@ def test_patch_layout(path_taken: str) -> None:
     assert row == len(patches)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_patches_of_another_family(path_taken: str, dtype: torch.dtype) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    mean, std = (0.5, 0.4, 0.6), (0.5, 0.25, 0.125)
+    patches, grid = patchify(pixels, patch=16, mean=mean, std=std, dtype=dtype)
+    assert grid.tolist() == [[2, 4, 6]]
+    assert patches.dtype == dtype
+    rows = patches.view(2, 2, 3, 2, 2, 3, 2, 16, 16).float()  # group, block, in block, channel, time, place
+    whole = rows.permute(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(4, 64, 96, 3)
+    exact = (torch.from_numpy(pixels).double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    ulp = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    torch.testing.assert_close(whole[:3].double(), exact, rtol=ulp, atol=1e-6)
+    assert torch.equal(whole[3], whole[2])
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
