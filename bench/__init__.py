@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench <name>``; results with versions go to ``bench/results``."""
