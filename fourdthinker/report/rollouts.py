@@ -13,7 +13,7 @@ from typing import Any
 
 from fourdthinker.errors import FourdError, VideoError
 from fourdthinker.report.media import Picture, clip_pictures, spread
-from fourdthinker.report.text import text_html
+from fourdthinker.transcript import text_html
 
 log = logging.getLogger(__name__)
 

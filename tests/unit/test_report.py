@@ -22,7 +22,7 @@ from fourdthinker.report.curves import read_metrics
 from fourdthinker.report.media import spread
 from fourdthinker.report.rollouts import choose, read_groups
 from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
-from fourdthinker.report.text import text_html, text_plain
+from fourdthinker.transcript import text_html, text_plain
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x.png onerror=alert(1)>'
 BLOCK = "<|latent_start|>" + "<|latent_pad|>" * 4 + "<|latent_end|>"

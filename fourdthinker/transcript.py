@@ -1,0 +1,92 @@
+"""What a model wrote, with its latent blocks as marks that people can read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from html import escape
+from typing import Any
+
+from fourdthinker.latents import LATENT_END, LATENT_PAD, LATENT_START, LatentSpec
+
+_CONTEXT = 8  # ids decoded again before new ones: a tokenizer may write an id differently at the start
+
+_BLOCK = f"{re.escape(LATENT_START)}\\s*(?:{re.escape(LATENT_PAD)}\\s*)*(?:{re.escape(LATENT_END)})?"
+_PARTS = re.compile(rf"(?P<block>{_BLOCK})|(?P<tag></?(?:think|answer)>|<\|im_end\|>|<\|endoftext\|>)")
+
+
+def text_plain(text: str) -> str:
+    """The text with every latent block as "[imagery × 4]", 4 being its number of latents."""
+    return _PARTS.sub(lambda m: m[0] if m["block"] is None else _mark(m[0].count(LATENT_PAD)), text)
+
+
+def _mark(latents: int) -> str:
+    return f"[imagery × {latents}]"
+
+
+def text_html(text: str) -> str:
+    """Escaped text; latent blocks become one mark with the number of latents, the control tags faint."""
+    out, at = [], 0
+    for match in _PARTS.finditer(text):
+        out.append(escape(text[at : match.start()]))
+        if match["block"] is not None:
+            count = match["block"].count(LATENT_PAD)
+            out.append(f'<span class="imagery" title="{count} latents">◆ imagery × {count}</span>')
+        else:
+            out.append(f'<span class="tag">{escape(match["tag"])}</span>')
+        at = match.end()
+    out.append(escape(text[at:]))
+    return "".join(out)
+
+
+class TextStream:
+    """Turns the ids of one row, as they come, into text with a mark for every latent block.
+
+    The pieces joined are the text of the whole row as `text_plain` shows it. A character whose bytes
+    are not complete yet, and a block that is not closed yet, wait for the ids that complete them.
+    """
+
+    def __init__(self, tokenizer: Any, latents: LatentSpec, eos_ids: Collection[int]) -> None:
+        self.tokenizer, self.latents, self.eos_ids = tokenizer, latents, frozenset(eos_ids)
+        self._shown: list[int] = []  # text ids already given out, the last few of them
+        self._held: list[int] = []  # text ids not given out yet
+        self._block: int | None = None  # latents of the open block
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that these next ids complete."""
+        text = ""
+        for token in ids:
+            if token in self.eos_ids:
+                break
+            if token == self.latents.start_id:
+                text += self.close()
+                self._block = 0
+            elif self._block is not None and token == self.latents.pad_id:
+                self._block += 1
+            elif self._block is not None and token == self.latents.end_id:
+                text += self.close()
+            else:
+                self._held.append(token)
+        return text + self._complete()
+
+    def close(self) -> str:
+        """What still waits: at the end of the row, or where a block begins or ends."""
+        text = self._complete(final=True)
+        if self._block is not None:
+            text += _mark(self._block)
+            self._block = None
+        return text
+
+    def _complete(self, final: bool = False) -> str:
+        if not self._held:
+            return ""
+        before = self._decode(self._shown)
+        after = self._decode(self._shown + self._held)
+        if after.endswith("\ufffd") and not final:
+            return ""
+        self._shown = (self._shown + self._held)[-_CONTEXT:]
+        self._held = []
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
