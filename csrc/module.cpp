@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/bindings.hpp"
 #include "resize.hpp"
 
 namespace nb = nanobind;
@@ -136,4 +137,5 @@ NB_MODULE(_video, m) {
           "patch"_a = 14, "merge"_a = 2, "temporal"_a = 2, "threads"_a = 0,
           "uint8 [T, H, W, 3] -> float32 [patches, 3 * temporal * patch * patch], resized, normalised with "
           "CLIP's mean and deviation, in Qwen's patch order; an odd T repeats the last frame.");
+    fourd::bind_cuda(m);
 }
