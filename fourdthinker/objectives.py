@@ -22,14 +22,14 @@ from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
 
 Batch = dict[str, Any]
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
 def dift_objective(
-    backbone: Qwen2_5_VL,
+    backbone: Backbone,
     hidden: Tensor,
     batch: Batch,
     *,
@@ -83,7 +83,7 @@ def dift_objective(
 
 
 def policy_logprobs(
-    backbone: Qwen2_5_VL, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
+    backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
 ) -> Tensor:
     """Log-probability of every token that the policy chose, [R, T] float32, 0 elsewhere.
 
@@ -101,7 +101,7 @@ def policy_logprobs(
 
 
 def grpo_objective(
-    backbone: Qwen2_5_VL,
+    backbone: Backbone,
     hidden: Tensor,
     batch: Batch,
     *,

@@ -19,17 +19,21 @@ from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
 if TYPE_CHECKING:
     import torch
 
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
 
 POLICY_FILE = "frame_policy.json"
-FAMILIES = {"qwen2_5_vl": "fourdthinker.backbones.qwen2_5_vl"}  # model_type of config.json -> module
+# model_type of config.json -> module and class; imported when a checkpoint of the family is loaded
+FAMILIES = {
+    "qwen2_5_vl": ("fourdthinker.backbones.qwen2_5_vl", "Qwen2_5_VL"),
+    "qwen3_vl": ("fourdthinker.backbones.qwen3_vl", "Qwen3_VL"),
+}
 
 
 @dataclass
 class Checkpoint:
     """A model and everything needed to use it as it was trained."""
 
-    backbone: Qwen2_5_VL
+    backbone: Backbone
     tokenizer: Any
     policy: FramePolicy
     style: PromptStyle
@@ -46,8 +50,9 @@ def load_checkpoint(
     """Load a checkpoint with latent tokens from a folder (or a model id of the Hugging Face hub).
 
     ``dtype`` None keeps the dtype the weights were saved in. A checkpoint of this package brings its frame
-    policy and prompt style in ``frame_policy.json``. One in the format of the released 4DThinker checkpoints
-    has none: it gets the default policy (1 frame a second) and the style ``RELEASED``.
+    policy and prompt style in ``frame_policy.json``. One without that file gets the family's default policy
+    (1 frame a second), and when it is a Qwen2.5-VL, as the released 4DThinker checkpoints are, the style
+    ``RELEASED``.
 
     ``policy``, when given, must equal the checkpoint's; otherwise :class:`CheckpointError` names the fields
     that differ, unless ``override_policy`` says that the given one shall count. Further reasons for
@@ -62,7 +67,7 @@ def load_checkpoint(
             f"{_name(path, subfolder)}: the latent ids (pad, start, end) are {backbone.latents.ids} in "
             f"config.json and {ids} in the tokenizer; config and tokenizer are of different checkpoints"
         )
-    saved, style = _load_policy(path, where)
+    saved, style = _load_policy(path, where, type(backbone))
     if policy is not None and policy != saved:
         if not override_policy:
             raise CheckpointError(_policy_difference(_name(path, subfolder), saved, policy))
@@ -72,12 +77,12 @@ def load_checkpoint(
 
 def load_backbone(
     path: str | os.PathLike[str], subfolder: str | None = None, *, dtype: torch.dtype | None = None
-) -> Qwen2_5_VL:
+) -> Backbone:
     """The model of a checkpoint alone, without tokenizer and policy. Errors as in :func:`load_checkpoint`."""
     path, where = _place(path, subfolder)
     config, family = _family(path, subfolder, where)
     LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
-    return _load_weights(family, path, where, dtype=dtype)
+    return _load_weights(family.load, path, where, dtype=dtype)
 
 
 def init_checkpoint(
@@ -90,23 +95,23 @@ def init_checkpoint(
     latent_size: int | None = None,
     override_policy: bool = False,
 ) -> Checkpoint:
-    """Make a checkpoint with latent tokens from a base model of a known family (Qwen2.5-VL from its makers).
+    """Make a checkpoint with latent tokens from a base model of a known family (as its makers publish it).
 
-    The vocabulary grows by the latent tokens; ``policy`` and ``style`` default to ours. Where it has them
-    already, policy and style are those of the checkpoint, with errors as in :func:`load_checkpoint`. Save the
-    result with :func:`save_checkpoint`.
+    The vocabulary grows by the latent tokens; ``policy`` and ``style`` default to ours for the family. Where
+    the model has them already, policy and style are those of the checkpoint, with errors as in
+    :func:`load_checkpoint`. Save the result with :func:`save_checkpoint`.
     """
     path, where = _place(path, subfolder)
     config, family = _family(path, subfolder, where)
-    own = (FramePolicy(), PromptStyle())
+    own = (family.default_policy(), PromptStyle())
     if getattr(config, "latent_token_id", None) is not None:
-        own = _load_policy(path, where)
+        own = _load_policy(path, where, family)
         if policy not in (None, own[0]) and not override_policy:
             raise CheckpointError(_policy_difference(_name(path, subfolder), own[0], policy))
-    model = _load_weights(family, path, where, dtype=dtype, latents=False)
+    model = _load_weights(family.load_model, path, where, dtype=dtype)
     tokenizer = _load_tokenizer(path, where)
     grow_vocabulary(model, tokenizer, latent_size=latent_size)
-    return Checkpoint(family.Qwen2_5_VL(model), tokenizer, policy or own[0], style or own[1])
+    return Checkpoint(family(model), tokenizer, policy or own[0], style or own[1])
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -120,14 +125,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     backbone, policy = checkpoint.backbone, checkpoint.policy
-    family = importlib.import_module(FAMILIES[backbone.config.model_type])
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         backbone.latents.write_to(backbone.config)
-        family.save(backbone, temporary)
+        backbone.save(temporary)
         checkpoint.tokenizer.save_pretrained(temporary)
-        contents = family.processor_files(
-            backbone.vision, policy.min_pixels, policy.max_pixels, policy.resample
-        )
+        contents = backbone.processor_files(policy)
         contents[POLICY_FILE] = {"policy": policy.to_dict(), "style": asdict(checkpoint.style)}
         for name, content in contents.items():
             text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -166,7 +168,7 @@ def _name(path: str, subfolder: str | None) -> str:
     return os.path.join(path, subfolder) if subfolder else path
 
 
-def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[Any, Any]:
+def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[Any, type[Backbone]]:
     from transformers import AutoConfig
 
     name = _name(path, subfolder)
@@ -176,14 +178,15 @@ def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[An
         raise CheckpointError(f"{name}: config.json cannot be read as a model's config: {error}") from error
     if config.model_type not in FAMILIES:
         raise CheckpointError(f"{name} is a {config.model_type}; supported are {', '.join(sorted(FAMILIES))}")
-    return config, importlib.import_module(FAMILIES[config.model_type])
+    module, name = FAMILIES[config.model_type]
+    return config, getattr(importlib.import_module(module), name)
 
 
-def _load_weights(family: Any, path: str, where: dict[str, str], **options: Any) -> Any:
+def _load_weights(load: Any, path: str, where: dict[str, str], **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return family.load(path, **options, **where)
+        return load(path, **options, **where)
     except (OSError, RuntimeError, SafetensorError) as error:
         name = _name(path, where.get("subfolder"))
         raise CheckpointError(
@@ -211,10 +214,10 @@ def _load_tokenizer(path: str, where: dict[str, str]) -> Any:
     return tokenizer
 
 
-def _load_policy(path: str, where: dict[str, str]) -> tuple[FramePolicy, PromptStyle]:
+def _load_policy(path: str, where: dict[str, str], family: type[Backbone]) -> tuple[FramePolicy, PromptStyle]:
     file = _find(path, POLICY_FILE, where)
-    if file is None:
-        return FramePolicy(), RELEASED
+    if file is None:  # as the released checkpoints, which are all of one family
+        return family.default_policy(), RELEASED if family.family == "qwen2_5_vl" else PromptStyle()
     content = _read_json(file)
     try:
         policy, style = content["policy"], content["style"]

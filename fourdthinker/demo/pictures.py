@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.backbones.common import Backbone
 from fourdthinker.demo.settings import POLICY
 from fourdthinker.frames import Frames
 from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
@@ -109,7 +109,7 @@ class Features:
 
 
 def make_features(
-    backbone: Qwen2_5_VL, pictures: Pictures, folder: Path, counts: dict[str, int], rank: int, world: int
+    backbone: Backbone, pictures: Pictures, folder: Path, counts: dict[str, int], rank: int, world: int
 ) -> None:
     """Fill the files that `Features` reads with this process's share. They are created by
     `create_features`."""
@@ -128,7 +128,7 @@ def make_features(
                 _fill(folder / f"{split}.imagery.npy", rows, targets)
 
 
-def create_features(backbone: Qwen2_5_VL, pictures: Pictures, folder: Path, counts: dict[str, int]) -> None:
+def create_features(backbone: Backbone, pictures: Pictures, folder: Path, counts: dict[str, int]) -> None:
     """Empty files for `make_features`."""
     folder.mkdir(parents=True, exist_ok=True)
     merged = int(pictures.blank().grid_thw.prod()) // backbone.vision.merge_size**2
@@ -142,7 +142,7 @@ def create_features(backbone: Qwen2_5_VL, pictures: Pictures, folder: Path, coun
 
 
 @torch.no_grad()
-def match_scale(backbone: Qwen2_5_VL, pictures: Pictures) -> float:
+def match_scale(backbone: Backbone, pictures: Pictures) -> float:
     """Scale the tower's output so that latents are on average as long as the hidden states that generation
     feeds back in their place (sqrt of the width after the final norm); returns the factor.
 
@@ -160,7 +160,7 @@ def match_scale(backbone: Qwen2_5_VL, pictures: Pictures) -> float:
 
 
 @torch.no_grad()
-def _encode(backbone: Qwen2_5_VL, visions: list[Vision]) -> Tensor:
+def _encode(backbone: Backbone, visions: list[Vision]) -> Tensor:
     return backbone.encode_vision(*_joined(visions))
 
 

@@ -23,7 +23,7 @@ from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.rows import Processor, Processors, Rows
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt
 
 _COMPACT_BELOW = 0.75  # ended rows leave the batch when no more than this share of it is alive
@@ -40,7 +40,7 @@ class LatentSampler:
     """
 
     def __init__(
-        self, backbone: Qwen2_5_VL, tokenizer: Any = None, *, check_every: int | None = None
+        self, backbone: Backbone, tokenizer: Any = None, *, check_every: int | None = None
     ) -> None:
         if check_every is not None and check_every < 1:
             raise ConfigError(f"check_every is {check_every}; it must be at least 1, or None")
@@ -147,7 +147,7 @@ class LatentSampler:
 
 
 @contextmanager
-def _evaluating(backbone: Qwen2_5_VL) -> Iterator[None]:
+def _evaluating(backbone: Backbone) -> Iterator[None]:
     """Eval mode: dropout would change the policy, and gradient checkpointing switches the cache off."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
@@ -176,7 +176,7 @@ class _Clock:
         return time.perf_counter()
 
 
-def _eos_ids(backbone: Qwen2_5_VL, config: SamplingConfig) -> Tensor:
+def _eos_ids(backbone: Backbone, config: SamplingConfig) -> Tensor:
     ids, latents = config.eos_ids or backbone.vision.eos_ids, backbone.latents
     rows = backbone.head_weight.shape[0]
     for eos in ids:

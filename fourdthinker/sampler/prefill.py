@@ -12,14 +12,14 @@ from torch import Tensor
 from fourdthinker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt, Vision
 
 _PATCHES_PER_CALL = 65_536  # bounds the tower's activations; a few long clips at a time
 _PROBES = 64
 
 
-def encode_prompts(backbone: Qwen2_5_VL, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor | None]:
     """The merged vision features of every prompt, [M, H], or None for a prompt without pictures.
 
     Features that a prompt brings along are used as they are; of the others each distinct clip is encoded
@@ -119,7 +119,7 @@ def check_prompts(
 
 @torch.no_grad()
 def prefill(
-    backbone: Qwen2_5_VL, prompts: Sequence[Prompt], features: Sequence[Tensor | None]
+    backbone: Backbone, prompts: Sequence[Prompt], features: Sequence[Tensor | None]
 ) -> tuple[Tensor, Any, Tensor | None]:
     """Run the decoder over right-padded prompts.
 
@@ -148,5 +148,6 @@ def prefill(
     if min(lengths) < width:
         mask = torch.arange(width, device=device)[None, :] <= last[:, None]
     cache = backbone.new_cache()
-    hidden = backbone.decode(backbone.embed_inputs(batch), position_ids.to(device), mask, cache)
+    embeds = backbone.embed_inputs(batch)
+    hidden = backbone.decode(embeds, position_ids.to(device), mask, cache, deepstack=batch["deepstack"])
     return hidden[torch.arange(len(prompts), device=device), last], cache, mask

@@ -17,7 +17,7 @@ from fourdthinker.sampler.prefill import vision_index
 from fourdthinker.sampler.rollout import Rollout
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt, Vision
 
 Batch = dict[str, Any]
@@ -93,14 +93,15 @@ def replay_batch(
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def replay_logprobs(backbone: Qwen2_5_VL, batch: Batch, temperature: float = 1.0) -> Tensor:
+def replay_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [B, T] float32 of a `replay_batch`, as the training forward sees them, 0 where not
     chosen.
 
     `temperature` is the one sampled with (1 for greedy rows). Differentiable; wants the backbone in eval mode
     when compared with what the sampler recorded.
     """
-    hidden = backbone.decode(backbone.embed_inputs(batch), batch["position_ids"], batch["attention_mask"])
+    embeds, deepstack = backbone.embed_inputs(batch), batch.pop("deepstack")
+    hidden = backbone.decode(embeds, batch["position_ids"], batch["attention_mask"], deepstack=deepstack)
     logprobs = linear_logprobs(
         hidden,
         backbone.head_weight,

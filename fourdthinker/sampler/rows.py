@@ -16,7 +16,7 @@ from fourdthinker.sampler.config import SamplingConfig
 from fourdthinker.sampler.prefill import vision_index
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt
 
 Processor = Callable[
@@ -43,7 +43,7 @@ class Rows:
     @classmethod
     def begin(
         cls,
-        backbone: Qwen2_5_VL,
+        backbone: Backbone,
         config: SamplingConfig,
         prompts: Sequence[Prompt],
         slots: Tensor,
@@ -73,7 +73,7 @@ class Rows:
         )
 
     def emit(
-        self, backbone: Qwen2_5_VL, config: SamplingConfig, eos_ids: Tensor, processors: Processors | None
+        self, backbone: Backbone, config: SamplingConfig, eos_ids: Tensor, processors: Processors | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw and apply the grammar: ids [r], whether the policy chose them, and both log-probabilities."""
         state, latents = self.state, backbone.latents
@@ -118,7 +118,7 @@ class Rows:
             processors.remember(emitted)
         return emitted, is_policy, logprobs.masked_fill(~is_policy, 0.0), sampled.masked_fill(~is_policy, 0.0)
 
-    def advance(self, backbone: Qwen2_5_VL, step: int) -> None:
+    def advance(self, backbone: Backbone, step: int) -> None:
         """Run the decoder over what step number `step` emitted."""
         mask = None if self.mask is None else self.mask[:, : self.width + step + 1]
         positions = (self.positions + step).expand(3, -1)[..., None]
@@ -185,7 +185,7 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _drawing(
-    backbone: Qwen2_5_VL, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
+    backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
 ) -> dict[str, Tensor]:
     rows, device, spec = len(prompts), backbone.device, backbone.vision
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels.group_advantages import group_advantages
 from fourdthinker.kernels.grpo_token_loss import PER_SEQUENCE
@@ -73,7 +73,7 @@ class GrpoTrainer(LatentTrainer):
     settings: GrpoConfig
 
     def __init__(
-        self, *args: Any, rewards: dict[str, Reward], reference: Qwen2_5_VL | None, **kwargs: Any
+        self, *args: Any, rewards: dict[str, Reward], reference: Backbone | None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rewards, self.reference = rewards, reference
@@ -295,7 +295,7 @@ def train_grpo(
     return trainer.run(resume)
 
 
-def frozen_copy(backbone: Qwen2_5_VL, *, share_tower: bool) -> Qwen2_5_VL:
+def frozen_copy(backbone: Backbone, *, share_tower: bool) -> Backbone:
     """A copy whose parameters do not train; a frozen tower needs no second copy in memory."""
     memo: dict[int, Any] = {id(backbone.visual): backbone.visual} if share_tower else {}
     reference = copy.deepcopy(backbone, memo).eval()

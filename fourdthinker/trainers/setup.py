@@ -24,7 +24,7 @@ from fourdthinker.trainers.config import TrainConfig, save_config
 from fourdthinker.trainers.vision_cache import VisionCache
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.records import Record
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def load_model(
 
 def load_reference(
     config: TrainConfig, args: TrainingArguments, resume: str | None, checkpoint: Checkpoint | None
-) -> Qwen2_5_VL | None:
+) -> Backbone | None:
     """The model that a resumed run started from. None when that is the one which is about to be trained."""
     if checkpoint is not None or resume is None:
         return None
@@ -161,7 +161,7 @@ def make_encoder(checkpoint: Checkpoint) -> Encoder:
 def fill_cache(
     config: TrainConfig,
     args: TrainingArguments,
-    backbone: Qwen2_5_VL,
+    backbone: Backbone,
     encoder: Encoder,
     records: list[Record],
     *,

@@ -29,7 +29,7 @@ from fourdthinker.records import read_media
 from fourdthinker.trainers.batches import Items, same
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+    from fourdthinker.backbones.common import Backbone
     from fourdthinker.records import Record
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _PATCHES_PER_CALL = 32_768  # bounds the activations of the tower
 _RECORDS_PER_BATCH = 16
 
 
-def encode_samples(backbone: Qwen2_5_VL, samples: Sequence[Sample]) -> None:
+def encode_samples(backbone: Backbone, samples: Sequence[Sample]) -> None:
     """Give samples their features and latent targets, in place, and drop the patches."""
     clips = [s.vision for s in samples if s.vision is not None and s.vision.features is None]
     for vision, features in zip(clips, encode_visions(backbone, clips), strict=True):
@@ -50,7 +50,7 @@ def encode_samples(backbone: Qwen2_5_VL, samples: Sequence[Sample]) -> None:
 
 
 @torch.no_grad()
-def encode_visions(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> Iterator[Tensor]:
+def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
     """The merged features [M, H] of each, several in one call of the tower."""
     for part in _parts(visions):
         sizes = [int(v.grid_thw.prod(-1).sum()) // backbone.vision.merge_size**2 for v in part]
@@ -58,14 +58,14 @@ def encode_visions(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> Iterator[
 
 
 @torch.no_grad()
-def encode_imagery(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> Iterator[Tensor]:
+def encode_imagery(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
     """The latents [n*K, H] of the n images of each."""
     for part in _parts(visions):
         sizes = [v.grid_thw.shape[0] * backbone.latents.latent_size for v in part]
         yield from backbone.imagery_targets(*_joined(backbone, part)).split(sizes)
 
 
-def _joined(backbone: Qwen2_5_VL, visions: Sequence[Vision]) -> tuple[Tensor, Tensor]:
+def _joined(backbone: Backbone, visions: Sequence[Vision]) -> tuple[Tensor, Tensor]:
     patches = [v.patches for v in visions if v.patches is not None]
     return torch.cat(patches).to(backbone.device), torch.cat([v.grid_thw for v in visions])
 
@@ -84,7 +84,7 @@ def _parts(visions: Sequence[Vision]) -> Iterator[list[Vision]]:
         yield part
 
 
-def tower_fingerprint(backbone: Qwen2_5_VL) -> str:
+def tower_fingerprint(backbone: Backbone) -> str:
     """A hash of the vision tower's weights: their names, shapes, dtype and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.visual.state_dict().items()):
@@ -105,7 +105,7 @@ class VisionCache:
     """
 
     def __init__(
-        self, folder: str | Path, backbone: Qwen2_5_VL, encoder: Encoder, *, clips: bool, imagery: bool
+        self, folder: str | Path, backbone: Backbone, encoder: Encoder, *, clips: bool, imagery: bool
     ) -> None:
         self.folder, self.encoder, self.clips, self.imagery = Path(folder), encoder, clips, imagery
         spec = backbone.latents
@@ -126,7 +126,7 @@ class VisionCache:
 
     def fill(
         self,
-        backbone: Qwen2_5_VL,
+        backbone: Backbone,
         records: Sequence[Record],
         *,
         rank: int = 0,

@@ -479,9 +479,9 @@ def test_clips_and_prompts_are_encoded_once(talker: Checkpoint, monkeypatch: pyt
     encode, decode = backbone.encode_vision, backbone.decode
     monkeypatch.setattr(backbone, "encode_vision", lambda p, g: (encoded.append(len(g)), encode(p, g))[1])
 
-    def watch(embeds: torch.Tensor, *args: Any) -> torch.Tensor:
+    def watch(embeds: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         prefilled.append(tuple(embeds.shape[:2]))
-        return decode(embeds, *args)
+        return decode(embeds, *args, **options)
 
     monkeypatch.setattr(backbone, "decode", watch)
     rollout = sample(talker, prompts, 2, max_new_tokens=3, eos_ids=(5,))

@@ -1,0 +1,462 @@
+"""What the model families share: a transformers model with latent tokens, cut into the steps that training
+and sampling need.
+
+Everything that this package knows about the insides of the transformers implementations is in this
+folder: ``model.model.visual``, ``model.model.language_model``, ``inputs_embeds``, DeepStack, explicit
+position ids and caches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from fourdthinker.backbones.adapters import merged_state
+from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.kernels.pool_latents import pool_latents
+from fourdthinker.latents import LatentSpec
+
+Batch = dict[str, Any]
+Objective = Callable[["Backbone", Tensor, Batch], Any]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """What prompts and positions must know of the vision side of a checkpoint. Plain data, picklable.
+
+    ``patch_size`` and ``merge_size`` are in pixels and patches a side, ``temporal_patch_size`` in frames,
+    ``mean`` and ``std`` those that pixels in [0, 1] are normalised with. ``tokens_per_second`` is in position
+    steps; None: the family has no clock in its positions, and the seconds stand in the text, before every
+    temporal patch. ``eos_ids`` end a generation; ``pad_id`` fills up sequences. ``family`` is the model_type.
+    """
+
+    image_token_id: int
+    video_token_id: int
+    vision_start_id: int
+    vision_end_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    tokens_per_second: float | None = 2.0
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    family: str = "qwen2_5_vl"
+
+    @property
+    def patch_dim(self) -> int:
+        """Length of one flattened patch of three channels: 1176 for Qwen2.5-VL, 1536 for Qwen3-VL."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def factor(self) -> int:
+        """Both sides of a resized frame are multiples of this many pixels."""
+        return self.patch_size * self.merge_size
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """Vision features that are added to the hidden states after the first D decoder layers (Qwen3-VL).
+
+    ``index`` [M] long, ascending: flat positions b * S + p of the vision pads in a batch [B, S].
+    ``features`` [D, M, H]: what is added at them, level by level.
+    """
+
+    index: Tensor
+    features: Tensor
+
+    def part(self, width: int, start: int, stop: int) -> DeepStack | None:
+        """Those of the positions ``start <= p < stop`` of a batch [B, ``width``], for a prefill in pieces;
+        None when there are none."""
+        row, column = self.index // width, self.index % width
+        inside = (column >= start) & (column < stop)
+        if not inside.any():
+            return None
+        index = row[inside] * (stop - start) + column[inside] - start
+        return DeepStack(index, self.features[:, inside])
+
+
+class Backbone(nn.Module, ABC):
+    """A vision-language model with latent tokens. Subclasses say what is particular to a family.
+
+    ``model`` may also be a peft model around the transformers model, as long as embedding and head are not
+    adapted (the fused losses read their weights).
+    """
+
+    family: ClassVar[str]  # model_type of config.json
+    architecture: ClassVar[Any]  # class of transformers
+
+    def __init__(self, model: Any, latents: LatentSpec | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.latents = latents if latents is not None else LatentSpec.from_config(self.hf.config)
+        self.vision = self.vision_spec(self.hf)
+        self.train(self.model.training)
+        rows = self.embedding_weight.shape[0]
+        if max(self.latents.ids) >= rows:
+            raise CheckpointError(
+                f"latent token ids {self.latents.ids} do not fit the embedding matrix of {rows} rows; "
+                "grow it with fourdthinker.latents.grow_vocabulary"
+            )
+
+    # -- what a family defines
+    @classmethod
+    @abstractmethod
+    def vision_spec(cls, model: Any) -> VisionSpec:
+        """The spec of a transformers model of the family."""
+
+    @classmethod
+    @abstractmethod
+    def default_policy(cls) -> FramePolicy:
+        """The frame policy of a checkpoint that brings none."""
+
+    @abstractmethod
+    def processor_files(self, policy: FramePolicy) -> dict[str, dict[str, Any]]:
+        """The processor files of the family, by file name."""
+
+    @abstractmethod
+    def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """Features [N, (1 + D) * H] of the vision tower: merged features, then the DeepStack levels."""
+
+    def _deepstack_arguments(self, deepstack: DeepStack, shape: torch.Size) -> dict[str, Any]:
+        """``deepstack`` as arguments of the language model, for input embeddings [B, S, H]."""
+        raise ValueError(f"a {self.family} has no DeepStack; these features are of another family")
+
+    # -- parts
+    @property
+    def hf(self) -> Any:
+        """The transformers model, without the peft wrapper if there is one."""
+        get_base_model = getattr(self.model, "get_base_model", None)
+        return get_base_model() if get_base_model is not None else self.model
+
+    @property
+    def visual(self) -> nn.Module:
+        """The vision tower with its mergers."""
+        return self.hf.model.visual
+
+    @property
+    def config(self) -> Any:
+        """The transformers config."""
+        return self.hf.config
+
+    @property
+    def _text_config(self) -> Any:
+        return self.hf.model.language_model.config
+
+    @property
+    def hidden_size(self) -> int:
+        return self._text_config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self._text_config.num_hidden_layers
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of the language model."""
+        return self._text_config.num_attention_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of the language model."""
+        return self._text_config.num_key_value_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head of the language model."""
+        return getattr(self._text_config, "head_dim", None) or self.hidden_size // self.num_heads
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the language model was made for."""
+        return self._text_config.max_position_embeddings
+
+    @property
+    def deepstack_levels(self) -> int:
+        """D, the number of DeepStack levels that follow the merged features; 0 where there are none."""
+        return 0
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """[V, H]"""
+        return _plain_weight(self.hf.get_input_embeddings(), "token embedding")
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, H]; the same parameter as ``embedding_weight`` when the checkpoint ties them."""
+        return _plain_weight(self.hf.get_output_embeddings(), "output head")
+
+    @property
+    def head_bias(self) -> None:
+        """The output heads of the Qwen families have no bias."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding_weight.dtype
+
+    @contextmanager
+    def set_attention(self, name: str) -> Iterator[None]:
+        """Let the language model run with another attention implementation of transformers' for the time of
+        a block; the vision tower keeps its own."""
+        config = self._text_config
+        before = config._attn_implementation
+        config._attn_implementation = name
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def without_adapter(self) -> Any:
+        """A context in which peft adapters, if there are any, are switched off."""
+        disable = getattr(self.model, "disable_adapter", None)
+        return disable() if disable is not None else nullcontext()
+
+    def require_family(self, family: str | None, what: str) -> None:
+        """ConfigError when ``what`` (named in the message) was made for another family than this one's."""
+        if family not in (None, self.family):
+            raise ConfigError(
+                f"{what} was made for a {family}, and this model is a {self.family}; token ids, patches and "
+                "positions differ between families, so encode it with an Encoder of this checkpoint"
+            )
+
+    # -- vision
+    def freeze_vision(self, frozen: bool = True) -> None:
+        """Let the vision tower (mergers included) take part in training or not."""
+        self.visual.requires_grad_(not frozen)
+
+    def encode_vision(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """Features of clips or images.
+
+        ``patches`` [sum t*h*w, patch_dim], ``grid_thw`` [n, 3] long in patches. Returns [sum t*h*w/4,
+        (1 + D) * H] in raster order of the merged tokens, in the tower's dtype: the merged features in the
+        first H columns, then D DeepStack levels of H columns each (D = 0 for Qwen2.5-VL). Without gradient
+        exactly when the tower is frozen.
+        """
+        visual = self.visual
+        expected = int(grid_thw.prod(-1).sum())
+        if patches.shape[0] != expected:
+            raise ValueError(f"{patches.shape[0]} patches for grids {grid_thw.tolist()} of {expected}")
+        if patches.shape[1] != self.vision.patch_dim:
+            raise ConfigError(
+                f"patches have {patches.shape[1]} values, and a {self.family} reads {self.vision.patch_dim}; "
+                "they were cut for another family, so make them with an Encoder of this checkpoint"
+            )
+        parameters = list(visual.parameters())
+        train = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        with torch.set_grad_enabled(train):
+            patches = patches.to(parameters[0].device, parameters[0].dtype)
+            return self._tower(patches, grid_thw.to(patches.device))
+
+    @torch.no_grad()
+    def imagery_targets(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """The K latents of every image, [n*K, H], detached: pooled merged features of the vision tower.
+
+        A latent has no DeepStack levels: in generation the model feeds itself one hidden state, and nothing
+        that could be added to later layers.
+        """
+        counts = grid_thw.prod(-1).cpu() // self.vision.merge_size**2
+        merged = self.encode_vision(patches, grid_thw)[:, : self.hidden_size]
+        return pool_latents(merged, counts, self.latents.latent_size)
+
+    # -- language
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """[...] long -> [..., H]"""
+        return self.hf.get_input_embeddings()(ids)
+
+    def embed_inputs(self, batch: Batch) -> Tensor:
+        """Input embeddings [B, S, H] of a batch: tokens, vision features and latents, each at its place.
+
+        Reads ``input_ids``; ``vision_index`` with ``vision_features`` or ``patches`` and ``grid_thw``;
+        ``latent_index`` with ``latents`` or ``imagery_patches`` and ``imagery_grid_thw``. Latents computed
+        here are put into ``batch["latents"]`` for the objective, and the DeepStack levels of the vision
+        features into ``batch["deepstack"]`` for :meth:`decode` (None where there are none).
+        """
+        embeds = self.embed_tokens(batch["input_ids"])
+        flat = embeds.flatten(0, 1)
+        batch["deepstack"] = None
+        index = batch.get("vision_index")
+        if index is not None and index.numel():
+            features = batch.get("vision_features")
+            if features is None:
+                features = self.encode_vision(batch["patches"], batch["grid_thw"])
+            merged, batch["deepstack"] = self._levels(index, features)
+            flat = _place(flat, index, merged, "vision features", "vision pads")
+        index = batch.get("latent_index")
+        if index is not None and index.numel():
+            if batch.get("latents") is None:
+                batch["latents"] = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
+            flat = _place(flat, index, batch["latents"], "latents", "latent pads")
+        return flat.view_as(embeds)
+
+    def _levels(self, index: Tensor, features: Tensor) -> tuple[Tensor, DeepStack | None]:
+        """Merged features [M, H] and DeepStack levels of vision features [M, (1 + D) * H]."""
+        levels, width = self.deepstack_levels, self.hidden_size
+        if features.shape[1] != (1 + levels) * width:
+            raise ConfigError(
+                f"vision features have {features.shape[1]} columns, and this {self.family} reads "
+                f"{(1 + levels) * width} ({1 + levels} of {width}); they are of another model, so encode "
+                "the pictures with this one"
+            )
+        if not levels or features.shape[0] != index.numel():  # the latter is refused where they are placed
+            return features[:, :width], None
+        order = index.argsort()
+        parts = features[order, width:].view(-1, levels, width).transpose(0, 1)
+        return features[:, :width], DeepStack(index[order], parts)
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache for :meth:`decode`."""
+        return DynamicCache(config=self._text_config)
+
+    def decode(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        deepstack: DeepStack | None = None,
+    ) -> Tensor:
+        """Run the language model; returns the hidden states after the final norm, [B, S, H].
+
+        ``inputs_embeds`` [B, S, H], ``position_ids`` [3, B, S] long, ``attention_mask`` [B, S_total] (1 where
+        a position of cache or input may be seen) or None without padding. ``cache`` is extended in place.
+        ``deepstack``: the levels of the vision pads among these S positions.
+        """
+        extra = {} if deepstack is None else self._deepstack_arguments(deepstack, inputs_embeds.shape)
+        return self.hf.model.language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **extra,
+        ).last_hidden_state
+
+    def forward(self, batch: Batch, objective: Objective) -> Any:
+        """``objective(self, hidden [B, S, H], batch)`` of a whole batch.
+
+        The loss is computed in here so that a DistributedDataParallel wrapper sees every parameter used.
+        """
+        embeds = self.embed_inputs(batch)
+        deepstack = batch.pop("deepstack")
+        hidden = self.decode(embeds, batch["position_ids"], batch.get("attention_mask"), deepstack=deepstack)
+        return objective(self, hidden, batch)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute layers in the backward pass (non-reentrant unless told otherwise)."""
+        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.hf.gradient_checkpointing_disable()
+
+    # -- files
+    @classmethod
+    def load_model(cls, path: str, *, dtype: torch.dtype | None = None, **where: str) -> Any:
+        """The transformers model at ``path``, in eval mode.
+
+        ``dtype`` None keeps the checkpoint's. Only safetensors files are read. Raises
+        :class:`CheckpointError` when weights are missing.
+        """
+        chosen = dtype if dtype is not None else "auto"
+        model, info = cls.architecture.from_pretrained(
+            path, dtype=chosen, use_safetensors=True, output_loading_info=True, **where
+        )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise CheckpointError(f"{path}: {len(missing)} weights are missing: {', '.join(missing[:3])} ...")
+        return model
+
+    @classmethod
+    def load(cls, path: str, *, dtype: torch.dtype | None = None, **where: str) -> Self:
+        """The backbone at ``path``, whose config knows its latent tokens; as :meth:`load_model`."""
+        return cls(cls.load_model(path, dtype=dtype, **where))
+
+    def save(self, folder: str) -> None:
+        """Write weights (safetensors), config.json and generation_config.json into ``folder``.
+
+        LoRA adapters are added to the weights that are written, not to those in memory.
+        """
+        self.hf.save_pretrained(folder, state_dict=merged_state(self.hf))
+
+
+def token_spec(model: Any) -> dict[str, Any]:
+    """The token ids of a :class:`VisionSpec`, from the configs of a transformers model of any family."""
+    config, text, generation = model.config, model.config.get_text_config(), model.generation_config
+    eos = generation.eos_token_id if generation.eos_token_id is not None else _token(text, "eos")
+    if eos is None:
+        raise CheckpointError("neither generation_config.json nor config.json has an eos_token_id; add it")
+    eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    pads = (generation.pad_token_id, _token(text, "pad"), _token(text, "bos"), eos_ids[0])
+    return {
+        "image_token_id": config.image_token_id,
+        "video_token_id": config.video_token_id,
+        "vision_start_id": config.vision_start_token_id,
+        "vision_end_id": config.vision_end_token_id,
+        "eos_ids": eos_ids,
+        "pad_id": next(i for i in pads if i is not None),
+    }
+
+
+def _token(config: Any, name: str) -> Any:
+    return getattr(config, f"{name}_token_id", None)  # Qwen3-VL's text config has no eos of its own
+
+
+def processor_settings(spec: VisionSpec, policy: FramePolicy, processor: str) -> dict[str, Any]:
+    """What the processor files of the families have in common.
+
+    We write them ourselves because the processors of transformers need torchvision even to be constructed.
+    """
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "merge_size": spec.merge_size,
+        "patch_size": spec.patch_size,
+        "processor_class": processor,
+        "resample": {"lanczos": 1, "bicubic": 3}[policy.resample],  # PIL's numbers
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels},
+        "temporal_patch_size": spec.temporal_patch_size,
+    }
+
+
+def _place(flat: Tensor, index: Tensor, values: Tensor, what: str, where: str) -> Tensor:
+    """``flat`` [N, H] with rows ``index`` replaced; differentiable in both."""
+    if values.shape[0] != index.numel():
+        raise ValueError(
+            f"{values.shape[0]} {what} for {index.numel()} {where}: text and pictures do not fit"
+        )
+    return flat.index_copy(0, index, values.to(flat.dtype))
+
+
+def _plain_weight(module: nn.Module, name: str) -> Tensor:
+    if hasattr(module, "base_layer") or hasattr(module, "modules_to_save"):
+        raise CheckpointError(
+            f"the {name} is adapted by peft, but losses and sampler read its weight directly; "
+            "leave embed_tokens and lm_head out of target_modules and modules_to_save"
+        )
+    return module.weight  # type: ignore[return-value]
