@@ -5,16 +5,14 @@
 #include <string_view>
 #include <vector>
 
+#include "arith.hpp"
+
 namespace fourd {
 
 enum class Filter { bicubic, lanczos };
 
 // Throws std::invalid_argument (ValueError in Python) for any name but "bicubic" and "lanczos".
 Filter filter_by_name(std::string_view name);
-
-// Weights are fixed point with this many fractional bits: 8 bits of pixel, 22 of weight and 2 of
-// headroom for the negative lobes fill an int32, which is also what Pillow does.
-inline constexpr int weight_bits = 22;
 
 struct Taps {
     int capacity = 0;              // weights kept per output

@@ -214,52 +214,12 @@ void resize_rows(const Clip& clip, int height, int width, Filter filter, int thr
     });
 }
 
-// [channel, level] -> normalised value.
-std::array<std::array<float, 256>, 3> normalisation() {
-    constexpr double mean[3] = {0.48145466, 0.4578275, 0.40821073};
-    constexpr double deviation[3] = {0.26862954, 0.26130258, 0.27577711};
-    std::array<std::array<float, 256>, 3> table;
-    for (int c = 0; c < 3; ++c)
-        for (int v = 0; v < 256; ++v)
-            table[c][v] = static_cast<float>((v / 255.0 - mean[c]) / deviation[c]);
-    return table;
-}
-
 }  // namespace
 
 void resize(const Clip& clip, int height, int width, Filter filter, int threads, uint8_t* out) {
     const std::size_t row = static_cast<std::size_t>(width) * 3;
     resize_rows(clip, height, width, filter, threads, [=](int frame, int y, const uint8_t* bytes) {
         std::memcpy(out + (static_cast<std::size_t>(frame) * height + y) * row, bytes, row);
-    });
-}
-
-void resize_patches(const Clip& clip, int height, int width, Filter filter, PatchShape shape, int threads,
-                    float* out) {
-    const auto [patch, merge, temporal] = shape;
-    const auto table = normalisation();
-    const std::size_t area = static_cast<std::size_t>(patch) * patch;
-    const std::size_t features = 3 * temporal * area;
-    const int across = width / patch;
-    const std::size_t grid = static_cast<std::size_t>(height / patch) * across;
-
-    resize_rows(clip, height, width, filter, threads, [&, patch = patch, merge = merge, temporal = temporal](
-                                                          int frame, int y, const uint8_t* bytes) {
-        const int down = y / patch;
-        // Blocks of merge x merge patches in raster order, raster order inside each.
-        float* const base = out + (frame / temporal * grid + static_cast<std::size_t>(down / merge) * merge * across +
-                                   down % merge * merge) * features + static_cast<std::size_t>(y % patch) * patch;
-        const int slot = frame % temporal;
-        const int slots = frame == clip.frames - 1 ? temporal - slot : 1;
-        for (int x = 0; x < across; ++x, bytes += 3 * patch) {
-            const std::size_t number = static_cast<std::size_t>(x / merge) * merge * merge + x % merge;
-            float* const cell = base + number * features;
-            for (int c = 0; c < 3; ++c) {
-                float* const line = cell + (c * temporal + slot) * area;
-                for (int i = 0; i < patch; ++i) line[i] = table[c][bytes[3 * i + c]];
-                for (int s = 1; s < slots; ++s) std::memcpy(line + s * area, line, patch * sizeof(float));
-            }
-        }
     });
 }
 
