@@ -1,0 +1,91 @@
+"""A residual sum and its RMS norm in one launch."""
+
+# Triton functions take no annotations.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import NAMESPACE, accumulation_dtype, use_triton
+
+LARGEST = 16384  # columns one program holds in registers
+
+
+def _reference(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x if residual is None else residual + x
+    wide = total.to(accumulation_dtype(total))
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(total.dtype), total
+
+
+@triton.jit(do_not_specialize=["eps"])
+def _kernel(
+    x_ptr, x_stride, residual_ptr, residual_stride, weight_ptr, normed_ptr, total_ptr, eps,
+    H: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < H
+    total = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        total += tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        # The norm is that of the sum as it is kept, rounded to its dtype.
+        rounded = total.to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + row * H + columns, rounded, mask=inside)
+        total = rounded.to(tl.float32)
+    scale = 1.0 / tl.sqrt_rn(tl.sum(total * total, axis=0) / H + eps)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    kept = (total * scale).to(normed_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(normed_ptr + row * H + columns, (kept * weight).to(normed_ptr.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::add_rms_norm", mutates_args=())
+def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    normed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    total = torch.empty_like(normed)
+    if rows:
+        _kernel[(rows,)](
+            x, x.stride(0), residual, 0 if residual is None else residual.stride(0), weight, normed, total,
+            eps, H=width, BLOCK=triton.next_power_of_2(width), num_warps=8 if width >= 2048 else 4,
+        )  # fmt: skip
+    return normed, total
+
+
+@_op.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The RMS norm of ``residual + x``, and that sum.
+
+    ``x``, ``residual`` [R, H] of one dtype (rows dense), ``weight`` [H]. Without ``residual`` the sum is
+    ``x`` itself. The sum is rounded to the dtype of ``x``; its norm is computed in float32, rounded, and then
+    multiplied by ``weight``, as the Qwen families of transformers do. One launch on CUDA, 4 * R * H elements
+    read and written. No gradient.
+
+    Returns ``normed`` [R, H] and ``total`` [R, H]. Raises ``ValueError`` for shapes that do not fit and for
+    H above 16384.
+    """
+    if x.dim() != 2 or tuple(weight.shape) != (x.shape[1],):
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [R, H] and [H]")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"residual is {tuple(residual.shape)} {residual.dtype}; it must be {tuple(x.shape)} {x.dtype}"
+        )
+    if not use_triton(backend, x):
+        return _reference(x, residual, weight, eps)
+    if x.shape[1] > LARGEST:
+        raise ValueError(f"x is {x.shape[1]} wide; the kernel takes at most {LARGEST} columns")
+    if x.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
+        raise ValueError(f"x has strides {x.stride()}; its rows and those of residual must be dense")
+    normed, total = _op(x, residual, weight, eps)
+    return normed, x if residual is None else total
