@@ -96,17 +96,18 @@ def read_records(
 
 
 def read_media(
-    record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches"
+    record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches", **options: Any
 ) -> Frames | None:
-    """The pictures a record asks about, read by the policy; None for a record of text only. Raises
-    VideoError."""
+    """The pictures a record asks about, read by the policy; None for a record of text only.
+
+    options: those of `read_frames` and `read_images` alike (mean, std, device). Raises VideoError.
+    """
     if record.video is not None:
-        return read_frames(record.video, policy, start=record.start, end=record.end, out=out)
+        return read_frames(record.video, policy, start=record.start, end=record.end, out=out, **options)
     if not record.frames:
         return None
-    return read_images(
-        record.frames, policy, out=out, stills=record.stills, fps=record.fps, seconds=record.seconds
-    )
+    clock: dict[str, Any] = {"stills": record.stills, "fps": record.fps, "seconds": record.seconds}
+    return read_images(record.frames, policy, out=out, **clock, **options)
 
 
 def write_records(path: PathLike, records: Iterable[Record]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from fourdthinker._frames.pixels import Frames, patchify, resize
+from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
 from fourdthinker.errors import ConfigError, VideoError
 
@@ -33,13 +33,16 @@ def read_images(
     fps: float | None = None,
     seconds: Sequence[float] | None = None,
     device: str | torch.device = "cpu",
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
 ) -> Frames:
     """Read a folder or a list of pictures as a clip, or (stills=True) as separate pictures.
 
     A clip is sampled by the policy like a video whose frame k is shown from seconds[k], or else from k/fps,
     or else from k/policy.fps (so that every frame counts unless there are more than max_frames). Stills are
     all taken. Pictures are turned upright, made RGB and resized by the policy (default: FramePolicy()). A
-    clip has the size of its first picture; stills may differ in size when patches are asked for.
+    clip has the size of its first picture; stills may differ in size when patches are asked for. mean, std:
+    what patches are normalised with.
 
     Raises VideoError naming the file and the cause.
     """
@@ -83,9 +86,9 @@ def read_images(
         return frames
     patch = policy.factor // 2
     parts = (
-        [patchify(s, stills=True, patch=patch) for s in sized]
+        [patchify(s, stills=True, patch=patch, mean=mean, std=std) for s in sized]
         if stills
-        else [patchify(torch.cat(sized), patch=patch)]
+        else [patchify(torch.cat(sized), patch=patch, mean=mean, std=std)]
     )
     frames.patches = torch.cat([p for p, _ in parts]).to(device)
     frames.grid_thw = torch.cat([g for _, g in parts])

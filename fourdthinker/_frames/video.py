@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker._frames.images import NEAR, _check_out, hold, rate
-from fourdthinker._frames.pixels import Frames, patchify, resize
+from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
 from fourdthinker._frames.timeline import Timeline, build_timeline, decoded_timeline
 from fourdthinker.errors import ConfigError, VideoError
@@ -59,6 +59,8 @@ def read_frames(
     stream: int | None = None,
     device: str | torch.device = "cpu",
     out: Literal["uint8", "patches"] = "uint8",
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
 ) -> Frames:
     """Read the frames of a video that are shown at given times.
 
@@ -67,8 +69,8 @@ def read_frames(
     it, those of the policy between start and end (default: all of the clip; both are clipped to it).
     Pictures are turned upright and resized by the policy (default: FramePolicy()); with times and no
     policy, and out="uint8", they keep their size. stream: index of the stream in the container; default the
-    best video stream. out: "uint8" pixels [T, H, W, 3], or "patches" with grid_thw. Decoded on the host,
-    moved to device.
+    best video stream. out: "uint8" pixels [T, H, W, 3], or "patches" with grid_thw, normalised with
+    mean and std. Decoded on the host, moved to device.
 
     Raises VideoError naming file, time and cause: an empty, missing or unreadable file, no video stream, no
     frames, a time outside the clip, damaged or missing data before the last frame wanted. Nothing is
@@ -85,7 +87,7 @@ def read_frames(
     threads = torch.get_num_threads()
     with _opened(source, name, stream, threads) as (container, video):
         listed = build_timeline(container, video, name)
-    request = _Request(source, name, stream, policy, keep_size, times, start, end, out, device)
+    request = _Request(source, name, stream, policy, keep_size, times, start, end, out, device, mean, std)
     if listed is not None:
         try:
             return _read(request, listed)
@@ -113,6 +115,8 @@ class _Request:
     end: float | None
     out: str
     device: str | torch.device
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def _read(request: _Request, timeline: Timeline) -> Frames:
@@ -156,7 +160,9 @@ def _read(request: _Request, timeline: Timeline) -> Frames:
     if request.out == "uint8":
         frames.pixels = pixels.to(request.device)
     else:
-        patches, frames.grid_thw = patchify(pixels, patch=policy.factor // 2)
+        patches, frames.grid_thw = patchify(
+            pixels, patch=policy.factor // 2, mean=request.mean, std=request.std
+        )
         frames.patches = patches.to(request.device)
     return frames
 
