@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 import triton
@@ -62,3 +63,12 @@ def check_finite(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} is {value}; pass a finite number")
+
+
+def check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    """With ``FOURDTHINKER_DEBUG=1`` (it synchronises): raise unless all ``values`` are in [low, high)."""
+    if os.environ.get("FOURDTHINKER_DEBUG") != "1" or values.numel() == 0:
+        return
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < low or largest >= high:
+        raise ValueError(f"{name} has values from {smallest} to {largest}; they must be in [{low}, {high})")

@@ -30,7 +30,7 @@ def test_grpo_token_loss(arch, loss_type):
         "length": "i32", "advantage_stride": "i32", "advantage_step": "i32", "beta": "fp32", "low": "fp32",
         "high": "fp32", "delta": "fp32", "sampler_cap": "fp32", "entropy_coef": "fp32",
         "SEQUENCE": loss_type == "gspo", "CISPO": loss_type == "cispo", "PER_LENGTH": loss_type != "cispo",
-        "K2": False, "HAS_DELTA": loss_type != "cispo", "SUMS": len(grpo_token_loss.SUMS), "BLOCK": 512,
+        "K2": False, "SUMS": len(grpo_token_loss.SUMS), "BLOCK": 512,
     }  # fmt: skip
     name = f"grpo_token_loss {loss_type}"
     binary = compile_kernel(

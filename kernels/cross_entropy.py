@@ -1,0 +1,39 @@
+"""Cross entropy of logits that exist already, in two reads and one write of the rows that count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._common import accumulation_dtype, reciprocal
+from .logprobs import logprobs
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    num_items: Tensor | float | None = None,
+    temperature: float = 1.0,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """``sum of -log softmax(logits / temperature)[target] / num_items`` over targets not ``ignore_index``.
+
+    ``logits`` [N, V] or [B, T, V], ``target`` [N] or [B, T] int64, already aligned (entry i is what row i
+    predicts). Rows whose target is ``ignore_index`` are not read. ``num_items`` is the global normaliser (a
+    number or a scalar tensor), by default the number of rows that count. Precision, launches, the gradient
+    and ``inplace_backward`` are those of ``logprobs``; there is no host synchronisation.
+
+    Returns the scalar float32 loss (float64 for float64 logits); without rows that count it is 0, part of the
+    graph, with zero gradients. Raises ``ValueError`` for shapes, dtypes, devices and numbers that do not fit.
+    Where the logits do not exist yet, ``linear_cross_entropy`` never makes them all.
+    """
+    mask = target != ignore_index
+    values = logprobs(
+        logits, target, mask=mask, temperature=temperature, inplace_backward=inplace_backward, backend=backend
+    )
+    assert isinstance(values, Tensor)
+    scale = reciprocal(mask.sum() if num_items is None else num_items, logits, accumulation_dtype(logits))
+    return -torch.sum(values) * scale

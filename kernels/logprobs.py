@@ -1,0 +1,201 @@
+"""Log-probabilities (and entropies) of chosen ids under logits that exist already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._common import NAMESPACE, accumulation_dtype, check_finite, check_range, use_triton
+from ._logits import grad_, padded, rows_of, stats
+
+
+def _blocks(target: Tensor, mask: Tensor | None, vocabulary: int) -> list[tuple[Tensor, ...]]:
+    """Indices into the leading dimensions of the rows that count, about a million logits at a time."""
+    kept = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
+    return list(
+        zip(*(index.split(max(1, 2**20 // max(vocabulary, 1))) for index in kept.nonzero(as_tuple=True)))
+    )
+
+
+def _reference(
+    logits: Tensor, target: Tensor, mask: Tensor | None, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = accumulation_dtype(logits)
+    logprobs = torch.zeros(target.shape, dtype=wide, device=logits.device)
+    normalisers = torch.zeros_like(logprobs)
+    entropies = torch.zeros_like(logprobs) if with_entropy else logprobs.new_empty(0)
+    for rows in _blocks(target, mask, logits.shape[-1]):
+        z = logits[rows].to(wide).div_(temperature)
+        normaliser = z.logsumexp(dim=1)
+        normalisers[rows] = normaliser
+        logprobs[rows] = z.gather(1, target[rows][:, None])[:, 0] - normaliser
+        if with_entropy:
+            log_p = z.sub_(normaliser[:, None])
+            # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
+            entropies[rows] = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=1)
+    return logprobs, normalisers, entropies
+
+
+def _reference_grad_(
+    grad: Tensor, logits: Tensor, target: Tensor, mask: Tensor | None, normalisers: Tensor,
+    entropies: Tensor, grad_logprobs: Tensor, grad_entropies: Tensor | None, temperature: float,
+) -> None:  # fmt: skip
+    wide = accumulation_dtype(logits)
+    if mask is not None:
+        grad.masked_fill_(~mask[..., None], 0.0)
+    for rows in _blocks(target, mask, logits.shape[-1]):
+        log_p = logits[rows].to(wide).div_(temperature).sub_(normalisers[rows][:, None])
+        p, upstream = log_p.exp(), grad_logprobs[rows].to(wide)[:, None]
+        slope = upstream
+        if grad_entropies is not None:
+            surprise = log_p.masked_fill_(p == 0, 0.0).add_(entropies[rows][:, None])
+            slope = upstream + surprise.mul_(grad_entropies[rows].to(wide)[:, None])
+        dz = p.mul_(slope).neg_().scatter_add_(1, target[rows][:, None], upstream).div_(temperature)
+        grad[rows] = dz.to(grad.dtype)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::logprobs", mutates_args=())
+def _forward_op(
+    logits: Tensor, target: Tensor, mask: Tensor | None, temperature: float, with_entropy: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, log normalisers and entropies (empty unless asked for), shaped as ``target``."""
+    if not use_triton(backend, logits):
+        return _reference(logits, target, mask, temperature, with_entropy)
+    logprobs, normalisers, entropies = stats(logits, target, mask, 1.0 / temperature, with_entropy)
+    return logprobs, normalisers, logprobs.new_empty(0) if entropies is None else entropies
+
+
+@_forward_op.register_fake
+def _(
+    logits: Tensor, target: Tensor, mask: Tensor | None, temperature: float, with_entropy: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = torch.empty(target.shape, dtype=accumulation_dtype(logits), device=logits.device)
+    return values, torch.empty_like(values), torch.empty_like(values) if with_entropy else values.new_empty(0)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::logprobs_backward_", mutates_args=("grad",))
+def _backward_op(
+    grad: Tensor,
+    logits: Tensor | None,
+    target: Tensor,
+    mask: Tensor | None,
+    normalisers: Tensor,
+    entropies: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropies: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> None:
+    """Write the gradient of the logits into ``grad``; without ``logits`` that is where they are."""
+    logits = grad if logits is None else logits
+    if use_triton(backend, logits):
+        grad_(
+            grad,
+            logits,
+            target,
+            mask,
+            normalisers,
+            entropies,
+            grad_logprobs,
+            grad_entropies,
+            1.0 / temperature,
+        )
+    else:
+        _reference_grad_(
+            grad, logits, target, mask, normalisers, entropies, grad_logprobs, grad_entropies, temperature
+        )
+
+
+@_backward_op.register_fake
+def _(*arguments: object) -> None:
+    return None
+
+
+class _Logprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        temperature: float,
+        with_entropy: bool,
+        inplace_backward: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, normalisers, entropies = _forward_op(
+            logits, target, mask, temperature, with_entropy, backend
+        )
+        ctx.save_for_backward(logits, target, mask, normalisers, entropies)
+        ctx.temperature, ctx.with_entropy, ctx.backend = temperature, with_entropy, backend
+        ctx.inplace = inplace_backward
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, mask, normalisers, entropies = ctx.saved_tensors
+        grad = logits.detach() if ctx.inplace else padded(logits.shape, logits.dtype, logits.device)
+        _backward_op(
+            grad, None if ctx.inplace else logits, target, mask, normalisers, entropies, grad_logprobs,
+            grad_entropies if ctx.with_entropy else None, ctx.temperature, ctx.backend,
+        )  # fmt: skip
+        return grad, None, None, None, None, None, None
+
+
+def logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``log softmax(logits / temperature)[target]``, and the entropy of that softmax if asked for.
+
+    ``logits`` [N, V] or [B, T, V], float32, float16 or bfloat16 (a slice such as ``logits[:, :-1]`` is taken
+    as it lies), ``target`` [N] or [B, T] int64, entry i being what row i predicts. Entries where ``mask``
+    (bool, shaped as ``target``) is false are 0, may hold any target and are not read.
+
+    One launch that reads the rows in ``mask`` once; the backward is one more that reads them once and writes
+    the gradient, 0 outside ``mask``, without a host synchronisation (the reference finds the rows with one).
+    With ``inplace_backward`` the gradient takes the place of the logits, which spares as much memory as they
+    have: nothing else may need them afterwards, and autograd raises if it does.
+
+    Where the logits do not exist yet, ``linear_logprobs`` never makes them all.
+
+    Returns float32 (float64 for float64 logits) shaped as ``target``; with ``return_entropy`` a pair. Raises
+    ``ValueError`` for shapes, dtypes, devices and temperatures that do not fit; targets are range-checked
+    only with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    """
+    check_finite(temperature=temperature)
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    if logits.dim() not in (2, 3) or not logits.is_floating_point() or logits.shape[-1] == 0:
+        raise ValueError(
+            f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating [N, V] or [B, T, V]"
+        )
+    if target.shape != logits.shape[:-1] or target.dtype != torch.int64:
+        raise ValueError(
+            f"target is {tuple(target.shape)} {target.dtype}; it must be {tuple(logits.shape[:-1])} int64"
+        )
+    if mask is not None and (mask.shape != target.shape or mask.dtype != torch.bool):
+        raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; it must be {tuple(target.shape)} bool")
+    for name, tensor in (("target", target), ("mask", mask)):
+        if tensor is not None and tensor.device != logits.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} but logits is on {logits.device}; move one"
+            )
+    check_range("target", target if mask is None else target.masked_fill(~mask, 0), 0, logits.shape[-1])
+    if rows_of(logits) is None:
+        logits = logits.contiguous()
+    values, entropies = _Logprobs.apply(
+        logits, target, mask, temperature, return_entropy, inplace_backward, backend
+    )
+    return (values, entropies) if return_entropy else values
