@@ -31,13 +31,13 @@ struct Format {
     int top = 0, left = 0, rows = 0, columns = 0;    // the window that is shown
     int rotation = 0;                                // degrees counter-clockwise, after conversion
 
-    int bytes() const { return depth > 8 ? 2 : 1; }  // of a sample
-    int chroma_height() const { return down == Siting::full ? height : (height + 1) / 2; }
-    int chroma_width() const { return across == Siting::full ? width : (width + 1) / 2; }
-    bool turned() const { return rotation == 90 || rotation == 270; }
+    FOURD_HD constexpr int bytes() const { return depth > 8 ? 2 : 1; }  // of a sample
+    FOURD_HD constexpr int chroma_height() const { return down == Siting::full ? height : (height + 1) / 2; }
+    FOURD_HD constexpr int chroma_width() const { return across == Siting::full ? width : (width + 1) / 2; }
+    FOURD_HD constexpr bool turned() const { return rotation == 90 || rotation == 270; }
     // The size of the picture: the window after rotation.
-    int picture_height() const { return turned() ? columns : rows; }
-    int picture_width() const { return turned() ? rows : columns; }
+    FOURD_HD constexpr int picture_height() const { return turned() ? columns : rows; }
+    FOURD_HD constexpr int picture_width() const { return turned() ? rows : columns; }
 };
 
 // matrix: "bt601", "bt709" or "bt2020" (non-constant luminance). gray leaves the chroma terms at zero.
