@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def tiny_model() -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights: Qwen2.5-VL-3B narrowed eight times in language and tower, six layers and four blocks."""
+    """Random weights: Qwen2.5-VL-3B narrowed eight times, with six layers and a tower of four."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 1376, "num_hidden_layers": 6,
@@ -73,7 +73,9 @@ def make_prompts(count: int, grid: tuple[int, int, int]) -> list[Prompt]:
     return prompts
 
 
-def theirs(model: Any, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]) -> Callable[[], Any]:
+def theirs(
+    model: Any, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]
+) -> Callable[[], Any]:
     """``generate`` as users call it for several samples of a prompt: every row with its own pixels."""
     every = [prompt for prompt in prompts for _ in range(rows)]
 
@@ -96,7 +98,9 @@ def theirs(model: Any, prompts: list[Prompt], rows: int, new: int, settings: dic
     return call
 
 
-def ours(sampler: LatentSampler, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]) -> Callable[[], Any]:
+def ours(
+    sampler: LatentSampler, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]
+) -> Callable[[], Any]:
     """The sampler, with an EOS that is not sampled, so that rows are as long as those of ``generate``."""
     config = SamplingConfig(max_new_tokens=new, eos_ids=(EOS,), **settings)
 

@@ -33,7 +33,8 @@ def _kernel(
     inside = columns < H
     total = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if residual_ptr is not None:
-        total += tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0)
+        total += residual.to(tl.float32)
         # The norm is that of the sum as it is kept, rounded to its dtype.
         rounded = total.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + row * H + columns, rounded, mask=inside)

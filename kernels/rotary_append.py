@@ -76,9 +76,7 @@ def _kernel(
         sin = tl.load(sin_ptr + row * sin_stride + columns).to(tl.float32)
         turned = (x * cos + sign * y * sin).to(kind)
         if is_key:
-            tl.store(
-                keys_ptr + row * keys_row + (head - HEADS) * keys_head + at * keys_at + columns, turned
-            )
+            tl.store(keys_ptr + row * keys_row + (head - HEADS) * keys_head + at * keys_at + columns, turned)
         else:
             tl.store(out_ptr + (row * HEADS + head) * D + columns, turned)
 
@@ -122,20 +120,20 @@ def rotary_append_(
 ) -> Tensor:
     """Rotate one new token per row and append its key and value to the row's cache.
 
-    ``query`` [R, heads, D], ``key``, ``value`` [R, kv_heads, D] (heads of a row side by side), ``cos``, ``sin``
-    [R, D] of the rows' positions, the halves alike. ``keys``, ``values`` [R, kv_heads, T, D], changed in
+    ``query`` [R, heads, D], ``key``, ``value`` [R, kv_heads, D] (heads of a row side by side), ``cos``,
+    ``sin`` [R, D] of the rows' positions, the halves alike. ``keys``, ``values`` [R, kv_heads, T, D], changed in
     place at position ``at`` [R] int64, which must be below T. ``query_weight``, ``key_weight`` [D], both or
     neither: an RMS norm of every head before it is turned (Qwen3). The arithmetic is float32; on CUDA only
     what is normed and what is turned are rounded. One launch on CUDA; D must be a power of two there.
 
     Returns the rotated query [R, heads, D]. Raises ``ValueError`` for shapes that do not fit.
     """
-    rows, heads, width = query.shape
+    rows, _, width = query.shape
     shape = (rows, keys.shape[1], width)
     if tuple(key.shape) != shape or tuple(value.shape) != shape or tuple(keys.shape[::3]) != (rows, width):
         raise ValueError(
-            f"key {tuple(key.shape)}, value {tuple(value.shape)} and cache {tuple(keys.shape)} do not fit the "
-            f"query {tuple(query.shape)}; they must be [R, kv_heads, D] and [R, kv_heads, T, D]"
+            f"key {tuple(key.shape)}, value {tuple(value.shape)} and cache {tuple(keys.shape)} do not fit "
+            f"the query {tuple(query.shape)}; they must be [R, kv_heads, D] and [R, kv_heads, T, D]"
         )
     if values.shape != keys.shape or tuple(at.shape) != (rows,) or at.dtype != torch.int64:
         raise ValueError(

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_finite, tile, use_triton
+from ._common import NAMESPACE, accumulation_dtype, check_finite, use_triton
 
-SPLIT = 512  # prompt positions per program
+SPLIT = 512  # positions per program, of a prompt or of a row
 BLOCK = 64  # positions per step
 
 
@@ -69,7 +69,7 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["group_size", "scale"])
+@triton.jit(do_not_specialize=["group_size", "splits", "scale"])
 def _prompt_kernel(
     query_ptr,
     query_stride,
@@ -82,9 +82,13 @@ def _prompt_kernel(
     value_head_stride,
     value_stride,
     lengths_ptr,
+    starts_ptr,
+    order_ptr,
+    row_starts_ptr,
     partial_ptr,
     log_ptr,
     group_size,
+    splits,
     scale,
     KV: tl.constexpr,
     REP: tl.constexpr,
@@ -98,9 +102,17 @@ def _prompt_kernel(
     head = tl.program_id(0) % KV
     split = tl.program_id(1)
     queries = tl.program_id(2) * QUERIES + tl.arange(0, QUERIES)
-    valid = queries < group_size * REP
     columns = tl.arange(0, D)
-    row = group * group_size + queries // REP
+    first = group * group_size
+    if row_starts_ptr is not None:
+        first = tl.load(row_starts_ptr + group).to(tl.int64)
+        group_size = tl.load(row_starts_ptr + group + 1).to(tl.int32) - first.to(tl.int32)
+    if tl.program_id(2) * QUERIES >= group_size * REP:
+        return
+    valid = queries < group_size * REP
+    row = first + queries // REP
+    if order_ptr is not None:
+        row = tl.load(order_ptr + row, mask=valid, other=0).to(tl.int64)
     out = (row * KV + head) * REP + queries % REP
     q_ptr = query_ptr + row * query_stride + (head * REP + queries % REP) * D
     q = tl.load(q_ptr[:, None] + columns[None, :], mask=valid[:, None], other=0.0)
@@ -108,6 +120,10 @@ def _prompt_kernel(
         q = q.to(tl.float32)
     begin = split * SPLIT
     end = tl.minimum(begin + SPLIT, tl.load(lengths_ptr + group).to(tl.int32))
+    if starts_ptr is not None:
+        start = tl.load(starts_ptr + group).to(tl.int64)
+        key_ptr += start * key_stride
+        value_ptr += start * value_stride
     # A finite start keeps exp(top - highest) from being exp(-inf + inf).
     top = tl.full([QUERIES], -1e30, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -117,13 +133,33 @@ def _prompt_kernel(
         value_ptr + group * value_group_stride + head * value_head_stride, value_stride,
         begin, end, scale, top, total, acc, D, BLOCK, UPCAST,
     )  # fmt: skip
-    out = out * tl.num_programs(1) + split
+    _store_partial(partial_ptr, log_ptr, out * splits + split, columns, valid, top, total, acc, D)
+
+
+@triton.jit
+def _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D: tl.constexpr):
     safe = tl.where(total > 0, total, 1.0)
-    tl.store(partial_ptr + out[:, None] * D + columns[None, :], acc / safe[:, None], mask=valid[:, None])
-    tl.store(log_ptr + out, tl.where(total > 0, top + tl.log(safe), float("-inf")), mask=valid)
+    tl.store(partial_ptr + at[:, None] * D + columns[None, :], acc / safe[:, None], mask=valid[:, None])
+    tl.store(log_ptr + at, tl.where(total > 0, top + tl.log(safe), float("-inf")), mask=valid)
 
 
-@triton.jit(do_not_specialize=["scale", "splits"])
+@triton.jit
+def _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D: tl.constexpr):
+    """Fold ``splits`` partial results into an online softmax."""
+    for split in range(splits):
+        at = out * splits + split
+        log = tl.load(log_ptr + at, mask=valid, other=float("-inf"))
+        part = tl.load(partial_ptr + at[:, None] * D + columns[None, :], mask=valid[:, None], other=0.0)
+        highest = tl.maximum(top, log)
+        rescale = tl.exp(top - highest)
+        weight = tl.exp(log - highest)
+        total = total * rescale + weight
+        acc = acc * rescale[:, None] + part * weight[:, None]
+        top = highest
+    return total, acc
+
+
+@triton.jit(do_not_specialize=["scale", "splits", "before"])
 def _own_kernel(
     query_ptr,
     query_stride,
@@ -140,14 +176,19 @@ def _own_kernel(
     log_ptr,
     output_ptr,
     splits,
+    before,
     scale,
     KV: tl.constexpr,
     REP: tl.constexpr,
     D: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERIES: tl.constexpr,
     UPCAST: tl.constexpr,
+    MERGE: tl.constexpr,
 ):
+    """A row's own positions. With MERGE they are all this program's, which also adds the prompt's parts;
+    without, it stores its part behind the ``before`` parts of the prompt."""
     row = (tl.program_id(0) // KV).to(tl.int64)
     head = tl.program_id(0) % KV
     queries = tl.arange(0, QUERIES)
@@ -160,28 +201,44 @@ def _own_kernel(
     top = tl.full([QUERIES], -1e30, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, D], tl.float32)
+    length = tl.load(lengths_ptr + row).to(tl.int32)
+    begin = 0
+    end = length
+    if not MERGE:
+        begin = tl.program_id(1) * SPLIT
+        end = tl.minimum(begin + SPLIT, length)
     top, total, acc = _attend(
         q, key_ptr + row * key_row_stride + head * key_head_stride, key_stride,
         value_ptr + row * value_row_stride + head * value_head_stride, value_stride,
-        0, tl.load(lengths_ptr + row).to(tl.int32), scale, top, total, acc, D, BLOCK, UPCAST,
+        begin, end, scale, top, total, acc, D, BLOCK, UPCAST,
     )  # fmt: skip
     out = (row * KV + head) * REP + queries
-    for split in range(splits):
-        at = out * splits + split
-        log = tl.load(log_ptr + at, mask=valid, other=float("-inf"))
-        part = tl.load(partial_ptr + at[:, None] * D + columns[None, :], mask=valid[:, None], other=0.0)
-        highest = tl.maximum(top, log)
-        rescale = tl.exp(top - highest)
-        weight = tl.exp(log - highest)
-        total = total * rescale + weight
-        acc = acc * rescale[:, None] + part * weight[:, None]
-        top = highest
+    if MERGE:
+        total, acc = _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D)
+        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        kind = output_ptr.dtype.element_ty
+        tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
+    else:
+        at = out * splits + before + tl.program_id(1)
+        _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(
+    partial_ptr, log_ptr, output_ptr, splits,
+    REP: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    queries = tl.arange(0, QUERIES)
+    valid = queries < REP
+    columns = tl.arange(0, D)
+    out = tl.program_id(0).to(tl.int64) * REP + queries
+    top = tl.full([QUERIES], -1e30, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, D], tl.float32)
+    total, acc = _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D)
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(
-        output_ptr + out[:, None] * D + columns[None, :],
-        acc.to(output_ptr.dtype.element_ty),
-        mask=valid[:, None],
-    )
+    kind = output_ptr.dtype.element_ty
+    tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
 
 
 @torch.library.custom_op(f"{NAMESPACE}::shared_prefix_decode", mutates_args=())
@@ -193,40 +250,72 @@ def _decode_op(
     value: Tensor,
     prompt_lengths: Tensor,
     lengths: Tensor,
+    prompt_starts: Tensor | None,
+    order: Tensor | None,
+    row_starts: Tensor | None,
+    longest: int,
     scale: float,
     backend: str,
 ) -> Tensor:
     if not use_triton(backend, query):
+        if prompt_starts is not None and order is not None and row_starts is not None:
+            prompt_key, prompt_value, prompt_lengths = _of_each_row(
+                prompt_key, prompt_value, prompt_starts, prompt_lengths, order, row_starts, longest
+            )
         return _reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
     rows, heads, width = query.shape
-    groups, kv_heads, prompt, _ = prompt_key.shape
+    kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0]
     repeat = heads // kv_heads
     query = query.contiguous()
     output = torch.empty_like(query)
-    splits = triton.cdiv(prompt, SPLIT)
+    before = triton.cdiv(longest, SPLIT)
+    own = triton.cdiv(key.shape[2], SPLIT)
+    merge = own <= 1
+    splits = before if merge else before + own
     partial = torch.empty(rows, heads, splits, width, dtype=torch.float32, device=query.device)
     logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=query.device)
     # The interpreter's bf16 dot is wrong; on a GPU the tensor cores take it.
     upcast = not query.is_cuda
-    if rows and splits:
-        together = rows // groups * repeat
-        queries = max(16, tile(together, 64))
-        _prompt_kernel[(groups * kv_heads, splits, triton.cdiv(together, queries))](
-            query, query.stride(0), prompt_key, *prompt_key.stride()[:3], prompt_value,
-            *prompt_value.stride()[:3], prompt_lengths, partial, logs, rows // groups, scale, KV=kv_heads,
-            REP=repeat, D=width, SPLIT=SPLIT, BLOCK=BLOCK, QUERIES=queries, UPCAST=upcast, num_warps=4,
+    size = rows // groups
+    if rows and before:
+        together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
+        queries = 16 if together <= 16 else 64
+        own_base = prompt_starts is None  # in a pool, groups begin where prompt_starts says
+        _prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, queries))](
+            query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base, *prompt_key.stride()[1:3],
+            prompt_value, prompt_value.stride(0) * own_base, *prompt_value.stride()[1:3], prompt_lengths,
+            prompt_starts, order, row_starts, partial, logs, size, splits, scale, KV=kv_heads, REP=repeat,
+            D=width, SPLIT=SPLIT, BLOCK=BLOCK, QUERIES=queries, UPCAST=upcast,
+            num_warps=4 if queries == 16 else 8,
         )  # fmt: skip
     if rows:
-        _own_kernel[(rows * kv_heads,)](
+        queries = max(16, triton.next_power_of_2(repeat))
+        _own_kernel[(rows * kv_heads, 1 if merge else own)](
             query, query.stride(0), key, *key.stride()[:3], value, *value.stride()[:3], lengths, partial,
-            logs, output, splits, scale, KV=kv_heads, REP=repeat, D=width, BLOCK=BLOCK,
-            QUERIES=max(16, triton.next_power_of_2(repeat)), UPCAST=upcast, num_warps=4,
+            logs, output, splits, before, scale, KV=kv_heads, REP=repeat, D=width, SPLIT=SPLIT, BLOCK=BLOCK,
+            QUERIES=queries, UPCAST=upcast, MERGE=merge, num_warps=4,
         )  # fmt: skip
+        if not merge:
+            _merge_kernel[(rows * kv_heads,)](
+                partial, logs, output, splits, REP=repeat, D=width, QUERIES=queries, num_warps=4
+            )
     return output
 
 
+def _of_each_row(
+    key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, row_starts: Tensor,
+    longest: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Prompt keys, values and lengths with one group for every row, for the reference."""
+    rank = torch.empty_like(order).scatter_(0, order.long(), torch.arange(len(order)).to(order))
+    group = torch.searchsorted(row_starts, rank.to(row_starts.dtype), right=True) - 1
+    at = starts[group][:, None] + torch.arange(longest, device=key.device)
+    at = at.clamp(max=max(key.shape[2] - 1, 0)).long()
+    return key[0][:, at].transpose(0, 1), value[0][:, at].transpose(0, 1), lengths[group]
+
+
 @_decode_op.register_fake
-def _(query: Tensor, *rest: Tensor | float | str) -> Tensor:
+def _(query: Tensor, *rest: Tensor | float | str | None) -> Tensor:
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
 
 
@@ -239,6 +328,10 @@ def shared_prefix_decode(
     *,
     prompt_lengths: Tensor,
     lengths: Tensor,
+    prompt_starts: Tensor | None = None,
+    order: Tensor | None = None,
+    row_starts: Tensor | None = None,
+    longest: int | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -251,9 +344,16 @@ def shared_prefix_decode(
     key-value head h // (heads / kv_heads). ``scale`` defaults to D ** -0.5. The last dimension must be
     dense; the others may have any strides, as slices of a larger cache have.
 
+    Groups of different sizes, rows in any order, prompts of very different lengths: with ``prompt_starts``
+    [N], ``order`` [R] and ``row_starts`` [N + 1] (int32 or int64, on the device, given together),
+    ``prompt_key`` and ``prompt_value`` are one pool [1, kv_heads, positions, D] in which prompt n begins at
+    ``prompt_starts[n]``, and its rows are ``order[row_starts[n] : row_starts[n + 1]]``; ``order`` holds
+    every row once. ``longest`` bounds the ``prompt_lengths`` (default: all positions there are).
+
     Two launches: the first reads every prompt key and value once per group, 512 positions a program, for
-    all rows of the group together; the second adds the row's own and merges by log-sum-exp. Softmax and
-    sums are float32. No gradient. On CUDA D must be a power of two from 16 to 256.
+    all rows of the group together; the second adds the row's own and merges by log-sum-exp. Where T is above
+    512 the row's own are split likewise, and a third launch merges. Softmax and sums are float32. No
+    gradient. On CUDA D must be a power of two from 16 to 256.
 
     Returns [R, heads, D] in the dtype of ``query``; a row without any position gives 0. Raises
     ``ValueError`` for shapes, dtypes, layouts and devices that do not fit.
@@ -264,21 +364,31 @@ def shared_prefix_decode(
             f"{tuple(key.shape)} [.., kv_heads, positions, D]"
         )
     rows, heads, width = query.shape
-    groups, kv_heads = prompt_key.shape[:2]
+    pooled = prompt_starts is not None
+    if pooled != (order is not None) or pooled != (row_starts is not None):
+        raise ValueError("prompt_starts, order and row_starts go together; give all three or none")
+    kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0] if pooled else prompt_key.shape[0]
+    longest = prompt_key.shape[2] if longest is None else longest
     scale = width**-0.5 if scale is None else scale
     check_finite(scale=scale)
-    if groups == 0 or rows % groups:
+    if groups == 0 or (rows % groups and not pooled):
         raise ValueError(f"the {rows} rows cannot be shared out evenly among {groups} prompts")
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"{heads} query heads do not divide among {kv_heads} key-value heads")
     shapes = {
-        "prompt_key": (prompt_key, (groups, kv_heads, prompt_key.shape[2], width)),
+        "prompt_key": (prompt_key, (1 if pooled else groups, kv_heads, prompt_key.shape[2], width)),
         "prompt_value": (prompt_value, tuple(prompt_key.shape)),
         "key": (key, (rows, kv_heads, key.shape[2], width)),
         "value": (value, tuple(key.shape)),
         "prompt_lengths": (prompt_lengths, (groups,)),
         "lengths": (lengths, (rows,)),
     }
+    if prompt_starts is not None and order is not None and row_starts is not None:
+        shapes |= {
+            "prompt_starts": (prompt_starts, (groups,)),
+            "order": (order, (rows,)),
+            "row_starts": (row_starts, (groups + 1,)),
+        }
     for name, (tensor, shape) in shapes.items():
         if tuple(tensor.shape) != shape or tensor.device != query.device:
             raise ValueError(
@@ -296,5 +406,6 @@ def shared_prefix_decode(
         raise ValueError(f"query is {width} wide; the kernel takes a power of two from 16 to 256")
     with torch.no_grad():
         return _decode_op(
-            query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale, backend
-        )
+            query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, prompt_starts, order,
+            row_starts, longest, scale, backend,
+        )  # fmt: skip

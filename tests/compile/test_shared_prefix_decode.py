@@ -18,17 +18,23 @@ def test_no_spills_and_wide_accesses(arch, kv_heads, repeat):
         "partial_ptr": "*fp32", "log_ptr": "*fp32", "scale": "fp32", "KV": kv_heads, "REP": repeat, "D": 128,
         "BLOCK": module.BLOCK, "UPCAST": False,
     }  # fmt: skip
+    common |= {"SPLIT": module.SPLIT, "splits": "i32"}
     prompt = {
         **common, "key_group_stride": "i32", "value_group_stride": "i32", "group_size": "i32",
-        "SPLIT": module.SPLIT, "QUERIES": 64 if repeat == 8 else 32,
+        "starts_ptr": "*i32", "order_ptr": "*i32", "row_starts_ptr": "*i32",
+        "QUERIES": 64,
     }  # fmt: skip
     own = {
-        **common, "key_row_stride": "i32", "value_row_stride": "i32", "output_ptr": "*bf16",
-        "splits": "i32", "QUERIES": 16,
+        **common, "key_row_stride": "i32", "value_row_stride": "i32", "output_ptr": "*bf16", "before": "i32",
+        "QUERIES": 16, "MERGE": True,
     }  # fmt: skip
-    for kernel, arguments in ((module._prompt_kernel, prompt), (module._own_kernel, own)):
+    cases = [
+        (module._prompt_kernel, prompt, 8), (module._own_kernel, own, 4),
+        (module._own_kernel, own | {"MERGE": False}, 4),
+    ]  # fmt: skip
+    for kernel, arguments, warps in cases:
         binary = compile_kernel(
-            kernel, arguments, arch=arch, num_warps=4, name=f"decode{kernel.__name__} {kv_heads}x{repeat}"
+            kernel, arguments, arch=arch, num_warps=warps, name=f"decode{kernel.__name__} {kv_heads}x{repeat}"
         )
         assert binary.spills == binary.stack == 0
         assert "cp.async" in binary.ptx or max(binary.widths("ld")) == 16
