@@ -1,4 +1,4 @@
-"""M-RoPE positions of the Qwen2.5-VL family, with the clock of every clip exact.
+"""M-RoPE positions of both families, with the clock of every clip exact.
 
 Three numbers a token: time, height, width. Text counts all three up by one. A picture or clip of ``t*h*w``
 merged tokens that starts at position p gets ``p + floor(i_t * seconds_per_grid * tokens_per_second)``, ``p
@@ -8,6 +8,9 @@ released models were trained (Qwen2.5-VL technical report, and transformers 4.50
 transformers 5.17 differs from that in two ways and cannot be used: it truncates the seconds per grid to an
 integer, and it lets the text after a clip go on at ``p + max(h, w)``, below the clip's own times when the
 clip is long.
+
+In Qwen3-VL positions have no clock: every temporal patch of a clip is a picture of its own, with the seconds
+in the text before it (``per_frame``). Its positions equal those of transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +20,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def per_frame(grid_thw: Tensor) -> Tensor:
+    """Grids [n, 3] with every temporal patch as a grid of its own, [sum t, 3]."""
+    single = grid_thw.repeat_interleave(grid_thw[:, 0], dim=0)
+    single[:, 0] = 1
+    return single
 
 
 def mrope_positions(

@@ -14,7 +14,7 @@ from torch import Tensor
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.frames import FramePolicy, Frames, read_images
 from fourdthinker.latents import IMAGERY, LatentSpec
-from fourdthinker.positions import mrope_positions
+from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.records import Record, options_in, read_media
 from fourdthinker.samples import IGNORE, Batch, Prompt, Sample, Vision, collate
 
@@ -59,9 +59,10 @@ class PromptStyle:
 
     instruction: appended to every question, after an empty line; "" for none. newline_after_assistant:
     whether a prompt to generate from ends with the newline after `<|im_start|>assistant`, or leaves that
-    newline to the model. Training supervises it in both cases. seconds_per_grid: None: the true seconds
-    between the temporal patches of the clip go to the position ids. A number: that number, whatever the
-    clip.
+    newline to the model. Training supervises it in both cases. (Without effect where the chat template opens
+    the answer itself, as Qwen3-VL Thinking's does with `<think>`: prompts end with that.) seconds_per_grid:
+    None: the true seconds of the clip's temporal patches go to the position ids (Qwen2.5-VL) or into the text
+    before them (Qwen3-VL). A number: as if that many lay between them, whatever the clip.
     """
 
     instruction: str = INSTRUCTION
@@ -97,10 +98,11 @@ class Encoder:
     ) -> None:
         """Raises ConfigError when the policy's factor is not the patch size times the merge size of the
         model."""
-        factor = vision.patch_size * vision.merge_size
-        if policy.factor != factor:
+        if policy.factor != vision.factor:
             raise ConfigError(
-                f"frame policy: factor is {policy.factor}, and this model needs {factor}; set factor={factor}"
+                f"frame policy: factor is {policy.factor}{_made_for(policy.factor)}, and this model needs "
+                f"{vision.factor}, as a {vision.family}; set factor={vision.factor}, and max_pixels and "
+                "min_pixels with it"
             )
         self.tokenizer, self.spec, self.latents, self.policy, self.style = (
             tokenizer,
@@ -116,6 +118,9 @@ class Encoder:
         }
         self._control |= {i for text, i in tokenizer.get_vocab().items() if _CONTROL.fullmatch(text)}
         self._control |= {*latents.ids, vision.image_token_id, vision.video_token_id}
+        # The slot that a template writes for a clip or picture; in Qwen3-VL each temporal patch gets one.
+        start, end = (self._name(i) for i in (vision.vision_start_id, vision.vision_end_id))
+        self._clip_slot = f"{start}{self._name(vision.video_token_id)}{end}"
 
     def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
         """The prompt of a record; decodes its media by the policy unless `frames` is given.
@@ -123,11 +128,11 @@ class Encoder:
         Raises RecordError for text that holds control tokens, VideoError for media that cannot be read.
         """
         vision = self._vision(record, frames)
-        head, newline = self._head(record, vision)
-        ids = head + newline if self.style.newline_after_assistant else head
-        tokens = torch.tensor(ids)
+        head, newline, opening = self._head(record, vision)
+        ids = head + newline if self.style.newline_after_assistant or opening else head
+        tokens = torch.tensor(ids + self._tokens(opening))
         positions, following = self._positions(tokens, vision)
-        return Prompt(tokens, positions, following, vision, record)
+        return Prompt(tokens, positions, following, vision, record, self.spec.family, opening)
 
     def sample(
         self,
@@ -138,14 +143,25 @@ class Encoder:
         """The training sequence of a record with text_output.
 
         `imagery` may be given read (Frames), as Vision, or as cached targets [N, H]; otherwise the overlays
-        of the record are read. Labels: everything through `<|im_start|>assistant`, and latent pads, are
-        -100; the rest, START and END included, is supervised. Raises RecordError and VideoError.
+        of the record are read. Labels: everything through `<|im_start|>assistant` (and through what the chat
+        template opens the answer with), and latent pads, are -100; the rest, START and END included, is
+        supervised. Raises RecordError and VideoError.
         """
         if record.text_output is None:
             raise RecordError(f"{record.where}: text_output is missing; a record to fine-tune on needs it")
         vision = self._vision(record, frames)
-        head, newline = self._head(record, vision)
-        pieces = record.text_output.split(IMAGERY)
+        head, newline, opening = self._head(record, vision)
+        text = record.text_output
+        if opening:
+            head, newline = head + newline + self._tokens(opening), []
+            if not text.lstrip().startswith(opening.strip()):
+                raise RecordError(
+                    f"{record.where}: text_output does not begin with {opening.strip()}, which the chat "
+                    "template of this model begins every answer with; add the reasoning, or use a model "
+                    "whose template leaves the answer open"
+                )
+            text = text.lstrip().removeprefix(opening.strip()).lstrip()
+        pieces = text.split(IMAGERY)
         pictures, targets = self._imagery(record, imagery, len(pieces) - 1)
         block = [
             self.latents.start_id,
@@ -170,18 +186,29 @@ class Encoder:
             record,
             vision_index=is_vision.nonzero().flatten(),
             latent_index=(tokens == self.latents.pad_id).nonzero().flatten(),
+            family=self.spec.family,
         )
+
+    def read(self, record: Record) -> Vision | None:
+        """The pictures that a record asks about, as the model takes them; None for text alone. Raises
+        VideoError."""
+        frames = read_media(record, self.policy, mean=self.spec.mean, std=self.spec.std)
+        return None if frames is None else Vision.from_frames(frames, self.spec)
 
     def overlays(self, record: Record) -> Vision:
         """The pictures that the blocks of a record stand for.
 
         Raises VideoError for one that cannot be read, RecordError for one too small to make a block of.
         """
-        vision = Vision.from_frames(read_images(record.images, self.policy, out="patches", stills=True))
+        look: dict[str, Any] = {"out": "patches", "mean": self.spec.mean, "std": self.spec.std}
+        vision = Vision.from_frames(read_images(record.images, self.policy, stills=True, **look), self.spec)
         self._check_size(vision, record)
         return vision
 
     # -- text
+    def _name(self, token: int) -> str:
+        return self.tokenizer.convert_ids_to_tokens(token)
+
     def _tokens(self, text: str) -> list[int]:
         return (
             list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
@@ -192,10 +219,9 @@ class Encoder:
         ids = self._tokens(text)
         for token in ids:
             if token in self._control:
-                name = self.tokenizer.convert_ids_to_tokens(token)
                 raise RecordError(
-                    f"{record.where}: {key} holds the control token {name}, which text must not; "
-                    "remove it or write it differently (for example with a space after the first character)"
+                    f"{record.where}: {key} holds the control token {self._name(token)}, which text must "
+                    "not; remove it or write it differently (with a space after the first character, say)"
                 )
         return ids
 
@@ -214,9 +240,9 @@ class Encoder:
         self._data(record.system, record, "the system text")
         return [{"role": "system", "content": record.system}, user]
 
-    def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int]]:
-        """Ids up to and including `<|im_start|>assistant`, and those of the newline after it (if the
-        template has it)."""
+    def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int], str]:
+        """Ids up to and including `<|im_start|>assistant`, those of the newline after it (if the template has
+        it), and the text that the template goes on with."""
         kind = "video" if vision is None else vision.kind
         counts: list[int] = []
         if vision is not None:
@@ -224,11 +250,15 @@ class Encoder:
         text = self._render(self._messages(record, kind, len(counts)), True)
         cut = text.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in text else len(text.rstrip("\n"))
         newline = self._tokens("\n") if text[cut : cut + 1] == "\n" else []
+        opening = text[cut:].removeprefix("\n") if _ASSISTANT in text else ""
+        text = text[:cut]
+        if vision is not None and kind == "video" and self.spec.tokens_per_second is None:
+            text, counts = self._with_times(text, vision)
         pad = self.spec.image_token_id if kind == "image" else self.spec.video_token_id
         ids: list[int] = []
         slots = iter(counts)
         found = 0
-        for token in self._tokens(text[:cut]):
+        for token in self._tokens(text):
             if token != pad:
                 ids.append(token)
                 continue
@@ -237,9 +267,42 @@ class Encoder:
         if found != len(counts):
             raise ConfigError(
                 f"the chat template of the tokenizer made {found} {kind} slots for {len(counts)} {kind}s; "
-                f"it must write {self.tokenizer.convert_ids_to_tokens(pad)} once for each part of type {kind}"
+                f"it must write {self._name(pad)} once for each part of type {kind}"
             )
-        return ids, newline
+        return ids, newline, opening
+
+    def _with_times(self, text: str, vision: Vision) -> tuple[str, list[int]]:
+        """Text with a slot for every temporal patch of every clip, after its seconds, and the tokens of each.
+
+        As the makers' own processor wrote it: the slot of the template is replaced whole. (That of
+        transformers 5.17 leaves the template's start and end tokens around all of it.)
+        """
+        grids = vision.grid_thw.tolist()
+        pieces = text.split(self._clip_slot)
+        if len(pieces) != len(grids) + 1:
+            raise ConfigError(
+                f"the chat template of the tokenizer made {len(pieces) - 1} video slots for {len(grids)} "
+                f"videos; it must write {self._clip_slot} once for each part of type video"
+            )
+        text, counts = pieces[0], []
+        for clip, (grid, after) in enumerate(zip(grids, pieces[1:], strict=True)):
+            times = self._times(vision, clip, grid[0])
+            text += "".join(f"<{time:.1f} seconds>{self._clip_slot}" for time in times) + after
+            counts += [grid[1] * grid[2] // self.spec.merge_size**2] * grid[0]
+        return text, counts
+
+    def _times(self, vision: Vision, clip: int, count: int) -> list[float]:
+        """Seconds from the beginning of a clip to the middle of each of its `count` temporal patches."""
+        if self.style.seconds_per_grid is None and vision.times is not None:
+            times = vision.times[clip]
+            if len(times) != count:
+                raise ConfigError(f"clip {clip} has {count} temporal patches and {len(times)} times of them")
+            return times
+        step = self.style.seconds_per_grid
+        if step is None:
+            step = 1.0 if vision.seconds_per_grid is None else vision.seconds_per_grid[clip]
+        frames = self.spec.temporal_patch_size
+        return [(patch + (frames - 1) / (2 * frames)) * step for patch in range(count)]
 
     @cached_property
     def _turn_end(self) -> list[int]:
@@ -260,10 +323,11 @@ class Encoder:
     # -- pictures
     def _vision(self, record: Record, frames: Frames | Vision | None) -> Vision | None:
         if frames is None:
-            frames = read_media(record, self.policy)
-        if frames is None:
+            vision = self.read(record)
+        else:
+            vision = frames if isinstance(frames, Vision) else Vision.from_frames(frames, self.spec)
+        if vision is None:
             return None
-        vision = frames if isinstance(frames, Vision) else Vision.from_frames(frames)
         if vision.kind not in ("video", "image"):
             raise ConfigError(
                 f"{record.where}: kind of pictures is {vision.kind!r}; it is 'video' or 'image'"
@@ -278,7 +342,7 @@ class Encoder:
         if isinstance(imagery, Tensor):
             have, per_block, what = imagery.shape[0], self.latents.latent_size, "cached latents"
         else:
-            imagery = Vision.from_frames(imagery) if isinstance(imagery, Frames) else imagery
+            imagery = Vision.from_frames(imagery, self.spec) if isinstance(imagery, Frames) else imagery
             have = len(record.images) if imagery is None else imagery.grid_thw.shape[0]
             per_block, what = 1, "images"
         if have != blocks * per_block:
@@ -301,17 +365,24 @@ class Encoder:
             )
 
     def _positions(self, ids: Tensor, vision: Vision | None) -> tuple[Tensor, int]:
-        seconds = None
-        if vision is not None and vision.kind == "video":
+        seconds, grids = None, None if vision is None else vision.grid_thw
+        if self.spec.tokens_per_second is None:
+            grids = None if grids is None else per_frame(grids)
+        elif vision is not None and vision.kind == "video":
             seconds, number = vision.seconds_per_grid, vision.grid_thw.shape[0]
             if self.style.seconds_per_grid is not None:
                 seconds = [self.style.seconds_per_grid] * number
         return mrope_positions(
             ids,
-            grid_thw=None if vision is None else vision.grid_thw,
+            grid_thw=grids,
             seconds_per_grid=seconds,
             image_token_id=self.spec.image_token_id,
             video_token_id=self.spec.video_token_id,
             merge_size=self.spec.merge_size,
-            tokens_per_second=self.spec.tokens_per_second,
+            tokens_per_second=self.spec.tokens_per_second or 0.0,
         )
+
+
+def _made_for(factor: int) -> str:
+    families = {28: " (as for a qwen2_5_vl)", 32: " (as for a qwen3_vl)"}
+    return families.get(factor, "")

@@ -13,6 +13,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.frames import Frames, patchify
 
 if TYPE_CHECKING:
+    from fourdthinker.backbones.common import VisionSpec
     from fourdthinker.records import Record
 
 Batch = dict[str, Tensor]
@@ -24,9 +25,11 @@ class Vision:
     """Pictures of one sample. Rows of `features` are merged features in raster order, clip or image after
     image.
 
-    grid_thw: [n, 3] long, patches in time, height and width. patches: [sum t*h*w, 1176] float32, or None when
-    `features` [sum t*h*w/4, H] is given. kind: "video" or "image": which pad token stands for the features.
-    seconds_per_grid: for videos, one number for each; None means 1.0.
+    grid_thw: [n, 3] long, patches in time, height and width. patches: [sum t*h*w, patch_dim] float32, or None
+    when `features` [sum t*h*w/4, (1 + D) * H] (as `Backbone.encode_vision` gives them) are there. kind:
+    "video" or "image": which pad token stands for the features. seconds_per_grid: for videos, one number for
+    each; None means 1.0. times: for videos, of each the seconds from its first frame to the middle of every
+    temporal patch; None: as seconds_per_grid has it.
     """
 
     grid_thw: Tensor
@@ -34,29 +37,65 @@ class Vision:
     features: Tensor | None = None
     kind: str = "video"
     seconds_per_grid: list[float] | None = None
+    times: list[list[float]] | None = None
 
     @classmethod
-    def from_frames(cls, frames: Frames) -> Vision:
-        """Patches of what was read; uint8 pixels are cut into patches first."""
+    def from_frames(cls, frames: Frames, spec: VisionSpec) -> Vision:
+        """Patches of what was read, as a model of that spec takes them; uint8 pixels are cut into them first.
+
+        ConfigError for pixels that are no multiple of the spec's patches, and patches of another size.
+        """
         patches, grid = frames.patches, frames.grid_thw
         if patches is None or grid is None:
             if frames.pixels is None:
                 raise ConfigError(f"frames of {frames.source}: neither pixels nor patches are there")
-            patches, grid = patchify(frames.pixels, stills=frames.kind == "image")
-        seconds = [frames.seconds_per_grid] if frames.kind == "video" else None
-        return cls(grid, patches, kind=frames.kind, seconds_per_grid=seconds)
+            height, width = frames.pixels.shape[1:3]
+            if height % spec.factor or width % spec.factor:
+                raise ConfigError(
+                    f"frames of {frames.source} are {height}x{width} pixels, and a {spec.family} needs "
+                    f"multiples of {spec.factor}; resize them by a frame policy with factor={spec.factor}"
+                )
+            patches, grid = patchify(
+                frames.pixels,
+                stills=frames.kind == "image",
+                patch=spec.patch_size,
+                merge=spec.merge_size,
+                temporal=spec.temporal_patch_size,
+                mean=spec.mean,
+                std=spec.std,
+            )
+        if patches.shape[1] != spec.patch_dim:
+            raise ConfigError(
+                f"patches of {frames.source} have {patches.shape[1]} values, and a {spec.family} reads "
+                f"{spec.patch_dim}; they were cut for another family, so read the frames again"
+            )
+        if frames.kind != "video":
+            return cls(grid, patches, kind=frames.kind)
+        shown, last = frames.seconds, spec.temporal_patch_size - 1
+        middles = [
+            (shown[i] + shown[min(i + last, len(shown) - 1)]) / 2 - shown[0]
+            for i in range(0, len(shown), spec.temporal_patch_size)
+        ]
+        seconds = [frames.seconds_per_grid]
+        return cls(grid, patches, seconds_per_grid=seconds, times=[middles] if middles else None)
 
 
 @dataclass
 class Prompt:
     """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position,
-    pictures."""
+    pictures.
+
+    family: the model_type that it was made for; None: not known. opening: text of the answer that the prompt
+    already holds ("<think>\n" with Qwen3-VL Thinking), so that the whole answer is opening + what is sampled.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     next_position: int
     vision: Vision | None = None
     record: Record | None = None
+    family: str | None = None
+    opening: str = ""
 
 
 def _none() -> Tensor:
@@ -70,6 +109,7 @@ class Sample:
 
     imagery: the pictures that the blocks stand for, in order; or latents [N, H]: their cached targets, K a
     block. vision_index, latent_index: positions of the vision pads and of the latent pads in input_ids.
+    family: the model_type that it was made for; None: not known.
     """
 
     input_ids: Tensor
@@ -81,6 +121,7 @@ class Sample:
     record: Record | None = None
     vision_index: Tensor = field(default_factory=_none)
     latent_index: Tensor = field(default_factory=_none)
+    family: str | None = None
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
@@ -88,8 +129,9 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 
     input_ids, attention_mask, labels [B, S] long; position_ids [3, B, S] long; target [B, S] long: labels
     shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N], vision_index [Mv]:
-    flat positions of latent and of vision pads. When there are any: patches [P, 1176] with grid_thw [n, 3],
-    or vision_features [Mv, H]; and imagery_patches with imagery_grid_thw, or latents [N, H].
+    flat positions of latent and of vision pads. When there are any: patches [P, patch_dim] with grid_thw
+    [n, 3], or vision_features [Mv, (1 + D) * H]; and imagery_patches with imagery_grid_thw, or latents
+    [N, H].
 
     Raises ConfigError when some samples bring patches and others cached features (or pictures and cached
     latents).

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.demo.settings import POLICY
-from fourdthinker.frames import Frames
+from fourdthinker.frames import patchify
 from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
 from fourdthinker.records import Record
 
@@ -46,14 +46,15 @@ class Pictures:
     def clip(self, split: str, index: int) -> Vision:
         """A clip as patches."""
         pixels = torch.from_numpy(np.array(self.array(f"{split}.frames")[index]))
-        frames = Frames(pixels=pixels, seconds_per_grid=2 / POLICY.fps, source=f"{split} clip {index}")
-        return Vision.from_frames(frames)
+        patches, grid = patchify(pixels)
+        return Vision(grid, patches, seconds_per_grid=[2 / POLICY.fps])
 
     def overlays(self, split: str, index: int) -> Vision:
         """All overlays of a clip as patches: solid 0 at the key frames, then solid 1."""
         pixels = np.array(self.array(f"{split}.overlays")[index])
         stills = torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:]))
-        return Vision.from_frames(Frames(pixels=stills, kind="image", source=f"{split} overlays {index}"))
+        patches, grid = patchify(stills, stills=True)
+        return Vision(grid, patches, kind="image")
 
     def blank(self) -> Vision:
         """The shape of a clip without its patches: all that text and positions depend on."""

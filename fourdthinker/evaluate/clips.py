@@ -6,15 +6,18 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames import FramePolicy, patchify
-from fourdthinker.prompts import Prompt, Vision
-from fourdthinker.records import Record, read_media
+from fourdthinker.frames import Frames
+from fourdthinker.prompts import Encoder, Prompt, Vision
+from fourdthinker.records import Record
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.common import VisionSpec
 
 Override = Literal["black", "other"]
 OVERRIDES = ("black", "other")
@@ -36,11 +39,6 @@ class Clip:
     record: Record
     rows: tuple[int, ...]
 
-    def vision(self, policy: FramePolicy) -> Vision | None:
-        """The pictures the policy asks for; None without any. VideoError when they cannot be read."""
-        frames = read_media(self.record, policy)
-        return None if frames is None else Vision.from_frames(frames)
-
 
 def group_clips(records: Sequence[Record]) -> list[Clip]:
     """Clips in the order in which they are first asked about."""
@@ -51,12 +49,13 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
     return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
 
 
-def read_clips(clips: Sequence[Clip], policy: FramePolicy) -> Iterator[Vision | VideoError | None]:
-    """What `Clip.vision` gives for each clip in turn, or the error it raised; a few clips are read ahead."""
+def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | VideoError | None]:
+    """The pictures of each clip in turn as `Encoder.read` gives them, or the error that it raised; a few
+    clips are read ahead."""
 
     def read(clip: Clip) -> Vision | VideoError | None:
         try:
-            return clip.vision(policy)
+            return encoder.read(clip.record)
         except VideoError as error:
             return error
 
@@ -99,17 +98,19 @@ def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[
     return [other[clip.source] for clip in clips]
 
 
-def blacken(vision: Vision) -> Vision:
-    """The same clock and size with nothing to see."""
-    black, _ = patchify(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))  # every patch of black is the same
-    count = int(vision.grid_thw.prod(dim=-1).sum())
+def blacken(vision: Vision, spec: VisionSpec) -> Vision:
+    """The same clock and size with nothing to see, for a model of that spec."""
+    pixels = torch.zeros(1, spec.factor, spec.factor, 3, dtype=torch.uint8)
+    black = Vision.from_frames(Frames(pixels=pixels, kind="image", source="black"), spec).patches
+    assert black is not None
+    count = int(vision.grid_thw.prod(dim=-1).sum())  # every patch of black is the same
     return replace(vision, patches=black[:1].expand(count, -1).contiguous(), features=None)
 
 
 def override_prompts(
-    prompts: Sequence[Prompt], clips: Sequence[Clip], override: Override, seed: int
+    prompts: Sequence[Prompt], clips: Sequence[Clip], override: Override, seed: int, spec: VisionSpec
 ) -> list[Prompt]:
-    """Ready-made prompts with their pictures exchanged; tokens and positions stay.
+    """Ready-made prompts, for a model of that spec, with their pictures exchanged; tokens and positions stay.
 
     "other" exchanges among the clips of equal grids only, since the number of vision tokens is part of the
     prompt.
@@ -123,7 +124,7 @@ def override_prompts(
         blacks: dict[tuple[int, ...], Vision] = {}  # one object for each shape, so that it is encoded once
         for i, shape in enumerate(shapes):
             if shape not in blacks:
-                blacks[shape] = blacken(_vision(prompts[i]))
+                blacks[shape] = blacken(_vision(prompts[i]), spec)
             out[i] = replace(prompts[i], vision=blacks[shape])
         return out
     by_shape: dict[tuple[int, ...], list[Clip]] = defaultdict(list)

@@ -92,7 +92,7 @@ def evaluate(
     started = time.perf_counter()
     clips = group_clips(records)
     if prompts is not None and frames_override is not None:
-        prompts = override_prompts(prompts, clips, frames_override, config.seed)
+        prompts = override_prompts(prompts, clips, frames_override, config.seed, encoder.spec)
     settings = _settings(records, encoder, n, greedy, config, frames_override, name)
     book = Journal(journal, settings) if journal is not None else None
     # what failed before is tried again: the file may be there now
@@ -216,7 +216,7 @@ def _encoded(
     work = [
         (c, s) for c, s in zip(clips, shown, strict=True) if any(records[i].id not in done for i in c.rows)
     ]
-    for (clip, _), vision in zip(work, read_clips([s for _, s in work], encoder.policy), strict=True):
+    for (clip, _), vision in zip(work, read_clips([s for _, s in work], encoder), strict=True):
         rows = [i for i in clip.rows if records[i].id not in done]
         if isinstance(vision, VideoError):
             yield from (_question(records[i], failed=str(vision)) for i in rows)
@@ -226,7 +226,7 @@ def _encoded(
                 raise ConfigError(
                     f"{records[rows[0]].where}: frames_override needs records with pictures"
                 )
-            vision = blacken(vision) if override == "black" else vision
+            vision = blacken(vision, encoder.spec) if override == "black" else vision
         yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
 
 

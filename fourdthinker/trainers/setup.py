@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import read_media, read_records
+from fourdthinker.records import read_records
 from fourdthinker.trainers.config import TrainConfig, save_config
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -121,7 +121,7 @@ def _readable(
 
     def problem(record: Record) -> str | None:
         try:
-            read_media(record, encoder.policy)
+            encoder.read(record)
             if record.kind == "dift" and record.images:
                 encoder.overlays(record)
         except VideoError as error:

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 
 from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
-from fourdthinker.records import read_media
 from fourdthinker.trainers.batches import Items, same
 
 if TYPE_CHECKING:
@@ -166,21 +165,22 @@ class VisionCache:
     def _vision(self, kind: str, record: Record) -> Vision:
         if kind == "imagery":
             return self.encoder.overlays(record)
-        frames = read_media(record, self.encoder.policy)
-        if frames is None:
+        vision = self.encoder.read(record)
+        if vision is None:
             raise ValueError(f"{record.where}: no media to compute features of")
-        return Vision.from_frames(frames)
+        return vision
 
     def _clip(self, record: Record) -> Vision | None:
         if not (self.clips and _has_clip(record)):
             return None
         stored = load_file(self._clip_path(record))
-        seconds = stored.get("seconds_per_grid")
+        seconds, times = stored.get("seconds_per_grid"), stored.get("times")
         return Vision(
             stored["grid_thw"],
             features=stored["features"],
             kind="image" if seconds is None else "video",
             seconds_per_grid=None if seconds is None else seconds.tolist(),
+            times=None if times is None else [times.tolist()],
         )
 
     def _clip_path(self, record: Record) -> Path:
@@ -211,6 +211,8 @@ def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:
         content["grid_thw"] = vision.grid_thw.cpu().contiguous()
         if vision.seconds_per_grid is not None:
             content["seconds_per_grid"] = torch.tensor(vision.seconds_per_grid, dtype=torch.float64)
+        if vision.times is not None:  # a record has one clip
+            content["times"] = torch.tensor(vision.times[0], dtype=torch.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         temporary = file.name

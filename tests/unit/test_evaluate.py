@@ -217,11 +217,12 @@ def test_overrides_show_something_else_than_the_clip(world: Any, monkeypatch: py
 
     prompts = [encoder.prompt(r) for r in records]
     clips = group_clips(records)
-    for before, after in zip(prompts, override_prompts(prompts, clips, "other", 0), strict=True):
+    others = override_prompts(prompts, clips, "other", 0, encoder.spec)
+    for before, after in zip(prompts, others, strict=True):
         assert after.vision is not None
         assert not torch.equal(after.vision.patches, before.vision.patches)
         assert after.input_ids is before.input_ids
-    black = override_prompts(prompts, clips, "black", 0)
+    black = override_prompts(prompts, clips, "black", 0, encoder.spec)
     assert len({id(prompt.vision) for prompt in black}) == 1
     torch.testing.assert_close(black[0].vision.patches[0], low)
     assert sampler.calls
