@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -17,12 +18,18 @@ from torch import Tensor
 from ._common import accumulation_dtype, check_finite, tile, use_triton
 
 
-def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None) -> int:
-    """Rows of logits that exist at a time: a fixed rule, so that runs repeat on any machine."""
+def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bool = False) -> int:
+    """Rows of logits that exist at a time: a fixed rule, so that runs repeat on any machine.
+
+    On a GPU the matmuls want thousands of rows. On a CPU a few hundred keep them as fast, and the less
+    memory there is to touch for the first time the better: a fresh page costs more than ten passes over it.
+    """
     if chunk_rows is not None:
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows is {chunk_rows}; it must be at least 1")
         return chunk_rows
+    if on_cpu:
+        return min(max(rows, 1), max(512, min(4096, 2**24 // max(vocabulary, 1))))
     return min(max(rows, 1), 2048 if vocabulary >= 65536 else 4096)
 
 
@@ -77,12 +84,26 @@ def gradients(
     )
 
 
+def times_upstream(
+    ctx: Any, upstream: Tensor, dtypes: tuple[torch.dtype | None, ...]
+) -> list[Tensor | None]:
+    """The saved gradients times the scalar ``upstream``, each in its leaf's dtype; None where not needed.
+
+    One pass without a synchronisation and without a float32 temporary, which for dW would be the largest
+    tensor of the step.
+    """
+    return [
+        torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=dtype)) if needed else None
+        for grad, dtype, needed in zip(ctx.saved_tensors, dtypes, ctx.needs_input_grad)
+    ]
+
+
 class Head:
     """The head in plain PyTorch and accumulation precision, a chunk of rows at a time.
 
     With a = x . W^T + b and the soft-capped c = cap * tanh(a / cap) (or a), the scores are
-    z = c / temperature.
-    Row blocks keep the temporaries small beside the one [m, V] buffer.
+    z = c / temperature. All chunks use the memory of the first, so none may have more rows. Blocks of rows
+    keep the temporaries small beside it, and near the processor.
     """
 
     def __init__(
@@ -93,33 +114,52 @@ class Head:
         self.bias = None if bias is None else bias.to(self.dtype)
         self.temperature = temperature
         self.softcap = softcap
+        self.memory: Tensor | None = None
 
-    def blocks(self, rows: int) -> Iterator[slice]:
-        step = max(4, rows // 64)
+    def empty(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """[rows, V] in the one buffer, whose rows begin on multiples of 16 elements."""
+        vocabulary = self.weight.shape[0]
+        if self.memory is None:
+            width = -(-vocabulary // 16) * 16
+            self.memory = torch.empty(rows, width, dtype=dtype, device=self.weight.device)
+        return self.memory[:rows, :vocabulary]
+
+    def blocks(self, z: Tensor) -> Iterator[slice]:
+        rows, vocabulary = z.shape
+        step = max(1, min(2**20 // max(vocabulary, 1), max(4, rows // 32)))
         for start in range(0, rows, step):
             yield slice(start, start + step)
 
     def logits(self, x: Tensor) -> Tensor:
         """The scores z [m, V] of x [m, H]."""
-        z = x.to(self.dtype) @ self.weight.T
-        if self.bias is not None:
-            z += self.bias
+        z = self.empty(x.shape[0], self.dtype)
+        rate = 1.0 if self.softcap is not None else 1.0 / self.temperature
+        if self.bias is None:
+            torch.addmm(z, x.to(self.dtype), self.weight.T, beta=0, alpha=rate, out=z)
+        else:
+            torch.addmm(self.bias, x.to(self.dtype), self.weight.T, beta=rate, alpha=rate, out=z)
         if self.softcap is not None:
-            z.div_(self.softcap).tanh_().mul_(self.softcap)
-        if self.temperature != 1.0:
-            z.div_(self.temperature)
+            for rows in self.blocks(z):
+                z[rows].div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
         return z
 
     def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probability of the target, log normaliser and (if asked for) entropy of each row."""
         normaliser = torch.empty(z.shape[0], dtype=z.dtype, device=z.device)
         entropy = torch.empty_like(normaliser) if with_entropy else None
-        for rows in self.blocks(z.shape[0]):
-            normaliser[rows] = z[rows].logsumexp(dim=1)
+        scratch: Tensor | None = None
+        for rows in self.blocks(z):
+            part = z[rows]
+            if scratch is None:
+                scratch = torch.empty_like(part)
+            top = part.amax(dim=1)
+            shift = torch.where(top == -torch.inf, 0.0, top)[:, None]  # -inf - -inf would be NaN
+            weight = torch.sub(part, shift, out=scratch[: part.shape[0]]).exp_()
+            total = weight.sum(dim=1)
+            normaliser[rows] = top + total.log()
             if entropy is not None:
-                log_p = z[rows] - normaliser[rows, None]
-                # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
-                entropy[rows] = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=1)
+                # A weight of 0 adds nothing, whatever its logarithm.
+                entropy[rows] = total.log() - torch.xlogy(weight, weight, out=weight).sum(dim=1) / total
         return z.gather(1, target[:, None])[:, 0] - normaliser, normaliser, entropy
 
     def grad_(
@@ -135,7 +175,9 @@ class Head:
 
         d logprob / d z = onehot - p and d entropy / d z = -p * (log p + entropy).
         """
-        for rows in self.blocks(z.shape[0]):
+        rate = 1.0 / self.temperature
+        grad_logprob = (grad_logprob * rate).to(z.dtype)
+        for rows in self.blocks(z):
             part = z[rows]
             slope = None
             if self.softcap is not None:
@@ -146,10 +188,8 @@ class Head:
             else:
                 p = part.exp()
                 part.masked_fill_(p == 0, 0.0).add_(entropy[rows, None])
-                part.mul_(grad_entropy[rows, None]).add_(grad_logprob[rows, None]).neg_().mul_(p)
-            part.scatter_add_(1, target[rows, None], grad_logprob[rows, None].to(part.dtype))
-            if self.temperature != 1.0:
-                part.div_(self.temperature)
+                part.mul_(grad_entropy[rows, None] * rate).add_(grad_logprob[rows, None]).neg_().mul_(p)
+            part.scatter_add_(1, target[rows, None], grad_logprob[rows, None])
             if slope is not None:
                 part.mul_(slope)
         return z
@@ -281,13 +321,10 @@ class FusedHead(Head):
         self.bias = bias
         self.temperature = temperature
         self.softcap = softcap
+        self.memory = None
 
     def logits(self, x: Tensor) -> Tensor:
-        vocabulary = self.weight.shape[0]
-        # Rows that start on 64 bytes keep every access 16 bytes wide.
-        buffer = torch.empty(
-            x.shape[0], -(-vocabulary // 16) * 16, dtype=torch.float32, device=x.device
-        )[:, :vocabulary]  # fmt: skip
+        buffer = self.empty(x.shape[0], torch.float32)
         x = x.to(self.dtype)
         if self.dtype == torch.float32:
             torch.mm(x, self.weight.T, out=buffer)

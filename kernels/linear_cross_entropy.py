@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, reciprocal
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
+from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
@@ -45,7 +45,6 @@ def _loss_op(
                 head.consume(z, part, rows_dx, dw if need_dw else None, db if need_db else None)
                 if rows_dx is not None:
                     dx.index_copy_(0, chosen, rows_dx)
-            del z  # before the next chunk allocates its own
     return loss * scale, dx, dw, db
 
 
@@ -78,18 +77,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             x, weight, bias, target, rows, scale, temperature, softcap, chunk, *need, backend
         )
         ctx.save_for_backward(dx, dw, db)
-        ctx.need = need
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            (grad * upstream).to(dtype) if needed else None
-            for grad, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
-        ]
-        return (*scaled, None, None, None, None, None, None, None)
+        return (*times_upstream(ctx, upstream, ctx.dtypes), None, None, None, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -134,7 +128,7 @@ def linear_cross_entropy(
     scale = reciprocal(
         (flat[rows] >= 0).sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
     )
-    chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows)
+    chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     return _LinearCrossEntropy.apply(
         x, weight, bias, flat, rows, scale, temperature, softcap, chunk, backend
     )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, reciprocal
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
+from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
 from .grpo_token_loss import PER_SEQUENCE, SUMS, check_options, kl_slope, kl_term, policy_slope, policy_term
 
 
@@ -156,7 +156,6 @@ def _loss_op(
                 head.consume(z, hidden, rows_dx, dw if need_dw else None, db if need_db else None)
                 if rows_dx is not None:
                     dx.index_copy_(0, chosen, rows_dx)
-            del z  # before the next chunk allocates its own
     return loss, logprobs, sums, dx, dw, db
 
 
@@ -190,7 +189,6 @@ class _LinearGrpoLoss(torch.autograd.Function):
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         loss, logprobs, sums, dx, dw, db = _loss_op(x, weight, bias, *tensors, *options, *need, backend)
         ctx.save_for_backward(dx, dw, db)
-        ctx.need = need
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(logprobs, sums)
         return loss, logprobs, sums
@@ -198,11 +196,7 @@ class _LinearGrpoLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            (grad * upstream).to(dtype) if needed else None
-            for grad, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
-        ]
-        return (*scaled, None, None, None)
+        return (*times_upstream(ctx, upstream, ctx.dtypes), None, None, None)
 
 
 def linear_grpo_loss(
@@ -310,7 +304,7 @@ def linear_grpo_loss(
         (target.reshape(-1), rows, sequences, counted, lengths, share, spread, listed(old_logprobs),
          listed(ref_logprobs), listed(sampler_logprobs), listed(entropy_mask)),
         (loss_type, kl, beta, epsilon, high, delta, sampler_cap, entropy_coef, temperature, softcap,
-         chunk_size(rows.shape[0], weight.shape[0], chunk_rows)),
+         chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")),
         backend,
     )  # fmt: skip
     present = {

@@ -39,7 +39,6 @@ def _forward_op(
             normalisers[start : start + chunk] = normaliser
             if entropy is not None:
                 entropies.index_copy_(0, chosen, entropy)
-            del z  # before the next chunk allocates its own
     return logprobs, entropies, normalisers
 
 
@@ -88,7 +87,6 @@ def _backward_op(
             head.consume(dz, part, rows_dx, dw if need_dw else None, db if need_db else None)
             if rows_dx is not None:
                 dx.index_copy_(0, chosen, rows_dx)
-            del dz  # before the next chunk allocates its own
     return dx, dw, db
 
 
@@ -182,7 +180,7 @@ def linear_logprobs(
             rows = mask.reshape(-1).nonzero()[:, 0]
     check_rows(rows)
     x = input.reshape(-1, input.shape[-1])
-    chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows)
+    chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     logprobs, entropies = _LinearLogprobs.apply(
         x, weight, bias, flat, rows, temperature, softcap, chunk, return_entropy, backend
     )

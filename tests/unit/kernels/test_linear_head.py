@@ -200,6 +200,8 @@ def test_chunking_changes_rounding_only():
     assert chunk_size(10, 151_936, None) == 10
     assert chunk_size(100_000, 151_936, None) == 2048
     assert chunk_size(100_000, 32_000, None) == 4096
+    assert chunk_size(100_000, 151_936, None, on_cpu=True) == 512
+    assert chunk_size(100_000, 8192, None, on_cpu=True) == 2048
 
 
 def test_logits_exist_only_for_one_chunk():
