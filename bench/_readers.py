@@ -1,0 +1,236 @@
+"""How each reader of videos gets the frames shown at given times, resized: ours and its peers.
+
+Every function takes a file and a `Plan` and returns uint8 [T, h, w, 3]. A peer is used as its documentation
+tells for speed: all threads, one call for all frames, and torch's antialiased Lanczos, which is within a
+level of Pillow's and several times faster, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fourdthinker.frames import FramePolicy, read_frames
+
+SEEK_FRAMES = 24  # nearer targets are reached by decoding, further ones by a seek
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to read: times in seconds, the indexes and stamps of the frames shown then, size (height, width).
+
+    uniform: the times were given; else they are those of the policy. keys: indexes of the keyframes. stream:
+    index in the container, None for the best.
+    """
+
+    policy: FramePolicy
+    times: list[float]
+    indexes: list[int]
+    stamps: list[int]
+    size: tuple[int, int]
+    uniform: bool
+    keys: list[int] = field(default_factory=list)
+    stream: int | None = None
+
+
+Reader = Callable[[Path, Plan], np.ndarray]
+
+
+# -- resizes
+
+
+def with_pillow(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    target, lanczos = size[::-1], Image.Resampling.LANCZOS
+    return np.stack([np.asarray(Image.fromarray(picture).resize(target, lanczos)) for picture in pictures])
+
+
+def with_torch(pictures: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [T, H, W, 3], or such a view of [T, 3, H, W], to uint8 [T, h, w, 3]."""
+    small = interpolate(pictures.permute(0, 3, 1, 2), size, mode="lanczos", antialias=True)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def one_by_one(pictures: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    return np.concatenate([with_torch(torch.from_numpy(picture)[None], size) for picture in pictures])
+
+
+# -- readers
+
+
+def ours(path: Path, plan: Plan) -> np.ndarray:
+    times = plan.times if plan.uniform else None
+    pixels = read_frames(path, plan.policy, times=times, stream=plan.stream).pixels
+    assert pixels is not None
+    return pixels.numpy()
+
+
+def ours_cuda(path: Path, plan: Plan) -> np.ndarray:
+    times = plan.times if plan.uniform else None
+    pixels = read_frames(path, plan.policy, times=times, stream=plan.stream, device="cuda").pixels
+    assert pixels is not None
+    torch.cuda.synchronize()
+    return pixels.cpu().numpy()
+
+
+def _decord(path: Path, plan: Plan, **size: int) -> np.ndarray:
+    import decord
+
+    return decord.VideoReader(str(path), num_threads=0, **size).get_batch(plan.indexes).asnumpy()
+
+
+def decord_pillow(path: Path, plan: Plan) -> np.ndarray:
+    return with_pillow(_decord(path, plan), plan.size)
+
+
+def decord_torch(path: Path, plan: Plan) -> np.ndarray:
+    return with_torch(torch.from_numpy(_decord(path, plan)), plan.size)
+
+
+def decord_inside(path: Path, plan: Plan) -> np.ndarray:
+    """decord's own resize: swscale, bicubic."""
+    return _decord(path, plan, height=plan.size[0], width=plan.size[1])
+
+
+def torchcodec(mode: str, threads: int, device: str = "cpu") -> Reader:
+    """mode: "exact" or "approximate"; threads: 0 leaves them to FFmpeg, which takes all cores."""
+
+    def read(path: Path, plan: Plan) -> np.ndarray:
+        from torchcodec.decoders import VideoDecoder
+
+        decoder = VideoDecoder(
+            str(path), num_ffmpeg_threads=threads, seek_mode=mode, stream_index=plan.stream, device=device
+        )
+        pictures = decoder.get_frames_played_at(plan.times).data
+        if device == "cpu":
+            return with_torch(pictures.permute(0, 2, 3, 1), plan.size)
+        small = interpolate(pictures.float(), plan.size, mode="bicubic", antialias=True)
+        small = small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        torch.cuda.synchronize()
+        return small.cpu().numpy()
+
+    return read
+
+
+def _av_frames(path: Path, plan: Plan, seek: bool) -> Iterator[av.VideoFrame]:
+    """The wanted frames, increasing, each once."""
+    index_of = dict(zip(plan.stamps, plan.indexes))
+    wanted = sorted(index_of, reverse=True)
+    with av.open(str(path)) as container:
+        video = next(stream for stream in container.streams.video if plan.stream in (None, stream.index))
+        video.thread_type = "AUTO"
+        packets, position = container.demux(video), 0
+        while wanted:
+            key = max((k for k in plan.keys if k <= index_of[wanted[-1]]), default=0)
+            if seek and key - position > SEEK_FRAMES:
+                container.seek(wanted[-1], stream=video)
+                packets, position = container.demux(video), key
+            position += 1
+            for frame in next(packets).decode():
+                if wanted and frame.pts == wanted[-1]:
+                    wanted.pop()
+                    yield frame
+
+
+def _as_asked(pictures: np.ndarray, plan: Plan) -> np.ndarray:
+    """Frames wanted more than once are repeated."""
+    place = {stamp: k for k, stamp in enumerate(sorted(set(plan.stamps)))}
+    return pictures[[place[stamp] for stamp in plan.stamps]]
+
+
+def pyav(seek: bool) -> Reader:
+    def read(path: Path, plan: Plan) -> np.ndarray:
+        pictures = (frame.to_ndarray(format="rgb24") for frame in _av_frames(path, plan, seek))
+        return _as_asked(one_by_one(pictures, plan.size), plan)
+
+    return read
+
+
+def pyav_pillow(path: Path, plan: Plan) -> np.ndarray:
+    pictures = [frame.to_ndarray(format="rgb24") for frame in _av_frames(path, plan, True)]
+    return _as_asked(with_pillow(pictures, plan.size), plan)
+
+
+def pyav_swscale(path: Path, plan: Plan) -> np.ndarray:
+    """FFmpeg's own Lanczos, in the picture's own colours, before conversion."""
+    height, width = plan.size
+    pictures = [
+        frame.reformat(width, height, "rgb24", interpolation="LANCZOS").to_ndarray()
+        for frame in _av_frames(path, plan, True)
+    ]
+    return _as_asked(np.stack(pictures), plan)
+
+
+def opencv(seek: bool) -> Reader:
+    def read(path: Path, plan: Plan) -> np.ndarray:
+        import cv2
+
+        capture = cv2.VideoCapture(str(path))
+        position, pictures = 0, {}
+        for index in sorted(set(plan.indexes)):
+            key = max((k for k in plan.keys if k <= index), default=0)
+            if seek and key - position > SEEK_FRAMES:
+                capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+                position = index
+            while position <= index:
+                capture.grab()
+                position += 1
+            got, picture = capture.retrieve()
+            if not got:
+                raise ValueError(f"{path}: OpenCV has no frame {index}")
+            picture = torch.from_numpy(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+            pictures[index] = with_torch(picture[None], plan.size)
+        capture.release()
+        return np.concatenate([pictures[index] for index in plan.indexes])
+
+    return read
+
+
+# -- which there are
+
+OURS = "ours"
+SLOW_PEER = "decord + Pillow"  # the one that the first bound is set against
+
+
+def readers(device: str) -> dict[str, Reader]:
+    """Those that this installation has, by name; ours first."""
+    if device == "cuda":
+        found: dict[str, Reader] = {OURS: ours_cuda, "ours, on the host": ours}
+        if importlib.util.find_spec("torchcodec"):
+            found["torchcodec cuda"] = torchcodec("approximate", 1, "cuda")
+            found["torchcodec exact, all threads"] = torchcodec("exact", 0)
+        return found
+    found = {OURS: ours}
+    if importlib.util.find_spec("decord"):
+        found |= {SLOW_PEER: decord_pillow, "decord": decord_torch, "decord inside": decord_inside}
+    if importlib.util.find_spec("torchcodec"):
+        for mode in ("exact", "approximate"):
+            found[f"torchcodec {mode}, 1 thread"] = torchcodec(mode, 1)
+            found[f"torchcodec {mode}, all threads"] = torchcodec(mode, 0)
+    found |= {"PyAV": pyav(False), "PyAV seeking": pyav(True), "PyAV swscale": pyav_swscale}
+    if importlib.util.find_spec("cv2"):
+        found |= {"OpenCV": opencv(False), "OpenCV seeking": opencv(True)}
+    return found
+
+
+def absent() -> dict[str, str]:
+    """Peers that take no part, with the reason."""
+    reasons = {}
+    for module in ("decord", "torchcodec", "cv2"):
+        if importlib.util.find_spec(module) is None:
+            reasons[module] = "not installed"
+    try:
+        importlib.import_module("torchvision")
+        importlib.import_module("qwen_vl_utils")
+    except Exception as error:  # noqa: BLE001 - a torchvision for another torch fails in its own ways
+        reasons["qwen-vl-utils"] = f"{type(error).__name__}: {error}"
+    return reasons
