@@ -77,6 +77,13 @@ FOURD_HD inline constexpr std::uint8_t weighed_level(std::int32_t sum) {
     return to_level((sum + (1 << (weight_bits - 1))) >> weight_bits);
 }
 
+// Pillow (from 13 on) resizes vertically first when the height loses more than twice the pixels that the
+// width loses. As each pass rounds to levels, the order shows in the result.
+FOURD_HD inline constexpr bool vertical_first(int height, int width, int new_height, int new_width) {
+    const int lost = width - new_width;
+    return height - new_height > 2 * (lost > 0 ? lost : 0);
+}
+
 // --------------------------------------------------------------------------------------------- patches
 
 // Normalised value of a level: level * scale + shift, two roundings and no fused multiply-add.
@@ -104,6 +111,16 @@ struct PatchShape {
 // Bits of a finite float to bits of a shorter one, rounded to nearest even.
 FOURD_HD inline constexpr std::uint16_t bfloat16_bits(std::uint32_t bits) {
     return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+FOURD_HD inline constexpr std::uint16_t float16_bits(std::uint32_t bits) {
+    const std::uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    // Below 2^-14 the result has no exponent: the significand, shifted down with its implied bit.
+    const std::uint32_t drop = size < 0x38800000 ? 126 - (size >> 23) : 13;
+    const std::uint32_t kept = size < 0x38800000 ? (size & 0x7fffff) | 0x800000 : size - 0x38000000;
+    const std::uint32_t safe = drop > 25 ? 25 : drop;
+    const std::uint32_t half = (kept + (1u << (safe - 1)) - 1 + (kept >> safe & 1)) >> safe;
+    return static_cast<std::uint16_t>(sign | (size >= 0x47800000 ? 0x7c00 : drop > 25 ? 0 : half));
 }
 
 }  // namespace fourd

@@ -13,6 +13,7 @@
 
 #include "arguments.hpp"
 #include "cuda/bindings.hpp"
+#include "kernels.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -189,5 +190,8 @@ NB_MODULE(_video, m) {
           "that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees counter-clockwise, after the "
           "conversion; height and width are of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
           "is Pillow's; at the picture's own size nothing is resampled. threads=0 takes every core.");
+    m.def("use_instructions", [](const std::string& name) { return std::string(fourd::use_kernels(name)); }, "name"_a,
+          "Which inner loops run from now on: generic, avx2, avx512, or best (the default); returns the name. All "
+          "give the same result. For tests and benchmarks.");
     fourd::bind_cuda(m);
 }

@@ -1,0 +1,116 @@
+// The inner loops for x86-64 with AVX2.
+#include "kernels.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+
+namespace fourd {
+namespace {
+
+#include "loops.inl"
+
+// A weight is high * 2^12 + low, so that both halves fit the 16 bits of vpmaddwd. The pairs are those of the
+// even and of the odd bytes of a word: {high of 0 and 2, high of 1 and 3, low of 0 and 2, low of 1 and 3}.
+constexpr int low_bits = 12;
+
+void pack_weights(const int32_t* four, uint32_t* packed) {
+    for (int i = 0; i < 2; ++i) {
+        const int32_t a = four[i], b = four[i + 2];
+        packed[i] = (static_cast<uint32_t>(a >> low_bits) & 0xffff) | static_cast<uint32_t>(b >> low_bits) << 16;
+        constexpr uint32_t mask = (1 << low_bits) - 1;
+        packed[i + 2] = (static_cast<uint32_t>(a) & mask) | (static_cast<uint32_t>(b) & mask) << 16;
+    }
+}
+
+struct Weights {
+    __m256i high_even, high_odd, low_even, low_odd;
+};
+
+inline __m256i everywhere(uint32_t value) { return _mm256_set1_epi32(static_cast<int>(value)); }
+
+inline Weights spread_weights(const uint32_t* packed) {
+    return {everywhere(packed[0]), everywhere(packed[1]), everywhere(packed[2]), everywhere(packed[3])};
+}
+
+struct Sums {
+    __m256i high, low;
+};
+
+inline void add_words(__m256i words, const Weights& w, Sums& sums) {
+    const __m256i even = _mm256_and_si256(words, _mm256_set1_epi32(0x00ff00ff)), odd = _mm256_srli_epi16(words, 8);
+    sums.high = _mm256_add_epi32(sums.high, _mm256_madd_epi16(even, w.high_even));
+    sums.low = _mm256_add_epi32(sums.low, _mm256_madd_epi16(even, w.low_even));
+    sums.high = _mm256_add_epi32(sums.high, _mm256_madd_epi16(odd, w.high_odd));
+    sums.low = _mm256_add_epi32(sums.low, _mm256_madd_epi16(odd, w.low_odd));
+}
+
+inline __m256i levels32(const Sums& sums) {
+    const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(sums.high, low_bits), sums.low);
+    return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(1 << (weight_bits - 1))), weight_bits);
+}
+
+// 16 finished sums to 16 levels in order. The packing instructions clamp.
+inline __m128i levels16(const Sums& a, const Sums& b) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(levels32(a), levels32(b)), 0xd8);
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+void first_pass(const uint8_t* strip, const Span* spans, int count, uint32_t* const* out, size_t stride) {
+    const Sums zero{_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int o = 0; o < count; o += 4)
+        for (int c = 0; c < 3; ++c) {
+            Words words[4];
+            for (int i = 0; i < 4; ++i) {
+                const Span& span = spans[o + i];
+                const uint8_t* from = strip + static_cast<size_t>(span.first) * step_bytes + c * line_bytes;
+                Sums a = zero, b = zero;
+                for (int k = 0; k < span.count; ++k, from += step_bytes) {
+                    const Weights w = spread_weights(span.weights + k * word_weights);
+                    add_words(load(from), w, a);
+                    add_words(load(from + 32), w, b);
+                }
+                const __m128i levels = levels16(a, b);
+                words[i] = load_words(&levels);
+            }
+            turn4(words[0], words[1], words[2], words[3]);
+            for (int g = 0; g < 4; ++g) store_words(out[g] + c * stride + o, words[g]);
+        }
+}
+
+void second_pass(const uint32_t* const* rows, const Span& span, int size, uint8_t* out) {
+    const Sums zero{_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int j = 0; j < size; j += lanes) {
+        Sums a = zero, b = zero;
+        for (int k = 0; k < span.count; ++k) {
+            const Weights w = spread_weights(span.weights + k * word_weights);
+            add_words(load(rows[k] + j), w, a);
+            add_words(load(rows[k] + j + 8), w, b);
+        }
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + j), levels16(a, b));
+    }
+}
+
+}  // namespace
+
+extern const Kernels avx2_kernels{
+    "avx2",        pack_weights, first_pass, second_pass, words_along, words_across, blend8,      blend16,
+    blend8_pairs,  blend16_pairs, spread,    colour8,     colour16,    split_rgb,    join_rgb,    reverse,
+    normalise32,   normalise16,  normalise_b16};
+
+}  // namespace fourd
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,54 @@
+// The inner loops in plain C++, for any machine.
+#include <algorithm>
+
+#include "kernels.hpp"
+
+namespace fourd {
+namespace {
+
+#include "loops.inl"
+
+void pack_weights(const int32_t* four, uint32_t* packed) {
+    for (int i = 0; i < 4; ++i) packed[i] = static_cast<uint32_t>(four[i]);
+}
+
+// Sums wrap like the vector instructions do; a finished sum fits.
+inline void add_words(const uint32_t* words, const uint32_t* weights, uint32_t* sums) {
+    for (int j = 0; j < lanes; ++j) {
+        const uint32_t word = words[j];
+        sums[j] += weights[0] * (word & 255) + weights[1] * (word >> 8 & 255) + weights[2] * (word >> 16 & 255) +
+                   weights[3] * (word >> 24);
+    }
+}
+
+void first_pass(const uint8_t* strip, const Span* spans, int count, uint32_t* const* out, size_t stride) {
+    for (int o = 0; o < count; ++o)
+        for (int c = 0; c < 3; ++c) {
+            uint32_t sums[lanes] = {}, words[lanes];
+            const uint8_t* from = strip + static_cast<size_t>(spans[o].first) * step_bytes + c * line_bytes;
+            for (int k = 0; k < spans[o].count; ++k, from += step_bytes) {
+                __builtin_memcpy(words, from, line_bytes);
+                add_words(words, spans[o].weights + k * word_weights, sums);
+            }
+            uint8_t levels[lanes];
+            for (int j = 0; j < lanes; ++j) levels[j] = weighed_level(static_cast<int32_t>(sums[j]));
+            for (int g = 0; g < lanes / 4; ++g) __builtin_memcpy(out[g] + c * stride + o, levels + 4 * g, 4);
+        }
+}
+
+void second_pass(const uint32_t* const* rows, const Span& span, int size, uint8_t* out) {
+    for (int j = 0; j < size; j += lanes) {
+        uint32_t sums[lanes] = {};
+        for (int k = 0; k < span.count; ++k) add_words(rows[k] + j, span.weights + k * word_weights, sums);
+        for (int i = 0; i < lanes; ++i) out[j + i] = weighed_level(static_cast<int32_t>(sums[i]));
+    }
+}
+
+}  // namespace
+
+extern const Kernels generic_kernels{
+    "generic",     pack_weights, first_pass, second_pass, words_along, words_across, blend8,      blend16,
+    blend8_pairs,  blend16_pairs, spread,    colour8,     colour16,    split_rgb,    join_rgb,    reverse,
+    normalise32,   normalise16,  normalise_b16};
+
+}  // namespace fourd
