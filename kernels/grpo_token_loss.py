@@ -130,10 +130,10 @@ def _kernel(
     lanes = tl.arange(0, BLOCK)
 
     share = tl.load(scale_ptr)
+    counts = tl.zeros([BLOCK], tl.float32)
     items = 1.0
     mean_ratio = 0.0
     if PER_LENGTH:
-        counts = tl.zeros([BLOCK], tl.float32)
         ratios = tl.zeros([BLOCK], tl.float32)
         for start in range(0, length, BLOCK):
             offsets = base + start + lanes
@@ -165,7 +165,6 @@ def _kernel(
     sequence_slope = tl.sum(slopes, axis=0) / items
 
     loss = tl.zeros([BLOCK], tl.float32)
-    tokens = tl.zeros([BLOCK], tl.float32)
     sum_ratio = tl.zeros([BLOCK], tl.float32)
     sum_low = tl.zeros([BLOCK], tl.float32)
     sum_high = tl.zeros([BLOCK], tl.float32)
@@ -188,7 +187,8 @@ def _kernel(
             log_ratio = mean_ratio + lanes * 0.0
         term, slope = _policy(lp, log_ratio, advantage, low, high, delta, CISPO)
         ratio = tl.exp(log_ratio)
-        tokens += counted.to(tl.float32)
+        if not PER_LENGTH:
+            counts += counted.to(tl.float32)
         sum_ratio += tl.where(counted, ratio, 0.0)
         sum_high += (counted & (ratio > high) & (advantage > 0)).to(tl.float32)
         sum_low += (counted & (ratio < low) & (advantage < 0)).to(tl.float32)
@@ -227,7 +227,7 @@ def _kernel(
         tl.store(grad_ptr + offsets, tl.where(counted, slope * share, 0.0), mask=inside)
     tl.store(loss_ptr + row, tl.sum(loss, axis=0) * share)
     sums_ptr += row * SUMS
-    tl.store(sums_ptr, tl.sum(tokens, axis=0))
+    tl.store(sums_ptr, tl.sum(counts, axis=0))
     tl.store(sums_ptr + 1, tl.sum(sum_ratio, axis=0))
     tl.store(sums_ptr + 2, tl.sum(sum_low, axis=0))
     tl.store(sums_ptr + 3, tl.sum(sum_high, axis=0))

@@ -189,9 +189,7 @@ def logprobs(
         raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; it must be {tuple(target.shape)} bool")
     for name, tensor in (("target", target), ("mask", mask)):
         if tensor is not None and tensor.device != logits.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} but logits is on {logits.device}; move one"
-            )
+            raise ValueError(f"{name} is on {tensor.device} but logits is on {logits.device}; move one")
     check_range("target", target if mask is None else target.masked_fill(~mask, 0), 0, logits.shape[-1])
     if rows_of(logits) is None:
         logits = logits.contiguous()

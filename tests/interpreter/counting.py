@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,7 +80,9 @@ def counting() -> Iterator[Traffic]:
     atomic, launch = builder.create_atomic_rmw, executor.__call__
 
     def size(pointers: Any, mask: Any) -> int:
-        return int(mask.data.sum()) * max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
+        # Lanes of one instruction that want the same address are served together.
+        touched = np.unique(pointers.data[mask.data.astype(bool)]).size
+        return touched * max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
 
     def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         traffic.loaded += size(pointers, mask)
