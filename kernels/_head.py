@@ -1,9 +1,5 @@
 """What the ops on the language-model head share: the rows that count, chunking, and a chunk's logits."""
 
-# Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import contextlib
@@ -11,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_finite, tile, use_triton
+from ._common import accumulation_dtype, check_finite, use_triton
+from ._logits import grad_, stats
 
 
 def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bool = False) -> int:
@@ -204,111 +199,6 @@ class Head:
             db += dz.sum(dim=0)
 
 
-@triton.jit
-def _finite(value):
-    return tl.where(value == float("-inf"), 0.0, value)
-
-
-@triton.jit
-def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.constexpr):
-    score = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
-    if bias_ptr is not None:
-        score += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    if SOFTCAP:
-        capped = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
-        score = tl.where(inside, capped, float("-inf"))
-    return score * rate
-
-
-@triton.jit(do_not_specialize=["rate", "softcap"])
-def _stats_kernel(
-    logits_ptr,
-    logits_stride,
-    bias_ptr,
-    target_ptr,
-    logprob_ptr,
-    normaliser_ptr,
-    entropy_ptr,
-    rate,
-    softcap,
-    V: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * logits_stride
-    lanes = tl.arange(0, BLOCK)
-    top = tl.full([], float("-inf"), tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    moment = tl.full([], 0.0, tl.float32)
-    for start in range(0, V, BLOCK):
-        columns = start + lanes
-        inside = columns < V
-        score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
-        highest = tl.maximum(top, tl.max(score, axis=0))
-        shift = _finite(highest)
-        grown = tl.minimum(_finite(top) - shift, 0.0)
-        weight = tl.exp(score - shift)
-        if ENTROPY:
-            added = tl.sum(tl.where(weight > 0, weight * (score - shift), 0.0), axis=0)
-            moment = (moment + total * grown) * tl.exp(grown) + added
-        total = total * tl.exp(grown) + tl.sum(weight, axis=0)
-        top = highest
-    normaliser = top + tl.log(total)
-    target = tl.load(target_ptr + row)
-    chosen = _scores(logits_ptr, bias_ptr, target, target < V, rate, softcap, SOFTCAP)
-    tl.store(logprob_ptr + row, chosen - normaliser)
-    tl.store(normaliser_ptr + row, normaliser)
-    if ENTROPY:
-        tl.store(entropy_ptr + row, tl.log(total) - moment / total)
-
-
-@triton.jit(do_not_specialize=["rate", "softcap"])
-def _grad_kernel(
-    logits_ptr,
-    logits_stride,
-    grad_ptr,
-    grad_stride,
-    bias_ptr,
-    target_ptr,
-    normaliser_ptr,
-    entropy_ptr,
-    grad_logprob_ptr,
-    grad_entropy_ptr,
-    rate,
-    softcap,
-    V: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * logits_stride
-    grad_ptr += row * grad_stride
-    lanes = tl.arange(0, BLOCK)
-    target = tl.load(target_ptr + row)
-    normaliser = tl.load(normaliser_ptr + row)
-    upstream = tl.load(grad_logprob_ptr + row)
-    for start in range(0, V, BLOCK):
-        columns = start + lanes
-        inside = columns < V
-        score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
-        log_p = score - normaliser
-        p = tl.exp(log_p)
-        grad = -upstream * p
-        if grad_entropy_ptr is not None:
-            surprise = tl.where(p > 0, log_p, 0.0) + tl.load(entropy_ptr + row)
-            grad -= tl.load(grad_entropy_ptr + row) * p * surprise
-        grad = (grad + tl.where(columns == target, upstream, 0.0)) * rate
-        if SOFTCAP:
-            ratio = tl.where(inside, score, 0.0) / (rate * softcap)
-            grad *= 1.0 - ratio * ratio
-        # The gradient lies in the memory of the logits, in a narrower type perhaps: tile k then covers bytes
-        # that belonged to tile k or before, which every warp must have read.
-        tl.debug_barrier()
-        tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside)
-
-
 class FusedHead(Head):
     """The same, with float32 logits of low-precision matmuls and one kernel for each of the two steps."""
 
@@ -333,15 +223,8 @@ class FusedHead(Head):
         return buffer
 
     def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        logprob, normaliser = torch.empty(2, z.shape[0], dtype=torch.float32, device=z.device)
-        entropy = torch.empty_like(logprob) if with_entropy else None
-        if z.shape[0]:
-            _stats_kernel[(z.shape[0],)](
-                z, z.stride(0), self.bias, target, logprob, normaliser, entropy, 1.0 / self.temperature,
-                self.softcap or 1.0, V=z.shape[1], SOFTCAP=self.softcap is not None, ENTROPY=with_entropy,
-                BLOCK=tile(z.shape[1], 4096), num_warps=8,
-            )  # fmt: skip
-        return logprob, normaliser, entropy
+        rate = 1.0 / self.temperature
+        return stats(z, target, None, rate, with_entropy, bias=self.bias, softcap=self.softcap)
 
     def grad_(
         self,
@@ -352,16 +235,11 @@ class FusedHead(Head):
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
     ) -> Tensor:
-        vocabulary = z.shape[1]
         grad = in_place_of(z, self.dtype)
-        if z.shape[0]:
-            _grad_kernel[(z.shape[0],)](
-                z, z.stride(0), grad, grad.stride(0), self.bias, target, normaliser, entropy,
-                grad_logprob.float().contiguous(),
-                None if grad_entropy is None else grad_entropy.float().contiguous(),
-                1.0 / self.temperature, self.softcap or 1.0, V=vocabulary, SOFTCAP=self.softcap is not None,
-                BLOCK=tile(vocabulary, 4096), num_warps=8,
-            )  # fmt: skip
+        grad_(
+            grad, z, target, None, normaliser, entropy, grad_logprob, grad_entropy, 1.0 / self.temperature,
+            bias=self.bias, softcap=self.softcap,
+        )  # fmt: skip
         return grad
 
     def consume(self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:

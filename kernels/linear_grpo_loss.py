@@ -10,60 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, reciprocal
+from ._common import NAMESPACE, accumulation_dtype
 from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
-from .grpo_token_loss import PER_SEQUENCE, SUMS, check_options, kl_slope, kl_term, policy_slope, policy_term
-
-
-def _terms(
-    logprobs: Tensor,
-    log_ratio: Tensor,
-    old: Tensor,
-    entropy: Tensor | None,
-    fields: dict[str, Tensor | None],
-    loss_type: str,
-    kl: str,
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    sampler_cap: float,
-    entropy_coef: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row the term and its slopes through the policy term and the KL term; and the ``SUMS``."""
-    advantages, counted = fields["advantages"], fields["counted"]
-    assert advantages is not None and counted is not None  # noqa: PT018
-    term = policy_term(
-        logprobs, log_ratio, advantages,
-        loss_type=loss_type, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta,
-    )  # fmt: skip
-    slope = policy_slope(
-        log_ratio, advantages, loss_type=loss_type, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta
-    )
-    nothing = torch.zeros_like(term)
-    ratio = log_ratio.exp()
-    positive, negative = counted & (advantages > 0), counted & (advantages < 0)
-    low = nothing if loss_type == "cispo" else negative & (ratio < 1 - epsilon)
-    sums = [counted, ratio, low, positive & (ratio > 1 + epsilon_high)]
-    sums.append(nothing if delta is None else negative & (ratio > delta))
-    kept, sampler, ref = fields["entropy_mask"], fields["sampler"], fields["ref"]
-    if kept is not None:
-        term, slope = torch.where(kept, term, 0.0), torch.where(kept, slope, 0.0)
-    gap = nothing
-    if sampler is not None:
-        gap = old - sampler
-        weight = gap.exp().clamp(max=sampler_cap)
-        term, slope, gap = term * weight, slope * weight, gap.abs()
-    divergence, away = nothing, nothing
-    if ref is not None:
-        divergence = kl_term(logprobs, ref, kl)
-        term, away = term + beta * divergence, beta * kl_slope(logprobs, ref, kl)
-    if entropy is not None and entropy_coef:
-        term = term - entropy_coef * entropy
-    sums += [divergence, nothing if entropy is None else entropy, gap]
-    totals = [torch.where(counted, value.to(term.dtype), 0.0).sum() for value in sums]
-    largest = torch.cat((torch.where(counted, gap, 0.0), gap.new_zeros(1))).amax()
-    return term, slope, away, torch.stack([*totals, largest])
+from ._policy import (
+    PER_LENGTH,
+    SUMS,
+    Policy,
+    check_like,
+    check_policy,
+    metrics_of,
+    policy_terms,
+    token_scale,
+)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_grpo_loss", mutates_args=())
@@ -84,12 +42,7 @@ def _loss_op(
     entropy_mask: Tensor | None,
     loss_type: str,
     kl: str,
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    sampler_cap: float,
-    entropy_coef: float,
+    numbers: list[float],
     temperature: float,
     softcap: float | None,
     chunk: int,
@@ -108,13 +61,16 @@ def _loss_op(
     logprobs = torch.zeros(target.shape, dtype=wide, device=x.device)
     loss = torch.zeros((), dtype=wide, device=x.device)
     sums = torch.zeros(len(SUMS), dtype=wide, device=x.device)
-    options = (loss_type, kl, beta, epsilon, epsilon_high, delta, sampler_cap, entropy_coef)
+    policy = Policy(loss_type, kl, *numbers)
     named = {"advantages": advantages, "counted": counted, "ref": ref, "sampler": sampler}
     named["entropy_mask"] = entropy_mask
     chunks = [slice(start, start + chunk) for start in range(0, rows.numel(), chunk)]
 
-    def of(part: slice) -> dict[str, Tensor | None]:
-        return {name: None if value is None else value[part] for name, value in named.items()}
+    def terms(part: slice, current: Tensor, log_ratio: Tensor, before: Tensor, entropy: Tensor | None) -> Any:
+        listed: dict[str, Any] = {k: None if v is None else v[part] for k, v in named.items()}
+        return policy_terms(
+            policy, logprobs=current, log_ratio=log_ratio, old=before, entropy=entropy, **listed
+        )
 
     with full_precision(x.device):
         head = make_head(x, weight, bias, temperature, softcap, backend)
@@ -133,23 +89,23 @@ def _loss_op(
 
             before = current if old is None else old
             mean_ratio = per_sequence(current - before)
-            slope = _terms(current, mean_ratio, before, None, of(slice(None)), *options)[1]
+            slope = terms(slice(None), current, mean_ratio, before, None)[1]
             sequence_slope = per_sequence(slope)
         for part in chunks:
             chosen = rows[part]
             z, label = head.logits(x[chosen]), target[chosen]
-            logprob, normaliser, entropy = head.stats(z, label, entropy_coef != 0)
+            logprob, normaliser, entropy = head.stats(z, label, policy.entropy_coef != 0)
             logprobs.index_copy_(0, chosen, logprob)
             before = logprob if old is None else old[part]
             log_ratio = mean_ratio[part] if loss_type == "gspo" else logprob - before
-            term, slope, away, added = _terms(logprob, log_ratio, before, entropy, of(part), *options)
+            term, slope, away, added = terms(part, logprob, log_ratio, before, entropy)
             loss += (term * share[part]).sum()
             sums[:-1] += added[:-1]
             sums[-1] = torch.maximum(sums[-1], added[-1])
             if need_dx or need_dw or need_db:
                 if loss_type == "gspo":
                     slope = sequence_slope[part]
-                bonus = None if entropy is None else share[part] * -entropy_coef
+                bonus = None if entropy is None else share[part] * -policy.entropy_coef
                 z = head.grad_(z, label, normaliser, entropy, (slope + away) * share[part], bonus)
                 hidden = x[chosen]
                 rows_dx = torch.empty_like(hidden) if need_dx else None
@@ -164,8 +120,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, sequences: Tensor,
     counted: Tensor, lengths: Tensor, share: Tensor, advantages: Tensor, old: Tensor | None,
     ref: Tensor | None, sampler: Tensor | None, entropy_mask: Tensor | None, loss_type: str, kl: str,
-    beta: float, epsilon: float, epsilon_high: float, delta: float | None, sampler_cap: float,
-    entropy_coef: float, temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool,
+    numbers: list[float], temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool,
     need_db: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = share.new_empty(())
@@ -245,24 +200,16 @@ def linear_grpo_loss(
     ``ValueError`` for shapes, dtypes, devices and options that do not fit, and for k1.
     """
     check_head(input, weight, target, bias, temperature, softcap)
-    high = check_options(
+    policy = check_policy(
         loss_type=loss_type, kl=kl, beta=beta, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta,
         sampler_cap=sampler_cap, entropy_coef=entropy_coef, max_length=max_length,
     )  # fmt: skip
     if beta and ref_logprobs is None:
         raise ValueError(f"beta is {beta}, but there are no ref_logprobs; pass them or beta=0")
-    like = {
-        "mask": mask, "old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs,
-        "sampler_logprobs": sampler_logprobs, "entropy_mask": entropy_mask, "sequence_ids": sequence_ids,
-    }  # fmt: skip
-    for name, value in like.items():
-        if value is not None and (value.shape != target.shape or value.device != input.device):
-            raise ValueError(
-                f"{name} is {tuple(value.shape)} on {value.device}; it must be {tuple(target.shape)} on "
-                f"{input.device}"
-            )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype}; it must be torch.bool")
+    check_like(
+        target, mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs, entropy_mask=entropy_mask, sequence_ids=sequence_ids,
+    )  # fmt: skip
     packed = input.dim() == 2
     if packed != (sequence_ids is not None):
         raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
@@ -290,32 +237,21 @@ def linear_grpo_loss(
 
     lengths = torch.zeros(count, dtype=dtype, device=input.device)
     lengths = lengths.index_add_(0, sequences, counted.to(dtype)).clamp_(min=1)
-    if num_items is None:
-        num_items = float(count) if loss_type in PER_SEQUENCE else counted.sum()
-    share = torch.where(counted, reciprocal(num_items, x, dtype), 0.0)
-    if loss_type in ("grpo", "gspo"):
+    scale = token_scale(policy, num_items, count, counted, max_length, dtype)
+    share = torch.where(counted, scale, 0.0)
+    if loss_type in PER_LENGTH:
         share = share / lengths[sequences]
-    elif loss_type == "dr_grpo" and max_length is not None:
-        share = share / max_length
     spread = advantages.detach().reshape(-1)
     spread = (spread[rows] if per_token else spread[sequences]).to(dtype)
     loss, logprobs, sums = _LinearGrpoLoss.apply(
         x, weight, bias,
         (target.reshape(-1), rows, sequences, counted, lengths, share, spread, listed(old_logprobs),
          listed(ref_logprobs), listed(sampler_logprobs), listed(entropy_mask)),
-        (loss_type, kl, beta, epsilon, high, delta, sampler_cap, entropy_coef, temperature, softcap,
+        (loss_type, kl, policy.numbers(), temperature, softcap,
          chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")),
         backend,
     )  # fmt: skip
-    present = {
-        "tokens": False, "clip_delta": delta is not None, "kl": ref_logprobs is not None,
-        "entropy": entropy_coef != 0, "sampler_gap": sampler_logprobs is not None,
-        "sampler_gap_max": sampler_logprobs is not None,
-    }  # fmt: skip
-    means = sums / sums[0].clamp(min=1)
-    metrics = {
-        name: sums[at] if name == "sampler_gap_max" else means[at]
-        for at, name in enumerate(SUMS)
-        if present.get(name, True)
-    }
+    metrics = metrics_of(
+        policy, sums, ref=ref_logprobs, entropy=policy.entropy_coef != 0, sampler=sampler_logprobs
+    )
     return loss, logprobs.reshape(target.shape), metrics
