@@ -1,18 +1,26 @@
 #include "cuda/bindings.hpp"
 
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "arguments.hpp"
 #include "cuda/plan.hpp"
 #ifdef FOURD_CUDA
 #include "cuda/gpu.hpp"
+#endif
+#ifdef FOURD_NVDEC
+#include "cuda/nvdec.hpp"
 #endif
 
 namespace nb = nanobind;
@@ -128,9 +136,121 @@ void cuda_convert(const std::vector<std::vector<Address>>& frames, std::uintptr_
 #endif
 }
 
+#ifdef FOURD_NVDEC
+
+// Never destroyed: at exit the driver may be gone before it.
+cuda::Decoders& decoders() {
+    static auto& shared = *new cuda::Decoders(cuda::driver());
+    return shared;
+}
+
+std::optional<std::string> nvdec_refusal(const std::string& codec, const std::string& chroma, int depth, int width,
+                                         int height, int device) {
+    nb::gil_scoped_release unlocked;
+    try {
+        cudaVideoChromaFormat format = cudaVideoChromaFormat_420;
+        if (chroma == "gray") format = cudaVideoChromaFormat_Monochrome;
+        else if (chroma == "422") format = cudaVideoChromaFormat_422;
+        else if (chroma == "444") format = cudaVideoChromaFormat_444;
+        else if (chroma != "420") return "chroma '" + chroma + "' is not decoded by NVDEC";
+        const std::string why = decoders().refusal(device, {cuda::codec_by_name(codec), format, depth, width, height});
+        return why.empty() ? std::nullopt : std::optional(why);
+    } catch (const std::exception& error) {  // no driver, no such device, a codec that it does not know
+        return error.what();
+    }
+}
+
+// One stream's frames into one output.
+class Nvdec {
+public:
+    Nvdec(const std::string& codec, const nb::bytes& extradata, const std::vector<std::int64_t>& wanted,
+          std::uintptr_t to, int device, std::uintptr_t stream, const nb::kwargs& options)
+        : arguments_(arguments_of(nb::borrow<nb::dict>(options))), total_(static_cast<int>(wanted.size())), to_(to) {
+        checked(arguments_, 2, 2, total_);  // before anything is decoded
+        for (int i = 0; i < total_; ++i) place_[wanted[i]].push_back(i);
+        machine_ = cuda::gpu(device, reinterpret_cast<void*>(stream));
+        video_ = std::make_unique<cuda::Video>(
+            decoders(), device, reinterpret_cast<CUstream>(stream), cuda::codec_by_name(codec),
+            std::string_view(extradata.c_str(), extradata.size()), wanted,
+            [this](const cuda::Mapped& mapped) { take(mapped); });
+    }
+
+    std::size_t feed(const nb::bytes& data, const std::vector<std::int64_t>& offsets,
+                     const std::vector<std::int64_t>& pts, bool restart) {
+        const std::span bytes(static_cast<const std::uint8_t*>(data.data()), data.size());
+        nb::gil_scoped_release unlocked;
+        return video_->feed(bytes, offsets, pts, restart);
+    }
+
+    std::vector<std::int64_t> finish() {
+        nb::gil_scoped_release unlocked;
+        return video_->finish();
+    }
+
+    std::size_t parsed() const { return video_->parsed(); }
+
+private:
+    void take(const cuda::Mapped& mapped) {
+        Arguments a = arguments_;
+        a.chroma = mapped.chroma;
+        a.interleaved = mapped.interleaved;
+        a.depth = mapped.depth;
+        a.shift = mapped.shift;
+        a.crop = {mapped.top, mapped.left, mapped.rows, mapped.columns};
+        const Job job = checked(a, mapped.height, mapped.width, total_);
+        std::vector<Frame> frames;
+        std::vector<int> place;
+        for (std::size_t i = 0; i < mapped.frames.size(); ++i)
+            for (const int at : place_.at(mapped.pts[i])) {
+                frames.push_back(mapped.frames[i]);
+                place.push_back(at);
+            }
+        cuda::convert(*machine_, job.format, frames, place, total_, job.output, reinterpret_cast<void*>(to_));
+    }
+
+    Arguments arguments_;
+    int total_;
+    std::uintptr_t to_;
+    std::unordered_map<std::int64_t, std::vector<int>> place_;
+    std::unique_ptr<cuda::Machine> machine_;
+    std::unique_ptr<cuda::Video> video_;
+};
+
+void bind_nvdec(nb::module_& m) {
+    // NvdecDamaged(cause, pts)
+    static PyObject* damaged = PyErr_NewException("fourdthinker._video.NvdecDamaged", PyExc_RuntimeError, nullptr);
+    m.attr("NvdecDamaged") = nb::borrow(damaged);
+    nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+        try {
+            std::rethrow_exception(error);
+        } catch (const cuda::Damaged& found) {
+            const nb::tuple values = nb::make_tuple(found.what(), found.pts);
+            PyErr_SetObject(damaged, values.ptr());
+        }
+    });
+    m.def("nvdec_refusal", &nvdec_refusal, "codec"_a, "chroma"_a, "depth"_a, "width"_a, "height"_a, "device"_a,
+          "Why the GPU `device` cannot decode such a stream, or None when it can.");
+    nb::class_<Nvdec>(m, "Nvdec", "Decodes and converts chosen frames of one stream; see fourdthinker._frames.nvdec.")
+        .def(nb::init<const std::string&, const nb::bytes&, const std::vector<std::int64_t>&, std::uintptr_t, int,
+                      std::uintptr_t, const nb::kwargs&>(),
+             "codec"_a, "extradata"_a, "wanted"_a, "to"_a, "device"_a, "stream"_a, "options"_a,
+             "wanted: stamps; frame wanted[i] becomes frame i of the output at the address `to`. options: as convert "
+             "takes them, without those that describe the surfaces.")
+        .def("feed", &Nvdec::feed, "data"_a, "offsets"_a, "pts"_a, "restart"_a,
+             "Packets i at data[offsets[i]:offsets[i + 1]]; restart: they begin at another keyframe. Returns how many "
+             "different frames are still to come.")
+        .def("finish", &Nvdec::finish, "No more packets. Returns the stamps that were not shown.")
+        .def_prop_ro("parsed", &Nvdec::parsed, "Packets that were not left out as neither wanted nor referred to.");
+}
+
+#endif
+
 }  // namespace
 
 void bind_cuda(nb::module_& m) {
+#ifdef FOURD_NVDEC
+    bind_nvdec(m);
+#endif
     m.def("cuda_convert", &cuda_convert, "frames"_a, "to"_a, "place"_a, "total"_a, "size"_a, "device"_a, "stream"_a,
           "options"_a,
           "convert on a GPU, of addresses that the caller vouches for. frames: for each frame its planes as (address, "

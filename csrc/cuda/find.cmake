@@ -46,8 +46,10 @@ else()
     endif()
     set(ENV{CUDACXX} "${nvcc}")
     include(CheckLanguage)
-    unset(CMAKE_CUDA_COMPILER CACHE) # a compiler that did not work yesterday may work today
-    check_language(CUDA) # in a project of its own, so that a host compiler that nvcc refuses is no error
+    if(NOT CMAKE_CUDA_COMPILER)
+      unset(CMAKE_CUDA_COMPILER CACHE) # a compiler that did not work yesterday may work today
+      check_language(CUDA) # in a project of its own, so that a host compiler that nvcc refuses is no error
+    endif()
     if(CMAKE_CUDA_COMPILER)
       enable_language(CUDA)
       set(FOURD_CUDA ON)

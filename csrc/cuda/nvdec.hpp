@@ -1,0 +1,156 @@
+// Chosen frames of a video, decoded by the GPU's video engine and handed on while they lie in its memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cuda/driver.hpp"
+#include "cuda/nal.hpp"
+#include "frame.hpp"
+
+namespace fourd::cuda {
+
+// The data of a frame cannot be decoded; holds its time stamp.
+struct Damaged : std::runtime_error {
+    Damaged(const std::string& cause, std::int64_t when) : std::runtime_error(cause), pts(when) {}
+    std::int64_t pts;
+};
+
+// "h264", "hevc", "vp8", "vp9" or "av1"; throws std::invalid_argument for another.
+cudaVideoCodec codec_by_name(std::string_view name);
+
+// What the surfaces of a decoder hold.
+struct SurfaceKind {
+    cudaVideoCodec codec;
+    cudaVideoChromaFormat chroma;
+    int depth = 8, width = 0, height = 0;  // as coded
+    bool operator==(const SurfaceKind&) const = default;
+};
+
+// Decoders by kind. Making one takes tens of milliseconds, so those of finished videos are kept for the next,
+// the ones used last; they must be destroyed before the driver goes, or never.
+class Decoders {
+public:
+    explicit Decoders(const Driver& driver, std::size_t kept = 4) : driver_(driver), kept_(kept) {}
+    ~Decoders();
+    Decoders(const Decoders&) = delete;
+    Decoders& operator=(const Decoders&) = delete;
+
+    struct Decoder {
+        CUvideodecoder handle = nullptr;
+        int device = 0, surfaces = 0;
+        SurfaceKind kind{};
+        int widest = 0, highest = 0;  // up to which it can be reconfigured
+    };
+
+    const Driver& driver() const { return driver_; }
+    // The primary context of a device, which torch uses too.
+    CUcontext context(int device);
+    // Why this device cannot decode that, or "".
+    std::string refusal(int device, const SurfaceKind& kind);
+    // To be called in the parser's sequence callback, in the device's context.
+    Decoder take(int device, const SurfaceKind& kind, int surfaces);
+    void give(const Decoder& decoder);
+    // Another size without a new decoder, where it allows that.
+    bool reconfigure(Decoder& decoder, const SurfaceKind& kind, int surfaces);
+    void destroy(const Decoder& decoder);
+
+private:
+    const Driver& driver_;
+    const std::size_t kept_;
+    std::mutex mutex_;
+    std::list<Decoder> idle_;  // the one used last is first
+    std::vector<std::pair<int, CUcontext>> contexts_;
+};
+
+// Frames that lie mapped in the memory of the device: chroma, depth, size and window of the surfaces.
+struct Mapped {
+    const char* chroma;  // "420", "444" or "gray"
+    bool interleaved;
+    int depth, shift, height, width;
+    int top, left, rows, columns;  // the window that is shown
+    std::span<const Frame> frames;
+    std::span<const std::int64_t> pts;
+};
+
+// One stream. Not for use by two threads at once; several of them share Decoders.
+class Video {
+public:
+    // Enqueues its reading of the frames on the stream; they are given back when the stream has come past it.
+    using Sink = std::function<void(const Mapped&)>;
+
+    // extradata: of AV1, its sequence header as in the container, or empty. wanted: stamps of the frames that
+    // the sink is given, each once.
+    Video(Decoders& decoders, int device, CUstream stream, cudaVideoCodec codec, std::string_view extradata,
+          std::vector<std::int64_t> wanted, Sink sink);
+    ~Video();
+    Video(const Video&) = delete;
+    Video& operator=(const Video&) = delete;
+
+    // Packets i at [offsets[i], offsets[i + 1]) of data, with their stamps, in decoding order. restart: they do
+    // not follow those before and begin at a keyframe. Returns how many wanted frames are still to come.
+    std::size_t feed(std::span<const std::uint8_t> data, std::span<const std::int64_t> offsets,
+                     std::span<const std::int64_t> pts, bool restart);
+    // No more packets. Returns the wanted stamps that were not shown.
+    std::vector<std::int64_t> finish();
+
+    std::size_t parsed() const { return parsed_; }  // packets that were not left out
+
+    static constexpr int group = 4;  // frames handed on together; two groups can be mapped
+
+private:
+    struct Held {
+        std::vector<unsigned long long> addresses;
+        CUevent passed = nullptr;
+    };
+
+    static int CUDAAPI on_sequence(void* self, CUVIDEOFORMAT* format);
+    static int CUDAAPI on_decode(void* self, CUVIDPICPARAMS* picture);
+    static int CUDAAPI on_display(void* self, CUVIDPARSERDISPINFO* shown);
+    template <typename Body>
+    int guarded(const Body& body);
+
+    int start_sequence(const CUVIDEOFORMAT& format);
+    void show(const CUVIDPARSERDISPINFO& shown);
+    void hand_on();
+    void release(Held& held);
+    void give_decoder_back();
+    void parse(const std::uint8_t* data, std::size_t size, unsigned long flags, std::int64_t stamp);
+    void end_of_stream();
+    void check(CUresult status, const char* doing) const;
+    std::int64_t pts_of(CUvideotimestamp stamp) const;
+
+    Decoders& decoders_;
+    const Driver& driver_;
+    int device_;
+    CUcontext context_;
+    CUstream stream_;
+    std::vector<std::int64_t> wanted_;  // increasing
+    std::vector<bool> shown_;
+    std::size_t remaining_;
+    Sink sink_;
+    References references_;
+    CUvideoparser parser_ = nullptr;
+    Decoders::Decoder decoder_;
+    CUVIDEOFORMAT format_{};
+    CUVIDEOFORMATEX header_{};
+    std::int64_t origin_ = 0, landed_;
+    bool started_ = false, failed_ = false;
+    std::size_t parsed_ = 0;
+    std::vector<Frame> frames_;
+    std::vector<std::int64_t> stamps_;
+    std::vector<unsigned long long> mapped_;
+    Held held_[2];  // while the conversion of one group runs, the next is decoded
+    int turn_ = 0;
+    std::exception_ptr error_;
+};
+
+}  // namespace fourd::cuda
