@@ -8,6 +8,10 @@
 namespace fourd::cuda {
 namespace {
 
+// A pixel that no pass left there. Its channels are levels, so that sums of threads outside the picture, which
+// nobody uses, do not overflow.
+constexpr std::uint32_t poison = 0x00adbeef;
+
 template <typename Body>
 void every_block(Block blocks, const Body& body) {
     for (int z = 0; z < blocks.z; ++z)
@@ -22,7 +26,7 @@ public:
         return {kept->first.data(), kept->count.data(), kept->weights.data(), in, out};
     }
     std::uint32_t* scratch(std::size_t pixels) override {
-        scratch_.assign(pixels, 0xdeadbeef);
+        scratch_.assign(pixels, poison);
         return scratch_.data();
     }
     void run(const Horizontal<Surfaces>& pass, Block blocks) override { horizontal(pass, blocks); }
@@ -39,7 +43,7 @@ private:
             std::vector<typename Pass::Sums> sums(Pass::threads);
             const int end = pass.end(block);
             for (int at = pass.begin(block); at < end; at += Pass::piece) {
-                std::fill(shared.begin(), shared.end(), 0xdeadbeef);  // what is read must have been staged
+                std::fill(shared.begin(), shared.end(), poison);  // what is used must have been staged
                 for (int thread = 0; thread < Pass::threads; ++thread)
                     pass.stage(block, thread, at, end, shared.data());
                 for (int thread = 0; thread < Pass::threads; ++thread)
