@@ -1,4 +1,4 @@
-"""Colour conversion in float64, written from the standards and independent of csrc: what tests compare with."""
+"""Colour conversion in float64 from the standards, independent of csrc: what tests compare with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import numpy as np
 WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
 
-def axis_positions(length: int, chroma_length: int, cosited: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each luma sample: the chroma samples before and after it, and how far it lies towards the latter."""
+def axis_positions(
+    length: int, chroma_length: int, cosited: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each luma sample: the chroma samples around it, and how far it lies towards the second."""
     if length == chroma_length:
         at = np.arange(length, dtype=np.float64)
     else:
@@ -42,9 +44,7 @@ def to_rgb(
     blue = red = np.zeros_like(luma)
     if len(planes) == 3:
         scale = top if full_range else 224 * unit
-        blue, red = (
-            (upsample(p, height, width, siting) - 2.0 ** (depth - 1)) / scale for p in planes[1:]
-        )
+        blue, red = ((upsample(p, height, width, siting) - 2.0 ** (depth - 1)) / scale for p in planes[1:])
     kr, kb = WEIGHTS[matrix]
     r = luma + 2 * (1 - kr) * red
     b = luma + 2 * (1 - kb) * blue
