@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fourdthinker.backbones.adapters import ADAPTER, save_adapter
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
@@ -119,8 +120,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tokenizer, chat template, processor configs, frame policy and prompt style.
 
     The files are written beside the folder first and then moved in, config last, so that an interrupted save
-    leaves no mixture that loads. A peft adapter is merged into the weights written; the model in memory stays
-    as it is. Other files in the folder are left alone.
+    leaves no mixture that loads. A peft adapter is merged into the weights written, and kept in ``adapter``
+    in peft's own format; the model in memory stays as it is. Other files in the folder are left alone.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +129,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         backbone.latents.write_to(backbone.config)
         backbone.save(temporary)
+        save_adapter(backbone, Path(temporary))
         checkpoint.tokenizer.save_pretrained(temporary)
         contents = backbone.processor_files(policy)
         contents[POLICY_FILE] = {"policy": policy.to_dict(), "style": asdict(checkpoint.style)}
@@ -141,6 +143,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
 
 def _move_into(source: Path, target: Path) -> None:
     """Move files of ``source`` into ``target``, config.json last, and drop weights of an earlier save."""
+    if ADAPTER not in os.listdir(source):
+        shutil.rmtree(target / ADAPTER, ignore_errors=True)
     target.mkdir(exist_ok=True)
     names = sorted(os.listdir(source), key=lambda name: (name == "config.json", name))
     (target / "config.json").unlink(missing_ok=True)

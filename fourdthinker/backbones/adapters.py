@@ -1,11 +1,94 @@
-"""peft adapters on a backbone."""
+"""LoRA adapters (peft) on the language model of a backbone: added, merged into what is saved, and kept beside
+it."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fourdthinker.errors import CheckpointError
+from fourdthinker.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.common import Backbone
+
+ADAPTER = "adapter"  # folder within a checkpoint, in peft's own format
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(
+    backbone: Backbone, *, r: int, alpha: float, dropout: float, target_modules: Sequence[str]
+) -> None:
+    """Freeze a backbone, and put a trainable adapter, which changes nothing yet, on its language model.
+
+    ``target_modules``: names of linear layers within a decoder layer, such as ``q_proj``. Raises
+    :class:`ConfigError` for names that there are not, for a model that has an adapter already, and where peft
+    is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError(
+            "lora needs peft, which is not installed; pip install 'fourdthinker[train]'"
+        ) from error
+    if backbone.model is not backbone.hf:
+        raise ConfigError("the model has an adapter already; leave the lora settings out, or merge it first")
+    layer = backbone.hf.model.language_model.layers[0]
+    known = {n.rpartition(".")[2] for n, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := sorted(set(target_modules) - known):
+        raise ConfigError(
+            f"lora.target_modules: a {backbone.family} has no {', '.join(unknown)}; its decoder layers have "
+            f"{', '.join(sorted(known))}"
+        )
+    names = "|".join(re.escape(name) for name in sorted(target_modules))
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a factor; peft calls it an int
+        lora_dropout=dropout,
+        target_modules=rf".*language_model\.layers\..*\.(?:{names})",  # towers have layers of these names too
+    )
+    backbone.model = get_peft_model(backbone.hf, config)
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Write a peft model's adapter into ``folder``/adapter; nothing for a model without."""
+    if backbone.model is not backbone.hf:
+        backbone.model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+
+
+def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
+    """Give a backbone with an adapter what was trained of it, from a checkpoint that it was saved to.
+
+    The adapter comes from ``folder``/adapter, other trainable parameters (embeddings, an open tower) from the
+    whole weights. Raises :class:`CheckpointError` when the adapter is missing or another one.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / ADAPTER / _WEIGHTS
+    try:
+        result = set_peft_model_state_dict(backbone.model, load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file}: the adapter cannot be loaded ({error}); go on with the lora settings of that run"
+        ) from error
+    absent = [name for name in result.missing_keys if "lora_" in name]
+    if absent or result.unexpected_keys:
+        raise CheckpointError(
+            f"{file} is of another adapter: {len(absent)} weights are missing and "
+            f"{len(result.unexpected_keys)} too many; go on with the lora settings of that run"
+        )
+    trained = {n: p for n, p in backbone.hf.named_parameters() if p.requires_grad and "lora_" not in n}
+    if trained:
+        whole = backbone.load_model(str(folder), dtype=dtype).state_dict()
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(whole[name])
 
 
 @torch.no_grad()

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.sampler.attention import NAME
+from fourdthinker.sampler.store import KVStore, PrefillCache, Segment
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt, Vision
 
-_PATCHES_PER_CALL = 65_536  # bounds the tower's activations; a few long clips at a time
+_PATCHES_PER_CALL = (4_096, 65_536)  # on CPU and GPU: bounds the tower's activations; one clip at least
+PIECE_TOKENS = (1_024, 8_192)  # on CPU and GPU: of all prompts together in one forward of a prefill
 _PROBES = 64
 
 
@@ -31,6 +34,7 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor
     seen: dict[tuple[Any, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         vision = prompt.vision
+        backbone.require_family(prompt.family, describe(prompt, index))
         if vision is None:
             continue
         if vision.features is not None:
@@ -47,7 +51,7 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor
             todo.append((vision, [index]))
         else:
             todo[slot][1].append(index)
-    for part in _parts(todo):
+    for part in _parts(todo, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
         patches = torch.cat([vision.patches for vision, _ in part if vision.patches is not None])
         encoded = backbone.encode_vision(patches, torch.cat([vision.grid_thw for vision, _ in part]))
         merged = backbone.vision.merge_size**2
@@ -58,14 +62,14 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor
     return features
 
 
-def _parts(todo: list[tuple[Vision, list[int]]]) -> list[list[tuple[Vision, list[int]]]]:
+def _parts(todo: list[tuple[Vision, list[int]]], patches: int) -> list[list[tuple[Vision, list[int]]]]:
     parts: list[list[tuple[Vision, list[int]]]] = []
     room = 0
     for item in todo:
         size = int(item[0].grid_thw.prod(-1).sum())
         if not parts or size > room:
             parts.append([])
-            room = _PATCHES_PER_CALL
+            room = patches
         parts[-1].append(item)
         room -= size
     return parts
@@ -95,9 +99,15 @@ def vision_index(prompt: Prompt, vision_ids: Sequence[int]) -> Tensor:
 
 
 def check_prompts(
-    prompts: Sequence[Prompt], features: Sequence[Tensor | None], vision_ids: Sequence[int]
+    prompts: Sequence[Prompt],
+    features: Sequence[Tensor | None],
+    vision_ids: Sequence[int],
+    *,
+    new: int,
+    context: int,
 ) -> None:
-    """Raise `ConfigError` for a prompt that is empty or whose pads and features differ in number."""
+    """Raise `ConfigError` for a prompt that is empty, whose pads and features differ in number, or that with
+    `new` ids after it is longer than the model's `context`."""
     for index, prompt in enumerate(prompts):
         name, length = describe(prompt, index), prompt.input_ids.numel()
         if prompt.input_ids.dim() != 1 or length == 0:
@@ -107,6 +117,11 @@ def check_prompts(
         if tuple(prompt.position_ids.shape) != (3, length):
             raise ConfigError(
                 f"{name}: position_ids is {tuple(prompt.position_ids.shape)}; it must be (3, {length})"
+            )
+        if length + new > context:
+            raise ConfigError(
+                f"{name} has {length} tokens; with max_new_tokens={new} that is {length + new}, and the model "
+                f"was made for {context} positions; lower max_new_tokens, or the frames and pixels of the clip"
             )
         pads, feature = vision_index(prompt, vision_ids).numel(), features[index]
         rows = 0 if feature is None else feature.shape[0]
@@ -119,17 +134,20 @@ def check_prompts(
 
 @torch.no_grad()
 def prefill(
-    backbone: Backbone, prompts: Sequence[Prompt], features: Sequence[Tensor | None]
-) -> tuple[Tensor, Any, Tensor | None]:
-    """Run the decoder over right-padded prompts.
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    features: Sequence[Tensor | None],
+    store: KVStore,
+    segment: Segment,
+) -> Tensor:
+    """Run the decoder over prompts of one segment of the store, in pieces of bounded size.
 
-    Returns the hidden state of each prompt's last position [U, H], the cache of all of them, and the mask [U,
-    P] bool of what in it is prompt and not padding (None when all prompts are equally long).
+    Returns the hidden state after each prompt's last token, [U, H]. Shorter prompts are padded on the right,
+    where causality hides it.
     """
     spec, device = backbone.vision, backbone.device
     vision_ids = (spec.image_token_id, spec.video_token_id)
-    lengths = [prompt.input_ids.numel() for prompt in prompts]
-    width = max(lengths)
+    lengths, width = segment.lengths, segment.spacing
     input_ids = torch.full((len(prompts), width), spec.pad_id, dtype=torch.long)
     position_ids = torch.zeros(3, len(prompts), width, dtype=torch.long)
     index, values = [], []
@@ -142,12 +160,20 @@ def prefill(
     batch: dict[str, Any] = {"input_ids": input_ids.to(device)}
     if values:
         batch["vision_index"] = torch.cat(index).to(device)
-        batch["vision_features"] = torch.cat(values)
-    mask = None
-    last = torch.tensor(lengths, device=device) - 1
-    if min(lengths) < width:
-        mask = torch.arange(width, device=device)[None, :] <= last[:, None]
-    cache = backbone.new_cache()
-    embeds = backbone.embed_inputs(batch)
-    hidden = backbone.decode(embeds, position_ids.to(device), mask, cache, deepstack=batch["deepstack"])
-    return hidden[torch.arange(len(prompts), device=device), last], cache, mask
+        batch["vision_features"] = torch.cat(values) if len(values) > 1 else values[0]
+    embeds, position_ids = backbone.embed_inputs(batch), position_ids.to(device)
+    deepstack, cache = batch["deepstack"], PrefillCache(store, segment)
+    result = torch.empty(len(prompts), embeds.shape[2], dtype=backbone.dtype, device=device)
+    piece = max(1, PIECE_TOKENS[device.type == "cuda"] // len(prompts))
+    with backbone.set_attention(NAME):
+        for start in range(0, width, piece):
+            stop = min(start + piece, width)
+            part = None if deepstack is None else deepstack.part(width, start, stop)
+            hidden = backbone.decode(
+                embeds[:, start:stop], position_ids[:, :, start:stop], None, cache, deepstack=part
+            )
+            cache.done = stop
+            for row, length in enumerate(lengths):
+                if start < length <= stop:
+                    result[row] = hidden[row, length - 1 - start]
+    return result

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.objectives import Batch, Metrics
 from fourdthinker.trainers.batches import Items, ShardedBatches
 from fourdthinker.trainers.config import TrainConfig
@@ -228,6 +229,10 @@ class LatentTrainer(Trainer):
             yield
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.settings.lora is not None:
+            backbone = self.checkpoint.backbone
+            load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
+            return
         if self.weights_from == resume_from_checkpoint:
             return
         saved = load_checkpoint(resume_from_checkpoint, dtype=self.checkpoint.backbone.dtype)

@@ -25,6 +25,36 @@ RESOLVED_CONFIG = "config.yaml"
 
 
 @dataclass(kw_only=True)
+class LoraSettings:
+    """A low-rank adapter on the language model is trained instead of its weights (peft, `train` extra)."""
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    # linear layers of the decoder layers
+    target_modules: list[str] = field(
+        default_factory=lambda: [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ]
+    )
+    train_embeddings: bool = False  # embedding and head in full: what new latent tokens need
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"lora.r is {self.r}; give at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}; give a number from 0 to below 1")
+        if not self.target_modules:
+            raise ConfigError("lora.target_modules is empty; name at least one layer, such as q_proj")
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """What both trainers need.
 
@@ -45,6 +75,7 @@ class TrainConfig:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto: as saved
     freeze_vision: bool = True
+    lora: LoraSettings | None = None  # None: all weights of the language model are trained
     cache_dir: str | None = None  # vision features are computed once before training and kept here
     max_bad_steps: int = 3  # steps skipped for a non-finite loss or gradient before the run ends
 
@@ -186,6 +217,11 @@ class GrpoConfig(TrainConfig):
         if self.temperature <= 0:
             raise ConfigError(
                 f"temperature is {self.temperature}; rollouts are sampled, give a number above 0"
+            )
+        if self.lora is not None and self.lora.dropout:
+            raise ConfigError(
+                f"lora.dropout is {self.lora.dropout}; the policy that is trained must be the one that was "
+                "sampled from, so set lora.dropout=0"
             )
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         if high < 0:

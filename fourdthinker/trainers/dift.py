@@ -22,6 +22,7 @@ from fourdthinker.trainers.batches import DiftCollator, Items, ShardedBatches
 from fourdthinker.trainers.common import LatentTrainer, process_group, start_logging
 from fourdthinker.trainers.config import DiftConfig, parse_command_line
 from fourdthinker.trainers.setup import (
+    adapt,
     fill_cache,
     load_model,
     load_records,
@@ -84,8 +85,10 @@ def train_dift(
     resume = prepare_run(config, args)
     loaded = load_model(config, args, resume, checkpoint, latent_size=config.latent_size)
     backbone = loaded.backbone
+    adapt(config, backbone)
     items: Items[Sample]
     if samples is not None:
+        backbone.require_family(samples[0].family if samples else None, "samples[0]")
         items = Items(samples)
     else:
         encoder = make_encoder(loaded)

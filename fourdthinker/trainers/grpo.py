@@ -44,6 +44,7 @@ from fourdthinker.trainers.experience import (
 )
 from fourdthinker.trainers.setup import (
     ROLLOUTS,
+    adapt,
     fill_cache,
     load_model,
     load_records,
@@ -76,7 +77,7 @@ class GrpoTrainer(LatentTrainer):
         self, *args: Any, rewards: dict[str, Reward], reference: Backbone | None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rewards, self.reference = rewards, reference
+        self.rewards, self.reference = rewards, reference  # None with beta: the model without its adapter
         if reference is not None:
             reference.to(self.args.device)
         self.sampler = LatentSampler(self.checkpoint.backbone)
@@ -129,16 +130,23 @@ class GrpoTrainer(LatentTrainer):
             replay_chunks(e, n, pad_id, share=config.share_prompt)
             for e, n in zip(experiences, self._chunks(experiences), strict=True)
         ]
-        if self.reference is not None:
-            objective = functools.partial(policy_logprobs, temperature=config.temperature)
-            with self.accelerator.autocast():
-                for chunk in (chunk for chunks in updates for chunk in chunks):
-                    chunk["ref_logprobs"] = self.reference(chunk, objective)
+        if config.beta:
+            for chunk in (chunk for chunks in updates for chunk in chunks):
+                chunk["ref_logprobs"] = self._reference_logprobs(chunk)
         for experience in experiences:
             self.add_metrics(rollout_metrics(experience, config.num_generations))
         elapsed = torch.tensor(time.perf_counter() - started)
         self.add_metrics({"sampling_seconds": (elapsed, torch.ones(()))})
         return Update(updates, num_items)
+
+    def _reference_logprobs(self, chunk: Batch) -> Tensor:
+        objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
+        with self.accelerator.autocast():
+            if self.reference is not None:
+                return self.reference(dict(chunk), objective)
+            backbone = self.checkpoint.backbone.eval()  # the next training step sets it back
+            with backbone.without_adapter():
+                return backbone(dict(chunk), objective)
 
     def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Experience:
         config, backbone = self.settings, self.checkpoint.backbone
@@ -147,8 +155,10 @@ class GrpoTrainer(LatentTrainer):
         rollout = self.sampler.sample(
             prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
         )
-        texts = rollout.texts(self.checkpoint.tokenizer)
-        records = [prompts[i].record for i in rollout.group.tolist()]
+        mine = [prompts[i] for i in rollout.group.tolist()]
+        written = rollout.texts(self.checkpoint.tokenizer)
+        texts = [prompt.opening + text for prompt, text in zip(mine, written, strict=True)]
+        records = [prompt.record for prompt in mine]
         rewards, parts = score(texts, records, self.rewards, config.reward_weights)
         kept = torch.ones(len(texts), dtype=torch.bool)
         if config.drop_equal_groups:
@@ -250,17 +260,23 @@ def train_grpo(
         raise ConfigError(f"rewards {config.rewards}: two functions have the same name; rename one")
     args = training_arguments(config)
     resume = prepare_run(config, args)
-    reference = load_reference(config, args, resume, checkpoint) if config.beta else None
+    # The model without its adapter is the reference, unless more than the adapter is trained.
+    lora = config.lora
+    copied = config.beta > 0 and (lora is None or lora.train_embeddings or not config.freeze_vision)
+    reference = load_reference(config, args, resume, checkpoint) if copied else None
     loaded = load_model(config, args, resume, checkpoint)
     attention = loaded.backbone.config.get_text_config()._attn_implementation
     if config.share_prompt and attention != "sdpa":
         raise ConfigError(
             f"share_prompt needs sdpa attention, the model has {attention}; set share_prompt=false"
         )
-    if config.beta and reference is None:
+    if copied and reference is None:
         reference = frozen_copy(loaded.backbone, share_tower=config.freeze_vision)
+    adapt(config, loaded.backbone)
     items: Items[Prompt]
     if prompts is not None:
+        for index, prompt in enumerate(prompts):
+            loaded.backbone.require_family(prompt.family, f"prompt {index}")
         items = Items(prompts)
         records = [p.record for p in prompts if p.record is not None]
     else:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
+from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import read_records
@@ -46,8 +47,11 @@ def load_model(
     """The checkpoint to train, on the device of this rank.
 
     A given one is used as it is; otherwise that of `config.model`, or when resuming the one that training
-    stopped at. With `latent_size` a base model without latent tokens gets them.
+    stopped at (with an adapter the one that it started from, since the adapter alone is loaded later). With
+    `latent_size` a base model without latent tokens gets them.
     """
+    if config.lora is not None:
+        resume = None
     if checkpoint is None:
         source = resume or config.model
         if not source:
@@ -71,6 +75,33 @@ def load_model(
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
     checkpoint.backbone.to(args.device)
     return checkpoint
+
+
+def adapt(config: TrainConfig, backbone: Backbone) -> None:
+    """Put the adapter of `config.lora` on the model, if the settings ask for one.
+
+    ConfigError for latent tokens that were never trained and would not be now: all three rows of the output
+    matrix are the mean of the others then, so that START can never be the likeliest token.
+    """
+    if config.lora is None:
+        return
+    head, latents = backbone.head_weight, backbone.latents
+    if not config.lora.train_embeddings and torch.equal(head[latents.start_id], head[latents.end_id]):
+        raise ConfigError(
+            "the latent tokens of this model are new (all have the same weights), and an adapter leaves them "
+            "as they are, so that no block would ever begin; set lora.train_embeddings=true"
+        )
+    settings = config.lora
+    add_lora(
+        backbone,
+        r=settings.r,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        target_modules=settings.target_modules,
+    )
+    if settings.train_embeddings:
+        backbone.embedding_weight.requires_grad_(True)
+        backbone.head_weight.requires_grad_(True)
 
 
 def load_reference(

@@ -260,7 +260,7 @@ def test_broken_files(saved: Path, tmp_path: Path) -> None:
         ("frame_policy.json", '{"policy": {}, "style": {"color": 1}}', "unknown prompt style color"),
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", None, "config.json cannot be read"),
-        ("config.json", '{"model_type": "llama"}', "is a llama; supported are qwen2_5_vl"),
+        ("config.json", '{"model_type": "llama"}', "is a llama; supported are qwen2_5_vl, qwen3_vl"),
         ("tokenizer.json", None, "has no tokenizer"),
         ("tokenizer.json", "{", "tokenizer cannot be loaded"),
         ("model.safetensors", "{", "the weights cannot be loaded"),
@@ -316,7 +316,7 @@ def test_lora_is_merged_into_what_is_saved(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     save_checkpoint(tmp_path / "c", checkpoint)
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
-    assert names(tmp_path / "c") == FILES
+    assert names(tmp_path / "c") == FILES | {"adapter"}
     loaded = load_checkpoint(tmp_path / "c").backbone
     assert loaded.hf.state_dict().keys() == tiny_checkpoint().backbone.hf.state_dict().keys()
     torch.testing.assert_close(hidden(loaded), hidden(backbone), atol=1e-5, rtol=1e-5)

@@ -64,6 +64,10 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"max_steps": 0}, "max_steps is 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"cache_dir": "c", "freeze_vision": False}, "freeze_vision"),
+        ({"lora": {"r": 0}}, "lora.r is 0"),
+        ({"lora": {"rank": 4}}, "unknown key 'lora.rank', the nearest are lora.r"),
+        ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
+        ({"lora": {"target_modules": []}}, "lora.target_modules is empty"),
         ({"cache_video": True}, "cache_dir"),
         ({"frames": {"fps": -1}}, "fps is -1"),
     ],
@@ -124,7 +128,8 @@ def test_shared_names_mean_what_trainer_means() -> None:
     # kind.
     ours = {
         "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
-        "override_policy", "dtype", "freeze_vision", "cache_dir", "max_bad_steps", "overwrite_output_dir",
+        "override_policy", "dtype", "freeze_vision", "lora", "cache_dir", "max_bad_steps",
+        "overwrite_output_dir",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert {f.name for f in dataclasses.fields(TrainConfig)} - theirs == ours
