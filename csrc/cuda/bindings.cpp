@@ -176,18 +176,16 @@ public:
     }
 
     std::size_t feed(const nb::bytes& data, const std::vector<std::int64_t>& offsets,
-                     const std::vector<std::int64_t>& pts, bool restart) {
+                     const std::vector<std::int64_t>& pts, std::optional<std::int64_t> landed) {
         const std::span bytes(static_cast<const std::uint8_t*>(data.data()), data.size());
         nb::gil_scoped_release unlocked;
-        return video_->feed(bytes, offsets, pts, restart);
+        return video_->feed(bytes, offsets, pts, landed);
     }
 
     std::vector<std::int64_t> finish() {
         nb::gil_scoped_release unlocked;
         return video_->finish();
     }
-
-    std::size_t parsed() const { return video_->parsed(); }
 
 private:
     void take(const cuda::Mapped& mapped) {
@@ -236,11 +234,10 @@ void bind_nvdec(nb::module_& m) {
              "codec"_a, "extradata"_a, "wanted"_a, "to"_a, "device"_a, "stream"_a, "options"_a,
              "wanted: stamps; frame wanted[i] becomes frame i of the output at the address `to`. options: as convert "
              "takes them, without those that describe the surfaces.")
-        .def("feed", &Nvdec::feed, "data"_a, "offsets"_a, "pts"_a, "restart"_a,
-             "Packets i at data[offsets[i]:offsets[i + 1]]; restart: they begin at another keyframe. Returns how many "
-             "different frames are still to come.")
-        .def("finish", &Nvdec::finish, "No more packets. Returns the stamps that were not shown.")
-        .def_prop_ro("parsed", &Nvdec::parsed, "Packets that were not left out as neither wanted nor referred to.");
+        .def("feed", &Nvdec::feed, "data"_a, "offsets"_a, "pts"_a, "landed"_a = nb::none(),
+             "Packets i at data[offsets[i]:offsets[i + 1]]; landed: they do not follow those before, but begin at a "
+             "keyframe of that stamp. Returns how many different frames are still to come.")
+        .def("finish", &Nvdec::finish, "No more packets. Returns the stamps that were not shown.");
 }
 
 #endif

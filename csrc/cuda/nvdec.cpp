@@ -228,9 +228,6 @@ Video::Video(Decoders& decoders, int device, CUstream stream, cudaVideoCodec cod
              std::vector<std::int64_t> wanted, Sink sink)
     : decoders_(decoders), driver_(decoders.driver()), device_(device), context_(decoders.context(device)),
       stream_(stream), wanted_(std::move(wanted)), sink_(std::move(sink)),
-      references_(codec == cudaVideoCodec_H264   ? References::Syntax::h264
-                  : codec == cudaVideoCodec_HEVC ? References::Syntax::hevc
-                                                 : References::Syntax::other),
       landed_(std::numeric_limits<std::int64_t>::min()) {
     std::sort(wanted_.begin(), wanted_.end());
     wanted_.erase(std::unique(wanted_.begin(), wanted_.end()), wanted_.end());
@@ -283,7 +280,7 @@ void Video::check(CUresult status, const char* doing) const {
 std::int64_t Video::pts_of(CUvideotimestamp stamp) const { return stamp - stamp_origin + origin_; }
 
 std::size_t Video::feed(std::span<const std::uint8_t> data, std::span<const std::int64_t> offsets,
-                        std::span<const std::int64_t> pts, bool restart) {
+                        std::span<const std::int64_t> pts, std::optional<std::int64_t> landed) {
     if (failed_) throw std::logic_error("this video has failed before; begin it anew");
     if (offsets.size() != pts.size() + 1 || (!offsets.empty() && (offsets.front() != 0 || offsets.back() != static_cast<std::int64_t>(data.size()))))
         throw std::invalid_argument("offsets must hold one more than the " + std::to_string(pts.size()) +
@@ -292,20 +289,17 @@ std::size_t Video::feed(std::span<const std::uint8_t> data, std::span<const std:
         if (offsets[i] > offsets[i + 1]) throw std::invalid_argument("offsets must not decrease");
     const Current current(driver_, context_);
     failed_ = true;  // unless this call comes to its end
-    if (restart && started_) end_of_stream();
-    if (!pts.empty() && (restart || !started_)) {
-        if (!started_) origin_ = pts[0];
+    if (landed) {
+        if (started_) end_of_stream();
+        landed_ = *landed;
+    }
+    if (!started_ && !pts.empty()) {
+        origin_ = pts[0];
         started_ = true;
-        landed_ = pts[0];
     }
-    for (std::size_t i = 0; i < pts.size() && remaining_; ++i) {
-        const std::uint8_t* packet = data.data() + offsets[i];
-        const auto size = static_cast<std::size_t>(offsets[i + 1] - offsets[i]);
-        const bool unreferred = references_.droppable(packet, size);
-        if (unreferred && !std::binary_search(wanted_.begin(), wanted_.end(), pts[i])) continue;
-        parse(packet, size, CUVID_PKT_TIMESTAMP, pts[i] - origin_ + stamp_origin);
-        ++parsed_;
-    }
+    for (std::size_t i = 0; i < pts.size() && remaining_; ++i)
+        parse(data.data() + offsets[i], static_cast<std::size_t>(offsets[i + 1] - offsets[i]), CUVID_PKT_TIMESTAMP,
+              pts[i] - origin_ + stamp_origin);
     if (!remaining_) hand_on();
     failed_ = false;
     return remaining_;

@@ -6,6 +6,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -13,7 +14,6 @@
 #include <vector>
 
 #include "cuda/driver.hpp"
-#include "cuda/nal.hpp"
 #include "frame.hpp"
 
 namespace fourd::cuda {
@@ -95,14 +95,13 @@ public:
     Video(const Video&) = delete;
     Video& operator=(const Video&) = delete;
 
-    // Packets i at [offsets[i], offsets[i + 1]) of data, with their stamps, in decoding order. restart: they do
-    // not follow those before and begin at a keyframe. Returns how many wanted frames are still to come.
+    // Packets i at [offsets[i], offsets[i + 1]) of data, with their stamps, in decoding order. landed: they do
+    // not follow those before, but begin at a keyframe of that stamp. Returns how many wanted frames are still
+    // to come.
     std::size_t feed(std::span<const std::uint8_t> data, std::span<const std::int64_t> offsets,
-                     std::span<const std::int64_t> pts, bool restart);
+                     std::span<const std::int64_t> pts, std::optional<std::int64_t> landed);
     // No more packets. Returns the wanted stamps that were not shown.
     std::vector<std::int64_t> finish();
-
-    std::size_t parsed() const { return parsed_; }  // packets that were not left out
 
     static constexpr int group = 4;  // frames handed on together; two groups can be mapped
 
@@ -137,14 +136,12 @@ private:
     std::vector<bool> shown_;
     std::size_t remaining_;
     Sink sink_;
-    References references_;
     CUvideoparser parser_ = nullptr;
     Decoders::Decoder decoder_;
     CUVIDEOFORMAT format_{};
     CUVIDEOFORMATEX header_{};
     std::int64_t origin_ = 0, landed_;
     bool started_ = false, failed_ = false;
-    std::size_t parsed_ = 0;
     std::vector<Frame> frames_;
     std::vector<std::int64_t> stamps_;
     std::vector<unsigned long long> mapped_;
