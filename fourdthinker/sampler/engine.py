@@ -1,12 +1,8 @@
-"""The decode loop: prompts shared by their rows, grammar and draws on the device, nothing that depends on
-chance.
-
-Every row depends on its prompt, its seed and the settings alone: not on the other rows, on its place among
-them, or on how often the host looks which rows have ended.
-"""
+"""The face of the sampler: what is asked for is checked, and the work planned and run."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fourdthinker.backbones.decoding import require_full_attention
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler.config import SamplingConfig, row_seed
-from fourdthinker.sampler.output import Output, StopScanner
-from fourdthinker.sampler.prefill import check_prompts, encode_prompts, prefill
+from fourdthinker.sampler.output import StopScanner
+from fourdthinker.sampler.prefill import check_prompts, describe, encode_prompts
+from fourdthinker.sampler.processors import Processor, Processors
 from fourdthinker.sampler.rollout import Rollout
-from fourdthinker.sampler.rows import Processor, Processors, Rows
+from fourdthinker.sampler.run import OnTokens, Run, Work
+from fourdthinker.sampler.schedule import make_plan
+from fourdthinker.sampler.step import Stepper
+from fourdthinker.sampler.store import token_bytes
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
     from fourdthinker.prompts import Prompt
-
-_COMPACT_BELOW = 0.75  # ended rows leave the batch when no more than this share of it is alive
 
 
 class LatentSampler:
@@ -37,14 +36,25 @@ class LatentSampler:
         tokenizer: needed for stop strings only.
         check_every: steps between looks at which rows have ended; no result depends on it. None: 1 on the
             CPU, where looking is free, and 16 elsewhere.
+        kv_budget: bytes that keys and values may take; what does not fit together waits. None: 0.8 of the
+            GPU memory that is free, or a quarter of the machine's on the CPU.
+        max_rows: rows in the batch at most; others wait for a free place.
     """
 
     def __init__(
-        self, backbone: Backbone, tokenizer: Any = None, *, check_every: int | None = None
+        self,
+        backbone: Backbone,
+        tokenizer: Any = None,
+        *,
+        check_every: int | None = None,
+        kv_budget: int | None = None,
+        max_rows: int = 256,
     ) -> None:
-        if check_every is not None and check_every < 1:
-            raise ConfigError(f"check_every is {check_every}; it must be at least 1, or None")
+        for name, value in (("check_every", check_every), ("kv_budget", kv_budget), ("max_rows", max_rows)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1, or None")
         self.backbone, self.tokenizer, self.check_every = backbone, tokenizer, check_every
+        self.kv_budget, self.max_rows = kv_budget, max_rows
 
     @torch.no_grad()
     def sample(
@@ -56,6 +66,7 @@ class LatentSampler:
         seeds: Sequence[int] | Tensor | None = None,
         logits_processor: Sequence[Processor] | None = None,
         features: Sequence[Tensor | None] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Rollout:
         """Sample `n` rows of every prompt; row `p * n + s` is sample s of prompt p.
 
@@ -64,15 +75,19 @@ class LatentSampler:
             config: the settings; None: `SamplingConfig()`.
             seeds: one integer in [-2^63, 2^63) a row; None: `row_seed(config.seed, p, s)`.
             logits_processor: a `LogitsProcessorList` or any sequence of such callables, applied to the raw
-                logits before grammar, penalties and temperature. Called once for all rows whose prompts have
-                the same length, on prompt and emitted ids without padding; the place of a row within a call
-                means nothing. What is returned for rows that have ended is ignored.
+                logits before grammar, penalties and temperature. Called once for all rows in the batch whose
+                prompts have the same length, on prompt and emitted ids without padding; the place of a row
+                within a call means nothing. What is returned for rows that have ended is ignored. Rows enter
+                only when all others have ended, and on CUDA no graph is used.
             features: of every prompt, as `encode_prompts` returns; None: it is called.
+            on_tokens: called with a row's index, its new ids and whether it has ended, at every look at which
+                it has new ones (`check_every`); together they are the ids of the rollout.
 
         Raises:
             ConfigError: no prompts, n < 1, seeds or features that do not fit, EOS ids the model does not
-                have, prompts whose vision pads and features differ in number, stop strings without a
-                tokenizer.
+                have, prompts that are longer than the model's context, of another family, or whose vision
+                pads and features differ in number, stop strings without a tokenizer, a `kv_budget` too small
+                for a prompt and one row of it.
             ValueError: a row whose logits leave nothing to sample from.
         """
         config = config if config is not None else SamplingConfig()
@@ -85,56 +100,52 @@ class LatentSampler:
                 f"{len(features)} features for {len(prompts)} prompts; give one (or None) for each"
             )
         backbone, spec = self.backbone, self.backbone.vision
+        require_full_attention(backbone)
         eos_ids = _eos_ids(backbone, config)
         stops = self._stops(config, len(prompts) * n, eos_ids)
         row_seeds = _seeds(seeds, len(prompts), n, config.seed)
         vision_ids = (spec.image_token_id, spec.video_token_id)
         clock = _Clock(backbone.device)
         with _evaluating(backbone):
-            features = encode_prompts(backbone, prompts) if features is None else features
-            check_prompts(prompts, features, vision_ids)
-            clock.lap("vision")
+            with clock.measure("vision"):
+                features = encode_prompts(backbone, prompts) if features is None else features
+            check_prompts(
+                prompts, features, vision_ids, new=config.max_new_tokens, context=backbone.max_positions
+            )
             unique, slots = _unique(prompts, features)
-            prefilled = prefill(backbone, [prompts[u] for u in unique], [features[u] for u in unique])
-            clock.lap("prefill")
-            group = torch.arange(len(prompts)).repeat_interleave(n)
-            row_prompts = [prompts[p] for p in group.tolist()]
-            rows = Rows.begin(backbone, config, row_prompts, torch.tensor(slots)[group], row_seeds, prefilled)
+            rows: list[list[int]] = [[] for _ in unique]
+            for p, slot in enumerate(slots):
+                rows[slot] += range(p * n, (p + 1) * n)
+            plan = make_plan(
+                [describe(prompts[u], u) for u in unique],
+                [prompts[u].input_ids.numel() for u in unique],
+                rows,
+                config.max_new_tokens,
+                token_bytes=token_bytes(backbone),
+                budget=self.kv_budget or _budget(backbone.device),
+                max_rows=self.max_rows,
+            )
             processors = None
             if logits_processor:
-                processors = Processors(logits_processor, row_prompts, config.max_new_tokens, backbone.device)
-            output = Output(len(row_prompts), backbone.device, stops)
-            self._decode(rows, output, config, eos_ids.to(backbone.device), processors)
-            clock.lap("decode")
-        timing = clock.laps | {"steps": float(output.steps)}
-        return output.rollout(group.to(backbone.device), spec.pad_id, timing, vision_ids)
-
-    def _decode(
-        self,
-        rows: Rows,
-        output: Output,
-        config: SamplingConfig,
-        eos_ids: Tensor,
-        processors: Processors | None,
-    ) -> None:
-        backbone = self.backbone
-        every = self.check_every or (1 if backbone.device.type == "cpu" else 16)
-        for step in range(config.max_new_tokens):
-            output.add(*rows.emit(backbone, config, eos_ids, processors))
-            last = step + 1 == config.max_new_tokens
-            if last or (step + 1) % every == 0:
-                output.look(rows.index, rows.state)
-                finished = rows.state["finished"]
-                alive = (~finished).nonzero()[:, 0]
-                if last or not alive.numel():
-                    break
-                # Processors may keep something for each row of a call, so the rows of a call stay what they
-                # are.
-                if processors is None and alive.numel() <= _COMPACT_BELOW * finished.numel():
-                    output.flush(rows.index, rows.state, finished)
-                    rows.keep(alive)
-            rows.advance(backbone, step)
-        output.flush(rows.index, rows.state, torch.ones_like(rows.state["finished"]))
+                processors = Processors(logits_processor, config.max_new_tokens, backbone.device)
+            stepper = Stepper(backbone, config, eos_ids.to(backbone.device), processors)
+            work = Work(
+                [prompts[u] for u in unique],
+                [features[u] for u in unique],
+                [prompt for prompt in prompts for _ in range(n)],
+                row_seeds,
+                stops,
+                on_tokens,
+            )
+            every = self.check_every or (1 if backbone.device.type == "cpu" else 16)
+            run = Run(stepper, plan, work, every, clock.measure)
+            output = run.run()
+            timing = clock.timing() | {"steps": float(run.steps)}
+            if run.graphs is not None:
+                timing |= {"graphs": float(run.graphs.captured), "capture": run.graphs.seconds}
+            group = torch.arange(len(prompts), device=backbone.device).repeat_interleave(n)
+            like = backbone.embedding_weight[:0]
+            return output.rollout(group, spec.pad_id, eos_ids.tolist(), timing, vision_ids, like)
 
     def _stops(self, config: SamplingConfig, rows: int, eos_ids: Tensor) -> StopScanner | None:
         if not config.stop_strings:
@@ -159,21 +170,42 @@ def _evaluating(backbone: Backbone) -> Iterator[None]:
 
 
 class _Clock:
-    """Seconds between laps; waits for the device, so laps are few."""
+    """Seconds of parts of a call. What is not measured by itself counts as decoding."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.laps = device, dict[str, float]()
-        self.last = self._now()
+        self.device, self.begin = device, time.perf_counter()
+        self._seconds = {"vision": 0.0, "prefill": 0.0}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def lap(self, name: str) -> None:
-        now = self._now()
-        self.laps[name] = now - self.last
-        self.last = now
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """On CUDA between two events, so that nothing waits."""
+        if self.device.type == "cuda":
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            yield
+            events[1].record()
+            self._events.append((name, *events))
+            return
+        begin = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - begin
 
-    def _now(self) -> float:
+    def timing(self) -> dict[str, float]:
+        """Seconds of "vision", "prefill" and "decode"; to be called when the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        for name, begin, end in self._events:
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        whole = time.perf_counter() - self.begin
+        return self._seconds | {"decode": max(0.0, whole - sum(self._seconds.values()))}
+
+
+def _budget(device: torch.device) -> int:
+    """Bytes for keys and values when the caller names none."""
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def _eos_ids(backbone: Backbone, config: SamplingConfig) -> Tensor:

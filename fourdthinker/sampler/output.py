@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fourdthinker.sampler.rollout import Rollout, decode
-
-_COLUMNS = ("tokens", "policy_mask", "logprobs", "sampled_logprobs")
+from fourdthinker.sampler.step import HISTORY, Slots
 
 
 class StopScanner:
@@ -42,85 +41,79 @@ class StopScanner:
 
 
 class Output:
-    """What `rows` rows have emitted, on the device, in pieces: one for each set of rows that ran together."""
+    """What the rows have emitted, gathered as they leave the batch."""
 
-    def __init__(self, rows: int, device: torch.device, stops: StopScanner | None) -> None:
-        self.stops = stops
-        self.steps = 0
-        self._columns: list[tuple[Tensor, ...]] = []  # since the last flush
-        self._unseen = 0  # columns at their end that the scanner has not seen
-        self._pieces: list[tuple[Tensor, int, list[Tensor]]] = []  # rows, first step, [r, s] of every kind
-        self._latents: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, steps, vectors
-        self._lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._cuts: dict[int, int] = {}
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.reasons = [""] * rows
+        self.lengths = [0] * rows
+        self._pieces: list[tuple[list[int], dict[str, Tensor]]] = []  # rows, [k, longest] of every kind
+        self._latents: list[tuple[list[int], Tensor, Tensor]] = []  # row of each, steps, vectors
 
-    def add(self, *columns: Tensor) -> None:
-        """One step of all rows in the batch: ids, policy mask and both log-probabilities, [r] each."""
-        self._columns.append(columns)
-        self._unseen += 1
-        self.steps += 1
+    def take(
+        self, rows: Sequence[int], places: Sequence[int], slots: Slots, lengths: Sequence[int],
+        thought: Sequence[int], reasons: Sequence[str | None],
+    ) -> None:  # fmt: skip
+        """Take over `rows` from their `places` in the batch.
 
-    def look(self, index: Tensor, state: dict[str, Tensor]) -> None:
-        """Mark rows as finished whose text has reached a stop string."""
-        if self.stops is None or not self._unseen:
-            return
-        fresh = torch.stack([columns[0] for columns in self._columns[-self._unseen :]], dim=1).tolist()
-        self._unseen = 0
-        stopped = []
-        for place, row in enumerate(index.tolist()):
-            cut = self.stops.feed(row, fresh[place])
-            if cut is not None:
-                self._cuts[row] = cut
-                stopped.append(place)
-        if stopped:
-            state["finished"][torch.tensor(stopped, device=index.device)] = True
-
-    def flush(self, index: Tensor, state: dict[str, Tensor], leaving: Tensor) -> None:
-        """Take over what has been added since the last time, and the results of rows `leaving` [r] bool."""
-        if self._columns:
-            kinds = [torch.stack(parts, dim=1) for parts in zip(*self._columns, strict=True)]
-            self._pieces.append((index, self.steps - len(self._columns), kinds))
-            self._columns = []
-        self._lengths[index] = state["steps"]
-        self._finished[index] = state["finished"]
-        history = torch.arange(state["latents"].shape[1], device=index.device)
-        used = (history[None, :] < state["latent_count"][:, None]) & leaving[:, None]
-        rows = index[:, None].expand_as(used)[used]
-        self._latents.append((rows, state["latent_steps"][used].long(), state["latents"][used]))
+        `lengths`: ids of each, `thought`: its latents, `reasons`: why it ended; None: EOS or the limit, which
+        its last id tells in the end.
+        """
+        device = slots.positions.device
+        index, longest = torch.tensor(places, device=device), max(lengths)
+        kinds = {name: value[:, :longest].index_select(0, index) for name, value in slots.history.items()}
+        self._pieces.append((list(rows), kinds))
+        for row, length, reason in zip(rows, lengths, reasons, strict=True):
+            self.lengths[row], self.reasons[row] = length, reason or ""
+        pairs = [(i, k) for i, count in enumerate(thought) for k in range(count)]
+        if pairs:
+            place = torch.tensor([places[i] for i, _ in pairs], device=device)
+            number = torch.tensor([k for _, k in pairs], device=device)
+            steps = slots.state["latent_steps"][place, number].long()
+            self._latents.append(([rows[i] for i, _ in pairs], steps, slots.state["latents"][place, number]))
 
     def rollout(
-        self, group: Tensor, pad_id: int, timing: dict[str, float], vision_ids: tuple[int, ...]
-    ) -> Rollout:
-        """All rows, those with a stop string cut back to it. T is the longest row's length."""
-        device, lengths = group.device, self._lengths
-        if self._cuts:
-            cut_rows = torch.tensor(list(self._cuts), device=device)
-            lengths[cut_rows] = torch.tensor(list(self._cuts.values()), device=device)
-        longest = int(lengths.max())
+        self, group: Tensor, pad_id: int, eos_ids: Sequence[int], timing: dict[str, float],
+        vision_ids: tuple[int, ...], like: Tensor,
+    ) -> Rollout:  # fmt: skip
+        """All rows; those with a stop string are cut back to it. T is the longest row's length; `like`: a
+        hidden state, for the dtype of the latents."""
+        device, longest = group.device, max(self.lengths)
+        lengths = torch.tensor(self.lengths, device=device)
         valid = torch.arange(longest, device=device)[None, :] < lengths[:, None]
-        merged = []
-        for kind, fill in enumerate((pad_id, False, 0.0, 0.0)):
-            like = self._pieces[0][2][kind]
-            whole = like.new_full((len(group), self.steps), fill)
-            for rows, start, kinds in self._pieces:
-                whole[rows, start : start + kinds[kind].shape[1]] = kinds[kind]
-            merged.append(torch.where(valid, whole[:, :longest], torch.full_like(whole[:, :longest], fill)))
-        latent_rows, latent_steps, latents = (torch.cat(parts) for parts in zip(*self._latents, strict=True))
-        inside = latent_steps < lengths[latent_rows]
-        latent_rows, latent_steps, latents = latent_rows[inside], latent_steps[inside], latents[inside]
-        order = (latent_rows * longest + latent_steps).argsort()
-        reasons = [
-            "stop" if row in self._cuts else "eos" if finished else "length"
-            for row, finished in enumerate(self._finished.tolist())
-        ]
+        merged = {}
+        for name, fill in zip(HISTORY, (pad_id, False, 0.0, 0.0), strict=True):
+            whole = self._pieces[0][1][name].new_full((self.rows, longest), fill)
+            for rows, kinds in self._pieces:
+                whole[torch.tensor(rows, device=device), : kinds[name].shape[1]] = kinds[name][:, :longest]
+            merged[name] = whole.masked_fill_(~valid, fill)
+        broken = merged["logprobs"].isnan().any(1)  # the CPU has refused such logits when they came
+        if bool(broken.any()):
+            row = int(broken.nonzero()[0])
+            raise ValueError(
+                f"logits of row {row} leave nothing to sample from; look for NaN or infinite logits, or for "
+                "processors that ban every id"
+            )
+        last = merged["tokens"].gather(1, lengths[:, None] - 1)[:, 0].tolist()
+        for row, reason in enumerate(self.reasons):
+            self.reasons[row] = reason or ("eos" if last[row] in eos_ids else "length")
+        latents = like.new_empty(0, like.shape[-1])
+        latent_rows = latent_steps = torch.empty(0, dtype=torch.int64, device=device)
+        if self._latents:
+            latent_rows = torch.tensor([row for rows, _, _ in self._latents for row in rows], device=device)
+            latent_steps = torch.cat([steps for _, steps, _ in self._latents])
+            latents = torch.cat([vectors for _, _, vectors in self._latents])
+            inside = latent_steps < lengths[latent_rows]
+            latent_rows, latent_steps, latents = latent_rows[inside], latent_steps[inside], latents[inside]
+            order = (latent_rows * longest + latent_steps).argsort()
+            latent_rows, latent_steps, latents = latent_rows[order], latent_steps[order], latents[order]
         return Rollout(
-            **dict(zip(_COLUMNS, merged, strict=True)),
+            **merged,
             lengths=lengths,
-            latents=latents[order],
-            latent_rows=latent_rows[order],
-            latent_steps=latent_steps[order],
-            finish_reason=reasons,
+            latents=latents,
+            latent_rows=latent_rows,
+            latent_steps=latent_steps,
+            finish_reason=self.reasons,
             group=group,
             timing=timing,
             vision_ids=vision_ids,

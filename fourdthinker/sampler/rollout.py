@@ -26,7 +26,8 @@ class Rollout:
             latent_steps[i]]`.
     finish_reason [R]: "eos", "stop" (a stop string) or "length".
     group [R] long: index of the row's prompt.
-    timing: seconds of "vision", "prefill" and "decode", and "steps", the number of decode steps.
+    timing: seconds of "vision", "prefill" and "decode", and "steps", the number of decode steps; on CUDA also
+        "graphs", how many were captured, and "capture", the seconds that took (a part of "decode").
     vision_ids: the token ids of a prompt that stand for vision features (`replay_batch` needs them).
     """
 

@@ -20,10 +20,10 @@ from fourdthinker.sampler import (
     Rollout,
     SamplingConfig,
     encode_prompts,
-    engine,
     row_seed,
-    rows,
+    run,
 )
+from fourdthinker.sampler.step import drawing
 from tests.tiny import tiny_checkpoint
 from tests.unit.sampler_cases import Script, compare, make_prompt, mixed_prompts, talkative
 
@@ -92,7 +92,7 @@ def test_rows_leaving_the_batch_change_nothing(talker: Checkpoint, monkeypatch: 
     prompts = mixed_prompts(talker)
     results = []
     for share in (0.0, 0.75, 1.0):
-        monkeypatch.setattr(engine, "_COMPACT_BELOW", share)
+        monkeypatch.setitem(run.COMPACT_BELOW, "cpu", share)
         results.append(sample(talker, prompts, 4, max_new_tokens=50, presence_penalty=0.3))
     assert results[0].finish_reason.count("eos") > 8
     for other in results[1:]:
@@ -380,8 +380,8 @@ def test_presence_penalty_forbids_what_was_said(tiny: Checkpoint) -> None:
 
 def test_vision_pads_are_no_repetition(tiny: Checkpoint) -> None:
     prompt, video = make_prompt(tiny, 2, 8, clip=0), tiny.backbone.vision.video_token_id
-    drawing = rows._drawing(tiny.backbone, SamplingConfig(repetition_penalty=2.0), [prompt], torch.zeros(1))
-    assert set(drawing["seen"][0].nonzero()[:, 0].tolist()) == set(prompt.input_ids.tolist()) - {video}
+    drawn = drawing(tiny.backbone, SamplingConfig(repetition_penalty=2.0), [prompt], torch.zeros(1))
+    assert set(drawn["seen"][0].nonzero()[:, 0].tolist()) == set(prompt.input_ids.tolist()) - {video}
 
 
 # -- where rows end
@@ -486,8 +486,7 @@ def test_clips_and_prompts_are_encoded_once(talker: Checkpoint, monkeypatch: pyt
     monkeypatch.setattr(backbone, "decode", watch)
     rollout = sample(talker, prompts, 2, max_new_tokens=3, eos_ids=(5,))
     assert encoded == [2]
-    assert prefilled[0][0] == 7
-    assert set(prefilled[1:]) == {(16, 1)}
+    assert sum(rows for rows, _ in prefilled) == 7
     assert rollout.timing.keys() == {"vision", "prefill", "decode", "steps"}
 
     features = encode_prompts(backbone, prompts)
