@@ -29,23 +29,13 @@ class Journal:
         if self.path.exists():
             self._load()
         if not self.path.exists() or self.path.stat().st_size == 0:
-            self._write([{"settings": settings}])
+            append_lines(self.path, [{"settings": settings}])
 
     def add(self, questions: Iterable[Question]) -> None:
         """Append in one write and flush to the disk."""
         new = list(questions)
-        self._write([q.to_dict() for q in new])
+        append_lines(self.path, [q.to_dict() for q in new])
         self.done.update((q.id, q) for q in new)
-
-    def _write(self, entries: list[dict[str, Any]]) -> None:
-        data = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while data:  # one write in practice; a full disk raises, a short write goes on
-                data = data[os.write(handle, data) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _load(self) -> None:
         data = self.path.read_bytes()
@@ -78,3 +68,15 @@ class Journal:
                 f"{self.path}: holds the answers of another evaluation ({shown}); "
                 "delete it to start anew, or choose another folder"
             )
+
+
+def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Append a JSON line for each entry, in one write, and flush it to the disk."""
+    data = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while data:  # one write in practice; a full disk raises, a short write goes on
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)

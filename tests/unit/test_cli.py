@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fourdthinker import cli, doctor
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompts import PromptStyle
+from fourdthinker.sampler import SamplingConfig
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 
@@ -177,6 +179,50 @@ def test_generate_prints_the_text(folder: Path, capsys: pytest.CaptureFixture[st
     assert "0.5" in capsys.readouterr().err
 
 
+def test_generate_answers_many_and_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:100])
+    out = tmp_path / "answers.jsonl"
+    command = ["generate", "--checkpoint", str(folder / "model"), "--max-new-tokens", "4", "--out", str(out)]
+    videos = ["--video", str(folder / "a.mp4"), str(folder / "b.mp4"), "--question", "What?", "Where?"]
+    assert cli.main([*command, *videos, "--samples", "2", "--preset", "qwen3-vl-thinking"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    first = out.read_bytes()
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert len(lines) == 2 * 2 * 2
+    assert {line["question"] for line in lines} == {"What?", "Where?"}
+    assert cli.main([*command, *videos, "--samples", "2", "--preset", "qwen3-vl-thinking"]) == 0
+    assert out.read_bytes() == first
+    assert "4 of 4 questions were answered before" in caplog.text
+    assert cli.main([*command, *videos, "--samples", "2"]) == 2  # greedy now
+    assert "another" in capsys.readouterr().err
+
+    out.unlink()
+    broken = ["--video", str(tmp_path / "broken.mp4"), str(folder / "a.mp4"), "--question", "What?"]
+    assert cli.main([*command, *broken, "--latents-out", str(tmp_path / "latents")]) == 1
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert ["error" in line for line in lines] == [True, False]
+    assert "broken.mp4" in lines[0]["error"]
+    assert Path(lines[1]["latents"]).is_file()
+
+    out.unlink()
+    data = ["--data", str(folder / "data.jsonl"), "--batch", "3"]
+    assert cli.main([*command, *data]) == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_flags_win_over_presets() -> None:
+    from fourdthinker.cli.shared import add_sampling, sampling
+
+    parser = argparse.ArgumentParser()
+    add_sampling(parser, temperature=0.0)
+    assert sampling(parser.parse_args([])) == SamplingConfig(temperature=0.0)
+    words = ["--preset", "qwen3-vl-thinking", "--top-k", "5", "--stop", "a", "b"]
+    wanted = SamplingConfig(temperature=1.0, top_p=0.95, top_k=5, stop_strings=("a", "b"))
+    assert sampling(parser.parse_args(words)) == wanted
+
+
 def test_init_gives_a_base_model_its_latent_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,12 +262,18 @@ def test_init_gives_a_base_model_its_latent_tokens(
                 "--options",
                 "a",
             ],
-            "1 texts",
+            "1 options",
         ),
         (
-            ["generate", "--checkpoint", "{model}", "--video", "/v", "--question", "?", "--device", "moon"],
-            "--device moon",
+            ["generate", "--checkpoint", "{model}", "--question", "?", "--device", "moon"],
+            "device moon",
         ),
+        (["generate", "--checkpoint", "{model}"], "either --question or --data"),
+        (["generate", "--checkpoint", "{model}", "--question", "?", "--samples", "2"], "--out"),
+        (["generate", "--checkpoint", "{model}", "--data", "{data}", "--options", "a", "b"], "--options"),
+        (["generate", "--checkpoint", "{model}", "--question", "?", "--eos-id", "99999"], "99999"),
+        (["generate", "--checkpoint", "{model}", "--question", "?", "--top-p", "2"], "top_p is 2.0"),
+        (["generate", "--checkpoint", "{model}", "--question", "?", "--image", "/no.png"], "/no.png"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(

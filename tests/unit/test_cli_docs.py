@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "training.md",
     ROOT / "docs" / "checkpoints.md",
+    ROOT / "docs" / "generation.md",
 ]
 
 

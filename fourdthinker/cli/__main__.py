@@ -1,0 +1,5 @@
+import sys
+
+from fourdthinker.cli import main
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""`fourdthinker eval`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, sampling, thinker
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser("eval", help="accuracy on records, with intervals")
+    add_model(parser)
+    parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="JSONL", help="record files")
+    parser.add_argument(
+        "--media-root", type=Path, help="paths in the records start here (default: folder of the file)"
+    )
+    parser.add_argument(
+        "--on-bad-record", choices=("raise", "skip"), default="raise", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/eval"), help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=4, help="a question; 0: greedy alone (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="questions in one batch (default: %(default)s)")
+    parser.add_argument(
+        "--frames", choices=("black", "other"), help="show black frames, or another clip's, instead"
+    )
+    add_sampling(parser, temperature=1.0)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from fourdthinker.evaluate import baselines, evaluate, results_table, types_table, write_json
+    from fourdthinker.records import read_records
+
+    config = sampling(arguments)
+    rejected = arguments.out / "rejected.jsonl"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rejected.unlink(missing_ok=True)
+    records = [
+        record
+        for path in arguments.data
+        for record in read_records(
+            path,
+            media_root=arguments.media_root,
+            kind="rl",
+            on_bad_record=arguments.on_bad_record,
+            rejected=rejected,
+        )
+    ]
+    model, name = thinker(arguments), model_name(arguments)
+    result = evaluate(
+        model.sampler,
+        model.encoder,
+        records,
+        n=arguments.samples,
+        config=config,
+        batch_prompts=arguments.batch,
+        frames_override=arguments.frames,
+        journal=arguments.out / "answers.jsonl",
+        name=name,
+    )
+    skipped = len(rejected.read_text(encoding="utf-8").splitlines()) if rejected.exists() else 0
+    summary = result.summary()
+    results = {
+        **baselines(records),
+        "model": summary,
+        "checkpoint": name,
+        "data": [str(path) for path in arguments.data],
+        "records_rejected": skipped,
+        "settings": result.settings,
+    }
+    path = write_json(arguments.out / "results.json", results)
+    console = Console()
+    console.print(results_table(results, title=name))
+    if len(summary["by_type"]) > 1:
+        console.print(types_table(summary))
+    if skipped:
+        log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
+    sys.stdout.write(f"{path}\n")

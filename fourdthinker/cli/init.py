@@ -1,0 +1,33 @@
+"""`fourdthinker init`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fourdthinker.cli.shared import Commands
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser("init", help="give a Qwen2.5-VL checkpoint its latent tokens")
+    parser.add_argument("base", metavar="BASE", help="folder or hub id of the base model")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument(
+        "--latent-size", type=int, default=4, help="latents in a block (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from fourdthinker.backbones import init_checkpoint, save_checkpoint
+    from fourdthinker.errors import ConfigError
+
+    if arguments.latent_size < 1:
+        raise ConfigError(f"--latent-size is {arguments.latent_size}; give at least 1")
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise ConfigError(f"{arguments.out} is not empty; name a new folder")
+    checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
+    save_checkpoint(arguments.out, checkpoint)
+    sys.stdout.write(f"{arguments.out}\n")

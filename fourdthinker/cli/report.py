@@ -1,0 +1,28 @@
+"""`fourdthinker report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fourdthinker.cli.shared import Commands
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser("report", help="one HTML page about a run")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="folder of a demo, a training run or an evaluation"
+    )
+    parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.report import write_report
+
+    if not arguments.run_dir.is_dir():
+        raise ConfigError(f"{arguments.run_dir}: no such folder; give the folder of a run")
+    sys.stdout.write(f"{write_report(arguments.run_dir, out=arguments.out)}\n")

@@ -1,0 +1,79 @@
+"""What several commands share: which model, and how to sample."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # heavy modules are imported by the commands that need them, so that --help is instant
+    from fourdthinker.sampler import SamplingConfig
+    from fourdthinker.thinker import Thinker
+
+Commands = argparse._SubParsersAction  # of argparse.ArgumentParser
+
+# Recommended by the models' makers. Flags given beside a preset win.
+PRESETS: dict[str, dict[str, Any]] = {
+    "qwen3-vl-thinking": {"temperature": 1.0, "top_p": 0.95, "top_k": 20},
+    "qwen3-vl-instruct": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "presence_penalty": 1.5},
+}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, help="folder or hub id of a checkpoint with latent tokens"
+    )
+    parser.add_argument("--subfolder", help="of the checkpoint")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    return "/".join(filter(None, (arguments.checkpoint, arguments.subfolder)))
+
+
+def thinker(arguments: argparse.Namespace) -> Thinker:
+    import torch
+
+    from fourdthinker.thinker import Thinker
+
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    return Thinker.from_pretrained(
+        arguments.checkpoint, arguments.subfolder, dtype=dtype, device=arguments.device
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """The flags of SamplingConfig; a setting not given is the preset's, else `temperature` or its default."""
+    parser.set_defaults(sampling_defaults={"temperature": temperature, "max_new_tokens": 512})
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--preset", choices=sorted(PRESETS), help="recommended settings; single flags win")
+    for flag, kind, text in (
+        ("--temperature", float, f"0 is greedy (default: {temperature:g})"),
+        ("--top-k", int, "keep the k likeliest ids; 0 is off"),
+        ("--top-p", float, "keep the likeliest ids of this total probability; 1 is off"),
+        ("--min-p", float, "keep ids of at least this share of the likeliest one's probability; 0 is off"),
+        ("--presence-penalty", float, "taken off the logits of ids already written; 0 is off"),
+        ("--repetition-penalty", float, "divides the logits of ids of prompt and answer; 1 is off"),
+        ("--max-new-tokens", int, "ids of an answer, latents included (default: 512)"),
+        ("--max-blocks", int, "imagery blocks of an answer; 0 is text only"),
+        ("--seed", int, "(default: 0)"),
+    ):
+        group.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+    group.add_argument("--mode", choices=("exact", "reference"), help="reference: blocks may end early")
+    group.add_argument("--stop", nargs="+", dest="stop_strings", metavar="TEXT", help="end an answer here")
+    group.add_argument(
+        "--eos-id", nargs="+", type=int, dest="eos_ids", metavar="ID", help="instead of the checkpoint's"
+    )
+
+
+def sampling(arguments: argparse.Namespace) -> SamplingConfig:
+    from dataclasses import fields
+
+    from fourdthinker.sampler import SamplingConfig
+
+    values = dict(arguments.sampling_defaults) | PRESETS.get(arguments.preset, {})
+    for field in fields(SamplingConfig):
+        given = getattr(arguments, field.name, None)
+        if given is not None:
+            values[field.name] = tuple(given) if isinstance(given, list) else given
+    return SamplingConfig(**values)

@@ -1,0 +1,209 @@
+"""Many questions answered into one JSONL file, safe to kill and to start again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fourdthinker.errors import ConfigError, FourdError, RecordError
+from fourdthinker.evaluate.clips import group_clips, read_clips
+from fourdthinker.evaluate.journal import append_lines
+from fourdthinker.evaluate.runner import sample_seed
+from fourdthinker.progress import progress_bar
+from fourdthinker.prompts import Prompt
+from fourdthinker.records import Record
+from fourdthinker.sampler import SamplingConfig
+from fourdthinker.sampler.prefill import check_prompts
+from fourdthinker.thinker import Answer, Thinker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate_file` did: questions answered now, those answered before, and those that failed."""
+
+    answered: int
+    before: int
+    failed: dict[str, str]  # id to reason
+
+
+def generate_file(
+    thinker: Thinker,
+    records: Sequence[Record],
+    out: str | os.PathLike[str],
+    *,
+    n: int = 1,
+    config: SamplingConfig,
+    batch: int = 8,
+    latents_out: str | os.PathLike[str] | None = None,
+    name: str = "model",
+    progress: bool = True,
+) -> Generated:
+    """Answer every record n times and append the answers to the JSONL file `out` as they come.
+
+    A line holds id, sample, question, the media, text (blocks as "[imagery × 4]"), choice, finish_reason,
+    tokens (their number), seed, and key: a digest of question and settings. A question whose media cannot be
+    read, or whose prompt the model cannot take, gets one line with `error` instead; the others go on. Run
+    again with the same `out`, questions that have their answers are left alone and failed ones are tried
+    anew; an answer's seed comes from `config.seed`, the id and the sample's number, so that an interrupted
+    file ends up as an unbroken one, in the order in which questions were finished.
+
+    batch: questions in one call of the sampler. latents_out: a folder that gets one safetensors file an
+    answer, with `latents` [N, H] and `steps` [N]; lines then name it under `latents`. name: of the model,
+    part of the key.
+
+    Raises RecordError for two records with the same id, ConfigError for an `out` that holds other lines than
+    answers, or answers to the same ids from other settings.
+    """
+    target = Path(out)
+    settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
+    keys = {record.id: _key(record, settings) for record in records}
+    if len(keys) < len(records):
+        ids = [record.id for record in records]
+        raise RecordError(f"id {max(ids, key=ids.count)!r} appears twice; make the ids unique")
+    if n < 1 or batch < 1:
+        raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = _answered(target, keys, n)
+    todo = [record for record in records if record.id not in done]
+    folder = None if latents_out is None else Path(latents_out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+
+    def fail(record: Record, error: FourdError) -> None:
+        failed[record.id] = str(error)
+        log.warning("no answer to %s: %s", record.id, error)
+        append_lines(target, [_about(record) | {"error": str(error), "key": keys[record.id]}])
+
+    with progress_bar(shown=progress, transient=True) as bar:
+        task = bar.add_task("generate", total=len(records), completed=len(done))
+        ready: list[tuple[Record, Prompt]] = []
+        for number, (record, prompt) in enumerate(_prompts(thinker, todo, config), start=1):
+            if isinstance(prompt, Prompt):
+                ready.append((record, prompt))
+            else:
+                fail(record, prompt)
+            if ready and (len(ready) == batch or number == len(todo)):
+                _answer(thinker, ready, n, config, target, folder, keys)
+                ready = []
+            bar.update(task, completed=len(done) + number - len(ready))
+    return Generated(len(todo) - len(failed), len(done), failed)
+
+
+def _prompts(
+    thinker: Thinker, records: Sequence[Record], config: SamplingConfig
+) -> Iterator[tuple[Record, Prompt | FourdError]]:
+    clips, context = group_clips(records), thinker.checkpoint.backbone.max_positions
+    for clip, vision in zip(clips, read_clips(clips, thinker.encoder), strict=True):
+        for record in (records[i] for i in clip.rows):
+            if isinstance(vision, FourdError):
+                yield record, vision
+                continue
+            try:
+                prompt = thinker.encoder.prompt(record, frames=vision)
+                # Lengths alone; the sampler checks the rest once the features are there.
+                check_prompts([prompt], [None], (), new=config.max_new_tokens, context=context)
+            except FourdError as error:
+                yield record, error
+            else:
+                yield record, prompt
+
+
+def _answer(
+    thinker: Thinker,
+    items: Sequence[tuple[Record, Prompt]],
+    n: int,
+    config: SamplingConfig,
+    target: Path,
+    folder: Path | None,
+    keys: dict[str, str],
+) -> None:
+    prompts = [prompt for _, prompt in items]
+    seeds = [sample_seed(config.seed, record.id, sample) for record, _ in items for sample in range(n)]
+    answers = thinker.answers(thinker.sample(prompts, n, config, seeds=seeds), prompts)
+    lines = []
+    for row, answer in enumerate(answers):
+        record, sample = items[row // n][0], row % n
+        line = _about(record) | {
+            "sample": sample,
+            "text": answer.text,
+            "choice": answer.choice,
+            "finish_reason": answer.finish_reason,
+            "tokens": answer.tokens.numel(),
+            "seed": seeds[row],
+            "key": keys[record.id],
+        }
+        if folder is not None:
+            line["latents"] = _save_latents(folder, f"{keys[record.id]}-{sample}", record, answer)
+        lines.append(line)
+    append_lines(target, lines)
+
+
+def _save_latents(folder: Path, name: str, record: Record, answer: Answer) -> str:
+    """Named by digest and sample, since an id may be anything; the id is in the file's metadata."""
+    path = folder / f"{name}.safetensors"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        part = os.path.join(temporary, "part")
+        tensors = {"latents": answer.latents.contiguous(), "steps": answer.latent_steps.contiguous()}
+        save_file(tensors, part, metadata={"id": record.id})
+        os.replace(part, path)
+    return str(path)
+
+
+def _about(record: Record) -> dict[str, Any]:
+    media: dict[str, Any] = {"video": record.video} if record.video is not None else {}
+    if record.frames:
+        media = {"images" if record.stills else "frames": record.frames}
+    cut = {key: value for key in ("start", "end") if (value := getattr(record, key)) is not None}
+    options = {"options": record.options} if record.options else {}
+    return {"id": record.id, "question": record.question, **media, **cut, **options}
+
+
+def _key(record: Record, settings: Sequence[Any]) -> str:
+    asked = [*settings, _about(record), record.system, record.fps, record.seconds]
+    return hashlib.blake2b(json.dumps(asked, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+
+
+def _answered(path: Path, keys: dict[str, str], n: int) -> set[str]:
+    """Ids with all their answers in the file; what is not whole (a cut line, a failure) is taken out."""
+    if not path.exists():
+        return set()
+    raw = path.read_bytes().split(b"\n")[:-1]  # behind the last newline: empty, or a line cut by a kill
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(raw, start=1):
+        try:
+            line = json.loads(text)
+            lines.append({"id": line["id"], "key": line["key"], "raw": text, "failed": "error" in line})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}:{number}: not a line of answers ({error}); choose another file for --out"
+            ) from error
+        if keys.get(line["id"], line["key"]) != line["key"]:
+            raise ConfigError(
+                f"{path}:{number}: {line['id']!r} was answered with another question, model or setting; "
+                "delete the file to start anew, or choose another for --out"
+            )
+    good = [line for line in lines if not line["failed"]]
+    counts: dict[str, int] = {}
+    for line in good:
+        counts[line["id"]] = counts.get(line["id"], 0) + 1
+    whole = {id for id, count in counts.items() if count >= n or id not in keys}
+    kept = [line["raw"] for line in good if line["id"] in whole]
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(b"".join(text + b"\n" for text in kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    return whole & set(keys)

@@ -1,0 +1,236 @@
+"""A checkpoint that answers questions: the few lines most people need.
+
+    thinker = Thinker.from_pretrained("runs/grpo/final")
+    print(thinker.generate("kitchen.mp4", "Which way does the camera move?").text)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourdthinker._records.line import LETTERS, PICTURES
+from fourdthinker.backbones import Checkpoint, load_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.frames import FramePolicy, Frames
+from fourdthinker.prompts import Encoder, Prompt
+from fourdthinker.records import Record
+from fourdthinker.rewards import parse_answer
+from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
+from fourdthinker.transcript import TextStream, text_plain
+
+PathLike = str | os.PathLike[str]
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled row, ready to be read.
+
+    text: what was written, a latent block shown as "[imagery × 4]". choice: the letter of the option chosen;
+    None without options, or when no option was named. tokens [T] long: the ids, EOS included. latents [N, H]:
+    the latent vectors, in order; latent_steps [N]: latent i was fed at the pad tokens[latent_steps[i]].
+    finish_reason: "eos", "stop" or "length". Tensors are on the CPU.
+    """
+
+    text: str
+    choice: str | None
+    tokens: Tensor
+    latents: Tensor
+    latent_steps: Tensor
+    finish_reason: str
+
+
+class Thinker:
+    """A model with its tokenizer, frame policy and sampler.
+
+    sampler, encoder and checkpoint are there for everything beyond `generate` and `sample`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        backbone = checkpoint.backbone
+        self.encoder = Encoder(
+            checkpoint.tokenizer, backbone.vision, backbone.latents, checkpoint.policy, checkpoint.style
+        )
+        self.sampler = LatentSampler(backbone, checkpoint.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: PathLike,
+        subfolder: str | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        policy: FramePolicy | None = None,
+        override_policy: bool = False,
+    ) -> Thinker:
+        """Load a checkpoint with latent tokens from a folder or the Hugging Face hub, ready to sample.
+
+        dtype None keeps that of the weights. device None is the first GPU, or the CPU without one. policy and
+        override_policy as in `load_checkpoint`. Raises CheckpointError, and ConfigError for a device that
+        torch does not have.
+        """
+        try:
+            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
+            raise ConfigError(f"device {device}: {error}") from error
+        checkpoint = load_checkpoint(
+            path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy
+        )
+        checkpoint.backbone.to(place).eval()
+        return cls(checkpoint)
+
+    def prompt(
+        self,
+        video: PathLike | Frames | None,
+        question: str,
+        *,
+        images: PathLike | Sequence[PathLike] | None = None,
+        options: Sequence[str] = (),
+        start: float | None = None,
+        end: float | None = None,
+        system: str | None = None,
+    ) -> Prompt:
+        """A question as the sampler takes it.
+
+        video: a video file, a folder of frames (a clip, in the order of their names), frames that have been
+        read, or None. images: one or several separate pictures instead of a video; without both, the question
+        is text alone. options: texts of 2 to 8 answers to choose from. start, end: seconds of a video file's
+        presentation clock. system: text of a system turn.
+
+        Raises ConfigError, RecordError (control tokens in a text) and VideoError (media that cannot be read).
+        """
+        frames = video if isinstance(video, Frames) else None
+        path = None if isinstance(video, Frames) else video
+        if images is not None and video is not None:
+            raise ConfigError(f"a video ({video}) and images ({images}) are given; ask about one of them")
+        record = question_record(
+            path, question, images=images, options=options, start=start, end=end, system=system
+        )
+        return self.encoder.prompt(record, frames=frames)
+
+    def generate(
+        self,
+        video: PathLike | Frames | None,
+        question: str,
+        *,
+        config: SamplingConfig = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        **asked: Any,
+    ) -> Answer:
+        """Answer one question: `prompt` with the arguments `asked`, then `answer`; errors of both."""
+        return self.answer(self.prompt(video, question, **asked), config, on_text=on_text)
+
+    def answer(
+        self, prompt: Prompt, config: SamplingConfig = GREEDY, *, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
+        """Sample one row of a prompt, greedily unless `config` says otherwise.
+
+        on_text: called with each new piece of the text as it comes; the pieces joined are the answer's text.
+        Errors as of `LatentSampler.sample`.
+        """
+        if on_text is None:
+            return self.answers(self.sampler.sample([prompt], config=config), [prompt])[0]
+        backbone = self.checkpoint.backbone
+        stream = TextStream(
+            self.encoder.tokenizer, backbone.latents, config.eos_ids or backbone.vision.eos_ids
+        )
+        rollout = self.sampler.sample(
+            [prompt], config=config, on_tokens=lambda row, ids, ended: on_text(stream.feed(ids))
+        )
+        on_text(stream.close())
+        return self.answers(rollout, [prompt])[0]
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int = 8,
+        config: SamplingConfig | None = None,
+        **options: Any,
+    ) -> Rollout:
+        """`n` rows of every prompt at temperature 1, or as `config` says; see `LatentSampler.sample`."""
+        return self.sampler.sample(prompts, n, config, **options)
+
+    def answers(self, rollout: Rollout, prompts: Sequence[Prompt]) -> list[Answer]:
+        """The rows of a rollout of these prompts, to be read; row p * n + s is sample s of prompt p."""
+        texts = rollout.texts(self.encoder.tokenizer)
+        tokens, latents = rollout.tokens.cpu(), rollout.latents.cpu()
+        owners, steps = rollout.latent_rows.cpu(), rollout.latent_steps.cpu()
+        answers = []
+        for row, (text, length, group) in enumerate(
+            zip(texts, rollout.lengths.tolist(), rollout.group.tolist(), strict=True)
+        ):
+            record, mine = prompts[group].record, owners == row
+            answers.append(
+                Answer(
+                    text=text_plain(text),
+                    choice=parse_answer(text, record.options if record is not None else {}),
+                    tokens=tokens[row, :length].clone(),
+                    latents=latents[mine],
+                    latent_steps=steps[mine],
+                    finish_reason=rollout.finish_reason[row],
+                )
+            )
+        return answers
+
+
+def question_record(
+    video: PathLike | None,
+    question: str,
+    *,
+    images: PathLike | Sequence[PathLike] | None = None,
+    options: Sequence[str] = (),
+    start: float | None = None,
+    end: float | None = None,
+    system: str | None = None,
+    id: str = "question",
+) -> Record:
+    """A record that only wants an answer; arguments as in `Thinker.prompt`, whose paths must exist.
+
+    Raises ConfigError naming the value and the remedy.
+    """
+    if not question.strip():
+        raise ConfigError("the question is blank; ask something")
+    if options and not 2 <= len(options) <= len(LETTERS):
+        raise ConfigError(
+            f"{len(options)} options; give 2 to {len(LETTERS)} texts, or none for an open question"
+        )
+    record = Record("ask", id, question, options=dict(zip(LETTERS, options, strict=False)), where=id)
+    record.system, record.start, record.end = system, start, end
+    if video is not None:
+        path = _existing(video)
+        if os.path.isdir(path):
+            record.frames = _pictures(path)
+        else:
+            record.video = path
+    elif images is not None:
+        some = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        if not some:
+            raise ConfigError("the list of images is empty; name at least one, or ask without images")
+        record.frames, record.stills = [_existing(image) for image in some], True
+    if record.video is None and (start is not None or end is not None):
+        raise ConfigError(f"start {start} and end {end} cut a video file, and none is given; leave them out")
+    return record
+
+
+def _existing(path: PathLike) -> str:
+    full = os.path.abspath(os.fspath(path))
+    if not os.path.exists(full):
+        raise ConfigError(f"{os.fspath(path)}: no such file; check the path")
+    return full
+
+
+def _pictures(folder: str) -> list[str]:
+    files = sorted(str(file) for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES)
+    if not files:
+        raise ConfigError(f"{folder}: the folder holds no pictures ({' '.join(PICTURES)})")
+    return files
