@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_finite, use_triton
 
-SPLIT = 512  # positions per program, of a prompt or of a row
+SPLIT = 512  # positions per program, of a row; of a prompt at least
+PROGRAMS = 256  # of the prompt kernel, once that many positions are there: enough to fill a GPU
 BLOCK = 64  # positions per step
 
 
@@ -69,7 +70,7 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["group_size", "splits", "scale"])
+@triton.jit(do_not_specialize=["group_size", "splits", "span", "scale"])
 def _prompt_kernel(
     query_ptr,
     query_stride,
@@ -89,11 +90,11 @@ def _prompt_kernel(
     log_ptr,
     group_size,
     splits,
+    span,
     scale,
     KV: tl.constexpr,
     REP: tl.constexpr,
     D: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERIES: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -118,8 +119,8 @@ def _prompt_kernel(
     q = tl.load(q_ptr[:, None] + columns[None, :], mask=valid[:, None], other=0.0)
     if UPCAST:
         q = q.to(tl.float32)
-    begin = split * SPLIT
-    end = tl.minimum(begin + SPLIT, tl.load(lengths_ptr + group).to(tl.int32))
+    begin = split * span
+    end = tl.minimum(begin + span, tl.load(lengths_ptr + group).to(tl.int32))
     if starts_ptr is not None:
         start = tl.load(starts_ptr + group).to(tl.int64)
         key_ptr += start * key_stride
@@ -241,6 +242,14 @@ def _merge_kernel(
     tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
 
 
+def prompt_span(heads: int, longest: int) -> int:
+    """Positions of a prompt per program: what a program leaves for the merge is traffic, so no more programs
+    than fill a GPU, and never fewer than ``SPLIT`` positions. ``heads`` counts key-value heads of all groups.
+    """
+    splits = max(1, PROGRAMS // max(heads, 1))
+    return max(SPLIT, triton.cdiv(triton.cdiv(longest, splits), BLOCK) * BLOCK)
+
+
 @torch.library.custom_op(f"{NAMESPACE}::shared_prefix_decode", mutates_args=())
 def _decode_op(
     query: Tensor,
@@ -268,7 +277,8 @@ def _decode_op(
     repeat = heads // kv_heads
     query = query.contiguous()
     output = torch.empty_like(query)
-    before = triton.cdiv(longest, SPLIT)
+    span = prompt_span(groups * kv_heads, longest)
+    before = triton.cdiv(longest, span)
     own = triton.cdiv(key.shape[2], SPLIT)
     merge = own <= 1
     splits = before if merge else before + own
@@ -284,8 +294,8 @@ def _decode_op(
         _prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, queries))](
             query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base, *prompt_key.stride()[1:3],
             prompt_value, prompt_value.stride(0) * own_base, *prompt_value.stride()[1:3], prompt_lengths,
-            prompt_starts, order, row_starts, partial, logs, size, splits, scale, KV=kv_heads, REP=repeat,
-            D=width, SPLIT=SPLIT, BLOCK=BLOCK, QUERIES=queries, UPCAST=upcast,
+            prompt_starts, order, row_starts, partial, logs, size, splits, span, scale, KV=kv_heads,
+            REP=repeat, D=width, BLOCK=BLOCK, QUERIES=queries, UPCAST=upcast,
             num_warps=4 if queries == 16 else 8,
         )  # fmt: skip
     if rows:
@@ -350,9 +360,9 @@ def shared_prefix_decode(
     ``prompt_starts[n]``, and its rows are ``order[row_starts[n] : row_starts[n + 1]]``; ``order`` holds
     every row once. ``longest`` bounds the ``prompt_lengths`` (default: all positions there are).
 
-    Two launches: the first reads every prompt key and value once per group, 512 positions a program, for
-    all rows of the group together; the second adds the row's own and merges by log-sum-exp. Where T is above
-    512 the row's own are split likewise, and a third launch merges. Softmax and sums are float32. No
+    Two launches: the first reads every prompt key and value once per group, 512 positions a program or more,
+    for all rows of the group together; the second adds the row's own and merges by log-sum-exp. Where T is
+    above 512 the row's own are split likewise, and a third launch merges. Softmax and sums are float32. No
     gradient. On CUDA D must be a power of two from 16 to 256.
 
     Returns [R, heads, D] in the dtype of ``query``; a row without any position gives 0. Raises

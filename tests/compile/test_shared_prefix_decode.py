@@ -18,15 +18,15 @@ def test_no_spills_and_wide_accesses(arch, kv_heads, repeat):
         "partial_ptr": "*fp32", "log_ptr": "*fp32", "scale": "fp32", "KV": kv_heads, "REP": repeat, "D": 128,
         "BLOCK": module.BLOCK, "UPCAST": False,
     }  # fmt: skip
-    common |= {"SPLIT": module.SPLIT, "splits": "i32"}
+    common["splits"] = "i32"
     prompt = {
         **common, "key_group_stride": "i32", "value_group_stride": "i32", "group_size": "i32",
         "starts_ptr": "*i32", "order_ptr": "*i32", "row_starts_ptr": "*i32",
-        "QUERIES": 64,
+        "QUERIES": 64, "span": "i32",
     }  # fmt: skip
     own = {
         **common, "key_row_stride": "i32", "value_row_stride": "i32", "output_ptr": "*bf16", "before": "i32",
-        "QUERIES": 16, "MERGE": True,
+        "SPLIT": module.SPLIT, "QUERIES": 16, "MERGE": True,
     }  # fmt: skip
     cases = [
         (module._prompt_kernel, prompt, 8), (module._own_kernel, own, 4),
