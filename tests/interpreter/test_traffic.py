@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -197,20 +198,24 @@ def linear(load: Load, op: str) -> Case:
 
 
 def shared_prefix_decode(load: Load) -> Case:
-    groups, size, heads, kv_heads, prompt, own, width = 2, 8, 16, 2, 2048, 40, 16
-    rows = groups * size
-    query = randn(rows, heads, width)
-    cache = [randn(groups, kv_heads, prompt, width) for _ in range(2)]
-    cache += [randn(rows, kv_heads, own, width) for _ in range(2)]
-    prompt_lengths, lengths = torch.tensor([2048, 1500]), torch.full((rows,), 33)
-    positions = int(prompt_lengths.sum()) + int(lengths.sum())  # a prompt's once for all of its group
-    return Case(
-        lambda: load("shared_prefix_decode").shared_prefix_decode(
-            query, *cache, prompt_lengths=prompt_lengths, lengths=lengths, backend="triton"
-        ),
-        floor=(2 * positions * kv_heads + 3 * rows * heads) * width * F32,  # queries: both launches; output
-        launches=["_prompt_kernel", "_own_kernel"],
-    )
+    # One of the 16 groups and one of the 2 key-value heads of a batch whose prompts of 16,384 positions are
+    # split in 8 to fill a GPU; and half of its length.
+    size, heads, prompt, own, width = 8, 8, 8192, 40, 16
+    query = randn(size, heads, width).half()
+    cache = [torch.ones(1, 1, prompt, width, dtype=torch.float16) for _ in range(2)]
+    cache += [torch.ones(size, 1, own, width, dtype=torch.float16) for _ in range(2)]
+    prompt_lengths, lengths = torch.tensor([prompt - 100]), torch.full((size,), 33)
+    positions = int(prompt_lengths.sum()) + int(lengths.sum())  # the prompt's once for all of the group
+    module = load("shared_prefix_decode")
+
+    def run() -> None:
+        with mock.patch.object(module, "PROGRAMS", 4):
+            module.shared_prefix_decode(
+                query, *cache, prompt_lengths=prompt_lengths, lengths=lengths, backend="triton"
+            )
+
+    floor = (2 * positions + 3 * size * heads) * width * 2  # both launches read the queries; output
+    return Case(run, floor, ["_prompt_kernel", "_own_kernel"])
 
 
 CASES: dict[str, Callable[[Load], Case]] = {
