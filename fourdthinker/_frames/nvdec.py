@@ -99,8 +99,11 @@ def decode(
         engine = module.Nvdec(
             CODECS[context.name], annexb.header, list(wanted), out.data_ptr(), index, stream, **conversion
         )
+        begins = True
         for landed, batch in batches(packets):
-            data = [annexb.packet(p, first=n == 0) for n, p in enumerate(batch)]
+            begins = begins or landed is not None
+            data = [annexb.packet(p, first=begins and n == 0) for n, p in enumerate(batch)]
+            begins = False
             offsets = [0]
             for part in data:
                 offsets.append(offsets[-1] + len(part))
@@ -147,9 +150,9 @@ def _stamp(packet: av.Packet) -> int:
 class AnnexB:
     """Packets as the parser reads them: H.264 and H.265 with start codes instead of sizes before each unit.
 
-    The parameter sets of the container's header come before the first packet of every batch, so that decoding
-    can begin at any keyframe: only those of IDR frames would carry them otherwise. Formats: ISO/IEC 14496-15,
-    5.3.3.1 (avcC) and 8.3.3.1 (hvcC). header: the sequence header of AV1, for the parser itself.
+    The parameter sets of the container's header come before the packets that decoding begins at; sets inside
+    the stream, which come later, replace them. Formats: ISO/IEC 14496-15, 5.3.3.1 (avcC) and 8.3.3.1 (hvcC).
+    header: the sequence header of AV1, for the parser itself.
     """
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
@@ -169,7 +172,8 @@ class AnnexB:
         return self.sets + data if first else data
 
     def _units(self, data: bytes) -> bytes:
-        parts, at = [], 0
+        at = 0
+        parts: list[bytes] = []
         while at + self.length_size <= len(data):
             size = int.from_bytes(data[at : at + self.length_size], "big")
             at += self.length_size
