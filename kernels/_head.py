@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulation_dtype, check_finite, use_triton
-from ._logits import grad_, stats
+from ._logits import grad_, padded, stats
 
 
 def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bool = False) -> int:
@@ -115,8 +115,7 @@ class Head:
         """[rows, V] in the one buffer, whose rows begin on multiples of 16 elements."""
         vocabulary = self.weight.shape[0]
         if self.memory is None:
-            width = -(-vocabulary // 16) * 16
-            self.memory = torch.empty(rows, width, dtype=dtype, device=self.weight.device)
+            self.memory = torch.empty(rows, padded(vocabulary), dtype=dtype, device=self.weight.device)
         return self.memory[:rows, :vocabulary]
 
     def blocks(self, z: Tensor) -> Iterator[slice]:
@@ -238,7 +237,7 @@ class FusedHead(Head):
         grad = in_place_of(z, self.dtype)
         grad_(
             grad, z, target, None, normaliser, entropy, grad_logprob, grad_entropy, 1.0 / self.temperature,
-            bias=self.bias, softcap=self.softcap,
+            bias=self.bias, softcap=self.softcap, has_padding=z.stride(0) >= padded(z.shape[1]),
         )  # fmt: skip
         return grad
 

@@ -39,7 +39,7 @@ def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.co
 def _stats_kernel(
     logits_ptr,
     batch_rows,
-    row_stride,
+    row_stride: tl.constexpr,
     length,
     bias_ptr,
     target_ptr,
@@ -96,10 +96,10 @@ def _stats_kernel(
 def _grad_kernel(
     logits_ptr,
     batch_rows,
-    row_stride,
+    row_stride: tl.constexpr,
     grad_ptr,
     grad_batch_rows,
-    grad_row_stride,
+    grad_row_stride: tl.constexpr,
     length,
     bias_ptr,
     target_ptr,
@@ -111,6 +111,7 @@ def _grad_kernel(
     rate,
     softcap,
     V: tl.constexpr,
+    WIDTH: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -143,12 +144,12 @@ def _grad_kernel(
                 # A narrower gradient in the memory of the logits: tile k then covers bytes that belonged to
                 # tile k or before, which every warp must have read.
                 tl.debug_barrier()
-            tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+            tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=columns < WIDTH)
     else:
         for start in range(0, V, BLOCK):
             columns = start + lanes
             zero = tl.zeros([BLOCK], grad_ptr.dtype.element_ty)
-            tl.store(grad_ptr + columns, zero, mask=columns < V)
+            tl.store(grad_ptr + columns, zero, mask=columns < WIDTH)
 
 
 def rows_of(logits: Tensor) -> tuple[int, int] | None:
@@ -167,10 +168,14 @@ def rows_of(logits: Tensor) -> tuple[int, int] | None:
     return (batch // stride, stride) if stride and batch % stride == 0 else None
 
 
-def padded(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty tensor whose rows begin on multiples of 16 elements, so that accesses stay 16 bytes wide."""
-    width = shape[-1]
-    return torch.empty(*shape[:-1], -(-width // 16) * 16, dtype=dtype, device=device)[..., :width]
+def padded(width: int) -> int:
+    """Rows that we allocate begin on multiples of 16 elements, so that accesses stay 16 bytes wide."""
+    return -(-width // 16) * 16
+
+
+def empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty tensor with ``padded`` rows."""
+    return torch.empty(*shape[:-1], padded(shape[-1]), dtype=dtype, device=device)[..., : shape[-1]]
 
 
 def stats(
@@ -201,10 +206,11 @@ def stats(
 def grad_(
     grad: Tensor, logits: Tensor, target: Tensor, mask: Tensor | None, normaliser: Tensor,
     entropy: Tensor | None, grad_logprob: Tensor, grad_entropy: Tensor | None, rate: float, *,
-    bias: Tensor | None = None, softcap: float | None = None,
+    bias: Tensor | None = None, softcap: float | None = None, has_padding: bool = False,
 ) -> None:  # fmt: skip
     """Write the gradient of the logits into ``grad``, which may lie in their memory; 0 outside ``mask``.
 
+    ``has_padding``: the rows of ``grad`` are ``padded``, and what lies between them may be written.
     One launch, one read of the rows in ``mask``, one write of all.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
@@ -217,5 +223,6 @@ def grad_(
             None if mask is None else mask.contiguous().view(torch.uint8), normaliser,
             None if grad_entropy is None else entropy, grad_logprob.float().contiguous(),
             None if grad_entropy is None else grad_entropy.float().contiguous(), rate, softcap or 1.0,
-            V=vocabulary, SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096), num_warps=8,
+            V=vocabulary, WIDTH=padded(vocabulary) if has_padding else vocabulary,
+            SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096), num_warps=8,
         )  # fmt: skip

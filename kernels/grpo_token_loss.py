@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_finite, tile, use_triton
+from ._common import NAMESPACE, accumulation_dtype, tile, use_triton
 from ._policy import (
     LOSS_TYPES,
     PER_LENGTH,
-    PER_SEQUENCE,  # noqa: F401
+    PER_SEQUENCE,
     SUMS,
     Policy,
     check_like,
@@ -27,6 +27,8 @@ from ._policy import (
     policy_terms,
     token_scale,
 )
+
+__all__ = ["LOSS_TYPES", "PER_SEQUENCE", "grpo_token_loss", "top_entropy_mask"]
 
 
 def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
@@ -95,35 +97,12 @@ def _policy(lp, log_ratio, advantage, low, high, delta, CISPO: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "advantage_step"])
 def _kernel(
-    logprobs_ptr,
-    advantages_ptr,
-    mask_ptr,
-    old_ptr,
-    ref_ptr,
-    sampler_ptr,
-    entropy_ptr,
-    entropy_mask_ptr,
-    scale_ptr,
-    loss_ptr,
-    grad_ptr,
-    entropy_grad_ptr,
-    sums_ptr,
-    length,
-    advantage_stride,
-    advantage_step,
-    beta,
-    low,
-    high,
-    delta,
-    sampler_cap,
-    entropy_coef,
-    SEQUENCE: tl.constexpr,
-    CISPO: tl.constexpr,
-    PER_LENGTH: tl.constexpr,
-    K2: tl.constexpr,
-    SUMS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logprobs_ptr, advantages_ptr, mask_ptr, old_ptr, ref_ptr, sampler_ptr, entropy_ptr, entropy_mask_ptr,
+    scale_ptr, loss_ptr, grad_ptr, entropy_grad_ptr, sums_ptr, length, advantage_stride, advantage_step,
+    beta, low, high, delta, sampler_cap, entropy_coef,
+    SEQUENCE: tl.constexpr, CISPO: tl.constexpr, PER_LENGTH: tl.constexpr, K2: tl.constexpr,
+    SUMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     base = row * length
     advantages_ptr += row * advantage_stride
@@ -402,95 +381,3 @@ def grpo_token_loss(
     return loss, metrics_of(
         policy, sums, ref=ref_logprobs, entropy=entropy is not None, sampler=sampler_logprobs
     )
-
-
-# Until linear_grpo_loss takes a Policy.
-def check_options(
-    *,
-    loss_type: str,
-    kl: str,
-    beta: float,
-    epsilon: float,
-    epsilon_high: float | None,
-    delta: float | None,
-    sampler_cap: float,
-    entropy_coef: float,
-    max_length: int | None,
-) -> float:
-    """Raise ``ValueError`` for options that do not fit together; return ``epsilon_high`` filled in."""
-    check_finite(beta=beta, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta, sampler_cap=sampler_cap)
-    check_finite(entropy_coef=entropy_coef)
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"loss_type is {loss_type!r}; use one of {LOSS_TYPES}")
-    if kl == "k1":
-        raise ValueError(
-            "kl=k1 as a loss has a zero-mean gradient on policy; use k3 or k2, or k1 in the reward"
-        )
-    if kl not in ("k2", "k3"):
-        raise ValueError(f"kl is {kl!r}; use 'k2' or 'k3'")
-    high = epsilon if epsilon_high is None else epsilon_high
-    if epsilon < 0 or high < 0:
-        raise ValueError(f"epsilon is {epsilon} and epsilon_high {high}; both must be 0 or more")
-    if beta < 0:
-        raise ValueError(f"beta is {beta}; it must be 0 or more")
-    if delta is not None and delta <= 1 + high:
-        raise ValueError(f"delta is {delta}; it must be above 1 + epsilon_high = {1 + high}")
-    if delta is not None and loss_type == "cispo":
-        raise ValueError("delta has no meaning for cispo, whose ratio is capped already; pass delta=None")
-    if sampler_cap <= 0:
-        raise ValueError(f"sampler_cap is {sampler_cap}; it must be above 0")
-    if loss_type == "dr_grpo" and (max_length is None or max_length < 1):
-        raise ValueError(f"max_length is {max_length}, but dr_grpo divides by it; pass the completion budget")
-    return high
-
-
-def policy_term(
-    logprobs: Tensor,
-    log_ratio: Tensor,
-    advantages: Tensor,
-    *,
-    loss_type: str,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-) -> Tensor:
-    """The policy term of the table, element by element; differentiable in the first two arguments."""
-    ratio = log_ratio.exp()
-    if loss_type == "cispo":
-        return -ratio.clamp(max=1 + epsilon_high).detach() * advantages * logprobs
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    if delta is not None:
-        ratio = ratio.clamp(max=delta)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
-
-
-def policy_slope(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    *,
-    loss_type: str,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-) -> Tensor:
-    """Derivative of ``policy_term`` in its log ratio; for cispo in its log-probability."""
-    ratio = log_ratio.exp()
-    if loss_type == "cispo":
-        return -ratio.clamp(max=1 + epsilon_high) * advantages
-    capped = ratio if delta is None else ratio.clamp(max=delta)
-    unclipped = capped * advantages <= ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages
-    inside = (ratio >= 1 - epsilon) & (ratio <= 1 + epsilon_high)
-    moves = torch.where(unclipped, capped == ratio, inside)
-    return torch.where(moves, -ratio * advantages, 0.0)
-
-
-def kl_slope(logprobs: Tensor, ref_logprobs: Tensor, kl: str) -> Tensor:
-    """Derivative of ``kl_term`` in the log-probability."""
-    difference = ref_logprobs - logprobs
-    return 1 - difference.exp() if kl == "k3" else -difference
-
-
-def kl_term(logprobs: Tensor, ref_logprobs: Tensor, kl: str) -> Tensor:
-    """k3 = exp(d) - d - 1 with d = ref - logprob, or k2 = d^2 / 2."""
-    difference = ref_logprobs - logprobs
-    return difference.exp() - difference - 1 if kl == "k3" else 0.5 * difference.square()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_finite, check_range, use_triton
-from ._logits import grad_, padded, rows_of, stats
+from ._logits import empty_rows, grad_, rows_of, stats
 
 
 def _blocks(target: Tensor, mask: Tensor | None, vocabulary: int) -> list[tuple[Tensor, ...]]:
@@ -89,22 +89,15 @@ def _backward_op(
     backend: str,
 ) -> None:
     """Write the gradient of the logits into ``grad``; without ``logits`` that is where they are."""
-    logits = grad if logits is None else logits
-    if use_triton(backend, logits):
+    source = grad if logits is None else logits
+    if use_triton(backend, grad):
         grad_(
-            grad,
-            logits,
-            target,
-            mask,
-            normalisers,
-            entropies,
-            grad_logprobs,
-            grad_entropies,
-            1.0 / temperature,
-        )
+            grad, source, target, mask, normalisers, entropies, grad_logprobs, grad_entropies,
+            1.0 / temperature, has_padding=logits is not None,
+        )  # fmt: skip
     else:
         _reference_grad_(
-            grad, logits, target, mask, normalisers, entropies, grad_logprobs, grad_entropies, temperature
+            grad, source, target, mask, normalisers, entropies, grad_logprobs, grad_entropies, temperature
         )
 
 
@@ -139,7 +132,7 @@ class _Logprobs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, mask, normalisers, entropies = ctx.saved_tensors
-        grad = logits.detach() if ctx.inplace else padded(logits.shape, logits.dtype, logits.device)
+        grad = logits.detach() if ctx.inplace else empty_rows(logits.shape, logits.dtype, logits.device)
         _backward_op(
             grad, None if ctx.inplace else logits, target, mask, normalisers, entropies, grad_logprobs,
             grad_entropies if ctx.with_entropy else None, ctx.temperature, ctx.backend,
