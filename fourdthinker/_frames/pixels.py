@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fourdthinker._frames.colour import Layout, Planes
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 logger = logging.getLogger(__name__)
 
@@ -27,7 +31,8 @@ class Frames:
     the tower's order, normalised; grid_thw: [n, 3] long, one row for a clip and one for each still.
     seconds: the time that each frame was asked for; shown: the time at which that frame's presentation
     begins; both on the clock of the source. fps: frames a second of `seconds`. seconds_per_grid: seconds
-    between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock.
+    between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock. decoder:
+    what decoded and converted them. fault: with partial=True, why the frames after these are not here.
     """
 
     pixels: Tensor | None = None
@@ -39,6 +44,8 @@ class Frames:
     source: str = ""
     seconds_per_grid: float = 2.0
     kind: str = "video"
+    decoder: str = ""
+    fault: str | None = None
 
 
 @cache
@@ -68,6 +75,51 @@ def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "
         return torch.from_numpy(module.resize(array, *size, resample, torch.get_num_threads()))
     images = (Image.fromarray(frame).resize(size[::-1], _FILTERS[resample]) for frame in array)
     return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+
+
+@dataclass(frozen=True)
+class Normal:
+    """How patches are cut and normalised: side of a patch, (value / 255 - mean) / std, and their dtype."""
+
+    patch: int = 14
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    dtype: torch.dtype = torch.float32
+
+
+def convert(
+    frames: Sequence[Planes],
+    layout: Layout,
+    size: tuple[int, int],
+    *,
+    resample: str,
+    turns: int,
+    normal: Normal | None,
+    threads: int,
+) -> Tensor:
+    """Decoded planes to uint8 [T, h, w, 3], size = (h, w) after `turns` quarter turns counter-clockwise; or
+    to patches, as `patchify` makes them of that."""
+    module = native()
+    if module is None:
+        packed = np.stack([planes[0].reshape(planes[0].shape[0], -1, 3) for planes in frames])
+        pixels = resize(np.rot90(packed, turns, (1, 2)), size, resample)
+        return pixels if normal is None else patchify(pixels, **asdict(normal))[0]
+    keywords: dict[str, Any] = {}
+    if normal is not None:
+        keywords = {"out": "patches", "dtype": _DTYPES[normal.dtype], "patch": normal.patch}
+        keywords |= {"mean": normal.mean, "std": normal.std}
+    array = module.convert(
+        frames,
+        height=size[0],
+        width=size[1],
+        **asdict(layout),
+        resample=resample,
+        rotation=90 * turns,
+        threads=threads,
+        **keywords,
+    )
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if normal is not None and normal.dtype == torch.bfloat16 else tensor
 
 
 def patchify(

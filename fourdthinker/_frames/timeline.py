@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
+import av
 import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle
 from fourdthinker.errors import VideoError
 
-HIDDEN = 2  # packets in a row that may show nothing before the data count as damaged
+SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
 # Containers whose header says truly how long a stream is.
 _EXACT = ("mov", "matroska")
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
@@ -22,78 +26,116 @@ _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 @dataclass
 class Timeline:
-    """Presentation of one stream: stamps in units of `base` seconds, increasing.
+    """Presentation of one stream: stamps in units of `base` seconds.
 
-    pts: when each frame begins. end: when the last one ends, in seconds. keys: stamps of the keyframes,
-    increasing. order: stamp to place in decoding order. fault: (seconds, cause) of damage that the
-    container shows.
+    pts: when each frame begins, increasing. end: when the last one ends, in seconds. coded: stamps of the
+    packets in decoding order, beginning at the first keyframe; empty when packets do not tell. flags: for
+    each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows.
     """
 
     base: Fraction
-    pts: list[int]
+    pts: Sequence[int]
     end: float
-    keys: list[int] = field(default_factory=list)
-    order: dict[int, int] = field(default_factory=dict)
+    coded: Sequence[int] = ()
+    flags: bytes = b""
     fault: tuple[float, str] | None = None
-    begin: list[float] = field(init=False)
+    begin: Sequence[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.begin = [self.seconds(pts) for pts in self.pts]
+        self.begin = array("d", [self.seconds(pts) for pts in self.pts])
 
     def seconds(self, pts: int) -> float:
-        return float(pts * self.base)
+        return pts * self.base.numerator / self.base.denominator
+
+    @cached_property
+    def order(self) -> dict[int, int]:
+        """Stamp to place in decoding order."""
+        return {pts: place for place, pts in enumerate(self.coded)}
+
+    @cached_property
+    def _keys(self) -> list[tuple[int, int]]:
+        return sorted((pts, place) for place, pts in enumerate(self.coded) if self.flags[place] & KEY)
 
     def key_before(self, pts: int) -> int | None:
-        """The last keyframe shown at or before a stamp: where decoding for it may begin."""
-        place = bisect_right(self.keys, pts)
-        return self.keys[place - 1] if place else None
+        """Place of the last keyframe shown at or before a stamp: where decoding for it may begin."""
+        found = bisect_right(self._keys, (pts, len(self.coded)))
+        return self._keys[found - 1][1] if found else None
 
 
-def build_timeline(container: InputContainer, video: VideoStream, name: str) -> Timeline | None:
+@dataclass
+class Held:
+    """Packets of a stream from its first keyframe on, kept while they fit into `room` bytes."""
+
+    room: int
+    packets: list[av.Packet] | None = field(default_factory=list)
+
+    def keep(self, packet: av.Packet) -> None:
+        if self.packets is None:
+            return
+        self.room -= packet.size
+        if self.room < 0:
+            self.packets = None
+        else:
+            self.packets.append(packet)
+
+
+def build_timeline(
+    container: InputContainer, video: VideoStream, name: str, held: Held, check: Callable[[], None]
+) -> Timeline | None:
     """Read through the packets of a stream. None when they do not tell which frames are shown when.
 
     Frames before the first keyframe cannot be decoded and do not count; nor do those that an edit list hides.
-    VideoError when none is left.
+    check is called for each packet. VideoError when no frame is left.
     """
     base = video.time_base
     if base is None:
         raise VideoError(f"{name}: stream {video.index} has no clock; put it into a container such as mp4")
+    context = video.codec_context
+    classify = classifier(context.name, context.extradata)
     shown: list[tuple[int, int]] = []
-    keys: list[int] = []
-    order: dict[int, int] = {}
+    coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
+    first: int | None = None
     packets, stamped = 0, True
     try:
         for packet in container.demux(video):
+            check()
             if packet.size == 0:
                 continue
             packets += 1
-            if packet.pts is None:
+            pts = packet.pts
+            if pts is None:
                 stamped = False
                 continue
             if packet.is_corrupt and fault is None:
-                fault = float(packet.pts * base), "the data end here or are damaged"
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-            if keys:
-                order[packet.pts] = packets
-                if not packet.is_discard:
-                    shown.append((packet.pts, packet.duration or 0))
+                fault = float(pts * base), "the data end here or are damaged"
+            key = packet.is_keyframe
+            if first is None:
+                if not key:
+                    continue
+                first = pts
+            flag = classify(memoryview(packet)) | (KEY if key else 0)
+            coded.append(pts)
+            flags.append(flag)
+            held.keep(packet)
+            if not packet.is_discard and not flag & HIDDEN and pts >= first:
+                shown.append((pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         if not shown:
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
         fault = fault or (float(max(shown)[0] * base), f"the data cannot be read further ({error.strerror})")
     if not packets:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
-    if not stamped or not keys or len({stamp for stamp, _ in shown}) < len(shown):
+    if not stamped or first is None or len(set(coded)) < len(coded):
         return None
-    shown = sorted(pair for pair in shown if pair[0] >= keys[0])
+    shown.sort()
     if not shown:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
-    pts = [stamp for stamp, _ in shown]
-    timeline = Timeline(base, pts, _end(pts, shown[-1][1], video), sorted(keys), order, fault)
+    pts_shown = array("q", [stamp for stamp, _ in shown])
+    end = _end(pts_shown, shown[-1][1], video)
+    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault)
     announced = _announced(container, video)
-    gap = (timeline.end - timeline.begin[0]) / len(pts)
+    gap = (timeline.end - timeline.begin[0]) / len(shown)
     if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * gap):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
         timeline.fault = timeline.end, cause
@@ -101,49 +143,70 @@ def build_timeline(container: InputContainer, video: VideoStream, name: str) -> 
 
 
 def decoded_timeline(
-    container: InputContainer, video: VideoStream, name: str, listed: Timeline | None
+    container: InputContainer,
+    video: VideoStream,
+    name: str,
+    listed: Timeline | None,
+    partial: bool,
+    check: Callable[[], None],
 ) -> Timeline:
     """The timeline of the frames that a decoder shows, for streams whose packets do not tell.
 
     listed: what the packets said. VideoError when more than a few packets in a row show nothing, when
-    decoding fails, or when there are no frames.
+    decoding fails, or when there are no frames; partial: only when there are none, else the timeline ends
+    before the fault.
     """
     base = video.time_base or Fraction(1, 1)
-    pts: list[int] = []
+    stamps: list[int] = []
     duration = 0
+    fault: tuple[float, str] | None = None
     try:
         for packet in container.demux(video):
+            check()
             for frame in packet.decode():
                 if frame.is_corrupt or frame.pts is None:
                     continue
-                pts.append(frame.pts)
+                stamps.append(frame.pts)
                 duration = frame.duration or 0
     except av.error.FFmpegError as error:
-        at = f"after {float(pts[-1] * base):.3f} s" if pts else "at its start"
-        raise VideoError(
-            f"{name}: the data cannot be decoded {at} ({error.strerror}); the file is damaged"
-        ) from error
-    pts = sorted(set(pts))
+        at = f"after {float(stamps[-1] * base):.3f} s" if stamps else "at its start"
+        if not (partial and stamps):
+            raise VideoError(
+                f"{name}: the data cannot be decoded {at} ({error.strerror}); the file is damaged"
+            ) from error
+        fault = float(stamps[-1] * base), f"the data cannot be decoded further ({error.strerror})"
+    pts = array("q", sorted(set(stamps)))
     if not pts:
         raise VideoError(
             f"{name}: zero frames: stream {video.index} holds nothing that decodes to frames with times; "
             "put raw streams into a container such as mp4"
         )
     if listed is not None:
-        pts = [stamp for stamp in pts if stamp in set(listed.pts)]
-        _check_hidden(listed, pts, name)
-        return Timeline(base, pts, listed.end, listed.keys, listed.order, listed.fault)
-    return Timeline(base, pts, _end(pts, duration, video))
-
-
-def _check_hidden(listed: Timeline, pts: Sequence[int], name: str) -> None:
-    decoded, run = set(pts), 0
-    for stamp in listed.pts:
-        run = 0 if stamp in decoded else run + 1
-        if run > HIDDEN or not pts:
+        known = set(listed.pts)
+        pts = array("q", [stamp for stamp in pts if stamp in known])
+        lost = _lost(listed, pts)
+        flags = bytes(flag & ~SPARE for flag in listed.flags)
+        if lost is None and fault is None:
+            return Timeline(base, pts, listed.end, listed.coded, flags, listed.fault)
+        if lost is not None and not (partial and pts and pts[0] < lost):
             raise VideoError(
-                f"{name}: the frame at {listed.seconds(stamp):.3f} s cannot be decoded; the file is damaged"
+                f"{name}: the frame at {listed.seconds(lost):.3f} s cannot be decoded; the file is damaged"
             )
+        if lost is not None:
+            pts = array("q", [stamp for stamp in pts if stamp < lost])
+            fault = listed.seconds(lost), "a frame cannot be decoded"
+        return Timeline(base, pts, _end(pts, duration, video), listed.coded, flags, fault)
+    return Timeline(base, pts, _end(pts, duration, video), fault=fault)
+
+
+def _lost(listed: Timeline, pts: Sequence[int]) -> int | None:
+    """The first of the frames listed that are too many in a row without a picture."""
+    decoded, run = set(pts), 0
+    for place, stamp in enumerate(listed.pts):
+        run = 0 if stamp in decoded else run + 1
+        if run > SHOW_NOTHING:
+            return listed.pts[place - run + 1]
+    return None if pts else listed.pts[0]
 
 
 def _end(pts: Sequence[int], duration: int, video: VideoStream) -> float:

@@ -12,7 +12,9 @@ import av
 import pytest
 import torch
 
-from fourdthinker._frames import video as video_module
+from fourdthinker._frames import decode as decode_module
+from fourdthinker._frames import reading as reading_module
+from fourdthinker._frames import references
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import FramePolicy, read_frames
 from tests.clips import make_clip, numbers, remux
@@ -93,45 +95,41 @@ def test_resized_unless_only_times_are_given(even: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"bf": "3", "g": "8"}, {"x264-params": "open-gop=1:bframes=3:keyint=10:scenecut=0"}]
 )
-def test_seeking_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_leaving_packets_out_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], suffix: str
 ) -> None:
-    path = make_clip(tmp_path / "clip.mp4", [40 * k for k in range(100)], options=options)
-    seeks = 0
-    for each in range(0, 100, 7):
-        monkeypatch.setattr(video_module, "SEEK_PACKETS", 10**9)
-        plain = read_frames(path, times=[each * 0.04, 3.96])
-        monkeypatch.setattr(video_module, "SEEK_PACKETS", 0)
-        sought = read_frames(path, times=[each * 0.04, 3.96])
-        assert numbers(plain.pixels) == [each, 99]
-        assert torch.equal(plain.pixels, sought.pixels)
-        seeks += 1
-    assert seeks == 15
+    path = make_clip(tmp_path / f"clip.{suffix}", [40 * k for k in range(100)], options=options)
+    start = read_frames(path, TEN).seconds[0]
+    whole = read_frames(path, times=[start + k * 0.04 for k in range(100)])
+    assert numbers(whole.pixels) == list(range(100))
+    for room in (reading_module.ROOM, 0):  # packets at hand, or read from the file again
+        monkeypatch.setattr(reading_module, "ROOM", room)
+        for seek in (decode_module.SEEK, 5):
+            monkeypatch.setattr(decode_module, "SEEK", seek)
+            for each in range(0, 96, 7):
+                wanted = [each, each + 3, 99]
+                sparse = read_frames(path, times=[start + k * 0.04 for k in wanted])
+                assert torch.equal(sparse.pixels, whole.pixels[wanted])
 
 
-def test_seeking_skips_packets(even: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fed = []
-    original = video_module._decode
+def test_only_needed_packets_are_decoded(even: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    original = decode_module.plan
 
-    def counting(container, video, timeline, wanted):
-        for frame in original(container, video, timeline, wanted):
-            fed.append(timeline.order[frame.pts])
-            yield frame
+    def spying(timeline, wanted, **how):
+        runs.append((timeline, original(timeline, wanted, **how)))
+        return runs[-1][1]
 
-    monkeypatch.setattr(video_module, "_decode", counting)
-    monkeypatch.setattr(video_module, "SEEK_PACKETS", 5)
-    read = []
-    monkeypatch.setattr(video_module.Timeline, "key_before", _spy(video_module.Timeline.key_before, read))
-    assert numbers(read_frames(even, times=[3.96]).pixels) == [99]
-    assert len(read) < 45  # asked once a packet: of 100 packets, 80 lie before the last keyframe
-
-
-def _spy(method, calls: list):
-    def spy(*args):
-        calls.append(args)
-        return method(*args)
-
-    return spy
+    monkeypatch.setattr(decode_module, "plan", spying)
+    assert numbers(read_frames(even, times=[0.04, 3.96]).pixels) == [1, 99]
+    (timeline, ((first, last), (again, end))) = runs.pop()
+    assert first == 0
+    assert last < 8
+    assert again >= 80
+    assert end < 100
+    spare = sum(bool(flag & references.SPARE) for flag in timeline.flags)
+    assert spare > 30  # of a hundred, with three B-frames in a row
 
 
 @pytest.fixture
@@ -240,7 +238,7 @@ def test_packets_that_show_nothing(tmp_path: Path) -> None:
         42,
     ]
     path = hide(every_frame_a_key, tmp_path / "lost.mp4", 10)
-    with pytest.raises(VideoError, match=r"the frame at 1\.680 s cannot be decoded"):
+    with pytest.raises(VideoError, match=r"the frame at 1\.600 s cannot be decoded"):
         read_frames(path, times=[1.8])
 
 

@@ -1,0 +1,94 @@
+"""Decoded frames as planes in memory, with what has to be known to make RGB of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+Planes = tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the planes of a frame are to be read; the keywords of `_video.convert`."""
+
+    chroma: str
+    depth: int = 8
+    shift: int = 0
+    interleaved: bool = False
+    full_range: bool = False
+    matrix: str = "bt601"
+    siting: str = "left"
+
+
+def _yuv() -> dict[str, Layout]:
+    known = {"nv12": Layout("420", interleaved=True), "nv16": Layout("422", interleaved=True)}
+    for name in ("420", "422", "444"):
+        known[f"yuv{name}p"] = known[f"yuva{name}p"] = Layout(name)
+        known[f"yuvj{name}p"] = Layout(name, full_range=True)
+        for depth in (10, 12):
+            known[f"yuv{name}p{depth}le"] = Layout(name, depth)
+    for depth in (10, 12):
+        known[f"p0{depth}le"] = Layout("420", depth, 16 - depth, interleaved=True)
+        known[f"gray{depth}le"] = Layout("gray", depth, full_range=True)
+    return known | {"gray": Layout("gray", full_range=True), "rgb24": Layout("rgb", full_range=True)}
+
+
+LAYOUTS = _yuv()
+# By the numbers of ITU-T H.273. Where nothing is declared (2), BT.601: what swscale, and with it nearly every
+# reader that models were trained with, takes at every size.
+_MATRICES = {1: "bt709", 2: "bt601", 4: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
+_FULL_RANGE = 2
+_EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+
+
+def planes_of(
+    frame: av.VideoFrame, siting: str = "left", *, rgb: bool = False
+) -> tuple[Planes, Layout, str | None]:
+    """(planes without a copy, how to read them, the pixel format that swscale made RGB of, or None).
+
+    rgb: make RGB of every format, for want of a converter.
+    """
+    name = frame.format.name
+    known = None if rgb and name != "rgb24" else LAYOUTS.get(name)
+    matrix = "bt601" if known and known.chroma in ("gray", "rgb") else _MATRICES.get(int(frame.colorspace))
+    if known is None or matrix is None or any(plane.line_size < 0 for plane in frame.planes):
+        # Palettes, rows from the bottom up, other orders of RGB, rare depths and matrices.
+        packed = frame.reformat(format="rgb24", interpolation=_EXACT, threads=1)
+        return _views(packed, LAYOUTS["rgb24"]), LAYOUTS["rgb24"], name
+    # Gray is full range unless declared otherwise; RGB and the yuvj formats always are.
+    full = int(frame.color_range) == _FULL_RANGE or (
+        known.full_range and (known.chroma != "gray" or int(frame.color_range) == 0)
+    )
+    layout = replace(known, full_range=full, matrix=matrix, siting=siting)
+    return _views(frame, layout), layout, None
+
+
+def repeated(planes: Planes, layout: Layout) -> tuple[Planes, Layout]:
+    """Chroma as large as luma, each sample repeated: nothing interpolated, as FFmpeg converts by default."""
+    if layout.chroma not in ("420", "422"):
+        return planes, layout
+    luma, chroma = planes[0], planes[1:]
+    if layout.interleaved:
+        chroma = (chroma[0][:, 0::2], chroma[0][:, 1::2])
+    height, width = luma.shape
+    large = []
+    for plane in chroma:
+        wide = plane.repeat(2, axis=1)[:, :width]
+        large.append(wide.repeat(2, axis=0)[:height] if layout.chroma == "420" else wide)
+    return (luma, *large), replace(layout, chroma="444", interleaved=False)
+
+
+def _views(frame: av.VideoFrame, layout: Layout) -> Planes:
+    kind = np.dtype(np.uint8 if layout.depth == 8 else np.uint16)
+    count = 1 if layout.chroma in ("gray", "rgb") else 2 if layout.interleaved else 3
+    views = []
+    for index, plane in enumerate(frame.planes[:count]):
+        rows = np.frombuffer(plane, kind).reshape(plane.height, plane.line_size // kind.itemsize)
+        samples = 3 if layout.chroma == "rgb" else 2 if layout.interleaved and index else 1
+        views.append(rows[:, : plane.width * samples])
+    return tuple(views)

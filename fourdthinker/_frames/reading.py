@@ -1,0 +1,341 @@
+"""One reading of a video: index, decoding, conversion, and what is tried when the first way fails."""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import av
+import torch
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from fourdthinker._frames import sidecar
+from fourdthinker._frames.colour import Layout, Planes, planes_of, repeated
+from fourdthinker._frames.container import Deadline, Source, opened
+from fourdthinker._frames.decode import Damaged, Missing, frames_at
+from fourdthinker._frames.images import NEAR, hold, rate
+from fourdthinker._frames.pixels import Frames, Normal, convert, native, patchify
+from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.siting import siting_of
+from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
+from fourdthinker.errors import ConfigError, VideoError
+
+CHUNK = 4  # frames held at full size until they are converted; even, for patches are cut from two frames
+ROOM = 16 << 20  # bytes of packets kept from the reading of the index to the decoding
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """A video: a file or its bytes. stream: index of the stream in the container, default the best video
+    stream. reader: "auto", or "decord" to decode with that package."""
+
+    media: Source
+    stream: int | None = field(default=None, kw_only=True)
+    reader: Literal["auto", "decord"] = field(default="auto", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.reader not in ("auto", "decord"):
+            raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked; see `read_frames`."""
+
+    source: FrameSource
+    name: str
+    policy: FramePolicy
+    keep_size: bool
+    times: Sequence[float] | None
+    start: float | None
+    end: float | None
+    out: str
+    device: str | torch.device
+    normal: Normal
+    partial: bool
+    timeout: float | None
+    threads: int
+
+
+@dataclass
+class _Group:
+    """Planes of some frames that are read in the same way. shape: height and width when upright."""
+
+    frames: list[Planes]
+    layout: Layout
+    shape: tuple[int, int]
+    turns: int
+    last: bool = False
+
+
+class _Changed(Exception):
+    """The layout of the pictures changes within a clip that is being made into patches directly."""
+
+
+class Reading:
+    """The state of one reading, over the attempts that it may take."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.deadline = Deadline(request.name, request.timeout)
+        self.threads = request.threads
+        self.timeline: Timeline | None = None
+        self.listed: Timeline | None = None  # what packets say, where that was not enough
+        self.held: list[av.Packet] | None = None
+        self.kept = self.stale = False  # the timeline comes from the sidecar; that one was wrong
+        self.careful = False  # every packet is decoded in order
+        self.counted = False  # the timeline comes from decoding
+        self.straight = True  # patches are made from planes directly where they can be
+        self.wanted: list[float] = []
+        self.done = 0  # of the times wanted, those handed out
+        self.size: tuple[int, int] | None = None
+        self.decoder = ""
+
+    def batches(self, batch: int | None) -> Iterator[Frames]:
+        """The frames, `batch` times of them at once, or all (None)."""
+        source, name = self.request.source, self.request.name
+        while True:
+            with opened(source.media, source.stream, self.threads, self.deadline) as (container, video):
+                unread = self.timeline is not None or self._index(container, video)
+                if self.timeline is not None and (unread or self.held is not None):
+                    try:
+                        yield from self._emit(container, video, self.timeline, batch)
+                        return
+                    except _Changed:
+                        self.straight = False
+                    except (Damaged, Missing) as error:
+                        self._next_attempt(error)
+                elif self.timeline is None:
+                    # Packets do not tell which frames are shown, or some show nothing.
+                    self.careful = self.counted = True
+            if self.counted and self.timeline is None:
+                logger.info("%s: its frames are counted by decoding", name)
+                with opened(source.media, source.stream, 1, self.deadline) as (container, video):
+                    self.timeline = decoded_timeline(
+                        container, video, name, self.listed, self.request.partial, self.deadline.check
+                    )
+
+    def _next_attempt(self, error: Damaged | Missing) -> None:
+        """What to try after an error, or VideoError when everything was tried."""
+        name = self.request.name
+        if self.kept:  # in case the file is not what the index says, in spite of its state
+            self.timeline, self.kept, self.stale = None, False, True
+        elif isinstance(error, Damaged):
+            # Threads report a fault late, or before good frames. A second reading without them names its
+            # time, or finds that it lies behind the last frame wanted.
+            if self.threads == 1:
+                raise VideoError(
+                    f"{name}: the data at {error.seconds:.3f} s cannot be decoded ({error}); the file is "
+                    "damaged. Replace it, or ask for times before that"
+                ) from error
+            self.threads = 1
+        elif self.counted:
+            raise VideoError(
+                f"{name}: the frame at {error.seconds:.3f} s cannot be decoded; the file is damaged"
+            ) from error
+        elif self.careful:
+            self.listed, self.timeline, self.counted = self.timeline, None, True
+        else:
+            self.careful = True
+
+    def _index(self, container: InputContainer, video: VideoStream) -> bool:
+        """Find the timeline, if packets tell it. Whether the container still stands at its beginning."""
+        media, name = self.request.source.media, self.request.name
+        key = None if isinstance(media, bytes) or self.stale else sidecar.key_of(name, video.index)
+        if key is not None:
+            self.timeline = sidecar.load(key)
+            if self.timeline is not None and self.timeline.base == video.time_base:
+                self.kept = True
+                return True
+        held = Held(ROOM)
+        self.timeline = build_timeline(container, video, name, held, self.deadline.check)
+        self.held = held.packets
+        if key is not None and self.timeline is not None and key == sidecar.key_of(name, video.index):
+            sidecar.store(key, self.timeline)
+        return False
+
+    def _emit(
+        self, container: InputContainer, video: VideoStream, timeline: Timeline, batch: int | None
+    ) -> Iterator[Frames]:
+        request = self.request
+        if not self.done:
+            self.wanted = times_wanted(request, timeline)
+        chosen = [hold(timeline.begin, t) for t in self.wanted[self.done :]]
+        unique = sorted(set(chosen))
+        straight = self.straight and request.out == "patches" and batch is None and chosen == unique
+        stamps = [timeline.pts[index] for index in unique]
+        pictures = frames_at(
+            container, video, timeline, stamps, self.deadline, held=self.held, careful=self.careful
+        )
+        pieces = self._converted(pictures, video, straight)
+        step = len(chosen) if batch is None else batch
+        ready: deque[tuple[int, Tensor]] = deque()
+        low = high = 0  # `ready` holds the unique frames from low on and before high
+        for begin in range(0, len(chosen), step):
+            need = [bisect_left(unique, index) for index in chosen[begin : begin + step]]
+            while ready and low + ready[0][0] <= min(need):
+                low += ready.popleft()[0]
+            fault = None
+            try:
+                while high <= max(need):
+                    ready.append(next(pieces))
+                    high += ready[-1][0]
+            except (Damaged, Missing) as error:
+                final = self.counted if isinstance(error, Missing) else self.threads == 1
+                if not (request.partial and final and not self.kept and high):
+                    raise
+                fault = f"at {error.seconds:.3f} s the data cannot be decoded ({error})"
+            keep = [k for k, place in enumerate(need) if place < high]
+            if fault is None and request.partial and timeline.fault is not None and batch is None:
+                fault = f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
+            frames = self._pack([need[k] - low for k in keep], [piece for _, piece in ready], straight)
+            frames.seconds = [self.wanted[self.done + k] for k in keep]
+            frames.shown = [timeline.begin[unique[need[k]]] for k in keep]
+            frames.fault = fault
+            self.done += len(need)
+            yield frames
+
+    def _pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames:
+        """Frames of the pictures at these places of the pieces put together."""
+        request = self.request
+        fps, per_grid = rate(self.wanted, request.policy)
+        frames = Frames(fps=fps, source=request.name, seconds_per_grid=per_grid, decoder=self.decoder)
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+        if straight and self.size is not None:
+            patch = request.normal.patch
+            grid = [-(-len(places) // 2), self.size[0] // patch, self.size[1] // patch]
+            frames.patches, frames.grid_thw = whole.to(request.device), torch.tensor([grid])
+            return frames
+        pixels = whole if list(places) == list(range(len(whole))) else whole[list(places)]
+        if request.out == "uint8":
+            frames.pixels = pixels.to(request.device)
+        else:
+            patches, frames.grid_thw = patchify(pixels, **vars(request.normal))
+            frames.patches = patches.to(request.device)
+        return frames
+
+    def _converted(
+        self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(number of frames, uint8 [n, h, w, 3] or patches) in order, converted while others are decoded."""
+        groups = self._groups(pictures, video, straight)
+        if self.threads == 1:
+            for group in groups:
+                yield len(group.frames), self._convert(group, straight, 1)
+            return
+        waiting: deque[tuple[int, Future[Tensor]]] = deque()
+        fault: Exception | None = None
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                for group in groups:
+                    if len(waiting) == 2:
+                        count, future = waiting.popleft()
+                        yield count, future.result()
+                    threads = self.threads if group.last else 1
+                    waiting.append((len(group.frames), pool.submit(self._convert, group, straight, threads)))
+            except (Damaged, Missing, _Changed) as error:
+                fault = error
+            for count, future in waiting:
+                yield count, future.result()
+        if fault is not None:
+            raise fault
+
+    def _groups(
+        self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool
+    ) -> Iterator[_Group]:
+        """Runs of at most CHUNK frames of one layout."""
+        policy, name = self.request.policy, self.request.name
+        module = native()
+        codec = f"libavcodec {video.codec_context.name}" + ("" if module else ", RGB by swscale and Pillow")
+        siting = siting_of(video)
+        group: _Group | None = None
+        fault: Exception | None = None
+        try:
+            for frame in pictures:
+                planes, layout, remade = planes_of(frame, siting, rgb=module is None)
+                if not self.decoder:
+                    self.decoder = codec + (f", {remade} by swscale" if remade and module else "")
+                if self.request.keep_size:
+                    planes, layout = repeated(planes, layout)
+                turns = round(frame.rotation / 90) % 4
+                shape = (frame.height, frame.width)
+                if turns % 2:
+                    shape = shape[::-1]
+                if self.request.keep_size:
+                    if self.size not in (None, shape):
+                        raise VideoError(
+                            f"{name}: the picture size changes within the clip; give a policy to resize by"
+                        )
+                    self.size = shape
+                elif self.size is None:
+                    aspect = float(video.sample_aspect_ratio or 1) or 1.0
+                    aspect = 1.0 / aspect if turns % 2 else aspect
+                    self.size = policy.size(shape[0], max(1, round(shape[1] * aspect)))
+                alike = group is not None and (layout, shape, turns) == (
+                    group.layout,
+                    group.shape,
+                    group.turns,
+                )
+                if group is not None and (not alike or len(group.frames) == CHUNK):
+                    if straight and len(group.frames) % 2:
+                        raise _Changed
+                    yield group
+                    group = None
+                if group is None:
+                    group = _Group([], layout, shape, turns)
+                group.frames.append(planes)
+        except (Damaged, Missing) as error:
+            fault = error
+        if group is not None:
+            yield replace(group, last=True)
+        if fault is not None:
+            raise fault
+
+    def _convert(self, group: _Group, straight: bool, threads: int) -> Tensor:
+        if self.size is None:
+            raise AssertionError("a group of frames without a size")
+        request = self.request
+        return convert(
+            group.frames,
+            group.layout,
+            self.size,
+            resample=request.policy.resample,
+            turns=group.turns,
+            normal=request.normal if straight else None,
+            threads=threads,
+        )
+
+
+def times_wanted(request: Request, timeline: Timeline) -> list[float]:
+    """The times asked for, checked against what the file shows."""
+    name, times, start, end = request.name, request.times, request.start, request.end
+    first, last = timeline.begin[0], timeline.end
+    span = f"the clip is shown from {first:.6g} to {last:.6g} s"
+    if timeline.fault is not None:
+        span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
+    if times is not None:
+        wanted = [float(t) for t in times]
+        if request.partial and timeline.fault is not None:
+            wanted = [t for t in wanted if t <= last + NEAR] or wanted
+        for t in wanted:
+            if not first - NEAR <= t <= last + NEAR:
+                raise VideoError(f"{name}: no frame is shown at {t:.6g} s; {span}")
+        needed = max(wanted)
+    else:
+        low = first if start is None else max(first, start)
+        high, needed = (last, math.inf) if end is None else (min(last, end), end)
+        if not low < high and not (low == high == first == last):
+            raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
+        wanted = request.policy.times(high - low, low)
+    if timeline.fault is not None and needed > timeline.fault[0] + NEAR and not request.partial:
+        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s {timeline.fault[1]}")
+    return wanted

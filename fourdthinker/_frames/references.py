@@ -1,0 +1,218 @@
+"""What the first bytes of a coded picture tell about it, without decoding: which pictures nothing refers to.
+
+Sources: ITU-T H.264 7.3.1 and 7.4.1 (nal_ref_idc), H.265 7.4.2.2 (sub-layer non-reference pictures), AV1
+bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), VP9 bitstream
+specification 6.2. VP9 has no such pictures: one that refreshes nothing still leaves its motion vectors and
+probabilities to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+# What a picture is, bits of one byte. SPARE: nothing refers to it. CLEAN: decoding can begin at it while the
+# decoder still holds pictures from before. HIDDEN: it is decoded and never shown.
+KEY, CLEAN, SPARE, HIDDEN = 1, 2, 4, 8
+# H.265 only: the temporal layer of a picture that nothing of its own layer refers to; resolved by `settle`.
+LAYER_SHIFT = 4
+
+Classify = Callable[[bytes | memoryview], int]
+_INTRA_ONLY = ("mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "huffyuv", "utvideo", "png", "v210", "cfhd")
+
+
+def classifier(codec: str, extradata: bytes | None) -> Classify:
+    """For a codec (FFmpeg's name of it) and its header: coded picture -> bits. No bit is set where the data
+    do not tell."""
+    head = extradata or b""
+    if codec == "h264":
+        return lambda data: _h264(data, head[4] % 4 + 1 if len(head) > 6 and head[0] == 1 else 0)
+    if codec == "hevc":
+        return lambda data: _h265(data, head[21] % 4 + 1 if len(head) > 22 and head[0] == 1 else 0)
+    if codec in ("av1", "libdav1d", "libaom-av1"):
+        return _Av1(head).classify
+    if codec in ("vp9", "libvpx-vp9"):
+        return lambda data: CLEAN if len(data) and _vp9_key(data[0]) else 0
+    if codec in ("vp8", "libvpx"):
+        return lambda data: (
+            (0 if not len(data) or data[0] & 1 else CLEAN) | (HIDDEN if len(data) and not data[0] & 16 else 0)
+        )
+    return lambda data: CLEAN if codec in _INTRA_ONLY else 0
+
+
+def settle(flags: bytearray) -> bytes:
+    """Flags of a whole stream, with H.265's temporal layers resolved: only pictures of the highest layer that
+    occurs are spare, for those of others may be referred to by layers above them."""
+    top = max((flag >> LAYER_SHIFT for flag in flags), default=0)
+    if top == 0:
+        return bytes(flags)
+    return bytes(flag & (15 if flag >> LAYER_SHIFT == top else 15 - SPARE) for flag in flags)
+
+
+def _units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:
+    """First two bytes of each NAL unit; one empty unit at the end when the units do not tile the data."""
+    if length_size:
+        at, end = 0, len(data)
+        while at + length_size < end:
+            size = int.from_bytes(data[at : at + length_size], "big")
+            at += length_size
+            if size:
+                yield bytes(data[at : at + 2])
+            at += size
+        if at != end:
+            yield b""
+        return
+    whole = bytes(data)
+    at = whole.find(b"\0\0\1")
+    while at >= 0:
+        yield whole[at + 3 : at + 5]
+        at = whole.find(b"\0\0\1", at + 3)
+
+
+def _h264(data: bytes | memoryview, length_size: int) -> int:
+    pictures, spare, clean = 0, True, False
+    for unit in _units(data, length_size):
+        if not unit:
+            return 0
+        kind = unit[0] & 31
+        if kind in (1, 2, 3, 4, 5, 20):
+            pictures += 1
+            spare = spare and not unit[0] & 0x60
+            clean = clean or kind == 5
+    return (SPARE if pictures and spare else 0) | (CLEAN if clean else 0)
+
+
+def _h265(data: bytes | memoryview, length_size: int) -> int:
+    pictures, spare, clean, layer = 0, True, True, 0
+    for unit in _units(data, length_size):
+        if len(unit) < 2:
+            return 0
+        kind = unit[0] >> 1 & 63
+        if kind < 32:
+            pictures += 1
+            spare = spare and kind < 16 and kind % 2 == 0
+            clean = clean and kind in (19, 20)
+            layer = max(layer, unit[1] & 7)
+    if not pictures:
+        return 0
+    return (SPARE if spare else 0) | (CLEAN if clean else 0) | layer << LAYER_SHIFT
+
+
+def _vp9_key(first: int) -> bool:
+    profile = (first >> 5 & 1) | (first >> 4 & 1) << 1
+    rest = first << 1 if profile == 3 else first
+    return first >> 6 == 2 and rest & 0b1100 == 0  # neither show_existing_frame nor an inter frame
+
+
+class _Bits:
+    def __init__(self, data: bytes) -> None:
+        self.value, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        if count > self.left:
+            raise ValueError("the header ends early")
+        self.left -= count
+        return self.value >> self.left & ((1 << count) - 1)
+
+
+class _Av1:
+    """AV1: a temporal unit is spare when no frame in it refreshes a reference."""
+
+    def __init__(self, extradata: bytes) -> None:
+        # Bits of frame ids, screen content tools, integer motion, bits of order hints.
+        self.header: tuple[int, int, int, int] | None = None
+        if len(extradata) > 4 and extradata[0] == 0x81:
+            self.classify(extradata[4:])
+
+    def classify(self, data: bytes | memoryview) -> int:
+        frames, spare, clean = 0, True, False
+        try:
+            for kind, payload in _obus(data):
+                if kind == 1:
+                    self.header = _sequence_header(_Bits(payload))
+                elif kind in (3, 6):
+                    frames += 1
+                    refreshes, key = _frame_header(_Bits(payload), self.header)
+                    spare, clean = spare and not refreshes, clean or key
+        except ValueError:
+            return 0
+        return (SPARE if frames and spare else 0) | (CLEAN if clean else 0)
+
+
+def _obus(data: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        head = data[at]
+        at += 1 + (head >> 2 & 1)
+        size = len(data) - at
+        if head & 2:
+            size = shift = 0
+            while True:
+                if at >= len(data) or shift > 28:
+                    raise ValueError("the size of an OBU ends early")
+                size |= (data[at] & 127) << shift
+                shift, at = shift + 7, at + 1
+                if not data[at - 1] & 128:
+                    break
+        if size > len(data) - at:
+            raise ValueError("an OBU is longer than its packet")
+        yield head >> 3 & 15, bytes(data[at : at + min(size, 64)])
+        at += size
+
+
+def _sequence_header(bits: _Bits) -> tuple[int, int, int, int] | None:
+    bits.take(3)
+    if bits.take(2) & 1:
+        return None  # reduced header of a still picture
+    if bits.take(1):
+        bits.take(64)
+        if bits.take(1):  # equal intervals: a number in Exp-Golomb-like code
+            zeros = 0
+            while not bits.take(1):
+                zeros += 1
+            bits.take(zeros)
+        if bits.take(1):
+            return None  # decoder model: frame headers hold more than is read here
+    delays = bits.take(1)
+    for _ in range(bits.take(5) + 1):
+        bits.take(12)
+        if bits.take(5) > 7:
+            bits.take(1)
+        if delays and bits.take(1):
+            bits.take(4)
+    width, height = bits.take(4) + 1, bits.take(4) + 1
+    bits.take(width + height)
+    identified = 0
+    if bits.take(1):
+        identified = bits.take(4) + 2
+        identified += bits.take(3) + 1
+    bits.take(7)
+    ordered = bits.take(1)
+    if ordered:
+        bits.take(2)
+    screen = 2 if bits.take(1) else bits.take(1)
+    integer = 2
+    if screen:
+        integer = 2 if bits.take(1) else bits.take(1)
+    return identified, screen, integer, bits.take(3) + 1 if ordered else 0
+
+
+def _frame_header(bits: _Bits, header: tuple[int, int, int, int] | None) -> tuple[bool, bool]:
+    """(some reference is refreshed, or that is not known; a shown key frame, at which all begins anew)."""
+    if header is None:
+        return True, False
+    identified, screen, integer, order = header
+    if bits.take(1):
+        return True, False  # shows an earlier frame, which may be a key frame and refresh all
+    kind, shown = bits.take(2), bits.take(1)
+    if kind == 3 or (kind == 0 and shown):
+        return True, kind == 0
+    if not shown:
+        bits.take(1)
+    resilient = bits.take(1)
+    bits.take(1)
+    if (bits.take(1) if screen == 2 else screen) and integer == 2:
+        bits.take(1)
+    bits.take(identified + 1 + order)
+    if kind == 1 and not resilient:
+        bits.take(3)
+    return bits.take(8) != 0, False
