@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-$(READY): pyproject.toml CMakeLists.txt requirements/constraints.txt tools/prepare.py tools/install_torch.py $(wildcard csrc/*)
+$(READY): pyproject.toml CMakeLists.txt requirements/constraints.txt tools/prepare.py tools/install_torch.py $(wildcard csrc/* csrc/cuda/*)
 	$(PYTHON) tools/prepare.py --venv $(VENV)
 
 demo: $(READY)

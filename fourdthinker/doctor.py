@@ -22,7 +22,7 @@ SUPPORTED: dict[str, tuple[str, str | None]] = {
     "transformers": ("5.17", "6"),
     "accelerate": ("1.10", None),
     "numpy": ("2", None),
-    "av": ("14", None),
+    "av": ("16", None),
 }
 # module -> (what it is used for, how it is installed)
 EXTRAS: dict[str, tuple[str, str]] = {
@@ -119,11 +119,39 @@ def _device() -> Iterator[Finding]:
 
 def _video() -> Iterator[Finding]:
     try:
-        importlib.import_module("fourdthinker._video")
-        yield Finding("ok", "_video", "the compiled extension resizes frames")
+        module = importlib.import_module("fourdthinker._video")
     except ImportError:
         remedy = "install a C++ compiler (Debian: g++ and python3-dev) and reinstall fourdthinker"
         yield Finding("note", "_video", "not built: frames are resized by a slower fallback", remedy)
+        return
+    info = module.build_info()
+    if not info["cuda"]:
+        text = f"CPU build: frames are converted and resized on the host ({info['why_no_cuda']})"
+        remedy = "" if not _has_gpu() else "install CUDA's nvcc, 12.8 or newer, and reinstall fourdthinker"
+        yield Finding("note" if remedy else "ok", "_video", text, remedy)
+        return
+    yield Finding("ok", "_video", f"CUDA build for {', '.join(info['archs'])}")
+    if not info["nvdec_headers"]:
+        remedy = "install ffnvcodec's headers (Debian: libffmpeg-nvenc-dev) and reinstall fourdthinker"
+        yield Finding("note", "NVDEC", "not built in: videos are decoded on the host", remedy)
+        return
+    decoded, reasons = [], []
+    for codec in DECODERS:
+        reason = module.nvdec_refusal(codec, "420", 8, 1920, 1080, 0)
+        decoded += [codec] if reason is None else []
+        reasons += [reason] if reason is not None else []
+    if decoded:
+        lacking = f"; not {', '.join(c for c in DECODERS if c not in decoded)}" if reasons else ""
+        yield Finding("ok", "NVDEC", f"decodes {', '.join(decoded)} on the GPU{lacking}")
+    else:
+        remedy = "check the driver with nvidia-smi" if _has_gpu() else ""
+        yield Finding("note", "NVDEC", f"not usable, videos are decoded on the host: {reasons[0]}", remedy)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _decoding() -> Iterator[Finding]:

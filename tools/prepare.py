@@ -22,6 +22,8 @@ log = logging.getLogger("prepare")
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 OLDEST = (3, 11)
+NVDEC_HEADER = "ffnvcodec/dynlink_nvcuvid.h"
+NVDEC_PACKAGE = "libffmpeg-nvenc-dev"  # Debian's and Ubuntu's name
 
 
 def without_extension() -> bool:
@@ -46,6 +48,27 @@ def missing_packages(extension: bool) -> list[str]:
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
             missing.append(f"{version}-dev")
     return missing
+
+
+def wants_nvdec_headers() -> bool:
+    """Whether a CUDA build is at hand that lacks only the headers of NVDEC."""
+    if os.environ.get("FOURDTHINKER_CUDA", "").upper() in {"OFF", "0"}:
+        return False
+    compiler = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    folders = ("/usr/include", "/usr/local/include")
+    return Path(compiler).is_file() and not any(Path(f, NVDEC_HEADER).is_file() for f in folders)
+
+
+def offer_nvdec() -> None:
+    """Installs the headers where that is possible. Without them videos are decoded on the host."""
+    lacking = f"{NVDEC_PACKAGE} is not installed: the extension is built without GPU decoding"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        log.warning("%s (sudo apt-get install %s adds it)", lacking, NVDEC_PACKAGE)
+        return
+    try:
+        install_packages([NVDEC_PACKAGE])
+    except SystemExit as error:
+        log.warning("%s (%s)", lacking, error)
 
 
 def install_packages(packages: list[str]) -> None:
@@ -84,6 +107,8 @@ def prepare(venv: Path) -> None:
                 f"{sys.executable} still lacks {' '.join(still)}: this Python is not the system's; use "
                 "another with `make PYTHON=/usr/bin/python3`, or complete this one"
             )
+    if extension and wants_nvdec_headers():
+        offer_nvdec()
     python = str(venv / "bin" / "python")
     if not Path(venv, "bin", "pip").exists():
         run(f"creating {venv}", [sys.executable, "-m", "venv", str(venv)])

@@ -1,6 +1,9 @@
 """The package as a user gets it: a wheel in another environment, started in an empty folder, no clone."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,8 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def clean_environment(**more: str) -> dict[str, str]:
     """Nothing that makes the clone importable."""
-    values = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FOURDTHINKER_NO_EXT")}
+    left_out = ("PYTHONPATH", "FOURDTHINKER_NO_EXT", "FOURDTHINKER_CUDA")
+    values = {k: v for k, v in os.environ.items() if k not in left_out}
     return {**values, **more}
+
+
+def nvcc() -> str | None:
+    """A CUDA compiler that is new enough for the extension."""
+    program = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if program is None:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    return program if release and (int(release[1]), int(release[2])) >= (12, 8) else None
 
 
 def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -83,6 +97,81 @@ def test_kernels_and_the_native_module_are_inside(installed):
     shape, *files = out.splitlines()
     assert shape == "(4, 1176)"
     assert all(Path(name).is_relative_to(installed.prefix) for name in files), files
+
+
+BUILD = "import json, fourdthinker._video as v; print(json.dumps(v.build_info()))"
+NEEDED = {"libc", "libm", "libstdc++", "libgcc_s", "libpthread", "libdl", "librt", "ld-linux-x86-64"}
+
+
+def test_the_build_is_for_cuda_where_there_is_a_compiler_for_it(installed):
+    info = json.loads(installed.run("python", "-c", BUILD))
+    if nvcc() is None:
+        assert not info["cuda"]
+        assert "nvcc" in info["why_no_cuda"]
+    else:
+        assert info["cuda"], info
+        assert info["archs"] == ["80-real", "90-real", "100"]
+        assert info["nvdec_headers"] == Path("/usr/include/ffnvcodec/dynlink_nvcuvid.h").exists()
+
+
+def test_it_links_neither_torch_nor_ffmpeg_nor_cuda(installed):
+    """So one build serves every torch and machines without a GPU."""
+    (module,) = (installed.site / "fourdthinker").glob("_video*.so")
+    listed = subprocess.run(["ldd", str(module)], capture_output=True, text=True, check=True).stdout
+    libraries = {Path(line.split()[0]).name.split(".so")[0] for line in listed.splitlines() if ".so" in line}
+    assert libraries - {"linux-vdso"} <= NEEDED, listed
+
+
+def test_a_cpu_build_on_request_and_an_editable_install(tmp_path):
+    prefix = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(prefix)], check=True)
+    python = str(prefix / "bin" / "python")
+    site = prefix / Path(sysconfig.get_path("purelib")).relative_to(sysconfig.get_path("data"))
+    (site / "present.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", f"-Cbuild-dir={tmp_path / 'build'}", "--editable", str(ROOT)]
+    done = run(command, tmp_path, FOURDTHINKER_CUDA="OFF", FOURDTHINKER_REQUIRE_EXT="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = run([python, "-c", BUILD + "; import fourdthinker; print(fourdthinker.__file__)"], tmp_path)
+    assert told.returncode == 0, told.stderr
+    info, where = told.stdout.splitlines()
+    assert json.loads(info) == {
+        "cuda": False,
+        "why_no_cuda": "FOURDTHINKER_CUDA is OFF",
+        "archs": [],
+        "nvdec_headers": False,
+    }
+    assert Path(where).is_relative_to(ROOT / "fourdthinker")
+
+
+@pytest.mark.parametrize(
+    ("wish", "environment", "message"),
+    [
+        ("ON", {"CUDACXX": "/no/such/nvcc"}, "FOURDTHINKER_CUDA is ON, but /no/such/nvcc does not run"),
+        ("ON", {"CUDACXX": "OLD"}, "FOURDTHINKER_CUDA is ON, but .*nvcc 12.6 is older than 12.8"),
+        ("AUTO", {"CUDACXX": "OLD"}, "CPU build: nvcc 12.6 is older than 12.8"),
+        ("AUTO", {"CUDACXX": "BROKEN"}, "CPU build: nvcc 13.0 does not work with this C..? compiler"),
+        ("maybe", {}, "FOURDTHINKER_CUDA is 'maybe'|FOURDTHINKER_CUDA is 'MAYBE'"),
+    ],
+)
+def test_what_the_configuration_says(tmp_path, wish, environment, message):
+    for name, release in (("OLD", "12.6"), ("BROKEN", "13.0")):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "Cuda tools, release {release}, V1" || exit 1\n'
+        )
+        program.chmod(0o755)
+    environment = {k: str(tmp_path / v) if v in ("OLD", "BROKEN") else v for k, v in environment.items()}
+    script = f"""cmake_minimum_required(VERSION 3.24)
+project(one LANGUAGES CXX)
+include("{ROOT}/csrc/cuda/find.cmake")
+"""
+    (tmp_path / "CMakeLists.txt").write_text(script)
+    command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), f"-DFOURDTHINKER_CUDA={wish}"]
+    done = run(command, tmp_path, **environment)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert re.search(message, said), said
+    assert (done.returncode == 0) == (wish == "AUTO"), said
 
 
 @pytest.mark.parametrize("trainer", ["dift", "grpo"])

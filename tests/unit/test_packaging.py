@@ -189,6 +189,37 @@ def test_root_installs_with_apt_and_stops_when_it_fails(monkeypatch):
     assert commands[1][-1] == "g++"
 
 
+def test_headers_of_nvdec_are_wanted_only_for_a_cuda_build(monkeypatch, tmp_path):
+    compiler, header = tmp_path / "nvcc", tmp_path / "header.h"
+    compiler.write_text("")
+    monkeypatch.setattr(prepare, "NVDEC_HEADER", str(header))
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "none"))
+    assert not prepare.wants_nvdec_headers()
+    monkeypatch.setenv("CUDACXX", str(compiler))
+    assert prepare.wants_nvdec_headers()
+    monkeypatch.setenv("FOURDTHINKER_CUDA", "off")
+    assert not prepare.wants_nvdec_headers()
+    monkeypatch.delenv("FOURDTHINKER_CUDA")
+    header.write_text("")
+    assert not prepare.wants_nvdec_headers()
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_a_build_without_the_headers_of_nvdec_goes_on_and_says_so(monkeypatch, caplog, root):
+    ran = []
+
+    def run(command, **_):
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 100)
+
+    monkeypatch.setattr(prepare.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(prepare.os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(prepare.subprocess, "run", run)
+    prepare.offer_nvdec()
+    assert bool(ran) is root
+    assert "libffmpeg-nvenc-dev is not installed: the extension is built without GPU decoding" in caplog.text
+
+
 def test_an_old_python_is_refused(monkeypatch):
     monkeypatch.setattr(prepare.sys, "version_info", (3, 9, 2, "final", 0))
     with pytest.raises(SystemExit, match=r"3\.11 or newer.*make PYTHON="):
