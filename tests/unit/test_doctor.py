@@ -24,7 +24,7 @@ def findings(monkeypatch, info, refusals=(), gpu=False):
 @pytest.mark.parametrize(
     ("info", "refusals", "gpu", "expected"),
     [
-        (None, (), False, [("note", "_video", "slower fallback | install a C++ compiler")]),
+        (None, (), False, [("note", "_video", "slower fallback | install a C.. compiler")]),
         (CPU, (), False, [("ok", "_video", "CPU build.*no nvcc was found. | $")]),
         (CPU, (), True, [("note", "_video", "CPU build.* | install CUDA's nvcc, 12.8")]),
         (
@@ -33,7 +33,7 @@ def findings(monkeypatch, info, refusals=(), gpu=False):
             True,
             [("ok", "_video", "CUDA build for 80-real, 100"), ("note", "NVDEC", "on the host | .*nvenc-dev")],
         ),
-        (CUDA, (), True, [("ok", "_video", ""), ("ok", "NVDEC", "decodes h264, hevc, vp9, av1 on the GPU | $")]),
+        (CUDA, (), True, [("ok", "_video", ""), ("ok", "NVDEC", "h264, hevc, vp9, av1 on the GPU | $")]),
         (
             CUDA,
             {"av1": "this chip has none"},
