@@ -66,23 +66,26 @@ def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
     The adapter comes from ``folder``/adapter, other trainable parameters (embeddings, an open tower) from the
     whole weights. Raises :class:`CheckpointError` when the adapter is missing or another one.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / ADAPTER / _WEIGHTS
     try:
-        result = set_peft_model_state_dict(backbone.model, load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file}: the adapter cannot be loaded ({error}); go on with the lora settings of that run"
+            f"{file}: the adapter cannot be loaded ({error}); name a checkpoint of a run with lora"
         ) from error
-    absent = [name for name in result.missing_keys if "lora_" in name]
-    if absent or result.unexpected_keys:
-        raise CheckpointError(
-            f"{file} is of another adapter: {len(absent)} weights are missing and "
-            f"{len(result.unexpected_keys)} too many; go on with the lora settings of that run"
-        )
+    own = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
+    shapes, wanted = ({name: list(value.shape) for name, value in s.items()} for s in (saved, own))
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{file} is of another adapter: {name} is {shapes.get(name)} in it and {wanted.get(name)} by "
+                "the lora settings; go on with those of that run"
+            )
+    set_peft_model_state_dict(backbone.model, saved)
     trained = {n: p for n, p in backbone.hf.named_parameters() if p.requires_grad and "lora_" not in n}
     if trained:
         whole = backbone.load_model(str(folder), dtype=dtype).state_dict()

@@ -42,6 +42,7 @@ from fourdthinker.trainers.experience import (
     score,
     write_rollouts,
 )
+from fourdthinker.trainers.packing import pack
 from fourdthinker.trainers.setup import (
     ROLLOUTS,
     adapt,
@@ -82,6 +83,7 @@ class GrpoTrainer(LatentTrainer):
             reference.to(self.args.device)
         self.sampler = LatentSampler(self.checkpoint.backbone)
         self._update: Update | None = None
+        self._unchecked = self.settings.share_prompt  # until packed and plain forward were compared
 
     # ---- sampling
 
@@ -130,6 +132,9 @@ class GrpoTrainer(LatentTrainer):
             replay_chunks(e, n, pad_id, share=config.share_prompt)
             for e, n in zip(experiences, self._chunks(experiences), strict=True)
         ]
+        if self._unchecked:
+            self._check_sharing(experiences[0])
+            self._unchecked = False
         if config.beta:
             for chunk in (chunk for chunks in updates for chunk in chunks):
                 chunk["ref_logprobs"] = self._reference_logprobs(chunk)
@@ -139,14 +144,45 @@ class GrpoTrainer(LatentTrainer):
         self.add_metrics({"sampling_seconds": (elapsed, torch.ones(()))})
         return Update(updates, num_items)
 
-    def _reference_logprobs(self, chunk: Batch) -> Tensor:
+    def _logprobs(self, backbone: Backbone, chunk: Batch) -> Tensor:
         objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
         with self.accelerator.autocast():
-            if self.reference is not None:
-                return self.reference(dict(chunk), objective)
-            backbone = self.checkpoint.backbone.eval()  # the next training step sets it back
-            with backbone.without_adapter():
-                return backbone(dict(chunk), objective)
+            return backbone.eval()(dict(chunk), objective)  # the next training step sets the mode back
+
+    def _reference_logprobs(self, chunk: Batch) -> Tensor:
+        if self.reference is not None:
+            return self._logprobs(self.reference, chunk)
+        with self.checkpoint.backbone.without_adapter():
+            return self._logprobs(self.checkpoint.backbone, chunk)
+
+    def _check_sharing(self, experience: Experience) -> None:
+        """Compare two completions of one prompt, packed behind it, with each in a sequence of its own.
+
+        ConfigError when their log-probabilities differ by more than rounding: some part of this model does
+        not keep to the mask or the positions it is given.
+        """
+        backbone, rows = self.checkpoint.backbone, torch.arange(2)
+        packed, plain = (
+            self._logprobs(
+                backbone,
+                pack(
+                    experience.rollout,
+                    experience.prompts,
+                    rows,
+                    backbone.vision.pad_id,
+                    features=experience.features,
+                    share=share,
+                ),
+            )
+            for share in (True, False)
+        )
+        exact = backbone.dtype == torch.float32 and not self.args.bf16
+        gap, bound = float((packed - plain).abs().max()), 1e-3 if exact else 0.5
+        if gap > bound:
+            raise ConfigError(
+                f"share_prompt: log-probabilities of completions behind one prompt are off by {gap:.2g} (at "
+                f"most {bound} is rounding); set share_prompt=false"
+            )
 
     def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Experience:
         config, backbone = self.settings, self.checkpoint.backbone

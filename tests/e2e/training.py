@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 POLICY = FramePolicy(fps=2.0, max_frames=4, max_pixels=56 * 56)
+POLICIES = {"qwen2_5_vl": POLICY, "qwen3_vl": replace(POLICY, max_pixels=64 * 64, factor=32)}
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),
@@ -86,8 +88,9 @@ def write_data(folder: Path, number: int) -> tuple[Path, Path]:
     return paths
 
 
-def write_model(folder: Path) -> Path:
-    checkpoint = tiny_checkpoint(hidden=32, layers=1, policy=POLICY, style=PromptStyle(instruction=""))
+def write_model(folder: Path, family: str = "qwen2_5_vl") -> Path:
+    style = PromptStyle(instruction="")
+    checkpoint = tiny_checkpoint(family=family, hidden=32, layers=1, policy=POLICIES[family], style=style)
     save_checkpoint(folder, checkpoint)
     return folder
 
