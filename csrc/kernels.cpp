@@ -12,7 +12,7 @@ namespace {
 
 #if defined(__x86_64__)
 bool runs(const Kernels* kernels) {
-    if (kernels == &avx2_kernels) return __builtin_cpu_supports("avx2");
+    if (kernels == &avx2_kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
     if (kernels == &avx512_kernels)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -64,11 +64,16 @@ struct Kernels {
     void (*split_rgb)(const std::uint8_t* rgb, int count, std::uint8_t* r, std::uint8_t* g, std::uint8_t* b);
     void (*join_rgb)(const std::uint8_t* r, const std::uint8_t* g, const std::uint8_t* b, int count,
                      std::uint8_t* rgb);
-    void (*reverse)(std::uint8_t* values, int count);
+    void (*reverse)(const std::uint8_t* values, int count, std::uint8_t* out);
 
-    void (*normalise32)(const std::uint8_t* levels, int count, float scale, float shift, float* out);
-    void (*normalise16)(const std::uint8_t* levels, int count, float scale, float shift, std::uint16_t* out);
-    void (*normalise_b16)(const std::uint8_t* levels, int count, float scale, float shift, std::uint16_t* out);
+    // patch x patch levels in rows `stride` bytes apart to as many values without gaps: level * scale + shift.
+    // Up to 15 levels past the end of a row are read.
+    void (*normalise32)(const std::uint8_t* levels, std::size_t stride, int patch, float scale, float shift,
+                        float* out);
+    void (*normalise16)(const std::uint8_t* levels, std::size_t stride, int patch, float scale, float shift,
+                        std::uint16_t* out);
+    void (*normalise_b16)(const std::uint8_t* levels, std::size_t stride, int patch, float scale, float shift,
+                          std::uint16_t* out);
 };
 
 // The fastest that this machine runs, unless use_kernels chose another.

@@ -5,16 +5,44 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
 
 namespace fourd {
 namespace {
 
 #include "loops.inl"
+
+inline __m256 normal8(const uint8_t* levels, float scale, float shift) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(levels)));
+    return _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(scale)), _mm256_set1_ps(shift));
+}
+
+inline void batch32(const uint8_t* levels, float scale, float shift, float* out) {
+    _mm256_storeu_ps(out, normal8(levels, scale, shift));
+    _mm256_storeu_ps(out + 8, normal8(levels + 8, scale, shift));
+}
+
+inline void batch16(const uint8_t* levels, float scale, float shift, uint16_t* out) {
+    for (int i = 0; i < 16; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                         _mm256_cvtps_ph(normal8(levels + i, scale, shift), _MM_FROUND_TO_NEAREST_INT));
+}
+
+// bfloat16_bits of eight values, each in 32 bits.
+inline __m256i brain8(const uint8_t* levels, float scale, float shift) {
+    const __m256i bits = _mm256_castps_si256(normal8(levels, scale, shift));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+}
+
+inline void batch_b16(const uint8_t* levels, float scale, float shift, uint16_t* out) {
+    const __m256i both = _mm256_packus_epi32(brain8(levels, scale, shift), brain8(levels + 8, scale, shift));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(both, 0xd8));
+}
 
 // A weight is high * 2^12 + low, so that both halves fit the 16 bits of vpmaddwd. The pairs are those of the
 // even and of the odd bytes of a word: {high of 0 and 2, high of 1 and 3, low of 0 and 2, low of 1 and 3}.

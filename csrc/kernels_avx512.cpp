@@ -17,6 +17,27 @@ namespace {
 
 #include "loops.inl"
 
+inline __m512 normal16(const uint8_t* levels, float scale, float shift) {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)));
+    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale)), _mm512_set1_ps(shift));
+}
+
+inline void batch32(const uint8_t* levels, float scale, float shift, float* out) {
+    _mm512_storeu_ps(out, normal16(levels, scale, shift));
+}
+
+inline void batch16(const uint8_t* levels, float scale, float shift, uint16_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_cvtps_ph(normal16(levels, scale, shift), _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline void batch_b16(const uint8_t* levels, float scale, float shift, uint16_t* out) {  // bfloat16_bits of 16
+    const __m512i bits = _mm512_castps_si512(normal16(levels, scale, shift));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
+}
+
 // A weight is a signed number of three digits to the base 256; packed[d] holds digit d of four weights.
 void pack_weights(const int32_t* four, uint32_t* packed) {
     for (int d = 0; d < word_weights; ++d) packed[d] = 0;
@@ -61,6 +82,36 @@ inline __m128i levels16(const Sums& sums) {
 }
 
 inline __m512i load(const void* from) { return _mm512_loadu_si512(from); }
+
+// As the plain loop does, 16 words at once.
+void words_along_16(const uint8_t* rows, size_t stride, int words, uint8_t* strip) {
+    int w = 0;
+    for (; w + 16 <= words; w += 16, rows += 64, strip += 16 * step_bytes) {
+        // Words are turned over in blocks of 4x4, then the blocks.
+        __m512i turned[16];
+        for (int r = 0; r < 16; r += 4) {
+            const __m512i a = load(rows + r * stride), b = load(rows + (r + 1) * stride);
+            const __m512i c = load(rows + (r + 2) * stride), d = load(rows + (r + 3) * stride);
+            const __m512i ab = _mm512_unpacklo_epi32(a, b), AB = _mm512_unpackhi_epi32(a, b);
+            const __m512i cd = _mm512_unpacklo_epi32(c, d), CD = _mm512_unpackhi_epi32(c, d);
+            turned[r] = _mm512_unpacklo_epi64(ab, cd);
+            turned[r + 1] = _mm512_unpackhi_epi64(ab, cd);
+            turned[r + 2] = _mm512_unpacklo_epi64(AB, CD);
+            turned[r + 3] = _mm512_unpackhi_epi64(AB, CD);
+        }
+        for (int i = 0; i < 4; ++i) {
+            const __m512i a = turned[i], b = turned[i + 4], c = turned[i + 8], d = turned[i + 12];
+            const __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), AB = _mm512_shuffle_i32x4(a, b, 0xee);
+            const __m512i cd = _mm512_shuffle_i32x4(c, d, 0x44), CD = _mm512_shuffle_i32x4(c, d, 0xee);
+            uint8_t* const to = strip + i * step_bytes;
+            _mm512_storeu_si512(to, _mm512_shuffle_i32x4(ab, cd, 0x88));
+            _mm512_storeu_si512(to + 4 * step_bytes, _mm512_shuffle_i32x4(ab, cd, 0xdd));
+            _mm512_storeu_si512(to + 8 * step_bytes, _mm512_shuffle_i32x4(AB, CD, 0x88));
+            _mm512_storeu_si512(to + 12 * step_bytes, _mm512_shuffle_i32x4(AB, CD, 0xdd));
+        }
+    }
+    words_along(rows, stride, words - w, strip);
+}
 
 void first_pass(const uint8_t* strip, const Span* spans, int count, uint32_t* const* out, size_t stride) {
     for (int o = 0; o < count; o += 4) {
@@ -107,7 +158,7 @@ void second_pass(const uint32_t* const* rows, const Span& span, int size, uint8_
 }  // namespace
 
 extern const Kernels avx512_kernels{
-    "avx512",      pack_weights, first_pass, second_pass, words_along, words_across, blend8,      blend16,
+    "avx512",      pack_weights, first_pass, second_pass, words_along_16, words_across, blend8,      blend16,
     blend8_pairs,  blend16_pairs, spread,    colour8,     colour16,    split_rgb,    join_rgb,    reverse,
     normalise32,   normalise16,  normalise_b16};
 

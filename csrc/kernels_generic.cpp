@@ -8,6 +8,20 @@ namespace {
 
 #include "loops.inl"
 
+inline void batch32(const uint8_t* levels, float scale, float shift, float* out) {
+    for (int i = 0; i < 16; ++i) out[i] = static_cast<float>(levels[i]) * scale + shift;
+}
+
+inline void batch16(const uint8_t* levels, float scale, float shift, uint16_t* out) {
+    for (int i = 0; i < 16; ++i)
+        out[i] = float16_bits(__builtin_bit_cast(uint32_t, static_cast<float>(levels[i]) * scale + shift));
+}
+
+inline void batch_b16(const uint8_t* levels, float scale, float shift, uint16_t* out) {
+    for (int i = 0; i < 16; ++i)
+        out[i] = bfloat16_bits(__builtin_bit_cast(uint32_t, static_cast<float>(levels[i]) * scale + shift));
+}
+
 void pack_weights(const int32_t* four, uint32_t* packed) {
     for (int i = 0; i < 4; ++i) packed[i] = static_cast<uint32_t>(four[i]);
 }

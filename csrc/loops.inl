@@ -95,26 +95,42 @@ void join_rgb(const uint8_t* __restrict r, const uint8_t* __restrict g, const ui
     for (int i = 0; i < count; ++i) rgb[3 * i] = r[i], rgb[3 * i + 1] = g[i], rgb[3 * i + 2] = b[i];
 }
 
-void reverse(uint8_t* values, int count) {
-    for (int i = 0, j = count - 1; i < j; ++i, --j) {
-        const uint8_t kept = values[i];
-        values[i] = values[j];
-        values[j] = kept;
-    }
+void reverse(const uint8_t* __restrict values, int count, uint8_t* __restrict out) {
+    for (int i = 0; i < count; ++i) out[i] = values[count - 1 - i];
 }
 
-void normalise32(const uint8_t* __restrict levels, int count, float scale, float shift, float* __restrict out) {
-    for (int i = 0; i < count; ++i) out[i] = static_cast<float>(levels[i]) * scale + shift;
+// 16 levels to level * scale + shift; each instruction set has its own.
+inline void batch32(const uint8_t* levels, float scale, float shift, float* out);
+inline void batch16(const uint8_t* levels, float scale, float shift, uint16_t* out);
+inline void batch_b16(const uint8_t* levels, float scale, float shift, uint16_t* out);
+
+// Whole batches as long as the block has room for them: what is written past the end of a row is overwritten by
+// the next one.
+template <typename T, void (*batch)(const uint8_t*, float, float, T*)>
+inline void normalise(const uint8_t* levels, size_t stride, int patch, float scale, float shift, T* out) {
+    int room = patch * patch;
+    for (int row = 0; row < patch; ++row, levels += stride, out += patch, room -= patch)
+        for (int i = 0; i < patch; i += 16) {
+            if (room - i >= 16) {
+                batch(levels + i, scale, shift, out + i);
+            } else {
+                T last[16];
+                batch(levels + i, scale, shift, last);
+                for (int j = i; j < patch && j < i + 16; ++j) out[j] = last[j - i];
+            }
+        }
 }
 
-void normalise_b16(const uint8_t* __restrict levels, int count, float scale, float shift, uint16_t* __restrict out) {
-    for (int i = 0; i < count; ++i)
-        out[i] = bfloat16_bits(__builtin_bit_cast(uint32_t, static_cast<float>(levels[i]) * scale + shift));
+void normalise32(const uint8_t* levels, size_t stride, int patch, float scale, float shift, float* out) {
+    normalise<float, batch32>(levels, stride, patch, scale, shift, out);
 }
 
-void normalise16(const uint8_t* __restrict levels, int count, float scale, float shift, uint16_t* __restrict out) {
-    for (int i = 0; i < count; ++i)
-        out[i] = float16_bits(__builtin_bit_cast(uint32_t, static_cast<float>(levels[i]) * scale + shift));
+void normalise16(const uint8_t* levels, size_t stride, int patch, float scale, float shift, uint16_t* out) {
+    normalise<uint16_t, batch16>(levels, stride, patch, scale, shift, out);
+}
+
+void normalise_b16(const uint8_t* levels, size_t stride, int patch, float scale, float shift, uint16_t* out) {
+    normalise<uint16_t, batch_b16>(levels, stride, patch, scale, shift, out);
 }
 
 // Four rows of 16 bytes as a 4x4 matrix of words, turned over.

@@ -1,30 +1,14 @@
 // The two passes of an antialiased resize, strip by strip: no picture of the source's size is ever made.
 #pragma once
 
+#include <memory>
 #include <vector>
 
-#include "filter.hpp"
-#include "kernels.hpp"
 #include "picture.hpp"
 #include "sink.hpp"
+#include "spans.hpp"
 
 namespace fourd {
-
-// Taps as the kernels read them.
-class Spans {
-public:
-    Spans(const Taps& taps, const Kernels& kernels);
-
-    const Span& operator[](int output) const { return spans_[output]; }
-    const Span* data() const { return spans_.data(); }  // padded with empty ones to a multiple of 4
-    int padded() const { return static_cast<int>(spans_.size()); }
-    int longest() const { return longest_; }
-
-private:
-    std::vector<Span> spans_;
-    std::vector<std::uint32_t> weights_;
-    int longest_ = 0;
-};
 
 // What is the same for every frame and thread of a call. The first pass runs along x, or along y where
 // Pillow resizes vertically first, of the picture after rotation; its other axis is that of the lanes.
@@ -36,7 +20,7 @@ struct Plan {
     int first_outputs, second_outputs;
     bool along_rows;                // the taps of the first pass lie along the rows of the decoded frame
     bool tap_reversed, lane_reversed;
-    Spans first, second;
+    std::shared_ptr<const Spans> first, second;
 };
 
 // Resizes frames into a sink; one for each thread.
@@ -51,6 +35,7 @@ private:
     void fill(const Frame& frame, int lane, int count);
     void fill_along_rows(const Frame& frame, int lane, int count);
     void fill_along_columns(const Frame& frame, int lane, int count);
+    void read(const Frame& frame, int y, int x, int count, bool reversed, std::uint8_t* to, std::size_t plane);
     std::uint32_t* ring_row(int group) { return ring_.data() + static_cast<std::size_t>(group % ring_groups_) * ring_stride_; }
 
     const Format& format_;

@@ -10,7 +10,7 @@ namespace fourd {
 
 class PictureReader {
 public:
-    static constexpr int longest = 256;  // columns of a piece
+    static constexpr int longest = 512;  // columns of a piece
 
     PictureReader(const Format& format, const Kernels& kernels);
 
