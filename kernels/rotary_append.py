@@ -121,9 +121,9 @@ def rotary_append_(
     """Rotate one new token per row and append its key and value to the row's cache.
 
     ``query`` [R, heads, D], ``key``, ``value`` [R, kv_heads, D] (heads of a row side by side), ``cos``,
-    ``sin`` [R, D] of the rows' positions, the halves alike. ``keys``, ``values`` [R, kv_heads, T, D], changed in
-    place at position ``at`` [R] int64, which must be below T. ``query_weight``, ``key_weight`` [D], both or
-    neither: an RMS norm of every head before it is turned (Qwen3). The arithmetic is float32; on CUDA only
+    ``sin`` [R, D] of the rows' positions, the halves alike. ``keys``, ``values`` [R, kv_heads, T, D], changed
+    in place at position ``at`` [R] int64, which must be below T. ``query_weight``, ``key_weight`` [D], both
+    or neither: an RMS norm of every head before it is turned (Qwen3). The arithmetic is float32; on CUDA only
     what is normed and what is turned are rounded. One launch on CUDA; D must be a power of two there.
 
     Returns the rotated query [R, heads, D]. Raises ``ValueError`` for shapes that do not fit.

@@ -20,10 +20,11 @@ def _reference(gate: Tensor, up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate).mul_(up)
 
 
-@triton.jit(do_not_specialize=["count"])
-def _kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+@triton.jit
+def _kernel(gate_ptr, up_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr):
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < H
+    at = tl.program_id(0).to(tl.int64) * H + columns
     gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
     active = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
@@ -33,8 +34,9 @@ def _kernel(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
 @torch.library.custom_op(f"{NAMESPACE}::silu_mul", mutates_args=())
 def _op(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
+    rows, width = gate.shape
     if gate.numel():
-        _kernel[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, out, gate.numel(), BLOCK=BLOCK, num_warps=4)
+        _kernel[(rows, triton.cdiv(width, BLOCK))](gate, up, out, H=width, BLOCK=BLOCK, num_warps=4)
     return out
 
 
@@ -44,13 +46,16 @@ def _(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
-    """``silu(gate) * up`` of two contiguous tensors of one shape and dtype.
+    """``silu(gate) * up`` of two tensors [R, H] of one dtype.
 
     silu is computed in float32 and rounded before the product, as the modules it stands for do. One launch on
-    CUDA; 3 * n elements read and written. No gradient. Raises ``ValueError`` when the two do not fit.
+    CUDA; 3 * R * H elements read and written. No gradient. Raises ``ValueError`` when the two do not fit.
     """
-    if gate.shape != up.shape or gate.dtype != up.dtype:
-        raise ValueError(f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} differ")
+    if gate.dim() != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ValueError(
+            f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} must be [R, H] of "
+            "one dtype"
+        )
     if not use_triton(backend, gate):
         return _reference(gate, up)
     return _op(gate.contiguous(), up.contiguous())

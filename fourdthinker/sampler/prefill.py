@@ -120,8 +120,9 @@ def check_prompts(
             )
         if length + new > context:
             raise ConfigError(
-                f"{name} has {length} tokens; with max_new_tokens={new} that is {length + new}, and the model "
-                f"was made for {context} positions; lower max_new_tokens, or the frames and pixels of the clip"
+                f"{name} has {length} tokens; with max_new_tokens={new} that is {length + new}, and the "
+                f"model was made for {context} positions; lower max_new_tokens, or the frames and pixels of "
+                "the clip"
             )
         pads, feature = vision_index(prompt, vision_ids).numel(), features[index]
         rows = 0 if feature is None else feature.shape[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.positions import mrope_positions
+from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.prompts import Prompt, Vision
 from tests.tiny import tiny_checkpoint
 
@@ -48,16 +48,19 @@ def make_prompt(checkpoint: Checkpoint, seed: int, length: int, clip: int | None
         count = int(grid.prod(-1).sum())
         patches = torch.randn(count, spec.patch_dim, generator=torch.Generator().manual_seed(1000 + clip))
         vision = Vision(grid, patches)
+        # Without a clock in its positions, a family has text before every temporal patch.
+        runs = grid if spec.tokens_per_second is not None else per_frame(grid)
         pieces = [ids[:3]]
-        for pads in (grid.prod(-1) // 4).tolist():
+        for pads in (runs.prod(-1) // 4).tolist():
             pieces += [torch.full((pads,), spec.video_token_id), ids[3:4]]
         ids = torch.cat([*pieces, ids[4:]])
     positions, following = mrope_positions(
         ids,
-        grid_thw=None if vision is None else vision.grid_thw,
-        seconds_per_grid=None if vision is None else [1.0] * len(vision.grid_thw),
+        grid_thw=None if vision is None else runs,
+        seconds_per_grid=None if vision is None else [1.0] * len(runs),
         image_token_id=spec.image_token_id,
         video_token_id=spec.video_token_id,
+        tokens_per_second=spec.tokens_per_second or 0.0,
     )
     return Prompt(ids, positions, following, vision)
 

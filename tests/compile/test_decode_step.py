@@ -1,0 +1,49 @@
+"""The small kernels of a decode step at the widths of Qwen2.5-VL-3B and Qwen3-VL-4B."""
+
+from __future__ import annotations
+
+import pytest
+from fourdthinker.kernels import add_rms_norm, rotary_append, silu_mul
+
+from tests.compile.aot import ARCHITECTURES, compile_kernel
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [2048, 2560])
+def test_add_rms_norm(arch, width):
+    arguments = {
+        **{f"{name}_ptr": "*bf16" for name in ("x", "residual", "weight", "normed", "total")},
+        "x_stride": "i32", "residual_stride": "i32", "eps": "fp32", "H": width,
+        "BLOCK": 2048 if width == 2048 else 4096,
+    }  # fmt: skip
+    binary = compile_kernel(
+        add_rms_norm._kernel, arguments, arch=arch, num_warps=8, name=f"add_rms_norm {width}"
+    )
+    assert binary.spills == binary.stack == 0
+    assert max(binary.widths("ld")) == 16
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotary_append(arch, normed):
+    names = ("query", "key", "value", "cos", "sin", "keys", "values", "out")
+    strides = ("query_stride", "key_stride", "value_stride", "cos_stride", "sin_stride")
+    places = ("keys_row", "keys_head", "keys_at", "values_row", "values_head", "values_at")
+    weight = "*bf16" if normed else None
+    arguments = {
+        **{f"{name}_ptr": "*bf16" for name in names}, **dict.fromkeys((*strides, *places), "i32"),
+        "at_ptr": "*i64", "query_weight_ptr": weight, "key_weight_ptr": weight, "eps": "fp32",
+        "HEADS": 32 if normed else 16, "KV": 8 if normed else 2, "D": 128,
+    }  # fmt: skip
+    binary = compile_kernel(
+        rotary_append._kernel, arguments, arch=arch, num_warps=1, name=f"rotary_append {normed}"
+    )
+    assert binary.spills == binary.stack == 0
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_silu_mul(arch):
+    arguments = {"gate_ptr": "*bf16", "up_ptr": "*bf16", "out_ptr": "*bf16", "H": 11008, "BLOCK": 1024}
+    binary = compile_kernel(silu_mul._kernel, arguments, arch=arch, num_warps=4, name="silu_mul")
+    assert binary.spills == binary.stack == 0
+    assert max(binary.widths("ld")) == 16
