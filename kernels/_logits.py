@@ -81,7 +81,7 @@ def _stats_kernel(
         chosen = _scores(
             logits_ptr, bias_ptr, target, (target >= 0) & (target < V), rate, softcap, SOFTCAP
         )  # fmt: skip
-        tl.store(logprob_ptr + row, chosen - normaliser)
+        tl.store(logprob_ptr + row, (chosen - top) - tl.log(total))
         tl.store(normaliser_ptr + row, normaliser)
         if entropy_ptr is not None:
             tl.store(entropy_ptr + row, tl.log(total) - moment / total)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.poison import poisoned_memory  # noqa: F401
+
 _LATE = os.environ.get("TRITON_INTERPRET") != "1" and any(
     "kernels.latent_feedback" in name for name in sys.modules
 )

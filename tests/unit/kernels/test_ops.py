@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
+from fourdthinker.kernels.cross_entropy import cross_entropy
 from fourdthinker.kernels.group_advantages import group_advantages
+from fourdthinker.kernels.grpo_loss import grpo_loss
 from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
 from fourdthinker.kernels.latent_feedback import latent_feedback_step_, latent_state
 from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
 from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
+from fourdthinker.kernels.logprobs import logprobs
 from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.kernels.sample_tokens import sample_tokens
 from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
@@ -45,6 +48,7 @@ def test_the_folder_knows_nothing_above_it():
 GENERATOR = torch.Generator().manual_seed(0)
 HIDDEN = torch.randn(2, 3, 5, generator=GENERATOR)
 HEAD = (torch.randn(11, 5, generator=GENERATOR), torch.randint(0, 11, (2, 3), generator=GENERATOR))
+IDS = torch.tensor([[0, 4, 2], [3, 1, 0]])
 ROWS = torch.arange(6)  # without them, finding the rows is a graph break: their number is data
 
 
@@ -72,6 +76,10 @@ CALLS = {
     "linear_cross_entropy": lambda h: linear_cross_entropy(h, *HEAD, rows=ROWS),
     "linear_logprobs": lambda h: linear_logprobs(h, *HEAD, return_entropy=True)[1],
     "linear_grpo_loss": grpo,
+    "logprobs": lambda h: logprobs(h, IDS, return_entropy=True)[1],
+    "cross_entropy": lambda h: cross_entropy(h, IDS),
+    "cross_entropy, in place": lambda h: cross_entropy(h * 2, IDS, inplace_backward=True),
+    "grpo_loss": lambda h: grpo_loss(h, IDS, advantages=torch.ones(2), mask=IDS > 0)[0],
     "group_advantages": lambda h: group_advantages(h.detach().flatten()[:6], 3),
     "grpo_token_loss": lambda h: grpo_token_loss(h[..., 0], torch.ones(2), torch.ones(2, 3) > 0)[0],
     "latent_feedback_step_": feedback,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fourdthinker.kernels._sample_reference import _select
 from fourdthinker.kernels.sample_tokens import PRESENT, REPEATED, philox_uniform, sample_tokens
 
 
@@ -110,12 +111,13 @@ def test_draws_equal_brute_force(case):
         assert float(logprobs[row]) == pytest.approx(float(raw), abs=1e-9)
 
 
-@pytest.mark.parametrize("vocabulary", [7, 512])
+@pytest.mark.parametrize(
+    ("vocabulary", "draws", "spread"), [(7, 20_000, 1.5), (512, 20_000, 1.5), (151_936, 3000, 3)]
+)
 @pytest.mark.parametrize("truncated", [False, True])
-def test_chi_square_against_the_exact_distribution(vocabulary, truncated):
-    draws = 20_000
+def test_chi_square_against_the_exact_distribution(vocabulary, draws, spread, truncated):
     generator = torch.Generator().manual_seed(vocabulary)
-    logits = torch.randn(vocabulary, generator=generator) * 1.5
+    logits = torch.randn(vocabulary, generator=generator) * spread
     rules = parameters(draws, steps=torch.arange(draws), seeds=torch.full((draws,), 5))
     scores = logits.double() / 0.7
     rules["temperature"] = torch.full((draws,), 0.7)
@@ -137,15 +139,53 @@ def test_chi_square_against_the_exact_distribution(vocabulary, truncated):
     assert float(statistic) < freedom + 6 * math.sqrt(2 * freedom)
 
 
+SCORES = {
+    "normal": lambda rows, width: torch.randn(rows, width) * 3,
+    "ties": lambda rows, width: torch.randn(rows, width).mul(4).round(),
+    "all equal": lambda rows, width: torch.full((rows, width), -7.5),
+    "one far above": lambda rows, width: torch.cat(
+        (torch.full((rows, 1), 3e38), torch.randn(rows, width - 1)), 1
+    ),
+    "far apart": lambda rows, width: torch.randn(rows, width) * 1e30,
+    "close together": lambda rows, width: 1e3 + torch.randn(rows, width) * 1e-3,
+    "few finite": lambda rows, width: torch.randn(rows, width).masked_fill(
+        torch.rand(rows, width) < 0.99, -torch.inf
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_is_that_of_a_sort(kind, dtype):
+    """The largest score such that all from it on come to the wanted count or mass."""
+    torch.manual_seed(1)
+    rows, width = 12, 5000
+    scores = SCORES[kind](rows, width).to(dtype)
+    scores[:, 7] = 0.0
+    top = scores.amax(dim=1, keepdim=True)
+    ordered = scores.sort(dim=1, descending=True).values
+    count = torch.tensor([1, 2, 50, 300, 2500, 5000] * 2)
+    mass = torch.linspace(0.0, 0.999, rows, dtype=torch.float64)
+    weights = (scores - top).exp()
+    for weighed, wanted in ((None, count.double()), (weights, mass * weights.double().sum(dim=1))):
+        got = _select(scores, weighed, wanted, top, torch.full_like(top, 32.0))
+        running = torch.ones_like(ordered).double() if weighed is None else (ordered - top).exp().double()
+        position = (running.cumsum(dim=1) < wanted[:, None] * (1 - 1e-12)).sum(dim=1, keepdim=True)
+        expected = ordered.gather(1, position.clamp(max=width - 1))
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("truncated", [False, True])
-def test_a_row_does_not_depend_on_its_neighbours_or_slot(truncated):
-    rows, vocabulary = 9, 3001
+@pytest.mark.parametrize("vocabulary", [5, 1000, 3001, 151_668])
+def test_a_row_does_not_depend_on_its_neighbours_or_slot(truncated, vocabulary):
+    rows = 9
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(rows, vocabulary, generator=generator) * 4
     rules = parameters(rows, steps=torch.arange(rows) * 3, temperature=torch.linspace(0.4, 1.7, rows))
     rules["forbidden"] = torch.tensor([[1, 2, -1]]).repeat(rows, 1)
+    logits[4, 1] = 60.0  # this row's largest is forbidden
     if truncated:
-        rules["top_k"] = torch.arange(rows, dtype=torch.int32) * 40
+        rules["top_k"] = torch.arange(rows, dtype=torch.int32) * 400
         rules["top_p"] = torch.linspace(0.3, 1.0, rows)
     together = sample_tokens(logits, **rules)
     order = torch.randperm(rows, generator=generator)
@@ -195,6 +235,12 @@ def test_bad_input_is_named():
         sample_tokens(torch.where(torch.arange(3)[:, None] == 1, torch.nan, logits), **rules)
     with pytest.raises(ValueError, match="leave nothing to sample from"):
         sample_tokens(logits, **rules, forbidden=torch.arange(8).repeat(3, 1))
+    with pytest.raises(ValueError, match="leave nothing to sample from"):
+        greedy = {**rules, "temperature": torch.zeros(3)}
+        sample_tokens(logits, **greedy, forbidden=torch.arange(8).repeat(3, 1))
+    with pytest.raises(ValueError, match="logits of row 1"):
+        bad = torch.where(torch.arange(3)[:, None] == 1, torch.nan, logits)
+        sample_tokens(bad, **rules, top_p=torch.full((3,), 0.5))
     with pytest.raises(ValueError, match=r"logits is \(8,\)"):
         sample_tokens(logits[0, :8], **rules)
     with pytest.raises(ValueError, match="must not be empty"):

@@ -1,0 +1,1 @@
+from tests.poison import poisoned_memory  # noqa: F401
