@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -204,7 +205,7 @@ def encoded(codec: str, container: str = "mp4", frames: int = 12) -> bytes:
         stream = out.add_stream(codec, rate=25, width=64, height=48, pix_fmt="yuv420p")
         stream.codec_context.gop_size = 5
         for i in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i, np.uint8), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i % 256, np.uint8), format="rgb24")
             picture.pts, picture.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(picture))
         out.mux(stream.encode(None))
@@ -286,3 +287,72 @@ def test_batches_end_where_decoding_lands_elsewhere():
     assert [len(batch) for _, batch in got] == [64, 6, 5, 64, 11]
     assert [pts for _, batch in got for pts in batch] == list(range(150))
     assert list(nvdec.batches([5, packets[0]])) == [(5, [packets[0]])]
+
+
+class Engine:
+    """Shows each packet's frame at once."""
+
+    made: Engine
+
+    def __init__(self, codec, extradata, wanted, to, device, stream, **options):
+        self.codec, self.wanted, self.options = codec, set(wanted), options
+        self.left, self.fed, self.landed = set(wanted), [], []
+        Engine.made = self
+
+    def feed(self, data, offsets, pts, landed):
+        assert len(data) == offsets[-1]
+        assert len(offsets) == len(pts) + 1
+        if data == b"bad":
+            raise Module.NvdecDamaged("NVDEC reports an error in the frame", pts[0])
+        self.fed += [data[a:b] for a, b in pairwise(offsets)]
+        self.landed.append(landed)
+        self.left -= set(pts)
+        return len(self.left)
+
+    def finish(self):
+        return sorted(self.left)
+
+
+class Module:
+    Nvdec = Engine
+
+    class NvdecDamaged(RuntimeError):
+        pass
+
+
+def test_decode_feeds_what_is_needed_and_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(nvdec, "native", lambda: Module)
+    options = {"height": 28, "width": 56, "out": "patches", "dtype": "bfloat16", "matrix": "bt709"}
+    with av.open(io.BytesIO(encoded("libx264", frames=200))) as container:
+        stream = container.streams.video[0]
+        packets = [p for p in container.demux(stream) if p.size]
+        pts = [p.pts for p in packets]
+        source = iter(packets)
+        out = nvdec.decode(source, stream, [pts[3], pts[1], pts[3]], device=HOST, **options)
+        assert (out.dtype, tuple(out.shape)) == (torch.bfloat16, (2 * 2 * 4, 1176))
+        assert Engine.made.options == options
+        assert len(list(source)) == len(packets) - nvdec.BATCH  # no further than needed
+        # The parameter sets come where decoding begins, and nowhere else.
+        nvdec.decode(
+            [*packets[:70], None, pts[100], *packets[100:]], stream, [pts[150]], device=HOST, **options
+        )
+        with_sets = [n for n, data in enumerate(Engine.made.fed) if data.startswith(b"\0\0\0\1\x67")]
+        keys = [n for n, p in enumerate([*packets[:70], *packets[100:]]) if p.is_keyframe]
+        assert with_sets == [0, 70]
+        assert len(keys) > 2
+        assert Engine.made.landed == [None, None, pts[100]]
+        with pytest.raises(nvdec.NvdecError, match="does not show") as caught:
+            nvdec.decode(iter(packets), stream, [pts[5], 10**9], device=HOST, **options)
+        assert caught.value.pts == 10**9
+        bad = av.Packet(b"bad")
+        bad.pts = 77
+        monkeypatch.setattr(nvdec.AnnexB, "packet", lambda self, packet, first: bytes(packet))
+        with pytest.raises(nvdec.NvdecError, match="reports an error") as caught:
+            nvdec.decode([bad], stream, [77], device=HOST, **options)
+        assert caught.value.pts == 77
+        bad.pts = None
+        with pytest.raises(nvdec.NvdecError, match="no time stamp"):
+            nvdec.decode([bad], stream, [77], device=HOST, **options)
+        monkeypatch.setattr(nvdec, "native", lambda: None)
+        with pytest.raises(nvdec.NvdecError, match="is not built"):
+            nvdec.decode([bad], stream, [77], device=HOST, **options)
