@@ -79,7 +79,7 @@ def test_linear_grpo_loss(loss_type):
         )  # fmt: skip
         return [(value, 0.9), (logprobs, 0.0)]
 
-    compare(loss, leaves, floor=1e-5)
+    compare(loss, leaves, floor=3e-5)  # terms of either sign
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
