@@ -18,111 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, tile, use_triton
+from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
+
+__all__ = ["PRESENT", "REPEATED", "philox_uniform", "sample_tokens"]
 
 TILE = 8192
-REPEATED = 1  # bit of `seen`: the repetition penalty applies (ids of the prompt's text and generated ids)
-PRESENT = 2  # bit of `seen`: the presence penalty applies (generated ids)
-
-_MASK32 = 0xFFFFFFFF
-_ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
-_KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
-
-
-def philox_uniform(seeds: Tensor, steps: Tensor) -> Tensor:
-    """One float64 in [0, 1) with 53 random bits for each (seed, step), both int64 of the same shape."""
-    # int64 products wrap around modulo 2^64, and shifting then masking recovers the unsigned halves.
-    key_a, key_b = seeds & _MASK32, (seeds >> 32) & _MASK32
-    c0, c1 = steps & _MASK32, (steps >> 32) & _MASK32
-    c2, c3 = torch.zeros_like(steps), torch.zeros_like(steps)
-    for _ in range(10):
-        product_a, product_b = c0 * _ROUND_A, c2 * _ROUND_B
-        high_a, high_b = (product_a >> 32) & _MASK32, (product_b >> 32) & _MASK32
-        c0, c1, c2, c3 = high_b ^ c1 ^ key_a, product_b & _MASK32, high_a ^ c3 ^ key_b, product_a & _MASK32
-        key_a, key_b = (key_a + _KEY_A) & _MASK32, (key_b + _KEY_B) & _MASK32
-    return ((c0 << 21) | (c1 >> 11)).to(torch.float64) * 2.0**-53
-
-
-def _row_total(weights: Tensor) -> tuple[Tensor, Tensor]:
-    # cumsum walks each row in order whatever the batch is, unlike sum, so rows stay independent bit for bit.
-    running = weights.cumsum(dim=1)
-    return running, running[:, -1:]
-
-
-def _truncate(
-    scores: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None
-) -> Tensor:
-    """Scores with everything outside top-k, then top-p, then min-p set to -inf."""
-    keep_from = torch.full_like(scores[:, :1], -torch.inf)
-    top = scores.amax(dim=1, keepdim=True)
-    if top_k is not None or top_p is not None:
-        ordered = scores.sort(dim=1, descending=True).values
-        if top_k is not None:
-            last = (top_k.long().clamp(max=scores.shape[1]) - 1).clamp(min=0)[:, None]
-            keep_from = torch.where(top_k[:, None] > 0, ordered.gather(1, last), keep_from)
-        if top_p is not None:
-            weights = ((ordered - top).double() / temperature).exp().masked_fill(ordered < keep_from, 0.0)
-            running, total = _row_total(weights)
-            before = running - weights
-            # Kept: what starts below the mass p. The first one always is.
-            kept = (before < top_p.double()[:, None] * total) & (ordered >= keep_from)
-            last = (kept.sum(dim=1, keepdim=True) - 1).clamp(min=0)
-            keep_from = torch.where(top_p[:, None] < 1.0, ordered.gather(1, last), keep_from)
-    if min_p is not None:
-        keep_from = torch.maximum(
-            keep_from, top + (temperature * min_p.double()[:, None].log()).to(top.dtype)
-        )
-    return scores.masked_fill(scores < keep_from, -torch.inf)
-
-
-def _reference(
-    logits: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    temperature: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
-    min_p: Tensor | None,
-    forbidden: Tensor | None,
-    seen: Tensor | None,
-    repetition_penalty: Tensor | None,
-    presence_penalty: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    raw = logits if logits.dtype == torch.float64 else logits.float()
-    greedy = (temperature == 0)[:, None]
-    divisor = torch.where(greedy, 1.0, temperature[:, None].double())
-
-    scores = raw
-    if seen is not None and repetition_penalty is not None:
-        penalty = repetition_penalty.to(raw.dtype)[:, None]
-        penalised = scores * torch.where(scores < 0, penalty, 1.0 / penalty)
-        scores = torch.where((seen & REPEATED) != 0, penalised, scores)
-    if seen is not None and presence_penalty is not None:
-        penalised = scores - presence_penalty.to(raw.dtype)[:, None]
-        scores = torch.where((seen & PRESENT) != 0, penalised, scores)
-    if forbidden is not None:
-        banned = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
-        banned.scatter_(1, torch.where(forbidden < 0, logits.shape[1], forbidden), True)
-        scores = scores.masked_fill(banned[:, :-1], -torch.inf)
-    best = scores.argmax(dim=1)
-    if top_k is not None or top_p is not None or min_p is not None:
-        scores = _truncate(scores, divisor, top_k, top_p, min_p)
-
-    scores = scores.double()
-    scores = (scores - scores.amax(dim=1, keepdim=True)) / divisor
-    running, total = _row_total(scores.exp())
-    threshold = philox_uniform(seeds, steps)[:, None] * total
-    # u * total may round up to total; the last id with any weight is meant then.
-    threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = torch.searchsorted(running, threshold, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    ids = torch.where(greedy[:, 0], best, drawn)
-
-    chosen = ids[:, None]
-    scaled = raw.double()
-    scaled = (scaled - scaled.amax(dim=1, keepdim=True)) / divisor
-    logprobs = scaled.gather(1, chosen) - _row_total(scaled.exp())[1].log()
-    sampled = scores.gather(1, chosen) - total.log()
-    sampled = torch.where(greedy, torch.zeros_like(sampled), sampled)
-    return ids, logprobs[:, 0].to(raw.dtype), sampled[:, 0].to(raw.dtype)
 
 
 def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Tensor | None:
@@ -339,7 +239,7 @@ def _sample_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not use_triton(backend, logits):
-        ids, logprobs, sampled = _reference(
+        ids, logprobs, sampled = reference(
             logits, seeds, steps, temperature, _in_use(top_k, 0), _in_use(top_p, 1.0, at_least=True),
             _in_use(min_p, 0.0), forbidden, seen, repetition_penalty, presence_penalty,
         )  # fmt: skip
@@ -406,8 +306,8 @@ def sample_tokens(
 
     With the penalised logits z in float32 (float64 for float64 logits), w = exp((z - max z) / temperature)
     over what truncation keeps and u = ``philox_uniform(seed, step)``, the id is the first i with
-    w_0 + ... + w_i > u * sum(w). The reference sums in float64; the kernel exponentiates and sums within a
-    tile of 8192 in float32, so its id differs where u * sum(w) falls within a rounding error of a border.
+    w_0 + ... + w_i > u * sum(w). Weights are float32 and summed so within a tile (reference 1,024, kernel
+    8,192), tiles in float64; so their ids differ where u * sum(w) falls within a rounding error of a border.
 
     Returns ``ids`` [B] int64; ``logprobs`` [B] float32, the log-softmax of the untouched logits / temperature
     at the id (of the logits where the temperature is 0: no penalty, no truncation, no forbidden id counts);

@@ -230,16 +230,15 @@ def test_low_precision_negative_infinity_and_ties():
 
 def test_bad_input_is_named():
     logits = torch.randn(3, 8)
-    rules = parameters(3)
+    bad = torch.where(torch.arange(3)[:, None] == 1, torch.nan, logits)
+    rules, greedy = parameters(3), parameters(3, temperature=torch.zeros(3))
     with pytest.raises(ValueError, match="logits of row 1"):
-        sample_tokens(torch.where(torch.arange(3)[:, None] == 1, torch.nan, logits), **rules)
+        sample_tokens(bad, **rules)
     with pytest.raises(ValueError, match="leave nothing to sample from"):
         sample_tokens(logits, **rules, forbidden=torch.arange(8).repeat(3, 1))
     with pytest.raises(ValueError, match="leave nothing to sample from"):
-        greedy = {**rules, "temperature": torch.zeros(3)}
         sample_tokens(logits, **greedy, forbidden=torch.arange(8).repeat(3, 1))
     with pytest.raises(ValueError, match="logits of row 1"):
-        bad = torch.where(torch.arange(3)[:, None] == 1, torch.nan, logits)
         sample_tokens(bad, **rules, top_p=torch.full((3,), 0.5))
     with pytest.raises(ValueError, match=r"logits is \(8,\)"):
         sample_tokens(logits[0, :8], **rules)
