@@ -7,7 +7,7 @@ The public face; the insides are in `fourdthinker._frames`.
 from fourdthinker._frames.images import read_images
 from fourdthinker._frames.pixels import Frames, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
-from fourdthinker._frames.reading import FrameSource
+from fourdthinker._frames.request import FrameSource
 from fourdthinker._frames.video import iterate_frames, read_frames
 
 __all__ = [

@@ -39,7 +39,7 @@ class Deadline:
     def check(self) -> None:
         if self.until is not None and time.monotonic() > self.until:
             raise VideoError(
-                f"{self.name}: not read within {self.timeout:g} s; raise timeout, or drop the file if it hangs"
+                f"{self.name}: not read within {self.timeout:g} s; raise timeout, or drop the file"
             )
 
     def left(self) -> float | None:

@@ -89,22 +89,13 @@ def frames_at(
     """The frames with these stamps, which increase.
 
     held: all packets of the timeline, where they are at hand; else they are read from the container, which
-    must stand at its beginning. careful: no packet is left out and nothing is sought. Raises Missing, Damaged.
+    must stand at its beginning. careful: no packet is left out and nothing is sought. Raises Missing and
+    Damaged.
     """
     sink = _Sink(timeline, wanted)
     decode = video.codec_context.decode
-    ends = bool(timeline.coded) and video.codec_context.name in EMPTIES
+    packets = packets_for(container, video, timeline, wanted, deadline, held=held, careful=careful)
     try:
-        if timeline.coded:
-            runs = plan(timeline, wanted, careful=careful, ends=ends)
-            chosen = _chosen(timeline, wanted, runs, careful)
-            packets: Iterator[av.Packet | int | None]
-            if held is not None:
-                packets = _from_memory(held, chosen)
-            else:
-                packets = _from_file(container, video, timeline, chosen, deadline)
-        else:
-            packets = container.demux(video)
         for packet in packets:
             deadline.check()
             if packet is None:  # decoding goes on elsewhere: take out what the decoder still holds
@@ -124,6 +115,28 @@ def frames_at(
         raise Damaged(error.strerror, timeline.seconds(near)) from error
     if sink.pending:
         raise Missing(timeline.seconds(sink.pending[-1]))
+
+
+def packets_for(
+    container: InputContainer,
+    video: VideoStream,
+    timeline: Timeline,
+    wanted: Sequence[int],
+    deadline: Deadline,
+    *,
+    held: Sequence[av.Packet] | None = None,
+    careful: bool = False,
+) -> Iterator[av.Packet | int | None]:
+    """What has to be decoded for these stamps, in order. None and then the stamp of a keyframe stand where
+    decoding goes on at that keyframe with an empty decoder."""
+    if not timeline.coded:
+        return container.demux(video)
+    ends = video.codec_context.name in EMPTIES
+    runs = plan(timeline, wanted, careful=careful, ends=ends)
+    chosen = _chosen(timeline, wanted, runs, careful)
+    if held is not None:
+        return _from_memory(held, chosen)
+    return _from_file(container, video, timeline, chosen, deadline)
 
 
 class _Sink:

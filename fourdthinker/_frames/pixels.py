@@ -96,30 +96,37 @@ def convert(
     turns: int,
     normal: Normal | None,
     threads: int,
+    device: torch.device,
 ) -> Tensor:
     """Decoded planes to uint8 [T, h, w, 3], size = (h, w) after `turns` quarter turns counter-clockwise; or
-    to patches, as `patchify` makes them of that."""
+    to patches, as `patchify` makes them of that; on device, and by it where it and the extension can."""
     module = native()
     if module is None:
         packed = np.stack([planes[0].reshape(planes[0].shape[0], -1, 3) for planes in frames])
         pixels = resize(np.rot90(packed, turns, (1, 2)), size, resample)
-        return pixels if normal is None else patchify(pixels, **asdict(normal))[0]
-    keywords: dict[str, Any] = {}
-    if normal is not None:
-        keywords = {"out": "patches", "dtype": _DTYPES[normal.dtype], "patch": normal.patch}
-        keywords |= {"mean": normal.mean, "std": normal.std}
-    array = module.convert(
-        frames,
-        height=size[0],
-        width=size[1],
-        **asdict(layout),
-        resample=resample,
-        rotation=90 * turns,
-        threads=threads,
-        **keywords,
-    )
+        return (pixels if normal is None else patchify(pixels, **asdict(normal))[0]).to(device)
+    options = asdict(layout) | conversion(size, resample=resample, turns=turns, normal=normal)
+    if device.type == "cuda" and module.build_info()["cuda"]:
+        from fourdthinker._frames import cuda
+
+        return cuda.convert(frames, device=device, **options)
+    tensor = _tensor(module.convert(frames, **options, threads=threads), normal.dtype if normal else None)
+    return tensor.to(device)
+
+
+def conversion(size: tuple[int, int], *, resample: str, turns: int, normal: Normal | None) -> dict[str, Any]:
+    """The keywords of `_video.convert` about its output."""
+    options = {"height": size[0], "width": size[1], "resample": resample, "rotation": 90 * turns}
+    if normal is None:
+        return options
+    look = {"mean": normal.mean, "std": normal.std, "dtype": _DTYPES[normal.dtype], "patch": normal.patch}
+    return options | look | {"out": "patches"}
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
+    """numpy has no bfloat16: the extension returns its bits as uint16."""
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if normal is not None and normal.dtype == torch.bfloat16 else tensor
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
 
 def patchify(
@@ -140,8 +147,9 @@ def patchify(
     its group. Normalised per channel: (value / 255 - mean) / std, computed in float32, rounded to dtype
     (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order.
     """
-    array = _host(pixels)
-    t, h, w, _ = array.shape
+    on_host = not isinstance(pixels, Tensor) or pixels.device.type == "cpu"
+    clip = torch.from_numpy(_host(pixels)) if on_host else torch.as_tensor(pixels)
+    t, h, w, _ = clip.shape
     if h % (patch * merge) or w % (patch * merge):
         raise ValueError(
             f"pictures of {h}x{w} pixels cannot be cut into patches of {patch} merged {merge}x{merge}; "
@@ -151,18 +159,17 @@ def patchify(
     grid = torch.tensor([[groups, h // patch, w // patch]])
     if stills:
         grid = torch.tensor([[1, h // patch, w // patch]]).repeat(t, 1)
-        array = array.repeat(temporal, 0)
+        clip = clip.repeat_interleave(temporal, 0)
     module = native()
-    if module is not None and (tuple(mean), tuple(std), dtype) == (CLIP_MEAN, CLIP_STD, torch.float32):
+    if module is not None and on_host:
         threads = torch.get_num_threads()
-        return torch.from_numpy(
-            module.resize_patches(array, h, w, "lanczos", patch, merge, temporal, threads)
-        ), grid
-    if array.shape[0] < groups * temporal:
-        array = np.concatenate([array, array[-1:].repeat(groups * temporal - array.shape[0], 0)])
-    values = (
-        torch.from_numpy(array).float().div_(255).sub_(torch.tensor(mean)).div_(torch.tensor(std)).to(dtype)
-    )
+        look = {"mean": tuple(mean), "std": tuple(std), "dtype": _DTYPES[dtype]}
+        cut = {"patch": patch, "merge": merge, "temporal": temporal}
+        return _tensor(module.resize_patches(clip.numpy(), h, w, threads=threads, **cut, **look), dtype), grid
+    if clip.shape[0] < groups * temporal:
+        clip = torch.cat([clip, clip[-1:].expand(groups * temporal - clip.shape[0], -1, -1, -1)])
+    centre, scale = torch.tensor(mean, device=clip.device), torch.tensor(std, device=clip.device)
+    values = clip.float().div_(255).sub_(centre).div_(scale).to(dtype)
     split = values.view(
         groups, temporal, h // patch // merge, merge, patch, w // patch // merge, merge, patch, 3
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import av
 import torch
@@ -17,53 +15,21 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fourdthinker._frames import sidecar
+from fourdthinker._frames import gpu, sidecar
 from fourdthinker._frames.colour import Layout, Planes, planes_of, repeated
-from fourdthinker._frames.container import Deadline, Source, opened
+from fourdthinker._frames.container import Deadline, opened
 from fourdthinker._frames.decode import Damaged, Missing, frames_at
-from fourdthinker._frames.images import NEAR, hold, rate
-from fourdthinker._frames.pixels import Frames, Normal, convert, native, patchify
-from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.images import hold, rate
+from fourdthinker._frames.nvdec import NvdecError
+from fourdthinker._frames.pixels import Frames, convert, native, patchify
+from fourdthinker._frames.request import Request, times_wanted
 from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
-from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.errors import VideoError
 
 CHUNK = 4  # frames held at full size until they are converted; even, for patches are cut from two frames
 ROOM = 16 << 20  # bytes of packets kept from the reading of the index to the decoding
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FrameSource:
-    """A video: a file or its bytes. stream: index of the stream in the container, default the best video
-    stream. reader: "auto", or "decord" to decode with that package."""
-
-    media: Source
-    stream: int | None = field(default=None, kw_only=True)
-    reader: Literal["auto", "decord"] = field(default="auto", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.reader not in ("auto", "decord"):
-            raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, checked; see `read_frames`."""
-
-    source: FrameSource
-    name: str
-    policy: FramePolicy
-    keep_size: bool
-    times: Sequence[float] | None
-    start: float | None
-    end: float | None
-    out: str
-    device: str | torch.device
-    normal: Normal
-    partial: bool
-    timeout: float | None
-    threads: int
 
 
 @dataclass
@@ -98,20 +64,30 @@ class Reading:
         self.wanted: list[float] = []
         self.done = 0  # of the times wanted, those handed out
         self.size: tuple[int, int] | None = None
+        self.aspect = 1.0
         self.decoder = ""
+        self.device = torch.device(request.device)
+        self.on_gpu = self.device.type == "cuda"  # decoded by it
 
     def batches(self, batch: int | None) -> Iterator[Frames]:
         """The frames, `batch` times of them at once, or all (None)."""
         source, name = self.request.source, self.request.name
         while True:
             with opened(source.media, source.stream, self.threads, self.deadline) as (container, video):
+                self.aspect = float(video.sample_aspect_ratio or 1) or 1.0  # width to height of a pixel
                 unread = self.timeline is not None or self._index(container, video)
                 if self.timeline is not None and (unread or self.held is not None):
                     try:
-                        yield from self._emit(container, video, self.timeline, batch)
+                        if self.on_gpu:
+                            yield from self._emit_gpu(self.timeline, batch)
+                        else:
+                            yield from self._emit(container, video, self.timeline, batch)
                         return
                     except _Changed:
                         self.straight = False
+                    except NvdecError as error:
+                        gpu.say(str(error))
+                        self.on_gpu = False
                     except (Damaged, Missing) as error:
                         self._next_attempt(error)
                 elif self.timeline is None:
@@ -204,6 +180,56 @@ class Reading:
             self.done += len(need)
             yield frames
 
+    def _emit_gpu(self, timeline: Timeline, batch: int | None) -> Iterator[Frames]:
+        """As `_emit`, by NVDEC; in software from the batch on that it cannot decode."""
+        request, source = self.request, self.request.source
+        media, stream = source.media, source.stream
+        frame, layout = gpu.first_frame(media, stream, self.deadline)
+        if not self.done:
+            self.wanted = times_wanted(request, timeline)
+        chosen = [hold(timeline.begin, t) for t in self.wanted]
+        turns, _, size = self._fit(frame)
+        step = len(chosen) if batch is None else batch
+        for begin in range(self.done, len(chosen), step):
+            here = chosen[begin : begin + step]
+            whole = gpu.decode(
+                media,
+                stream,
+                timeline,
+                [timeline.pts[index] for index in here],
+                self.deadline,
+                frame=frame,
+                layout=layout,
+                size=size,
+                turns=turns,
+                resample=request.policy.resample,
+                normal=request.normal if request.out == "patches" else None,
+                device=self.device,
+                held=self.held,
+            )
+            frames = self._pack(range(len(here)), [whole], request.out == "patches")
+            frames.seconds = self.wanted[begin : begin + step]
+            frames.shown = [timeline.begin[index] for index in here]
+            frames.decoder = "nvdec"
+            self.done += len(here)
+            yield frames
+
+    def _fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]:
+        """(quarter turns that make a frame upright, its size then, the size it is converted to)."""
+        turns = round(frame.rotation / 90) % 4
+        shape = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        if self.request.keep_size:
+            if self.size not in (None, shape):
+                raise VideoError(
+                    f"{self.request.name}: the picture size changes within the clip; give a policy to resize "
+                    "by"
+                )
+            self.size = shape
+        elif self.size is None:
+            aspect = 1.0 / self.aspect if turns % 2 else self.aspect
+            self.size = self.request.policy.size(shape[0], max(1, round(shape[1] * aspect)))
+        return turns, shape, self.size
+
     def _pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames:
         """Frames of the pictures at these places of the pieces put together."""
         request = self.request
@@ -213,14 +239,14 @@ class Reading:
         if straight and self.size is not None:
             patch = request.normal.patch
             grid = [-(-len(places) // 2), self.size[0] // patch, self.size[1] // patch]
-            frames.patches, frames.grid_thw = whole.to(request.device), torch.tensor([grid])
+            frames.patches, frames.grid_thw = whole.to(self.device), torch.tensor([grid])
             return frames
         pixels = whole if list(places) == list(range(len(whole))) else whole[list(places)]
         if request.out == "uint8":
-            frames.pixels = pixels.to(request.device)
+            frames.pixels = pixels.to(self.device)
         else:
             patches, frames.grid_thw = patchify(pixels, **vars(request.normal))
-            frames.patches = patches.to(request.device)
+            frames.patches = patches.to(self.device)
         return frames
 
     def _converted(
@@ -228,7 +254,7 @@ class Reading:
     ) -> Iterator[tuple[int, Tensor]]:
         """(number of frames, uint8 [n, h, w, 3] or patches) in order, converted while others are decoded."""
         groups = self._groups(pictures, video, straight)
-        if self.threads == 1:
+        if self.threads == 1 or self.device.type == "cuda":  # there, the caller's stream orders all work
             for group in groups:
                 yield len(group.frames), self._convert(group, straight, 1)
             return
@@ -253,7 +279,6 @@ class Reading:
         self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool
     ) -> Iterator[_Group]:
         """Runs of at most CHUNK frames of one layout."""
-        policy, name = self.request.policy, self.request.name
         module = native()
         codec = f"libavcodec {video.codec_context.name}" + ("" if module else ", RGB by swscale and Pillow")
         siting = siting_of(video)
@@ -266,20 +291,7 @@ class Reading:
                     self.decoder = codec + (f", {remade} by swscale" if remade and module else "")
                 if self.request.keep_size:
                     planes, layout = repeated(planes, layout)
-                turns = round(frame.rotation / 90) % 4
-                shape = (frame.height, frame.width)
-                if turns % 2:
-                    shape = shape[::-1]
-                if self.request.keep_size:
-                    if self.size not in (None, shape):
-                        raise VideoError(
-                            f"{name}: the picture size changes within the clip; give a policy to resize by"
-                        )
-                    self.size = shape
-                elif self.size is None:
-                    aspect = float(video.sample_aspect_ratio or 1) or 1.0
-                    aspect = 1.0 / aspect if turns % 2 else aspect
-                    self.size = policy.size(shape[0], max(1, round(shape[1] * aspect)))
+                turns, shape, _ = self._fit(frame)
                 alike = group is not None and (layout, shape, turns) == (
                     group.layout,
                     group.shape,
@@ -312,30 +324,5 @@ class Reading:
             turns=group.turns,
             normal=request.normal if straight else None,
             threads=threads,
+            device=self.device,
         )
-
-
-def times_wanted(request: Request, timeline: Timeline) -> list[float]:
-    """The times asked for, checked against what the file shows."""
-    name, times, start, end = request.name, request.times, request.start, request.end
-    first, last = timeline.begin[0], timeline.end
-    span = f"the clip is shown from {first:.6g} to {last:.6g} s"
-    if timeline.fault is not None:
-        span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
-    if times is not None:
-        wanted = [float(t) for t in times]
-        if request.partial and timeline.fault is not None:
-            wanted = [t for t in wanted if t <= last + NEAR] or wanted
-        for t in wanted:
-            if not first - NEAR <= t <= last + NEAR:
-                raise VideoError(f"{name}: no frame is shown at {t:.6g} s; {span}")
-        needed = max(wanted)
-    else:
-        low = first if start is None else max(first, start)
-        high, needed = (last, math.inf) if end is None else (min(last, end), end)
-        if not low < high and not (low == high == first == last):
-            raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
-        wanted = request.policy.times(high - low, low)
-    if timeline.fault is not None and needed > timeline.fault[0] + NEAR and not request.partial:
-        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s {timeline.fault[1]}")
-    return wanted

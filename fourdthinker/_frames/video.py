@@ -12,7 +12,8 @@ from fourdthinker._frames.container import Source, name_of
 from fourdthinker._frames.images import _check_out
 from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, Normal
 from fourdthinker._frames.policy import FramePolicy
-from fourdthinker._frames.reading import FrameSource, Reading, Request
+from fourdthinker._frames.reading import Reading
+from fourdthinker._frames.request import FrameSource, Request
 from fourdthinker.errors import ConfigError
 
 TIMEOUT = 600.0  # seconds

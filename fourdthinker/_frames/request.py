@@ -1,0 +1,76 @@
+"""What was asked for: a source, and which of its frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from fourdthinker._frames.container import Source
+from fourdthinker._frames.images import NEAR
+from fourdthinker._frames.pixels import Normal
+from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.timeline import Timeline
+from fourdthinker.errors import ConfigError, VideoError
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """A video: a file or its bytes. stream: index of the stream in the container, default the best video
+    stream. reader: "auto", or "decord" to decode with that package."""
+
+    media: Source
+    stream: int | None = field(default=None, kw_only=True)
+    reader: Literal["auto", "decord"] = field(default="auto", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.reader not in ("auto", "decord"):
+            raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked; see `read_frames`."""
+
+    source: FrameSource
+    name: str
+    policy: FramePolicy
+    keep_size: bool
+    times: Sequence[float] | None
+    start: float | None
+    end: float | None
+    out: str
+    device: str | torch.device
+    normal: Normal
+    partial: bool
+    timeout: float | None
+    threads: int
+
+
+def times_wanted(request: Request, timeline: Timeline) -> list[float]:
+    """The times asked for, checked against what the file shows."""
+    name, times, start, end = request.name, request.times, request.start, request.end
+    first, last = timeline.begin[0], timeline.end
+    span = f"the clip is shown from {first:.6g} to {last:.6g} s"
+    if timeline.fault is not None:
+        span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
+    if times is not None:
+        wanted = [float(t) for t in times]
+        if request.partial and timeline.fault is not None:
+            wanted = [t for t in wanted if t <= last + NEAR] or wanted
+        for t in wanted:
+            if not first - NEAR <= t <= last + NEAR:
+                raise VideoError(f"{name}: no frame is shown at {t:.6g} s; {span}")
+        needed = max(wanted)
+    else:
+        low = first if start is None else max(first, start)
+        high, needed = (last, math.inf) if end is None else (min(last, end), end)
+        if not low < high and not (low == high == first == last):
+            raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
+        wanted = request.policy.times(high - low, low)
+    if timeline.fault is not None and needed > timeline.fault[0] + NEAR and not request.partial:
+        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s {timeline.fault[1]}")
+    return wanted
