@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 from fourdthinker._frames import cuda, nvdec  # noqa: E402 - after the check for av
 from fourdthinker._frames.colour import planes_of  # noqa: E402
 from fourdthinker._frames.pixels import native  # noqa: E402
-from fourdthinker.frames import read_frames  # noqa: E402
+from fourdthinker.frames import FramePolicy, read_frames  # noqa: E402
 from tests.unit.test_video_cuda import LAYOUTS, planes  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
@@ -246,8 +246,9 @@ def test_read_frames_on_a_gpu(clips, name):
     """Whatever the chip decodes: the same frames, and the decoder is named."""
     data = clips(name)
     times = [0.0, 0.5, 1.0, 1.7]
-    host, device = read_frames(data, times=times), read_frames(data, times=times, device=CUDA)
+    host, device = (read_frames(data, FramePolicy(), times=times, device=d) for d in ("cpu", CUDA))
     assert device.pixels is not None
     assert device.pixels.device == CUDA
     same(device.pixels, host.pixels)
-    assert ("NVDEC" in device.decoder) == (refusal(data) is None), device.decoder
+    assert ("nvdec" in device.decoder) == (refusal(data) is None), device.decoder
+    assert "nvdec" not in host.decoder
