@@ -17,12 +17,6 @@
 #else
 #define FOURD_UNROLL
 #endif
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#else
-#include <bit>
-#include <cstring>
-#endif
 
 namespace fourd::cuda {
 
@@ -45,19 +39,11 @@ FOURD_HD inline std::uint32_t pack(Rgb p) { return p.r | p.g << 8 | static_cast<
 template <typename T>
 FOURD_HD inline T read(const std::uint8_t* at) {
 #ifdef __CUDACC__
-    return *reinterpret_cast<const T*>(at);  // planes and strides are aligned to a chroma pair, see aligned()
+    return *reinterpret_cast<const T*>(at);  // plan.cpp checks the alignment
 #else
     T value;
-    std::memcpy(&value, at, sizeof(T));
+    __builtin_memcpy(&value, at, sizeof(T));
     return value;
-#endif
-}
-
-FOURD_HD inline std::uint16_t half_bits(float value) {
-#ifdef __CUDACC__
-    return __half_as_ushort(__float2half_rn(value));
-#else
-    return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
 #endif
 }
 
@@ -187,7 +173,7 @@ struct Sink {
                 if (kind == Kind::float32)
                     static_cast<float*>(out)[to] = value;
                 else if (kind == Kind::float16)
-                    static_cast<std::uint16_t*>(out)[to] = half_bits(value);
+                    static_cast<std::uint16_t*>(out)[to] = float16_bits(float_bits(value));
                 else
                     static_cast<std::uint16_t*>(out)[to] = bfloat16_bits(float_bits(value));
             }
