@@ -8,7 +8,7 @@ from fourdthinker._frames.images import read_images
 from fourdthinker._frames.pixels import Frames, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
 from fourdthinker._frames.request import FrameSource
-from fourdthinker._frames.video import iterate_frames, read_frames
+from fourdthinker._frames.video import iterate_frames, read_frames, read_many
 
 __all__ = [
     "FramePolicy",
@@ -18,5 +18,6 @@ __all__ = [
     "patchify",
     "read_frames",
     "read_images",
+    "read_many",
     "resize",
 ]

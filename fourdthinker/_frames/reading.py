@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,13 +15,13 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fourdthinker._frames import gpu, sidecar
+from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import Layout, Planes, planes_of, repeated
 from fourdthinker._frames.container import Deadline, opened
 from fourdthinker._frames.decode import Damaged, Missing, frames_at
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.nvdec import NvdecError
-from fourdthinker._frames.pixels import Frames, convert, native, patchify
+from fourdthinker._frames.pixels import Frames, convert, native, patchify, resize
 from fourdthinker._frames.request import Request, times_wanted
 from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
@@ -69,7 +69,7 @@ class Reading:
         self.device = torch.device(request.device)
         self.on_gpu = self.device.type == "cuda"  # decoded by it
 
-    def batches(self, batch: int | None) -> Iterator[Frames]:
+    def batches(self, batch: int | None) -> Generator[Frames, None, None]:
         """The frames, `batch` times of them at once, or all (None)."""
         source, name = self.request.source, self.request.name
         while True:
@@ -147,12 +147,17 @@ class Reading:
             self.wanted = times_wanted(request, timeline)
         chosen = [hold(timeline.begin, t) for t in self.wanted[self.done :]]
         unique = sorted(set(chosen))
+        decord = request.source.reader == "decord"
         straight = self.straight and request.out == "patches" and batch is None and chosen == unique
-        stamps = [timeline.pts[index] for index in unique]
-        pictures = frames_at(
-            container, video, timeline, stamps, self.deadline, held=self.held, careful=self.careful
-        )
-        pieces = self._converted(pictures, video, straight)
+        straight = straight and not decord
+        if decord:
+            pieces = self._by_decord([timeline.begin[index] for index in unique])
+        else:
+            stamps = [timeline.pts[index] for index in unique]
+            pictures = frames_at(
+                container, video, timeline, stamps, self.deadline, held=self.held, careful=self.careful
+            )
+            pieces = self._converted(pictures, video, straight)
         step = len(chosen) if batch is None else batch
         ready: deque[tuple[int, Tensor]] = deque()
         low = high = 0  # `ready` holds the unique frames from low on and before high
@@ -218,6 +223,10 @@ class Reading:
         """(quarter turns that make a frame upright, its size then, the size it is converted to)."""
         turns = round(frame.rotation / 90) % 4
         shape = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        return turns, shape, self._target(shape, 1.0 / self.aspect if turns % 2 else self.aspect)
+
+    def _target(self, shape: tuple[int, int], aspect: float) -> tuple[int, int]:
+        """The size that upright pictures of this size, with pixels of this aspect, are converted to."""
         if self.request.keep_size:
             if self.size not in (None, shape):
                 raise VideoError(
@@ -226,9 +235,8 @@ class Reading:
                 )
             self.size = shape
         elif self.size is None:
-            aspect = 1.0 / self.aspect if turns % 2 else self.aspect
             self.size = self.request.policy.size(shape[0], max(1, round(shape[1] * aspect)))
-        return turns, shape, self.size
+        return self.size
 
     def _pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames:
         """Frames of the pictures at these places of the pieces put together."""
@@ -311,6 +319,16 @@ class Reading:
             yield replace(group, last=True)
         if fault is not None:
             raise fault
+
+    def _by_decord(self, begin: Sequence[float]) -> Iterator[tuple[int, Tensor]]:
+        """As `_converted`, with frames of decord."""
+        source, self.decoder = self.request.source, "decord"
+        for pixels in decord_reader.pictures(
+            source.media, source.stream, self.request.name, begin, CHUNK, self.threads
+        ):
+            self.deadline.check()
+            size = self._target(pixels.shape[1:3], self.aspect)
+            yield len(pixels), resize(pixels, size, self.request.policy.resample)
 
     def _convert(self, group: _Group, straight: bool, threads: int) -> Tensor:
         if self.size is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 from typing import Literal
 
@@ -12,9 +14,10 @@ from fourdthinker._frames.container import Source, name_of
 from fourdthinker._frames.images import _check_out
 from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, Normal
 from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.pool import in_order, threads
 from fourdthinker._frames.reading import Reading
 from fourdthinker._frames.request import FrameSource, Request
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, VideoError
 
 TIMEOUT = 600.0  # seconds
 
@@ -52,7 +55,8 @@ def read_frames(
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), partial, timeout
     )
-    return next(Reading(request).batches(None))
+    with closing(Reading(request).batches(None)) as batches:
+        return next(batches)
 
 
 def iterate_frames(
@@ -85,6 +89,44 @@ def iterate_frames(
     yield from Reading(request).batches(batch)
 
 
+def read_many(
+    sources: Iterable[FrameSource | Source],
+    policy: FramePolicy | None = None,
+    *,
+    workers: int | None = None,
+    device: str | torch.device = "cpu",
+    out: Literal["uint8", "patches"] = "uint8",
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+    partial: bool = False,
+    timeout: float | None = TIMEOUT,
+) -> Iterator[Frames | VideoError]:
+    """`read_frames` of each of many videos, in order, on a pool of threads; for a file that fails, its error.
+
+    workers: files read at the same time; default one for each processor. At most three times so many results
+    are in memory. timeout: seconds that each file may take. sources is read as it goes and may be endless.
+    """
+
+    def read(source: FrameSource | Source) -> Frames | VideoError:
+        try:
+            return read_frames(
+                source,
+                policy,
+                device=device,
+                out=out,
+                mean=mean,
+                std=std,
+                dtype=dtype,
+                partial=partial,
+                timeout=timeout,
+            )
+        except VideoError as error:
+            return error
+
+    yield from in_order(read, sources, workers or os.cpu_count() or 1)
+
+
 def _request(
     source: FrameSource | Source,
     policy: FramePolicy | None,
@@ -110,7 +152,7 @@ def _request(
     keep_size = policy is None and times is not None and out == "uint8"
     policy = policy or FramePolicy()
     normal = Normal(policy.factor // 2, normal.mean, normal.std, normal.dtype)
-    name, threads = name_of(source.media), torch.get_num_threads()
+    name = name_of(source.media)
     return Request(
-        source, name, policy, keep_size, times, start, end, out, device, normal, partial, timeout, threads
+        source, name, policy, keep_size, times, start, end, out, device, normal, partial, timeout, threads()
     )

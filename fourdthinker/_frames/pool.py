@@ -1,0 +1,44 @@
+"""Many readings at once, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_local = threading.local()
+
+
+def threads() -> int:
+    """Threads that one reading may use: torch's number, shared among the workers of a pool."""
+    return getattr(_local, "threads", None) or torch.get_num_threads()
+
+
+def in_order(
+    call: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
+) -> Iterator[Result]:
+    """call(item) of each item, in order, on `workers` threads.
+
+    No more than `ahead` results (default: twice the workers) wait for the caller, however slow it is. What
+    call raises, it raises here, when the item's turn has come.
+    """
+    share = max(1, torch.get_num_threads() // workers)
+    rest = iter(items)
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, initializer=lambda: setattr(_local, "threads", share)) as pool:
+        try:
+            pending.extend(pool.submit(call, item) for item in islice(rest, ahead or 2 * workers))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(call, item) for item in islice(rest, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
