@@ -54,9 +54,11 @@ struct World {
     int created = 0, destroyed = 0, reconfigured = 0, unmapped = 0, mapped = 0, parsers = 0, events = 0, fed = 0;
     bool out_of_memory_while_idle = false, caps_8_bit_only = false, refuse_reconfigure = false;
     std::set<CUevent> recorded;  // and not waited for
+    std::map<unsigned long long, CUevent> read_until;  // mapped addresses, and what says that their reading is done
 } world;
 
 thread_local int pushed = 0;
+thread_local std::vector<unsigned long long> unread;  // mapped since the last event
 
 CUresult failed() { return CUDA_ERROR_UNKNOWN; }
 
@@ -84,6 +86,8 @@ CUresult destroy_event(CUevent event) {
 CUresult record_event(CUevent event, CUstream) {
     const std::lock_guard lock(world.mutex);
     world.recorded.insert(event);
+    for (const auto address : unread) world.read_until[address] = event;
+    unread.clear();
     return CUDA_SUCCESS;
 }
 CUresult wait_for_event(CUevent event) {
@@ -166,6 +170,7 @@ CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address
     std::memcpy(memory->data(), &d->pictures.at(index).number, sizeof(int));
     *address = reinterpret_cast<unsigned long long>(memory->data());
     d->mapped[*address] = std::move(memory);
+    unread.push_back(*address);
     const std::lock_guard lock(world.mutex);
     ++world.mapped;
     return CUDA_SUCCESS;
@@ -174,6 +179,9 @@ CUresult unmap_frame(CUvideodecoder handle, unsigned long long address) {
     auto* d = static_cast<FakeDecoder*>(handle);
     REQUIRE(d->mapped.erase(address));
     const std::lock_guard lock(world.mutex);
+    REQUIRE(world.read_until.contains(address));
+    REQUIRE(!world.recorded.contains(world.read_until[address]));
+    world.read_until.erase(address);
     ++world.unmapped;
     return CUDA_SUCCESS;
 }
@@ -385,6 +393,16 @@ void seek() {
     REQUIRE(world.created == 1);
 }
 
+void shown_twice() {
+    Decoders decoders(fake);
+    Got got;  // refuses what it has
+    Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {1020, 9999}, into(got));
+    feed(video, clip(10, 1000));
+    feed(video, clip(10, 1000), 1000);
+    REQUIRE((video.finish() == std::vector<std::int64_t>{9999}));
+    REQUIRE(world.mapped == 1);
+}
+
 void size_changes() {
     Decoders decoders(fake);
     for (const bool refuse : {false, true}) {
@@ -545,6 +563,7 @@ int main(int, char** arguments) {
                                                       {"every_frame", every_frame},
                                                       {"missing_frames", missing_frames},
                                                       {"seek", seek},
+                                                      {"shown_twice", shown_twice},
                                                       {"size_changes", size_changes},
                                                       {"decoders_are_kept", decoders_are_kept},
                                                       {"ten_bits", ten_bits},

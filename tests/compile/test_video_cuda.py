@@ -104,6 +104,7 @@ SCENARIOS = [
     "every_frame",
     "missing_frames",
     "seek",
+    "shown_twice",
     "size_changes",
     "decoders_are_kept",
     "ten_bits",
