@@ -9,8 +9,9 @@ from pathlib import Path
 
 
 def names() -> list[str]:
-    """The benches there are: every module of this folder that has no leading underscore."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem[0] != "_")
+    """The benches there are: the modules of this folder that are neither private nor tests."""
+    stems = (path.stem for path in Path(__file__).parent.glob("*.py"))
+    return sorted(stem for stem in stems if not stem.startswith(("_", "test_")))
 
 
 def run(argv: list[str]) -> int:

@@ -1,0 +1,221 @@
+"""Every kernel against its peers, interleaved in one run: ``python -m bench kernels``.
+
+On a CPU the ops are their PyTorch references at small sizes, so that the harness itself is tested; on a GPU
+the Triton kernels at production sizes, in one run of a few minutes. ``--must-hold`` measures what the head
+ops promise on a CPU: rows that are masked cost nothing, and without masked rows they keep up with eager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
+from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
+from torch import Tensor
+
+from bench import _measure as measure
+from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
+from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
+
+MUST_HOLD = {"rows": (8, 256), "width": 256, "vocabularies": (32_000, 151_668), "faster": 5.0, "slower": 1.1}
+MISMATCH = 0.02  # losses further apart than this do not do the same work
+
+
+def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes a second of a large copy (read and write counted), operations a second of a large matmul."""
+    elements, side = (1 << 28, 8192) if device == "cuda" else (1 << 25, 1536)
+    source = torch.ones(elements, device=device)
+    sink = torch.empty_like(source)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    calls: dict[str, Callable[[], object]] = {"copy": lambda: sink.copy_(source), "matmul": lambda: a @ b}
+    taken = {k: min(v) for k, v in measure.interleaved(calls, repeats=7, device=device).items()}
+    return {"copy": 2 * source.nbytes / taken["copy"], "matmul": 2 * side**3 / taken["matmul"]}
+
+
+def run_case(case: Case, device: str, repeats: int, fastest: dict[str, float]) -> list[dict[str, Any]]:
+    """One row for each candidate: time, ratio to ours, peak memory, what part of the machine's rate it is."""
+    calls, absent, values = {}, dict(case.absent), {}
+    for name, call in case.calls.items():
+        try:
+            values[name] = call()
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
+            if name == "ours":
+                raise
+            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            continue
+        calls[name] = call
+    taken = measure.interleaved(calls, repeats=repeats, device=device)
+    ours = measure.summary(taken["ours"])["median"]
+    rows = []
+    for name, call in calls.items():
+        summary = measure.summary(taken[name])
+        row: dict[str, Any] = {
+            "op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "seconds": summary,
+            "time_over_ours": summary["median"] / ours, "peak_bytes": measure.peak_allocated(call, device),
+            "dw_in_peak": case.dw,
+        }  # fmt: skip
+        if case.moved:
+            row["copy_fraction"] = case.moved / summary["median"] / fastest["copy"]
+        if case.flops:
+            row["matmul_fraction"] = case.flops / summary["median"] / fastest["matmul"]
+        if case.alike:
+            got, want = (_number(values[n]) for n in (name, "ours"))
+            row["same_loss"] = abs(got - want) <= MISMATCH * max(abs(want), 1e-3)
+        rows.append(row)
+    rows += [
+        {"op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "absent": why}
+        for name, why in absent.items()
+    ]
+    return rows
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a loss to compare is {type(value).__name__}; it must be a tensor")
+    return float(value)
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows as text: times with quartiles, ratios as time divided by the time of ours."""
+    lines = []
+    for row in rows:
+        first = row["candidate"] == "ours"
+        line = {"case": f"{row['op']}, {row['mode']}: {row['size']}" if first else "", "by": row["candidate"]}
+        if "absent" in row:
+            lines.append({**line, "ms (quartiles)": row["absent"]})
+            continue
+        seconds = row["seconds"]
+        middle, low, high = (seconds[k] * 1e3 for k in ("median", "lower_quartile", "upper_quartile"))
+        lines.append(line | {
+            "ms (quartiles)": f"{middle:.3g} ({low:.3g} to {high:.3g})",
+            "time / ours": f"{row['time_over_ours']:.2f}", "peak MiB": f"{row['peak_bytes'] / 2**20:.1f}",
+            "dW in it": "yes" if row["dw_in_peak"] else "",
+            "of copy": f"{row['copy_fraction']:.0%}" if "copy_fraction" in row else "",
+            "of matmul": f"{row['matmul_fraction']:.0%}" if "matmul_fraction" in row else "",
+            "loss": "" if row.get("same_loss", True) else "differs",
+        })  # fmt: skip
+    return lines
+
+
+def must_hold(repeats: int, sizes: dict[str, Any] = MUST_HOLD) -> list[dict[str, Any]]:
+    """The two promises of the head ops, every figure of one pair from the same interleaved run.
+
+    Ratios are those of medians. Forward and backward, float32, 90 % of the rows masked or none.
+    """
+    rows = []
+    shape, width = sizes["rows"], sizes["width"]
+    for vocabulary in sizes["vocabularies"]:
+        for frozen in (False, True):
+            taken = measure.interleaved(_promises(shape, width, vocabulary, frozen), repeats=repeats)
+            gc.collect()
+            for op in ("linear_cross_entropy", "linear_grpo_loss"):
+                eager, ours, masked = (taken[f"{op} {k}"] for k in ("eager", "ours", "ours, 90 % masked"))
+                medians = [measure.summary(v)["median"] for v in (eager, ours, masked)]
+                rows.append({
+                    "op": op, "vocabulary": vocabulary, "head": "frozen" if frozen else "trained",
+                    "eager": measure.summary(eager), "ours": measure.summary(ours),
+                    "masked": measure.summary(masked), "over_eager": medians[1] / medians[0],
+                    "masked_faster": medians[1] / medians[2],
+                    "holds": bool(medians[1] <= sizes["slower"] * medians[0]
+                                  and medians[1] >= sizes["faster"] * medians[2]),
+                })  # fmt: skip
+    return rows
+
+
+def _promises(
+    shape: tuple[int, int], width: int, vocabulary: int, frozen: bool
+) -> dict[str, Callable[[], object]]:
+    data = Data(SIZES["cpu"], "cpu")
+    x = data.randn(*shape, width).requires_grad_()
+    weight = data.randn(vocabulary, width, scale=width**-0.5).requires_grad_(not frozen)
+    target = data.ids(*shape, below=vocabulary)
+    every = torch.ones(shape, dtype=torch.bool)
+    tenth = torch.rand(shape, generator=data.generator).argsort(dim=1) < round(shape[1] * 0.1)
+    few = torch.where(tenth, target, -100)
+    gains = data.randn(shape[0])
+    old = -data.randn(*shape).abs() - 9
+    ref = old + data.randn(*shape, scale=0.1)
+
+    def ours_grpo(mask: Tensor) -> Tensor:
+        return linear_grpo_loss(
+            x, weight, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=ref, beta=BETA
+        )[0]
+
+    def eager(op: str) -> Tensor:
+        z = x @ weight.T
+        if op == "ce":
+            return torch.nn.functional.cross_entropy(z.flatten(0, 1), target.flatten())
+        return eager_grpo(eager_logprobs(z, target), gains, every, old, ref)
+
+    losses: dict[str, Callable[[], Tensor]] = {
+        "linear_cross_entropy eager": lambda: eager("ce"),
+        "linear_cross_entropy ours": lambda: linear_cross_entropy(x, weight, target),
+        "linear_cross_entropy ours, 90 % masked": lambda: linear_cross_entropy(x, weight, few),
+        "linear_grpo_loss eager": lambda: eager("grpo"),
+        "linear_grpo_loss ours": lambda: ours_grpo(every),
+        "linear_grpo_loss ours, 90 % masked": lambda: ours_grpo(tenth),
+    }
+    return {name: trained(loss, x, weight) for name, loss in losses.items()}
+
+
+def must_hold_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    def time(summary: dict[str, float]) -> str:
+        return f"{summary['median'] * 1e3:.0f} ({summary['low'] * 1e3:.0f} to {summary['high'] * 1e3:.0f})"
+
+    return [
+        {
+            "op": row["op"], "V": f"{row['vocabulary']:,}", "head": row["head"],
+            "eager ms (range)": time(row["eager"]), "ours": time(row["ours"]),
+            "90 % masked": time(row["masked"]), "ours / eager": f"{row['over_eager']:.2f}",
+            "masked faster": f"{row['masked_faster']:.1f}x", "holds": "yes" if row["holds"] else "NO",
+        }
+        for row in rows
+    ]  # fmt: skip
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m bench kernels", description=__doc__)
+    parser.add_argument("--must-hold", action="store_true", help="only the promises of the head ops on a CPU")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, no torch.compile")
+    parser.add_argument("--size", choices=SIZES, help="default: that of the device")
+    parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
+    parser.add_argument("--repeats", type=int, help="rounds; default 5, on a GPU 20, with --quick 3")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
+    parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 1 when a promise does not hold, else 0."""
+    chosen = arguments(argv)
+    device = "cuda" if torch.cuda.is_available() and not chosen.must_hold else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(chosen.threads)
+    repeats = chosen.repeats or (3 if chosen.quick else 20 if device == "cuda" else 5)
+    if chosen.must_hold:
+        rows = must_hold(repeats)
+        measure.show("Head ops on a CPU, forward and backward, 2,048 x 256", must_hold_table(rows))
+        if not chosen.no_save:
+            logging.info("written to %s", measure.save("kernels must hold", rows, device))
+        return 0 if all(row["holds"] for row in rows) else 1
+    sizes: Sizes = SIZES[chosen.size or ("quick" if chosen.quick else device)]
+    fastest = rates(device, sizes.dtype)
+    logging.info(
+        "%s: copy %.1f GB/s, matmul %.0f GFLOP/s",
+        measure.device_name(device), fastest["copy"] / 1e9, fastest["matmul"] / 1e9,
+    )  # fmt: skip
+    rows = []
+    for family in chosen.only:
+        for case in FAMILIES[family](sizes, device, not (chosen.quick or chosen.no_compile)):
+            rows += run_case(case, device, repeats, fastest)
+        gc.collect()
+    measure.show("Time divided by ours above 1: slower than ours", table(rows))
+    if not chosen.no_save:
+        logging.info("written to %s", measure.save("kernels", [{"rates": fastest}, *rows], device))
+    return 0

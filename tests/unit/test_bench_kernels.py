@@ -1,0 +1,117 @@
+"""The kernels bench runs from end to end on tiny sizes, compares losses and judges its promises."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import _measure as measure
+from bench import kernels
+from bench._kernel_cases import SIZES, Case
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
+
+
+def test_a_run_times_compares_and_saves(results, capsys):
+    assert command.run(["kernels", "--size", "tiny", "--quick", "--repeats", "2", "--threads", "1"]) == 0
+    (path,) = results.iterdir()
+    saved = json.loads(path.read_text())["kernels"]
+    assert saved["versions"]["torch"] == torch.__version__
+    rows = [row for row in saved["rows"] if "seconds" in row]
+    ops = {row["op"] for row in rows if row["candidate"] == "ours"}
+    assert ops == {
+        "linear_cross_entropy", "linear_grpo_loss", "linear_logprobs", "cross_entropy", "grpo_loss",
+        "logprobs", "cosine_latent_loss", "pool_latents", "group_advantages", "grpo_token_loss",
+        "sample_tokens", "latent_feedback_step_", "shared_prefix_decode",
+    }  # fmt: skip
+    for row in rows:
+        assert row["seconds"]["runs"] == 2
+        assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+        assert row.get("same_loss", True), f"{row['candidate']} of {row['op']} computes another loss"
+    every = {row["candidate"] for row in saved["rows"] if "op" in row}
+    assert {"ours", "eager", "eager (TRL)", "torch.compile"} <= every
+    assert "linear_grpo_loss" in capsys.readouterr().out
+
+
+def test_peers_that_fail_or_differ_are_named():
+    def broken():
+        raise RuntimeError("no such kernel")
+
+    one, two = torch.ones(()), torch.full((), 2.0)
+    calls = {"ours": lambda: one, "broken": broken, "wrong": lambda: two}
+    rows = kernels.run_case(Case("op", "size", "mode", calls, absent={"gone": "why"}), "cpu", 1, {})
+    by_name = {row["candidate"]: row for row in rows}
+    assert by_name["broken"]["absent"] == "RuntimeError: no such kernel"
+    assert by_name["gone"]["absent"] == "why"
+    assert by_name["ours"]["same_loss"]
+    assert not by_name["wrong"]["same_loss"]
+    assert [line["loss"] for line in kernels.table(rows) if "loss" in line] == ["", "differs"]
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        kernels.run_case(Case("op", "size", "mode", {"ours": broken}), "cpu", 1, {})
+
+
+@pytest.mark.parametrize(
+    ("faster", "slower", "holds"), [(0.0, 1e9, True), (1e9, 1e9, False), (0.0, 0.0, False)]
+)
+def test_promises_are_judged_by_their_medians(faster, slower, holds):
+    sizes = {"rows": (2, 20), "width": 8, "vocabularies": (64,), "faster": faster, "slower": slower}
+    rows = kernels.must_hold(1, sizes)
+    assert [(row["op"], row["head"]) for row in rows] == [
+        (op, head) for head in ("trained", "frozen") for op in ("linear_cross_entropy", "linear_grpo_loss")
+    ]
+    assert all(row["holds"] is holds for row in rows)
+    assert {line["holds"] for line in kernels.must_hold_table(rows)} == {"yes" if holds else "NO"}
+
+
+def test_a_broken_promise_is_the_exit_status(results, monkeypatch):
+    monkeypatch.setattr(kernels, "must_hold", lambda repeats: [])
+    assert kernels.main(["--must-hold", "--no-save"]) == 0
+    row = dict.fromkeys(("eager", "ours", "masked"), measure.summary([1.0])) | {
+        "op": "op", "vocabulary": 1, "head": "frozen", "over_eager": 2.0, "masked_faster": 1.0,
+        "holds": False,
+    }  # fmt: skip
+    monkeypatch.setattr(kernels, "must_hold", lambda repeats: [row])
+    assert kernels.main(["--must-hold", "--no-save"]) == 1
+
+
+def test_names_and_unknown_names(caplog):
+    assert {"kernels", "resize"} <= set(command.names())
+    assert not [name for name in command.names() if name.startswith(("_", "test"))]
+    with caplog.at_level(logging.INFO):
+        assert command.run([]) == 0
+        assert command.run(["nothing"]) == 2
+    assert "there are: " in caplog.text
+    assert "kernels" in caplog.text
+
+
+def test_peak_memory_and_order():
+    assert measure.peak_allocated(lambda: torch.ones(1000, 1000)) == 4_000_000
+    assert 35e6 < measure.peak_rss(lambda: torch.ones(10_000_000)) < 60e6
+    order: list[str] = []
+    taken = measure.interleaved({n: lambda n=n: order.append(n) for n in "abc"}, repeats=3, warmup=1)
+    assert "".join(order) == "abcabcbcacab"
+    assert [len(v) for v in taken.values()] == [3, 3, 3]
+
+
+def test_other_benches_of_the_day_stay_in_the_file(results):
+    measure.save("one", [{"a": 1}], "my device")
+    path = measure.save("two", [{"b": 2}], "my device")
+    saved = json.loads(path.read_text())
+    assert path.name.endswith("-my-device.json")
+    assert saved["one"]["rows"] == [{"a": 1}]
+    assert saved["two"]["rows"] == [{"b": 2}]
+
+
+def test_sizes_are_those_of_the_device():
+    assert SIZES["cuda"].dtype == torch.bfloat16
+    assert SIZES["cuda"].vocabulary == 151_936
