@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
 from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
+from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ def dift_objective(
     return loss, metrics
 
 
-def policy_logprobs(
-    backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
-) -> Tensor:
+def policy_logprobs(backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """Log-probability of every token that the policy chose, [R, T] float32, 0 elsewhere.
 
     Used as the objective of a forward pass without gradient: the reference model's. The batch is one of
@@ -116,7 +114,7 @@ def grpo_objective(
     entropy_coef: float = 0.0,
     max_length: int | None = None,
 ) -> tuple[Tensor, Metrics, Tensor]:
-    """The GRPO objective of a replayed batch (`grpo_token_loss` has the formulas).
+    """The GRPO objective of a replayed batch (`kernels/_policy.py` has the formulas).
 
     Args:
         backbone: gives the output matrix.
@@ -136,24 +134,23 @@ def grpo_objective(
         This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
         [R, T], detached. `gap` is the mean of |replayed - sampler| log-probability, which is rounding alone.
     """
-    chosen, entropies = linear_logprobs(
-        hidden.flatten(0, 1)[batch["source"]],
+    place, mask = batch["place"], batch["policy_mask"]
+
+    def listed(name: str) -> Tensor | None:
+        return batch[name].flatten()[place] if name in batch else None
+
+    chosen = hidden.flatten(0, 1)[batch["source"]]  # two tokens may be predicted by the same position
+    loss, current, means = linear_grpo_loss(
+        chosen,
         backbone.head_weight,
         batch["token"],
         bias=backbone.head_bias,
-        temperature=temperature,
-        return_entropy=True,
-    )
-    logprobs = _spread(chosen, batch)
-    mask: Tensor = batch["policy_mask"]
-    old = batch.get("old_logprobs")
-    loss, means = grpo_token_loss(
-        logprobs,
-        batch["advantages"],
-        mask,
-        old_logprobs=old,
-        ref_logprobs=batch.get("ref_logprobs"),
-        entropy=_spread(entropies, batch),
+        advantages=batch["advantages"],
+        mask=torch.ones_like(place, dtype=torch.bool),
+        rows=torch.arange(place.numel(), device=place.device),
+        sequence_ids=place // max(mask.shape[1], 1),
+        old_logprobs=listed("old_logprobs"),
+        ref_logprobs=listed("ref_logprobs"),
         loss_type=loss_type,
         kl=kl,
         beta=beta,
@@ -163,9 +160,11 @@ def grpo_objective(
         entropy_coef=entropy_coef,
         max_length=max_length,
         num_items=num_items,
+        temperature=temperature,
+        return_entropy=True,
     )
-    logprobs = logprobs.detach()
-    gap = ((logprobs if old is None else old) - batch["rollout_logprobs"]).abs() * mask
+    logprobs = _spread(current, batch)
+    gap = (batch.get("old_logprobs", logprobs) - batch["rollout_logprobs"]).abs() * mask
     one = torch.ones((), device=hidden.device)
     tokens = one * batch["token"].numel()
     metrics: Metrics = {name: (value * tokens, tokens) for name, value in means.items()}

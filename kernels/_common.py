@@ -65,9 +65,18 @@ def check_finite(**values: float | None) -> None:
             raise ValueError(f"{name} is {value}; pass a finite number")
 
 
-def check_range(name: str, values: Tensor, low: int, high: int) -> None:
-    """With ``FOURDTHINKER_DEBUG=1`` (it synchronises): raise unless all ``values`` are in [low, high)."""
-    if os.environ.get("FOURDTHINKER_DEBUG") != "1" or values.numel() == 0:
+def check_range(
+    name: str, values: Tensor, low: int, high: int, *, at: Tensor | None = None, where: Tensor | None = None
+) -> None:
+    """With ``FOURDTHINKER_DEBUG=1`` (it synchronises): raise unless all ``values`` are in [low, high).
+
+    ``at`` (indices) and after it ``where`` (bool) say which of them matter.
+    """
+    if os.environ.get("FOURDTHINKER_DEBUG") != "1":
+        return
+    values = values if at is None else values[at]
+    values = values if where is None else values[where]
+    if values.numel() == 0:
         return
     smallest, largest = int(values.min()), int(values.max())
     if smallest < low or largest >= high:

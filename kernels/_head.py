@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_finite, use_triton
+from ._common import accumulation_dtype, check_finite, check_range, use_triton
 from ._logits import grad_, padded, stats
 
 
@@ -57,9 +57,13 @@ def check_head(
             raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move one of them")
 
 
-def check_rows(rows: Tensor) -> None:
+def check_rows(rows: Tensor, target: Tensor) -> None:
+    """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``."""
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows is {tuple(rows.shape)} {rows.dtype}; it must be [M] int64 flat indices")
+    if rows.device != target.device:
+        raise ValueError(f"rows is on {rows.device} but target is on {target.device}; move one of them")
+    check_range("rows", rows, 0, target.numel())
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -127,6 +127,14 @@ def token_scale(
     return scale / max_length if policy.loss_type == "dr_grpo" and max_length is not None else scale
 
 
+def sequence_sums(values: Tensor, sequences: Tensor, count: int) -> Tensor:
+    """[count] sums of ``values`` [M] by ``sequences`` [M], the same in every run."""
+    sums = torch.zeros(count, dtype=values.dtype, device=values.device)
+    if values.is_cuda:  # sorts, where index_add_ would add in any order
+        return sums.index_put_((sequences,), values, accumulate=True)
+    return sums.index_add_(0, sequences, values)
+
+
 def policy_terms(
     policy: Policy,
     *,

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, tile, use_triton
+from ._common import NAMESPACE, check_range, tile, use_triton
 
 TEXT = 0
 MODES = ("exact", "reference")
@@ -320,7 +320,8 @@ def latent_feedback_step_(
     capture; it reads and writes B * H elements. There rows of ``hidden``, ``embedding`` and ``next_embeds``
     must be dense, everything else contiguous, and ``eos_ids`` at most 1024.
 
-    Raises ``ValueError`` for a wrong shape, dtype, layout or mode.
+    Raises ``ValueError`` for a wrong shape, dtype, layout or mode; ids are range-checked only with
+    ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; use one of {MODES}")
@@ -367,6 +368,7 @@ def latent_feedback_step_(
             raise ValueError(f"{name} has strides {tensor.stride()}; its rows must be dense")
     if eos_ids.numel() > 1024:
         raise ValueError(f"eos_ids has {eos_ids.numel()} ids; at most 1024 are supported")
+    check_range("sampled", sampled, 0, embedding.shape[0])
     with torch.no_grad():
         _step_op(
             sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,

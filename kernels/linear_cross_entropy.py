@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, reciprocal
+from ._common import NAMESPACE, accumulation_dtype, check_range, reciprocal
 from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
 
 
@@ -121,9 +121,10 @@ def linear_cross_entropy(
     flat = target.reshape(-1)
     if rows is None:
         rows = (flat != ignore_index).nonzero()[:, 0]
-    check_rows(rows)
+    check_rows(rows, flat)
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(flat == ignore_index, -1, flat)
+    check_range("target", flat, -1, weight.shape[0], at=rows)
     x = input.reshape(-1, input.shape[-1])
     scale = reciprocal(
         (flat[rows] >= 0).sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)

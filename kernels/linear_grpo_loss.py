@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype
+from ._common import NAMESPACE, accumulation_dtype, check_range
 from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
 from ._policy import (
     PER_LENGTH,
@@ -20,6 +20,7 @@ from ._policy import (
     check_policy,
     metrics_of,
     policy_terms,
+    sequence_sums,
     token_scale,
 )
 
@@ -46,6 +47,7 @@ def _loss_op(
     temperature: float,
     softcap: float | None,
     chunk: int,
+    with_entropy: bool,
     need_dx: bool,
     need_dw: bool,
     need_db: bool,
@@ -83,9 +85,8 @@ def _loss_op(
             current = logprobs[rows]
 
             def per_sequence(values: Tensor) -> Tensor:
-                total = torch.zeros(lengths.shape, dtype=wide, device=x.device)
-                total.index_add_(0, sequences, torch.where(counted, values, 0.0))
-                return (total / lengths)[sequences]
+                kept = torch.where(counted, values, 0.0)
+                return (sequence_sums(kept, sequences, lengths.shape[0]) / lengths)[sequences]
 
             before = current if old is None else old
             mean_ratio = per_sequence(current - before)
@@ -94,7 +95,7 @@ def _loss_op(
         for part in chunks:
             chosen = rows[part]
             z, label = head.logits(x[chosen]), target[chosen]
-            logprob, normaliser, entropy = head.stats(z, label, policy.entropy_coef != 0)
+            logprob, normaliser, entropy = head.stats(z, label, with_entropy)
             logprobs.index_copy_(0, chosen, logprob)
             before = logprob if old is None else old[part]
             log_ratio = mean_ratio[part] if loss_type == "gspo" else logprob - before
@@ -105,7 +106,7 @@ def _loss_op(
             if need_dx or need_dw or need_db:
                 if loss_type == "gspo":
                     slope = sequence_slope[part]
-                bonus = None if entropy is None else share[part] * -policy.entropy_coef
+                bonus = share[part] * -policy.entropy_coef if policy.entropy_coef else None
                 z = head.grad_(z, label, normaliser, entropy, (slope + away) * share[part], bonus)
                 hidden = x[chosen]
                 rows_dx = torch.empty_like(hidden) if need_dx else None
@@ -120,8 +121,8 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, sequences: Tensor,
     counted: Tensor, lengths: Tensor, share: Tensor, advantages: Tensor, old: Tensor | None,
     ref: Tensor | None, sampler: Tensor | None, entropy_mask: Tensor | None, loss_type: str, kl: str,
-    numbers: list[float], temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool,
-    need_db: bool, backend: str,
+    numbers: list[float], temperature: float, softcap: float | None, chunk: int, with_entropy: bool,
+    need_dx: bool, need_dw: bool, need_db: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = share.new_empty(())
     return (
@@ -167,6 +168,7 @@ def linear_grpo_loss(
     sampler_logprobs: Tensor | None = None,
     entropy_mask: Tensor | None = None,
     sequence_ids: Tensor | None = None,
+    group_size: int | None = None,
     rows: Tensor | None = None,
     loss_type: str = "grpo",
     kl: str = "k3",
@@ -180,6 +182,7 @@ def linear_grpo_loss(
     num_items: Tensor | float | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    return_entropy: bool = False,
     chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -189,15 +192,19 @@ def linear_grpo_loss(
     [R, T]; or packed, ``input`` [N, H] with all those [N], ``advantages`` [R], and ``sequence_ids`` [N]
     int64 naming each position's sequence. Entry i of ``target`` is what row i predicts. Only rows where
     ``mask`` is true are computed; ``rows`` [M] int64, their flat indices, spares finding them (which
-    synchronises on CUDA). All other options are those of ``grpo_token_loss`` and ``linear_cross_entropy``.
+    synchronises on CUDA). ``group_size``, when given, is only checked: the R sequences must be whole groups
+    of that many, as those are whose rewards became ``advantages``. All other options are those of
+    ``grpo_token_loss`` and ``linear_cross_entropy``.
 
     Logits exist for ``chunk_rows`` rows at a time and become their gradient in place; nothing is recomputed,
     but for ``gspo``, whose ratios need a first pass over all rows. The entropy is computed only when
-    ``entropy_coef`` is not 0. dW is accumulated in float32.
+    ``entropy_coef`` is not 0 or ``return_entropy`` asks for its mean among the metrics. dW is accumulated in
+    float32.
 
     Returns the loss, the log-probabilities (detached, shaped as ``target``, 0 where masked) and the metrics
     of ``grpo_token_loss``. Without rows the loss is 0, part of the graph, with zero gradients. Raises
-    ``ValueError`` for shapes, dtypes, devices and options that do not fit, and for k1.
+    ``ValueError`` for shapes, dtypes, devices and options that do not fit, and for k1; indices are
+    range-checked only with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_head(input, weight, target, bias, temperature, softcap)
     policy = check_policy(
@@ -217,9 +224,11 @@ def linear_grpo_loss(
     per_token = not packed and advantages.shape == target.shape
     if not per_token and tuple(advantages.shape) != (count,):
         raise ValueError(f"advantages is {tuple(advantages.shape)}; it must be one number a sequence")
+    if group_size is not None and (group_size < 1 or count % group_size):
+        raise ValueError(f"group_size {group_size} does not divide the {count} sequences")
     if rows is None:
         rows = mask.reshape(-1).nonzero()[:, 0]
-    check_rows(rows)
+    check_rows(rows, target)
     dtype = accumulation_dtype(input, weight)
     x = input.reshape(-1, input.shape[-1])
     if sequence_ids is None:
@@ -228,6 +237,8 @@ def linear_grpo_loss(
         ids = sequence_ids.reshape(-1).long()
     sequences = ids[rows]
     counted = mask.reshape(-1)[rows]
+    check_range("target", target.reshape(-1), 0, weight.shape[0], at=rows, where=counted)
+    check_range("sequence_ids", sequences, 0, count)
 
     def listed(values: Tensor | None) -> Tensor | None:
         if values is None:
@@ -235,12 +246,12 @@ def linear_grpo_loss(
         chosen = values.detach().reshape(-1)[rows]
         return chosen if chosen.dtype == torch.bool else torch.where(counted, chosen.to(dtype), 0.0)
 
-    lengths = torch.zeros(count, dtype=dtype, device=input.device)
-    lengths = lengths.index_add_(0, sequences, counted.to(dtype)).clamp_(min=1)
+    lengths = sequence_sums(counted.to(dtype), sequences, count).clamp_(min=1)
     scale = token_scale(policy, num_items, count, counted, max_length, dtype)
     share = torch.where(counted, scale, 0.0)
     if loss_type in PER_LENGTH:
         share = share / lengths[sequences]
+    with_entropy = return_entropy or policy.entropy_coef != 0
     spread = advantages.detach().reshape(-1)
     spread = (spread[rows] if per_token else spread[sequences]).to(dtype)
     loss, logprobs, sums = _LinearGrpoLoss.apply(
@@ -248,10 +259,9 @@ def linear_grpo_loss(
         (target.reshape(-1), rows, sequences, counted, lengths, share, spread, listed(old_logprobs),
          listed(ref_logprobs), listed(sampler_logprobs), listed(entropy_mask)),
         (loss_type, kl, policy.numbers(), temperature, softcap,
-         chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")),
+         chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu"),
+         with_entropy),
         backend,
     )  # fmt: skip
-    metrics = metrics_of(
-        policy, sums, ref=ref_logprobs, entropy=policy.entropy_coef != 0, sampler=sampler_logprobs
-    )
+    metrics = metrics_of(policy, sums, ref=ref_logprobs, entropy=with_entropy, sampler=sampler_logprobs)
     return loss, logprobs.reshape(target.shape), metrics

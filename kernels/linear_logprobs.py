@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype
+from ._common import NAMESPACE, accumulation_dtype, check_range
 from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
 
 
@@ -178,7 +178,8 @@ def linear_logprobs(
             rows = torch.arange(flat.shape[0], device=flat.device)
         else:
             rows = mask.reshape(-1).nonzero()[:, 0]
-    check_rows(rows)
+    check_rows(rows, flat)
+    check_range("target", flat, 0, weight.shape[0], at=rows)
     x = input.reshape(-1, input.shape[-1])
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     logprobs, entropies = _LinearLogprobs.apply(

@@ -183,7 +183,7 @@ def logprobs(
     for name, tensor in (("target", target), ("mask", mask)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device} but logits is on {logits.device}; move one")
-    check_range("target", target if mask is None else target.masked_fill(~mask, 0), 0, logits.shape[-1])
+    check_range("target", target, 0, logits.shape[-1], where=mask)
     if rows_of(logits) is None:
         logits = logits.contiguous()
     values, entropies = _Logprobs.apply(

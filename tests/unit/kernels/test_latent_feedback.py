@@ -129,7 +129,7 @@ def test_outputs_are_written_into_the_given_tensors():
     assert torch.equal(outputs["next_embeds"], embedding[:2])
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_named(monkeypatch):
     def call(**changes):
         state = latent_state(2, WIDTH, 4, dtype=torch.float32, device="cpu")
         arguments = {"sampled": torch.zeros(2, dtype=torch.long), "hidden": torch.zeros(2, WIDTH),
@@ -148,3 +148,6 @@ def test_bad_input_is_named():
         call(embedding=torch.zeros(VOCAB, WIDTH, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"must be .B, H. and .V, H."):
         call(hidden=torch.zeros(2, WIDTH + 1))
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"sampled has values from 0 to 12; they must be in \[0, 12\)"):
+        call(sampled=torch.tensor([0, VOCAB]))

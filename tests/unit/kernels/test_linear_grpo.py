@@ -152,6 +152,40 @@ def test_peak_memory_is_one_chunk_of_logits(loss_type):
     assert peak_bytes(step) - given <= 1.1 * chunk * vocabulary * 4
 
 
+def test_the_entropy_without_a_weight_is_a_metric_only():
+    (input, weight, bias), target, mask, advantages, _ = case()
+    input.requires_grad_()
+    options = {"bias": bias, "advantages": advantages, "mask": mask}
+    plain, _, metrics = linear_grpo_loss(input, weight, target, **options)
+    loss, _, more = linear_grpo_loss(input, weight, target, **options, return_entropy=True)
+    assert torch.equal(plain, loss)
+    assert torch.equal(*(torch.autograd.grad(value, input)[0] for value in (plain, loss)))
+    _, entropy = linear_logprobs(input, weight, target, bias=bias, mask=mask, return_entropy=True)
+    torch.testing.assert_close(more.pop("entropy"), (entropy.sum() / mask.sum()).detach())
+    assert more.keys() == metrics.keys()
+
+
+def test_indices_are_checked_when_debugging(monkeypatch):
+    (input, weight, _), target, mask, advantages, _ = case()
+    flat = {"input": input.flatten(0, 1), "target": target.flatten(), "mask": mask.flatten()}
+    flat |= {"weight": weight, "advantages": advantages}
+    ids = torch.arange(ROWS).repeat_interleave(LENGTH)
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    linear_grpo_loss(**flat, sequence_ids=ids)
+    masked = torch.where(mask, target, 99).flatten()
+    linear_grpo_loss(**{**flat, "target": masked}, sequence_ids=ids)
+    for message, changes in [
+        (
+            r"target has values from -1 to -1; they must be in \[0, 19\)",
+            {"target": torch.where(mask, -1, target).flatten()},
+        ),
+        ("sequence_ids has values from 1 to 4", {"sequence_ids": ids + 1}),
+        (r"rows has values from 3 to 24; they must be in \[0, 24\)", {"rows": torch.tensor([3, 24])}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            linear_grpo_loss(**{**flat, "sequence_ids": ids, **changes})
+
+
 def test_bad_input_is_named():
     (input, weight, _), target, mask, advantages, tensors = case()
 
@@ -167,6 +201,9 @@ def test_bad_input_is_named():
         (r"advantages is \(3,\)", {"advantages": advantages[:3]}),
         ("sequence_ids is needed", {"sequence_ids": target}),
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
+        ("group_size 3 does not divide the 4 sequences", {"group_size": 3}),
+        ("group_size 0 does not divide", {"group_size": 0}),
+        ("rows is on meta", {"rows": torch.zeros(1, dtype=torch.int64, device="meta")}),
         ("temperature is 0", {"temperature": 0.0}),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -236,6 +236,18 @@ def test_masked_rows_cost_nothing():
     assert seconds(sparse) * 4 < seconds(full)
 
 
+def test_indices_are_checked_when_debugging(monkeypatch):
+    input, weight, _, target = case(torch.float32)
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    linear_cross_entropy(input, weight, target)
+    with pytest.raises(ValueError, match=r"target has values from .* to 29; they must be in \[-1, 29\)"):
+        linear_cross_entropy(input, weight, torch.where(target < 0, 29, target))
+    with pytest.raises(ValueError, match=r"target has values from -100 to .*; they must be in \[0, 29\)"):
+        linear_logprobs(input, weight, target)
+    with pytest.raises(ValueError, match=r"rows has values from -1 to 20; they must be in \[0, 21\)"):
+        linear_logprobs(input, weight, target, rows=torch.tensor([20, -1]))
+
+
 def test_bad_input_is_named():
     input, weight, bias, target = case(torch.float32)
     bad = [
