@@ -7,6 +7,7 @@ The public face; the insides are in `fourdthinker._frames`.
 from fourdthinker._frames.images import read_images
 from fourdthinker._frames.pixels import Frames, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
+from fourdthinker._frames.pool import in_order
 from fourdthinker._frames.request import FrameSource
 from fourdthinker._frames.video import iterate_frames, read_frames, read_many
 
@@ -14,6 +15,7 @@ __all__ = [
     "FramePolicy",
     "FrameSource",
     "Frames",
+    "in_order",
     "iterate_frames",
     "patchify",
     "read_frames",

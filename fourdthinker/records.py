@@ -12,14 +12,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from fourdthinker._records.forms import parse_line
 from fourdthinker._records.line import MediaRoot, Record, options_in
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.frames import FramePolicy, Frames, read_frames, read_images
+from fourdthinker.frames import FramePolicy, Frames, in_order, read_frames, read_images
 
 __all__ = ["Record", "options_in", "read_media", "read_records", "write_records"]
 
@@ -161,8 +160,7 @@ def _check_media(records: list[Record], policy: FramePolicy) -> Iterator[tuple[R
             return RecordError(f"{record.where}: {error}")
         return None
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from zip(records, pool.map(problem, records), strict=True)
+    yield from zip(records, in_order(problem, records, min(8, os.cpu_count() or 1)), strict=True)
 
 
 def _to_dict(record: Record, root: str) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames import Frames
+from fourdthinker.frames import Frames, in_order
 from fourdthinker.prompts import Encoder, Prompt, Vision
 from fourdthinker.records import Record
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.common import VisionSpec
+    from fourdthinker.backbones.spec import VisionSpec
 
 Override = Literal["black", "other"]
 OVERRIDES = ("black", "other")
@@ -59,14 +58,7 @@ def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | Vid
         except VideoError as error:
             return error
 
-    pending: deque[Future[Vision | VideoError | None]] = deque()
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        for clip in clips:
-            pending.append(pool.submit(read, clip))
-            if len(pending) > _READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    yield from in_order(read, clips, _READ_AHEAD, ahead=_READ_AHEAD)
 
 
 def derangement(number: int, seed: int = 0) -> list[int]:

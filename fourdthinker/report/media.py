@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, read_frames
+from fourdthinker.frames import FramePolicy, read_frames, resize
 
 _HEIGHT = 224  # twice what is shown, for dense screens
 
@@ -68,16 +68,17 @@ def _locate(path: str, root: Path) -> Path:
 def _open(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
-            image.thumbnail((_HEIGHT * 2, _HEIGHT))
-            return np.asarray(image.convert("RGB"))
+            image.draft("RGB", (_HEIGHT * 2, _HEIGHT))  # large JPEGs are decoded at a part of their size
+            return np.array(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def _encode(pixels: npt.NDArray[np.uint8], seconds: float | None = None) -> Picture:
-    image = Image.fromarray(pixels)
-    if image.height > _HEIGHT:
-        image = image.resize((max(1, round(image.width * _HEIGHT / image.height)), _HEIGHT))
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _HEIGHT / height, 2 * _HEIGHT / width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image = Image.fromarray(resize(pixels[None], size).numpy()[0])
     buffer = io.BytesIO()
     if (
         image.width * image.height <= 128 * 128
