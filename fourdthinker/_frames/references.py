@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from fourdthinker._frames.bits import Bits
+
 # What a picture is, bits of one byte. SPARE: nothing refers to it. CLEAN: decoding can begin at it while the
 # decoder still holds pictures from before. HIDDEN: it is decoded and never shown.
 KEY, CLEAN, SPARE, HIDDEN = 1, 2, 4, 8
@@ -103,17 +105,6 @@ def _vp9_key(first: int) -> bool:
     return first >> 6 == 2 and rest & 0b1100 == 0  # neither show_existing_frame nor an inter frame
 
 
-class _Bits:
-    def __init__(self, data: bytes) -> None:
-        self.value, self.left = int.from_bytes(data, "big"), 8 * len(data)
-
-    def take(self, count: int) -> int:
-        if count > self.left:
-            raise ValueError("the header ends early")
-        self.left -= count
-        return self.value >> self.left & ((1 << count) - 1)
-
-
 class _Av1:
     """AV1: a temporal unit is spare when no frame in it refreshes a reference."""
 
@@ -128,10 +119,10 @@ class _Av1:
         try:
             for kind, payload in _obus(data):
                 if kind == 1:
-                    self.header = _sequence_header(_Bits(payload))
+                    self.header = _sequence_header(Bits(payload))
                 elif kind in (3, 6):
                     frames += 1
-                    refreshes, key = _frame_header(_Bits(payload), self.header)
+                    refreshes, key = _frame_header(Bits(payload), self.header)
                     spare, clean = spare and not refreshes, clean or key
         except ValueError:
             return 0
@@ -159,7 +150,7 @@ def _obus(data: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
         at += size
 
 
-def _sequence_header(bits: _Bits) -> tuple[int, int, int, int] | None:
+def _sequence_header(bits: Bits) -> tuple[int, int, int, int] | None:
     bits.take(3)
     if bits.take(2) & 1:
         return None  # reduced header of a still picture
@@ -196,7 +187,7 @@ def _sequence_header(bits: _Bits) -> tuple[int, int, int, int] | None:
     return identified, screen, integer, bits.take(3) + 1 if ordered else 0
 
 
-def _frame_header(bits: _Bits, header: tuple[int, int, int, int] | None) -> tuple[bool, bool]:
+def _frame_header(bits: Bits, header: tuple[int, int, int, int] | None) -> tuple[bool, bool]:
     """(some reference is refreshed, or that is not known; a shown key frame, at which all begins anew)."""
     if header is None:
         return True, False
