@@ -19,7 +19,7 @@ from fourdthinker.records import Record, options_in, read_media
 from fourdthinker.samples import IGNORE, Batch, Prompt, Sample, Vision, collate
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.common import VisionSpec
+    from fourdthinker.backbones.spec import VisionSpec
 
 __all__ = [
     "RELEASED",

@@ -13,7 +13,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.frames import Frames, patchify
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.common import VisionSpec
+    from fourdthinker.backbones.spec import VisionSpec
     from fourdthinker.records import Record
 
 Batch = dict[str, Tensor]

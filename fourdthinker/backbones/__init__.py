@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourdthinker.backbones.adapters import ADAPTER, save_adapter
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
 from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
 
 POLICY_FILE = "frame_policy.json"
+_COMPARE = "Compare config.json and generation_config.json with those of the model it was made from"
+_MOST_LAYERS = 1000
 # model_type of config.json -> module and class; imported when a checkpoint of the family is loaded
 FAMILIES = {
     "qwen2_5_vl": ("fourdthinker.backbones.qwen2_5_vl", "Qwen2_5_VL"),
@@ -176,27 +181,41 @@ def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[An
     from transformers import AutoConfig
 
     name = _name(path, subfolder)
-    try:
+    with _refused(f"{name}: config.json cannot be read as a model's config", _COMPARE):
         config = AutoConfig.from_pretrained(path, **where)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{name}: config.json cannot be read as a model's config: {error}") from error
     if config.model_type not in FAMILIES:
         raise CheckpointError(f"{name} is a {config.model_type}; supported are {', '.join(sorted(FAMILIES))}")
-    module, name = FAMILIES[config.model_type]
-    return config, getattr(importlib.import_module(module), name)
+    depths = {
+        "text_config.num_hidden_layers": config.text_config.num_hidden_layers,
+        "vision_config.depth": config.vision_config.depth,
+    }
+    for key, value in depths.items():
+        if not 1 <= value <= _MOST_LAYERS:  # the layers are made before the weights are looked at
+            raise CheckpointError(f"{name}: {key} in config.json is {value}; 1 to {_MOST_LAYERS} make sense")
+    module, cls = FAMILIES[config.model_type]
+    return config, getattr(importlib.import_module(module), cls)
+
+
+@contextmanager
+def _refused(what: str, remedy: str) -> Iterator[None]:
+    """Whatever transformers' readers raise for a file that they do not understand, as a CheckpointError."""
+    try:
+        yield
+    except FourdError:
+        raise
+    except Exception as error:  # plain Exception is what the tokenizers library raises
+        said = textwrap.shorten(str(error), 600, placeholder=" ...")
+        raise CheckpointError(f"{what}: {type(error).__name__}: {said.rstrip('.')}. {remedy}") from error
 
 
 def _load_weights(load: Any, path: str, where: dict[str, str], **options: Any) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return load(path, **options, **where)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        name = _name(path, where.get("subfolder"))
-        raise CheckpointError(
-            f"{name}: the weights cannot be loaded ({error}). Only safetensors are read; "
-            "convert pickled weights with a tool you trust"
-        ) from error
+    name = _name(path, where.get("subfolder"))
+    remedy = f"Only safetensors are read (convert pickled weights with a tool you trust). {_COMPARE}"
+    with _refused(f"{name}: the weights cannot be loaded by its config.json", remedy):
+        try:
+            return load(path, **options, **where)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from error
 
 
 def _load_tokenizer(path: str, where: dict[str, str]) -> Any:
@@ -207,10 +226,8 @@ def _load_tokenizer(path: str, where: dict[str, str]) -> Any:
     # Asked first because transformers makes an empty tokenizer when there are no files at all.
     if _find(path, "tokenizer.json", where) is None and _find(path, "vocab.json", where) is None:
         raise CheckpointError(f"{name} has no tokenizer (tokenizer.json or vocab.json). {remedy}")
-    try:
+    with _refused(f"{name}: the tokenizer cannot be loaded (tokenizer.json, tokenizer_config.json)", remedy):
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: the tokenizer cannot be loaded ({error}). {remedy}") from error
     if tokenizer.chat_template is None:  # where older processors keep it
         legacy = _find(path, "chat_template.json", where)
         if legacy is not None:

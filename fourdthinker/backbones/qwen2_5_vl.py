@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from fourdthinker.backbones.common import Backbone, VisionSpec, processor_settings, token_spec
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.spec import VisionSpec, processor_settings, token_spec
 from fourdthinker.frames import FramePolicy
 
 

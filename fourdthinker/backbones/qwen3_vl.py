@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from fourdthinker.backbones.common import Backbone, DeepStack, VisionSpec, processor_settings, token_spec
+from fourdthinker.backbones.common import Backbone, DeepStack
+from fourdthinker.backbones.spec import VisionSpec, processor_settings, token_spec
 from fourdthinker.frames import FramePolicy
 
 

@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from fourdthinker.backbones import (
+    FAMILIES,
     Checkpoint,
     init_checkpoint,
     load_backbone,
     load_checkpoint,
     save_checkpoint,
 )
-from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import CheckpointError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LATENT_PAD
@@ -37,6 +43,9 @@ FILES = {
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 }
+
+
+QWEN3 = FramePolicy(factor=32, max_pixels=64 * 64, min_pixels=32 * 32)
 
 
 def names(folder: Path) -> set[str]:
@@ -74,12 +83,15 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [True, False])
-def test_round_trip(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
-    policy = FramePolicy(fps=4.0, max_frames=8, max_pixels=56 * 56, resample="bicubic")
+def test_round_trip(tmp_path: Path, family: str, tied: bool, dtype: torch.dtype) -> None:
+    factor = {"qwen2_5_vl": 28, "qwen3_vl": 32}[family]
+    pixels = {"max_pixels": 4 * factor**2, "min_pixels": factor**2, "factor": factor}
+    policy = FramePolicy(fps=4.0, max_frames=8, resample="bicubic", **pixels)
     style = PromptStyle(instruction="Say it.", newline_after_assistant=False, seconds_per_grid=0.5)
-    checkpoint = tiny_checkpoint(tied=tied, latent_size=3, policy=policy, style=style)
+    checkpoint = tiny_checkpoint(family=family, tied=tied, latent_size=3, policy=policy, style=style)
     checkpoint.backbone.to(dtype)
     folder = tmp_path / "deep" / "checkpoint"
 
@@ -88,6 +100,7 @@ def test_round_trip(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
     assert names(folder) == FILES
     assert names(folder.parent) == {"checkpoint"}
     loaded = load_checkpoint(folder)
+    assert type(loaded.backbone) is type(checkpoint.backbone)
     assert loaded.backbone.dtype == dtype
     assert same_weights(loaded.backbone, checkpoint.backbone)
     assert (loaded.backbone.head_weight is loaded.backbone.embedding_weight) == tied
@@ -118,6 +131,40 @@ def test_other_programs_can_read_it(saved: Path) -> None:
         assert content["size"] == {"shortest_edge": 28 * 28, "longest_edge": 256 * 28 * 28}
         assert (content["patch_size"], content["merge_size"], content["temporal_patch_size"]) == (14, 2, 2)
         assert content["resample"] == 1  # Lanczos, as PIL numbers it
+
+
+def test_processor_files_of_qwen3_vl(tmp_path: Path) -> None:
+    """What Qwen3-VL's own processors read: patches of 16, mean and deviation 0.5, pixels of a whole clip."""
+    tiny_checkpoint(tmp_path / "c", family="qwen3_vl", policy=QWEN3)
+    loaded = load_checkpoint(tmp_path / "c")
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "c")
+    assert same_weights(model, loaded.backbone.hf)
+    picture, clip = (
+        json.loads((tmp_path / "c" / f"{name}_config.json").read_text())
+        for name in ("preprocessor", "video_preprocessor")
+    )
+    for content in (picture, clip):
+        assert (content["patch_size"], content["merge_size"], content["temporal_patch_size"]) == (16, 2, 2)
+        assert content["image_mean"] == content["image_std"] == [0.5, 0.5, 0.5]
+        assert content["processor_class"] == "Qwen3VLProcessor"
+    assert picture["size"] == {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    assert clip["size"] == {"shortest_edge": 2 * 32 * 32, "longest_edge": 64 * 64 * 50}
+    assert (clip["video_processor_type"], clip["fps"]) == ("Qwen3VLVideoProcessor", 1.0)
+
+
+def test_a_qwen3_vl_without_a_policy_is_no_released_checkpoint(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "c", family="qwen3_vl")
+    (tmp_path / "c" / "frame_policy.json").unlink()
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.policy == FramePolicy(factor=32, max_pixels=256 * 32 * 32, min_pixels=32 * 32)
+    assert loaded.style == PromptStyle()
+
+
+def test_an_adapter_of_an_earlier_save_is_dropped(saved: Path) -> None:
+    (saved / "adapter").mkdir()
+    (saved / "adapter" / "adapter_config.json").write_text("{}")
+    save_checkpoint(saved, tiny_checkpoint())
+    assert names(saved) == FILES
 
 
 def test_saving_again_replaces_and_leaves_other_files(saved: Path) -> None:
@@ -274,6 +321,43 @@ def test_broken_files(saved: Path, tmp_path: Path) -> None:
         assert "broken" in str(error.value)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_odd_values(tmp_path: Path, family: str) -> None:
+    """Readers of transformers and tokenizers raise anything; all of it comes out as one kind of error."""
+    tiny_checkpoint(tmp_path / "saved", family=family)
+    cases: list[tuple[str, tuple[str, ...], Any, str]] = [
+        ("config.json", ("text_config", "hidden_size"), "wide", r"config\.json cannot be read.*'wide'"),
+        ("config.json", ("vision_config", "model_type"), [1], "cannot be loaded by its config.json"),
+        ("config.json", ("text_config", "num_hidden_layers"), 10**9, r"num_hidden_layers.* \(?1000000000"),
+        ("config.json", ("vision_config", "depth"), 0, "vision_config.depth in config.json is 0; 1 to 1000"),
+        ("config.json", ("text_config", "vocab_size"), 7, "the weights cannot be loaded by its config.json"),
+        ("config.json", ("image_token_id",), 10**9, "image_token_id is 1000000000 in .* rows 0 to"),
+        (
+            "generation_config.json",
+            ("eos_token_id",),
+            ["end"],
+            "eos_id is 'end' in config.json or generation",
+        ),
+        ("generation_config.json", ("eos_token_id",), [], "has an eos_token_id; add it"),
+        ("generation_config.json", ("pad_token_id",), {}, "the weights cannot be loaded"),
+        ("tokenizer.json", ("added_tokens",), [5], "tokenizer cannot be loaded .*Copy the tokenizer files"),
+        ("tokenizer.json", ("model", "vocab"), [1, 2], "tokenizer cannot be loaded .*expected a map"),
+        ("tokenizer_config.json", ("pad_token",), 3, "tokenizer cannot be loaded .*pad_token has to be"),
+    ]
+    for name, (*parents, key), value, message in cases:
+        folder = tmp_path / "odd"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "saved", folder)
+        content = inner = json.loads((folder / name).read_text())
+        for parent in parents:
+            inner = inner[parent]
+        inner[key] = value
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_checkpoint(folder)
+        assert "odd" in str(error.value)
+
+
 def test_tokenizer_of_another_checkpoint(saved: Path) -> None:
     tiny_tokenizer().save_pretrained(saved)
     with pytest.raises(CheckpointError, match=r"in config\.json and None in the tokenizer"):
@@ -299,17 +383,20 @@ def lora(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
 
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **options)
     model = get_peft_model(checkpoint.backbone.hf, config)
-    return Checkpoint(Qwen2_5_VL(model), checkpoint.tokenizer, checkpoint.policy, checkpoint.style)
+    return Checkpoint(
+        type(checkpoint.backbone)(model), checkpoint.tokenizer, checkpoint.policy, checkpoint.style
+    )
 
 
-def test_lora_is_merged_into_what_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_lora_is_merged_into_what_is_saved(tmp_path: Path, family: str) -> None:
     torch.manual_seed(0)
-    checkpoint = lora(tiny_checkpoint())
+    checkpoint = lora(tiny_checkpoint(family=family))
     backbone = checkpoint.backbone
     ids = torch.arange(12)[None]
     batch = {"input_ids": ids, "position_ids": torch.arange(12).expand(3, 1, -1)}
 
-    def hidden(backbone: Qwen2_5_VL) -> torch.Tensor:
+    def hidden(backbone: Backbone) -> torch.Tensor:
         with torch.no_grad():
             return backbone(batch, lambda _, hidden, __: hidden)
 
@@ -318,9 +405,12 @@ def test_lora_is_merged_into_what_is_saved(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     assert names(tmp_path / "c") == FILES | {"adapter"}
     loaded = load_checkpoint(tmp_path / "c").backbone
-    assert loaded.hf.state_dict().keys() == tiny_checkpoint().backbone.hf.state_dict().keys()
+    plain = tiny_checkpoint(family=family).backbone
+    assert loaded.hf.state_dict().keys() == plain.hf.state_dict().keys()
     torch.testing.assert_close(hidden(loaded), hidden(backbone), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(hidden(loaded), hidden(tiny_checkpoint().backbone), atol=1e-3)
+    assert not torch.allclose(hidden(loaded), hidden(plain), atol=1e-3)
+    with backbone.without_adapter():
+        torch.testing.assert_close(hidden(backbone), hidden(plain))
 
     backbone.model.merge_adapter()
     save_checkpoint(tmp_path / "merged", checkpoint)
