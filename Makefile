@@ -2,7 +2,7 @@
 #
 #   make demo                 the whole loop on rendered scenes; ARGS="--quick" is passed on
 #   make test                 all lanes but gpu, with coverage
-#   make test LANE=unit       one lane: unit, interpreter, compile, e2e, gpu; ARGS="-k name" is passed on
+#   make test LANE=unit       one lane of tests/, as unit or gpu; ARGS="-k name" is passed on
 #   make lint                 style and types
 #   make clean                removes .venv and build/
 
