@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fourd {
 
 extern const Kernels generic_kernels, avx2_kernels, avx512_kernels;
@@ -11,8 +15,13 @@ extern const Kernels generic_kernels, avx2_kernels, avx512_kernels;
 namespace {
 
 #if defined(__x86_64__)
+bool has_f16c() {  // __builtin_cpu_supports does not know it in every compiler
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 bool runs(const Kernels* kernels) {
-    if (kernels == &avx2_kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    if (kernels == &avx2_kernels) return __builtin_cpu_supports("avx2") && has_f16c();
     if (kernels == &avx512_kernels)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

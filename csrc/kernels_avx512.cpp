@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
 #else
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own header
 #pragma GCC push_options
@@ -155,12 +155,18 @@ void second_pass(const uint32_t* const* rows, const Span& span, int size, uint8_
     }
 }
 
+constexpr Kernels all() {
+    Kernels k = plain_loops("avx512");
+    k.pack_weights = pack_weights;
+    k.first_pass = first_pass;
+    k.second_pass = second_pass;
+    k.words_along = words_along_16;
+    return k;
+}
+
 }  // namespace
 
-extern const Kernels avx512_kernels{
-    "avx512",      pack_weights, first_pass, second_pass, words_along_16, words_across, blend8,      blend16,
-    blend8_pairs,  blend16_pairs, spread,    colour8,     colour16,    split_rgb,    join_rgb,    reverse,
-    normalise32,   normalise16,  normalise_b16};
+extern const Kernels avx512_kernels = all();
 
 }  // namespace fourd
 

@@ -58,11 +58,16 @@ void second_pass(const uint32_t* const* rows, const Span& span, int size, uint8_
     }
 }
 
+constexpr Kernels all() {
+    Kernels k = plain_loops("generic");
+    k.pack_weights = pack_weights;
+    k.first_pass = first_pass;
+    k.second_pass = second_pass;
+    return k;
+}
+
 }  // namespace
 
-extern const Kernels generic_kernels{
-    "generic",     pack_weights, first_pass, second_pass, words_along, words_across, blend8,      blend16,
-    blend8_pairs,  blend16_pairs, spread,    colour8,     colour16,    split_rgb,    join_rgb,    reverse,
-    normalise32,   normalise16,  normalise_b16};
+extern const Kernels generic_kernels = all();
 
 }  // namespace fourd

@@ -178,3 +178,25 @@ void words_across(const uint8_t* rows, size_t stride, int columns, uint8_t* stri
         __builtin_memcpy(strip, line, line_bytes);
     }
 }
+
+// Everything that is a plain loop; the including file adds the rest.
+constexpr Kernels plain_loops(const char* name) {
+    Kernels k{};
+    k.name = name;
+    k.words_along = words_along;
+    k.words_across = words_across;
+    k.blend8 = blend8;
+    k.blend16 = blend16;
+    k.blend8_pairs = blend8_pairs;
+    k.blend16_pairs = blend16_pairs;
+    k.spread = spread;
+    k.colour8 = colour8;
+    k.colour16 = colour16;
+    k.split_rgb = split_rgb;
+    k.join_rgb = join_rgb;
+    k.reverse = reverse;
+    k.normalise32 = normalise32;
+    k.normalise16 = normalise16;
+    k.normalise_b16 = normalise_b16;
+    return k;
+}

@@ -32,7 +32,7 @@ Plan::Plan(const Format& format, const Output& output, const Kernels& kernels)
 }
 
 Resampler::Resampler(const Format& format, const Plan& plan, const Kernels& kernels)
-    : format_(format), plan_(plan), kernels_(kernels), reader_(format, kernels),
+    : plan_(plan), kernels_(kernels), reader_(format, kernels),
       block_(plan.along_rows ? lanes : columns_at_once),
       strip_bytes_((static_cast<std::size_t>(plan.tap_length) + 15) / 16 * 4 * step_bytes),
       plane_stride_(round_up(plan.first_outputs, lanes)), ring_stride_(3 * plane_stride_),

@@ -38,7 +38,6 @@ private:
     void read(const Frame& frame, int y, int x, int count, bool reversed, std::uint8_t* to, std::size_t plane);
     std::uint32_t* ring_row(int group) { return ring_.data() + static_cast<std::size_t>(group % ring_groups_) * ring_stride_; }
 
-    const Format& format_;
     const Plan& plan_;
     const Kernels& kernels_;
     PictureReader reader_;
