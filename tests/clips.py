@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,12 @@ def make_clip(
     aspect: Fraction | None = None,
     audio: bool = False,
     pixel_format: str = "yuv420p",
+    draw: Callable[[int], np.ndarray] | None = None,
 ) -> Path:
-    """Encode picture k, shown from stamps[k] / base seconds. options: of the encoder (x264: bf, g, ...)."""
+    """Encode picture k, shown from stamps[k] / base seconds.
+
+    options: of the encoder (x264: bf, g, ...). draw: what picture k is, instead of its number in stripes.
+    """
     with av.open(str(path), "w") as container:
         rate = Fraction(base * (len(stamps) - 1) or base, (stamps[-1] - stamps[0]) or base)
         stream = container.add_stream(codec, rate=rate.limit_denominator(1000), options=options or {})
@@ -63,7 +67,8 @@ def make_clip(
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=8000) if audio else None
         for number, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            pixels = picture(number, *size) if draw is None else draw(number)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = stamp, Fraction(1, base)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -40,6 +40,10 @@ class Missing(Exception):
         self.seconds = seconds
 
 
+class SeekFailed(Missing):
+    """A seek led past the packet at `seconds`: the container's own index is coarse or wrong."""
+
+
 class Damaged(Exception):
     """The decoder cannot make a frame of the data at `seconds`."""
 
@@ -84,17 +88,18 @@ def frames_at(
     deadline: Deadline,
     *,
     held: Sequence[av.Packet] | None = None,
+    seek: bool = True,
     careful: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """The frames with these stamps, which increase.
 
     held: all packets of the timeline, where they are at hand; else they are read from the container, which
-    must stand at its beginning. careful: no packet is left out and nothing is sought. Raises Missing and
-    Damaged.
+    must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
+    Raises Missing, SeekFailed and Damaged.
     """
     sink = _Sink(timeline, wanted)
     decode = video.codec_context.decode
-    packets = packets_for(container, video, timeline, wanted, deadline, held=held, careful=careful)
+    packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
     try:
         for packet in packets:
             deadline.check()
@@ -125,6 +130,7 @@ def packets_for(
     deadline: Deadline,
     *,
     held: Sequence[av.Packet] | None = None,
+    seek: bool = True,
     careful: bool = False,
 ) -> Iterator[av.Packet | int | None]:
     """What has to be decoded for these stamps, in order. None and then the stamp of a keyframe stand where
@@ -136,7 +142,7 @@ def packets_for(
     chosen = _chosen(timeline, wanted, runs, careful)
     if held is not None:
         return _from_memory(held, chosen)
-    return _from_file(container, video, timeline, chosen, deadline)
+    return _from_file(container, video, timeline, chosen, deadline, SEEK if seek else len(timeline.coded) + 1)
 
 
 class _Sink:
@@ -194,30 +200,31 @@ def _from_file(
     timeline: Timeline,
     chosen: Iterator[tuple[int, int | None]],
     deadline: Deadline,
+    leap: int,
 ) -> Iterator[av.Packet | int | None]:
-    """Packets by place. A seek empties the decoder, so it is emptied in order first."""
+    """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
     packets = container.demux(video)
     at = -1  # the place of the packet last read
     for place, begin in chosen:
-        if begin is not None or (place - at > SEEK and timeline.flags[place] & KEY):
+        if begin is not None or (place - at > leap and timeline.flags[place] & KEY):
             if at >= 0:
                 yield None
                 yield timeline.coded[place]
-            if place - at > SEEK:
+            if place - at > leap:
                 try:
                     container.seek(timeline.coded[place], stream=video)
                 except av.error.FFmpegError as error:
-                    raise Missing(timeline.seconds(timeline.coded[place])) from error
-                packets, at = container.demux(video), place - SEEK
+                    raise SeekFailed(timeline.seconds(timeline.coded[place])) from error
+                packets, at = container.demux(video), place - leap
         if begin is not None:
             continue
         while at != place:
             packet = next(packets, None)
             if packet is None or packet.size == 0:
-                raise Missing(timeline.seconds(timeline.coded[place]))
+                raise SeekFailed(timeline.seconds(timeline.coded[place]))
             deadline.check()
             found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
             if found > place:
-                raise Missing(timeline.seconds(timeline.coded[place]))
+                raise SeekFailed(timeline.seconds(timeline.coded[place]))
             at = found
         yield packet

@@ -18,7 +18,7 @@ from torch import Tensor
 from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import Layout, Planes, planes_of, repeated
 from fourdthinker._frames.container import Deadline, opened
-from fourdthinker._frames.decode import Damaged, Missing, frames_at
+from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, convert, native, patchify, resize
@@ -58,6 +58,7 @@ class Reading:
         self.listed: Timeline | None = None  # what packets say, where that was not enough
         self.held: list[av.Packet] | None = None
         self.kept = self.stale = False  # the timeline comes from the sidecar; that one was wrong
+        self.seek = True  # in the file, over what need not be read
         self.careful = False  # every packet is decoded in order
         self.counted = False  # the timeline comes from decoding
         self.straight = True  # patches are made from planes directly where they can be
@@ -105,6 +106,8 @@ class Reading:
         name = self.request.name
         if self.kept:  # in case the file is not what the index says, in spite of its state
             self.timeline, self.kept, self.stale = None, False, True
+        elif isinstance(error, SeekFailed) and self.seek:
+            self.seek = False
         elif isinstance(error, Damaged):
             # Threads report a fault late, or before good frames. A second reading without them names its
             # time, or finds that it lies behind the last frame wanted.
@@ -155,7 +158,14 @@ class Reading:
         else:
             stamps = [timeline.pts[index] for index in unique]
             pictures = frames_at(
-                container, video, timeline, stamps, self.deadline, held=self.held, careful=self.careful
+                container,
+                video,
+                timeline,
+                stamps,
+                self.deadline,
+                held=self.held,
+                seek=self.seek and not self.careful,
+                careful=self.careful,
             )
             pieces = self._converted(pictures, video, straight)
         step = len(chosen) if batch is None else batch

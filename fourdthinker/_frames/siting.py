@@ -1,6 +1,7 @@
 """Where the chroma samples of a stream lie, as its header declares.
 
-Sources: ITU-T H.264 7.3.2.1.1 and E.1.1, H.265 7.3.2.2 and E.2.1, AV1 codec ISO media file format binding 2.3.3.
+Sources: ITU-T H.264 7.3.2.1.1 and E.1.1, H.265 7.3.2.2 and E.2.1, AV1 codec ISO media file format binding
+2.3.3.
 """
 
 from __future__ import annotations
