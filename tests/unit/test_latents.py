@@ -8,39 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from fourdthinker.backbones import FAMILIES
 from fourdthinker.errors import CheckpointError
 from fourdthinker.latents import LATENT_TOKENS, LatentSpec, grow_vocabulary
 from tests.tiny import tiny_model, tiny_tokenizer
-
-
-def qwen2_5_vl(tokenizer: PreTrainedTokenizerFast, tied: bool, spare_rows: int) -> Any:
-    return tiny_model(tokenizer, tied=tied, spare_rows=spare_rows)
-
-
-def qwen3_vl(tokenizer: PreTrainedTokenizerFast, tied: bool, spare_rows: int) -> Any:
-    text = {
-        "vocab_size": len(tokenizer) + spare_rows,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "deepstack_visual_indexes": [0],
-    }
-    torch.manual_seed(1)
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-    return Qwen3VLForConditionalGeneration(config)
 
 
 def matrices(model: Any) -> tuple[Tensor, Tensor]:
@@ -49,11 +21,11 @@ def matrices(model: Any) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("spare_rows", [0, 2, 50])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", [qwen2_5_vl, qwen3_vl])
-def test_growth(family: Any, tied: bool, spare_rows: int) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_growth(family: str, tied: bool, spare_rows: int) -> None:
     tokenizer = tiny_tokenizer()
     known = len(tokenizer)
-    model = family(tokenizer, tied, spare_rows)
+    model = tiny_model(tokenizer, family=family, tied=tied, spare_rows=spare_rows)
     before = [matrix.detach().clone() for matrix in matrices(model)]
 
     spec = grow_vocabulary(model, tokenizer)
@@ -79,10 +51,11 @@ def test_growth(family: Any, tied: bool, spare_rows: int) -> None:
     assert "latent" not in tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("tied", [True, False])
-def test_growing_twice_changes_nothing(tied: bool) -> None:
+def test_growing_twice_changes_nothing(family: str, tied: bool) -> None:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer, tied=tied)
+    model = tiny_model(tokenizer, family=family, tied=tied)
     first = grow_vocabulary(model, tokenizer, latent_size=6)
     with torch.no_grad():  # training moves the rows
         for matrix in matrices(model):
