@@ -114,7 +114,7 @@ CLIPS = {
     "av1": ("libsvtav1", "yuv420p", {"g": "20", "preset": "12"}),
     "av1 10 bits": ("libsvtav1", "yuv420p10le", {"g": "20", "preset": "12"}),
 }
-SIZE = (182, 318)  # no multiples of 16: a display area inside the coded frames
+SIZE = (180, 318)  # no multiples of 16: a display area inside the coded frames
 FRAMES = 60
 
 
