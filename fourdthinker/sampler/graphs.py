@@ -23,6 +23,8 @@ class Graphs:
     def run(self, key: Hashable, step: Callable[[], None], remaining: int) -> None:
         """One step; `key` changes whenever a tensor that `step` uses has moved."""
         if key != self._key:
+            if self._graph is not None:
+                torch.cuda.current_stream().synchronize()  # it may still be running
             self._key, self._graph = key, None
             step()
             return

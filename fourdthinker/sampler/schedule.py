@@ -70,8 +70,9 @@ def make_plan(
             f"{budget / 2**20:.1f} MiB; lower max_new_tokens or the frames and pixels of the clip, or raise "
             "kv_budget"
         )
-    cap = max(lengths[longest], min(CHUNK_TOKENS, room // 4))
+    cap = max(lengths[longest], min(CHUNK_TOKENS, room // 4, room - own))
     chunks = _chunks(lengths, rows, cap)
+    best = Plan(chunks, 0, 0)
     for together in range(len(chunks), 0, -1):
         pool = max(
             sum(chunk.tokens for chunk in chunks[i : i + together]) for i in range(len(chunks) - together + 1)
@@ -80,9 +81,9 @@ def make_plan(
         if together < len(chunks):
             wanted = min(wanted, max(len(chunk.rows) for chunk in chunks) * together)
         slots = min(wanted, (room - pool) // own)
-        if slots == wanted or together == 1:
-            return Plan(chunks, slots, pool)
-    raise AssertionError("a plan of one chunk always returns")
+        if slots > best.slots:
+            best = Plan(chunks, slots, pool)
+    return best
 
 
 def _chunks(lengths: Sequence[int], rows: Sequence[Sequence[int]], cap: int) -> list[Chunk]:
