@@ -152,25 +152,27 @@ def _grad_kernel(
             tl.store(grad_ptr + columns, zero, mask=columns < WIDTH)
 
 
-def rows_of(logits: Tensor) -> tuple[int, int] | None:
-    """How [N, V] or [B, T, V] lies in memory: rows between batch entries, elements between rows.
-
-    None where that is not enough to say it.
-    """
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        return None
-    stride = logits.stride(-2)
-    if logits.dim() == 2 or logits.shape[0] <= 1:
-        return 0, stride
-    batch = logits.stride(0)
-    if logits.shape[1] <= 1:
-        return 1, batch
-    return (batch // stride, stride) if stride and batch % stride == 0 else None
-
-
 def padded(width: int) -> int:
     """Rows that we allocate begin on multiples of 16 elements, so that accesses stay 16 bytes wide."""
     return -(-width // 16) * 16
+
+
+def rows_of(logits: Tensor) -> tuple[int, int] | None:
+    """Where the rows of [N, V] or [B, T, V] begin: entry b and row t at (b * first + t) * second elements.
+
+    A flat tensor has a row to the entry. None where that is not enough to say it. The second number is
+    compiled into the kernels, so it shall not depend on lengths: ``logits[:, -1]`` has (T, V), not (1, T V).
+    """
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        return None
+    between = logits.stride(0)
+    row = logits.stride(1) if logits.dim() == 3 else 0
+    if logits.dim() == 2 or logits.shape[1] <= 1:
+        widths = (logits.shape[-1], padded(logits.shape[-1]), max(between, 1))
+        row = next(width for width in widths if between % width == 0)
+    elif logits.shape[0] <= 1:
+        return 0, row
+    return (between // row, row) if row and between % row == 0 else None
 
 
 def empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -188,6 +190,7 @@ def stats(
     shape. One launch, one read of the rows in ``mask``.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
+    length = target.shape[1] if target.dim() == 2 else 1
     logprob = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
     normaliser = torch.empty_like(logprob)
     entropy = torch.empty_like(logprob) if with_entropy else None
@@ -195,7 +198,7 @@ def stats(
     assert layout is not None
     if rows:
         _stats_kernel[(rows,)](
-            logits, *layout, logits.shape[-2], bias, target.contiguous(),
+            logits, *layout, length, bias, target.contiguous(),
             None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy, rate,
             softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096),
             num_warps=8,
@@ -214,12 +217,13 @@ def grad_(
     One launch, one read of the rows in ``mask``, one write of all.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
+    length = target.shape[1] if target.dim() == 2 else 1
     layout, grad_layout = rows_of(logits), rows_of(grad)
     assert layout is not None
     assert grad_layout is not None
     if rows:
         _grad_kernel[(rows,)](
-            logits, *layout, grad, *grad_layout, logits.shape[-2], bias, target.contiguous(),
+            logits, *layout, grad, *grad_layout, length, bias, target.contiguous(),
             None if mask is None else mask.contiguous().view(torch.uint8), normaliser,
             None if grad_entropy is None else entropy, grad_logprob.float().contiguous(),
             None if grad_entropy is None else grad_entropy.float().contiguous(), rate, softcap or 1.0,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, tile, use_triton
+from ._common import NAMESPACE, accumulation_dtype, use_triton
 from ._policy import (
     LOSS_TYPES,
     PER_LENGTH,
@@ -95,7 +95,7 @@ def _policy(lp, log_ratio, advantage, low, high, delta, CISPO: tl.constexpr):
     return term, slope
 
 
-@triton.jit(do_not_specialize=["length", "advantage_step"])
+@triton.jit(do_not_specialize=["length", "advantage_stride", "advantage_step"])
 def _kernel(
     logprobs_ptr, advantages_ptr, mask_ptr, old_ptr, ref_ptr, sampler_ptr, entropy_ptr, entropy_mask_ptr,
     scale_ptr, loss_ptr, grad_ptr, entropy_grad_ptr, sums_ptr, length, advantage_stride, advantage_step,
@@ -237,7 +237,7 @@ def _fused(
             entropy_grad, sums, length, advantages.stride(0), step, *policy.numbers(),
             SEQUENCE=policy.loss_type == "gspo", CISPO=policy.loss_type == "cispo",
             PER_LENGTH=policy.loss_type in PER_LENGTH, K2=policy.kl == "k2", SUMS=len(SUMS),
-            BLOCK=tile(length, 512), num_warps=4,
+            BLOCK=512, num_warps=4,
         )  # fmt: skip
     largest = torch.cat((sums[:, -1], sums.new_zeros(1))).amax()
     totals = torch.cat((sums[:, :-1].sum(dim=0), largest[None]))
