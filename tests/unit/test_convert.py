@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ video = pytest.importorskip("fourdthinker._video", reason="built without the nat
 
 Planes = tuple[np.ndarray, ...]
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-CLIPS = Path("/work/shared/videos")
+CLIPS = os.environ.get("FOURDTHINKER_VIDEOS")
 
 
 def chroma_size(chroma: str, height: int, width: int) -> tuple[int, int]:
@@ -164,12 +165,11 @@ def test_halved_chroma_is_near_swscale() -> None:
     assert np.abs(same_size(planes, "420").astype(int) - swscale(planes, "420")).mean() <= 1.5
 
 
+@pytest.mark.skipif(CLIPS is None, reason="set FOURDTHINKER_VIDEOS to a folder with demo1.mp4 and others")
 @pytest.mark.parametrize("name", ["demo1.mp4", "nasa_13013.mp4", "flipping_a_pancake.mkv", "video_90.mov"])
-def test_natural_clips_are_near_swscale(name: str) -> None:
-    if not (CLIPS / name).exists():
-        pytest.skip(f"{CLIPS / name} is not on this machine")
+def test_natural_clips_are_near_swscale_and_resized_as_pillow_does(name: str) -> None:
     av = pytest.importorskip("av")
-    with av.open(str(CLIPS / name)) as container:
+    with av.open(str(Path(str(CLIPS)) / name)) as container:
         *_, frame = itertools.islice(container.decode(video=0), 20)
     assert frame.format.name in ("yuv420p", "yuvj420p"), frame.format.name
     planes = tuple(
@@ -177,10 +177,12 @@ def test_natural_clips_are_near_swscale(name: str) -> None:
         for plane in frame.planes
     )
     # swscale takes BT.601 unless told; both are told the same here.
-    difference = np.abs(
-        same_size(planes, "420", full_range=frame.color_range == 2) - reformatted(frame).astype(int)
-    )
-    assert difference.mean() <= 1.5
+    full_range = frame.color_range == 2
+    picture = same_size(planes, "420", full_range=full_range)
+    assert np.abs(picture - reformatted(frame).astype(int)).mean() <= 1.5
+    for size in [(168, 308), (28, 28), (700, 1001)]:
+        out = video.convert([planes], height=size[0], width=size[1], chroma="420", full_range=full_range)[0]
+        np.testing.assert_array_equal(out, pillow(picture, *size))
 
 
 # -------------------------------------------------------------------------------------------- resizing
