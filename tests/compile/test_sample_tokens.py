@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fourdthinker.kernels import sample_tokens
+from fourdthinker.kernels._sample_kernel import _kernel
 
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
@@ -15,7 +16,7 @@ ARGUMENTS = {
 }  # fmt: skip
 OPTIONAL = {
     "top_k_ptr": "*i32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "seen_ptr": "*u8",
-    "repetition_ptr": "*fp32", "presence_ptr": "*fp32",
+    "repetition_ptr": "*fp32", "presence_ptr": "*fp32", "listed_ptr": "*i32",
 }  # fmt: skip
 
 
@@ -24,6 +25,6 @@ OPTIONAL = {
 def test_no_spills_and_wide_accesses(arch, everything):
     arguments = ARGUMENTS | (OPTIONAL if everything else dict.fromkeys(OPTIONAL))
     name = "sample_tokens all" if everything else "sample_tokens plain"
-    binary = compile_kernel(sample_tokens._kernel, arguments, arch=arch, num_warps=32, name=name)
+    binary = compile_kernel(_kernel, arguments, arch=arch, num_warps=32, name=name)
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

@@ -74,6 +74,25 @@ def test_the_real_vocabulary(features):
     check(torch.randn(rows, 151_936, generator=generator) * 3, rules(rows, 151_936, features, generator))
 
 
+@pytest.mark.parametrize("kind", ["flat", "ties", "peaked", "few finite"])
+def test_thresholds_over_several_tiles(kind):
+    """Lists of few and of all ids, more than a lane has maxima, masses from nothing to nearly all."""
+    generator = torch.Generator().manual_seed(8)
+    rows, vocabulary = 6, 9000
+    logits = torch.randn(rows, vocabulary, generator=generator)
+    if kind == "ties":
+        logits = (logits * 2).round()
+    if kind == "peaked":
+        logits[:, 100:120] += 15
+    if kind == "few finite":
+        logits[torch.rand(rows, vocabulary, generator=generator) < 0.995] = -torch.inf
+    arguments = rules(rows, vocabulary, (), generator)
+    check(logits, {**arguments, "top_k": torch.tensor([1, 20, 1500, 9000, 0, 3], dtype=torch.int32)})
+    check(logits, {**arguments, "top_p": torch.tensor([0.0, 0.3, 0.9, 0.9999, 1.0, 0.99999999])})
+    both = {"top_k": torch.tensor([0, 20, 1500, 9000, 4, 1], dtype=torch.int32)}
+    check(logits, {**arguments, **both, "top_p": torch.tensor([0.5, 0.5, 0.9, 1.0, 0.1, 0.9])})
+
+
 def test_extremes_and_no_rows():
     logits = torch.full((2, 9), -torch.inf, dtype=torch.bfloat16)
     logits[0, 4], logits[1, 2], logits[1, 6] = -3e38, 0.0, -0.0
