@@ -81,9 +81,12 @@ def make_clip(
     return path
 
 
-def remux(source: Path, target: Path, keep: Any = None, shift: float = 0.0) -> Path:
+def remux(
+    source: Path, target: Path, keep: Any = None, shift: float = 0.0, movflags: str | None = None
+) -> Path:
     """Copy the video packets of a file for which keep(index, packet) holds, shifted by `shift` seconds."""
-    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+    options = {"movflags": movflags} if movflags else {}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         video = old.streams.video[0]
         stream = new.add_stream_from_template(video)
         for index, packet in enumerate(old.demux(video)):

@@ -54,7 +54,7 @@ def load(key: str) -> Timeline | None:
         return None
     try:
         return _unpack(data, key)
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, zlib.error, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, zlib.error, RecursionError) as error:
         logger.warning("%s: the index is damaged (%s); it is made again", place, error)
         return None
 
@@ -84,7 +84,8 @@ def _place(key: str) -> Path | None:
 
 
 def _pack(timeline: Timeline, key: str) -> bytes:
-    """A line of JSON, then zlib of the numbers: stamps shown, stamps coded (both as differences), flags."""
+    """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers: stamps shown, stamps coded
+    (both as differences), flags."""
     body = _differences(timeline.pts) + _differences(timeline.coded) + timeline.flags
     packed = zlib.compress(body, 1)
     head = {
@@ -93,16 +94,21 @@ def _pack(timeline: Timeline, key: str) -> bytes:
         "end": timeline.end,
         "fault": timeline.fault,
         "counts": [len(timeline.pts), len(timeline.coded)],
-        "sum": zlib.crc32(packed),
     }
-    return json.dumps(head).encode() + b"\n" + packed
+    return signed(json.dumps(head).encode() + b"\n" + packed)
+
+
+def signed(rest: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(rest) + rest
 
 
 def _unpack(data: bytes, key: str) -> Timeline:
-    line, found, packed = data.partition(b"\n")
+    if data != signed(data[8:]):
+        raise ValueError("its sum is another")
+    line, _, packed = data[8:].partition(b"\n")
     head = json.loads(line)
-    if not found or head["key"] != key or head["sum"] != zlib.crc32(packed):
-        raise ValueError("its sum or its key is another")
+    if head["key"] != key:
+        raise ValueError("it is of another file")
     shown, coded = (int(count) for count in head["counts"])
     size = 8 * shown + 9 * coded
     if min(shown, coded) < 1 or size > LARGEST:
