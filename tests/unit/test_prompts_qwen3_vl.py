@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError, RecordError
@@ -49,14 +52,20 @@ def encoder_of(
     return Encoder(tokenizer, backbone.vision, backbone.latents, replace(SMALL, **policy), style)
 
 
-def makers_text(text: str, indices: list[int], fps: float, tokens: int) -> str:
-    """The makers' rule in their processor: the slot replaced by one slot for each pair of frames, each after
-    the mean of the pair's times; the last frame stands twice in an odd number."""
-    indices = indices + indices[-1:] * (len(indices) % 2)
-    slots = ""
-    for first, second in zip(indices[::2], indices[1::2], strict=True):
-        slots += f"<{(first / fps + second / fps) / 2:.1f} seconds>"
-        slots += "<|vision_start|>" + "<|video_pad|>" * tokens + "<|vision_end|>"
+def makers_text(text: str, indices: list[int], fps: float, grid: torch.Tensor) -> str:
+    """The slots of a clip by the processor's own code, in the place of the template's, as the makers had it.
+
+    The processor cannot be made here (its video processor needs torchvision): its methods are called alone.
+    """
+    own = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+        video_token="<|video_pad|>",
+    )
+    own._calculate_timestamps = partial(Qwen3VLProcessor._calculate_timestamps, own)
+    inputs = {"video_grid_thw": grid, "video_metadata": [SimpleNamespace(fps=fps, frames_indices=indices)]}
+    slots = Qwen3VLProcessor.replace_video_token(own, inputs, 0)
     return text.replace("<|vision_start|><|video_pad|><|vision_end|>", slots, 1)
 
 
@@ -73,12 +82,13 @@ def test_prompt_ids_equal_the_makers(checkpoint: Checkpoint, files: Path, policy
         add_generation_prompt=True,
     )
     # Frames k of a file of 1000 frames a second, as the makers count them.
-    expected = makers_text(text, [round(1000 * t) for t in seconds], 1000.0, 4)
+    assert prompt.vision is not None
+    grid = prompt.vision.grid_thw
+    assert grid.tolist() == [[len(seconds) // 2 + 1, 4, 4]]
+    expected = makers_text(text, [round(1000 * t) for t in seconds], 1000.0, grid)
     assert "<0." in expected
     ids = encoder.tokenizer(expected, add_special_tokens=False).input_ids
     assert prompt.input_ids.tolist() == ids
-    assert prompt.vision is not None
-    assert prompt.vision.grid_thw.tolist() == [[len(seconds) // 2 + 1, 4, 4]]
     assert prompt.family == "qwen3_vl"
     assert prompt.opening == ""
 
