@@ -25,10 +25,12 @@ int in_range(const char* name, std::int64_t value, std::int64_t low, std::int64_
 }
 
 void set_chroma(const Arguments& a, Format& format) {
-    if (a.siting != "left" && a.siting != "center" && a.siting != "topleft")
-        refuse("unknown siting '" + a.siting + "': use 'left' (MPEG-2), 'center' (JPEG) or 'topleft' (BT.2020)");
-    const Siting across = a.siting == "center" ? Siting::between : Siting::cosited;
-    const Siting down = a.siting == "topleft" ? Siting::cosited : Siting::between;
+    if (a.siting != "left" && a.siting != "center" && a.siting != "topleft" && a.siting != "repeat")
+        refuse("unknown siting '" + a.siting +
+               "': use 'left' (MPEG-2), 'center' (JPEG), 'topleft' (BT.2020) or 'repeat' (nothing interpolated)");
+    const bool repeat = a.siting == "repeat";
+    const Siting across = repeat ? Siting::repeated : a.siting == "center" ? Siting::between : Siting::cosited;
+    const Siting down = repeat ? Siting::repeated : a.siting == "topleft" ? Siting::cosited : Siting::between;
     const bool yuv = a.chroma == "420" || a.chroma == "422" || a.chroma == "444";
     if (a.chroma == "420") format.across = across, format.down = down;
     if (a.chroma == "422") format.across = across;

@@ -32,6 +32,7 @@ enum class Siting : std::int32_t {
     full,     // one chroma sample for every luma sample
     cosited,  // one for two, on the first of the two
     between,  // one for two, half way between the two
+    repeated, // one for two, taken for both as it is
 };
 
 // The two chroma samples around luma position `at`: `weight` quarters of `first` and 4 - weight quarters of
@@ -42,6 +43,7 @@ struct ChromaTap {
 
 FOURD_HD inline constexpr ChromaTap chroma_tap(int at, Siting siting) {
     if (siting == Siting::full) return {at, 4};
+    if (siting == Siting::repeated) return {at >> 1, 4};
     if (siting == Siting::cosited) return {at >> 1, at & 1 ? 2 : 4};
     return at & 1 ? ChromaTap{at >> 1, 3} : ChromaTap{(at >> 1) - 1, 1};
 }

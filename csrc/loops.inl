@@ -49,6 +49,12 @@ void spread(const uint16_t* __restrict chroma, Siting siting, int depth, int cou
         return;
     }
     const int pairs = count / 2;
+    if (siting == Siting::repeated) {
+        for (int i = 0; i < pairs; ++i)
+            out[2 * i] = out[2 * i + 1] = static_cast<int16_t>(static_cast<uint16_t>(4 * chroma[i] - middle));
+        if (count % 2) out[count - 1] = static_cast<int16_t>(static_cast<uint16_t>(4 * chroma[pairs] - middle));
+        return;
+    }
     if (siting == Siting::cosited) {
         for (int i = 0; i < pairs; ++i) {
             out[2 * i] = static_cast<int16_t>(static_cast<uint16_t>(4 * chroma[i] - middle));

@@ -186,9 +186,9 @@ NB_MODULE(_video, m) {
           "frames: a tuple of planes for each frame, each uint8 or uint16 [rows, samples], rows at any distance: "
           "(Y, U, V), (Y, UV) with interleaved=True, (Y,) for gray, ([H, 3*W],) for rgb. chroma: 420, 422, 444, "
           "gray or rgb. depth: 8, 10 or 12 valid bits, shifted up by `shift` (6 for P010). matrix: bt601, bt709 "
-          "or bt2020. siting of chroma: left, center or topleft. crop: (top, left, height, width) of the window "
-          "that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees counter-clockwise, after the "
-          "conversion; height and width are of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
+          "or bt2020. siting of chroma: left, center, topleft, or repeat to interpolate nothing. crop: (top, left, "
+          "height, width) of the window that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees "
+          "counter-clockwise, after the conversion; height and width are of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
           "is Pillow's; at the picture's own size nothing is resampled. threads=0 takes every core.");
     m.def("use_instructions", [](const std::string& name) { return std::string(fourd::use_kernels(name)); }, "name"_a,
           "Which inner loops run from now on: generic, avx2, avx512, or best (the default); returns the name. All "

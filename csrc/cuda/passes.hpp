@@ -90,12 +90,13 @@ struct Surfaces {
         const int right = f.chroma_width() - 1, bottom = f.chroma_height() - 1;
         const int x0 = clamped(tx.first, right), x1 = clamped(tx.first + 1, right);
         const int y0 = clamped(ty.first, bottom), y1 = clamped(ty.first + 1, bottom);
+        const bool alone = f.across == Siting::full || f.across == Siting::repeated;  // weight 4 everywhere
         const Pair a = chroma(from, y0, x0);
-        const Pair b = f.across == Siting::full ? a : chroma(from, y0, x1);
+        const Pair b = alone ? a : chroma(from, y0, x1);
         Pair c = a, d = b;
         if (ty.weight != 4) {  // the same for a whole row
             c = chroma(from, y1, x0);
-            d = f.across == Siting::full ? c : chroma(from, y1, x1);
+            d = alone ? c : chroma(from, y1, x1);
         }
         const int u = centred16(blend16(a.u, b.u, c.u, d.u, tx.weight, ty.weight), f.depth);
         const int v = centred16(blend16(a.v, b.v, c.v, d.v, tx.weight, ty.weight), f.depth);

@@ -75,7 +75,7 @@ def test_layouts_and_rotations(layout):
     height=st.integers(1, 90),
     width=st.integers(1, 400),
     to=st.tuples(st.integers(1, 90), st.integers(1, 150)),
-    siting=st.sampled_from(["left", "center", "topleft"]),
+    siting=st.sampled_from(["left", "center", "topleft", "repeat"]),
     matrix=st.sampled_from(["bt601", "bt709", "bt2020"]),
     full_range=st.booleans(),
     resample=st.sampled_from(["lanczos", "bicubic"]),
@@ -107,6 +107,22 @@ def test_sizes_and_windows(
         rotation=rotation,
         crop=(top, left, rows, columns),
     )
+
+
+@needs_module
+@pytest.mark.parametrize("layout", [x for x in LAYOUTS if x["chroma"] in ("420", "422")], ids=str)
+def test_repeated_chroma(layout):
+    """The same as planes that hold each sample as often as it counts."""
+    random = np.random.default_rng(4)
+    frame = planes(random, 37, 53, **layout)
+    chroma = (frame[1][:, 0::2], frame[1][:, 1::2]) if layout["interleaved"] else frame[1:]
+    down = 2 if layout["chroma"] == "420" else 1
+    large = [plane.repeat(2, 1).repeat(down, 0)[:37, :53] for plane in chroma]
+    for options in ({"height": 37, "width": 53}, {"height": 31, "width": 46, "crop": (3, 5, 31, 46)}):
+        check([frame], siting="repeat", **layout, **options)
+        got = video.convert([frame], siting="repeat", **layout, **options)
+        full = layout | {"chroma": "444", "interleaved": False}
+        assert np.array_equal(got, video.convert([(frame[0], *large)], **full, **options))
 
 
 @needs_module
