@@ -68,21 +68,6 @@ def planes_of(
     return _views(frame, layout), layout, None
 
 
-def repeated(planes: Planes, layout: Layout) -> tuple[Planes, Layout]:
-    """Chroma as large as luma, each sample repeated: nothing interpolated, as FFmpeg converts by default."""
-    if layout.chroma not in ("420", "422"):
-        return planes, layout
-    luma, chroma = planes[0], planes[1:]
-    if layout.interleaved:
-        chroma = (chroma[0][:, 0::2], chroma[0][:, 1::2])
-    height, width = luma.shape
-    large = []
-    for plane in chroma:
-        wide = plane.repeat(2, axis=1)[:, :width]
-        large.append(wide.repeat(2, axis=0)[:height] if layout.chroma == "420" else wide)
-    return (luma, *large), replace(layout, chroma="444", interleaved=False)
-
-
 def _views(frame: av.VideoFrame, layout: Layout) -> Planes:
     kind = np.dtype(np.uint8 if layout.depth == 8 else np.uint16)
     count = 1 if layout.chroma in ("gray", "rgb") else 2 if layout.interleaved else 3

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker._frames import decord_reader, gpu, sidecar
-from fourdthinker._frames.colour import Layout, Planes, planes_of, repeated
+from fourdthinker._frames.colour import Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, opened
 from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at
 from fourdthinker._frames.images import hold, rate
@@ -27,6 +27,7 @@ from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
 from fourdthinker.errors import VideoError
 
+UNSIZED = "repeat"  # chroma of pictures that keep their size: not interpolated, as FFmpeg converts by default
 CHUNK = 4  # frames held at full size until they are converted; even, for patches are cut from two frames
 ROOM = 16 << 20  # bytes of packets kept from the reading of the index to the decoding
 logger = logging.getLogger(__name__)
@@ -204,6 +205,8 @@ class Reading:
             self.wanted = times_wanted(request, timeline)
         chosen = [hold(timeline.begin, t) for t in self.wanted]
         turns, _, size = self._fit(frame)
+        if layout is not None and request.keep_size:
+            layout = replace(layout, siting=UNSIZED)
         step = len(chosen) if batch is None else batch
         for begin in range(self.done, len(chosen), step):
             here = chosen[begin : begin + step]
@@ -308,7 +311,7 @@ class Reading:
                 if not self.decoder:
                     self.decoder = codec + (f", {remade} by swscale" if remade and module else "")
                 if self.request.keep_size:
-                    planes, layout = repeated(planes, layout)
+                    layout = replace(layout, siting=UNSIZED)
                 turns, shape, _ = self._fit(frame)
                 alike = group is not None and (layout, shape, turns) == (
                     group.layout,
