@@ -138,6 +138,15 @@ def test_threads_do_not_change_the_result(frames, size):
         )
 
 
+@pytest.mark.parametrize("factor", [3, 5])
+def test_bands_that_begin_on_a_whole_sample(factor):
+    """Enlarged by an odd factor, every `factor`-th row has one tap, and the rows after it begin before it."""
+    for height in range(30, 45):
+        pixels = noise(1, height, 8)
+        out = video.resize(pixels, height * factor, 8, "lanczos", 3)
+        np.testing.assert_array_equal(out, pillow(pixels, height * factor, 8, "lanczos"))
+
+
 def test_callers_threads_run_at_the_same_time():
     """The interpreter lock is free while pixels are worked on: another thread counts on meanwhile."""
     pixels = noise(40, 360, 640)
