@@ -241,12 +241,13 @@ def test_what_is_missing_or_damaged_is_named(clips):
 # --- the whole way ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("policy", [FramePolicy(), None], ids=["resized", "own size"])
 @pytest.mark.parametrize("name", CLIPS)
-def test_read_frames_on_a_gpu(clips, name):
+def test_read_frames_on_a_gpu(clips, name, policy):
     """Whatever the chip decodes: the same frames, and the decoder is named."""
     data = clips(name)
     times = [0.0, 0.5, 1.0, 1.7]
-    host, device = (read_frames(data, FramePolicy(), times=times, device=d) for d in ("cpu", CUDA))
+    host, device = (read_frames(data, policy, times=times, device=d) for d in ("cpu", CUDA))
     assert device.pixels is not None
     assert device.pixels.device == CUDA
     same(device.pixels, host.pixels)
