@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from fourdthinker.kernels._head import chunk_size
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
 from fourdthinker.kernels.cross_entropy import cross_entropy
 from fourdthinker.kernels.group_advantages import group_advantages
@@ -63,7 +65,7 @@ class Case:
     flops: float = 0.0
     dw: bool = False  # whether a weight gradient is among what the peak counts
     absent: dict[str, str] = field(default_factory=dict)  # peers that cannot run here, and why
-    alike: bool = True  # every call returns the same loss, which is checked
+    alike: bool = True  # every call that returns a tensor returns the same loss, which is checked
 
 
 class Data:
@@ -82,13 +84,13 @@ class Data:
 
 
 def trained(loss: Callable[..., Tensor], *leaves: Tensor) -> Call:
-    """A step: the loss and its gradients in those of ``leaves`` that require one."""
+    """A step: the loss and its gradients in those of ``leaves`` that require one, freed again at its end."""
 
     def step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
         value = loss()
         value.backward()
+        for leaf in leaves:
+            leaf.grad = None
         return value.detach()
 
     return step
@@ -111,6 +113,25 @@ def _present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, 
 
 def _step(call: Callable[..., Tensor] | None, leaves: tuple[Tensor, ...], *arguments: Tensor) -> Call | None:
     return None if call is None else trained(lambda: call(*arguments), *leaves)
+
+
+def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> None:
+    """What a fused loss cannot do without: logits, dX and (if asked for) the float32 dW, in ours' chunks."""
+    on_cpu, wide = x.device.type == "cpu", torch.float32
+    chunk = chunk_size(x.shape[0], weight.shape[0], None, on_cpu=on_cpu)
+    logits = torch.empty(chunk, weight.shape[0], dtype=wide, device=x.device)
+    dz = logits if x.dtype == wide else torch.zeros_like(logits, dtype=x.dtype)
+    dw = torch.zeros(weight.shape if need_dw else (0,), dtype=wide, device=x.device)
+    for part in x.split(chunk):
+        if x.dtype == wide:
+            torch.mm(part, weight.T, out=logits[: len(part)])
+        else:
+            torch.mm(part, weight.T, out_dtype=wide, out=logits[: len(part)])
+        torch.mm(dz[: len(part)], weight)
+        if need_dw and x.dtype == wide:
+            dw.addmm_(dz[: len(part)].T, part)
+        elif need_dw:
+            torch.addmm(dw, dz[: len(part)].T, part, out_dtype=wide, out=dw)
 
 
 def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
@@ -162,6 +183,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         yield Case("linear_cross_entropy", size, mode, calls, flops=flops, dw=not frozen, absent=absent)
         calls, absent = _present({
             "ours": _step(ours_grpo, leaves, x, weight),
+            "its matmuls alone": functools.partial(_matmuls, flat.detach(), weight.detach(), not frozen),
             "eager (TRL)": _step(eager_grpo, leaves, x, weight),
             "torch.compile": _step(compiled_grpo, leaves, x, weight),
             "Liger": _step(liger, leaves, x, weight, target, gains, mask, old, ref),
