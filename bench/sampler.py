@@ -1,4 +1,11 @@
-"""``python -m bench sampler --tiny``: the sampler against Hugging Face's ``generate`` on the same model."""
+"""The sampler against Hugging Face's ``generate`` and a plain latent loop, on the same model and prompts.
+
+``python -m bench sampler --tiny`` is the case that a CPU can run: 2 prompts of 1,202 tokens, 8 rows each, 64
+new tokens, two threads, float32, a narrow model with the real vocabulary; its last line is one line of JSON.
+``python -m bench sampler --shape 3b --batch 1 8 64`` sweeps the batch with random weights at true shapes:
+tokens a second, time per step, time to the first token, and what share of the copy bandwidth reading weights
+and keys and values is.
+"""
 
 from __future__ import annotations
 
@@ -7,146 +14,70 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from bench._measure import interleaved, peak_rss, summary
-from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
-from fourdthinker.latents import LatentSpec
-from fourdthinker.positions import mrope_positions
-from fourdthinker.sampler import LatentSampler, SamplingConfig
-from fourdthinker.samples import Prompt, Vision
+from bench import _measure as measure
+from bench._sampler_cases import SHAPES, Call, build, eager_loop, generate, make_prompts, ours
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.sampler import LatentSampler
 
 log = logging.getLogger(__name__)
 
-VOCABULARY = 151_668
-IDS = {"image": 151_655, "video": 151_656, "vision_start": 151_652, "vision_end": 151_653}
-EOS, PAD = 151_645, 151_643
-TEXT = 50  # text tokens of a prompt, besides the pads of its clip
 CASES: dict[str, dict[str, Any]] = {
     "top_p": {"temperature": 1.0, "top_p": 0.9, "top_k": 0},
     "plain": {"temperature": 1.0, "top_p": 1.0, "top_k": 0},
     "greedy": {"temperature": 0.0},
 }
-
-
-def tiny_model() -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights: Qwen2.5-VL-3B narrowed eight times, with six layers and a tower of four."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 1376, "num_hidden_layers": 6,
-            "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-        },
-        vision_config={
-            "depth": 4, "hidden_size": 160, "intermediate_size": 428, "num_heads": 4, "out_hidden_size": 256,
-            "window_size": 112, "fullatt_block_indexes": [3], "tokens_per_second": 2,
-        },
-        image_token_id=IDS["image"], video_token_id=IDS["video"], vision_start_token_id=IDS["vision_start"],
-        vision_end_token_id=IDS["vision_end"], tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(eos_token_id=EOS, pad_token_id=PAD)
-    return model.eval()
-
-
-def make_prompts(count: int, grid: tuple[int, int, int]) -> list[Prompt]:
-    """Prompts of one clip of ``grid`` patches each, with a few words before and after it."""
-    generator = torch.Generator().manual_seed(1)
-    prompts = []
-    for _ in range(count):
-        words = torch.randint(0, 150_000, (TEXT - 2,), generator=generator)
-        pads = torch.full((grid[0] * grid[1] * grid[2] // 4,), IDS["video"])
-        start, end = torch.tensor([IDS["vision_start"]]), torch.tensor([IDS["vision_end"]])
-        ids = torch.cat([words[:14], start, pads, end, words[14:]])
-        patches = torch.randn(grid[0] * grid[1] * grid[2], 1176, generator=generator)
-        vision = Vision(torch.tensor([grid]), patches, seconds_per_grid=[1.0])
-        positions, following = mrope_positions(
-            ids, grid_thw=vision.grid_thw, seconds_per_grid=[1.0], image_token_id=IDS["image"],
-            video_token_id=IDS["video"],
-        )  # fmt: skip
-        prompts.append(Prompt(ids, positions, following, vision))
-    return prompts
-
-
-def theirs(
-    model: Any, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]
-) -> Callable[[], Any]:
-    """``generate`` as users call it for several samples of a prompt: every row with its own pixels."""
-    every = [prompt for prompt in prompts for _ in range(rows)]
-
-    def call() -> Any:
-        ids = torch.stack([prompt.input_ids for prompt in every])
-        visions = [prompt.vision for prompt in every if prompt.vision is not None]
-        sampling: dict[str, Any] = {"do_sample": False}
-        if settings["temperature"] > 0:
-            sampling = {"do_sample": True} | settings
-        out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=2 * (ids == IDS["video"]).long(),
-            pixel_values_videos=torch.cat([v.patches for v in visions if v.patches is not None]),
-            video_grid_thw=torch.cat([v.grid_thw for v in visions]),
-            second_per_grid_ts=torch.ones(len(visions)), max_new_tokens=new, min_new_tokens=new, **sampling,
-        )  # fmt: skip
-        _require_length(out.shape[1] - ids.shape[1], new)
-        return out
-
-    return call
-
-
-def ours(
-    sampler: LatentSampler, prompts: list[Prompt], rows: int, new: int, settings: dict[str, Any]
-) -> Callable[[], Any]:
-    """The sampler, with an EOS that is not sampled, so that rows are as long as those of ``generate``."""
-    config = SamplingConfig(max_new_tokens=new, eos_ids=(EOS,), **settings)
-
-    def call() -> Any:
-        rollout = sampler.sample(prompts, rows, config)
-        _require_length(int(rollout.lengths.min()), new)
-        return rollout
-
-    return call
-
-
-def _require_length(got: int, wanted: int) -> None:
-    if got != wanted:
-        raise RuntimeError(f"a row ended after {got} of {wanted} ids; the two would not do the same work")
-
-
-def _setup(new: int) -> dict[str, dict[str, Callable[[], Any]]]:
-    torch.set_num_threads(2)
-    model = tiny_model()
-    backbone = Qwen2_5_VL(model, LatentSpec(4, 151_665, 151_666, 151_667))
-    prompts = make_prompts(2, (8, 18, 32))
-    sampler = LatentSampler(backbone)
-    return {
-        name: {"hf": theirs(model, prompts, 8, new, case), "ours": ours(sampler, prompts, 8, new, case)}
-        for name, case in CASES.items()
-    }
+MUST_HOLD = {"top_p": 6.0, "plain": 2.5, "greedy": 1.8, "memory": 0.25}
+BATCHES = (1, 8, 32, 64, 128)
 
 
 def tiny(arguments: argparse.Namespace) -> int:
-    """The CPU case: 2 prompts of 1,202 tokens, 8 rows each, two threads, float32."""
-    calls = _setup(arguments.new_tokens)
+    """The CPU case, every side of it measured in this run; memory in processes of its own.
+
+    In the JSON, `speedup_vs_hf` is that of temperature 1 with top-p 0.9, `speedup_vs_hf_plain` without
+    truncation, `speedup_vs_hf_greedy` greedy; `memory_vs_hf` the largest of the three.
+    """
+    torch.set_num_threads(2)
+    backbone = build("tiny", "cpu", torch.float32)
+    prompts, sampler = make_prompts(backbone, 2, SHAPES["tiny"].grid), LatentSampler(backbone)
+    new = arguments.new_tokens
+    calls: dict[str, dict[str, Call]] = {
+        name: {"hf": generate(backbone, prompts, 8, new, case), "ours": ours(sampler, prompts, 8, new, case)}
+        for name, case in CASES.items()
+    }
     if arguments.memory_of:
         name, who = arguments.memory_of.split(":")
-        log.info("%d", peak_rss(calls[name][who]))
+        log.info("%d", measure.peak_rss(calls[name][who]))
         return 0
-    result: dict[str, Any] = {"new_tokens": arguments.new_tokens, "speedup_vs_hf": {}, "memory_vs_hf": {}}
+    result: dict[str, Any] = {"new_tokens": new}
+    memory, rows = [], []
     for name in arguments.cases or CASES:
-        taken = interleaved(calls[name], repeats=arguments.repeats, warmup=1 if arguments.warm else 0)
-        seconds = {who: summary(times)["median"] for who, times in taken.items()}
-        result["speedup_vs_hf"][name] = round(seconds["hf"] / seconds["ours"], 2)
-        result[name] = {f"{who}_s": round(value, 3) for who, value in seconds.items()}
-        log.info("%s: %s", name, result[name])
+        taken = measure.interleaved(calls[name], repeats=arguments.repeats, warmup=int(arguments.warm))
+        row: dict[str, Any] = {who: measure.summary(times) for who, times in taken.items()}
+        speedup = row["hf"]["median"] / row["ours"]["median"]
+        result["speedup_vs_hf" + ("" if name == "top_p" else f"_{name}")] = round(speedup, 2)
+        shown: dict[str, object] = {
+            "case": name,
+            "generate s": f"{row['hf']['median']:.2f}",
+            "ours s": f"{row['ours']['median']:.2f}",
+            "speedup": f"{speedup:.2f}", "must be": MUST_HOLD[name],
+        }  # fmt: skip
         if not arguments.no_memory:
-            peaks = {who: _memory(name, who, arguments.new_tokens) for who in ("hf", "ours")}
-            result["memory_vs_hf"][name] = round(peaks["ours"] / peaks["hf"], 3)
-            result[name] |= {f"{who}_mb": value >> 20 for who, value in peaks.items()}
+            peaks = {who: _memory(name, who, new) for who in ("hf", "ours")}
+            memory.append(round(peaks["ours"] / peaks["hf"], 3))
+            row["peak_bytes"] = peaks
+            shown |= {f"{who} MiB": peaks[who] >> 20 for who in peaks}
+            shown |= {"memory": memory[-1], "at most": MUST_HOLD["memory"]}
+        result[name] = row
+        rows.append({"case": name} | row)
+        measure.show(f"{name}: 16 rows, {new} new tokens", [shown])
+    if arguments.save:
+        measure.save("sampler --tiny", rows)
+    if memory:
+        result["memory_vs_hf"] = max(memory)
     sys.stdout.write(json.dumps(result) + "\n")
     return 0
 
@@ -158,13 +89,83 @@ def _memory(name: str, who: str, new: int) -> int:
     return int((done.stdout + done.stderr).split()[-1])
 
 
+def sweep(arguments: argparse.Namespace) -> int:
+    """Rows of one prompt, at temperature 1, for every size of the batch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    backbone = build(arguments.shape, device, dtype)
+    prompts, sampler = make_prompts(backbone, 1, SHAPES[arguments.shape].grid), LatentSampler(backbone)
+    copy, new, rows = _copy_rate(device), arguments.new_tokens, []
+    for batch in arguments.batch:
+        calls: dict[str, tuple[Call, Call]] = {
+            "ours": tuple(ours(sampler, prompts, batch, n, CASES["plain"]) for n in (1, new)),  # type: ignore[dict-item]
+            "eager latent loop": tuple(eager_loop(backbone, prompts, batch, n) for n in (1, new)),  # type: ignore[dict-item]
+        }
+        for name, options in _generate_modes(device).items():
+            calls[name] = tuple(  # type: ignore[assignment]
+                generate(backbone, prompts, batch, n, CASES["plain"], options) for n in (1, new)
+            )
+        for name, (first, whole) in calls.items():
+            try:
+                once = min(measure.interleaved({"": first}, repeats=2, device=device)[""])
+                all_ = min(measure.interleaved({"": whole}, repeats=arguments.repeats, device=device)[""])
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                rows.append({"batch": batch, "candidate": name, "error": "out of memory"})
+                continue
+            step = max(all_ - once, 1e-9) / (new - 1)
+            read = _bytes_read(backbone, prompts[0].input_ids.numel(), batch, new, shared=name == "ours")
+            rows.append({
+                "batch": batch, "candidate": name, "tokens_per_s": round(batch * new / all_, 1),
+                "ms_per_step": round(1e3 * step, 3), "first_token_s": round(once, 3),
+                "share_of_copy": round(read / step / copy, 3),
+            })  # fmt: skip
+        measure.show(f"{arguments.shape} on {device}, {batch} rows", [r for r in rows if r["batch"] == batch])
+    if arguments.save:
+        measure.save(f"sampler {arguments.shape}", rows, device)
+    sys.stdout.write(json.dumps({"shape": arguments.shape, "device": device, "rows": rows}) + "\n")
+    return 0
+
+
+def _generate_modes(device: str) -> dict[str, dict[str, Any]]:
+    modes: dict[str, dict[str, Any]] = {"generate": {}}
+    if device == "cuda":  # on a CPU transformers does not compile, and a static cache only reads more
+        modes["generate, static cache"] = {"cache_implementation": "static", "disable_compile": True}
+        modes["generate, static, compiled"] = {"cache_implementation": "static"}
+    return modes
+
+
+def _bytes_read(backbone: Backbone, prompt: int, batch: int, new: int, *, shared: bool) -> int:
+    """What a step half way has to read: the weights of language model and head, and keys and values."""
+    weights = sum(p.nbytes for p in backbone.hf.model.language_model.layers.parameters())
+    weights += backbone.head_weight.nbytes
+    token = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim
+    kept = prompt * (1 if shared else batch) + batch * new // 2
+    return weights + kept * token * backbone.head_weight.element_size()
+
+
+def _copy_rate(device: str) -> float:
+    source = torch.ones(1 << (28 if device == "cuda" else 25), device=device)
+    sink = torch.empty_like(source)
+    taken = measure.interleaved({"copy": lambda: sink.copy_(source)}, repeats=7, device=device)
+    return 2 * source.nbytes / min(taken["copy"])
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench sampler", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench sampler", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--tiny", action="store_true", help="the CPU case")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default="3b" if torch.cuda.is_available() else "tiny"
+    )
+    parser.add_argument("--batch", type=int, nargs="*", default=list(BATCHES))
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--cases", nargs="*", choices=list(CASES))
     parser.add_argument("--warm", action="store_true", help="an unmeasured round first")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    return tiny(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    return tiny(arguments) if arguments.tiny else sweep(arguments)
