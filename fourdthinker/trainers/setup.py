@@ -92,6 +92,7 @@ def adapt(config: TrainConfig, backbone: Backbone) -> None:
             "as they are, so that no block would ever begin; set lora.train_embeddings=true"
         )
     settings = config.lora
+    torch.manual_seed(config.seed)  # Trainer does so later, and the adapter begins at random
     add_lora(
         backbone,
         r=settings.r,

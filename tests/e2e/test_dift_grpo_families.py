@@ -18,7 +18,8 @@ from fourdthinker.trainers import packing
 from fourdthinker.trainers.config import DiftConfig, GrpoConfig, make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
-from tests.e2e.training import POLICIES, metrics, write_data, write_model
+from fourdthinker.trainers.setup import adapt
+from tests.e2e.training import POLICIES, finish, metrics, settings, torchrun, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 
@@ -177,6 +178,36 @@ def test_reference_of_an_adapter_is_that_of_a_copy(data: Path, tmp_path: Path) -
         runs.append(metrics(tmp_path / str(number))[0])
     assert runs[0]["kl"] == pytest.approx(runs[1]["kl"], abs=1e-6)
     assert runs[0]["reward"] == runs[1]["reward"]
+
+
+def test_an_adapter_begins_by_the_seed(data: Path) -> None:
+    def begin(seed: int) -> dict[str, torch.Tensor]:
+        backbone = load_checkpoint(data / "known").backbone
+        torch.rand(seed)
+        adapt(make_config(GrpoConfig, {"lora": {"r": 2}, "seed": seed}), backbone)
+        return {n: p for n, p in backbone.named_parameters() if "lora_A" in n}
+
+    first, again, other = begin(1), begin(1), begin(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_two_processes_train_one_adapter(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    values = {"model": str(data / "known"), "data": str(data / "data" / "rl.jsonl"), "output_dir": str(run)}
+    values |= {
+        "use_cpu": True,
+        "max_steps": 2,
+        "num_generations": 3,
+        "max_completion_length": 8,
+        "save_steps": 0,
+    }
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "lora": {"r": 2}}
+    finish(torchrun(2, "-m", "fourdthinker.trainers.grpo", *settings(values)))
+    assert all(line["gap"] < 1e-4 for line in metrics(run))
+    moved = changed(weights(data / "known"), weights(run / "final"))
+    assert moved
+    assert all("_proj" in name for name in moved)
 
 
 def test_sharing_checks_itself(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
