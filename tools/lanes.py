@@ -16,7 +16,7 @@ log = logging.getLogger("lanes")
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-LANES = ("unit", "interpreter", "compile", "e2e")
+LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
 ON_REQUEST = ("gpu",)
 COVERAGE = ROOT / "build" / "coverage"
 LEAST_COVERAGE = 90
