@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.errors import ConfigError
 from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.prompts import Encoder, Prompt, PromptStyle, Vision
 from fourdthinker.records import Record
@@ -215,3 +216,11 @@ def test_alone_together_and_replayed(family: str) -> None:
     with torch.no_grad():
         replayed = replay_logprobs(backbone, batch)
     assert (replayed - together.logprobs).abs().max() <= 1e-4
+
+
+def test_prompts_of_the_other_family_are_refused() -> None:
+    """Both prompts with pictures and text alone, by the sampler, before anything runs."""
+    ours, other = tiny("qwen3_vl"), tiny("qwen2_5_vl")
+    for prompt in prompts_of(other)[2:]:
+        with pytest.raises(ConfigError, match=r"prompt 0 .* for a qwen2_5_vl, and this model is a qwen3_vl"):
+            LatentSampler(ours.backbone).sample([prompt], 1, SamplingConfig(max_new_tokens=1))
