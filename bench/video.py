@@ -35,8 +35,8 @@ log = logging.getLogger("bench.video")
 
 VIDEOS = Path(__file__).resolve().parent.parent.parent / "shared" / "videos"
 UNIFORM = 16
-# Frames are of equal quality when so many of their values are within 3 levels of Pillow's Lanczos on swscale's
-# colours.
+# Frames are of equal quality when so many of their values are within so many levels of Pillow's Lanczos on
+# swscale's colours.
 ALIKE, LEVELS = 0.99, 3
 HOPELESS = 1.6  # a peer this many times slower than the best in a first run is not run again
 ROUND_SECONDS = 10.0  # spent on the timed rounds of a row
