@@ -33,7 +33,8 @@ GREEDY = SamplingConfig(temperature=0.0)
 class Answer:
     """One sampled row, ready to be read.
 
-    text: what was written, a latent block shown as "[imagery × 4]". choice: the letter of the option chosen;
+    text: what was written, a latent block shown as "[imagery × 4]"; it begins with what the chat template
+    opened the answer with (Qwen3-VL's Thinking models: "<think>"). choice: the letter of the option chosen;
     None without options, or when no option was named. tokens [T] long: the ids, EOS included. latents [N, H]:
     the latent vectors, in order; latent_steps [N]: latent i was fed at the pad tokens[latent_steps[i]].
     finish_reason: "eos", "stop" or "length". Tensors are on the CPU.
@@ -144,6 +145,7 @@ class Thinker:
         stream = TextStream(
             self.encoder.tokenizer, backbone.latents, config.eos_ids or backbone.vision.eos_ids
         )
+        on_text(prompt.opening)
         rollout = self.sampler.sample(
             [prompt], config=config, on_tokens=lambda row, ids, ended: on_text(stream.feed(ids))
         )
@@ -169,11 +171,12 @@ class Thinker:
         for row, (text, length, group) in enumerate(
             zip(texts, rollout.lengths.tolist(), rollout.group.tolist(), strict=True)
         ):
-            record, mine = prompts[group].record, owners == row
+            prompt, mine = prompts[group], owners == row
+            text = prompt.opening + text
             answers.append(
                 Answer(
                     text=text_plain(text),
-                    choice=parse_answer(text, record.options if record is not None else {}),
+                    choice=parse_answer(text, prompt.record.options if prompt.record is not None else {}),
                     tokens=tokens[row, :length].clone(),
                     latents=latents[mine],
                     latent_steps=steps[mine],

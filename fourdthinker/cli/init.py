@@ -10,7 +10,7 @@ from fourdthinker.cli.shared import Commands
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
-    parser = commands.add_parser("init", help="give a Qwen2.5-VL checkpoint its latent tokens")
+    parser = commands.add_parser("init", help="give a Qwen2.5-VL or Qwen3-VL checkpoint its latent tokens")
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the base model")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument(

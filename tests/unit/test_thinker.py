@@ -85,6 +85,19 @@ def test_every_kind_of_media(thinker: Thinker, folder: Path) -> None:
     assert thinker.answer(text, SamplingConfig(temperature=0, max_new_tokens=3)).tokens.numel() <= 3
 
 
+def test_the_second_family_and_an_opened_answer(folder: Path) -> None:
+    checkpoint = tiny_checkpoint(family="qwen3_vl", policy=FramePolicy(max_pixels=64 * 64, factor=32))
+    template = checkpoint.tokenizer.chat_template
+    checkpoint.tokenizer.chat_template = template.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    pieces: list[str] = []
+    thinker = Thinker(checkpoint)
+    answer = thinker.generate(folder / "a.mp4", "Which way?", config=CONFIG, on_text=pieces.append)
+    assert answer.text.startswith("<think>\n")
+    assert "".join(pieces) == answer.text
+
+
 def test_many_samples_of_many_prompts(thinker: Thinker, folder: Path) -> None:
     prompts = [thinker.prompt(folder / f"{name}.mp4", "Which way?") for name in "ab"]
     rollout = thinker.sample(prompts, n=3, config=CONFIG)
