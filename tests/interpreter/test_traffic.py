@@ -83,13 +83,21 @@ def latent_feedback_step(load: Load) -> Case:
 
 def sample_tokens(load: Load, extra: str) -> Case:
     rows, vocabulary = 2, 151_936
-    logits, zero = randn(rows, vocabulary), torch.zeros(rows, dtype=torch.int64)
-    more = {"forbidden": {"forbidden": torch.tensor([[3, 5, -1]]).repeat(rows, 1)}, "": {}}[extra]
+    logits, zero = randn(rows, vocabulary) * 3, torch.zeros(rows, dtype=torch.int64)
+    more = {
+        "forbidden": {"forbidden": torch.tensor([[3, 5, -1]]).repeat(rows, 1)},
+        "truncated": {
+            "top_k": torch.full((rows,), 50, dtype=torch.int32),
+            "top_p": torch.full((rows,), 0.9),
+            "min_p": torch.full((rows,), 0.05),
+        },
+    }.get(extra, {})
+    reads = 3 if extra == "truncated" else 2  # for the sum of weights, the list of top scores, the draw
     return Case(
         lambda: load("sample_tokens").sample_tokens(
             logits, seeds=zero, steps=zero, temperature=torch.ones(rows), **more, backend="triton"
         ),
-        floor=2 * rows * vocabulary * F32,  # for the sum of weights, then for the draw
+        floor=reads * rows * vocabulary * F32,
         launches=["_kernel"],
     )
 
@@ -225,6 +233,7 @@ CASES: dict[str, Callable[[Load], Case]] = {
     "latent_feedback_step_": latent_feedback_step,
     "sample_tokens": lambda load: sample_tokens(load, ""),
     "sample_tokens, forbidden": lambda load: sample_tokens(load, "forbidden"),
+    "sample_tokens, truncated": lambda load: sample_tokens(load, "truncated"),
     "group_advantages": group_advantages,
     "grpo_token_loss grpo": lambda load: grpo_token_loss(load, "grpo", True),
     "grpo_token_loss dapo": lambda load: grpo_token_loss(load, "dapo", False),
