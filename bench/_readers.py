@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,19 +68,19 @@ def one_by_one(pictures: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndar
 # -- readers
 
 
-def ours(path: Path, plan: Plan) -> np.ndarray:
-    times = plan.times if plan.uniform else None
-    pixels = read_frames(path, plan.policy, times=times, stream=plan.stream).pixels
-    assert pixels is not None
-    return pixels.numpy()
+def ours(index: str, device: str = "cpu") -> Reader:
+    """index: "off" for a first visit to a file; or the folder where a first visit leaves the file's index."""
 
+    def read(path: Path, plan: Plan) -> np.ndarray:
+        os.environ["FOURDTHINKER_INDEX_CACHE"] = index
+        times = plan.times if plan.uniform else None
+        pixels = read_frames(path, plan.policy, times=times, stream=plan.stream, device=device).pixels
+        assert pixels is not None
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return pixels.cpu().numpy()
 
-def ours_cuda(path: Path, plan: Plan) -> np.ndarray:
-    times = plan.times if plan.uniform else None
-    pixels = read_frames(path, plan.policy, times=times, stream=plan.stream, device="cuda").pixels
-    assert pixels is not None
-    torch.cuda.synchronize()
-    return pixels.cpu().numpy()
+    return read
 
 
 def _decord(path: Path, plan: Plan, **size: int) -> np.ndarray:
@@ -197,19 +198,19 @@ def opencv(seek: bool) -> Reader:
 
 # -- which there are
 
-OURS = "ours"
+OURS, AGAIN = "ours", "ours, second visit"
 SLOW_PEER = "decord + Pillow"  # the one that the first bound is set against
 
 
-def readers(device: str) -> dict[str, Reader]:
-    """Those that this installation has, by name; ours first."""
+def readers(device: str, kept: str) -> dict[str, Reader]:
+    """Those that this installation has, by name; ours first. kept: a folder for indices of second visits."""
     if device == "cuda":
-        found: dict[str, Reader] = {OURS: ours_cuda, "ours, on the host": ours}
+        found = {OURS: ours("off", "cuda"), AGAIN: ours(kept, "cuda"), "ours, on the host": ours("off")}
         if importlib.util.find_spec("torchcodec"):
             found["torchcodec cuda"] = torchcodec("approximate", 1, "cuda")
             found["torchcodec exact, all threads"] = torchcodec("exact", 0)
         return found
-    found = {OURS: ours}
+    found = {OURS: ours("off"), AGAIN: ours(kept)}
     if importlib.util.find_spec("decord"):
         found |= {SLOW_PEER: decord_pillow, "decord": decord_torch, "decord inside": decord_inside}
     if importlib.util.find_spec("torchcodec"):
