@@ -226,6 +226,42 @@ def shared_prefix_decode(load: Load) -> Case:
     return Case(run, floor, ["_prompt_kernel", "_own_kernel"])
 
 
+def add_rms_norm(load: Load) -> Case:
+    rows, width = 6, 512
+    x, residual, weight = randn(rows, width), randn(rows, width), randn(width)
+    return Case(
+        lambda: load("add_rms_norm").add_rms_norm(x, residual, weight, 1e-6, backend="triton"),
+        floor=(4 * rows + rows)
+        * width
+        * F32,  # both in, both out; the weight, which a GPU finds in its cache
+        launches=["_kernel"],
+    )
+
+
+def silu_mul(load: Load) -> Case:
+    gate, up = randn(6, 512), randn(6, 512)
+    return Case(
+        lambda: load("silu_mul").silu_mul(gate, up, backend="triton"),
+        floor=3 * gate.numel() * F32,
+        launches=["_kernel"],
+    )
+
+
+def rotary_append(load: Load) -> Case:
+    rows, heads, kv_heads, width = 4, 16, 2, 64
+    query, key, value = randn(rows, heads, width), randn(rows, kv_heads, width), randn(rows, kv_heads, width)
+    cos, sin, caches = randn(rows, width), randn(rows, width), randn(2, rows, kv_heads, 9, width)
+    return Case(
+        lambda: load("rotary_append").rotary_append_(
+            query, key, value, cos, sin, *caches, torch.full((rows,), 3), backend="triton"
+        ),
+        # Every head is loaded twice, once with its halves exchanged, and cos and sin for each: a few hundred
+        # bytes, out of the first cache. Then what is stored, and the values in and out.
+        floor=rows * (5 * (heads + kv_heads) + 2 * kv_heads) * width * F32,
+        launches=["_kernel"],
+    )
+
+
 CASES: dict[str, Callable[[Load], Case]] = {
     "pool_latents": pool_latents,
     "cosine_latent_loss": lambda load: cosine(load, 1.0),
@@ -249,6 +285,9 @@ CASES: dict[str, Callable[[Load], Case]] = {
     "linear_grpo_loss dapo": lambda load: linear(load, "linear_grpo_loss dapo"),
     "linear_grpo_loss gspo": lambda load: linear(load, "linear_grpo_loss gspo"),
     "shared_prefix_decode": shared_prefix_decode,
+    "add_rms_norm": add_rms_norm,
+    "silu_mul": silu_mul,
+    "rotary_append_": rotary_append,
 }
 
 
