@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import av
@@ -29,6 +30,7 @@ EMPTIES = (
     "prores",
     "ffv1",
 )
+WORTH = 64  # packets; fewer are decoded before another decoder is opened
 SEEK = 400  # reading past so many packets costs about as much as a seek in the file
 
 
@@ -66,7 +68,7 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     for pts, place in sorted(zip(wanted, places, strict=True)):
         first = timeline.key_before(pts) or 0
         # An open group's leading pictures follow a keyframe in decoding order, so runs may overlap.
-        while runs and first <= runs[-1][1] + 1:
+        while runs and first <= runs[-1][1]:
             before = runs.pop()
             first, place = min(first, before[0]), max(place, before[1])
         runs.append((first, place))
@@ -78,6 +80,32 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
         else:
             joined.append((first, last))
     return joined
+
+
+def shares(timeline: Timeline, wanted: Sequence[int], codec: str, workers: int) -> list[list[int]] | None:
+    """Stamps for each of several decoders that together are faster than one with as many threads, or None.
+
+    Threads that decode one picture after the other wait for each other, row by row; decoders of different
+    runs do not. So they win where the runs divide evenly and are long enough to open the file again.
+    """
+    if workers < 2 or not timeline.coded or codec not in EMPTIES:
+        return None
+    runs = plan(timeline, wanted, careful=False, ends=True)
+    costs = [sum(not flag & SPARE for flag in timeline.flags[a : b + 1]) for a, b in runs]
+    part = sum(costs) / workers
+    loads, limits = [0], [-1]  # of each share; limits: its last place
+    for (_, last), cost in zip(runs, costs, strict=True):
+        if loads[-1] and loads[-1] + cost / 2 > part and len(loads) < workers:
+            loads.append(0)
+            limits.append(last)
+        loads[-1] += cost
+        limits[-1] = last
+    if max(loads) > part / 0.8 or sum(costs) < WORTH:
+        return None
+    parts: list[list[int]] = [[] for _ in limits]
+    for pts in wanted:
+        parts[bisect_left(limits, timeline.order[pts])].append(pts)
+    return parts
 
 
 def frames_at(
@@ -171,12 +199,12 @@ class _Sink:
 def _chosen(
     timeline: Timeline, wanted: Sequence[int], runs: Sequence[tuple[int, int]], careful: bool
 ) -> Iterator[tuple[int, int | None]]:
-    """(place of a packet to decode, None), and before a run that needs an empty decoder (its first place, the
-    stamp it begins at)."""
+    """(place of a packet to decode, None), and before the first run and those that need an empty decoder (the
+    run's first place, the stamp it begins at)."""
     needed = {timeline.order[pts] for pts in wanted}
     flags = timeline.flags
     for number, (first, last) in enumerate(runs):
-        if number and not flags[first] & CLEAN:
+        if not number or not flags[first] & CLEAN:
             yield first, timeline.coded[first]
         for place in range(first, last + 1):
             if careful or place in needed or not flags[place] & SPARE:
@@ -186,11 +214,14 @@ def _chosen(
 def _from_memory(
     held: Sequence[av.Packet], chosen: Iterator[tuple[int, int | None]]
 ) -> Iterator[av.Packet | int | None]:
+    fresh = True
     for place, begin in chosen:
         if begin is None:
             yield held[place]
+            fresh = False
         else:
-            yield None
+            if not fresh:
+                yield None
             yield begin
 
 
@@ -209,7 +240,7 @@ def _from_file(
         if begin is not None or (place - at > leap and timeline.flags[place] & KEY):
             if at >= 0:
                 yield None
-                yield timeline.coded[place]
+            yield timeline.coded[place]
             if place - at > leap:
                 try:
                     container.seek(timeline.coded[place], stream=video)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, opened
-from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at
+from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at, shares
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, convert, native, patchify, resize
@@ -45,7 +45,7 @@ class _Group:
 
 
 class _Changed(Exception):
-    """The layout of the pictures changes within a clip that is being made into patches directly."""
+    """The pictures change their size or layout within a clip, and the way of reading does not allow for it."""
 
 
 class Reading:
@@ -62,7 +62,7 @@ class Reading:
         self.seek = True  # in the file, over what need not be read
         self.careful = False  # every packet is decoded in order
         self.counted = False  # the timeline comes from decoding
-        self.straight = True  # patches are made from planes directly where they can be
+        self.straight = True  # the picture size stays: patches at once, several decoders
         self.wanted: list[float] = []
         self.done = 0  # of the times wanted, those handed out
         self.size: tuple[int, int] | None = None
@@ -158,17 +158,13 @@ class Reading:
             pieces = self._by_decord([timeline.begin[index] for index in unique])
         else:
             stamps = [timeline.pts[index] for index in unique]
-            pictures = frames_at(
-                container,
-                video,
-                timeline,
-                stamps,
-                self.deadline,
-                held=self.held,
-                seek=self.seek and not self.careful,
-                careful=self.careful,
-            )
-            pieces = self._converted(pictures, video, straight)
+            workers = 1 if self.careful or batch is not None or not self.straight else self.threads
+            parts = shares(timeline, stamps, video.codec_context.name, workers)
+            if parts is not None and self.device.type == "cpu":
+                straight = straight and not any(len(part) % 2 for part in parts[:-1])
+                pieces = self._side_by_side(timeline, parts, straight)
+            else:
+                pieces = self._converted(self._frames(container, video, timeline, stamps), video, straight)
         step = len(chosen) if batch is None else batch
         ready: deque[tuple[int, Tensor]] = deque()
         low = high = 0  # `ready` holds the unique frames from low on and before high
@@ -269,6 +265,44 @@ class Reading:
             patches, frames.grid_thw = patchify(pixels, **vars(request.normal))
             frames.patches = patches.to(self.device)
         return frames
+
+    def _frames(
+        self, container: InputContainer, video: VideoStream, timeline: Timeline, stamps: Sequence[int]
+    ) -> Iterator[av.VideoFrame]:
+        return frames_at(
+            container,
+            video,
+            timeline,
+            stamps,
+            self.deadline,
+            held=self.held,
+            seek=self.seek and not self.careful,
+            careful=self.careful,
+        )
+
+    def _side_by_side(
+        self, timeline: Timeline, parts: Sequence[Sequence[int]], straight: bool
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As `_converted`, by several decoders at once."""
+        source = self.request.source
+        shapes: set[tuple[int, int]] = set()
+
+        def read(stamps: Sequence[int]) -> list[tuple[int, Tensor]]:
+            pieces = []
+            with opened(source.media, source.stream, 1, self.deadline) as (container, video):
+                frames = self._frames(container, video, timeline, stamps)
+                for group in self._groups(frames, video, straight):
+                    shapes.add(group.shape)
+                    pieces.append((len(group.frames), self._convert(group, straight, 1)))
+            return pieces
+
+        _ = timeline.order, timeline.key_before(0)  # made once, before the threads want them
+        with ThreadPoolExecutor(len(parts)) as pool:
+            results = list(pool.map(read, parts))
+        if len(shapes) > 1:  # the first picture decides on the size of all
+            raise _Changed
+        for pieces in results:
+            yield from pieces
 
     def _converted(
         self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ import torch
 
 from fourdthinker._frames import decode, reading
 from fourdthinker._frames.references import CLEAN, HIDDEN, KEY, SPARE, classifier, settle
+from fourdthinker._frames.timeline import Timeline
 from fourdthinker.frames import FramePolicy, read_frames
 from tests.clips import make_clip
 
@@ -166,10 +168,52 @@ def test_policy_reads_few_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def counting(*args, **options):
         for packet in original(*args, **options):
-            fed.append(packet)
+            fed += [packet] if isinstance(packet, av.Packet) else []
             yield packet
 
     monkeypatch.setattr(decode, "packets_for", counting)
     assert len(read_frames(path, FramePolicy()).seconds) == 10
     assert len(fed) == 10
     assert all(packet.is_keyframe for packet in fed)
+
+
+@pytest.mark.parametrize(
+    "name", ["h264", "h264 pyramid, several references", "hevc open groups", "av1", "vp9"]
+)
+@pytest.mark.parametrize("room", [reading.ROOM, 0])
+def test_several_decoders_give_the_frames_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, room: int
+) -> None:
+    codec, suffix, options = STREAMS[name]
+    path = make_clip(
+        tmp_path / f"clip.{suffix}",
+        STAMPS,
+        codec=codec,
+        options=options,
+        size=(96, 128),
+        base=25,
+        draw=textured,
+    )
+    monkeypatch.setattr(reading, "ROOM", room)
+    times = [float(k) / 25 for k in range(0, COUNT, 3)]
+    one = {out: read_frames(path, FramePolicy(), times=times, out=out) for out in ("uint8", "patches")}
+    parts = []
+    original = decode.shares
+    monkeypatch.setattr(reading, "shares", lambda *args: parts.append(original(*args)) or parts[-1])
+    monkeypatch.setattr(decode, "WORTH", 1)
+    monkeypatch.setattr("fourdthinker._frames.video.threads", lambda: 2)
+    two = {out: read_frames(path, FramePolicy(), times=times, out=out) for out in ("uint8", "patches")}
+    assert torch.equal(one["uint8"].pixels, two["uint8"].pixels)
+    assert torch.equal(one["patches"].patches, two["patches"].patches)
+    assert [len(part) for part in parts] == [2, 2]
+    assert sorted(parts[0][0] + parts[0][1]) == parts[0][0] + parts[0][1]
+
+
+def test_uneven_or_short_work_is_not_divided(tmp_path: Path) -> None:
+    flags = bytes([KEY | CLEAN] + [0] * 249 + [KEY | CLEAN] + [0] * 49)
+    timeline = Timeline(Fraction(1, 25), list(range(300)), 12.0, list(range(300)), flags)
+    assert decode.shares(timeline, [240, 290], "h264", 2) is None
+    assert decode.shares(timeline, [45, 290], "h264", 2) == [[45], [290]]
+    assert decode.shares(timeline, [45, 290], "h264", 1) is None
+    assert decode.shares(timeline, [45, 290], "mpeg4", 2) is None
+    assert decode.shares(timeline, [3, 252], "h264", 2) is None
