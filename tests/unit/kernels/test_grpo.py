@@ -160,16 +160,25 @@ def test_loss_equals_the_loop(loss_type, options):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_gradcheck(loss_type):
-    data = inputs(1)
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("kl", ["k2", "k3"])
+def test_gradcheck(loss_type, delta, kl):
+    data = inputs(4)
+    counted = data["mask"] & data["entropy_mask"]
+    ratio = (data["logprobs"] - data["old_logprobs"]).exp()[counted]
+    gains = data["advantages"][:, None].expand(-1, LENGTH)[counted]
+    # Every case is there: clipped below, above, twice, and between the two upper bounds.
+    for case in (ratio < 0.8, (ratio > 1.2) & (ratio < 1.5), ratio > 1.5):
+        assert (case & (gains < 0)).any()
+        assert (case & (gains > 0)).any()
     if loss_type == "cispo":  # its ratio is a constant, which finite differences cannot know
-        data["old_logprobs"] = data["logprobs"].clone() - 1.0
+        delta, data["old_logprobs"] = None, data["logprobs"].clone() - 1.0
     leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
 
     def loss(logprobs, entropy):
         return grpo_token_loss(
-            logprobs, entropy=entropy, **data, loss_type=loss_type, beta=0.2, entropy_coef=0.1, delta=None
-            if loss_type == "cispo" else 2.0, max_length=9,
+            logprobs, entropy=entropy, **data, loss_type=loss_type, kl=kl, beta=0.2, entropy_coef=0.1,
+            delta=delta, max_length=9,
         )[0]  # fmt: skip
 
     assert torch.autograd.gradcheck(loss, leaves)
