@@ -45,7 +45,7 @@ class _Group:
 
 
 class _Changed(Exception):
-    """The pictures change their size or layout within a clip, and the way of reading does not allow for it."""
+    """The pictures change their size or layout within a clip, which the way of reading does not allow."""
 
 
 class Reading:
