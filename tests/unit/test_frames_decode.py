@@ -32,7 +32,7 @@ STREAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264 without keyframes but the first": (
         "libx264", "mp4", {"x264-params": "intra-refresh=1:keyint=20:bframes=2:b-adapt=0"}
     ),
-    "hevc": ("libx265", "mp4", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=30"}),
+    "hevc": ("libx265", "mp4", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=30:open-gop=0"}),
     "hevc open groups": (
         "libx265", "mkv", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=20:open-gop=1"}
     ),
