@@ -40,9 +40,9 @@ def read_records(
 
     media_root: the folder that relative paths start from and that no path may leave, by `..`, by an
         absolute path or by a link; default the folder of the file. kind: what the records are for: "dift"
-        needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says. on_bad_record: "raise" at the first
-        bad line, or "skip" bad lines; each is logged, and appended to the JSONL file `rejected` (when one
-        is named) as {"where", "reason", "line"}. policy: when given, every clip and picture is also read
+        needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says.
+        on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged, and appended to
+        the JSONL file `rejected` (when one is named) as {"where", "reason", "line"}. policy: when given, every clip and picture is also read
         once, as training will read it, so that a file that cannot be decoded shows now. Takes as long as
         reading all of them.
 
