@@ -179,9 +179,9 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
         wide = weight.dtype in (torch.float32, torch.float64)
         if weight.device.type == "cuda":
             return F.linear(hidden, weight) if wide else torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-        if wide and hidden.shape[0] > 1:
-            # With the large matrix on the left its rows are read in order: a quarter faster for few rows.
-            return torch.mm(weight, hidden.t()).t().contiguous()
+        if weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            # oneDNN is twice as fast as the BLAS of F.linear at few rows and many columns.
+            return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
         if wide:
             return F.linear(hidden, weight)
         rows = hidden.float()

@@ -14,6 +14,8 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import SamplingConfig
 
+ROUNDING = 2e-6
+
 
 @dataclass
 class Row:
@@ -23,7 +25,7 @@ class Row:
     sampled: list[float] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     reason: str = "length"
-    close: float = math.inf  # how near a draw came to another id: below 1e-5 rounding may decide
+    close: float = math.inf  # how near a draw came to another id: below `ROUNDING` that may decide
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_
 from fourdthinker.sampler.schedule import completion_room
 from fourdthinker.sampler.store import token_bytes
 from tests.unit.sampler_cases import make_prompt, talkative
-from tests.unit.sampler_reference import Row, one_row
+from tests.unit.sampler_reference import ROUNDING, Row, one_row
 
 SCHEDULES = int(os.environ.get("SAMPLER_SCHEDULES", "60"))
 PARTS = 6
@@ -113,7 +113,7 @@ def run_schedule(number: int) -> tuple[int, int]:
     for row, seed in enumerate(seeds):
         assert seen[row] == rollout.tokens[row, : rollout.lengths[row]].tolist()
         want = one_row(checkpoint, prompts[row // n], config, seed)
-        if want.close < 1e-5:
+        if want.close < ROUNDING:
             close += 1
         else:
             assert_row(rollout, row, want)
