@@ -225,6 +225,8 @@ class Reading:
             frames.seconds = self.wanted[begin : begin + step]
             frames.shown = [timeline.begin[index] for index in here]
             frames.decoder = "nvdec"
+            if request.partial and timeline.fault is not None:
+                frames.fault = f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
             self.done += len(here)
             yield frames
 

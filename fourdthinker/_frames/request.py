@@ -57,20 +57,26 @@ def times_wanted(request: Request, timeline: Timeline) -> list[float]:
     span = f"the clip is shown from {first:.6g} to {last:.6g} s"
     if timeline.fault is not None:
         span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
+    for label, bound in (("start", start), ("end", end)):
+        if bound is not None and math.isnan(bound):
+            raise ConfigError(f"{label} is {bound}; give seconds")
     if times is not None:
         wanted = [float(t) for t in times]
-        if request.partial and timeline.fault is not None:
-            wanted = [t for t in wanted if t <= last + NEAR] or wanted
         for t in wanted:
-            if not first - NEAR <= t <= last + NEAR:
+            beyond = request.partial and timeline.fault is not None and t > last
+            if not beyond and not first - NEAR <= t <= last + NEAR:
                 raise VideoError(f"{name}: no frame is shown at {t:.6g} s; {span}")
-        needed = max(wanted)
     else:
         low = first if start is None else max(first, start)
-        high, needed = (last, math.inf) if end is None else (min(last, end), end)
+        high = last if end is None else min(last, end)
         if not low < high and not (low == high == first == last):
             raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
         wanted = request.policy.times(high - low, low)
-    if timeline.fault is not None and needed > timeline.fault[0] + NEAR and not request.partial:
-        raise VideoError(f"{name}: at {timeline.fault[0]:.3f} s {timeline.fault[1]}")
+    if timeline.fault is not None:
+        at, cause = timeline.fault
+        sound = [t for t in wanted if t < at - NEAR]
+        cut = len(sound) < len(wanted) or (times is None and (end is None or end > at + NEAR))
+        if not sound or (cut and not request.partial):
+            raise VideoError(f"{name}: at {at:.3f} s {cause}")
+        wanted = sound
     return wanted

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fourdthinker._frames.timeline import Timeline
 
-VERSION = 1
+VERSION = 2
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 logger = logging.getLogger(__name__)

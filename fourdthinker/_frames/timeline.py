@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from bisect import bisect_right
@@ -30,7 +31,8 @@ class Timeline:
 
     pts: when each frame begins, increasing. end: when the last one ends, in seconds. coded: stamps of the
     packets in decoding order, beginning at the first keyframe; empty when packets do not tell. flags: for
-    each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows.
+    each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows; from
+    that time on frames may be missing or wrong.
     """
 
     base: Fraction
@@ -97,6 +99,7 @@ def build_timeline(
     fault: tuple[float, str] | None = None
     first: int | None = None
     packets, stamped = 0, True
+    whole = -math.inf  # seconds; what is read after the last packet is not shown before
     try:
         for packet in container.demux(video):
             check()
@@ -107,8 +110,10 @@ def build_timeline(
             if pts is None:
                 stamped = False
                 continue
+            decoded = pts if packet.dts is None else min(pts, packet.dts)
             if packet.is_corrupt and fault is None:
-                fault = float(pts * base), "the data end here or are damaged"
+                fault = float(decoded * base), "the data end here or are damaged"
+            whole = float((decoded + (packet.duration or 0)) * base)
             key = packet.is_keyframe
             if first is None:
                 if not key:
@@ -123,7 +128,7 @@ def build_timeline(
     except av.error.FFmpegError as error:
         if not shown:
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
-        fault = fault or (float(max(shown)[0] * base), f"the data cannot be read further ({error.strerror})")
+        fault = fault or (whole, f"the data cannot be read further ({error.strerror})")
     if not packets:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
     if not stamped or first is None or len(set(coded)) < len(coded):
@@ -138,7 +143,7 @@ def build_timeline(
     gap = (timeline.end - timeline.begin[0]) / len(shown)
     if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * gap):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
-        timeline.fault = timeline.end, cause
+        timeline.fault = min(timeline.end, whole), cause
     return timeline
 
 

@@ -154,10 +154,11 @@ def test_what_decodes_is_available_on_request(tmp_path: Path, even: Path) -> Non
     assert read_frames(even, every, partial=True).fault is None
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4"])
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4", "mov"])
 def test_cut_at_ten_places(tmp_path: Path, even: Path, suffix: str) -> None:
     """The part that is there, or a clear error; never a wrong frame."""
-    whole = remux(even, tmp_path / f"whole.{suffix}", movflags="faststart" if suffix == "mp4" else None)
+    flags = {"mp4": "faststart", "mov": "frag_keyframe+empty_moov"}.get(suffix)
+    whole = remux(even, tmp_path / f"whole.{suffix}", movflags=flags)
     data = whole.read_bytes()
     every = FramePolicy(fps=25, max_frames=200)
     start = read_frames(whole, every).seconds[0]
@@ -172,9 +173,32 @@ def test_cut_at_ten_places(tmp_path: Path, even: Path, suffix: str) -> None:
             continue
         shown = [round((t - start) / 0.04) for t in part.shown]
         assert numbers(part.pixels) == shown
+        if suffix != "ts":  # where neither a header nor a packet tells that pictures are missing
+            assert shown == list(range(len(shown)))
         lengths.append(max(shown) + 1)
     assert lengths == sorted(lengths)
     assert lengths[-1] >= 70
+
+
+def test_frames_that_a_cut_may_have_taken_are_left_out(tmp_path: Path, even: Path) -> None:
+    """Pictures that are decoded later are shown before the last that is there."""
+    whole = remux(even, tmp_path / "whole.mp4", movflags="frag_keyframe+empty_moov")
+    with av.open(str(whole)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    late = next(p for p in packets[60:] if p.pts > p.dts + 3 * p.duration)
+    path = tmp_path / "part.mp4"
+    path.write_bytes(whole.read_bytes()[: late.pos + late.size // 2])
+    at = float(late.dts * late.time_base)
+    every = FramePolicy(fps=25, max_frames=200)
+    part = read_frames(path, every, partial=True)
+    assert part.shown == pytest.approx(part.seconds)
+    assert numbers(part.pixels) == list(range(len(part.seconds)))
+    assert part.seconds[-1] < at <= part.seconds[-1] + 0.0401
+    assert f"at {at:.3f} s the data end here" in part.fault
+    for times in ([at], [at + 0.08]):
+        with pytest.raises(VideoError, match=f"at {at:.3f} s the data end here"):
+            read_frames(path, times=times, partial=True)
+    assert read_frames(path, times=[at + 0.04, at - 0.04], partial=True).shown == pytest.approx([at - 0.04])
 
 
 # -- time limits

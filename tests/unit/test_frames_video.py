@@ -346,6 +346,9 @@ def test_requests_that_cannot_be_met(even: Path) -> None:
         read_frames(even, stream=3)
     with pytest.raises(ConfigError, match="not both"):
         read_frames(even, times=[0.0], start=1.0)
+    for bound in ("start", "end"):
+        with pytest.raises(ConfigError, match=f"{bound} is nan; give seconds"):
+            read_frames(even, **{bound: float("nan")})
     with pytest.raises(ConfigError, match="times is empty"):
         read_frames(even, times=[])
     with pytest.raises(ConfigError, match="out is 'rgb'"):
