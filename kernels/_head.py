@@ -66,6 +66,11 @@ def check_rows(rows: Tensor, target: Tensor) -> None:
     check_range("rows", rows, 0, target.numel())
 
 
+def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states and targets of the rows ``chosen``, 0 where not ``counted``: both may be anything there."""
+    return x[chosen].masked_fill_(~counted[:, None], 0.0), torch.where(counted, target[chosen], 0)
+
+
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would turn the float32 matmuls below back into low precision."""
     return torch.autocast(device.type, enabled=False)

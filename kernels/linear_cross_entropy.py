@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_range, reciprocal
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
+from ._head import (
+    check_head,
+    check_rows,
+    chunk_size,
+    full_precision,
+    gather,
+    gradients,
+    make_head,
+    times_upstream,
+)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
@@ -34,8 +43,8 @@ def _loss_op(
         loss = torch.zeros((), dtype=accumulation_dtype(x, weight), device=x.device)
         for start in range(0, rows.numel(), chunk):
             chosen = rows[start : start + chunk]
-            part, label = x[chosen], target[chosen]
-            counted, label = label >= 0, label.clamp(min=0)
+            counted = target[chosen] >= 0
+            part, label = gather(x, target, chosen, counted)
             z = head.logits(part)
             logprob, normaliser, _ = head.stats(z, label, False)
             loss -= torch.where(counted, logprob, 0.0).sum()
@@ -122,9 +131,9 @@ def linear_cross_entropy(
     if rows is None:
         rows = (flat != ignore_index).nonzero()[:, 0]
     check_rows(rows, flat)
+    check_range("target", flat, 0, weight.shape[0], at=rows, where=(flat != ignore_index)[rows])
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(flat == ignore_index, -1, flat)
-    check_range("target", flat, -1, weight.shape[0], at=rows)
     x = input.reshape(-1, input.shape[-1])
     scale = reciprocal(
         (flat[rows] >= 0).sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_range
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, times_upstream
+from ._head import (
+    check_head,
+    check_rows,
+    chunk_size,
+    full_precision,
+    gather,
+    gradients,
+    make_head,
+    times_upstream,
+)
 from ._policy import (
     PER_LENGTH,
     SUMS,
@@ -80,8 +89,9 @@ def _loss_op(
         if loss_type == "gspo":
             # The ratio of a sequence needs all its log-probabilities before the first gradient.
             for part in chunks:
-                chosen = rows[part]
-                logprobs.index_copy_(0, chosen, head.stats(head.logits(x[chosen]), target[chosen], False)[0])
+                hidden, label = gather(x, target, rows[part], counted[part])
+                logprob = head.stats(head.logits(hidden), label, False)[0]
+                logprobs.index_copy_(0, rows[part], torch.where(counted[part], logprob, 0.0))
             current = logprobs[rows]
 
             def per_sequence(values: Tensor) -> Tensor:
@@ -94,8 +104,10 @@ def _loss_op(
             sequence_slope = per_sequence(slope)
         for part in chunks:
             chosen = rows[part]
-            z, label = head.logits(x[chosen]), target[chosen]
+            hidden, label = gather(x, target, chosen, counted[part])
+            z = head.logits(hidden)
             logprob, normaliser, entropy = head.stats(z, label, with_entropy)
+            logprob = torch.where(counted[part], logprob, 0.0)
             logprobs.index_copy_(0, chosen, logprob)
             before = logprob if old is None else old[part]
             log_ratio = mean_ratio[part] if loss_type == "gspo" else logprob - before
@@ -108,7 +120,6 @@ def _loss_op(
                     slope = sequence_slope[part]
                 bonus = share[part] * -policy.entropy_coef if policy.entropy_coef else None
                 z = head.grad_(z, label, normaliser, entropy, (slope + away) * share[part], bonus)
-                hidden = x[chosen]
                 rows_dx = torch.empty_like(hidden) if need_dx else None
                 head.consume(z, hidden, rows_dx, dw if need_dw else None, db if need_db else None)
                 if rows_dx is not None:
@@ -253,7 +264,7 @@ def linear_grpo_loss(
         share = share / lengths[sequences]
     with_entropy = return_entropy or policy.entropy_coef != 0
     spread = advantages.detach().reshape(-1)
-    spread = (spread[rows] if per_token else spread[sequences]).to(dtype)
+    spread = torch.where(counted, spread[rows] if per_token else spread[sequences], 0.0).to(dtype)
     loss, logprobs, sums = _LinearGrpoLoss.apply(
         x, weight, bias,
         (target.reshape(-1), rows, sequences, counted, lengths, share, spread, listed(old_logprobs),

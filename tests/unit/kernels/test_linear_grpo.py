@@ -121,6 +121,31 @@ def test_token_advantages_frozen_head_and_listed_but_masked_rows():
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_listed_rows_that_are_masked_may_be_anything(loss_type):
+    (input, weight, bias), target, mask, advantages, tensors = case()
+    mask[0] = False
+    options = {"mask": mask, "loss_type": loss_type, "max_length": 9, "beta": 0.1, "entropy_coef": 0.01}
+    leaves = [input.clone().requires_grad_(), weight.clone().requires_grad_()]
+    want, logprobs, _ = linear_grpo_loss(
+        *leaves, target, bias=bias, advantages=advantages, **tensors, **options
+    )
+    want.backward()
+    dirty = [input.masked_fill(~mask[..., None], torch.nan).requires_grad_(), weight.clone().requires_grad_()]
+    advantages[0] = torch.nan
+    tensors = {k: v if v.dtype == torch.bool else v.masked_fill(~mask, torch.nan) for k, v in tensors.items()}
+    loss, current, metrics = linear_grpo_loss(
+        *dirty, target.masked_fill(~mask, -100), bias=bias, advantages=advantages,
+        rows=torch.arange(ROWS * LENGTH), chunk_rows=4, **tensors, **options,
+    )  # fmt: skip
+    loss.backward()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(current, logprobs)
+    assert all(value.isfinite() for value in metrics.values())
+    for got, expected in zip(dirty, leaves, strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_nothing_counted_is_zero_in_the_graph(loss_type):
     values, target, mask, advantages, _ = case(torch.float32)
     leaves = [t.requires_grad_() for t in values]

@@ -117,6 +117,10 @@ def test_rows_equal_mask_and_listed_but_ignored_rows_have_no_loss():
     assert torch.equal(plain, linear_cross_entropy(input, weight, target, rows=rows))
     every = torch.arange(target.numel())
     torch.testing.assert_close(plain, linear_cross_entropy(input, weight, target, rows=every))
+    dirty = input.masked_fill((target == -100)[..., None], torch.nan).requires_grad_()
+    loss = linear_cross_entropy(dirty, weight, target, rows=every)
+    torch.testing.assert_close(loss, plain)
+    assert torch.autograd.grad(loss, dirty)[0].isfinite().all()
     renamed = torch.where(target == -100, -7, target)
     assert torch.equal(plain, linear_cross_entropy(input, weight, renamed, ignore_index=-7))
     masked = linear_logprobs(input, weight, target, mask=target >= 0)
@@ -240,8 +244,10 @@ def test_indices_are_checked_when_debugging(monkeypatch):
     input, weight, _, target = case(torch.float32)
     monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
     linear_cross_entropy(input, weight, target)
-    with pytest.raises(ValueError, match=r"target has values from .* to 29; they must be in \[-1, 29\)"):
+    with pytest.raises(ValueError, match=r"target has values from .* to 29; they must be in \[0, 29\)"):
         linear_cross_entropy(input, weight, torch.where(target < 0, 29, target))
+    with pytest.raises(ValueError, match=r"target has values from -1 to .*; they must be in \[0, 29\)"):
+        linear_cross_entropy(input, weight, torch.where(target < 0, -1, target))
     with pytest.raises(ValueError, match=r"target has values from -100 to .*; they must be in \[0, 29\)"):
         linear_logprobs(input, weight, target)
     with pytest.raises(ValueError, match=r"rows has values from -1 to 20; they must be in \[0, 21\)"):
