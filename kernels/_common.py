@@ -49,7 +49,7 @@ def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> T
     A tensor is not looked at from the host, so this never synchronises.
     """
     if not isinstance(num_items, Tensor):
-        if not math.isfinite(num_items) or num_items < 0:
+        if not 0 <= num_items < math.inf:
             raise ValueError(f"num_items is {num_items}; pass a finite number of items, zero or more")
         return torch.full((), 1.0 / num_items if num_items else 0.0, dtype=dtype, device=like.device)
     if num_items.numel() != 1:
@@ -61,7 +61,8 @@ def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> T
 def check_finite(**values: float | None) -> None:
     """Raise ``ValueError`` naming the first coefficient that is NaN or infinite."""
     for name, value in values.items():
-        if value is not None and not math.isfinite(value):
+        # Not math.isfinite, on which torch.compile breaks once a number has changed between calls.
+        if value is not None and not -math.inf < value < math.inf:
             raise ValueError(f"{name} is {value}; pass a finite number")
 
 

@@ -67,7 +67,7 @@ def check_rows(rows: Tensor, target: Tensor) -> None:
 
 
 def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and targets of the rows ``chosen``, 0 where not ``counted``: both may be anything there."""
+    """Hidden states and targets of the rows ``chosen``; 0 where not ``counted``, whatever is there."""
     return x[chosen].masked_fill_(~counted[:, None], 0.0), torch.where(counted, target[chosen], 0)
 
 

@@ -102,3 +102,22 @@ def test_torch_compile_has_no_graph_break(name):
         want.sum().backward()
         got.sum().backward()
         torch.testing.assert_close(traced.grad, plain.grad)
+
+
+def test_torch_compile_takes_changing_shapes_and_numbers():
+    torch._dynamo.reset()
+
+    def step(hidden, target, rate):
+        rows = torch.arange(target.numel())
+        mask = target >= 0
+        gains = torch.ones(len(target))
+        loss = linear_cross_entropy(hidden, HEAD[0], target, rows=rows, temperature=rate)
+        loss = loss + linear_grpo_loss(
+            hidden, HEAD[0], target, advantages=gains, mask=mask, rows=rows, epsilon=rate
+        )[0]  # fmt: skip
+        return loss + grpo_loss(hidden, target % 5, advantages=gains, mask=mask, temperature=rate)[0]
+
+    traced = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows, length, rate in ((2, 3, 1.0), (3, 4, 0.5), (4, 6, 0.7)):
+        hidden, target = torch.randn(rows, length, 5), torch.randint(0, 11, (rows, length))
+        torch.testing.assert_close(traced(hidden, target, rate), step(hidden, target, rate))
