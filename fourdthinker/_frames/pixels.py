@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 class Frames:
     """What was read.
 
-    pixels: uint8 [T, H, W, 3] RGB, or None when patches were asked for. patches: float32 [P, 3*2*14*14] in
-    the tower's order, normalised; grid_thw: [n, 3] long, one row for a clip and one for each still.
+    pixels: uint8 [T, H, W, 3] RGB, or None when patches were asked for. patches: [P, 3*2*patch*patch] in the
+    dtype asked for, in the tower's order, normalised; grid_thw: [n, 3] long, one row for a clip and one for
+    each still.
     seconds: the time that each frame was asked for; shown: the time at which that frame's presentation
     begins; both on the clock of the source. fps: frames a second of `seconds`. seconds_per_grid: seconds
     between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock. decoder:

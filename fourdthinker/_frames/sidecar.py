@@ -29,7 +29,11 @@ def folder() -> Path | None:
         return None
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourdthinker" / "index"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):  # a user without a home, as in some containers
+        logger.info("no home folder: indices are not kept; set %s", VARIABLE)
+        return None
+    return Path(cache) / "fourdthinker" / "index"
 
 
 def key_of(path: str, stream: int) -> str | None:

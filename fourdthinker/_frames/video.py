@@ -107,6 +107,8 @@ def read_many(
     workers: files read at the same time; default one for each processor. At most three times so many results
     are in memory. timeout: seconds that each file may take. sources is read as it goes and may be endless.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; give a number of threads above 0")
 
     def read(source: FrameSource | Source) -> Frames | VideoError:
         try:

@@ -54,6 +54,12 @@ def test_results_in_order_with_errors_among_them(tmp_path: Path, even: Path) -> 
     assert patches.patches.dtype == torch.bfloat16
 
 
+def test_no_workers(even: Path) -> None:
+    for workers in (0, -1):
+        with pytest.raises(ConfigError, match=f"workers is {workers}; give"):
+            next(read_many([even], workers=workers))
+
+
 def test_results_wait_in_bounded_number() -> None:
     started = []
 

@@ -75,6 +75,19 @@ def test_off_and_folders_that_cannot_be_written(
     assert len(list((tmp_path / "xdg" / "fourdthinker" / "index").iterdir())) == 1
 
 
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_clip(tmp_path / "clip.mp4", [0, 40, 80])
+    for name in ("HOME", "XDG_CACHE_HOME", sidecar.VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: object) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert numbers(read_frames(path, times=[0.04]).pixels) == [1]
+    assert sidecar.folder() is None
+
+
 def test_damaged_indices_are_made_again(tmp_path: Path, built: list[str]) -> None:
     path = make(tmp_path / "clip.mp4")
     expected = read_frames(path, TEN)
