@@ -184,7 +184,8 @@ def logprobs(
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device} but logits is on {logits.device}; move one")
     check_range("target", target, 0, logits.shape[-1], where=mask)
-    if rows_of(logits) is None:
+    shared = any(n > 1 and step < logits.shape[-1] for n, step in zip(target.shape, logits.stride()))
+    if rows_of(logits) is None or (inplace_backward and shared):  # rows in one place have a gradient each
         logits = logits.contiguous()
     values, entropies = _Logprobs.apply(
         logits, target, mask, temperature, return_entropy, inplace_backward, backend

@@ -174,6 +174,17 @@ def test_autocast_does_not_lower_the_precision():
     assert torch.equal(plain[1], again[1])
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_rows_that_share_their_memory(inplace):
+    logits, target, _ = case(torch.float64)
+    row = logits[0, 0].clone().requires_grad_()
+    want = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(row.expand(ROWS, -1), target[:, 0]), row
+    )  # fmt: skip
+    loss = cross_entropy((row * 1).expand(ROWS, -1), target[:, 0], inplace_backward=inplace)
+    torch.testing.assert_close(torch.autograd.grad(loss, row), want)
+
+
 def test_memory_beside_logits_and_gradient_is_small():
     rows, vocabulary = 256, 8192
     logits, target = torch.randn(rows, vocabulary, requires_grad=True), torch.zeros(rows, dtype=torch.int64)
