@@ -25,7 +25,7 @@ def _reference(
     rows, heads, width = query.shape
     groups, kv_heads, prompt, _ = prompt_key.shape
     wide = accumulation_dtype(query)
-    q = query.to(wide).reshape(groups, rows // groups, kv_heads, heads // kv_heads, width)
+    q = (query.to(wide) * scale).reshape(groups, rows // groups, kv_heads, heads // kv_heads, width)
     shared = torch.einsum("ngkhd,nkpd->ngkhp", q, prompt_key.to(wide))
     past = torch.arange(prompt, device=query.device) >= prompt_lengths[:, None]
     # What lies past a length may be anything, NaN included, and 0 * NaN is NaN.
@@ -36,7 +36,8 @@ def _reference(
     value = value.masked_fill(past[:, None, :, None], 0.0)
     own = own.masked_fill(past[:, None, None, :], -torch.inf)
     # A row without any position has only -inf: its softmax is NaN, its result 0.
-    weights = (torch.cat((shared, own), dim=-1) * scale).softmax(dim=-1).nan_to_num(0.0)
+    scores = torch.cat((shared, own), dim=-1)
+    weights = scores.softmax(dim=-1).masked_fill((scores == -torch.inf).all(dim=-1, keepdim=True), 0.0)
     ours = weights[..., :prompt].unflatten(0, (groups, rows // groups))
     out = torch.einsum("ngkhp,nkpd->ngkhd", ours, prompt_value.to(wide)).flatten(0, 1)
     out = out + torch.einsum("rkht,rktd->rkhd", weights[..., prompt:], value.to(wide))
@@ -271,7 +272,8 @@ def _decode_op(
             prompt_key, prompt_value, prompt_lengths = _of_each_row(
                 prompt_key, prompt_value, prompt_starts, prompt_lengths, order, row_starts, longest
             )
-        return _reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
+        with torch.autocast(query.device.type, enabled=False):
+            return _reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
     rows, heads, width = query.shape
     kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0]
     repeat = heads // kv_heads

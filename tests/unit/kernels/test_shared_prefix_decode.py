@@ -51,6 +51,22 @@ def test_positions_past_the_lengths_are_not_read_and_empty_rows_give_zero():
     assert torch.equal(clean, shared_prefix_decode(query, *cache, **lengths))
 
 
+def test_any_scale_autocast_and_nan_that_stays_visible():
+    (query, *cache), lengths = case(2, 2, 4, 2, 6, 4, 4, torch.float32)
+    plain = shared_prefix_decode(query, *cache, **lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(shared_prefix_decode(query, *cache, **lengths), plain)
+    turned = shared_prefix_decode(-query, *cache, **lengths, scale=-0.5)
+    torch.testing.assert_close(turned, shared_prefix_decode(query, *cache, **lengths, scale=0.5))
+    prompt, own = int(lengths["prompt_lengths"][0]), int(lengths["lengths"][0])
+    mean = torch.cat((cache[1][0, 0, :prompt], cache[3][0, 0, :own])).mean(dim=0)
+    torch.testing.assert_close(shared_prefix_decode(query, *cache, **lengths, scale=0.0)[0, 0], mean)
+    query[1] = torch.nan
+    got = shared_prefix_decode(query, *cache, **lengths)
+    assert got[1].isnan().all()
+    assert torch.equal(got[2:], plain[2:])
+
+
 def test_bad_input_is_named():
     (query, *cache), lengths = case(2, 2, 4, 2, 6, 4, 4)
     for message, arguments in [
