@@ -105,15 +105,16 @@ def check_policy(
 
 
 def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
-    """Raise ``ValueError`` unless all have the shape and device of ``target`` and ``mask`` is bool."""
+    """Raise ``ValueError`` unless all have the shape and device of ``target`` and the masks are bool."""
     for name, value in {"mask": mask, **others}.items():
         if value is not None and (value.shape != target.shape or value.device != target.device):
             raise ValueError(
                 f"{name} is {tuple(value.shape)} on {value.device}; it must be {tuple(target.shape)} on "
                 f"{target.device}"
             )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype}; it must be torch.bool")
+    for name, value in (("mask", mask), ("entropy_mask", others.get("entropy_mask"))):
+        if value is not None and value.dtype != torch.bool:
+            raise ValueError(f"{name} is {value.dtype}; it must be torch.bool")
 
 
 def token_scale(

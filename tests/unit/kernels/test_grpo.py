@@ -279,6 +279,7 @@ def test_bad_input_is_named():
         (r"old_logprobs is \(5, 6\)", {"old_logprobs": data["logprobs"][:, :6]}),
         (r"advantages is \(4,\)", {"advantages": data["advantages"][:4]}),
         ("mask is torch.int64", {"mask": data["mask"].long()}),
+        ("entropy_mask is torch.uint8", {"entropy_mask": data["mask"].byte()}),
         (r"logprobs is \(5,\)", {"logprobs": data["logprobs"][:, 0]}),
     ]
     for message, change in bad:
