@@ -203,7 +203,8 @@ def _select(scores: Tensor, weights: Tensor | None, wanted: Tensor, top: Tensor,
     """
     rows, vocabulary = scores.shape
     buckets = min(_BUCKETS, triton.next_power_of_2(vocabulary))
-    index = torch.sub(top, scores).mul_(buckets / width).clamp_(max=buckets - 1).int()
+    rate = buckets / width.clamp(min=1e-30)  # an infinite rate would make NaN of the difference 0
+    index = torch.sub(top, scores).mul_(rate).clamp_(max=buckets - 1).int()
     weigh = scores.new_ones(1, dtype=torch.float64).expand_as(scores) if weights is None else weights.double()
     held = torch.zeros(rows, buckets, dtype=torch.float64, device=scores.device)
     held.scatter_add_(1, index.long(), weigh)

@@ -212,6 +212,23 @@ def test_switched_off_equals_absent():
         assert torch.equal(plain, switched)
 
 
+def test_extreme_temperatures():
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2)) * 3
+    zero, half = torch.zeros(4, dtype=torch.int64), torch.full((4,), 0.5)
+    for temperature in (1e-6, 1e-30, 1e-38):
+        rate = torch.full((4,), temperature)
+        ids, _, sampled = sample_tokens(
+            logits, seeds=zero, steps=zero, temperature=rate, top_p=half, min_p=half
+        )  # fmt: skip
+        assert torch.equal(ids, logits.argmax(dim=1))
+        assert not sampled.any()
+    for temperature in (1e30, torch.inf):
+        rate = torch.full((4,), temperature)
+        _, raw, sampled = sample_tokens(logits, seeds=zero, steps=zero, temperature=rate, min_p=half)
+        torch.testing.assert_close(raw, torch.full((4,), -math.log(300)))
+        torch.testing.assert_close(sampled, raw)
+
+
 def test_low_precision_negative_infinity_and_ties():
     logits = torch.full((4, 9), -torch.inf, dtype=torch.bfloat16)
     logits[:, 4] = -3e38
