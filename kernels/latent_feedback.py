@@ -333,6 +333,8 @@ def latent_feedback_step_(
         )
     if hidden.dtype != embedding.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but embedding is {embedding.dtype}; cast one of them")
+    if latents.dim() != 3:
+        raise ValueError(f"latents is {tuple(latents.shape)}; it must be [B, L, H]")
     rows, width = hidden.shape
     expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
         "sampled": (sampled, (rows,), torch.int64),

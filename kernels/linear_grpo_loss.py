@@ -231,7 +231,7 @@ def linear_grpo_loss(
     packed = input.dim() == 2
     if packed != (sequence_ids is not None):
         raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
-    count = advantages.shape[0] if packed else input.shape[0]
+    count = advantages.numel() if packed else input.shape[0]
     per_token = not packed and advantages.shape == target.shape
     if not per_token and tuple(advantages.shape) != (count,):
         raise ValueError(f"advantages is {tuple(advantages.shape)}; it must be one number a sequence")

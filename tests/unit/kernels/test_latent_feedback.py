@@ -144,6 +144,8 @@ def test_bad_input_is_named(monkeypatch):
         call(latent_size=0)
     with pytest.raises(ValueError, match=r"phase is .*int64"):
         call(phase=torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"latents is \(2,\); it must be \[B, L, H\]"):
+        call(latents=torch.zeros(2))
     with pytest.raises(ValueError, match=r"hidden is torch.* but embedding is"):
         call(embedding=torch.zeros(VOCAB, WIDTH, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"must be .B, H. and .V, H."):
