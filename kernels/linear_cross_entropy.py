@@ -128,16 +128,17 @@ def linear_cross_entropy(
     """
     check_head(input, weight, target, bias, temperature, softcap)
     flat = target.reshape(-1)
+    kept = flat != ignore_index
     if rows is None:
-        rows = (flat != ignore_index).nonzero()[:, 0]
+        rows = kept.nonzero()[:, 0]
     check_rows(rows, flat)
-    check_range("target", flat, 0, weight.shape[0], at=rows, where=(flat != ignore_index)[rows])
+    check_range("target", flat, 0, weight.shape[0], at=rows, where=kept[rows])
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
-    flat = torch.where(flat == ignore_index, -1, flat)
+    flat = torch.where(kept, flat, -1)
     x = input.reshape(-1, input.shape[-1])
     scale = reciprocal(
-        (flat[rows] >= 0).sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
-    )
+        kept[rows].sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
+    )  # fmt: skip
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     return _LinearCrossEntropy.apply(
         x, weight, bias, flat, rows, scale, temperature, softcap, chunk, backend
