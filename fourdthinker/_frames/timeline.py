@@ -131,6 +131,11 @@ def build_timeline(
         fault = fault or (whole, f"the data cannot be read further ({error.strerror})")
     if not packets:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
+    if container.format.name == "avi" and context.has_b_frames and stamped and list(coded) == sorted(coded):
+        raise VideoError(
+            f"{name}: its pictures are not stored in the order in which they are shown, and AVI does not say "
+            "when each is shown; encode it anew into a container such as mp4"
+        )
     if not stamped or first is None or len(set(coded)) < len(coded):
         return None
     shown.sort()

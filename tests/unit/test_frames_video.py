@@ -227,6 +227,18 @@ def hide(source: Path, target: Path, number: int) -> Path:
     return target
 
 
+def test_pictures_out_of_order_in_avi(tmp_path: Path) -> None:
+    """Its packets are stamped in decoding order, so that a frame would be found at another one's time."""
+    stamps = list(range(0, 1000, 40))
+    plain = make_clip(tmp_path / "plain.avi", stamps, options={"bf": "0"})
+    early, late = numbers(read_frames(plain, times=[0.2, 0.6]).pixels)
+    assert late - early == 10
+    path = make_clip(tmp_path / "mixed.avi", stamps, options={"bf": "3"})
+    for times in ([0.16], [0.16, 0.4]):
+        with pytest.raises(VideoError, match=r"mixed\.avi: .* AVI does not say when"):
+            read_frames(path, times=times)
+
+
 def test_packets_that_show_nothing(tmp_path: Path) -> None:
     stamps = [40 * k for k in range(60)]
     every_frame_a_key = make_clip(tmp_path / "keys.mp4", stamps, codec="mpeg4", options={"g": "1"})
