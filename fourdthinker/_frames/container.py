@@ -47,15 +47,29 @@ class Deadline:
         return None if self.until is None else max(0.001, self.until - time.monotonic())
 
 
+def set_threads(video: VideoStream, threads: int, slices: int = 1) -> None:
+    """Decode on that many threads: slices of a picture at once where there are enough, else pictures.
+
+    Pictures wait for each other; with two more of them at hand, fewer threads wait.
+    """
+    if threads > 1:
+        video.thread_type = "SLICE" if slices >= threads else "AUTO"
+    video.codec_context.thread_count = threads if threads == 1 or slices >= threads else threads + 2
+
+
 def name_of(source: Source) -> str:
     return "<bytes>" if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
 
 
 @contextmanager
 def opened(
-    source: Source, stream: int | None, threads: int, deadline: Deadline
+    source: Source, stream: int | None, threads: int, deadline: Deadline, *, quick: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, or the one asked for, its decoder set to `threads` threads."""
+    """The container and its best video stream, or the one asked for, its decoder set to `threads` threads.
+
+    quick: where the container's header tells enough, do not let FFmpeg decode the first pictures, which it
+    does to learn their format and, without fail, how far they are reordered.
+    """
     name = deadline.name
     size = (
         len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
@@ -65,11 +79,14 @@ def opened(
     if size == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes)")
     left = deadline.left()
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    if quick and _tells_enough(source, name):
+        options["codec_whitelist"] = "none"  # for what avformat opens itself
     try:
         # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
         container = av.open(
             io.BytesIO(source) if isinstance(source, bytes) else name,
-            options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+            options=options,
             metadata_errors="replace",
             timeout=left,
         )
@@ -90,10 +107,23 @@ def opened(
         for other in container.streams:
             if other.index != video.index:
                 other.discard = Discard.all
-        if threads > 1:
-            video.thread_type = "AUTO"
-        context.thread_count = threads
+        set_threads(video, threads)
         yield container, video
+
+
+def _tells_enough(source: Source, name: str) -> bool:
+    """MP4 and Matroska, by their first bytes."""
+    if isinstance(source, bytes):
+        head = source[:12]
+    else:
+        with open(name, "rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
+
+
+def aspect_of(video: VideoStream) -> float:
+    """Width to height of a pixel: by the container, else by the first picture, once it is decoded."""
+    return float(video.sample_aspect_ratio or video.codec_context.sample_aspect_ratio or 1) or 1.0
 
 
 def _stream(container: InputContainer, index: int | None, name: str) -> VideoStream:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fourdthinker._frames import nvdec
 from fourdthinker._frames.colour import Layout, planes_of
-from fourdthinker._frames.container import Deadline, Source, opened
+from fourdthinker._frames.container import Deadline, Source, aspect_of, opened
 from fourdthinker._frames.decode import packets_for
 from fourdthinker._frames.pixels import Normal, conversion
 from fourdthinker._frames.siting import siting_of
@@ -28,15 +28,17 @@ def say(reason: str) -> None:
     logger.warning("decoding in software: %s", reason)
 
 
-def first_frame(media: Source, stream: int | None, deadline: Deadline) -> tuple[av.VideoFrame, Layout | None]:
-    """The first picture of a file, for its size, its turn and its colours; None: a format that NVDEC does not
-    give."""
+def first_frame(
+    media: Source, stream: int | None, deadline: Deadline
+) -> tuple[av.VideoFrame, Layout | None, float]:
+    """The first picture of a file, for its size and turn; its layout, None for one that NVDEC does not give;
+    the aspect of its pixels."""
     with opened(media, stream, 1, deadline) as (container, video):
         for packet in container.demux(video):
             deadline.check()
             for frame in packet.decode():
                 _, layout, remade = planes_of(frame, siting_of(video))
-                return frame, layout if remade is None else None
+                return frame, None if remade else layout, aspect_of(video)
     raise nvdec.NvdecError("the file holds no frames")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import Layout, Planes, planes_of
-from fourdthinker._frames.container import Deadline, opened
+from fourdthinker._frames.container import Deadline, aspect_of, opened, set_threads
 from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at, shares
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.nvdec import NvdecError
@@ -59,6 +59,7 @@ class Reading:
         self.listed: Timeline | None = None  # what packets say, where that was not enough
         self.held: list[av.Packet] | None = None
         self.kept = self.stale = False  # the timeline comes from the sidecar; that one was wrong
+        self.quick = request.source.reader == "auto"  # opened without decoding the first pictures
         self.seek = True  # in the file, over what need not be read
         self.careful = False  # every packet is decoded in order
         self.counted = False  # the timeline comes from decoding
@@ -75,8 +76,10 @@ class Reading:
         """The frames, `batch` times of them at once, or all (None)."""
         source, name = self.request.source, self.request.name
         while True:
-            with opened(source.media, source.stream, self.threads, self.deadline) as (container, video):
-                self.aspect = float(video.sample_aspect_ratio or 1) or 1.0  # width to height of a pixel
+            with opened(source.media, source.stream, self.threads, self.deadline, quick=self.quick) as (
+                container,
+                video,
+            ):
                 unread = self.timeline is not None or self._index(container, video)
                 if self.timeline is not None and (unread or self.held is not None):
                     try:
@@ -118,6 +121,8 @@ class Reading:
                     "damaged. Replace it, or ask for times before that"
                 ) from error
             self.threads = 1
+        elif self.quick:
+            self.quick = False
         elif self.counted:
             raise VideoError(
                 f"{name}: the frame at {error.seconds:.3f} s cannot be decoded; the file is damaged"
@@ -155,14 +160,15 @@ class Reading:
         straight = self.straight and request.out == "patches" and batch is None and chosen == unique
         straight = straight and not decord
         if decord:
-            pieces = self._by_decord([timeline.begin[index] for index in unique])
+            pieces = self._by_decord([timeline.begin[index] for index in unique], aspect_of(video))
         else:
             stamps = [timeline.pts[index] for index in unique]
             workers = 1 if self.careful or batch is not None or not self.straight else self.threads
+            set_threads(video, self.threads, timeline.slices)
             parts = shares(timeline, stamps, video.codec_context.name, workers)
             if parts is not None and self.device.type == "cpu":
                 straight = straight and not any(len(part) % 2 for part in parts[:-1])
-                pieces = self._side_by_side(timeline, parts, straight)
+                pieces = self._side_by_side(container, video, timeline, parts, straight)
             else:
                 pieces = self._converted(self._frames(container, video, timeline, stamps), video, straight)
         step = len(chosen) if batch is None else batch
@@ -196,7 +202,7 @@ class Reading:
         """As `_emit`, by NVDEC; in software from the batch on that it cannot decode."""
         request, source = self.request, self.request.source
         media, stream = source.media, source.stream
-        frame, layout = gpu.first_frame(media, stream, self.deadline)
+        frame, layout, self.aspect = gpu.first_frame(media, stream, self.deadline)
         if not self.done:
             self.wanted = times_wanted(request, timeline)
         chosen = [hold(timeline.begin, t) for t in self.wanted]
@@ -283,24 +289,38 @@ class Reading:
         )
 
     def _side_by_side(
-        self, timeline: Timeline, parts: Sequence[Sequence[int]], straight: bool
+        self,
+        container: InputContainer,
+        video: VideoStream,
+        timeline: Timeline,
+        parts: Sequence[Sequence[int]],
+        straight: bool,
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `_converted`, by several decoders at once."""
+        """As `_converted`, by several decoders at once; the first share is decoded from this container."""
         source = self.request.source
         shapes: set[tuple[int, int]] = set()
 
-        def read(stamps: Sequence[int]) -> list[tuple[int, Tensor]]:
+        def decode(
+            container: InputContainer, video: VideoStream, stamps: Sequence[int]
+        ) -> list[tuple[int, Tensor]]:
             pieces = []
-            with opened(source.media, source.stream, 1, self.deadline) as (container, video):
-                frames = self._frames(container, video, timeline, stamps)
-                for group in self._groups(frames, video, straight):
-                    shapes.add(group.shape)
-                    pieces.append((len(group.frames), self._convert(group, straight, 1)))
+            for group in self._groups(self._frames(container, video, timeline, stamps), video, straight):
+                shapes.add(group.shape)
+                pieces.append((len(group.frames), self._convert(group, straight, 1)))
             return pieces
 
+        def read(stamps: Sequence[int]) -> list[tuple[int, Tensor]]:
+            with opened(source.media, source.stream, 1, self.deadline, quick=self.quick) as (
+                other,
+                its_video,
+            ):
+                return decode(other, its_video, stamps)
+
         _ = timeline.order, timeline.key_before(0)  # made once, before the threads want them
-        with ThreadPoolExecutor(len(parts)) as pool:
-            results = list(pool.map(read, parts))
+        set_threads(video, 1)
+        with ThreadPoolExecutor(len(parts) - 1) as pool:
+            others = [pool.submit(read, part) for part in parts[1:]]
+            results = [decode(container, video, parts[0]), *(other.result() for other in others)]
         if len(shapes) > 1:  # the first picture decides on the size of all
             raise _Changed
         for pieces in results:
@@ -348,6 +368,8 @@ class Reading:
                     self.decoder = codec + (f", {remade} by swscale" if remade and module else "")
                 if self.request.keep_size:
                     layout = replace(layout, siting=UNSIZED)
+                if self.size is None:
+                    self.aspect = aspect_of(video)
                 turns, shape, _ = self._fit(frame)
                 alike = group is not None and (layout, shape, turns) == (
                     group.layout,
@@ -369,14 +391,14 @@ class Reading:
         if fault is not None:
             raise fault
 
-    def _by_decord(self, begin: Sequence[float]) -> Iterator[tuple[int, Tensor]]:
+    def _by_decord(self, begin: Sequence[float], aspect: float) -> Iterator[tuple[int, Tensor]]:
         """As `_converted`, with frames of decord."""
         source, self.decoder = self.request.source, "decord"
         for pixels in decord_reader.pictures(
             source.media, source.stream, self.request.name, begin, CHUNK, self.threads
         ):
             self.deadline.check()
-            size = self._target(pixels.shape[1:3], self.aspect)
+            size = self._target(pixels.shape[1:3], aspect)
             yield len(pixels), resize(pixels, size, self.request.policy.resample)
 
     def _convert(self, group: _Group, straight: bool, threads: int) -> Tensor:

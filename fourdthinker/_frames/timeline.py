@@ -16,12 +16,11 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle
+from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle, slices
 from fourdthinker.errors import VideoError
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
-# Containers whose header says truly how long a stream is.
-_EXACT = ("mov", "matroska")
+LOOK = 8  # pictures whose slices are counted
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -32,7 +31,7 @@ class Timeline:
     pts: when each frame begins, increasing. end: when the last one ends, in seconds. coded: stamps of the
     packets in decoding order, beginning at the first keyframe; empty when packets do not tell. flags: for
     each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows; from
-    that time on frames may be missing or wrong.
+    that time on frames may be missing or wrong. slices: of a picture, the fewest in the first pictures.
     """
 
     base: Fraction
@@ -41,6 +40,7 @@ class Timeline:
     coded: Sequence[int] = ()
     flags: bytes = b""
     fault: tuple[float, str] | None = None
+    slices: int = 1
     begin: Sequence[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +98,8 @@ def build_timeline(
     coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
     first: int | None = None
-    packets, stamped = 0, True
+    earliest: int | None = None
+    packets, stamped, fewest = 0, True, 64
     whole = -math.inf  # seconds; what is read after the last packet is not shown before
     try:
         for packet in container.demux(video):
@@ -110,6 +111,7 @@ def build_timeline(
             if pts is None:
                 stamped = False
                 continue
+            earliest = pts if earliest is None else min(pts, earliest)
             decoded = pts if packet.dts is None else min(pts, packet.dts)
             if packet.is_corrupt and fault is None:
                 fault = float(decoded * base), "the data end here or are damaged"
@@ -120,6 +122,8 @@ def build_timeline(
                     continue
                 first = pts
             flag = classify(memoryview(packet)) | (KEY if key else 0)
+            if len(coded) < LOOK:
+                fewest = min(fewest, slices(context.name, context.extradata, memoryview(packet)))
             coded.append(pts)
             flags.append(flag)
             held.keep(packet)
@@ -136,15 +140,15 @@ def build_timeline(
             f"{name}: its pictures are not stored in the order in which they are shown, and AVI does not say "
             "when each is shown; encode it anew into a container such as mp4"
         )
-    if not stamped or first is None or len(set(coded)) < len(coded):
+    if not stamped or first is None or earliest is None or len(set(coded)) < len(coded):
         return None
     shown.sort()
     if not shown:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
     pts_shown = array("q", [stamp for stamp, _ in shown])
     end = _end(pts_shown, shown[-1][1], video)
-    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault)
-    announced = _announced(container, video)
+    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault, fewest)
+    announced = _announced(container, video, float(earliest * base))
     gap = (timeline.end - timeline.begin[0]) / len(shown)
     if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * gap):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
@@ -228,15 +232,15 @@ def _end(pts: Sequence[int], duration: int, video: VideoStream) -> float:
     return float(pts[-1] * base) + (float(1 / video.average_rate) if video.average_rate else 0.0)
 
 
-def _announced(container: InputContainer, video: VideoStream) -> float | None:
-    """When the stream ends, by the header; None where headers only guess."""
-    if not container.format.name.startswith(_EXACT) or video.time_base is None:
-        return None
-    start = float((video.start_time or 0) * video.time_base)
-    if video.duration:
+def _announced(container: InputContainer, video: VideoStream, start: float) -> float | None:
+    """When a stream that begins at `start` ends, by the header; None where headers only guess."""
+    kind = container.format.name
+    if kind.startswith("mov") and video.duration and video.time_base is not None:
         return start + float(video.duration * video.time_base)
-    tag = _TAG.match(video.metadata.get("DURATION", ""))
+    if not kind.startswith("matroska"):
+        return None
+    tag = _TAG.match(video.metadata.get("DURATION", ""))  # counts from 0, wherever the stream begins
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     alone = len([s for s in container.streams if s.type in ("video", "audio")]) == 1
-    return start + container.duration / 1e6 if alone and container.duration else None
+    return container.duration / 1e6 if alone and container.duration else None
