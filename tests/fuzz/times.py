@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from fourdthinker._frames import sidecar
+from fourdthinker.errors import VideoError
 from fourdthinker.frames import read_frames
 from tests.clips import make_clip, number_of, remux
 
@@ -118,7 +119,12 @@ def check(number: int, folder: Path) -> str:
     if not begin or any(b <= a for a, b in pairwise(begin)):
         return "no clock"  # H.264 with B-frames in AVI: the times are guesses, and out of order
     draw = random.Random(~number)
-    whole = read_frames(path, times=begin)
+    try:
+        whole = read_frames(path, times=begin)
+    except VideoError as error:
+        if path.suffix == ".avi" and "AVI does not say when each is shown" in str(error):
+            return "no clock"
+        raise
     if [number_of(picture) for picture in whole.pixels] != [n for _, n in frames]:
         raise Wrong(f"{recipe}: frames {[number_of(p) for p in whole.pixels]}, not {[n for _, n in frames]}")
     for turn in range(3):
