@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,18 +88,25 @@ def gradients(
     )
 
 
-def times_upstream(
-    ctx: Any, upstream: Tensor, dtypes: tuple[torch.dtype | None, ...]
+def hand_over(
+    ctx: Any, upstream: Tensor, dtypes: tuple[torch.dtype | None, ...], again: Callable[[], Sequence[Tensor]]
 ) -> list[Tensor | None]:
-    """The saved gradients times the scalar ``upstream``, each in its leaf's dtype; None where not needed.
+    """The gradients ``ctx.grads`` times the scalar ``upstream``, each in its leaf's dtype; None where not
+    needed.
 
-    One pass without a synchronisation and without a float32 temporary, which for dW would be the largest
-    tensor of the step.
+    One pass without a synchronisation. The memory of the forward is scaled in place and given away, since a
+    second dW would be the largest tensor of the step; a second backward through a retained graph gets its
+    gradients from ``again``.
     """
+    grads, ctx.grads = ctx.grads, None
+    if grads is None:
+        grads = again()
     return [
-        torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=dtype)) if needed else None
-        for grad, dtype, needed in zip(ctx.saved_tensors, dtypes, ctx.needs_input_grad)
-    ]
+        None if not needed
+        else grad.mul_(upstream) if grad.dtype == dtype
+        else torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=dtype))
+        for grad, dtype, needed in zip(grads, dtypes, ctx.needs_input_grad)
+    ]  # fmt: skip
 
 
 class Head:

@@ -15,8 +15,8 @@ from ._head import (
     full_precision,
     gather,
     gradients,
+    hand_over,
     make_head,
-    times_upstream,
 )
 
 
@@ -85,14 +85,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, dx, dw, db = _loss_op(
             x, weight, bias, target, rows, scale, temperature, softcap, chunk, *need, backend
         )
-        ctx.save_for_backward(dx, dw, db)
+        ctx.save_for_backward(x, weight, bias, target, rows, scale)
+        ctx.grads, ctx.options = (dx, dw, db), (temperature, softcap, chunk, *need, backend)
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (*times_upstream(ctx, upstream, ctx.dtypes), None, None, None, None, None, None, None)
+        grads = hand_over(ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[1:])
+        return (*grads, None, None, None, None, None, None, None)
 
 
 def linear_cross_entropy(

@@ -18,8 +18,8 @@ from ._head import (
     full_precision,
     gather,
     gradients,
+    hand_over,
     make_head,
-    times_upstream,
 )
 from ._policy import (
     PER_LENGTH,
@@ -155,7 +155,8 @@ class _LinearGrpoLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         loss, logprobs, sums, dx, dw, db = _loss_op(x, weight, bias, *tensors, *options, *need, backend)
-        ctx.save_for_backward(dx, dw, db)
+        ctx.save_for_backward(x, weight, bias, *tensors)
+        ctx.grads, ctx.options = (dx, dw, db), (*options, *need, backend)
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(logprobs, sums)
         return loss, logprobs, sums
@@ -163,7 +164,8 @@ class _LinearGrpoLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return (*times_upstream(ctx, upstream, ctx.dtypes), None, None, None)
+        grads = hand_over(ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[3:])
+        return (*grads, None, None, None)
 
 
 def linear_grpo_loss(
