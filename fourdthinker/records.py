@@ -42,9 +42,9 @@ def read_records(
         absolute path or by a link; default the folder of the file. kind: what the records are for: "dift"
         needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says.
         on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged, and appended to
-        the JSONL file `rejected` (when one is named) as {"where", "reason", "line"}. policy: when given, every clip and picture is also read
-        once, as training will read it, so that a file that cannot be decoded shows now. Takes as long as
-        reading all of them.
+        the JSONL file `rejected` (when one is named) as {"where", "reason", "line"}. policy: when given,
+        every clip and picture is also read once, as training will read it, so that a file that cannot be
+        decoded shows now. Takes as long as reading all of them.
 
     Raises RecordError naming file, line, key and remedy: malformed JSON, missing or unknown key, wrong
     type, missing or empty file, path outside media_root, placeholders that do not match the overlays, an
