@@ -48,7 +48,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, latents: LatentSpec, eos_ids: Collection[int]) -> None:
         self.tokenizer, self.latents, self.eos_ids = tokenizer, latents, frozenset(eos_ids)
-        self._shown: list[int] = []  # text ids already given out, the last few of them
+        self._shown: list[int] = []  # text ids already given out since the last block, the last few of them
         self._held: list[int] = []  # text ids not given out yet
         self._block: int | None = None  # latents of the open block
 
@@ -60,7 +60,7 @@ class TextStream:
                 break
             if token == self.latents.start_id:
                 text += self.close()
-                self._block = 0
+                self._block, self._shown = 0, []  # bytes on both sides of a block make no character
             elif self._block is not None and token == self.latents.pad_id:
                 self._block += 1
             elif self._block is not None and token == self.latents.end_id:

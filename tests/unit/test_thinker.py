@@ -168,6 +168,14 @@ def test_half_a_character_waits() -> None:
     assert stream.close() == ""
 
 
+def test_no_character_spans_a_block() -> None:
+    ids = _TOKENIZER("漢", add_special_tokens=False)["input_ids"]
+    ids = [ids[0], _SPEC.start_id, _SPEC.pad_id, _SPEC.end_id, *ids[1:]]
+    stream = TextStream(_TOKENIZER, _SPEC, [_EOS])
+    text = "".join(stream.feed([token]) for token in ids) + stream.close()
+    assert text == text_plain(_TOKENIZER.decode(ids, clean_up_tokenization_spaces=False))
+
+
 # ---- many answers
 
 
