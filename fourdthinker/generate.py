@@ -27,6 +27,8 @@ from fourdthinker.thinker import Answer, Thinker
 
 log = logging.getLogger(__name__)
 
+_BEGIN = b'{"id": "'  # of every line of answers
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -175,21 +177,35 @@ def _key(record: Record, settings: Sequence[Any]) -> str:
     return hashlib.blake2b(json.dumps(asked, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
+def _cut(tail: bytes) -> bool:
+    """Whether this is the beginning of a line of answers, and not all of it."""
+    if tail[: len(_BEGIN)] != _BEGIN[: len(tail)]:
+        return False
+    try:
+        json.loads(tail)
+    except ValueError:
+        return True
+    return False
+
+
 def _answered(path: Path, keys: dict[str, str], n: int) -> set[str]:
     """Ids with all their answers in the file; what is not whole (a cut line, a failure) is taken out."""
     if not path.exists():
         return set()
-    raw = path.read_bytes().split(b"\n")[:-1]  # behind the last newline: empty, or a line cut by a kill
+    *raw, tail = path.read_bytes().split(b"\n")
+    if tail and not _cut(tail):  # no answer whose writing a kill has broken off: checked like the others
+        raw.append(tail)
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(raw, start=1):
         try:
             line = json.loads(text)
             lines.append({"id": line["id"], "key": line["key"], "raw": text, "failed": "error" in line})
+            other = keys.get(line["id"], line["key"]) != line["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}:{number}: not a line of answers ({error}); choose another file for --out"
             ) from error
-        if keys.get(line["id"], line["key"]) != line["key"]:
+        if other:
             raise ConfigError(
                 f"{path}:{number}: {line['id']!r} was answered with another question, model or setting; "
                 "delete the file to start anew, or choose another for --out"

@@ -216,6 +216,10 @@ def test_a_file_of_answers_goes_on_where_it_was(thinker: Thinker, folder: Path, 
     assert found == texts
     assert len(lines(cut)) == len(written)
 
+    alone.write_bytes(alone.read_bytes()[:-1])  # killed before the newline
+    generate_file(thinker, records[:1], alone, batch=1, **options)
+    assert [line["text"] for line in lines(alone)] == [texts[records[0].id, sample] for sample in range(2)]
+
     more = generate_file(thinker, records, cut, batch=3, **options)  # failed ones are tried anew
     assert (more.answered, more.before, len(more.failed)) == (0, 4, 2)
     assert len(lines(cut)) == len(written)
@@ -236,9 +240,11 @@ def test_a_file_of_other_answers_is_left_alone(thinker: Thinker, folder: Path, t
     other = SamplingConfig(max_new_tokens=5)
     with pytest.raises(ConfigError, match=r"out\.jsonl:1: 'x' was answered with another"):
         generate_file(thinker, records, out, config=other, progress=False)
-    (tmp_path / "text").write_text("hello\n")
-    with pytest.raises(ConfigError, match="not a line of answers"):
-        generate_file(thinker, records, tmp_path / "text", config=other, progress=False)
+    for text in ("hello\n", "hello", '{"id": "x", "question": "Which?"}', '{"id": [1], "key": "a"}\n'):
+        (tmp_path / "text").write_text(text)
+        with pytest.raises(ConfigError, match="text:1: not a line of answers"):
+            generate_file(thinker, records, tmp_path / "text", config=other, progress=False)
+        assert (tmp_path / "text").read_text() == text
     with pytest.raises(RecordError, match="appears twice"):
         generate_file(thinker, records * 2, out, config=CONFIG, progress=False)
     with pytest.raises(ConfigError, match="batch 0"):
