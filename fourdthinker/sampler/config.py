@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 from fourdthinker.errors import ConfigError
 
 MODES = ("exact", "reference")
+_FLOAT32_MAX = 3.4e38
+_RANGE = "a number that float32 holds"
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,19 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("top_k", 0), ("max_blocks", 0)):
-            self._require(
-                name, _is_int(getattr(self, name)) and getattr(self, name) >= least, f"an integer >= {least}"
-            )
+            value = getattr(self, name)
+            self._require(name, _is_int(value) and least <= value < 2**31, f"an integer in [{least}, 2^31)")
         self._require("seed", _is_int(self.seed), "an integer")
         self._require(
-            "temperature", _finite(self.temperature) and self.temperature >= 0, "a number >= 0; 0 is greedy"
+            "temperature", _finite(self.temperature) and self.temperature >= 0, f"{_RANGE}, >= 0; 0 is greedy"
         )
         self._require("top_p", _finite(self.top_p) and 0 < self.top_p <= 1, "in (0, 1]; 1 switches it off")
         self._require("min_p", _finite(self.min_p) and 0 <= self.min_p < 1, "in [0, 1); 0 switches it off")
-        self._require(
-            "presence_penalty", _finite(self.presence_penalty), "a finite number; 0 switches it off"
-        )
+        self._require("presence_penalty", _finite(self.presence_penalty), f"{_RANGE}; 0 switches it off")
         self._require(
             "repetition_penalty",
             _finite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "a number > 0; 1 switches it off",
+            f"{_RANGE}, > 0; 1 switches it off",
         )
         self._require("mode", self.mode in MODES, f"one of {', '.join(MODES)}")
         for name, good, wanted in (
@@ -87,4 +85,5 @@ def _is_int(value: object) -> bool:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -_FLOAT32_MAX <= value <= _FLOAT32_MAX  # type: ignore[operator]  # NaN is not

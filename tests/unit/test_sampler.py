@@ -554,6 +554,10 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     [
         {"max_new_tokens": 0},
         {"max_new_tokens": 2.5},
+        {"top_k": 2**31},
+        {"max_blocks": 2**31},
+        {"temperature": 10**400},
+        {"presence_penalty": -1e39},
         {"temperature": -0.1},
         {"temperature": math.nan},
         {"temperature": "hot"},
