@@ -44,6 +44,7 @@ LAYOUTS = _yuv()
 _MATRICES = {1: "bt709", 2: "bt601", 4: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
 _FULL_RANGE = 2
 _EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+REPEAT = "repeat"  # siting of pictures that keep their size: chroma not interpolated, as FFmpeg's default
 
 
 def planes_of(

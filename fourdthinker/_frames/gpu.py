@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 
 import av
-import torch
-from torch import Tensor
+import av.error
 
 from fourdthinker._frames import nvdec
-from fourdthinker._frames.colour import Layout, planes_of
+from fourdthinker._frames.colour import REPEAT, Layout, planes_of
 from fourdthinker._frames.container import Deadline, Source, aspect_of, opened
 from fourdthinker._frames.decode import packets_for
-from fourdthinker._frames.pixels import Normal, conversion
+from fourdthinker._frames.images import hold
+from fourdthinker._frames.nvdec import NvdecError
+from fourdthinker._frames.pixels import Frames, conversion
+from fourdthinker._frames.request import times_wanted
 from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Timeline
+
+if TYPE_CHECKING:
+    from fourdthinker._frames.reading import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -28,51 +33,70 @@ def say(reason: str) -> None:
     logger.warning("decoding in software: %s", reason)
 
 
-def first_frame(
+def emit(reading: Reading, timeline: Timeline, batch: int | None) -> Iterator[Frames]:
+    """The batches of a reading that are left to do.
+
+    Raises NvdecError for streams that NVDEC does not decode, and for damage, which a decoding in software
+    names better.
+    """
+    request, deadline = reading.request, reading.deadline
+    media, stream = request.source.media, request.source.stream
+    frame, layout, reading.aspect = _first_frame(media, stream, deadline)
+    if layout is None or not timeline.coded:
+        raise NvdecError("packets without time stamps" if layout else f"NVDEC gives no {frame.format.name}")
+    if not reading.done:
+        reading.wanted = times_wanted(request, timeline)
+    chosen = [hold(timeline.begin, t) for t in reading.wanted]
+    turns, _, size = reading.fit(frame)
+    patches = request.out == "patches"
+    options = conversion(
+        size, resample=request.policy.resample, turns=turns, normal=request.normal if patches else None
+    )
+    options |= {"matrix": layout.matrix, "full_range": layout.full_range}
+    options["siting"] = REPEAT if request.keep_size else layout.siting
+    step = len(chosen) if batch is None else batch
+    for begin in range(reading.done, len(chosen), step):
+        here = chosen[begin : begin + step]
+        stamps = [timeline.pts[index] for index in here]
+        with opened(media, stream, 1, deadline) as (container, video):
+            codec = video.codec_context.name
+            refusal = nvdec.available(
+                codec, layout.chroma, layout.depth, frame.width, frame.height, reading.device
+            )
+            if refusal is not None:
+                raise NvdecError(refusal)
+            packets = packets_for(
+                container,
+                video,
+                timeline,
+                sorted(set(stamps)),
+                deadline,
+                held=reading.held,
+                seek=reading.seek,
+            )
+            whole = nvdec.decode(packets, video, stamps, device=reading.device, **options)
+        frames = reading.pack(range(len(here)), [whole], patches)
+        frames.seconds = reading.wanted[begin : begin + step]
+        frames.shown = [timeline.begin[index] for index in here]
+        frames.decoder = "nvdec"
+        if request.partial and timeline.fault is not None:
+            frames.fault = f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
+        reading.done += len(here)
+        yield frames
+
+
+def _first_frame(
     media: Source, stream: int | None, deadline: Deadline
 ) -> tuple[av.VideoFrame, Layout | None, float]:
     """The first picture of a file, for its size and turn; its layout, None for one that NVDEC does not give;
     the aspect of its pixels."""
-    with opened(media, stream, 1, deadline) as (container, video):
-        for packet in container.demux(video):
-            deadline.check()
-            for frame in packet.decode():
-                _, layout, remade = planes_of(frame, siting_of(video))
-                return frame, None if remade else layout, aspect_of(video)
-    raise nvdec.NvdecError("the file holds no frames")
-
-
-def decode(
-    media: Source,
-    stream: int | None,
-    timeline: Timeline,
-    stamps: Sequence[int],
-    deadline: Deadline,
-    *,
-    frame: av.VideoFrame,
-    layout: Layout | None,
-    size: tuple[int, int],
-    turns: int,
-    resample: str,
-    normal: Normal | None,
-    device: torch.device,
-    held: Sequence[av.Packet] | None,
-) -> Tensor:
-    """The frames with these stamps on device.
-
-    Raises nvdec.NvdecError for streams that NVDEC does not decode, and for damage, which a decoding in
-    software names better.
-    """
-    with opened(media, stream, 1, deadline) as (container, video):
-        name = video.codec_context.name
-        if layout is None:
-            raise nvdec.NvdecError(f"NVDEC gives no {frame.format.name}")
-        if not timeline.coded:
-            raise nvdec.NvdecError("the packets have no time stamps")
-        refusal = nvdec.available(name, layout.chroma, layout.depth, frame.width, frame.height, device)
-        if refusal is not None:
-            raise nvdec.NvdecError(refusal)
-        packets = packets_for(container, video, timeline, sorted(set(stamps)), deadline, held=held)
-        colour = {key: asdict(layout)[key] for key in ("matrix", "full_range", "siting")}
-        options = conversion(size, resample=resample, turns=turns, normal=normal)
-        return nvdec.decode(packets, video, stamps, device=device, **colour, **options)
+    try:
+        with opened(media, stream, 1, deadline) as (container, video):
+            for packet in container.demux(video):
+                deadline.check()
+                for frame in packet.decode():
+                    _, layout, remade = planes_of(frame, siting_of(video))
+                    return frame, None if remade else layout, aspect_of(video)
+    except av.error.FFmpegError as error:
+        raise NvdecError(f"the first picture cannot be decoded ({error.strerror})") from error
+    raise NvdecError("the file holds no frames")

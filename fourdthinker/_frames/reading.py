@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker._frames import decord_reader, gpu, sidecar
-from fourdthinker._frames.colour import Layout, Planes, planes_of
+from fourdthinker._frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, aspect_of, opened, set_threads
 from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at, shares
 from fourdthinker._frames.images import hold, rate
@@ -27,7 +27,6 @@ from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
 from fourdthinker.errors import VideoError
 
-UNSIZED = "repeat"  # chroma of pictures that keep their size: not interpolated, as FFmpeg converts by default
 CHUNK = 4  # frames held at full size until they are converted; even, for patches are cut from two frames
 ROOM = 16 << 20  # bytes of packets kept from the reading of the index to the decoding
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Reading:
                 if self.timeline is not None and (unread or self.held is not None):
                     try:
                         if self.on_gpu:
-                            yield from self._emit_gpu(self.timeline, batch)
+                            yield from gpu.emit(self, self.timeline, batch)
                         else:
                             yield from self._emit(container, video, self.timeline, batch)
                         return
@@ -191,52 +190,14 @@ class Reading:
             keep = [k for k, place in enumerate(need) if place < high]
             if fault is None and request.partial and timeline.fault is not None and batch is None:
                 fault = f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
-            frames = self._pack([need[k] - low for k in keep], [piece for _, piece in ready], straight)
+            frames = self.pack([need[k] - low for k in keep], [piece for _, piece in ready], straight)
             frames.seconds = [self.wanted[self.done + k] for k in keep]
             frames.shown = [timeline.begin[unique[need[k]]] for k in keep]
             frames.fault = fault
             self.done += len(need)
             yield frames
 
-    def _emit_gpu(self, timeline: Timeline, batch: int | None) -> Iterator[Frames]:
-        """As `_emit`, by NVDEC; in software from the batch on that it cannot decode."""
-        request, source = self.request, self.request.source
-        media, stream = source.media, source.stream
-        frame, layout, self.aspect = gpu.first_frame(media, stream, self.deadline)
-        if not self.done:
-            self.wanted = times_wanted(request, timeline)
-        chosen = [hold(timeline.begin, t) for t in self.wanted]
-        turns, _, size = self._fit(frame)
-        if layout is not None and request.keep_size:
-            layout = replace(layout, siting=UNSIZED)
-        step = len(chosen) if batch is None else batch
-        for begin in range(self.done, len(chosen), step):
-            here = chosen[begin : begin + step]
-            whole = gpu.decode(
-                media,
-                stream,
-                timeline,
-                [timeline.pts[index] for index in here],
-                self.deadline,
-                frame=frame,
-                layout=layout,
-                size=size,
-                turns=turns,
-                resample=request.policy.resample,
-                normal=request.normal if request.out == "patches" else None,
-                device=self.device,
-                held=self.held,
-            )
-            frames = self._pack(range(len(here)), [whole], request.out == "patches")
-            frames.seconds = self.wanted[begin : begin + step]
-            frames.shown = [timeline.begin[index] for index in here]
-            frames.decoder = "nvdec"
-            if request.partial and timeline.fault is not None:
-                frames.fault = f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
-            self.done += len(here)
-            yield frames
-
-    def _fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    def fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]:
         """(quarter turns that make a frame upright, its size then, the size it is converted to)."""
         turns = round(frame.rotation / 90) % 4
         shape = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
@@ -255,7 +216,7 @@ class Reading:
             self.size = self.request.policy.size(shape[0], max(1, round(shape[1] * aspect)))
         return self.size
 
-    def _pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames:
+    def pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames:
         """Frames of the pictures at these places of the pieces put together."""
         request = self.request
         fps, per_grid = rate(self.wanted, request.policy)
@@ -367,10 +328,10 @@ class Reading:
                 if not self.decoder:
                     self.decoder = codec + (f", {remade} by swscale" if remade and module else "")
                 if self.request.keep_size:
-                    layout = replace(layout, siting=UNSIZED)
+                    layout = replace(layout, siting=REPEAT)
                 if self.size is None:
                     self.aspect = aspect_of(video)
-                turns, shape, _ = self._fit(frame)
+                turns, shape, _ = self.fit(frame)
                 alike = group is not None and (layout, shape, turns) == (
                     group.layout,
                     group.shape,

@@ -1,0 +1,104 @@
+"""What the reader hands to NVDEC, with a stand-in that decodes the same packets in software."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+
+from fourdthinker._frames import nvdec, reading
+from fourdthinker._frames.colour import planes_of
+from fourdthinker.frames import FramePolicy, iterate_frames, read_frames
+from tests.clips import make_clip
+
+_video = pytest.importorskip("fourdthinker._video", reason="built without the native extension")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """NVDEC's stand-in; the numbers of packets that it was given."""
+    given = []
+
+    def decode(packets: Any, video: Any, wanted: Any, *, device: Any, **conversion: Any) -> torch.Tensor:
+        frames: dict[int, av.VideoFrame] = {}
+        context, count = video.codec_context, 0
+        for item in packets:
+            if isinstance(item, av.Packet):
+                frames |= {frame.pts: frame for frame in context.decode(item)}
+                count += 1
+            elif item is None:
+                frames |= {frame.pts: frame for frame in context.decode(None)}
+                context.flush_buffers()
+        frames |= {frame.pts: frame for frame in context.decode(None)}
+        given.append(count)
+        layout = asdict(planes_of(frames[wanted[0]])[1])
+        planes = [planes_of(frames[pts])[0] for pts in wanted]
+        return torch.from_numpy(_video.convert(planes, **(layout | conversion)))
+
+    monkeypatch.setattr(nvdec, "decode", decode)
+    monkeypatch.setattr(nvdec, "available", lambda *_: None)
+    original = reading.Reading.__init__
+
+    def on_gpu(self: reading.Reading, request: Any) -> None:
+        original(self, request)
+        self.on_gpu = True
+
+    monkeypatch.setattr(reading.Reading, "__init__", on_gpu)
+    return given
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    options = {"x264-params": "keyint=20:bframes=3:scenecut=0"}
+    return make_clip(
+        tmp_path / "c.mp4", [40 * k for k in range(100)], options=options, rotation=90, size=(48, 96)
+    )
+
+
+def software(monkeypatch: pytest.MonkeyPatch, read: Any) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(nvdec, "available", lambda *_: "not today")
+        return read()
+
+
+@pytest.mark.parametrize("room", [reading.ROOM, 0])
+def test_same_frames_from_fewer_packets(
+    clip: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(reading, "ROOM", room)
+    for how in (
+        {"policy": FramePolicy(fps=2)},
+        {"policy": FramePolicy(fps=2), "out": "patches"},
+        {"times": [3.0, 0.04, 0.04, 1.6]},
+    ):
+        there = read_frames(clip, **how)
+        assert there.decoder == "nvdec"
+        here = software(monkeypatch, lambda how=how: read_frames(clip, **how))
+        assert here.decoder == "libavcodec h264"
+        for name in ("pixels", "patches", "grid_thw"):
+            one, other = getattr(here, name), getattr(there, name)
+            assert (one is None and other is None) or torch.equal(one, other)
+        assert replace(here, pixels=None, patches=None, grid_thw=None, decoder="") == replace(
+            there, pixels=None, patches=None, grid_thw=None, decoder=""
+        )
+    assert max(engine) < 80
+
+
+def test_batches(clip: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = software(monkeypatch, lambda: read_frames(clip, FramePolicy(fps=5)))
+    parts = list(iterate_frames(clip, FramePolicy(fps=5), batch=8))
+    assert [part.decoder for part in parts] == ["nvdec"] * 3
+    assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
+
+
+def test_what_nvdec_refuses_is_said_once(
+    clip: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nvdec, "available", lambda *_: "this chip has no decoder for tests")
+    for _ in range(2):
+        assert read_frames(clip, FramePolicy()).decoder == "libavcodec h264"
+    assert caplog.text.count("decoding in software: this chip has no decoder for tests") == 1
