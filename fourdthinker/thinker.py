@@ -220,6 +220,12 @@ def question_record(
         if not some:
             raise ConfigError("the list of images is empty; name at least one, or ask without images")
         record.frames, record.stills = [_existing(image) for image in some], True
+    for text in (question, *options, system or "", id, record.video or "", *(record.frames or ())):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(
+                f"{text!a} holds half of a surrogate pair or bytes that are not UTF-8; no tokenizer and "
+                "no file takes them, so write the text as UTF-8, or rename the file"
+            )
     if record.video is None and (start is not None or end is not None):
         raise ConfigError(f"start {start} and end {end} cut a video file, and none is given; leave them out")
     return record

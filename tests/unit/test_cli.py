@@ -274,6 +274,7 @@ def test_init_gives_a_base_model_its_latent_tokens(
         (["generate", "--checkpoint", "{model}", "--question", "?", "--eos-id", "99999"], "99999"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--top-p", "2"], "top_p is 2.0"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--image", "/no.png"], "/no.png"),
+        (["generate", "--checkpoint", "{model}", "--question", "a\udcff"], "'a\\udcff' holds half"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(
