@@ -23,6 +23,8 @@ from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.sampler.prefill import check_prompts
+from fourdthinker.sampler.schedule import make_plan
+from fourdthinker.sampler.store import token_bytes
 from fourdthinker.thinker import Answer, Thinker
 
 log = logging.getLogger(__name__)
@@ -114,8 +116,12 @@ def _prompts(
                 continue
             try:
                 prompt = thinker.encoder.prompt(record, frames=vision)
-                # Lengths alone; the sampler checks the rest once the features are there.
-                check_prompts([prompt], [None], (), new=config.max_new_tokens, context=context)
+                # Length and memory alone; the sampler checks the rest once the features are there.
+                new, sampler = config.max_new_tokens, thinker.sampler
+                check_prompts([prompt], [None], (), new=new, context=context)
+                size, budget = token_bytes(sampler.backbone), sampler.budget
+                names, lengths = [record.id], [prompt.input_ids.numel()]
+                make_plan(names, lengths, [[0]], new, token_bytes=size, budget=budget, max_rows=1)
             except FourdError as error:
                 yield record, error
             else:

@@ -56,6 +56,11 @@ class LatentSampler:
         self.backbone, self.tokenizer, self.check_every = backbone, tokenizer, check_every
         self.kv_budget, self.max_rows = kv_budget, max_rows
 
+    @property
+    def budget(self) -> int:
+        """Bytes that keys and values may take in a call that begins now."""
+        return self.kv_budget or _budget(self.backbone.device)
+
     @torch.no_grad()
     def sample(
         self,
@@ -122,7 +127,7 @@ class LatentSampler:
                 rows,
                 config.max_new_tokens,
                 token_bytes=token_bytes(backbone),
-                budget=self.kv_budget or _budget(backbone.device),
+                budget=self.budget,
                 max_rows=self.max_rows,
             )
             processors = None

@@ -232,6 +232,16 @@ def test_a_prompt_too_long_fails_alone(thinker: Thinker, tmp_path: Path) -> None
     assert "4096 positions" in done.failed["abc"]
 
 
+def test_a_prompt_out_of_memory_fails_alone(
+    thinker: Thinker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinker.sampler, "kv_budget", 300 * 256)  # 300 tokens of 256 bytes
+    records = [question_record(None, text, id=text[:3]) for text in ("abc " * 400, "def")]
+    done = generate_file(thinker, records, tmp_path / "out.jsonl", config=CONFIG, progress=False)
+    assert (done.answered, list(done.failed)) == (1, ["abc"])
+    assert "out of KV memory: abc has" in done.failed["abc"]
+
+
 def test_a_file_of_other_answers_is_left_alone(thinker: Thinker, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     records = [question_record(None, "Which?", id="x")]
