@@ -96,7 +96,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return lines
 
 
-def must_hold(repeats: int, sizes: dict[str, Any] = MUST_HOLD) -> list[dict[str, Any]]:
+def must_hold(repeats: int, sizes: dict[str, Any]) -> list[dict[str, Any]]:
     """The two promises of the head ops, every figure of one pair from the same interleaved run.
 
     Ratios are those of the fastest runs, since other work on the machine only ever adds time; medians are in
@@ -178,6 +178,9 @@ def must_hold_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench kernels", description=__doc__)
     parser.add_argument("--must-hold", action="store_true", help="only the promises of the head ops on a CPU")
+    parser.add_argument(
+        "--vocabularies", nargs="+", type=int, default=MUST_HOLD["vocabularies"], help="of --must-hold"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, no torch.compile")
     parser.add_argument("--size", choices=SIZES, help="default: that of the device")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
@@ -196,10 +199,11 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(chosen.threads)
     repeats = chosen.repeats or (3 if chosen.quick else 20 if device == "cuda" else 5)
     if chosen.must_hold:
-        rows = must_hold(repeats)
+        rows = must_hold(repeats, MUST_HOLD | {"vocabularies": chosen.vocabularies})
         measure.show("Head ops on a CPU, forward and backward, 2,048 x 256", must_hold_table(rows))
         if not chosen.no_save:
-            logging.info("written to %s", measure.save("kernels must hold", rows, device))
+            name = " ".join(("kernels must hold", *map(str, chosen.vocabularies)))
+            logging.info("written to %s", measure.save(name, rows, device))
         return 0 if all(row["holds"] for row in rows) else 1
     sizes: Sizes = SIZES[chosen.size or ("quick" if chosen.quick else device)]
     fastest = rates(device, sizes.dtype)

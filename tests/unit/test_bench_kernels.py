@@ -74,13 +74,13 @@ def test_promises_are_judged(faster, slower, holds):
 
 
 def test_a_broken_promise_is_the_exit_status(results, monkeypatch):
-    monkeypatch.setattr(kernels, "must_hold", lambda repeats: [])
+    monkeypatch.setattr(kernels, "must_hold", lambda repeats, sizes: [])
     assert kernels.main(["--must-hold", "--no-save"]) == 0
     row = dict.fromkeys(("eager", "ours", "masked"), measure.summary([1.0])) | {
         "op": "op", "vocabulary": 1, "head": "frozen", "over_eager": 2.0, "masked_faster": 1.0,
         "holds": False,
     }  # fmt: skip
-    monkeypatch.setattr(kernels, "must_hold", lambda repeats: [row])
+    monkeypatch.setattr(kernels, "must_hold", lambda repeats, sizes: [row])
     assert kernels.main(["--must-hold", "--no-save"]) == 1
 
 
