@@ -50,7 +50,8 @@ def read_frames(
     reason in `fault`. timeout: seconds that the reading may take.
 
     Raises VideoError naming file, time and cause: an empty, missing or unreadable file, no video stream, no
-    frames, a time outside the clip, damaged or missing data that a wanted frame needs. Nothing is concealed.
+    frames, a time outside the clip, damaged or missing data that a wanted frame needs, as far as the
+    decoder tells: damage within a picture that FFmpeg repairs without a word is not seen.
     """
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), partial, timeout
