@@ -1,4 +1,8 @@
-"""Timelines kept on disk, so that a second visit to a file need not read through it."""
+"""Timelines kept on disk, so that a second visit to a file need not read through it.
+
+All together they take ROOM bytes (256 MiB) of disk, and a sixteenth more until the folder is looked through
+again. The ones used last are kept.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,13 @@ import json
 import logging
 import math
 import os
+import random
+import re
 import tempfile
+import time
 import zlib
 from array import array
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +27,24 @@ from fourdthinker._frames.timeline import Timeline
 VERSION = 3
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
+ROOM = 256 << 20  # bytes of disk that all indices may take
+EVERY = ROOM // 16  # bytes stored between two looks through the folder, on average
+BLOCK = 4096  # bytes of disk that the smallest file takes
+ABANDONED = 3600.0  # seconds after which a file half written belongs to a process that has died
+# Names as `store` makes them. The folder may be one that holds the user's own files.
+KEPT, UNFINISHED = re.compile(r"[0-9a-f]{32}\.idx"), re.compile(r"\.new[a-z0-9_]{8}")
+# Not the generator that the user seeds; and workers, forked from one process again and again, must not all
+# draw the same numbers.
+_dice = random.SystemRandom()
 logger = logging.getLogger(__name__)
 
 
 def folder() -> Path | None:
-    """Where indices are kept: $FOURDTHINKER_INDEX_CACHE ("off": nowhere), or a folder of the user's cache."""
+    """Where indices are kept: $FOURDTHINKER_INDEX_CACHE ("off": nowhere), or a folder of the user's cache.
+
+    In it only files that `store` made are ever removed: the indices used longest ago when all take more than
+    ROOM bytes, and what a process that died left half written.
+    """
     named = os.environ.get(VARIABLE)
     if named == "off":
         return None
@@ -57,10 +78,13 @@ def load(key: str) -> Timeline | None:
     except OSError:
         return None
     try:
-        return _unpack(data, key)
+        timeline = _unpack(data, key)
     except (ValueError, LookupError, TypeError, ArithmeticError, zlib.error, RecursionError) as error:
         logger.warning("%s: the index is damaged (%s); it is made again", place, error)
         return None
+    with suppress(OSError):  # kept where we may not write
+        os.utime(place, follow_symlinks=False)  # used now
+    return timeline
 
 
 def store(key: str, timeline: Timeline) -> None:
@@ -69,17 +93,62 @@ def store(key: str, timeline: Timeline) -> None:
     if place is None:
         return
     try:
+        data = _pack(timeline, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".new")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_pack(timeline, key))
+                file.write(data)
             os.replace(temporary, place)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as error:
         logger.info("%s: the index cannot be kept (%s); set %s", place, error.strerror, VARIABLE)
+        return
+    # By chance, for no process knows what the others store; by size, so that looking through the folder costs
+    # each file in it the same however many there are.
+    if _dice.random() * EVERY < _on_disk(len(data)):
+        tidy(place.parent)
+
+
+def tidy(home: Path) -> None:
+    """Remove the indices used longest ago until the rest take at most ROOM bytes, and what was abandoned.
+
+    Others may do the same at the same time, or read: what has vanished is no error.
+    """
+    files, total, now = [], 0, time.time()
+    try:
+        with os.scandir(home) as entries:
+            for entry in entries:
+                kept = KEPT.fullmatch(entry.name) is not None
+                if not (kept or UNFINISHED.fullmatch(entry.name)):
+                    continue
+                with suppress(OSError):
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
+                    state = entry.stat(follow_symlinks=False)
+                    if kept:
+                        files.append((state.st_mtime_ns, _on_disk(state.st_size), entry.path))
+                        total += files[-1][1]
+                    elif now - state.st_mtime > ABANDONED:
+                        os.unlink(entry.path)
+    except OSError as error:
+        logger.info("%s: the indices cannot be looked through (%s); set %s", home, error.strerror, VARIABLE)
+    for _, size, path in sorted(files):
+        if total <= ROOM:
+            break
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # by another process
+        except OSError:  # of another user
+            continue
+        total -= size
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _place(key: str) -> Path | None:

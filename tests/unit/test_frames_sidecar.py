@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from fourdthinker._frames import reading, sidecar
+from fourdthinker._frames.timeline import Timeline
 from fourdthinker.frames import FramePolicy, read_frames
 from tests.clips import make_clip, numbers
 
@@ -135,3 +139,143 @@ def test_an_index_that_lies_is_found_out(tmp_path: Path, built: list[str]) -> No
     built.clear()
     assert numbers(read_frames(path, times=[0.42, 3.98]).pixels) == [10, 99]
     assert built
+
+
+# --- room --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the indices, with room for ten."""
+    monkeypatch.setenv(sidecar.VARIABLE, str(tmp_path / "index"))
+    monkeypatch.setattr(sidecar, "ROOM", 10 * sidecar.BLOCK)
+    monkeypatch.setattr(sidecar, "EVERY", 4 * sidecar.BLOCK)
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timeline:
+    monkeypatch.setenv(sidecar.VARIABLE, str(tmp_path / "first"))
+    path = make(tmp_path / "clip.mp4")
+    read_frames(path, TEN)
+    return sidecar.load(sidecar.key_of(str(path), 0))
+
+
+def written(path: Path, size: int = 1) -> Path:
+    path.write_bytes(bytes(size))
+    return path
+
+
+def aged(path: Path, seconds: float) -> Path:
+    """Used last so long ago."""
+    then = time.time() - seconds
+    os.utime(path, (then, then), follow_symlinks=False)
+    return path
+
+
+def test_the_indices_used_last_are_kept(
+    timeline: Timeline, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar, "EVERY", 1)  # looked through each time
+    for number in range(10):
+        sidecar.store(f"video {number}", timeline)
+        aged(sidecar._place(f"video {number}"), 1000 - number)
+    for number in (0, 3):
+        assert sidecar.load(f"video {number}") is not None  # used now
+    for number in range(10, 13):
+        sidecar.store(f"video {number}", timeline)
+    left = [number for number in range(13) if sidecar.load(f"video {number}") is not None]
+    assert left == [0, 3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert len(list(small.iterdir())) == 10
+
+
+def test_a_large_index_counts_by_its_size(small: Path) -> None:
+    small.mkdir()
+    for name, size, age in (("a", 1, 9), ("b", 5 * sidecar.BLOCK, 8), ("c", 5 * sidecar.BLOCK, 7)):
+        aged(written(small / f"{name * 32}.idx", size), age)
+    sidecar.tidy(small)
+    assert sorted(file.name[0] for file in small.iterdir()) == ["b", "c"]
+
+
+def test_only_what_was_stored_here_is_removed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of the user's own files, with links to others."""
+    monkeypatch.setattr(sidecar, "ROOM", 0)
+    small.mkdir()
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    for name in ("notes.txt", "train-images.idx", "f" * 31 + ".idx", "A" * 32 + ".idx", "f" * 32 + ".idx.bak",
+                 ".newsrc", ".news-of-today", ".new"):  # fmt: skip
+        aged(written(small / name), 10**6)
+    (small / ("b" * 32 + ".idx")).symlink_to(target)
+    (small / ".newabcdefgh").symlink_to(target)
+    aged(small / ".newabcdefgh", 10**6)
+    (small / ("c" * 32 + ".idx")).mkdir()
+    before = set(small.iterdir())
+    (small / ("d" * 32 + ".idx")).write_text("stored")
+    sidecar.tidy(small)
+    assert set(small.iterdir()) == before
+    assert target.read_text() == "mine"
+
+
+def test_half_written_files_go_after_an_hour(small: Path) -> None:
+    small.mkdir()
+    for name, age in ((".newabandone", 3700), (".newatwork_9", 3500)):
+        aged(written(small / name), age)
+    sidecar.tidy(small)
+    assert [file.name for file in small.iterdir()] == [".newatwork_9"]
+
+
+def test_the_folder_is_looked_through_now_and_then(
+    timeline: Timeline, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in four stores here, without a draw from the user's generator; the folder stays near its room."""
+    looks = []
+    tidy = sidecar.tidy
+    monkeypatch.setattr(sidecar, "tidy", lambda home: (looks.append(home), tidy(home)))
+    monkeypatch.setattr(sidecar, "_dice", random.Random(0))
+    random.seed(5)
+    state, most = random.getstate(), 0
+    for number in range(400):
+        sidecar.store(f"video {number}", timeline)
+        most = max(most, len(list(small.iterdir())))
+    assert 60 < len(looks) < 140
+    assert 10 < most < 50
+    assert random.getstate() == state
+
+
+def test_several_at_once(timeline: Timeline, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecar, "EVERY", 1)
+
+    def work(thread: int) -> None:
+        for number in range(40):
+            sidecar.store(f"{thread} {number}", timeline)
+            for other in range(4):
+                sidecar.load(f"{other} {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what they raise
+    sidecar.tidy(small)
+    assert len(list(small.iterdir())) == 10
+
+
+def test_what_vanishes_or_cannot_be_removed(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that vanished counts as removed; one that stays is passed over for the next."""
+    small.mkdir()
+    for number in range(13):
+        aged(written(small / f"{number:032x}.idx"), 100 - number)
+    unlink = os.unlink
+
+    def hindered(path: str) -> None:
+        number = int(Path(path).stem, 16)
+        if number == 0:
+            raise PermissionError("not yours")
+        unlink(path)
+        if number == 1:
+            raise FileNotFoundError("another was faster")
+
+    monkeypatch.setattr(os, "unlink", hindered)
+    sidecar.tidy(small)
+    assert sorted(int(path.stem, 16) for path in small.iterdir()) == [0, *range(4, 13)]
+    sidecar.tidy(small / "nowhere")
