@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
+from fourdthinker._frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
+from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
 from fourdthinker._frames.policy import FramePolicy
 from fourdthinker.errors import ConfigError, VideoError
 
@@ -44,10 +46,16 @@ def read_images(
     clip has the size of its first picture; stills may differ in size when patches are asked for. mean, std:
     what patches are normalised with.
 
-    Raises VideoError naming the file and the cause.
+    Raises VideoError naming the file and the cause, ConfigError for arguments that are wrong whatever the
+    files.
     """
-    policy = policy or FramePolicy()
-    _check_out(out)
+    policy, device = policy_of(policy), device_of(device)
+    out_of(out)
+    if fps is not None:
+        fps = above_zero("fps", fps, "give a finite number above 0")
+    if seconds is not None:
+        seconds = numbers("seconds", seconds, "give one finite time for each picture")
+    normal = Normal(policy.factor // 2, mean, std)
     files = _files(paths)
     if stills:
         times = shown = [0.0] * len(files)
@@ -84,11 +92,9 @@ def read_images(
             )
         frames.pixels = torch.cat(sized).to(device)
         return frames
-    patch = policy.factor // 2
+    look = asdict(normal)
     parts = (
-        [patchify(s, stills=True, patch=patch, mean=mean, std=std) for s in sized]
-        if stills
-        else [patchify(torch.cat(sized), patch=patch, mean=mean, std=std)]
+        [patchify(s, stills=True, **look) for s in sized] if stills else [patchify(torch.cat(sized), **look)]
     )
     frames.patches = torch.cat([p for p, _ in parts]).to(device)
     frames.grid_thw = torch.cat([g for _, g in parts])
@@ -107,28 +113,26 @@ def rate(times: Sequence[float], policy: FramePolicy) -> tuple[float, float]:
     return (1.0 / step if step > 0 else policy.fps), 2.0 * step
 
 
-def _check_out(out: str) -> None:
-    if out not in ("uint8", "patches"):
-        raise ConfigError(f"out is {out!r}; choose 'uint8' or 'patches'")
-
-
 def _clock(
     files: Sequence[str], policy: FramePolicy, fps: float | None, seconds: Sequence[float] | None
 ) -> tuple[list[float], float]:
+    step = 1.0 / (policy.fps if fps is None else fps)
     if seconds is None:
-        step = 1.0 / (fps or policy.fps)
         return [k * step for k in range(len(files))], len(files) * step
     if len(seconds) != len(files) or any(b <= a for a, b in pairwise(seconds)):
         raise VideoError(
             f"{files[0]}: {len(seconds)} times for {len(files)} frames; give one time a frame, increasing"
         )
-    last = seconds[-1] - seconds[-2] if len(seconds) > 1 else 1.0 / (fps or policy.fps)
+    last = seconds[-1] - seconds[-2] if len(seconds) > 1 else step
     return list(seconds), seconds[-1] + last
 
 
 def _files(paths: PathLike | Sequence[PathLike]) -> list[str]:
     if not isinstance(paths, (str, os.PathLike)):
-        files = [os.fspath(path) for path in paths]
+        remedy = "give a folder, a picture, or a list of pictures"
+        if not isinstance(paths, Iterable):
+            raise ConfigError(f"paths is of type {type(paths).__name__}; {remedy}")
+        files = [path_of(f"paths[{place}]", path, remedy) for place, path in enumerate(paths)]
         if not files:
             raise VideoError("a clip of no frames: the list of frame files is empty")
         return files

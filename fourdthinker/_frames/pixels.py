@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fourdthinker._frames.checks import DTYPES, look, resample_of, size_of, whole
 from fourdthinker._frames.colour import Layout, Planes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,12 @@ def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "
     """Antialiased resize of uint8 [T, H, W, 3] to uint8 [T, h, w, 3], size = (h, w); equal to Pillow's
     filters.
 
-    Runs on the host, on as many threads as torch is set to use (one in the workers of a DataLoader).
+    Runs on the host, on as many threads as torch is set to use (one in the workers of a DataLoader). Raises
+    ConfigError for a size or filter that there is not, ValueError for pictures of another kind.
     """
+    size, resample = size_of(size), resample_of(resample)
     array = _host(pixels)
-    if array.shape[1:3] == tuple(size):
+    if array.shape[1:3] == size:
         return torch.from_numpy(array)
     module = native()
     if module is not None:
@@ -86,6 +88,12 @@ class Normal:
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        whole("patch", self.patch, 1, "give the side of a patch in pixels")
+        mean, std = look(self.mean, self.std, self.dtype)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
 
 
 def convert(
@@ -120,8 +128,8 @@ def conversion(size: tuple[int, int], *, resample: str, turns: int, normal: Norm
     options = {"height": size[0], "width": size[1], "resample": resample, "rotation": 90 * turns}
     if normal is None:
         return options
-    look = {"mean": normal.mean, "std": normal.std, "dtype": _DTYPES[normal.dtype], "patch": normal.patch}
-    return options | look | {"out": "patches"}
+    values = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[normal.dtype], "patch": normal.patch}
+    return options | values | {"out": "patches"}
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
@@ -146,8 +154,13 @@ def patchify(
     h and w must be multiples of patch * merge. A clip is one row of grid_thw; an incomplete last group of
     `temporal` frames is filled up by repeating the last frame. Stills are a row each, each repeated to fill
     its group. Normalised per channel: (value / 255 - mean) / std, computed in float32, rounded to dtype
-    (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order.
+    (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order. Raises
+    ConfigError for numbers out of range, ValueError for pictures of another kind or size.
     """
+    normal = Normal(patch, mean, std, dtype)
+    whole("merge", merge, 1, "give the side of a block in patches")
+    whole("temporal", temporal, 1, "give the number of frames that a patch spans")
+    _check_kind(pixels)
     on_host = not isinstance(pixels, Tensor) or pixels.device.type == "cpu"
     clip = torch.from_numpy(_host(pixels)) if on_host else torch.as_tensor(pixels)
     t, h, w, _ = clip.shape
@@ -164,12 +177,13 @@ def patchify(
     module = native()
     if module is not None and on_host:
         threads = torch.get_num_threads()
-        look = {"mean": tuple(mean), "std": tuple(std), "dtype": _DTYPES[dtype]}
-        cut = {"patch": patch, "merge": merge, "temporal": temporal}
-        return _tensor(module.resize_patches(clip.numpy(), h, w, threads=threads, **cut, **look), dtype), grid
+        options: dict[str, Any] = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[dtype]}
+        options |= {"patch": patch, "merge": merge, "temporal": temporal}
+        made = module.resize_patches(clip.numpy(), h, w, threads=threads, **options)
+        return _tensor(made, dtype), grid
     if clip.shape[0] < groups * temporal:
         clip = torch.cat([clip, clip[-1:].expand(groups * temporal - clip.shape[0], -1, -1, -1)])
-    centre, scale = torch.tensor(mean, device=clip.device), torch.tensor(std, device=clip.device)
+    centre, scale = (torch.tensor(part, device=clip.device) for part in (normal.mean, normal.std))
     values = clip.float().div_(255).sub_(centre).div_(scale).to(dtype)
     split = values.view(
         groups, temporal, h // patch // merge, merge, patch, w // patch // merge, merge, patch, 3
@@ -179,9 +193,15 @@ def patchify(
 
 
 def _host(pixels: Tensor | np.ndarray) -> np.ndarray:
-    array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+    _check_kind(pixels)
+    return np.ascontiguousarray(pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels)
+
+
+def _check_kind(pixels: Any) -> None:
+    if not isinstance(pixels, (Tensor, np.ndarray)):
+        raise ValueError(f"pictures are of type {type(pixels).__name__}; give a tensor or an array")
+    kind = str(pixels.dtype).removeprefix("torch.")
+    if kind != "uint8" or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise ValueError(
-            f"pictures are {array.dtype} {list(array.shape)}; uint8 [frames, height, width, 3] is needed"
+            f"pictures are {kind} {list(pixels.shape)}; uint8 [frames, height, width, 3] is needed"
         )
-    return np.ascontiguousarray(array)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from fourdthinker._frames.checks import above_zero, device_of, number, numbers, out_of, path_of, whole
 from fourdthinker._frames.container import Source
 from fourdthinker._frames.images import NEAR
 from fourdthinker._frames.pixels import Normal
@@ -27,13 +27,18 @@ class FrameSource:
     reader: Literal["auto", "decord"] = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.media, bytes):
+            path_of("source", self.media, "give a path, the bytes of a file, or a FrameSource")
+        if self.stream is not None:
+            remedy = "give the index of a stream in the container, or None for the best"
+            whole("stream", self.stream, 0, remedy)
         if self.reader not in ("auto", "decord"):
             raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, checked; see `read_frames`."""
+    """What was asked for; see `read_frames`. Checked when it is made, once for all functions that read."""
 
     source: FrameSource
     name: str
@@ -49,6 +54,23 @@ class Request:
     timeout: float | None
     threads: int
 
+    def __post_init__(self) -> None:
+        out_of(self.out)
+        object.__setattr__(self, "device", device_of(self.device))
+        if self.timeout is not None:
+            remedy = "give seconds above 0, or None for no limit"
+            above_zero("timeout", self.timeout, remedy, finite=False)
+        if self.times is not None:
+            if self.start is not None or self.end is not None:
+                raise ConfigError("give times, or start and end, not both")
+            times = numbers("times", self.times, "give finite seconds")
+            if not times:
+                raise ConfigError("times is empty; give at least one time")
+            object.__setattr__(self, "times", times)
+        for label in ("start", "end"):
+            if getattr(self, label) is not None:
+                object.__setattr__(self, label, number(label, getattr(self, label), "give seconds"))
+
 
 def times_wanted(request: Request, timeline: Timeline) -> list[float]:
     """The times asked for, checked against what the file shows."""
@@ -57,11 +79,8 @@ def times_wanted(request: Request, timeline: Timeline) -> list[float]:
     span = f"the clip is shown from {first:.6g} to {last:.6g} s"
     if timeline.fault is not None:
         span += f"; at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
-    for label, bound in (("start", start), ("end", end)):
-        if bound is not None and math.isnan(bound):
-            raise ConfigError(f"{label} is {bound}; give seconds")
     if times is not None:
-        wanted = [float(t) for t in times]
+        wanted = list(times)
         for t in wanted:
             beyond = request.partial and timeline.fault is not None and t > last
             if not beyond and not first - NEAR <= t <= last + NEAR:

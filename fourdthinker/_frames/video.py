@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
+from fourdthinker._frames.checks import policy_of, whole
 from fourdthinker._frames.container import Source, name_of
-from fourdthinker._frames.images import _check_out
 from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD, Frames, Normal
 from fourdthinker._frames.policy import FramePolicy
 from fourdthinker._frames.pool import in_order, threads
@@ -51,7 +51,8 @@ def read_frames(
 
     Raises VideoError naming file, time and cause: an empty, missing or unreadable file, no video stream, no
     frames, a time outside the clip, damaged or missing data that a wanted frame needs, as far as the
-    decoder tells: damage within a picture that FFmpeg repairs without a word is not seen.
+    decoder tells: damage within a picture that FFmpeg repairs without a word is not seen. Raises ConfigError
+    for arguments that are wrong whatever the file.
     """
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), partial, timeout
@@ -80,13 +81,15 @@ def iterate_frames(
     times must not decrease. With out="patches", batch is a whole number of temporal patches (even). The file
     stays open until the iterator is used up or closed. Raises as `read_frames`, when the fault is met.
     """
-    if batch < 1 or (out == "patches" and batch % 2):
-        raise ConfigError(f"batch is {batch}; give a number of frames above 0, even for patches")
-    if times is not None and any(b < a for a, b in pairwise(times)):
-        raise ConfigError("iterate_frames: the times must not decrease; sort them, or use read_frames")
+    remedy = "give a number of frames above 0, even for patches"
+    whole("batch", batch, 1, remedy)
+    if out == "patches" and batch % 2:
+        raise ConfigError(f"batch is {batch}; {remedy}")
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), False, None
     )
+    if any(b < a for a, b in pairwise(request.times or ())):
+        raise ConfigError("iterate_frames: the times must not decrease; sort them, or use read_frames")
     yield from Reading(request).batches(batch)
 
 
@@ -108,8 +111,8 @@ def read_many(
     workers: files read at the same time; default one for each processor. At most three times so many results
     are in memory. timeout: seconds that each file may take. sources is read as it goes and may be endless.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}; give a number of threads above 0")
+    if workers is not None:
+        whole("workers", workers, 1, "give a number of threads above 0")
 
     def read(source: FrameSource | Source) -> Frames | VideoError:
         try:
@@ -143,17 +146,12 @@ def _request(
     partial: bool,
     timeout: float | None,
 ) -> Request:
-    _check_out(out)
-    if times is not None and (start is not None or end is not None):
-        raise ConfigError("give times, or start and end, not both")
-    if times is not None and not len(times):
-        raise ConfigError("times is empty; give at least one time")
     if not isinstance(source, FrameSource):
         source = FrameSource(source, stream=stream)
     elif stream is not None:
         raise ConfigError("give the stream in the FrameSource, or to the call, not both")
     keep_size = policy is None and times is not None and out == "uint8"
-    policy = policy or FramePolicy()
+    policy = policy_of(policy)
     normal = Normal(policy.factor // 2, normal.mean, normal.std, normal.dtype)
     name = name_of(source.media)
     return Request(
