@@ -1,11 +1,10 @@
 // Chosen frames of a video, decoded by the GPU's video engine and handed on while they lie in its memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
-#include <list>
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -13,7 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda/driver.hpp"
+#include "cuda/decoders.hpp"
 #include "frame.hpp"
 
 namespace fourd::cuda {
@@ -22,53 +21,6 @@ namespace fourd::cuda {
 struct Damaged : std::runtime_error {
     Damaged(const std::string& cause, std::int64_t when) : std::runtime_error(cause), pts(when) {}
     std::int64_t pts;
-};
-
-// "h264", "hevc", "vp8", "vp9" or "av1"; throws std::invalid_argument for another.
-cudaVideoCodec codec_by_name(std::string_view name);
-
-// What the surfaces of a decoder hold.
-struct SurfaceKind {
-    cudaVideoCodec codec;
-    cudaVideoChromaFormat chroma;
-    int depth = 8, width = 0, height = 0;  // as coded
-    bool operator==(const SurfaceKind&) const = default;
-};
-
-// Decoders by kind. Making one takes tens of milliseconds, so those of finished videos are kept for the next,
-// the ones used last; they must be destroyed before the driver goes, or never.
-class Decoders {
-public:
-    explicit Decoders(const Driver& driver, std::size_t kept = 4) : driver_(driver), kept_(kept) {}
-    ~Decoders();
-    Decoders(const Decoders&) = delete;
-    Decoders& operator=(const Decoders&) = delete;
-
-    struct Decoder {
-        CUvideodecoder handle = nullptr;
-        int device = 0, surfaces = 0;
-        SurfaceKind kind{};
-        int widest = 0, highest = 0;  // up to which it can be reconfigured
-    };
-
-    const Driver& driver() const { return driver_; }
-    // The primary context of a device, which torch uses too.
-    CUcontext context(int device);
-    // Why this device cannot decode that, or "".
-    std::string refusal(int device, const SurfaceKind& kind);
-    // To be called in the parser's sequence callback, in the device's context.
-    Decoder take(int device, const SurfaceKind& kind, int surfaces);
-    void give(const Decoder& decoder);
-    // Another size without a new decoder, where it allows that.
-    bool reconfigure(Decoder& decoder, const SurfaceKind& kind, int surfaces);
-    void destroy(const Decoder& decoder);
-
-private:
-    const Driver& driver_;
-    const std::size_t kept_;
-    std::mutex mutex_;
-    std::list<Decoder> idle_;  // the one used last is first
-    std::vector<std::pair<int, CUcontext>> contexts_;
 };
 
 // Frames that lie mapped in the memory of the device: chroma, depth, size and window of the surfaces.
@@ -103,7 +55,7 @@ public:
     // No more packets. Returns the wanted stamps that were not shown.
     std::vector<std::int64_t> finish();
 
-    static constexpr int group = 4;  // frames handed on together; two groups can be mapped
+    static constexpr int group = Decoders::mappable / 2;  // frames handed on together
 
 private:
     struct Held {

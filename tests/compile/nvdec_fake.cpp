@@ -1,5 +1,5 @@
-// Runs csrc/cuda/nvdec.cpp against a driver made up here, which keeps the rules of the real one and stops the
-// program where they are broken. Usage: nvdec_fake SCENARIO.
+// Runs csrc/cuda/{decoders,nvdec}.cpp against a driver made up here, which keeps the rules of the real one and
+// stops the program where they are broken. Usage: nvdec_fake SCENARIO.
 //
 // A made-up packet is a Coded: a picture with its size and what is wrong with it. The made-up parser shows
 // pictures in the order of their stamps, some packets late, as with B-frames.

@@ -83,7 +83,8 @@ def fake(tmp_path_factory):
     if compiler is None:
         leave_out("no C++ compiler")
     program = tmp_path_factory.mktemp("nvdec") / "nvdec_fake"
-    sources = [str(Path(__file__).with_name("nvdec_fake.cpp")), str(ROOT / "csrc" / "cuda" / "nvdec.cpp")]
+    sources = [str(Path(__file__).with_name("nvdec_fake.cpp"))]
+    sources += [str(ROOT / "csrc" / "cuda" / name) for name in ("decoders.cpp", "nvdec.cpp")]
     command = [
         compiler,
         "-std=c++20",
