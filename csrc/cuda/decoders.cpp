@@ -1,6 +1,7 @@
 #include "cuda/decoders.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "cuda/context.hpp"
@@ -18,7 +19,12 @@ const char* codec_name(cudaVideoCodec codec) {
     }
 }
 
-cudaVideoSurfaceFormat surface_format(const SurfaceKind& kind) {
+// Semi-planar 4:2:2 of 8 and of 16 bits. Numbers, for cudaVideoSurfaceFormat_NV16 and _P216 came with Video Codec
+// SDK 13, and the headers that this is compiled against may be older. Drivers know them by number.
+constexpr unsigned nv16 = 4, p216 = 5;
+
+unsigned surface_format(const SurfaceKind& kind) {
+    if (kind.chroma == cudaVideoChromaFormat_422) return kind.depth > 8 ? p216 : nv16;
     if (kind.chroma == cudaVideoChromaFormat_444)
         return kind.depth > 8 ? cudaVideoSurfaceFormat_YUV444_16Bit : cudaVideoSurfaceFormat_YUV444;
     return kind.depth > 8 ? cudaVideoSurfaceFormat_P016 : cudaVideoSurfaceFormat_NV12;
@@ -69,7 +75,6 @@ CUcontext Decoders::context(int device) {
 }
 
 std::string Decoders::refusal(int device, const SurfaceKind& kind) {
-    if (kind.chroma == cudaVideoChromaFormat_422) return "4:2:2 is not decoded by NVDEC here";  // its surfaces are newer than these headers
     const Current current(driver_, context(device));
     CUVIDDECODECAPS caps{};
     caps.eCodecType = kind.codec;
@@ -120,7 +125,10 @@ Decoders::Decoder Decoders::take(int device, const SurfaceKind& kind, int surfac
     CUVIDDECODECREATEINFO info{};
     info.CodecType = kind.codec;
     info.ChromaFormat = kind.chroma;
-    info.OutputFormat = surface_format(kind);
+    // Copied: to cast a number that an older header's enumeration does not hold would be undefined.
+    const unsigned format = surface_format(kind);
+    static_assert(sizeof format == sizeof info.OutputFormat);
+    std::memcpy(&info.OutputFormat, &format, sizeof format);
     info.bitDepthMinus8 = static_cast<unsigned long>(kind.depth - 8);
     info.DeinterlaceMode = cudaVideoDeinterlaceMode_Weave;
     info.ulCreationFlags = cudaVideoCreate_PreferCUVID;

@@ -25,7 +25,7 @@ struct Damaged : std::runtime_error {
 
 // Frames that lie mapped in the memory of the device: chroma, depth, size and window of the surfaces.
 struct Mapped {
-    const char* chroma;  // "420", "444" or "gray"
+    const char* chroma;  // "420", "422", "444" or "gray"
     bool interleaved;
     int depth, shift, height, width;
     int top, left, rows, columns;  // the window that is shown

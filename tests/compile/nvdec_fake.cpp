@@ -1,5 +1,5 @@
 // Runs csrc/cuda/{decoders,nvdec}.cpp against a driver made up here, which keeps the rules of the real one and
-// stops the program where they are broken. Usage: nvdec_fake SCENARIO.
+// stops the program where they are broken. Usage: nvdec_fake SCENARIO, or nvdec_fake painted CHROMA DEPTH.
 //
 // A made-up packet is a Coded: a picture with its size and what is wrong with it. The made-up parser shows
 // pictures in the order of their stamps, some packets late, as with B-frames.
@@ -32,7 +32,31 @@ namespace {
 struct Coded {
     int width = 1920, height = 1080, depth = 8, number = 0;
     bool damaged = false, undecodable = false;
+    bool painted = false;  // its surface holds the samples of `sample`, else nothing but its number
+    cudaVideoChromaFormat chroma = cudaVideoChromaFormat_420;
 };
+
+// What picture `number` holds in plane 0, 1 or 2. tests/compile/test_video_cuda.py has the same formula.
+unsigned sample(const Coded& coded, int plane, int y, int x) {
+    return static_cast<unsigned>(coded.number * 31 + plane * 57 + y * 13 + x * 7) % (1u << coded.depth);
+}
+
+// Luma, then on an even row interleaved chroma.
+std::unique_ptr<std::vector<std::uint8_t>> surface(const Coded& coded, unsigned pitch) {
+    const int bytes = coded.depth > 8 ? 2 : 1, across = (coded.width + 1) & ~1, down = (coded.height + 1) & ~1;
+    const int rows = coded.chroma == cudaVideoChromaFormat_420 ? down / 2 : down;
+    REQUIRE(across * bytes <= static_cast<int>(pitch));
+    auto memory = std::make_unique<std::vector<std::uint8_t>>(static_cast<std::size_t>(pitch) * (down + rows), 0xa5);
+    const auto put = [&](int row, int column, unsigned value) {
+        value <<= coded.depth > 8 ? 16 - coded.depth : 0;
+        std::memcpy(memory->data() + static_cast<std::size_t>(pitch) * row + column * bytes, &value, bytes);
+    };
+    for (int y = 0; y < down; ++y)
+        for (int x = 0; x < across; ++x) put(y, x, sample(coded, 0, y, x));
+    for (int y = 0; y < rows; ++y)
+        for (int x = 0; x < across; ++x) put(down + y, x, sample(coded, 1 + x % 2, y, x / 2));
+    return memory;
+}
 
 struct FakeDecoder {
     int width, height, widest, highest;
@@ -45,6 +69,7 @@ struct FakeDecoder {
 struct FakeParser {
     CUVIDPARSERPARAMS params;
     int width = 0, height = 0, depth = 0, surfaces = 0, next = 0;
+    cudaVideoChromaFormat chroma = cudaVideoChromaFormat_420;
     std::map<CUvideotimestamp, int> waiting;  // to be shown, by stamp
     bool broken = false;
 };
@@ -53,6 +78,7 @@ struct World {
     std::mutex mutex;
     int created = 0, destroyed = 0, reconfigured = 0, unmapped = 0, mapped = 0, parsers = 0, events = 0, fed = 0;
     bool out_of_memory_while_idle = false, caps_8_bit_only = false, refuse_reconfigure = false;
+    bool decodes_422 = false, outputs_422 = false;  // as chips since Blackwell do
     std::set<CUevent> recorded;  // and not waited for
     std::map<unsigned long long, CUevent> read_until;  // mapped addresses, and what says that their reading is done
 } world;
@@ -98,9 +124,10 @@ CUresult wait_for_event(CUevent event) {
 
 CUresult capabilities(CUVIDDECODECAPS* caps) {
     REQUIRE(pushed > 0);
-    caps->bIsSupported = caps->eChromaFormat != cudaVideoChromaFormat_444 &&
+    const bool is_422 = caps->eChromaFormat == cudaVideoChromaFormat_422;
+    caps->bIsSupported = caps->eChromaFormat != cudaVideoChromaFormat_444 && (!is_422 || world.decodes_422) &&
                          !(world.caps_8_bit_only && caps->nBitDepthMinus8);
-    caps->nOutputFormatMask = 3;
+    caps->nOutputFormatMask = is_422 && world.outputs_422 ? 1 << (caps->nBitDepthMinus8 ? 5 : 4) : 3;
     caps->nMaxWidth = caps->nMaxHeight = 4096;
     caps->nMinWidth = 48, caps->nMinHeight = 16;
     caps->nMaxMBCount = 65536;
@@ -113,7 +140,10 @@ CUresult create_decoder(CUvideodecoder* handle, CUVIDDECODECREATEINFO* info) {
     // No scaling: the display area has the size of the target.
     REQUIRE(info->display_area.right == static_cast<int>(info->ulTargetWidth));
     REQUIRE(info->display_area.bottom == static_cast<int>(info->ulTargetHeight));
-    REQUIRE((info->OutputFormat == cudaVideoSurfaceFormat_P016) == (info->bitDepthMinus8 > 0));
+    unsigned format;
+    std::memcpy(&format, &info->OutputFormat, sizeof format);
+    // NV12, P016, NV16, P216
+    REQUIRE(format == (info->ChromaFormat == cudaVideoChromaFormat_422 ? 4u : 0u) + (info->bitDepthMinus8 > 0));
     const std::lock_guard lock(world.mutex);
     if (world.out_of_memory_while_idle && world.created > world.destroyed) return failed();
     ++world.created;
@@ -165,9 +195,10 @@ CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address
     REQUIRE(how->output_stream == reinterpret_cast<CUstream>(0x77));
     auto* d = static_cast<FakeDecoder*>(handle);
     REQUIRE(d->mapped.size() < d->outputs);
-    *pitch = 4096;
-    auto memory = std::make_unique<std::vector<std::uint8_t>>(64);
-    std::memcpy(memory->data(), &d->pictures.at(index).number, sizeof(int));
+    const Coded& coded = d->pictures.at(index);
+    *pitch = coded.painted ? 256 : 4096;
+    auto memory = coded.painted ? surface(coded, *pitch) : std::make_unique<std::vector<std::uint8_t>>(64);
+    if (!coded.painted) std::memcpy(memory->data(), &coded.number, sizeof(int));
     *address = reinterpret_cast<unsigned long long>(memory->data());
     d->mapped[*address] = std::move(memory);
     unread.push_back(*address);
@@ -225,13 +256,13 @@ CUresult parse(CUvideoparser handle, CUVIDSOURCEDATAPACKET* packet) {
     }
     std::memcpy(&current, packet->payload, sizeof(Coded));
     const Coded coded = current;
-    if (coded.width != p.width || coded.height != p.height || coded.depth != p.depth) {
+    if (coded.width != p.width || coded.height != p.height || coded.depth != p.depth || coded.chroma != p.chroma) {
         while (!p.waiting.empty())
             if (!show_first(p)) return failed();
-        p.width = coded.width, p.height = coded.height, p.depth = coded.depth;
+        p.width = coded.width, p.height = coded.height, p.depth = coded.depth, p.chroma = coded.chroma;
         CUVIDEOFORMAT format{};
         format.codec = cudaVideoCodec_H264;
-        format.chroma_format = cudaVideoChromaFormat_420;
+        format.chroma_format = coded.chroma;
         format.bit_depth_luma_minus8 = static_cast<unsigned char>(coded.depth - 8);
         format.min_num_decode_surfaces = 5;
         format.coded_width = static_cast<unsigned>(coded.width), format.coded_height = static_cast<unsigned>(coded.height);
@@ -457,6 +488,30 @@ void ten_bits() {
     REQUIRE(message([&] { video.finish(); }).starts_with("this video has failed"));
 }
 
+// Frame 5 of a painted clip, for Python to convert: a line that describes the surfaces, then luma and chroma as they
+// are read there, rows without padding.
+void painted(cudaVideoChromaFormat chroma, int depth) {
+    world.decodes_422 = world.outputs_422 = true;
+    {
+        Decoders decoders(fake);
+        Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {50}, [&](const Mapped& m) {
+            std::printf("%s %d %d %d %d %d %d %d %d %d\n", m.chroma, m.interleaved, m.depth, m.shift, m.height, m.width,
+                        m.top, m.left, m.rows, m.columns);
+            const int bytes = m.depth > 8 ? 2 : 1;
+            const int rows[] = {m.height, std::string(m.chroma) == "420" ? m.height / 2 : m.height};
+            for (int plane = 0; plane < 2; ++plane)
+                for (int y = 0; y < rows[plane]; ++y) {
+                    const auto& from = m.frames[0].planes[plane];
+                    std::fwrite(from.data + from.stride * y, 1, static_cast<std::size_t>(m.width * bytes), stdout);
+                }
+        });
+        const Coded like{.width = 70, .height = 37, .depth = depth, .painted = true, .chroma = chroma};
+        feed(video, clip(10, 0, like));
+        REQUIRE(video.finish().empty());
+    }
+    all_given_back();
+}
+
 void refusals() {
     Decoders decoders(fake);
     const auto refusal = [&](int width, int height, cudaVideoChromaFormat chroma = cudaVideoChromaFormat_420) {
@@ -466,7 +521,11 @@ void refusals() {
     REQUIRE(refusal(32, 32).find("smaller than NVDEC decodes (48x16)") != std::string::npos);
     REQUIRE(refusal(8000, 64).find("larger than this GPU's NVDEC decodes (4096x4096)") != std::string::npos);
     REQUIRE(refusal(64, 64, cudaVideoChromaFormat_444).find("does not decode HEVC 444") != std::string::npos);
-    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422).find("4:2:2") != std::string::npos);
+    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422) == "this GPU's NVDEC does not decode HEVC 422 with 8 bits");
+    world.decodes_422 = true;
+    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422) == "this GPU's NVDEC has no output format for HEVC 422 with 8 bits");
+    world.outputs_422 = true;
+    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422).empty());
     REQUIRE(message([&] { decoders.refusal(7, {cudaVideoCodec_HEVC, cudaVideoChromaFormat_420, 8, 64, 64}); }) ==
             "device 7 cannot be used: CUDA_ERROR_MADE_UP");
     REQUIRE(pushed == 0);
@@ -572,6 +631,11 @@ int main(int, char** arguments) {
                                                       {"sink_fails", sink_fails},
                                                       {"wrong_batches", wrong_batches},
                                                       {"several_at_once", several_at_once}};
+    if (arguments[1] && arguments[2] && arguments[3] && std::string(arguments[1]) == "painted") {
+        painted(arguments[2] == std::string("422") ? cudaVideoChromaFormat_422 : cudaVideoChromaFormat_420,
+                std::atoi(arguments[3]));
+        return 0;
+    }
     if (!arguments[1]) {
         for (const auto& [name, run] : scenarios) std::puts(name.c_str());
         return 0;

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fourdthinker._frames.pixels import native
@@ -126,3 +127,37 @@ def test_every_scenario_runs(fake):
 def test_nvdec_against_a_made_up_driver(fake, scenario):
     done = subprocess.run([str(fake), scenario], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("chroma", ["420", "422"])
+@pytest.mark.parametrize("depth", [8, 10, 12])
+def test_surfaces_are_read_as_the_cpu_reads_planes(fake, chroma, depth):
+    """What the decoder maps, through the passes of the GPU run on the host, against its samples in planes."""
+    video = native()
+    if video is None:
+        leave_out("fourdthinker._video is not built")
+    done = subprocess.run(
+        [str(fake), "painted", chroma, str(depth)], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    line, data = done.stdout.split(b"\n", 1)
+    name, *numbers = line.decode().split()
+    interleaved, bits, shift, height, width, *window = map(int, numbers)
+    assert (name, interleaved, bits, shift) == (chroma, 1, depth, 0 if depth == 8 else 16 - depth)
+    assert (height, width, window) == (38, 70, [0, 0, 29, 68])
+    kind = np.dtype(np.uint8 if depth == 8 else np.uint16)
+    samples = np.frombuffer(data, kind).reshape(-1, width)
+    assert len(samples) == height + (height if chroma == "422" else height // 2)
+    planes = [(at.ctypes.data, width * kind.itemsize) for at in (samples, samples[height:])]
+    options = {"height": 28, "width": 56, "crop": tuple(window), "chroma": chroma}
+    got = np.zeros((1, 28, 56, 3), np.uint8)
+    surface = {"interleaved": True, "depth": bits, "shift": shift}
+    video.cuda_convert([planes], got.ctypes.data, [0], 1, (height, width), -1, 0, **options, **surface)
+
+    def plane(index: int, rows: int, columns: int) -> np.ndarray:
+        y, x = np.mgrid[:rows, :columns]
+        return ((5 * 31 + index * 57 + y * 13 + x * 7) % (1 << depth)).astype(kind)
+
+    rows = height if chroma == "422" else height // 2
+    planar = plane(0, height, width), plane(1, rows, width // 2), plane(2, rows, width // 2)
+    assert np.array_equal(got, video.convert([planar], depth=depth, **options))

@@ -102,3 +102,17 @@ def test_what_nvdec_refuses_is_said_once(
     for _ in range(2):
         assert read_frames(clip, FramePolicy()).decoder == "libavcodec h264"
     assert caplog.text.count("decoding in software: this chip has no decoder for tests") == 1
+
+
+@pytest.mark.parametrize(("pixels", "depth"), [("yuv422p", 8), ("yuv422p10le", 10)])
+def test_the_chip_is_asked_about_4_2_2(
+    tmp_path: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch, pixels: str, depth: int
+) -> None:
+    clip = make_clip(tmp_path / "c.mp4", [40 * k for k in range(30)], pixel_format=pixels)
+    here = software(monkeypatch, lambda: read_frames(clip, FramePolicy(fps=5)))
+    asked = []
+    monkeypatch.setattr(nvdec, "available", lambda *about: asked.append(about[:5]))
+    there = read_frames(clip, FramePolicy(fps=5))
+    assert asked == [("h264", "422", depth, 64, 48)]
+    assert (here.decoder, there.decoder) == ("libavcodec h264", "nvdec")
+    assert torch.equal(here.pixels, there.pixels)
