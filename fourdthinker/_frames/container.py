@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from fourdthinker._frames.threads import set_threads
 from fourdthinker.errors import VideoError
 
 Source = str | os.PathLike[str] | bytes
@@ -45,16 +46,6 @@ class Deadline:
     def left(self) -> float | None:
         self.check()
         return None if self.until is None else max(0.001, self.until - time.monotonic())
-
-
-def set_threads(video: VideoStream, threads: int, slices: int = 1) -> None:
-    """Decode on that many threads: slices of a picture at once where there are enough, else pictures.
-
-    Pictures wait for each other; with two more of them at hand, fewer threads wait.
-    """
-    if threads > 1:
-        video.thread_type = "SLICE" if slices >= threads else "AUTO"
-    video.codec_context.thread_count = threads if threads == 1 or slices >= threads else threads + 2
 
 
 def name_of(source: Source) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import av
 import av.error
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from fourdthinker._frames.container import Deadline
+from fourdthinker._frames.holes import CAUSE, hole_finder
 from fourdthinker._frames.references import CLEAN, KEY, SPARE
+from fourdthinker._frames.threads import drained
 from fourdthinker._frames.timeline import Timeline
 
 JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
@@ -32,6 +36,7 @@ EMPTIES = (
 )
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 SEEK = 400  # reading past so many packets costs about as much as a seek in the file
+REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
 
 
 class Missing(Exception):
@@ -47,11 +52,11 @@ class SeekFailed(Missing):
 
 
 class Damaged(Exception):
-    """The decoder cannot make a frame of the data at `seconds`."""
+    """The decoder cannot make a frame of the data with this stamp, at `seconds`."""
 
-    def __init__(self, cause: str, seconds: float) -> None:
+    def __init__(self, cause: str, timeline: Timeline, stamp: int) -> None:
         super().__init__(cause)
-        self.seconds = seconds
+        self.stamp, self.seconds = stamp, timeline.seconds(stamp)
 
 
 def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool) -> list[tuple[int, int]]:
@@ -125,27 +130,37 @@ def frames_at(
     must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
     Raises Missing, SeekFailed and Damaged.
     """
-    sink = _Sink(timeline, wanted)
-    decode = video.codec_context.decode
+    context = video.codec_context
+    sink = _Sink(timeline, wanted, several=context.thread_count > 1)
     packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
+    near = wanted[-1]  # the stamp of the packet last given to the decoder
     try:
         for packet in packets:
             deadline.check()
             if packet is None:  # decoding goes on elsewhere: take out what the decoder still holds
-                yield from sink.take(decode(None))
-                video.codec_context.flush_buffers()
+                for frames in drained(context):
+                    yield from sink.take(frames)
+                yield from sink.settle()
+                context.flush_buffers()
             elif isinstance(packet, int):
                 sink.landed = packet
             else:
-                sink.near = packet.pts if packet.pts is not None else packet.dts
-                yield from sink.take(decode(packet))
-            if not sink.pending:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                near = near if stamp is None else stamp
+                yield from sink.take(context.decode(packet))
+            if not sink.pending and not sink.held:
                 return
         if timeline.coded:  # without, the last packet that was read did so
-            yield from sink.take(decode(None))
-    except av.error.FFmpegError as error:
-        near = sink.pending[-1] if sink.near is None else sink.near
-        raise Damaged(error.strerror, timeline.seconds(near)) from error
+            for frames in drained(context):
+                yield from sink.take(frames)
+        yield from sink.settle()
+    except (av.error.FFmpegError, Damaged) as error:
+        fault = error if isinstance(error, Damaged) else Damaged(error.strerror, timeline, near)
+        if context.thread_count == 1:  # else packets after the fault were decoded too
+            yield from sink.rescue(context, fault.stamp)
+        if fault is error:
+            raise
+        raise fault from error
     if sink.pending:
         raise Missing(timeline.seconds(sink.pending[-1]))
 
@@ -165,35 +180,110 @@ def packets_for(
     decoding goes on at that keyframe with an empty decoder."""
     if not timeline.coded:
         return container.demux(video)
-    ends = video.codec_context.name in EMPTIES
-    runs = plan(timeline, wanted, careful=careful, ends=ends)
+    context = video.codec_context
+    runs = plan(timeline, wanted, careful=careful, ends=context.name in EMPTIES)
     chosen = _chosen(timeline, wanted, runs, careful)
     if held is not None:
-        return _from_memory(held, chosen)
-    return _from_file(container, video, timeline, chosen, deadline, SEEK if seek else len(timeline.coded) + 1)
+        packets = _from_memory(held, chosen)
+    else:
+        leap = SEEK if seek else len(timeline.coded) + 1
+        packets = _from_file(container, video, timeline, chosen, deadline, leap)
+    return _sound(packets, timeline, hole_finder(context.name, context.extradata))
+
+
+def _sound(
+    packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Callable[[bytes], bool]
+) -> Iterator[av.Packet | int | None]:
+    for packet in packets:
+        if isinstance(packet, av.Packet) and packet.pts is not None and has_hole(bytes(packet)):
+            raise Damaged(CAUSE, timeline, packet.pts)
+        yield packet
 
 
 class _Sink:
-    """Sorts what a decoder gives into the frames wanted."""
+    """Sorts what a decoder gives into the frames wanted.
 
-    def __init__(self, timeline: Timeline, wanted: Sequence[int]) -> None:
+    A wanted frame is held until all that was decoded before it has come out: what it refers to may be shown
+    after it, and only then tells that it is damaged. several: threads decode, so that errors may be lost;
+    what was decoded before a wanted frame and has not come out then counts as damaged.
+    """
+
+    def __init__(self, timeline: Timeline, wanted: Sequence[int], several: bool) -> None:
         self.timeline = timeline
         self.pending = list(reversed(wanted))
-        self.landed = timeline.pts[0]  # frames shown before may lack what they refer to
-        self.near: int | None = None  # the stamp of the packet last given to the decoder
+        self.held: deque[tuple[int, av.VideoFrame]] = deque()  # with the stamp that has to be seen first
+        self.seen = self.landed = timeline.pts[0]  # frames shown before `landed` may lack what they refer to
+        self.several = several
+        self.out: set[int] = set()  # the stamps that came out
+        self.whole = 0  # before this place, all that was decoded came out
 
-    def take(self, frames: Sequence[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def take(self, frames: Sequence[av.VideoFrame], limit: int | None = None) -> Iterator[av.VideoFrame]:
+        """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
         pending = self.pending
         for frame in frames:
-            if not pending or frame.pts is None or frame.pts < self.landed:
+            pts = frame.pts
+            if pts is None or pts < self.landed:
                 continue
-            if frame.is_corrupt and frame.pts <= pending[0]:
-                raise Damaged("a frame is incomplete", self.timeline.seconds(frame.pts))
-            if frame.pts > pending[-1]:
+            if limit is not None and self.timeline.order.get(pts, limit) >= limit:
+                return
+            if frame.is_corrupt and self._needed(pts):
+                yield from self.settle(self.timeline.order.get(pts))
+                raise Damaged("a frame is incomplete", self.timeline, pts)
+            if pending and pts > pending[-1]:
                 raise Missing(self.timeline.seconds(pending[-1]))
-            if frame.pts == pending[-1]:
+            if pending and pts == pending[-1]:
                 pending.pop()
-                yield frame
+                self.held.append((self._last_before(pts), frame))
+            self.seen = max(self.seen, pts)
+            self.out.add(pts)
+            while self.held and self.held[0][0] <= self.seen:
+                yield self._release()
+
+    def settle(self, before: int | None = None) -> Iterator[av.VideoFrame]:
+        """The frames held, when nothing more comes; before: only those decoded before that place."""
+        order = self.timeline.order
+        while self.held and (before is None or order.get(self.held[0][1].pts or 0, before) < before):
+            yield self._release()
+
+    def _release(self) -> av.VideoFrame:
+        frame = self.held.popleft()[1]
+        timeline = self.timeline
+        if self.several and frame.pts in timeline.order:
+            place = timeline.order[frame.pts]
+            first = max(self.whole, timeline.key_before(frame.pts) or 0)
+            for stamp, flag in zip(timeline.coded[first:place], timeline.flags[first:place], strict=True):
+                shown = stamp >= self.landed and not flag & SPARE and timeline.shows(stamp)
+                if shown and stamp not in self.out:
+                    raise Damaged("a picture that others need did not come out", timeline, stamp)
+            self.whole = max(self.whole, place)
+        return frame
+
+    def rescue(self, context: VideoCodecContext, stamp: int) -> Iterator[av.VideoFrame]:
+        """What a decoder still holds of before a fault at that stamp."""
+        limit = self.timeline.order.get(stamp)
+        if limit is None:
+            return
+        try:
+            yield from self.take(context.decode(None), limit)
+        except (av.error.FFmpegError, Damaged, Missing):
+            return
+        yield from self.settle(limit)
+
+    def _last_before(self, pts: int) -> int:
+        """The latest stamp among the pictures that a frame may refer to, its own included."""
+        place = self.timeline.order.get(pts, 0)
+        coded, flags = self.timeline.coded, self.timeline.flags
+        first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
+        return max((coded[k] for k in range(first, place) if not flags[k] & SPARE), default=pts)
+
+    def _needed(self, pts: int) -> bool:
+        """Whether a frame still to come out, or held, may refer to the picture of this stamp."""
+        waiting = [*self.pending, *(frame.pts or 0 for _, frame in self.held)]
+        order = self.timeline.order
+        if pts not in order:
+            return any(pts <= stamp for stamp in waiting)
+        place = order[pts]
+        return any((self.timeline.key_before(w) or 0) <= place <= order[w] for w in waiting)
 
 
 def _chosen(

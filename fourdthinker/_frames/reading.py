@@ -17,13 +17,15 @@ from torch import Tensor
 
 from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import REPEAT, Layout, Planes, planes_of
-from fourdthinker._frames.container import Deadline, aspect_of, opened, set_threads
+from fourdthinker._frames.container import Deadline, aspect_of, opened
 from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at, shares
 from fourdthinker._frames.images import hold, rate
+from fourdthinker._frames.matroska import first_gap
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, convert, native, patchify, resize
 from fourdthinker._frames.request import Request, times_wanted
 from fourdthinker._frames.siting import siting_of
+from fourdthinker._frames.threads import set_threads
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
 from fourdthinker.errors import VideoError
 
@@ -56,6 +58,7 @@ class Reading:
         self.threads = request.threads
         self.timeline: Timeline | None = None
         self.listed: Timeline | None = None  # what packets say, where that was not enough
+        self.gap: int | None = None  # where in the file data are missing
         self.held: list[av.Packet] | None = None
         self.kept = self.stale = False  # the timeline comes from the sidecar; that one was wrong
         self.quick = request.source.reader == "auto"  # opened without decoding the first pictures
@@ -100,9 +103,8 @@ class Reading:
             if self.counted and self.timeline is None:
                 logger.info("%s: its frames are counted by decoding", name)
                 with opened(source.media, source.stream, 1, self.deadline) as (container, video):
-                    self.timeline = decoded_timeline(
-                        container, video, name, self.listed, self.request.partial, self.deadline.check
-                    )
+                    listed, partial, check = self.listed, self.request.partial, self.deadline.check
+                    self.timeline = decoded_timeline(container, video, name, listed, partial, self.gap, check)
 
     def _next_attempt(self, error: Damaged | Missing) -> None:
         """What to try after an error, or VideoError when everything was tried."""
@@ -141,7 +143,8 @@ class Reading:
                 self.kept = True
                 return True
         held = Held(ROOM)
-        self.timeline = build_timeline(container, video, name, held, self.deadline.check)
+        self.gap = first_gap(media, name)
+        self.timeline = build_timeline(container, video, name, held, self.gap, self.deadline.check)
         self.held = held.packets
         if key is not None and self.timeline is not None and key == sidecar.key_of(name, video.index):
             sidecar.store(key, self.timeline)
@@ -163,7 +166,7 @@ class Reading:
         else:
             stamps = [timeline.pts[index] for index in unique]
             workers = 1 if self.careful or batch is not None or not self.straight else self.threads
-            set_threads(video, self.threads, timeline.slices)
+            set_threads(video, self.threads)
             parts = shares(timeline, stamps, video.codec_context.name, workers)
             if parts is not None and self.device.type == "cpu":
                 straight = straight and not any(len(part) % 2 for part in parts[:-1])

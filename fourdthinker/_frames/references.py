@@ -41,14 +41,6 @@ def classifier(codec: str, extradata: bytes | None) -> Classify:
     return lambda data: CLEAN if codec in _INTRA_ONLY else 0
 
 
-def slices(codec: str, extradata: bytes | None, data: bytes | memoryview) -> int:
-    """Slices of a picture that can be decoded at once; 1 where it is not known."""
-    head = extradata or b""
-    if codec != "h264" or not len(head) > 6 or head[0] != 1:
-        return 1
-    return max(1, sum(unit[:1] != b"" and unit[0] & 31 in (1, 5) for unit in _units(data, head[4] % 4 + 1)))
-
-
 def settle(flags: bytearray) -> bytes:
     """Flags of a whole stream, with H.265's temporal layers resolved: only pictures of the highest layer that
     occurs are spare, for those of others may be referred to by layers above them."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fourdthinker._frames.timeline import Timeline
 
-VERSION = 3
+VERSION = 4
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 ROOM = 256 << 20  # bytes of disk that all indices may take
@@ -166,7 +166,6 @@ def _pack(timeline: Timeline, key: str) -> bytes:
         "base": [timeline.base.numerator, timeline.base.denominator],
         "end": timeline.end,
         "fault": timeline.fault,
-        "slices": timeline.slices,
         "counts": [len(timeline.pts), len(timeline.coded)],
     }
     return signed(json.dumps(head).encode() + b"\n" + packed)
@@ -203,7 +202,7 @@ def _unpack(data: bytes, key: str) -> Timeline:
     base = Fraction(int(head["base"][0]), int(head["base"][1]))
     if base <= 0:
         raise ValueError(f"a clock of {base} seconds")
-    return Timeline(base, pts, end, order, body[8 * (shown + coded) :], fault, int(head["slices"]))
+    return Timeline(base, pts, end, order, body[8 * (shown + coded) :], fault)
 
 
 def _differences(numbers: object) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,11 +16,11 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle, slices
+from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle
 from fourdthinker.errors import VideoError
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
-LOOK = 8  # pictures whose slices are counted
+DAMAGED = "the data end here or are damaged"
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -31,7 +31,7 @@ class Timeline:
     pts: when each frame begins, increasing. end: when the last one ends, in seconds. coded: stamps of the
     packets in decoding order, beginning at the first keyframe; empty when packets do not tell. flags: for
     each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows; from
-    that time on frames may be missing or wrong. slices: of a picture, the fewest in the first pictures.
+    that time on frames may be missing or wrong.
     """
 
     base: Fraction
@@ -40,7 +40,6 @@ class Timeline:
     coded: Sequence[int] = ()
     flags: bytes = b""
     fault: tuple[float, str] | None = None
-    slices: int = 1
     begin: Sequence[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +47,11 @@ class Timeline:
 
     def seconds(self, pts: int) -> float:
         return pts * self.base.numerator / self.base.denominator
+
+    def shows(self, pts: int) -> bool:
+        """Whether the picture of this stamp is shown."""
+        at = bisect_left(self.pts, pts)
+        return at < len(self.pts) and self.pts[at] == pts
 
     @cached_property
     def order(self) -> dict[int, int]:
@@ -82,12 +86,18 @@ class Held:
 
 
 def build_timeline(
-    container: InputContainer, video: VideoStream, name: str, held: Held, check: Callable[[], None]
+    container: InputContainer,
+    video: VideoStream,
+    name: str,
+    held: Held,
+    gap: int | None,
+    check: Callable[[], None],
 ) -> Timeline | None:
     """Read through the packets of a stream. None when they do not tell which frames are shown when.
 
     Frames before the first keyframe cannot be decoded and do not count; nor do those that an edit list hides.
-    check is called for each packet. VideoError when no frame is left.
+    gap: where in the file data are missing. check is called for each packet. VideoError when no frame is
+    left.
     """
     base = video.time_base
     if base is None:
@@ -99,7 +109,7 @@ def build_timeline(
     fault: tuple[float, str] | None = None
     first: int | None = None
     earliest: int | None = None
-    packets, stamped, fewest = 0, True, 64
+    packets, stamped = 0, True
     whole = -math.inf  # seconds; what is read after the last packet is not shown before
     try:
         for packet in container.demux(video):
@@ -113,8 +123,8 @@ def build_timeline(
                 continue
             earliest = pts if earliest is None else min(pts, earliest)
             decoded = pts if packet.dts is None else min(pts, packet.dts)
-            if packet.is_corrupt and fault is None:
-                fault = float(decoded * base), "the data end here or are damaged"
+            if fault is None and _suspect(packet, gap):
+                fault = float(decoded * base), DAMAGED
             whole = float((decoded + (packet.duration or 0)) * base)
             key = packet.is_keyframe
             if first is None:
@@ -122,8 +132,6 @@ def build_timeline(
                     continue
                 first = pts
             flag = classify(memoryview(packet)) | (KEY if key else 0)
-            if len(coded) < LOOK:
-                fewest = min(fewest, slices(context.name, context.extradata, memoryview(packet)))
             coded.append(pts)
             flags.append(flag)
             held.keep(packet)
@@ -133,6 +141,8 @@ def build_timeline(
         if not shown:
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
         fault = fault or (whole, f"the data cannot be read further ({error.strerror})")
+    if gap is not None and fault is None:
+        fault = whole, DAMAGED
     if not packets:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
     if container.format.name == "avi" and context.has_b_frames and stamped and list(coded) == sorted(coded):
@@ -147,10 +157,10 @@ def build_timeline(
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
     pts_shown = array("q", [stamp for stamp, _ in shown])
     end = _end(pts_shown, shown[-1][1], video)
-    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault, fewest)
+    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault)
     announced = _announced(container, video, float(earliest * base))
-    gap = (timeline.end - timeline.begin[0]) / len(shown)
-    if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * gap):
+    step = (timeline.end - timeline.begin[0]) / len(shown)
+    if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * step):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
         timeline.fault = min(timeline.end, whole), cause
     return timeline
@@ -162,21 +172,26 @@ def decoded_timeline(
     name: str,
     listed: Timeline | None,
     partial: bool,
+    gap: int | None,
     check: Callable[[], None],
 ) -> Timeline:
     """The timeline of the frames that a decoder shows, for streams whose packets do not tell.
 
-    listed: what the packets said. VideoError when more than a few packets in a row show nothing, when
-    decoding fails, or when there are no frames; partial: only when there are none, else the timeline ends
-    before the fault.
+    listed: what the packets said. gap: where in the file data are missing. VideoError when more than a few
+    packets in a row show nothing, when decoding fails, or when there are no frames; partial: only when there
+    are none, else the timeline ends before the fault.
     """
     base = video.time_base or Fraction(1, 1)
     stamps: list[int] = []
     duration = 0
     fault: tuple[float, str] | None = None
+    broken: tuple[float, str] | None = None  # as the container says
     try:
         for packet in container.demux(video):
             check()
+            if broken is None and (_suspect(packet, gap) or (gap is not None and not packet.size)):
+                near = [stamp for stamp in (packet.pts, packet.dts, *stamps[-1:]) if stamp is not None]
+                broken = float(min(near, default=0) * base), DAMAGED
             for frame in packet.decode():
                 if frame.is_corrupt or frame.pts is None:
                     continue
@@ -210,7 +225,12 @@ def decoded_timeline(
             pts = array("q", [stamp for stamp in pts if stamp < lost])
             fault = listed.seconds(lost), "a frame cannot be decoded"
         return Timeline(base, pts, _end(pts, duration, video), listed.coded, flags, fault)
+    fault = min(filter(None, (fault, broken)), default=None)
     return Timeline(base, pts, _end(pts, duration, video), fault=fault)
+
+
+def _suspect(packet: av.Packet, gap: int | None) -> bool:
+    return packet.is_corrupt or (gap is not None and packet.pos is not None and packet.pos >= gap)
 
 
 def _lost(listed: Timeline, pts: Sequence[int]) -> int | None:

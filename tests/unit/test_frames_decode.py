@@ -217,25 +217,3 @@ def test_uneven_or_short_work_is_not_divided(tmp_path: Path) -> None:
     assert decode.shares(timeline, [45, 290], "h264", 1) is None
     assert decode.shares(timeline, [45, 290], "mpeg4", 2) is None
     assert decode.shares(timeline, [3, 252], "h264", 2) is None
-
-
-@pytest.mark.parametrize(("slices", "kind"), [(1, "AUTO"), (2, "SLICE"), (4, "SLICE")])
-def test_slices_and_pictures_on_several_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slices: int, kind: str
-) -> None:
-    options = {"x264-params": f"bframes=2:keyint=200:slices={slices}"}
-    path = make_clip(tmp_path / "c.mp4", STAMPS, options=options, size=(96, 128), base=25, draw=textured)
-    times = [k / 25 for k in range(0, COUNT, 5)]
-    one = read_frames(path, FramePolicy(), times=times)
-    chosen = []
-    original = reading.set_threads
-
-    def spying(video, threads, slices=1):
-        original(video, threads, slices)
-        chosen.append((video.thread_type.name, video.codec_context.thread_count))
-
-    monkeypatch.setattr(reading, "set_threads", spying)
-    monkeypatch.setattr("fourdthinker._frames.video.threads", lambda: 2)
-    two = read_frames(path, FramePolicy(), times=times)
-    assert torch.equal(one.pixels, two.pixels)
-    assert chosen == [(kind, 4 if kind == "AUTO" else 2)]

@@ -1,0 +1,55 @@
+"""Runs of zero bytes where no encoder writes them: what a lost block of a disk, a transfer or a sparse file
+leaves.
+
+A decoder makes pictures of them as of any other bits, and mostly without a complaint. Sources: ITU-T H.264
+7.4.1 and H.265 7.4.2 (three zero bytes do not occur within a NAL unit, only after it); for the arithmetic
+coders of VP8, VP9 and Theora a run is only improbable, so that it has to be longer (128 bytes stand for some
+180,000 decisions of probability 255/256, all as expected, with nothing else between).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+CAUSE = "a run of zero bytes, as a lost block leaves"
+_WITHIN_UNIT = bytes(8)
+_WITHIN_CODER = bytes(128)
+_SLICES = {"h264": range(1, 6), "hevc": range(32)}
+
+
+def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
+    """For a codec (FFmpeg's name of it) and its header: whether a coded picture has a hole."""
+    head = extradata or b""
+    if codec in _SLICES:
+        at, least = (4, 7) if codec == "h264" else (21, 23)
+        if len(head) >= least and head[0] == 1:
+            return lambda data: _in_sized_units(data, head[at] % 4 + 1, codec)
+        return _between_start_codes
+    if codec in ("vp8", "vp9", "theora"):
+        return lambda data: _WITHIN_CODER in data
+    return lambda data: False
+
+
+def _in_sized_units(data: bytes, length_size: int, codec: str) -> bool:
+    if _WITHIN_UNIT not in data:
+        return False
+    at = 0
+    while at + length_size < len(data):
+        size = int.from_bytes(data[at : at + length_size], "big")
+        at += length_size
+        unit = data[at : at + size].rstrip(b"\0")  # zeros may follow the unit
+        kind = unit[:1] and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63)
+        if kind in _SLICES[codec] and _WITHIN_UNIT in unit:
+            return True
+        at += size
+    return False
+
+
+def _between_start_codes(data: bytes) -> bool:
+    at = data.find(_WITHIN_UNIT)
+    while at >= 0:
+        rest = data[at:].lstrip(b"\0")
+        if rest and rest[0] != 1:  # 1: zeros before a start code
+            return True
+        at = data.find(_WITHIN_UNIT, len(data) - len(rest)) if rest else -1
+    return False

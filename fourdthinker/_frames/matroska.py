@@ -1,0 +1,82 @@
+"""Whether the elements of a Matroska or WebM file follow each other without a gap.
+
+FFmpeg searches on after data that are no element, and does not say so: frames are then missing from the
+middle of a file. Here only the heads of elements are read. Sources: RFC 8794 (EBML), RFC 9559 (Matroska).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+MAGIC = b"\x1a\x45\xdf\xa3"
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_VOID, _CRC = 0xEC, 0xBF
+# SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags.
+_OTHERS = {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
+_PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}
+# Timestamp, SilentTracks, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock.
+_IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, _VOID, _CRC}
+
+
+def first_gap(media: str | os.PathLike[str] | bytes, name: str) -> int | None:
+    """Where in a file, at `name` unless it is bytes, the first data begin that may be damaged, or after which
+    some are missing; None where there are none, and for other files than Matroska."""
+    if isinstance(media, bytes):
+        return _first_gap(media)
+    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _first_gap(data)
+
+
+def _first_gap(data: bytes | mmap.mmap) -> int | None:
+    head = _element(data, 0, len(data))
+    segment = None if head is None or head[1] is None else _element(data, head[2] + head[1], len(data))
+    if data[:4] != MAGIC or segment is None or segment[0] != _SEGMENT:
+        return None
+    at = begin = segment[2]
+    end = len(data) if segment[1] is None else at + segment[1]
+    while at < end:
+        part = _element(data, at, len(data))
+        if part is None or part[0] not in _PARTS:
+            return begin
+        begin, at = at, part[2]
+        if part[0] == _CLUSTER:
+            gap, at = _cluster(data, begin, *part[1:])
+            if gap is not None:
+                return gap
+        elif part[1] is None or at + part[1] > len(data):
+            return begin
+        else:
+            at += part[1]
+    return None
+
+
+def _cluster(data: bytes | mmap.mmap, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
+    """(where data begin that may be damaged, the end of the cluster)."""
+    limit = len(data) if size is None else at + size
+    first = second = begin  # the last two elements; by chance, data may look like one
+    while at < min(limit, len(data)):
+        child = _element(data, at, len(data))
+        if size is None and child is not None and child[0] in _OTHERS | {_CLUSTER}:
+            return None, at  # a cluster of unknown size ends where another part begins
+        if child is None or child[0] not in _IN_CLUSTER or child[1] is None:
+            return first, at
+        first, second, at = second, at, child[2] + child[1]
+    if at > len(data):
+        return second, at  # the file is cut off
+    return (None if at == limit else begin), at
+
+
+def _element(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int | None, int] | None:
+    """(identifier, size of the content or None where it is unknown, where that begins), or None."""
+    if at + 2 > end or not data[at]:
+        return None
+    begin = at + 9 - data[at].bit_length()
+    if begin - at > 4 or begin >= end or not data[begin]:
+        return None
+    after = begin + 9 - data[begin].bit_length()
+    if after > end:
+        return None
+    bits = 7 * (after - begin)
+    size = int.from_bytes(data[begin:after], "big") & ((1 << bits) - 1)
+    return int.from_bytes(data[at:begin], "big"), None if size == (1 << bits) - 1 else size, after
