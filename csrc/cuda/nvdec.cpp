@@ -1,8 +1,10 @@
 #include "cuda/nvdec.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "cuda/context.hpp"
@@ -15,17 +17,23 @@ constexpr int group = Video::group;
 constexpr int display_delay = 4;
 // Stamps are handed to the parser moved to here: negative ones are not spoken of in its documentation.
 constexpr std::int64_t stamp_origin = std::int64_t{1} << 40;
+// A picture that the engine has not decoded by then hangs, or others keep the engine busy.
+constexpr auto patience = std::chrono::seconds(10);
+// CUDA_ERROR_NOT_SUPPORTED, which ffnvcodec's headers lack.
+constexpr auto not_supported = static_cast<CUresult>(801);
 
 }  // namespace
 
 Video::Video(Decoders& decoders, int device, CUstream stream, cudaVideoCodec codec, std::string_view extradata,
              std::vector<std::int64_t> wanted, Sink sink)
     : decoders_(decoders), driver_(decoders.driver()), device_(device), context_(decoders.context(device)),
-      stream_(stream), wanted_(std::move(wanted)), sink_(std::move(sink)),
+      stream_(stream), codec_(codec), wanted_(std::move(wanted)),
+      watch_([this](int surface) { return sound(surface); }), sink_(std::move(sink)),
       landed_(std::numeric_limits<std::int64_t>::min()) {
     std::sort(wanted_.begin(), wanted_.end());
     wanted_.erase(std::unique(wanted_.begin(), wanted_.end()), wanted_.end());
     shown_.assign(wanted_.size(), false);
+    up_to_.assign(wanted_.size(), 0);
     remaining_ = wanted_.size();
 
     CUVIDPARSERPARAMS params{};
@@ -73,6 +81,12 @@ void Video::check(CUresult status, const char* doing) const {
 
 std::int64_t Video::pts_of(CUvideotimestamp stamp) const { return stamp - stamp_origin + origin_; }
 
+std::optional<std::size_t> Video::index_of(std::int64_t pts) const {
+    const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), pts);
+    if (at == wanted_.end() || *at != pts) return {};
+    return static_cast<std::size_t>(at - wanted_.begin());
+}
+
 std::size_t Video::feed(std::span<const std::uint8_t> data, std::span<const std::int64_t> offsets,
                         std::span<const std::int64_t> pts, std::optional<std::int64_t> landed) {
     if (failed_) throw std::logic_error("this video has failed before; begin it anew");
@@ -86,14 +100,19 @@ std::size_t Video::feed(std::span<const std::uint8_t> data, std::span<const std:
     if (landed) {
         if (started_) end_of_stream();
         landed_ = *landed;
+        watch_.begin();
+        packets_ = 0;
     }
     if (!started_ && !pts.empty()) {
         origin_ = pts[0];
         started_ = true;
     }
-    for (std::size_t i = 0; i < pts.size() && remaining_; ++i)
+    for (std::size_t i = 0; i < pts.size() && remaining_; ++i) {
+        packets_ += pts[i] >= landed_;
+        if (const auto index = index_of(pts[i])) up_to_[*index] = packets_;
         parse(data.data() + offsets[i], static_cast<std::size_t>(offsets[i + 1] - offsets[i]), CUVID_PKT_TIMESTAMP,
               pts[i] - origin_ + stamp_origin);
+    }
     if (!remaining_) hand_on();
     failed_ = false;
     return remaining_;
@@ -110,6 +129,7 @@ std::vector<std::int64_t> Video::finish() {
     failed_ = true;
     if (started_ && remaining_) end_of_stream();
     hand_on();
+    // Nothing is left to ask about: each frame was judged when it was shown, by all that was decoded before it.
     give_decoder_back();
     std::vector<std::int64_t> missing;
     for (std::size_t i = 0; i < wanted_.size(); ++i)
@@ -151,6 +171,7 @@ int CUDAAPI Video::on_decode(void* self, CUVIDPICPARAMS* picture) {
     auto& video = *static_cast<Video*>(self);
     return video.guarded([&] {
         if (!video.decoder_.handle) throw std::runtime_error("a picture came before its sequence header");
+        video.watch_.submit(*picture, video.codec_);
         video.check(video.driver_.decode_picture(video.decoder_.handle, picture), "cuvidDecodePicture");
         return 1;
     });
@@ -177,6 +198,7 @@ int Video::start_sequence(const CUVIDEOFORMAT& format) {
         std::max<int>(format.min_num_decode_surfaces, std::min(format.min_num_decode_surfaces + display_delay + group, most));
     const bool same = decoder_.handle && decoder_.kind == kind && decoder_.surfaces == surfaces;
     if (!same) {
+        watch_.close();
         for (Held& held : held_) release(held);
         if (decoder_.handle && !decoders_.reconfigure(decoder_, kind, surfaces)) give_decoder_back();
         if (!decoder_.handle) decoder_ = decoders_.take(device_, kind, surfaces);
@@ -187,10 +209,10 @@ int Video::start_sequence(const CUVIDEOFORMAT& format) {
 
 void Video::show(const CUVIDPARSERDISPINFO& shown) {
     const std::int64_t pts = pts_of(shown.timestamp);
-    const auto at = std::lower_bound(wanted_.begin(), wanted_.end(), pts);
+    const auto found = index_of(pts);
     // Before the keyframe that decoding began at: it may lack what it refers to.
-    if (at == wanted_.end() || *at != pts || pts < landed_) return;
-    const auto index = static_cast<std::size_t>(at - wanted_.begin());
+    if (!found || pts < landed_) return;
+    const std::size_t index = *found;
     if (shown_[index]) return;
 
     CUVIDPROCPARAMS params{};
@@ -203,11 +225,15 @@ void Video::show(const CUVIDPARSERDISPINFO& shown) {
     unsigned pitch = 0;
     check(driver_.map_frame(decoder_.handle, shown.picture_index, &address, &pitch, &params), "cuvidMapVideoFrame");
     mapped_.push_back(address);
-    CUVIDGETDECODESTATUS status{};
-    // Not every codec has it: then damage shows only in the parser.
-    if (driver_.decode_status(decoder_.handle, shown.picture_index, &status) == CUDA_SUCCESS &&
-        (status.decodeStatus == cuvidDecodeStatus_Error || status.decodeStatus == cuvidDecodeStatus_Error_Concealed))
-        throw Damaged("NVDEC reports an error in the frame", pts);
+    // Mapped, it is decoded, and so is all that the engine was given before, for it keeps the order.
+    const std::int64_t place = watch_.place(shown.picture_index);
+    if (!watch_.sound_up_to(place))
+        throw Damaged("NVDEC reports an error in the frame or in one that it may refer to", pts);
+    // Data that it can make nothing of the parser leaves out, and says nothing.
+    if (tells() && place < up_to_[index])
+        throw Damaged("NVDEC found " + std::to_string(place) + " pictures in " + std::to_string(up_to_[index]) +
+                          " packets up to the frame",
+                      pts);
 
     const auto* base = reinterpret_cast<const std::uint8_t*>(address);
     const std::ptrdiff_t stride = pitch, plane = stride * even(decoder_.kind.height);
@@ -220,6 +246,30 @@ void Video::show(const CUVIDPARSERDISPINFO& shown) {
     shown_[index] = true;
     --remaining_;
     if (static_cast<int>(frames_.size()) == group) hand_on();
+}
+
+// Whether the driver tells of damage (it is documented for these two alone), and each packet holds one picture.
+bool Video::tells() const { return codec_ == cudaVideoCodec_H264 || codec_ == cudaVideoCodec_HEVC; }
+
+// Asks again and again until the picture is decoded. There is next to nothing to wait for: the driver queues four
+// pictures, and what is asked about is older, or came before one that is mapped. (Only the first of two fields is waited
+// for.) To map the picture would wait too, but takes one of the few places for mapped ones, and copies it.
+bool Video::sound(int surface) const {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (true) {
+        CUVIDGETDECODESTATUS status{};
+        const CUresult asked = driver_.decode_status(decoder_.handle, surface, &status);
+        if (asked != CUDA_SUCCESS) {  // not every GPU tells: then damage shows only in the parser
+            if (tells() && asked != not_supported) check(asked, "cuvidGetDecodeStatus");
+            return true;
+        }
+        const auto found = status.decodeStatus;
+        if (!tells()) return found != cuvidDecodeStatus_Error && found != cuvidDecodeStatus_Error_Concealed;
+        if (found != cuvidDecodeStatus_InProgress) return found == cuvidDecodeStatus_Success;
+        if (std::chrono::steady_clock::now() > end)
+            throw std::runtime_error("NVDEC has not decoded a picture within " + std::to_string(patience.count()) + " s");
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
 }
 
 void Video::hand_on() {

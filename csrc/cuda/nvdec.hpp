@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda/decoders.hpp"
+#include "cuda/watch.hpp"
 #include "frame.hpp"
 
 namespace fourd::cuda {
@@ -71,6 +72,8 @@ private:
 
     int start_sequence(const CUVIDEOFORMAT& format);
     void show(const CUVIDPARSERDISPINFO& shown);
+    bool sound(int surface) const;
+    bool tells() const;
     void hand_on();
     void release(Held& held);
     void give_decoder_back();
@@ -78,15 +81,20 @@ private:
     void end_of_stream();
     void check(CUresult status, const char* doing) const;
     std::int64_t pts_of(CUvideotimestamp stamp) const;
+    std::optional<std::size_t> index_of(std::int64_t pts) const;
 
     Decoders& decoders_;
     const Driver& driver_;
     int device_;
     CUcontext context_;
     CUstream stream_;
+    cudaVideoCodec codec_;
     std::vector<std::int64_t> wanted_;  // increasing
     std::vector<bool> shown_;
     std::size_t remaining_;
+    std::int64_t packets_ = 0;         // since decoding began at a keyframe, leading pictures left out
+    std::vector<std::int64_t> up_to_;  // for each wanted frame: of them, those up to its own
+    Watch watch_;
     Sink sink_;
     CUvideoparser parser_ = nullptr;
     Decoders::Decoder decoder_;

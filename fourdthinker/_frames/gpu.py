@@ -13,7 +13,7 @@ import av.error
 from fourdthinker._frames import nvdec
 from fourdthinker._frames.colour import REPEAT, Layout, planes_of
 from fourdthinker._frames.container import Deadline, Source, aspect_of, opened
-from fourdthinker._frames.decode import packets_for
+from fourdthinker._frames.decode import Damaged, packets_for
 from fourdthinker._frames.images import hold
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, conversion
@@ -74,7 +74,10 @@ def emit(reading: Reading, timeline: Timeline, batch: int | None) -> Iterator[Fr
                 held=reading.held,
                 seek=reading.seek,
             )
-            whole = nvdec.decode(packets, video, stamps, device=reading.device, **options)
+            try:
+                whole = nvdec.decode(packets, video, stamps, device=reading.device, **options)
+            except Damaged as damage:  # a packet with a hole: software gives what is before it, if wanted
+                raise NvdecError(str(damage)) from damage
         frames = reading.pack(range(len(here)), [whole], patches)
         frames.seconds = reading.wanted[begin : begin + step]
         frames.shown = [timeline.begin[index] for index in here]

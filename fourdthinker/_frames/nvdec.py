@@ -86,7 +86,8 @@ def decode(
 
     Returns uint8 [len(wanted), height, width, 3] or patches in `dtype`, ready in the order of torch's current
     stream; the host does not wait for the conversion of the last frames. Raises NvdecError for data that
-    cannot be decoded and for frames that the stream does not show, ValueError for a wrong conversion.
+    cannot be decoded, also where a wanted frame only might refer to them, and for frames that the stream does
+    not show, ValueError for a wrong conversion.
     """
     module = native()
     if module is None:
@@ -177,8 +178,10 @@ class AnnexB:
         while at + self.length_size <= len(data):
             size = int.from_bytes(data[at : at + self.length_size], "big")
             at += self.length_size
-            parts += (_START, data[at : at + size])  # one that ends early is the decoder's to judge
+            parts += (_START, data[at : at + size])
             at += size
+        if at != len(data):  # the parser would make a picture of what is there, and say nothing
+            raise NvdecError("a packet ends within a NAL unit")
         return b"".join(parts)
 
     def _read(self, extradata: bytes) -> None:

@@ -2,11 +2,13 @@
 // stops the program where they are broken. Usage: nvdec_fake SCENARIO, or nvdec_fake painted CHROMA DEPTH.
 //
 // A made-up packet is a Coded: a picture with its size and what is wrong with it. The made-up parser shows
-// pictures in the order of their stamps, some packets late, as with B-frames.
+// pictures in the order of their stamps, some packets late, as with B-frames. Its engine works off a queue of four.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -32,6 +34,11 @@ namespace {
 struct Coded {
     int width = 1920, height = 1080, depth = 8, number = 0;
     bool damaged = false, undecodable = false;
+    bool lost = false;    // the parser makes nothing of it
+    bool hidden = false;  // decoded and not shown
+    bool fields = false;  // two fields, of which the first is damaged or not
+    bool intra = false;
+    int order = -1;  // picture order count; -1: as the stamp says
     bool painted = false;  // its surface holds the samples of `sample`, else nothing but its number
     cudaVideoChromaFormat chroma = cudaVideoChromaFormat_420;
 };
@@ -62,6 +69,7 @@ struct FakeDecoder {
     int width, height, widest, highest;
     std::size_t surfaces, outputs;
     std::map<int, Coded> pictures;
+    std::deque<int> queue;  // being decoded
     std::map<unsigned long long, std::unique_ptr<std::vector<std::uint8_t>>> mapped;
     std::mutex mutex;
 };
@@ -78,6 +86,9 @@ struct World {
     std::mutex mutex;
     int created = 0, destroyed = 0, reconfigured = 0, unmapped = 0, mapped = 0, parsers = 0, events = 0, fed = 0;
     bool out_of_memory_while_idle = false, caps_8_bit_only = false, refuse_reconfigure = false;
+    CUresult status_fails = CUDA_SUCCESS;
+    cuvidDecodeStatus status_of_damage = cuvidDecodeStatus_Error_Concealed;
+    std::atomic<int> in_progress = 0;  // answers
     bool decodes_422 = false, outputs_422 = false;  // as chips since Blackwell do
     std::set<CUevent> recorded;  // and not waited for
     std::map<unsigned long long, CUevent> read_until;  // mapped addresses, and what says that their reading is done
@@ -169,7 +180,7 @@ CUresult reconfigure(CUvideodecoder handle, CUVIDRECONFIGUREDECODERINFO* info) {
     if (world.refuse_reconfigure) return failed();
     d->width = static_cast<int>(info->ulWidth), d->height = static_cast<int>(info->ulHeight);
     d->surfaces = info->ulNumDecodeSurfaces;
-    d->pictures.clear();
+    d->pictures.clear(), d->queue.clear();
     const std::lock_guard lock(world.mutex);
     ++world.reconfigured;
     return CUDA_SUCCESS;
@@ -183,11 +194,20 @@ CUresult decode_picture(CUvideodecoder handle, CUVIDPICPARAMS* picture) {
     REQUIRE(current.width == d->width && current.height == d->height);
     if (current.undecodable) return failed();
     d->pictures[picture->CurrPicIdx] = current;
+    d->queue.push_back(picture->CurrPicIdx);
+    if (d->queue.size() > 4) d->queue.pop_front();
     return CUDA_SUCCESS;
 }
 CUresult decode_status(CUvideodecoder handle, int index, CUVIDGETDECODESTATUS* status) {
-    const bool damaged = static_cast<FakeDecoder*>(handle)->pictures.at(index).damaged;
-    status->decodeStatus = damaged ? cuvidDecodeStatus_Error_Concealed : cuvidDecodeStatus_Success;
+    if (world.status_fails != CUDA_SUCCESS) return world.status_fails;
+    auto* d = static_cast<FakeDecoder*>(handle);
+    const bool damaged = d->pictures.at(index).damaged;
+    status->decodeStatus = damaged ? world.status_of_damage : cuvidDecodeStatus_Success;
+    if (std::find(d->queue.begin(), d->queue.end(), index) != d->queue.end()) {
+        status->decodeStatus = cuvidDecodeStatus_InProgress;
+        d->queue.pop_front();
+        ++world.in_progress;
+    }
     return CUDA_SUCCESS;
 }
 CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address, unsigned* pitch, CUVIDPROCPARAMS* how) {
@@ -196,6 +216,7 @@ CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address
     auto* d = static_cast<FakeDecoder*>(handle);
     REQUIRE(d->mapped.size() < d->outputs);
     const Coded& coded = d->pictures.at(index);
+    while (std::find(d->queue.begin(), d->queue.end(), index) != d->queue.end()) d->queue.pop_front();
     *pitch = coded.painted ? 256 : 4096;
     auto memory = coded.painted ? surface(coded, *pitch) : std::make_unique<std::vector<std::uint8_t>>(64);
     if (!coded.painted) std::memcpy(memory->data(), &coded.number, sizeof(int));
@@ -256,6 +277,7 @@ CUresult parse(CUvideoparser handle, CUVIDSOURCEDATAPACKET* packet) {
     }
     std::memcpy(&current, packet->payload, sizeof(Coded));
     const Coded coded = current;
+    if (coded.lost) return CUDA_SUCCESS;
     if (coded.width != p.width || coded.height != p.height || coded.depth != p.depth || coded.chroma != p.chroma) {
         while (!p.waiting.empty())
             if (!show_first(p)) return failed();
@@ -275,8 +297,17 @@ CUresult parse(CUvideoparser handle, CUVIDSOURCEDATAPACKET* packet) {
     for (const auto& [stamp, index] : p.waiting) busy.insert(index);
     while (busy.contains(p.next % p.surfaces)) ++p.next;
     picture.CurrPicIdx = p.next++ % p.surfaces;
+    picture.intra_pic_flag = coded.intra;
+    const auto order = static_cast<int>(packet->timestamp - (std::int64_t{1} << 40));
+    for (int& count : picture.CodecSpecific.h264.CurrFieldOrderCnt) count = coded.order < 0 ? order : coded.order;
     current = coded;
     if (p.params.pfnDecodePicture(p.params.pUserData, &picture) <= 0) return failed();
+    if (coded.fields) {
+        current.damaged = false;
+        picture.second_field = 1;
+        if (p.params.pfnDecodePicture(p.params.pUserData, &picture) <= 0) return failed();
+    }
+    if (coded.hidden) return CUDA_SUCCESS;
     p.waiting[packet->timestamp] = picture.CurrPicIdx;
     const auto delay = 3 + p.params.ulMaxDisplayDelay;
     while (p.waiting.size() > delay)
@@ -531,25 +562,45 @@ void refusals() {
     REQUIRE(pushed == 0);
 }
 
+// What is said of the frames wanted, and whether it took until the end of the data.
+std::string judged(Decoders& decoders, const std::vector<std::pair<std::vector<Packet>, std::optional<std::int64_t>>>& runs,
+                   const std::vector<std::int64_t>& wanted) {
+    Got got;
+    Video video(decoders, 0, stream, cudaVideoCodec_H264, "", wanted, into(got));
+    std::string when;
+    try {
+        for (const auto& [packets, landed] : runs) feed(video, packets, landed);
+        when = " at the end";
+        REQUIRE(video.finish().empty());
+    } catch (const Damaged& error) {
+        return std::to_string(error.pts) + ": " + error.what() + when;
+    }
+    REQUIRE(got.numbers.size() == wanted.size());
+    return "sound";
+}
+
+std::string judged(Decoders& decoders, const std::vector<Packet>& packets, const std::vector<std::int64_t>& wanted) {
+    return judged(decoders, {{packets, std::nullopt}}, wanted);
+}
+
+std::vector<Packet> with_damage(int number, std::vector<Packet> packets) {
+    for (Packet& p : packets) p.coded.damaged |= p.coded.number == number;
+    return packets;
+}
+
+const std::string reported = "NVDEC reports an error in the frame or in one that it may refer to";
+
 void damage() {
     Decoders decoders(fake);
-    for (const int where : {0, 7, 20}) {
-        Got got;
-        auto packets = clip(30);
-        for (Packet& p : packets) p.coded.damaged = p.coded.number == where;
-        try {
-            Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {0, 10, 20, 30, 70, 200}, into(got));
-            feed(video, packets);
-            video.finish();
-            REQUIRE(!"reached");
-        } catch (const Damaged& error) {
-            REQUIRE(error.pts == 10 * where);
+    for (const auto status : {cuvidDecodeStatus_Invalid, cuvidDecodeStatus_Error, cuvidDecodeStatus_Error_Concealed}) {
+        world.status_of_damage = status;
+        for (const int where : {0, 7, 20}) {
+            const auto packets = with_damage(where, clip(30));
+            REQUIRE(judged(decoders, packets, {10 * where}) == std::to_string(10 * where) + ": " + reported);
+            if (where) REQUIRE(judged(decoders, packets, {0, 10, 20, 30, 40, 50}) == "sound");
         }
-        // Not asked for: no matter.
-        Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {50, 250}, into(got));
-        feed(video, packets);
-        REQUIRE(video.finish().empty());
     }
+    REQUIRE(judged(decoders, with_damage(7, clip(10)), {70}) == "70: " + reported + " at the end");
     all_given_back();
     auto packets = clip(30);
     packets[9].coded.undecodable = true;
@@ -570,6 +621,83 @@ void damage() {
         }
     }
     all_given_back();
+}
+
+// Frames are wanted that may refer to a damaged one, which is shown after them or never, or long before.
+void damaged_references() {
+    Decoders decoders(fake);
+    const auto around = with_damage(6, clip(40));  // decoded: 0 3 1 2 6 4 5 9
+    REQUIRE(judged(decoders, around, {30}) == "sound");
+    REQUIRE(judged(decoders, around, {0, 20}) == "sound");
+    REQUIRE(judged(decoders, around, {40}) == "40: " + reported);
+    REQUIRE(judged(decoders, around, {10, 50}) == "50: " + reported);
+    // The wanted ones were shown before the damaged one: the end of the data comes between.
+    REQUIRE(judged(decoders, with_damage(6, clip(7)), {40, 50}) == "40: " + reported + " at the end");
+    REQUIRE(judged(decoders, around, {380}) == "380: " + reported + " at the end");  // its surface was used again
+    REQUIRE(world.in_progress == 0);  // what is mapped is decoded, and what was before it
+    auto hidden = around;
+    hidden[4].coded.hidden = true;
+    REQUIRE(judged(decoders, hidden, {40}) == "40: " + reported);
+    REQUIRE(judged(decoders, hidden, {380}) == "380: " + reported + " at the end");
+
+    auto fields = around;
+    for (Packet& p : fields) p.coded.fields = true;
+    REQUIRE(judged(decoders, fields, {40}) == "40: " + reported);
+    REQUIRE(judged(decoders, fields, {30}) == "sound");
+    REQUIRE(world.in_progress > 0);  // the second replaces what is known of the first
+    all_given_back();
+}
+
+void damage_that_matters_not() {
+    Decoders decoders(fake);
+    // In another run, after its last wanted frame.
+    REQUIRE(judged(decoders, {{with_damage(6, clip(9)), 0}, {clip(40, 1000), 1000}}, {20, 1380}) == "sound");
+    REQUIRE(judged(decoders, {{clip(9), 0}, {with_damage(6, clip(40, 1000)), 1000}}, {20, 1380}) ==
+            "1380: " + reported + " at the end");
+    // Before the keyframe that was sought; shown, or not.
+    for (const bool hidden : {false, true}) {
+        std::vector<Packet> after = clip(40, 1000);
+        const Coded leading{.number = 77, .damaged = true, .hidden = hidden};
+        after.insert(after.begin() + 1, {Packet{leading, 980}, Packet{leading, 970}, Packet{leading, 990}});
+        REQUIRE(judged(decoders, {{clip(9), 0}, {after, 1000}}, {20, 1000, 1010, 1380}) == "sound");
+        // Without the seek they are as good as any.
+        REQUIRE(judged(decoders, after, {1380}) == "1380: " + reported + " at the end");
+    }
+    // A keyframe that the count begins anew at, right after the one sought.
+    std::vector<Packet> again = with_damage(6, clip(20, 1010));
+    again.insert(again.begin(), Packet{{.number = 88, .intra = true, .order = 5000}, 1000});
+    for (std::size_t i = 1; i < again.size(); ++i) again[i].coded.order = 10 * again[i].coded.number;
+    again[1].coded.intra = true;
+    REQUIRE(judged(decoders, {{again, 1000}}, {1000}) == "sound");
+    REQUIRE(judged(decoders, {{again, 1000}}, {1050}) == "1050: " + reported);
+    all_given_back();
+}
+
+void lost_pictures() {
+    Decoders decoders(fake);
+    auto packets = clip(40);
+    packets[4].coded.lost = true;  // number 6
+    REQUIRE(judged(decoders, packets, {0, 20, 30}) == "sound");
+    REQUIRE(judged(decoders, packets, {40}) == "40: NVDEC found 5 pictures in 6 packets up to the frame");
+    REQUIRE(judged(decoders, packets, {380}) ==
+            "380: NVDEC found 39 pictures in 40 packets up to the frame at the end");
+    std::vector<Packet> after = clip(40, 1000);
+    after.insert(after.begin() + 1, Packet{{.number = 77, .lost = true}, 980});
+    REQUIRE(judged(decoders, {{packets, 0}, {after, 1000}}, {20, 1380}) == "sound");
+    all_given_back();
+}
+
+void status_is_not_told() {
+    Decoders decoders(fake);
+    world.status_fails = static_cast<CUresult>(801);  // not supported
+    REQUIRE(judged(decoders, with_damage(6, clip(40)), {50}) == "sound");
+    world.status_fails = failed();
+    Got got;
+    Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {50}, into(got));
+    REQUIRE(message([&] { feed(video, clip(40)); }) == "cuvidGetDecodeStatus failed: CUDA_ERROR_MADE_UP");
+    Video other(decoders, 0, stream, cudaVideoCodec_VP9, "", {50}, into(got));
+    feed(other, clip(40));
+    REQUIRE(other.finish().empty());
 }
 
 void sink_fails() {
@@ -628,6 +756,10 @@ int main(int, char** arguments) {
                                                       {"ten_bits", ten_bits},
                                                       {"refusals", refusals},
                                                       {"damage", damage},
+                                                      {"damaged_references", damaged_references},
+                                                      {"damage_that_matters_not", damage_that_matters_not},
+                                                      {"lost_pictures", lost_pictures},
+                                                      {"status_is_not_told", status_is_not_told},
                                                       {"sink_fails", sink_fails},
                                                       {"wrong_batches", wrong_batches},
                                                       {"several_at_once", several_at_once}};

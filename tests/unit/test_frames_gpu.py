@@ -12,6 +12,7 @@ import torch
 
 from fourdthinker._frames import nvdec, reading
 from fourdthinker._frames.colour import planes_of
+from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, iterate_frames, read_frames
 from tests.clips import make_clip
 
@@ -116,3 +117,27 @@ def test_the_chip_is_asked_about_4_2_2(
     assert asked == [("h264", "422", depth, 64, 48)]
     assert (here.decoder, there.decoder) == ("libavcodec h264", "nvdec")
     assert torch.equal(here.pixels, there.pixels)
+
+
+def test_damage_is_judged_in_software(
+    clip: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hole is seen before NVDEC is given the packet; with partial=True the frames before it come."""
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        packets = sorted((p for p in container.demux(stream) if p.size), key=lambda p: p.dts)
+        packet = next(p for p in packets[50:] if p.is_keyframe)
+        place = packet.pos + packet.size // 2
+    data = bytearray(clip.read_bytes())
+    data[place : place + 16] = bytes(16)
+    how = {"times": [0.4, 1.2, 3.0], "partial": True}
+    there = read_frames(bytes(data), **how)
+    here = software(monkeypatch, lambda: read_frames(bytes(data), **how))
+    assert there.fault is not None
+    assert there.fault == here.fault
+    assert len(there.pixels) < 3
+    assert torch.equal(here.pixels, there.pixels)
+    assert "decoding in software: a run of zero bytes" in caplog.text
+    with pytest.raises(VideoError, match="a run of zero bytes"):
+        read_frames(bytes(data), times=how["times"])
+    assert len(read_frames(bytes(data), times=how["times"][:2]).pixels) == 2

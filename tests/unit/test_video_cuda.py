@@ -305,6 +305,19 @@ def test_batches_end_where_decoding_lands_elsewhere():
     assert list(nvdec.batches([5, packets[0]])) == [(5, [packets[0]])]
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_packet_that_does_not_end_with_its_last_unit_is_damage(codec):
+    with av.open(io.BytesIO(encoded(codec))) as container:
+        stream = container.streams.video[0]
+        annexb = nvdec.AnnexB("h264" if codec == "libx264" else "hevc", stream.codec_context.extradata)
+        packet = next(p for p in container.demux(stream) if p.size)
+    whole = bytes(packet)
+    assert len(annexb.packet(packet, first=False)) == len(whole)
+    for data in (whole[:-1], whole[: len(whole) // 2], whole + b"\0\0", whole + b"\0\0\0\2x"):
+        with pytest.raises(nvdec.NvdecError, match="ends within a NAL unit"):
+            annexb.packet(av.Packet(data), first=False)
+
+
 class Engine:
     """Shows each packet's frame at once."""
 
@@ -366,6 +379,14 @@ def test_decode_feeds_what_is_needed_and_names_what_is_missing(monkeypatch):
         with pytest.raises(nvdec.NvdecError, match="reports an error") as caught:
             nvdec.decode([bad], stream, [77], device=HOST, **options)
         assert caught.value.pts == 77
+
+        def late(self):  # the wanted frames were shown at the end of the data
+            raise Module.NvdecDamaged("NVDEC reports an error in the frame", 78)
+
+        monkeypatch.setattr(Engine, "finish", late)
+        with pytest.raises(nvdec.NvdecError, match="an error") as caught:
+            nvdec.decode(packets[:3], stream, [78], device=HOST, **options)
+        assert caught.value.pts == 78
         bad.pts = None
         with pytest.raises(nvdec.NvdecError, match="no time stamp"):
             nvdec.decode([bad], stream, [77], device=HOST, **options)
