@@ -35,6 +35,8 @@ EMPTIES = (
     "ffv1",
 )
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
+TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
+LEFT = 8  # runs at most, but one, that are left to such threads
 SEEK = 400  # reading past so many packets costs about as much as a seek in the file
 REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
 
@@ -87,30 +89,49 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     return joined
 
 
-def shares(timeline: Timeline, wanted: Sequence[int], codec: str, workers: int) -> list[list[int]] | None:
-    """Stamps for each of several decoders that together are faster than one with as many threads, or None.
+def shares(
+    timeline: Timeline, wanted: Sequence[int], codec: str, workers: int
+) -> tuple[list[list[int]], Sequence[int]]:
+    """Stamps for each of several decoders at once, and those left to one decoder with all threads after them.
 
     Threads that decode one picture after the other wait for each other, row by row; decoders of different
-    runs do not. So they win where the runs divide evenly and are long enough to open the file again.
+    runs do not. So they win where runs divide evenly and are long enough to open the file again; the last
+    runs, which would keep only some of them busy, are left.
     """
     if workers < 2 or not timeline.coded or codec not in EMPTIES:
-        return None
+        return [], wanted
     runs = plan(timeline, wanted, careful=False, ends=True)
     costs = [sum(not flag & SPARE for flag in timeline.flags[a : b + 1]) for a, b in runs]
+    if sum(costs) < WORTH:
+        return [], wanted
+    together = workers * TOGETHER
+    shortest, best = sum(costs) / together, [-1]
+    for count in range(len(runs), max(0, len(runs) - LEFT), -1):
+        loads, limits = _divided(runs[:count], costs[:count], workers)
+        time = max(loads) + sum(costs[count:]) / together
+        if len(loads) > 1 and time < shortest:
+            shortest, best = time, limits
+    parts: list[list[int]] = [[] for _ in best]
+    rest: list[int] = []
+    for pts in wanted:
+        part = bisect_left(best, timeline.order[pts])
+        (parts[part] if part < len(parts) else rest).append(pts)
+    return parts if best[0] >= 0 else [], rest
+
+
+def _divided(
+    runs: Sequence[tuple[int, int]], costs: Sequence[int], workers: int
+) -> tuple[list[int], list[int]]:
+    """(costs, last place) of at most so many shares of consecutive runs."""
     part = sum(costs) / workers
-    loads, limits = [0], [-1]  # of each share; limits: its last place
+    loads, limits = [0], [-1]
     for (_, last), cost in zip(runs, costs, strict=True):
         if loads[-1] and loads[-1] + cost / 2 > part and len(loads) < workers:
             loads.append(0)
             limits.append(last)
         loads[-1] += cost
         limits[-1] = last
-    if max(loads) > part / 0.8 or sum(costs) < WORTH:
-        return None
-    parts: list[list[int]] = [[] for _ in limits]
-    for pts in wanted:
-        parts[bisect_left(limits, timeline.order[pts])].append(pts)
-    return parts
+    return loads, limits
 
 
 def frames_at(

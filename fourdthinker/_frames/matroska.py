@@ -12,6 +12,7 @@ import os
 MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 _VOID, _CRC = 0xEC, 0xBF
+MOST = 12  # bytes of an element's head
 # SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags.
 _OTHERS = {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
 _PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}
@@ -52,18 +53,22 @@ def _first_gap(data: bytes | mmap.mmap) -> int | None:
 
 
 def _cluster(data: bytes | mmap.mmap, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
-    """(where data begin that may be damaged, the end of the cluster)."""
+    """(where data begin that may be damaged, the end of the cluster).
+
+    Damage lies before the place where it shows, for data may look like an element by chance: all of the cluster
+    is suspect then. Of one that the end of the file cuts off, only the last element is.
+    """
     limit = len(data) if size is None else at + size
-    first = second = begin  # the last two elements; by chance, data may look like one
+    last = begin
     while at < min(limit, len(data)):
         child = _element(data, at, len(data))
         if size is None and child is not None and child[0] in _OTHERS | {_CLUSTER}:
             return None, at  # a cluster of unknown size ends where another part begins
         if child is None or child[0] not in _IN_CLUSTER or child[1] is None:
-            return first, at
-        first, second, at = second, at, child[2] + child[1]
-    if at > len(data):
-        return second, at  # the file is cut off
+            return last if at + MOST > len(data) else begin, at
+        last, at = at, child[2] + child[1]
+    if at > len(data) or limit > len(data):
+        return last, at
     return (None if at == limit else begin), at
 
 

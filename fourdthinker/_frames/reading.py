@@ -167,10 +167,10 @@ class Reading:
             stamps = [timeline.pts[index] for index in unique]
             workers = 1 if self.careful or batch is not None or not self.straight else self.threads
             set_threads(video, self.threads)
-            parts = shares(timeline, stamps, video.codec_context.name, workers)
-            if parts is not None and self.device.type == "cpu":
-                straight = straight and not any(len(part) % 2 for part in parts[:-1])
-                pieces = self._side_by_side(container, video, timeline, parts, straight)
+            parts, rest = shares(timeline, stamps, video.codec_context.name, workers)
+            if parts and self.device.type == "cpu":
+                straight = straight and not any(len(part) % 2 for part in (parts if rest else parts[:-1]))
+                pieces = self._side_by_side(container, video, timeline, parts, rest, straight)
             else:
                 pieces = self._converted(self._frames(container, video, timeline, stamps), video, straight)
         step = len(chosen) if batch is None else batch
@@ -258,9 +258,11 @@ class Reading:
         video: VideoStream,
         timeline: Timeline,
         parts: Sequence[Sequence[int]],
+        rest: Sequence[int],
         straight: bool,
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `_converted`, by several decoders at once; the first share is decoded from this container."""
+        """As `_converted`, by several decoders at once; the first share is decoded from this container. What
+        is left by one with all threads."""
         source = self.request.source
         shapes: set[tuple[int, int]] = set()
 
@@ -289,6 +291,14 @@ class Reading:
             raise _Changed
         for pieces in results:
             yield from pieces
+        if rest:
+            with opened(source.media, source.stream, self.threads, self.deadline, quick=self.quick) as (
+                other,
+                its_video,
+            ):
+                yield from self._converted(
+                    self._frames(other, its_video, timeline, rest), its_video, straight
+                )
 
     def _converted(
         self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool

@@ -110,7 +110,10 @@ def build_timeline(
     first: int | None = None
     earliest: int | None = None
     packets, stamped = 0, True
-    whole = -math.inf  # seconds; what is read after the last packet is not shown before
+    whole: int | None = None  # what is read after the last packet is not shown before this stamp
+    latest: tuple[int, int] | None = (
+        None  # the latest stamp so far, and its duration, where there is no other clock
+    )
     try:
         for packet in container.demux(video):
             check()
@@ -122,10 +125,15 @@ def build_timeline(
                 stamped = False
                 continue
             earliest = pts if earliest is None else min(pts, earliest)
-            decoded = pts if packet.dts is None else min(pts, packet.dts)
             if fault is None and _suspect(packet, gap):
-                fault = float(decoded * base), DAMAGED
-            whole = float((decoded + (packet.duration or 0)) * base)
+                decoded = pts if packet.dts is None else min(pts, packet.dts)
+                fault = _seconds(decoded if whole is None else min(decoded, whole), base), DAMAGED
+            if packet.dts is not None:
+                whole = min(pts, packet.dts) + (packet.duration or 0)
+            elif latest is None or pts > latest[0]:
+                # A picture shown after all before it: of those, none is still to come.
+                whole = pts if latest is None else sum(latest)
+                latest = pts, packet.duration or 0
             key = packet.is_keyframe
             if first is None:
                 if not key:
@@ -140,9 +148,9 @@ def build_timeline(
     except av.error.FFmpegError as error:
         if not shown:
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
-        fault = fault or (whole, f"the data cannot be read further ({error.strerror})")
+        fault = fault or (_seconds(whole, base), f"the data cannot be read further ({error.strerror})")
     if gap is not None and fault is None:
-        fault = whole, DAMAGED
+        fault = _seconds(whole, base), DAMAGED
     if not packets:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
     if container.format.name == "avi" and context.has_b_frames and stamped and list(coded) == sorted(coded):
@@ -162,7 +170,7 @@ def build_timeline(
     step = (timeline.end - timeline.begin[0]) / len(shown)
     if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * step):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
-        timeline.fault = min(timeline.end, whole), cause
+        timeline.fault = min(timeline.end, _seconds(whole, base)), cause
     return timeline
 
 
@@ -227,6 +235,10 @@ def decoded_timeline(
         return Timeline(base, pts, _end(pts, duration, video), listed.coded, flags, fault)
     fault = min(filter(None, (fault, broken)), default=None)
     return Timeline(base, pts, _end(pts, duration, video), fault=fault)
+
+
+def _seconds(stamp: int | None, base: Fraction) -> float:
+    return -math.inf if stamp is None else float(stamp * base)
 
 
 def _suspect(packet: av.Packet, gap: int | None) -> bool:

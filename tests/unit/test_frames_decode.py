@@ -205,15 +205,24 @@ def test_several_decoders_give_the_frames_of_one(
     two = {out: read_frames(path, FramePolicy(), times=times, out=out) for out in ("uint8", "patches")}
     assert torch.equal(one["uint8"].pixels, two["uint8"].pixels)
     assert torch.equal(one["patches"].patches, two["patches"].patches)
-    assert [len(part) for part in parts] == [2, 2]
-    assert sorted(parts[0][0] + parts[0][1]) == parts[0][0] + parts[0][1]
+    assert [len(part) for part, _ in parts] == [2, 2]
+    assert sorted(parts[0][0][0] + parts[0][0][1]) == parts[0][0][0] + parts[0][0][1]
 
 
-def test_uneven_or_short_work_is_not_divided(tmp_path: Path) -> None:
+def test_uneven_or_short_work_is_not_divided() -> None:
     flags = bytes([KEY | CLEAN] + [0] * 249 + [KEY | CLEAN] + [0] * 49)
     timeline = Timeline(Fraction(1, 25), list(range(300)), 12.0, list(range(300)), flags)
-    assert decode.shares(timeline, [240, 290], "h264", 2) is None
-    assert decode.shares(timeline, [45, 290], "h264", 2) == [[45], [290]]
-    assert decode.shares(timeline, [45, 290], "h264", 1) is None
-    assert decode.shares(timeline, [45, 290], "mpeg4", 2) is None
-    assert decode.shares(timeline, [3, 252], "h264", 2) is None
+    assert decode.shares(timeline, [240, 290], "h264", 2) == ([], [240, 290])
+    assert decode.shares(timeline, [45, 290], "h264", 2) == ([[45], [290]], [])
+    assert decode.shares(timeline, [45, 290], "h264", 1) == ([], [45, 290])
+    assert decode.shares(timeline, [45, 290], "mpeg4", 2) == ([], [45, 290])
+    assert decode.shares(timeline, [3, 252], "h264", 2) == ([], [3, 252])
+
+
+def test_runs_that_would_leave_decoders_idle_are_left_to_all_threads() -> None:
+    flags = bytes(([KEY | CLEAN] + [0] * 99) * 3)
+    timeline = Timeline(Fraction(1, 25), list(range(300)), 12.0, list(range(300)), flags)
+    assert decode.shares(timeline, [90, 190, 240], "h264", 2) == ([[90], [190]], [240])
+    assert decode.shares(timeline, [90, 190, 290], "h264", 2) == ([[90], [190]], [290])
+    assert decode.shares(timeline, [90, 110, 290], "h264", 2) == ([[90, 110], [290]], [])
+    assert decode.shares(timeline, [90, 190, 290], "h264", 3) == ([[90], [190], [290]], [])
