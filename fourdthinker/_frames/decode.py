@@ -246,24 +246,23 @@ class _Sink:
             if pts is None or pts < self.landed:
                 continue
             if limit is not None and self.timeline.order.get(pts, limit) >= limit:
-                return
+                continue
             if frame.is_corrupt and self._needed(pts):
-                yield from self.settle(self.timeline.order.get(pts))
                 raise Damaged("a frame is incomplete", self.timeline, pts)
-            if pending and pts > pending[-1]:
-                raise Missing(self.timeline.seconds(pending[-1]))
+            passed = bool(pending) and pts > pending[-1]
             if pending and pts == pending[-1]:
                 pending.pop()
                 self.held.append((self._last_before(pts), frame))
-            self.seen = max(self.seen, pts)
             self.out.add(pts)
+            self.seen = max(self.seen, pts)
             while self.held and self.held[0][0] <= self.seen:
                 yield self._release()
+            if passed:
+                raise Missing(self.timeline.seconds(pending[-1]))
 
-    def settle(self, before: int | None = None) -> Iterator[av.VideoFrame]:
-        """The frames held, when nothing more comes; before: only those decoded before that place."""
-        order = self.timeline.order
-        while self.held and (before is None or order.get(self.held[0][1].pts or 0, before) < before):
+    def settle(self) -> Iterator[av.VideoFrame]:
+        """The frames held, when all has come out."""
+        while self.held:
             yield self._release()
 
     def _release(self) -> av.VideoFrame:
@@ -288,7 +287,6 @@ class _Sink:
             yield from self.take(context.decode(None), limit)
         except (av.error.FFmpegError, Damaged, Missing):
             return
-        yield from self.settle(limit)
 
     def _last_before(self, pts: int) -> int:
         """The latest stamp among the pictures that a frame may refer to, its own included."""

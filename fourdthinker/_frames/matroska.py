@@ -55,8 +55,8 @@ def _first_gap(data: bytes | mmap.mmap) -> int | None:
 def _cluster(data: bytes | mmap.mmap, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
     """(where data begin that may be damaged, the end of the cluster).
 
-    Damage lies before the place where it shows, for data may look like an element by chance: all of the cluster
-    is suspect then. Of one that the end of the file cuts off, only the last element is.
+    Damage lies before the place where it shows, for data may look like an element by chance: all of the
+    cluster is suspect then. Of one that the end of the file cuts off, only the last element is.
     """
     limit = len(data) if size is None else at + size
     last = begin

@@ -18,17 +18,21 @@ from fourdthinker.frames import Frames, read_frames
 from tests.clips import make_clip, remux
 
 COUNT, RATE = 40, 25
+NOISE = b"\xa5\x3c\x77"
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"x264-params": "bframes=3:b-adapt=0:keyint=40:slices=1:scenecut=0"}),
     "h264 slices": ("libx264", "mp4", {"x264-params": "bframes=3:b-adapt=0:keyint=40:slices=4:scenecut=0"}),
     "h264 without cabac": ("libx264", "mp4", {"x264-params": "cabac=0:bframes=2:keyint=40:scenecut=0"}),
     "h264 ts": ("libx264", "ts", {"x264-params": "bframes=2:keyint=20:scenecut=0"}),
-    "h264 open groups": ("libx264", "mp4", {"x264-params": "open-gop=1:bframes=0:keyint=20:scenecut=0"}),
+    "h264 open groups": (
+        "libx264", "mp4", {"x264-params": "open-gop=1:bframes=2:b-adapt=0:keyint=20:scenecut=0"}
+    ),
     "hevc": ("libx265", "mp4", {"x265-params": "log-level=none:bframes=3:b-adapt=0:keyint=40:pools=1"}),
     "hevc mkv": ("libx265", "mkv", {"x265-params": "log-level=none:bframes=3:keyint=20:pools=1"}),
+    "vp9": ("libvpx-vp9", "webm", {"g": "40", "lag-in-frames": "0", "deadline": "realtime", "cpu-used": "8"}),
     "mpeg4": ("mpeg4", "mp4", {"bf": "2", "g": "20", "qscale": "4"}),
     "mpeg2 mkv": ("mpeg2video", "mkv", {"bf": "2", "g": "12"}),
-}
+}  # fmt: skip
 
 
 def rolling(number: int) -> np.ndarray:
@@ -79,7 +83,7 @@ def outcome(
         return str(error)
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "vp9"])  # where short runs are not seen
 @pytest.mark.parametrize("kind", ["zeroed", "removed"])
 def test_no_damaged_frame_is_given(
     monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path], name: str, kind: str
@@ -134,7 +138,7 @@ def test_references_shown_later_count(
     path = clips["h264"]
     coded = [float(packet.pts * packet.time_base) for packet in packets(path)]
     later = next(k for k in range(5, COUNT - 1) if coded[k + 1] < coded[k])
-    data = overwritten(path, later, b"\xa5\x3c\x77", 0.2, 0.9)
+    data = overwritten(path, later, NOISE, 0.2, 0.9)
     found = outcome(monkeypatch, data, [coded[later + 1]], threads)
     assert isinstance(found, str), "the B-picture was given"
     assert f"{coded[later]:.3f} s" in found
@@ -166,14 +170,34 @@ def test_damage_that_no_wanted_frame_needs_is_passed_over(
 ) -> None:
     """Decoding goes on over it to a keyframe of an open group."""
     path = clips["h264 open groups"]
-    coded = [float(packet.pts * packet.time_base) for packet in packets(path)]
-    key = [k for k, packet in enumerate(packets(path)) if packet.is_keyframe][1]
-    data = overwritten(path, key - 1, b"\xa5\x3c\x77", 0.2, 0.9)
-    wanted = sorted([coded[key - 4], coded[key]])
+    pictures = packets(path)
+    coded = [float(packet.pts * packet.time_base) for packet in pictures]
+    key = [k for k, packet in enumerate(pictures) if packet.is_keyframe][1]
+    later = max(k for k in range(1, key) if coded[k] > max(coded[:k]))
+    data = overwritten(path, later, NOISE, 0.2, 0.9)
+    wanted = sorted([coded[later - 3], coded[key]])
     got = outcome(monkeypatch, data, wanted, threads)
     assert not isinstance(got, str), got
     assert torch.equal(got.pixels, read_frames(path, times=wanted).pixels)
-    assert isinstance(outcome(monkeypatch, data, sorted([coded[key - 4], coded[key - 1]]), threads), str)
+    assert isinstance(outcome(monkeypatch, data, sorted([coded[later - 3], coded[later]]), threads), str)
+
+
+@pytest.mark.parametrize("name", ["h264", "hevc", "mpeg4", "vp9"])
+def test_threads_tell_what_one_tells(
+    monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path], name: str
+) -> None:
+    """Damage of any picture, wanted itself or not, right before the end of the data or long before."""
+    path = clips[name]
+    coded = [float(packet.pts * packet.time_base) for packet in packets(path)]
+    told = 0
+    for place in range(1, COUNT - 8):
+        data = overwritten(path, place, NOISE, 0.0 if name == "vp9" else 0.2, 0.9)
+        for wanted in ([coded[place], coded[COUNT - 1]], [coded[place + 1]]):
+            one, more = (outcome(monkeypatch, data, sorted(wanted), threads) for threads in (1, 4))
+            told += isinstance(one, str)
+            assert isinstance(one, str) == isinstance(more, str), f"packet {place}, {wanted}"
+            assert not isinstance(one, str) or one == more
+    assert told > 10
 
 
 # -- holes
