@@ -168,7 +168,13 @@ def frames_at(
             else:
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 near = near if stamp is None else stamp
-                yield from sink.take(context.decode(packet))
+                try:
+                    frames = context.decode(packet)
+                except av.error.FFmpegError:
+                    if context.thread_count > 1 or sink.needs(near):
+                        raise
+                else:
+                    yield from sink.take(frames)
             if not sink.pending and not sink.held:
                 return
         if timeline.coded:  # without, the last packet that was read did so
@@ -247,7 +253,7 @@ class _Sink:
                 continue
             if limit is not None and self.timeline.order.get(pts, limit) >= limit:
                 continue
-            if frame.is_corrupt and self._needed(pts):
+            if frame.is_corrupt and self.needs(pts):
                 raise Damaged("a frame is incomplete", self.timeline, pts)
             passed = bool(pending) and pts > pending[-1]
             if pending and pts == pending[-1]:
@@ -295,7 +301,7 @@ class _Sink:
         first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
         return max((coded[k] for k in range(first, place) if not flags[k] & SPARE), default=pts)
 
-    def _needed(self, pts: int) -> bool:
+    def needs(self, pts: int) -> bool:
         """Whether a frame still to come out, or held, may refer to the picture of this stamp."""
         waiting = [*self.pending, *(frame.pts or 0 for _, frame in self.held)]
         order = self.timeline.order
