@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from fourdthinker._frames.decode import Damaged, _Sink
 from fourdthinker._frames.holes import hole_finder
 from fourdthinker._frames.matroska import first_gap
+from fourdthinker._frames.references import KEY, SPARE
 from fourdthinker._frames.threads import set_threads
+from fourdthinker._frames.timeline import Timeline
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import Frames, read_frames
 from tests.clips import make_clip, remux
@@ -212,6 +217,28 @@ def test_pictures_are_chosen_when_their_thread_is_free(clips: dict[str, Path]) -
             assert video.codec_context.thread_count == count
             delay = video.codec_context.options.get("has_b_frames")
             assert delay == (None if threads == 1 else str(count))
+
+
+@dataclass
+class Picture:
+    pts: int
+    is_corrupt: bool = False
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_on_several_threads_a_picture_that_did_not_come_out_is_damaged(several: bool) -> None:
+    """FFmpeg drops errors of threads that are still at work when the data end."""
+    flags = bytes([KEY, 0, 0, SPARE, 0, 0])
+    timeline = Timeline(Fraction(1), list(range(6)), 6.0, list(range(6)), flags)
+    sink = _Sink(timeline, [1, 4], several)
+    frames = list(sink.take([Picture(0), Picture(1)]))
+    if several:
+        with pytest.raises(Damaged) as damage:
+            list(sink.take([Picture(4)]))
+        assert damage.value.stamp == 2
+    else:
+        frames += sink.take([Picture(4)])
+    assert [frame.pts for frame in frames] == ([1] if several else [1, 4])
 
 
 # -- holes
