@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import av
@@ -83,10 +84,10 @@ def ours(index: str, device: str = "cpu") -> Reader:
     return read
 
 
-def _decord(path: Path, plan: Plan, **size: int) -> np.ndarray:
+def _decord(path: Path, plan: Plan) -> np.ndarray:
     import decord
 
-    return decord.VideoReader(str(path), num_threads=0, **size).get_batch(plan.indexes).asnumpy()
+    return decord.VideoReader(str(path), num_threads=0).get_batch(plan.indexes).asnumpy()
 
 
 def decord_pillow(path: Path, plan: Plan) -> np.ndarray:
@@ -95,11 +96,6 @@ def decord_pillow(path: Path, plan: Plan) -> np.ndarray:
 
 def decord_torch(path: Path, plan: Plan) -> np.ndarray:
     return with_torch(torch.from_numpy(_decord(path, plan)), plan.size)
-
-
-def decord_inside(path: Path, plan: Plan) -> np.ndarray:
-    """decord's own resize: swscale, bicubic."""
-    return _decord(path, plan, height=plan.size[0], width=plan.size[1])
 
 
 def torchcodec(mode: str, threads: int, device: str = "cpu") -> Reader:
@@ -161,16 +157,6 @@ def pyav_pillow(path: Path, plan: Plan) -> np.ndarray:
     return _as_asked(with_pillow(pictures, plan.size), plan)
 
 
-def pyav_swscale(path: Path, plan: Plan) -> np.ndarray:
-    """FFmpeg's own Lanczos, in the picture's own colours, before conversion."""
-    height, width = plan.size
-    pictures = [
-        frame.reformat(width, height, "rgb24", interpolation="LANCZOS").to_ndarray()
-        for frame in _av_frames(path, plan, True)
-    ]
-    return _as_asked(np.stack(pictures), plan)
-
-
 def opencv(seek: bool) -> Reader:
     def read(path: Path, plan: Plan) -> np.ndarray:
         import cv2
@@ -196,6 +182,16 @@ def opencv(seek: bool) -> Reader:
     return read
 
 
+def qwen_vl_utils(path: Path, plan: Plan) -> np.ndarray:
+    """Its own choice of as many frames (evenly spaced indexes, the last one among them), its own resize."""
+    from qwen_vl_utils.vision_process import fetch_video
+
+    height, width = plan.size
+    size = {"resized_height": height, "resized_width": width}
+    frames = fetch_video({"video": str(path), "nframes": len(plan.times), **size})
+    return frames.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
 # -- which there are
 
 OURS, AGAIN = "ours", "ours, second visit"
@@ -212,17 +208,20 @@ def readers(device: str, kept: str) -> dict[str, Reader]:
         return found
     found = {OURS: ours("off"), AGAIN: ours(kept)}
     if importlib.util.find_spec("decord"):
-        found |= {SLOW_PEER: decord_pillow, "decord": decord_torch, "decord inside": decord_inside}
+        found |= {SLOW_PEER: decord_pillow, "decord": decord_torch}
     if importlib.util.find_spec("torchcodec"):
         for mode in ("exact", "approximate"):
             found[f"torchcodec {mode}, 1 thread"] = torchcodec(mode, 1)
             found[f"torchcodec {mode}, all threads"] = torchcodec(mode, 0)
-    found |= {"PyAV": pyav(False), "PyAV seeking": pyav(True), "PyAV swscale": pyav_swscale}
+    found |= {"PyAV": pyav(False), "PyAV seeking": pyav(True)}
     if importlib.util.find_spec("cv2"):
         found |= {"OpenCV": opencv(False), "OpenCV seeking": opencv(True)}
+    if "qwen-vl-utils" not in absent():
+        found["qwen-vl-utils"] = qwen_vl_utils
     return found
 
 
+@cache
 def absent() -> dict[str, str]:
     """Peers that take no part, with the reason."""
     reasons = {}

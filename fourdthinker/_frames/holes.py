@@ -2,9 +2,9 @@
 leaves.
 
 A decoder makes pictures of them as of any other bits, and mostly without a complaint. Sources: ITU-T H.264
-7.4.1 and H.265 7.4.2 (three zero bytes do not occur within a NAL unit, only after it); for the arithmetic
-coders of VP8, VP9 and Theora a run is only improbable, so that it has to be longer (128 bytes stand for some
-180,000 decisions of probability 255/256, all as expected, with nothing else between).
+7.4.1 and H.265 7.4.2 (three zero bytes do not occur within a NAL unit, only after it). For the arithmetic
+coders of VP8 and VP9 a run is only improbable, so that it has to be longer: 1,024 zero bits are as many
+decisions for the branch 0 as cost 1,024 bits, with none for the branch 1 between.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
         if len(head) >= least and head[0] == 1:
             return lambda data: _in_sized_units(data, head[at] % 4 + 1, codec)
         return _between_start_codes
-    if codec in ("vp8", "vp9", "theora"):
+    if codec in ("vp8", "vp9"):
         return lambda data: _WITHIN_CODER in data
     return lambda data: False
 
