@@ -158,16 +158,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def save(name: str, rows: Sequence[Mapping[str, Any]], device: str = "cpu") -> Path:
+def save(
+    name: str, rows: Sequence[Mapping[str, Any]], device: str = "cpu", replacing: Sequence[str] | None = None
+) -> Path:
     """Write ``rows`` (JSON values) under ``name`` into ``bench/results/<date>-<device>.json``.
 
-    ``device`` is ``cpu``, ``cuda`` or a name of one's own. Other benches of that day stay in the file.
+    ``device`` is ``cpu``, ``cuda`` or a name of one's own. Other benches of that day stay in the file; so do
+    rows of this one, where ``replacing`` is given, that differ from all new ones in one of these keys.
     """
     label = device_name(device) if device in ("cpu", "cuda") else _slug(device)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.date.today().isoformat()}-{label}.json"
     held = json.loads(path.read_text()) if path.exists() else {}
-    held[name] = {"versions": versions(), "rows": [dict(row) for row in rows]}
+    kept: list[Mapping[str, Any]] = []
+    if replacing is not None and name in held:
+        new = {tuple(row[key] for key in replacing) for row in rows}
+        kept = [row for row in held[name]["rows"] if tuple(row[key] for key in replacing) not in new]
+    held[name] = {"versions": versions(), "rows": [dict(row) for row in (*kept, *rows)]}
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(held, indent=1) + "\n")
     part.replace(path)

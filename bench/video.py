@@ -333,7 +333,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench video", description="Readers of videos, compared.")
     parser.add_argument("--quick", action="store_true", help="four small rows, at most 90 s; saves nothing")
     parser.add_argument("--videos", type=Path, default=VIDEOS, help="folder of real clips")
-    parser.add_argument("--only", default="", help="only clips whose name holds this text; saves nothing")
+    parser.add_argument("--only", default="", help="only clips whose name holds this text")
     options = parser.parse_args(argv)
     start = time.monotonic()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -359,10 +359,12 @@ def main(argv: list[str]) -> int:
             measured.append(row)
             log.info("%4.0f s  %s", time.monotonic() - start, _line(row))
             records += _records(row)
-            if not options.quick and not options.only:  # after each row, so that nothing is lost
-                place = save("video" if device == "cpu" else "video cuda", records, device)
+            if not options.quick:  # after each row, so that nothing is lost
+                place = save(
+                    "video" if device == "cpu" else "video cuda", records, device, ("clip", "sampling")
+                )
         _report(f"Reading videos on {device}: peers' time by ours, medians", measured)
-        if not options.quick and not options.only:
+        if measured and not options.quick:
             log.info("saved in %s", place)
     log.info("%.0f s in all", time.monotonic() - start)
     return 0

@@ -69,6 +69,8 @@ def opened(
         raise VideoError(f"{name}: {'is a folder, not a video' if os.path.isdir(name) else 'no such file'}")
     if size == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes)")
+    if not isinstance(source, bytes) and not os.access(name, os.R_OK):
+        raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
     left = deadline.left()
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     if quick and _tells_enough(source, name):

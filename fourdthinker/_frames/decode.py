@@ -215,7 +215,8 @@ def packets_for(
     else:
         leap = SEEK if seek else len(timeline.coded) + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
-    return _sound(packets, timeline, hole_finder(context.name, context.extradata))
+    has_hole = hole_finder(context.name, context.extradata)
+    return packets if has_hole is None else _sound(packets, timeline, has_hole)
 
 
 def _sound(

@@ -95,9 +95,11 @@ def _first_frame(
     the aspect of its pixels."""
     try:
         with opened(media, stream, 1, deadline) as (container, video):
+            begun = False
             for packet in container.demux(video):
                 deadline.check()
-                for frame in packet.decode():
+                begun = begun or packet.is_keyframe
+                for frame in packet.decode() if begun else ():
                     _, layout, remade = planes_of(frame, siting_of(video))
                     return frame, None if remade else layout, aspect_of(video)
     except av.error.FFmpegError as error:

@@ -17,8 +17,9 @@ _WITHIN_CODER = bytes(128)
 _SLICES = {"h264": range(1, 6), "hevc": range(32)}
 
 
-def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
-    """For a codec (FFmpeg's name of it) and its header: whether a coded picture has a hole."""
+def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool] | None:
+    """For a codec (FFmpeg's name of it) and its header: whether a coded picture has a hole. None for codecs
+    whose data do not tell."""
     head = extradata or b""
     if codec in _SLICES:
         at, least = (4, 7) if codec == "h264" else (21, 23)
@@ -26,8 +27,8 @@ def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
             return lambda data: _in_sized_units(data, head[at] % 4 + 1, codec)
         return _between_start_codes
     if codec in ("vp8", "vp9"):
-        return lambda data: _WITHIN_CODER in data
-    return lambda data: False
+        return lambda data: _WITHIN_CODER in data.rstrip(b"\0")  # zeros may fill up the end
+    return None
 
 
 def _in_sized_units(data: bytes, length_size: int, codec: str) -> bool:

@@ -6,13 +6,16 @@ middle of a file. Here only the heads of elements are read. Sources: RFC 8794 (E
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
+from collections.abc import Callable
+from typing import BinaryIO
 
 MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 _VOID, _CRC = 0xEC, 0xBF
 MOST = 12  # bytes of an element's head
+OFTEN = 1024  # elements from one look at the clock to the next
 # SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags.
 _OTHERS = {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
 _PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}
@@ -20,68 +23,81 @@ _PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}
 _IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, _VOID, _CRC}
 
 
-def first_gap(media: str | os.PathLike[str] | bytes, name: str) -> int | None:
+def first_gap(media: str | os.PathLike[str] | bytes, name: str, check: Callable[[], None]) -> int | None:
     """Where in a file, at `name` unless it is bytes, the first data begin that may be damaged, or after which
-    some are missing; None where there are none, and for other files than Matroska."""
+    some are missing; None where there are none, and for other files than Matroska. check is called now and
+    then."""
     if isinstance(media, bytes):
-        return _first_gap(media)
-    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _first_gap(data)
+        return _Walk(io.BytesIO(media), len(media), check).first_gap()
+    with open(name, "rb", buffering=0) as file:
+        return _Walk(file, os.fstat(file.fileno()).st_size, check).first_gap()
 
 
-def _first_gap(data: bytes | mmap.mmap) -> int | None:
-    head = _element(data, 0, len(data))
-    segment = None if head is None or head[1] is None else _element(data, head[2] + head[1], len(data))
-    if data[:4] != MAGIC or segment is None or segment[0] != _SEGMENT:
+class _Walk:
+    """Over the elements of a file of so many bytes."""
+
+    def __init__(self, file: BinaryIO, size: int, check: Callable[[], None]) -> None:
+        self.file, self.size, self.check = file, size, check
+        self.count = 0
+
+    def first_gap(self) -> int | None:
+        if self.file.read(4) != MAGIC:
+            return None
+        head = self.element(0)
+        segment = None if head is None or head[1] is None else self.element(head[2] + head[1])
+        if segment is None or segment[0] != _SEGMENT:
+            return None
+        at = begin = segment[2]
+        end = self.size if segment[1] is None else at + segment[1]
+        while at < end:
+            part = self.element(at)
+            if part is None or part[0] not in _PARTS:
+                return begin
+            begin, at = at, part[2]
+            if part[0] == _CLUSTER:
+                gap, at = self.cluster(begin, *part[1:])
+                if gap is not None:
+                    return gap
+            elif part[1] is None or at + part[1] > self.size:
+                return begin
+            else:
+                at += part[1]
         return None
-    at = begin = segment[2]
-    end = len(data) if segment[1] is None else at + segment[1]
-    while at < end:
-        part = _element(data, at, len(data))
-        if part is None or part[0] not in _PARTS:
-            return begin
-        begin, at = at, part[2]
-        if part[0] == _CLUSTER:
-            gap, at = _cluster(data, begin, *part[1:])
-            if gap is not None:
-                return gap
-        elif part[1] is None or at + part[1] > len(data):
-            return begin
-        else:
-            at += part[1]
-    return None
 
+    def cluster(self, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
+        """(where data begin that may be damaged, the end of the cluster).
 
-def _cluster(data: bytes | mmap.mmap, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
-    """(where data begin that may be damaged, the end of the cluster).
+        Damage lies before the place where it shows, for data may look like an element by chance: all of the
+        cluster is suspect then. Of one that the end of the file cuts off, only the last element is.
+        """
+        limit = self.size if size is None else at + size
+        last = begin
+        while at < min(limit, self.size):
+            child = self.element(at)
+            if size is None and child is not None and child[0] in _OTHERS | {_CLUSTER}:
+                return None, at  # a cluster of unknown size ends where another part begins
+            if child is None or child[0] not in _IN_CLUSTER or child[1] is None:
+                return last if at + MOST > self.size else begin, at
+            last, at = at, child[2] + child[1]
+        if at > self.size or limit > self.size:
+            return last, at
+        return (None if at == limit else begin), at
 
-    Damage lies before the place where it shows, for data may look like an element by chance: all of the
-    cluster is suspect then. Of one that the end of the file cuts off, only the last element is.
-    """
-    limit = len(data) if size is None else at + size
-    last = begin
-    while at < min(limit, len(data)):
-        child = _element(data, at, len(data))
-        if size is None and child is not None and child[0] in _OTHERS | {_CLUSTER}:
-            return None, at  # a cluster of unknown size ends where another part begins
-        if child is None or child[0] not in _IN_CLUSTER or child[1] is None:
-            return last if at + MOST > len(data) else begin, at
-        last, at = at, child[2] + child[1]
-    if at > len(data) or limit > len(data):
-        return last, at
-    return (None if at == limit else begin), at
-
-
-def _element(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int | None, int] | None:
-    """(identifier, size of the content or None where it is unknown, where that begins), or None."""
-    if at + 2 > end or not data[at]:
-        return None
-    begin = at + 9 - data[at].bit_length()
-    if begin - at > 4 or begin >= end or not data[begin]:
-        return None
-    after = begin + 9 - data[begin].bit_length()
-    if after > end:
-        return None
-    bits = 7 * (after - begin)
-    size = int.from_bytes(data[begin:after], "big") & ((1 << bits) - 1)
-    return int.from_bytes(data[at:begin], "big"), None if size == (1 << bits) - 1 else size, after
+    def element(self, at: int) -> tuple[int, int | None, int] | None:
+        """(identifier, size of the content or None where it is unknown, where that begins), or None."""
+        self.count += 1
+        if self.count % OFTEN == 0:
+            self.check()
+        self.file.seek(at)
+        head = self.file.read(MOST)
+        if len(head) < 2 or not head[0]:
+            return None
+        begin = 9 - head[0].bit_length()
+        if begin > 4 or begin >= len(head) or not head[begin]:
+            return None
+        after = begin + 9 - head[begin].bit_length()
+        if after > len(head):
+            return None
+        bits = 7 * (after - begin)
+        size = int.from_bytes(head[begin:after], "big") & ((1 << bits) - 1)
+        return int.from_bytes(head[:begin], "big"), None if size == (1 << bits) - 1 else size, at + after

@@ -31,6 +31,12 @@ class FramePolicy:
     resample: str = "lanczos"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, whole = getattr(self, field.name), field.name not in ("fps", "resample")
+            kind = str if field.name == "resample" else int if whole else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = "text" if kind is str else "a whole number" if whole else "a number"
+                raise ConfigError(f"frame policy: {field.name} is {value!r}; give {what}")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"frame policy: fps is {self.fps}; give a finite number above 0")
         if not 1 <= self.min_frames <= self.max_frames:

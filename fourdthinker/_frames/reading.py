@@ -128,6 +128,8 @@ class Reading:
             raise VideoError(
                 f"{name}: the frame at {error.seconds:.3f} s cannot be decoded; the file is damaged"
             ) from error
+        elif self.careful and self.threads > 1:  # threads may lose the error that says why
+            self.threads = 1
         elif self.careful:
             self.listed, self.timeline, self.counted = self.timeline, None, True
         else:
@@ -143,7 +145,7 @@ class Reading:
                 self.kept = True
                 return True
         held = Held(ROOM)
-        self.gap = first_gap(media, name)
+        self.gap = first_gap(media, name, self.deadline.check)
         self.timeline = build_timeline(container, video, name, held, self.gap, self.deadline.check)
         self.held = held.packets
         if key is not None and self.timeline is not None and key == sidecar.key_of(name, video.index):

@@ -41,6 +41,44 @@ def classifier(codec: str, extradata: bytes | None) -> Classify:
     return lambda data: CLEAN if codec in _INTRA_ONLY else 0
 
 
+# Codecs whose keyframes are known by their data, here or to FFmpeg's parsers and decoders.
+TOLD = (
+    "h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1",
+    "libdav1d",
+)  # fmt: skip
+
+
+def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryview], bool]:
+    """For a codec and its header: whether decoding can begin at a picture that the container calls a
+    keyframe, for codecs whose decoders do not notice when it cannot. True where the data do not tell.
+
+    Sources: H.265 7.4.2.2 (intra random access points), ISO/IEC 14496-2 6.3.5 (vop_coding_type), ISO/IEC
+    13818-2 6.3.9 (picture_coding_type).
+    """
+    head = extradata or b""
+    if codec == "hevc":
+        length_size = head[21] % 4 + 1 if len(head) > 22 and head[0] == 1 else 0
+        return lambda data: _h265_begins(data, length_size)
+    if codec == "mpeg4":
+        return lambda data: _coded_as(bytes(data), b"\0\0\1\xb6", 0, 6, 3) in (0, None)
+    if codec in ("mpeg1video", "mpeg2video"):
+        return lambda data: _coded_as(bytes(data), b"\0\0\1\0", 1, 3, 7) in (1, None)
+    return lambda data: True
+
+
+def _h265_begins(data: bytes | memoryview, length_size: int) -> bool:
+    kinds = [unit[0] >> 1 & 63 for unit in _units(data, length_size) if len(unit) > 1]
+    pictures = [kind for kind in kinds if kind < 32]
+    return not pictures or any(16 <= kind < 24 for kind in pictures)
+
+
+def _coded_as(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int | None:
+    """A field of the byte `offset` bytes behind the first start code of a picture."""
+    at = data.find(start)
+    place = at + len(start) + offset
+    return data[place] >> shift & mask if at >= 0 and place < len(data) else None
+
+
 def settle(flags: bytearray) -> bytes:
     """Flags of a whole stream, with H.265's temporal layers resolved: only pictures of the highest layer that
     occurs are spare, for those of others may be referred to by layers above them."""

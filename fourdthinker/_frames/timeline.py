@@ -16,7 +16,8 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fourdthinker._frames.references import HIDDEN, KEY, SPARE, classifier, settle
+from fourdthinker._frames.references import CLEAN, HIDDEN, KEY, SPARE, TOLD, beginner, classifier, settle
+from fourdthinker._frames.threads import STRICT
 from fourdthinker.errors import VideoError
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
@@ -104,6 +105,7 @@ def build_timeline(
         raise VideoError(f"{name}: stream {video.index} has no clock; put it into a container such as mp4")
     context = video.codec_context
     classify = classifier(context.name, context.extradata)
+    begins = beginner(context.name, context.extradata)
     shown: list[tuple[int, int]] = []
     coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
@@ -134,7 +136,7 @@ def build_timeline(
                 # A picture shown after all before it: of those, none is still to come.
                 whole = pts if latest is None else sum(latest)
                 latest = pts, packet.duration or 0
-            key = packet.is_keyframe
+            key = packet.is_keyframe and begins(memoryview(packet))
             if first is None:
                 if not key:
                     continue
@@ -160,6 +162,10 @@ def build_timeline(
         )
     if not stamped or first is None or earliest is None or len(set(coded)) < len(coded):
         return None
+    believed = context.codec.intra_only or context.name in TOLD or not all(flag & KEY for flag in flags)
+    if not believed and not all(flag & CLEAN for flag in flags):
+        # As some containers say of H.263: not to be believed.
+        flags[1:] = bytes(flag & ~(KEY | CLEAN) for flag in flags[1:])
     shown.sort()
     if not shown:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
@@ -194,13 +200,16 @@ def decoded_timeline(
     duration = 0
     fault: tuple[float, str] | None = None
     broken: tuple[float, str] | None = None  # as the container says
+    begun = False
     try:
         for packet in container.demux(video):
             check()
             if broken is None and (_suspect(packet, gap) or (gap is not None and not packet.size)):
                 near = [stamp for stamp in (packet.pts, packet.dts, *stamps[-1:]) if stamp is not None]
                 broken = float(min(near, default=0) * base), DAMAGED
-            for frame in packet.decode():
+            # A decoder told to fail at damage fails before the first keyframe.
+            begun = begun or packet.is_keyframe or video.codec_context.name not in STRICT
+            for frame in packet.decode() if begun else ():
                 if frame.is_corrupt or frame.pts is None:
                     continue
                 stamps.append(frame.pts)

@@ -111,6 +111,8 @@ def read_many(
     workers: files read at the same time; default one for each processor. At most three times so many results
     are in memory. timeout: seconds that each file may take. sources is read as it goes and may be endless.
     """
+    if isinstance(sources, (str, bytes, os.PathLike, FrameSource)) or not isinstance(sources, Iterable):
+        raise ConfigError(f"sources is of type {type(sources).__name__}; give a list of videos")
     if workers is not None:
         whole("workers", workers, 1, "give a number of threads above 0")
 

@@ -159,6 +159,34 @@ def test_hidden_pictures_of_vp8() -> None:
     assert classify(b"\x01\0\0") == HIDDEN
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [
+        ("libx264", "mp4", {"g": "20"}),
+        ("libx265", "mp4", {"x265-params": f"{X265}:keyint=20:bframes=3"}),
+        ("mpeg4", "mp4", {"g": "20", "bf": "2"}),
+        ("mpeg2video", "mp4", {"g": "20", "bf": "2"}),
+        ("libvpx-vp9", "mp4", {"g": "20", "deadline": "realtime", "cpu-used": "8"}),
+        ("h263p", "avi", {"g": "20"}),
+    ],
+)
+def test_containers_that_call_all_pictures_keyframes(
+    tmp_path: Path, codec: str, suffix: str, options: dict[str, str]
+) -> None:
+    size, names = (96, 128), (tmp_path / f"told.{suffix}", tmp_path / f"lied.{suffix}")
+    make_clip(names[0], STAMPS, codec=codec, options=options, size=size, draw=textured, base=25)
+    with av.open(str(names[0])) as old, av.open(str(names[1]), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.size:
+                packet.is_keyframe, packet.stream = True, stream
+                new.mux(packet)
+    times = [k / 25 for k in (7, 33, 58)]
+    expected = read_frames(names[0], times=[k / 25 for k in range(COUNT)]).pixels[[7, 33, 58]]
+    for time, right in zip(times, expected, strict=True):  # each alone, so that each begins at a keyframe
+        assert torch.equal(read_frames(names[1], times=[time]).pixels[0], right)
+
+
 def test_policy_reads_few_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One frame a second of groups of 25: a keyframe each, and nothing else."""
     options = {"x264-params": "keyint=25:min-keyint=25:scenecut=0:bframes=2"}
