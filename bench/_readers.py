@@ -153,7 +153,8 @@ def pyav(seek: bool) -> Reader:
 
 
 def pyav_pillow(path: Path, plan: Plan) -> np.ndarray:
-    pictures = [frame.to_ndarray(format="rgb24") for frame in _av_frames(path, plan, True)]
+    frames = _av_frames(path, plan, True)
+    pictures = [np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)) for frame in frames]
     return _as_asked(with_pillow(pictures, plan.size), plan)
 
 
