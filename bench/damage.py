@@ -1,6 +1,6 @@
 """Damaged video files: how often a reader gives a wrong frame without a word.
 
-python -m bench damage [--cases 25]
+python -m bench damage [--cases 25] [--only TEXT]
 
 Small clips in which bytes are zeroed, overwritten, flipped or removed, somewhere between a tenth and nine
 tenths of the file. Of each damaged file one frame near the damage is read, by the time or number that it has
@@ -194,11 +194,14 @@ def outcomes(name: str, path: Path, count: int) -> Iterator[str]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench damage", description="Wrong frames, untold.")
     parser.add_argument("--cases", type=int, default=25, help="of each kind; saved if 25")
+    parser.add_argument("--only", default="", help="only files whose name, as 'h264 mkv', holds this text")
     options = parser.parse_args(argv)
     start, records, table = time.monotonic(), [], []
     present = [name for name in READERS if name in ("ours", "PyAV") or importlib.util.find_spec(name)]
     with tempfile.TemporaryDirectory() as folder:
         for clip, suffix in FILES:
+            if options.only not in f"{clip.codec} {suffix}":
+                continue
             path = file_of(clip, suffix, Path(folder))
             line: dict[str, object] = {"file": f"{clip.codec} {suffix}"}
             for name in present:
@@ -212,9 +215,11 @@ def main(argv: list[str]) -> int:
                     line[f"{name}, crashed or hung"] = failed
             table.append(line)
             log.info("%4.0f s  %s", time.monotonic() - start, line)
+            if options.cases == 25:  # after each file, so that nothing is lost
+                place = save("damage", records, replacing=("file", "reader", "kind"))
     show(f"Wrong frames without an error, of {options.cases} damaged files of each kind", table)
-    if options.cases == 25:
-        log.info("saved in %s", save("damage", records))
+    if table and options.cases == 25:
+        log.info("saved in %s", place)
     return 0
 
 
