@@ -153,10 +153,10 @@ def work(name: str, path: Path, count: int, first: int) -> None:
         damaged = Path(folder, f"damaged{path.suffix}")
         for case in cases(count, len(shown))[first:]:
             seconds = shown[case.number] + 1e-4
-            if case.number not in whole:
-                whole[case.number] = read(path, seconds, case.number)
             damaged.write_bytes(case.damage(data))
             try:
+                if case.number not in whole:
+                    whole[case.number] = read(path, seconds, case.number)
                 same = np.array_equal(read(damaged, seconds, case.number), whole[case.number])
                 outcome = "right" if same else "wrong"
             except Exception:  # noqa: BLE001 - each reader has errors of its own
