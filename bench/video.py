@@ -243,7 +243,7 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
         try:
             outcome.peak = peak_rss(first)
         except Exception as error:  # noqa: BLE001 - what a peer cannot read is a result
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = " ".join(str(error).split()).replace(str(row.path), row.path.name) or type(error).__name__
             outcome.fault = text[:120]
             log.warning("%s, %s: %s: %s", row.clip, row.sampling, name, text[:300])
             continue
