@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from fourdthinker.errors import ConfigError
@@ -33,8 +34,8 @@ class FramePolicy:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, whole = getattr(self, field.name), field.name not in ("fps", "resample")
-            kind = str if field.name == "resample" else int if whole else (int, float)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            kind = str if field.name == "resample" else Integral if whole else Real
+            if isinstance(value, bool) or not isinstance(value, kind):
                 what = "text" if kind is str else "a whole number" if whole else "a number"
                 raise ConfigError(f"frame policy: {field.name} is {value!r}; give {what}")
         if not (math.isfinite(self.fps) and self.fps > 0):
