@@ -14,26 +14,16 @@ from av.video.stream import VideoStream
 
 from fourdthinker._frames.container import Deadline
 from fourdthinker._frames.holes import CAUSE, hole_finder
-from fourdthinker._frames.references import CLEAN, KEY, SPARE
-from fourdthinker._frames.threads import drained
+from fourdthinker._frames.references import CLEAN, ECHO, KEY, SPARE
+from fourdthinker._frames.threads import LATE, drained
 from fourdthinker._frames.timeline import Timeline
 
 JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
-# Decoders that, when they are emptied, show what they hold under its own stamp. That of MPEG-4 shows its last
-# picture under the stamp of a "not coded" packet after it.
+# Decoders that, when they are emptied, show what they hold under its own stamp.
 EMPTIES = (
-    "h264",
-    "hevc",
-    "av1",
-    "libdav1d",
-    "vp8",
-    "vp9",
-    "mjpeg",
-    "mpeg1video",
-    "mpeg2video",
-    "prores",
+    "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores",
     "ffv1",
-)
+)  # fmt: skip
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
 LEFT = 8  # runs at most, but one, that are left to such threads
@@ -89,6 +79,11 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     return joined
 
 
+def _ends(timeline: Timeline, codec: str) -> bool:
+    """Whether the decoder can be emptied anywhere in the stream."""
+    return codec in EMPTIES and max(timeline.flags, default=0) < ECHO
+
+
 def shares(
     timeline: Timeline, wanted: Sequence[int], codec: str, workers: int
 ) -> tuple[list[list[int]], Sequence[int]]:
@@ -98,13 +93,13 @@ def shares(
     runs do not. So they win where runs divide evenly and are long enough to open the file again; the last
     runs, which would keep only some of them busy, are left.
     """
-    if workers < 2 or not timeline.coded or codec not in EMPTIES:
+    if workers < 2 or not timeline.coded or not _ends(timeline, codec):
         return [], wanted
     runs = plan(timeline, wanted, careful=False, ends=True)
     costs = [sum(not flag & SPARE for flag in timeline.flags[a : b + 1]) for a, b in runs]
     if sum(costs) < WORTH:
         return [], wanted
-    together = workers * TOGETHER
+    together = 1 if codec in LATE else workers * TOGETHER
     shortest, best = sum(costs) / together, [-1]
     for count in range(len(runs), max(0, len(runs) - LEFT), -1):
         loads, limits = _divided(runs[:count], costs[:count], workers)
@@ -208,7 +203,7 @@ def packets_for(
     if not timeline.coded:
         return container.demux(video)
     context = video.codec_context
-    runs = plan(timeline, wanted, careful=careful, ends=context.name in EMPTIES)
+    runs = plan(timeline, wanted, careful=careful, ends=_ends(timeline, context.name))
     chosen = _chosen(timeline, wanted, runs, careful)
     if held is not None:
         packets = _from_memory(held, chosen)

@@ -2,7 +2,7 @@
 
 Sources: ITU-T H.264 7.3.1 and 7.4.1 (nal_ref_idc), H.265 7.4.2.2 (sub-layer non-reference pictures), AV1
 bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), VP9 bitstream
-specification 6.2. VP9 has no such pictures: one that refreshes nothing still leaves its motion vectors and
+specification 6.2, ISO/IEC 14496-2 6.3.5 (vop_coding_type). VP9 has no such pictures: one that refreshes nothing still leaves its motion vectors and
 probabilities to the next.
 """
 
@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from fourdthinker._frames.bits import Bits
 
 # What a picture is, bits of one byte. SPARE: nothing refers to it. CLEAN: decoding can begin at it while the
-# decoder still holds pictures from before. HIDDEN: it is decoded and never shown.
-KEY, CLEAN, SPARE, HIDDEN = 1, 2, 4, 8
+# decoder still holds pictures from before. HIDDEN: it is decoded and never shown. ECHO: it may show a picture
+# of another packet under its own stamp.
+KEY, CLEAN, SPARE, HIDDEN, ECHO = 1, 2, 4, 8, 128
 # H.265 only: the temporal layer of a picture that nothing of its own layer refers to; resolved by `settle`.
-LAYER_SHIFT = 4
+LAYER_SHIFT, LAYERS = 4, 7
+VOP = b"\0\0\1\xb6"  # start code of a picture of MPEG-4
+UNCODED = 20  # bytes at most of one that is "not coded", but for 0xff, which count the seconds since another
 
 Classify = Callable[[bytes | memoryview], int]
 _INTRA_ONLY = ("mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "huffyuv", "utvideo", "png", "v210", "cfhd")
@@ -38,6 +41,8 @@ def classifier(codec: str, extradata: bytes | None) -> Classify:
         return lambda data: (
             (0 if not len(data) or data[0] & 1 else CLEAN) | (HIDDEN if len(data) and not data[0] & 16 else 0)
         )
+    if codec == "mpeg4":
+        return _mpeg4
     return lambda data: CLEAN if codec in _INTRA_ONLY else 0
 
 
@@ -60,7 +65,7 @@ def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryvie
         length_size = head[21] % 4 + 1 if len(head) > 22 and head[0] == 1 else 0
         return lambda data: _h265_begins(data, length_size)
     if codec == "mpeg4":
-        return lambda data: _coded_as(bytes(data), b"\0\0\1\xb6", 0, 6, 3) in (0, None)
+        return lambda data: _coded_as(bytes(data), VOP, 0, 6, 3) in (0, None)
     if codec in ("mpeg1video", "mpeg2video"):
         return lambda data: _coded_as(bytes(data), b"\0\0\1\0", 1, 3, 7) in (1, None)
     return lambda data: True
@@ -82,10 +87,20 @@ def _coded_as(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> 
 def settle(flags: bytearray) -> bytes:
     """Flags of a whole stream, with H.265's temporal layers resolved: only pictures of the highest layer that
     occurs are spare, for those of others may be referred to by layers above them."""
-    top = max((flag >> LAYER_SHIFT for flag in flags), default=0)
+    top = max((flag >> LAYER_SHIFT & LAYERS for flag in flags), default=0)
     if top == 0:
         return bytes(flags)
     return bytes(flag & (15 if flag >> LAYER_SHIFT == top else 15 - SPARE) for flag in flags)
+
+
+def _mpeg4(data: bytes | memoryview) -> int:
+    """Packets with several pictures are followed by one that is "not coded", for which the decoder shows
+    the last one."""
+    whole = bytes(data)
+    at = whole.find(VOP)
+    if at < 0 or whole.find(VOP, at + 1) >= 0 or len(whole[at:].replace(b"\xff", b"")) < UNCODED:
+        return ECHO
+    return SPARE if whole[at + len(VOP)] >> 6 == 2 else 0
 
 
 def _units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:

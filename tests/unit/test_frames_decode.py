@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fourdthinker._frames import decode, reading
-from fourdthinker._frames.references import CLEAN, HIDDEN, KEY, SPARE, classifier, settle
+from fourdthinker._frames.references import CLEAN, ECHO, HIDDEN, KEY, SPARE, classifier, settle
 from fourdthinker._frames.timeline import Timeline
 from fourdthinker.frames import FramePolicy, read_frames
 from tests.clips import make_clip
@@ -53,6 +53,7 @@ STREAMS: dict[str, tuple[str, str, dict[str, str]]] = {
         "libvpx", "webm", {"g": "30", "lag-in-frames": "10", "auto-alt-ref": "1", "cpu-used": "5"}
     ),
     "mpeg4": ("mpeg4", "mp4", {"bf": "2", "g": "12"}),
+    "mpeg4 without reordering": ("mpeg4", "mkv", {"g": "12"}),
     "mpeg2": ("mpeg2video", "ts", {"bf": "2", "g": "12"}),
     "mjpeg": ("mjpeg", "mkv", {}),
     "ffv1": ("ffv1", "mkv", {}),
@@ -99,9 +100,9 @@ def test_sparse_frames_are_those_of_decoding_all(
     # seeks in transport streams are inexact.
     assert all(isinstance(error, decode.SeekFailed) for error in retried) or "without" in name
     assert not retried or suffix == "ts" or "without" in name
-    if name.startswith(("h264", "hevc", "av1")):
+    if name.startswith(("h264", "hevc", "av1")) or name == "mpeg4":
         assert spare_share(path) > (0.05 if "av1" in name or "without" in name else 0.15)
-    elif name.startswith(("vp9", "mpeg", "ffv1")):
+    elif name.startswith(("vp9", "mpeg2", "mpeg4 ", "ffv1")):
         assert spare_share(path) == 0
 
 
@@ -157,6 +158,30 @@ def test_hidden_pictures_of_vp8() -> None:
     assert classify(b"\x10\0\0") == CLEAN
     assert classify(b"\x11\0\0") == 0
     assert classify(b"\x01\0\0") == HIDDEN
+
+
+NOT_CODED = b"\0\0\1\xb6\x51\x4f"  # P, no second begins, increment 2 in 5 bits, not coded; then stuffing
+
+
+def test_pictures_of_mpeg4_that_are_not_coded(tmp_path: Path) -> None:
+    """They repeat the picture before. The decoder shows none for them, but for one at the end of the data."""
+    names = tmp_path / "plain.mp4", tmp_path / "odd.mkv"
+    make_clip(names[0], STAMPS, codec="mpeg4", options={"g": "12"}, size=(96, 128), draw=textured, base=25)
+    classify = classifier("mpeg4", None)
+    with av.open(str(names[0])) as old, av.open(str(names[1]), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(p for p in old.demux(old.streams.video[0]) if p.size):
+            data = NOT_CODED if number % 12 == 11 else bytes(packet)
+            assert classify(data) == (ECHO if data == NOT_CODED else 0)
+            assert classify(bytes(packet) + bytes(packet)) == ECHO
+            changed = av.Packet(data)
+            changed.stream, changed.pts, changed.dts = stream, packet.pts, packet.dts
+            changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+            new.mux(changed)
+    every = read_frames(names[0], times=[k / 25 for k in range(COUNT)]).pixels
+    for k in range(COUNT - 1):
+        shown = k - (k % 12 == 11)
+        assert torch.equal(read_frames(names[1], times=[k / 25]).pixels[0], every[shown]), k
 
 
 @pytest.mark.parametrize(
@@ -243,6 +268,9 @@ def test_uneven_or_short_work_is_not_divided() -> None:
     assert decode.shares(timeline, [240, 290], "h264", 2) == ([], [240, 290])
     assert decode.shares(timeline, [45, 290], "h264", 2) == ([[45], [290]], [])
     assert decode.shares(timeline, [45, 290], "h264", 1) == ([], [45, 290])
+    assert decode.shares(timeline, [45, 290], "mpeg4", 2) == ([[45], [290]], [])
+    assert decode.shares(timeline, [45, 290], "theora", 2) == ([], [45, 290])
+    timeline.flags = timeline.flags[:-1] + bytes([ECHO])
     assert decode.shares(timeline, [45, 290], "mpeg4", 2) == ([], [45, 290])
     assert decode.shares(timeline, [3, 252], "h264", 2) == ([], [3, 252])
 
