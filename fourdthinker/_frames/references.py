@@ -1,9 +1,9 @@
 """What the first bytes of a coded picture tell about it, without decoding: which pictures nothing refers to.
 
 Sources: ITU-T H.264 7.3.1 and 7.4.1 (nal_ref_idc), H.265 7.4.2.2 (sub-layer non-reference pictures), AV1
-bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), VP9 bitstream
-specification 6.2, ISO/IEC 14496-2 6.3.5 (vop_coding_type). VP9 has no such pictures: one that refreshes nothing still leaves its motion vectors and
-probabilities to the next.
+bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), ISO/IEC 14496-2 6.3.5
+(vop_coding_type), VP9 bitstream specification 6.2. VP9 has no such pictures: one that refreshes nothing still
+leaves its motion vectors and probabilities to the next.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _mpeg4(data: bytes | memoryview) -> int:
     the last one."""
     whole = bytes(data)
     at = whole.find(VOP)
-    if at < 0 or whole.find(VOP, at + 1) >= 0 or len(whole[at:].replace(b"\xff", b"")) < UNCODED:
+    start = whole[at : at + 1024].replace(b"\xff", b"")
+    if at < 0 or whole.find(VOP, at + 1) >= 0 or len(start) < UNCODED:
         return ECHO
     return SPARE if whole[at + len(VOP)] >> 6 == 2 else 0
 
