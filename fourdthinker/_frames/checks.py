@@ -28,7 +28,7 @@ def number(label: str, value: Any, remedy: str) -> float:
     """A number, which may be infinite; text that reads as one is none."""
     try:
         found = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor without data
         found = math.nan
     if math.isnan(found):
         raise ConfigError(f"{label} is {short(value)}; {remedy}")
@@ -69,7 +69,7 @@ def device_of(device: Any) -> torch.device:
     """The CPU, or a CUDA device that torch has."""
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"device is {short(device)}; use 'cpu', 'cuda' or 'cuda:N'") from error
     if found.type not in ("cpu", "cuda"):
         raise ConfigError(f"device is {str(found)!r}; use 'cpu' or 'cuda', and move what is read with .to()")

@@ -13,11 +13,12 @@ import av.error
 from fourdthinker._frames import nvdec
 from fourdthinker._frames.colour import REPEAT, Layout, planes_of
 from fourdthinker._frames.container import Deadline, Source, aspect_of, opened
-from fourdthinker._frames.decode import Damaged, packets_for
+from fourdthinker._frames.decode import packets_for
 from fourdthinker._frames.images import hold
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, conversion
 from fourdthinker._frames.request import times_wanted
+from fourdthinker._frames.sink import Damaged
 from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.timeline import Timeline
 
@@ -78,6 +79,8 @@ def emit(reading: Reading, timeline: Timeline, batch: int | None) -> Iterator[Fr
                 whole = nvdec.decode(packets, video, stamps, device=reading.device, **options)
             except Damaged as damage:  # a packet with a hole: software gives what is before it, if wanted
                 raise NvdecError(str(damage)) from damage
+            except av.error.FFmpegError as error:
+                raise NvdecError(f"the file cannot be read further ({error.strerror})") from error
         frames = reading.pack(range(len(here)), [whole], patches)
         frames.seconds = reading.wanted[begin : begin + step]
         frames.shown = [timeline.begin[index] for index in here]

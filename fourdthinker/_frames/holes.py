@@ -11,46 +11,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fourdthinker._frames.nal import START, kind_of, length_size
+
 CAUSE = "a run of zero bytes, as a lost block leaves"
 _WITHIN_UNIT = bytes(8)
 _WITHIN_CODER = bytes(128)
-_SLICES = {"h264": range(1, 6), "hevc": range(32)}
+# Units of pictures. What begins with zeros, as H.264's unspecified kind does, may have been one.
+_SLICES = {"h264": range(6), "hevc": range(32)}
 
 
 def hole_finder(codec: str, extradata: bytes | None) -> Callable[[bytes], bool] | None:
     """For a codec (FFmpeg's name of it) and its header: whether a coded picture has a hole. None for codecs
     whose data do not tell."""
-    head = extradata or b""
     if codec in _SLICES:
-        at, least = (4, 7) if codec == "h264" else (21, 23)
-        if len(head) >= least and head[0] == 1:
-            return lambda data: _in_sized_units(data, head[at] % 4 + 1, codec)
-        return _between_start_codes
+        size = length_size(codec, extradata)
+        return lambda data: _in_sized_units(data, size, codec) if size else _between_start_codes(data, codec)
     if codec in ("vp8", "vp9"):
         return lambda data: _WITHIN_CODER in data.rstrip(b"\0")  # zeros may fill up the end
     return None
 
 
-def _in_sized_units(data: bytes, length_size: int, codec: str) -> bool:
+def _in_sized_units(data: bytes, length: int, codec: str) -> bool:
     if _WITHIN_UNIT not in data:
         return False
     at = 0
-    while at + length_size < len(data):
-        size = int.from_bytes(data[at : at + length_size], "big")
-        at += length_size
+    while at + length < len(data):
+        size = int.from_bytes(data[at : at + length], "big")
+        at += length
         unit = data[at : at + size].rstrip(b"\0")  # zeros may follow the unit
-        kind = unit[:1] and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63)
-        if kind in _SLICES[codec] and _WITHIN_UNIT in unit:
+        if unit and kind_of(codec, unit[0]) in _SLICES[codec] and _WITHIN_UNIT in unit:
             return True
         at += size
     return False
 
 
-def _between_start_codes(data: bytes) -> bool:
+def _between_start_codes(data: bytes, codec: str) -> bool:
     at = data.find(_WITHIN_UNIT)
     while at >= 0:
         rest = data[at:].lstrip(b"\0")
-        if rest and rest[0] != 1:  # 1: zeros before a start code
+        head = data.rfind(START, 0, at) + len(START)  # of the unit that holds the zeros
+        # 1: zeros before a start code
+        if rest and rest[0] != 1 and kind_of(codec, data[head]) in _SLICES[codec]:
             return True
         at = data.find(_WITHIN_UNIT, len(data) - len(rest)) if rest else -1
     return False

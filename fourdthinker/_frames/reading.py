@@ -15,15 +15,16 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fourdthinker._frames import decord_reader, gpu, sidecar
+from fourdthinker._frames import decord_reader, gpu, sidecar, transport
 from fourdthinker._frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, aspect_of, opened
-from fourdthinker._frames.decode import Damaged, Missing, SeekFailed, frames_at, shares
+from fourdthinker._frames.decode import SeekFailed, frames_at, shares
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.matroska import first_gap
 from fourdthinker._frames.nvdec import NvdecError
 from fourdthinker._frames.pixels import Frames, convert, native, patchify, resize
 from fourdthinker._frames.request import Request, times_wanted
+from fourdthinker._frames.sink import Damaged, Missing
 from fourdthinker._frames.siting import siting_of
 from fourdthinker._frames.threads import set_threads
 from fourdthinker._frames.timeline import Held, Timeline, build_timeline, decoded_timeline
@@ -146,7 +147,15 @@ class Reading:
                 return True
         held = Held(ROOM)
         self.gap = first_gap(media, name, self.deadline.check)
-        self.timeline = build_timeline(container, video, name, held, self.gap, self.deadline.check)
+        self.timeline = build_timeline(
+            container,
+            video,
+            name,
+            held,
+            self.gap,
+            lambda: transport.only_joined(media, name, video.id, self.deadline.check),
+            self.deadline.check,
+        )
         self.held = held.packets
         if key is not None and self.timeline is not None and key == sidecar.key_of(name, video.index):
             sidecar.store(key, self.timeline)

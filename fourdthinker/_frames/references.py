@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fourdthinker._frames.bits import Bits
+from fourdthinker._frames.nal import START, kind_of, length_size
 
 # What a picture is, bits of one byte. SPARE: nothing refers to it. CLEAN: decoding can begin at it while the
 # decoder still holds pictures from before. HIDDEN: it is decoded and never shown. ECHO: it may show a picture
@@ -28,13 +29,11 @@ _INTRA_ONLY = ("mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "huffyuv", "utvid
 def classifier(codec: str, extradata: bytes | None) -> Classify:
     """For a codec (FFmpeg's name of it) and its header: coded picture -> bits. No bit is set where the data
     do not tell."""
-    head = extradata or b""
-    if codec == "h264":
-        return lambda data: _h264(data, head[4] % 4 + 1 if len(head) > 6 and head[0] == 1 else 0)
-    if codec == "hevc":
-        return lambda data: _h265(data, head[21] % 4 + 1 if len(head) > 22 and head[0] == 1 else 0)
+    if codec in ("h264", "hevc"):
+        size, look = length_size(codec, extradata), _h264 if codec == "h264" else _h265
+        return lambda data: look(data, size)
     if codec in ("av1", "libdav1d", "libaom-av1"):
-        return _Av1(head).classify
+        return _Av1(extradata or b"").classify
     if codec in ("vp9", "libvpx-vp9"):
         return lambda data: CLEAN if len(data) and _vp9_key(data[0]) else 0
     if codec in ("vp8", "libvpx"):
@@ -60,10 +59,9 @@ def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryvie
     Sources: H.265 7.4.2.2 (intra random access points), ISO/IEC 14496-2 6.3.5 (vop_coding_type), ISO/IEC
     13818-2 6.3.9 (picture_coding_type).
     """
-    head = extradata or b""
     if codec == "hevc":
-        length_size = head[21] % 4 + 1 if len(head) > 22 and head[0] == 1 else 0
-        return lambda data: _h265_begins(data, length_size)
+        size = length_size(codec, extradata)
+        return lambda data: _h265_begins(data, size)
     if codec == "mpeg4":
         return lambda data: _coded_as(bytes(data), VOP, 0, 6, 3) in (0, None)
     if codec in ("mpeg1video", "mpeg2video"):
@@ -71,8 +69,8 @@ def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryvie
     return lambda data: True
 
 
-def _h265_begins(data: bytes | memoryview, length_size: int) -> bool:
-    kinds = [unit[0] >> 1 & 63 for unit in _units(data, length_size) if len(unit) > 1]
+def _h265_begins(data: bytes | memoryview, length: int) -> bool:
+    kinds = [kind_of("hevc", unit[0]) for unit in _units(data, length) if len(unit) > 1]
     pictures = [kind for kind in kinds if kind < 32]
     return not pictures or any(16 <= kind < 24 for kind in pictures)
 
@@ -104,13 +102,13 @@ def _mpeg4(data: bytes | memoryview) -> int:
     return SPARE if whole[at + len(VOP)] >> 6 == 2 else 0
 
 
-def _units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:
+def _units(data: bytes | memoryview, length: int) -> Iterator[bytes]:
     """First two bytes of each NAL unit; one empty unit at the end when the units do not tile the data."""
-    if length_size:
+    if length:
         at, end = 0, len(data)
-        while at + length_size < end:
-            size = int.from_bytes(data[at : at + length_size], "big")
-            at += length_size
+        while at + length < end:
+            size = int.from_bytes(data[at : at + length], "big")
+            at += length
             if size:
                 yield bytes(data[at : at + 2])
             at += size
@@ -118,18 +116,18 @@ def _units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:
             yield b""
         return
     whole = bytes(data)
-    at = whole.find(b"\0\0\1")
+    at = whole.find(START)
     while at >= 0:
         yield whole[at + 3 : at + 5]
-        at = whole.find(b"\0\0\1", at + 3)
+        at = whole.find(START, at + 3)
 
 
-def _h264(data: bytes | memoryview, length_size: int) -> int:
+def _h264(data: bytes | memoryview, length: int) -> int:
     pictures, spare, clean = 0, True, False
-    for unit in _units(data, length_size):
+    for unit in _units(data, length):
         if not unit:
             return 0
-        kind = unit[0] & 31
+        kind = kind_of("h264", unit[0])
         if kind in (1, 2, 3, 4, 5, 20):
             pictures += 1
             spare = spare and not unit[0] & 0x60
@@ -137,12 +135,12 @@ def _h264(data: bytes | memoryview, length_size: int) -> int:
     return (SPARE if pictures and spare else 0) | (CLEAN if clean else 0)
 
 
-def _h265(data: bytes | memoryview, length_size: int) -> int:
+def _h265(data: bytes | memoryview, length: int) -> int:
     pictures, spare, clean, layer = 0, True, True, 0
-    for unit in _units(data, length_size):
+    for unit in _units(data, length):
         if len(unit) < 2:
             return 0
-        kind = unit[0] >> 1 & 63
+        kind = kind_of("hevc", unit[0])
         if kind < 32:
             pictures += 1
             spare = spare and kind < 16 and kind % 2 == 0

@@ -15,6 +15,8 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from fourdthinker._frames.nal import START, length_size
+
 # Decoders that mark nothing: what makes them fail instead.
 STRICT = {"hevc": "crccheck+explode", "mjpeg": "explode", "ffv1": "crccheck+explode"}
 # Decoders whose marks come late on several threads, and cannot be made to come in time.
@@ -45,17 +47,15 @@ def drained(context: VideoCodecContext) -> Iterator[list[av.VideoFrame]]:
     unit = DELIMITERS.get(context.name)
     if unit is not None and context.thread_count > 1:
         context.skip_frame = "NONREF"  # for which H.264 takes data without a picture
+        unit = _framed(unit, length_size(context.name, context.extradata))
         for _ in range(context.thread_count):
-            packet = av.Packet(4 + len(unit))
-            packet.update(_framed(unit, context.extradata or b""))
+            packet = av.Packet(len(unit))
+            packet.update(unit)
             yield context.decode(packet)
         context.skip_frame = "DEFAULT"
     yield context.decode(None)
 
 
-def _framed(unit: bytes, head: bytes) -> bytes:
+def _framed(unit: bytes, length: int) -> bytes:
     """A NAL unit as it stands in the stream's packets: behind its size, or behind a start code."""
-    if len(head) <= 6 or head[0] != 1:
-        return b"\0\0\0\1" + unit
-    size = head[21 if unit[0] == 0x46 else 4] % 4 + 1
-    return len(unit).to_bytes(size, "big") + unit
+    return (len(unit).to_bytes(length, "big") if length else b"\0" + START) + unit

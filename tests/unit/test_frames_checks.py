@@ -52,6 +52,7 @@ DTYPES_WRONG: list[tuple[dict[str, Any], str]] = [
 PLACES: list[tuple[dict[str, Any], str]] = [
     ({"device": "cudda"}, "device is 'cudda'; use 'cpu', 'cuda' or 'cuda:N'"),
     ({"device": None}, "device is None; use 'cpu', 'cuda' or 'cuda:N'"),
+    ({"device": 10**30}, r"device is 1000000.*; use 'cpu', 'cuda' or 'cuda:N'"),
     ({"device": 1.5}, r"device is 1\.5; use 'cpu', 'cuda' or 'cuda:N'"),
     ({"device": "meta"}, r"device is 'meta'; use 'cpu' or 'cuda', and move what is read with \.to\(\)"),
     ({"out": "rgb"}, "out is 'rgb'; choose 'uint8' or 'patches'"),
@@ -62,6 +63,7 @@ CLOCK: list[tuple[dict[str, Any], str]] = [
     ({"times": [0.0, NAN]}, r"times\[1\] is nan; give finite seconds"),
     ({"times": [INF]}, r"times\[0\] is inf; give finite seconds"),
     ({"times": ["0.5"]}, r"times\[0\] is '0\.5'; give finite seconds"),
+    ({"times": torch.zeros(2, device="meta")}, r"times\[0\] is tensor.*; give finite seconds"),
     ({"times": [None]}, r"times\[0\] is None; give finite seconds"),
     ({"times": [[0.0]]}, r"times\[0\] is \[0\.0\]; give finite seconds"),
     ({"times": "0"}, "times is '0'; give finite seconds"),

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker._frames.decode import Damaged, _Sink
+from fourdthinker._frames import transport
 from fourdthinker._frames.holes import hole_finder
 from fourdthinker._frames.matroska import first_gap
 from fourdthinker._frames.references import KEY, SPARE, classifier
+from fourdthinker._frames.sink import Damaged, Sink
 from fourdthinker._frames.threads import set_threads
 from fourdthinker._frames.timeline import Timeline
 from fourdthinker.errors import VideoError
@@ -234,7 +235,7 @@ def test_on_several_threads_a_picture_that_did_not_come_out_is_damaged(several: 
     """FFmpeg drops errors of threads that are still at work when the data end."""
     flags = bytes([KEY, 0, 0, SPARE, 0, 0])
     timeline = Timeline(Fraction(1), list(range(6)), 6.0, list(range(6)), flags)
-    sink = _Sink(timeline, [1, 4], several)
+    sink = Sink(timeline, [1, 4], several)
     frames = list(sink.take([Picture(0), Picture(1)]))
     if several:
         with pytest.raises(Damaged) as damage:
@@ -265,6 +266,11 @@ AVCC, HVCC = b"\x01" + bytes(3) + b"\xff\xe1\0", b"\x01" + bytes(20) + b"\xff\0"
         ("h264", None, b"\0\0\0\1" + UNIT + bytes(12) + b"\2" + UNIT, True),
         ("h264", None, b"\0\0\1" + UNIT + bytes(9) + b"\1" + UNIT + bytes(9) + b"\7", True),
         ("h264", None, b"\0\0\1" + UNIT + bytes(50), False),
+        ("h264", None, b"\0\0\1\x06" + UNIT[:9] + bytes(9) + b"\7\0\0\1" + UNIT, False),  # no slice
+        ("h264", None, b"\0\0\1\x06" + UNIT + b"\0\0\1" + UNIT + bytes(9) + b"\7", True),
+        ("h264", None, b"\0\0\1" + bytes(9) + UNIT, True),  # what was the head of a unit
+        ("h264", AVCC, b"\0\0\0\x28" + bytes(9) + UNIT[9:], True),
+        ("hevc", None, b"\0\0\1\x4e" + UNIT[:9] + bytes(9) + b"\7", False),
         ("hevc", HVCC, b"\0\0\0\x28" + b"\x26" + UNIT[1:20] + bytes(8) + UNIT[28:], True),
         ("hevc", HVCC, b"\0\0\0\x28" + b"\x4e" + UNIT[1:20] + bytes(8) + UNIT[28:], False),
         ("vp9", None, UNIT + bytes(127) + UNIT, False),
@@ -273,7 +279,7 @@ AVCC, HVCC = b"\x01" + bytes(3) + b"\xff\xe1\0", b"\x01" + bytes(20) + b"\xff\0"
         ("vp8", None, UNIT + bytes(128), False),
         ("mjpeg", None, UNIT + bytes(999) + UNIT, False),
         ("h264", AVCC, b"", False),
-        ("h264", AVCC, b"\xff\xff\xff\xff" + bytes(9) + b"\1", False),
+        ("h264", AVCC, b"\xff\xff\xff\xff" + bytes(9) + b"\1", True),
     ],
 )
 def test_holes(codec: str, header: bytes | None, data: bytes, found: bool) -> None:
@@ -358,3 +364,71 @@ def test_remuxed_without_damage_nothing_is_found(tmp_path: Path, clips: dict[str
     for name, path in clips.items():
         target = path if path.suffix == ".mkv" else remux(path, tmp_path / f"{path.stem}.mkv")
         assert len(read_frames(target, times=seconds(target)).seconds) == COUNT, name
+
+
+# -- joined transport streams
+
+
+def video_packets(data: bytes | bytearray) -> list[int]:
+    """Where the packets of 188 bytes with video begin (the multiplexer's first elementary stream)."""
+    return [at for at in range(0, len(data), 188) if (data[at + 1] & 31) << 8 | data[at + 2] == 256]
+
+
+def starts(data: bytes | bytearray) -> list[int]:
+    """Those with which a picture begins."""
+    return [at for at in video_packets(data) if data[at + 1] & 64]
+
+
+def recounted(data: bytes, begin: int) -> bytes:
+    """As a file is that was put together of two: the counter begins anew at a packet."""
+    changed = bytearray(data)
+    for at in (at for at in video_packets(data) if at >= begin):
+        changed[at + 3] = changed[at + 3] & 0xF0 | changed[at + 3] + 5 & 15
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_joined_pieces_are_one_clip(
+    monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path], threads: int
+) -> None:
+    path = clips["h264 ts"]
+    data, times = path.read_bytes(), seconds(path)
+    truth = read_frames(data, times=times).pixels
+    for picture in (20, 21, 7):
+        at = starts(data)[picture]
+        joined = recounted(data, at)
+        got = outcome(monkeypatch, joined, times, threads)
+        assert not isinstance(got, str), got
+        assert torch.equal(got.pixels, truth)
+        inside = recounted(data, at + 188 * 2)
+        assert isinstance(outcome(monkeypatch, inside, times, threads), str)
+        # The same, and a picture, or a packet elsewhere, or a bit of one is missing.
+        for first, last in ((at, starts(data)[picture + 1]), (starts(data)[3] + 376, starts(data)[3] + 564)):
+            lossy = joined[:first] + joined[last:]
+            assert isinstance(outcome(monkeypatch, lossy, times, threads), str), (picture, first)
+        for place, bits in ((starts(data)[12] + 1, 128), (starts(data)[12] + 188, 1)):
+            wrong = bytearray(joined)
+            wrong[place] ^= bits
+            assert isinstance(outcome(monkeypatch, bytes(wrong), times, threads), str), place
+
+
+def test_a_join_is_told_over_the_ends_of_reads(
+    monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path]
+) -> None:
+    data = clips["h264 ts"].read_bytes()
+    joined = recounted(data, starts(data)[20])
+    looked: list[int] = []
+    for many in (1, 7, 16384):
+        monkeypatch.setattr(transport, "MANY", many)
+        assert transport.only_joined(joined, "", 256, lambda: looked.append(1))
+        assert not transport.only_joined(recounted(data, starts(data)[20] + 188), "", 256, quiet)
+    assert len(looked) > len(data) // 188
+    assert not transport.only_joined(joined[:-1], "", 256, quiet)
+    assert not transport.only_joined(clips["h264"], str(clips["h264"]), 256, quiet)
+
+
+def test_gapless() -> None:
+    assert transport.gapless([0, 40, 80, 120], 80)
+    assert not transport.gapless([0, 40, 120, 160], 40)
+    assert transport.gapless([0, *range(4000, 8000, 40)], 7000)  # a gap far away
+    assert not transport.gapless([0], 0)
