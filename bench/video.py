@@ -39,7 +39,7 @@ UNIFORM = 16
 # Frames are of equal quality when so many of their values are within so many levels of Pillow's Lanczos on
 # swscale's colours; those of real clips, whose chroma swscale repeats and we interpolate, by their mean.
 ALIKE, LEVELS, MEAN = 0.99, 3, 1.5
-HOPELESS = 1.6  # a peer this many times slower than the best in a first run is not run again
+HOPELESS = 1.35  # a peer this many times slower than the best in a first run is not run again
 LEFT_OUT = 2.5  # one so many times slower at one sampling of a clip is not run at the other
 ROUND_SECONDS = 5.0  # spent on the timed rounds of a row
 FEWEST, MOST = 3, 9  # rounds

@@ -241,7 +241,8 @@ class Reading:
             grid = [-(-len(places) // 2), self.size[0] // patch, self.size[1] // patch]
             frames.patches, frames.grid_thw = whole.to(self.device), torch.tensor([grid])
             return frames
-        pixels = whole if list(places) == list(range(len(whole))) else whole[list(places)]
+        every = list(places) == list(range(len(whole)))
+        pixels = whole if every else whole.index_select(0, torch.tensor(places, device=whole.device))
         if request.out == "uint8":
             frames.pixels = pixels.to(self.device)
         else:
