@@ -61,6 +61,12 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     return joined
 
 
+def single_packet(timeline: Timeline, wanted: Sequence[int]) -> bool:
+    """Whether one packet is all that has to be decoded: threads would cost more than they save."""
+    places = [timeline.order[pts] for pts in wanted] if timeline.coded else []
+    return len(places) == 1 and bool(timeline.flags[places[0]] & KEY)
+
+
 def _ends(timeline: Timeline, codec: str) -> bool:
     """Whether the decoder can be emptied anywhere in the stream."""
     return codec in EMPTIES and max(timeline.flags, default=0) < ECHO

@@ -18,7 +18,7 @@ from torch import Tensor
 from fourdthinker._frames import decord_reader, gpu, sidecar, transport
 from fourdthinker._frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, aspect_of, opened
-from fourdthinker._frames.decode import SeekFailed, frames_at, shares
+from fourdthinker._frames.decode import SeekFailed, frames_at, shares, single_packet
 from fourdthinker._frames.images import hold, rate
 from fourdthinker._frames.matroska import first_gap
 from fourdthinker._frames.nvdec import NvdecError
@@ -177,7 +177,8 @@ class Reading:
         else:
             stamps = [timeline.pts[index] for index in unique]
             workers = 1 if self.careful or batch is not None or not self.straight else self.threads
-            set_threads(video, self.threads)
+            alone = not self.careful and single_packet(timeline, stamps)
+            set_threads(video, 1 if alone else self.threads)
             parts, rest = shares(timeline, stamps, video.codec_context.name, workers)
             if parts and self.device.type == "cpu":
                 straight = straight and not any(len(part) % 2 for part in (parts if rest else parts[:-1]))

@@ -111,9 +111,7 @@ def build_timeline(
     shown: list[tuple[int, int]] = []
     coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
-    joins: list[tuple[int, float]] | None = (
-        None  # at pieces put together: stamp, sound seconds
-    )
+    joins: list[tuple[int, float]] | None = None  # at pieces put together: stamp, sound seconds
     first: int | None = None
     earliest: int | None = None
     packets, stamped = 0, True

@@ -230,9 +230,7 @@ def test_policy_reads_few_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(packet.is_keyframe for packet in fed)
 
 
-@pytest.mark.parametrize(
-    "name", ["h264", "h264 pyramid, several references", "hevc", "av1", "vp9"]
-)
+@pytest.mark.parametrize("name", ["h264", "h264 pyramid, several references", "hevc", "av1", "vp9"])
 @pytest.mark.parametrize("room", [reading.ROOM, 0])
 def test_several_decoders_give_the_frames_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, room: int
@@ -260,6 +258,22 @@ def test_several_decoders_give_the_frames_of_one(
     assert torch.equal(one["patches"].patches, two["patches"].patches)
     assert [len(part) for part, _ in parts] == [2, 2]
     assert sorted(parts[0][0][0] + parts[0][0][1]) == parts[0][0][0] + parts[0][0][1]
+
+
+def test_threads_are_not_used_for_a_single_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_clip(tmp_path / "c.mp4", STAMPS, size=(96, 128), options={"g": "30"}, base=25, draw=textured)
+    monkeypatch.setattr("fourdthinker._frames.video.threads", lambda: 3)
+    every = read_frames(path, times=[k / 25 for k in STAMPS]).pixels
+    used = []
+    original = decode.frames_at
+    monkeypatch.setattr(
+        reading,
+        "frames_at",
+        lambda *a, **o: used.append(a[1].codec_context.thread_count) or original(*a, **o),
+    )
+    for chosen, threads in (([30], 1), ([31], 5), ([0, 30], 5), ([0], 1)):
+        assert torch.equal(read_frames(path, times=[k / 25 for k in chosen]).pixels, every[chosen])
+        assert used.pop() == threads
 
 
 def test_uneven_or_short_work_is_not_divided() -> None:
