@@ -208,6 +208,9 @@ def readers(device: str, kept: str) -> dict[str, Reader]:
             found["torchcodec exact, all threads"] = torchcodec("exact", 0)
         return found
     found = {OURS: ours("off"), AGAIN: ours(kept)}
+    for module in ("decord", "torchcodec.decoders", "cv2"):  # not within a first run
+        if importlib.util.find_spec(module.partition(".")[0]):
+            importlib.import_module(module)
     if importlib.util.find_spec("decord"):
         found |= {SLOW_PEER: decord_pillow, "decord": decord_torch}
     if importlib.util.find_spec("torchcodec"):

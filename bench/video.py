@@ -41,7 +41,7 @@ UNIFORM = 16
 ALIKE, LEVELS, MEAN = 0.99, 3, 1.5
 HOPELESS = 1.35  # a peer this many times slower than the best in a first run is not run again
 LEFT_OUT = 2.5  # one so many times slower at one sampling of a clip is not run at the other
-ROUND_SECONDS = 5.0  # spent on the timed rounds of a row
+ROUND_SECONDS = 4.0  # spent on the timed rounds of a row
 FEWEST, MOST = 3, 9  # rounds
 FEW_KEYS = 4  # with fewer keyframes, seeking spares a peer next to nothing
 TO_SLOW_PEER, TO_TORCHCODEC, TO_BEST = 1.7, 1.3, 0.95
@@ -263,18 +263,23 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
 
 
 def _in_question(row: Row) -> list[str]:
-    """Ours, the slow peer, and those that may be the best of all or of torchcodec."""
+    """Ours, the slow peer, and those that may be the best of all or of torchcodec: by a first run, the two
+    best and those close to the best."""
     medians = row.counting()
     peers = {name: value for name, value in medians.items() if not name.startswith(OURS)}
     codecs = {name: value for name, value in peers.items() if name.startswith("torchcodec")}
-    limit = HOPELESS * min(peers.values(), default=0.0)
-    codec_limit = HOPELESS * min(codecs.values(), default=0.0)
+    limit, codec_limit = _limit(peers), _limit(codecs)
     return [
         name
         for name, value in medians.items()
         if name.startswith(OURS) or (name == SLOW_PEER and row.bounds) or value <= limit
         or (name in codecs and value <= codec_limit)
     ]  # fmt: skip
+
+
+def _limit(seconds: dict[str, float]) -> float:
+    ordered = sorted(seconds.values())
+    return max(HOPELESS * ordered[0], ordered[:2][-1]) if ordered else 0.0
 
 
 def _left_out(row: Row, before: Row | None) -> set[str]:

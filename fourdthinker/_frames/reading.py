@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fourdthinker._frames import decord_reader, gpu, sidecar, transport
+from fourdthinker._frames import decord_reader, gpu, sidecar
 from fourdthinker._frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker._frames.container import Deadline, aspect_of, opened
 from fourdthinker._frames.decode import SeekFailed, frames_at, shares, single_packet
@@ -147,15 +147,7 @@ class Reading:
                 return True
         held = Held(ROOM)
         self.gap = first_gap(media, name, self.deadline.check)
-        self.timeline = build_timeline(
-            container,
-            video,
-            name,
-            held,
-            self.gap,
-            lambda: transport.only_joined(media, name, video.id, self.deadline.check),
-            self.deadline.check,
-        )
+        self.timeline = build_timeline(container, video, name, held, self.gap, self.deadline.check)
         self.held = held.packets
         if key is not None and self.timeline is not None and key == sidecar.key_of(name, video.index):
             sidecar.store(key, self.timeline)

@@ -1,13 +1,14 @@
 """What the first bytes of a coded picture tell about it, without decoding: which pictures nothing refers to.
 
 Sources: ITU-T H.264 7.3.1 and 7.4.1 (nal_ref_idc), H.265 7.4.2.2 (sub-layer non-reference pictures), AV1
-bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), ISO/IEC 14496-2 6.3.5
-(vop_coding_type), VP9 bitstream specification 6.2. VP9 has no such pictures: one that refreshes nothing still
+bitstream specification 5.5 and 5.9 (refresh_frame_flags), RFC 6386 9.1 (VP8 frame tag), ISO/IEC 14496-2 6.2.5
+(vop_coded), VP9 bitstream specification 6.2. VP9 has no such pictures: one that refreshes nothing still
 leaves its motion vectors and probabilities to the next.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from fourdthinker._frames.bits import Bits
@@ -20,7 +21,7 @@ KEY, CLEAN, SPARE, HIDDEN, ECHO = 1, 2, 4, 8, 128
 # H.265 only: the temporal layer of a picture that nothing of its own layer refers to; resolved by `settle`.
 LAYER_SHIFT, LAYERS = 4, 7
 VOP = b"\0\0\1\xb6"  # start code of a picture of MPEG-4
-UNCODED = 20  # bytes at most of one that is "not coded", but for 0xff, which count the seconds since another
+UNCODED = 20  # bytes that one which is "not coded" hardly has, but for 0xff, which count seconds in its head
 
 Classify = Callable[[bytes | memoryview], int]
 _INTRA_ONLY = ("mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "huffyuv", "utvideo", "png", "v210", "cfhd")
@@ -56,14 +57,14 @@ def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryvie
     """For a codec and its header: whether decoding can begin at a picture that the container calls a
     keyframe, for codecs whose decoders do not notice when it cannot. True where the data do not tell.
 
-    Sources: H.265 7.4.2.2 (intra random access points), ISO/IEC 14496-2 6.3.5 (vop_coding_type), ISO/IEC
-    13818-2 6.3.9 (picture_coding_type).
+    Sources: H.265 7.4.2.2 (intra random access points), ISO/IEC 14496-2 6.2.3 (video object layer) and 6.3.5
+    (vop_coding_type), ISO/IEC 13818-2 6.3.9 (picture_coding_type).
     """
     if codec == "hevc":
         size = length_size(codec, extradata)
         return lambda data: _h265_begins(data, size)
     if codec == "mpeg4":
-        return lambda data: _coded_as(bytes(data), VOP, 0, 6, 3) in (0, None)
+        return _Mpeg4(extradata or b"").begins
     if codec in ("mpeg1video", "mpeg2video"):
         return lambda data: _coded_as(bytes(data), b"\0\0\1\0", 1, 3, 7) in (1, None)
     return lambda data: True
@@ -92,14 +93,57 @@ def settle(flags: bytearray) -> bytes:
 
 
 def _mpeg4(data: bytes | memoryview) -> int:
-    """Packets with several pictures are followed by one that is "not coded", for which the decoder shows
-    the last one."""
+    """ECHO, or nothing: of a "not coded" picture the decoder shows none, or at the end of the data the last
+    one again; it stands alone or follows a packet with several. B-pictures are not spare, for the decoder
+    takes the scale of interlaced ones from the first that it sees."""
     whole = bytes(data)
     at = whole.find(VOP)
     start = whole[at : at + 1024].replace(b"\xff", b"")
-    if at < 0 or whole.find(VOP, at + 1) >= 0 or len(start) < UNCODED:
-        return ECHO
-    return SPARE if whole[at + len(VOP)] >> 6 == 2 else 0
+    return ECHO if at < 0 or whole.find(VOP, at + 1) >= 0 or len(start) < UNCODED else 0
+
+
+class _Mpeg4:
+    """Interlaced MPEG-4 can only be decoded from its first picture on, for FFmpeg takes the unit of distances
+    between fields from the first B-picture that it meets."""
+
+    def __init__(self, extradata: bytes) -> None:
+        self.interlaced, self.begun = _interlaced(extradata), False
+
+    def begins(self, data: bytes | memoryview) -> bool:
+        whole = bytes(data)
+        self.interlaced = self.interlaced or _interlaced(whole[: max(0, whole.find(VOP))])
+        if _coded_as(whole, VOP, 0, 6, 3) not in (0, None) or (self.interlaced and self.begun):
+            return False
+        self.begun = True
+        return True
+
+
+def _interlaced(head: bytes) -> bool:
+    """Whether the header of a layer of MPEG-4 says so, or cannot be read."""
+    found = re.search(rb"\x00\x00\x01[\x20-\x2f]", head)
+    if found is None:
+        return False
+    bits = Bits(head[found.end() : found.end() + 64])
+    try:
+        bits.take(9)
+        if bits.take(1):
+            bits.take(7)
+        if bits.take(4) == 15:  # an aspect ratio of its own
+            bits.take(16)
+        if bits.take(1):  # control parameters
+            bits.take(3)
+            if bits.take(1):
+                bits.take(79)
+        if bits.take(2):  # no rectangle
+            return True
+        resolution = bits.take(17) & 0xFFFF
+        bits.take(1)
+        if bits.take(1):  # a fixed rate
+            bits.take(max(1, (resolution - 1).bit_length()))
+        bits.take(29)
+        return bool(bits.take(1))
+    except ValueError:
+        return True
 
 
 def _units(data: bytes | memoryview, length: int) -> Iterator[bytes]:

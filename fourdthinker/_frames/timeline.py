@@ -18,7 +18,6 @@ from av.video.stream import VideoStream
 
 from fourdthinker._frames.references import CLEAN, HIDDEN, KEY, SPARE, TOLD, beginner, classifier, settle
 from fourdthinker._frames.threads import STRICT
-from fourdthinker._frames.transport import gapless
 from fourdthinker.errors import VideoError
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
@@ -93,14 +92,13 @@ def build_timeline(
     name: str,
     held: Held,
     gap: int | None,
-    joined: Callable[[], bool],
     check: Callable[[], None],
 ) -> Timeline | None:
     """Read through the packets of a stream. None when they do not tell which frames are shown when.
 
     Frames before the first keyframe cannot be decoded and do not count; nor do those that an edit list hides.
-    gap: where in the file data are missing. joined: whether FFmpeg's marks of lost data may stand for pieces
-    that were put together. check is called for each packet. VideoError when no frame is left.
+    gap: where in the file data are missing. check is called for each packet. VideoError when no frame is
+    left.
     """
     base = video.time_base
     if base is None:
@@ -111,7 +109,6 @@ def build_timeline(
     shown: list[tuple[int, int]] = []
     coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
-    joins: list[tuple[int, float]] | None = None  # at pieces put together: stamp, sound seconds
     first: int | None = None
     earliest: int | None = None
     packets, stamped = 0, True
@@ -132,13 +129,7 @@ def build_timeline(
             earliest = pts if earliest is None else min(pts, earliest)
             if fault is None and _suspect(packet, gap):
                 decoded = pts if packet.dts is None else min(pts, packet.dts)
-                sound = _seconds(decoded if whole is None else min(decoded, whole), base)
-                if packet.is_corrupt and joins is None and joined():
-                    joins = []
-                if packet.is_corrupt and joins is not None:
-                    joins.append((pts, sound))
-                else:
-                    fault = sound, DAMAGED
+                fault = _seconds(decoded if whole is None else min(decoded, whole), base), DAMAGED
             if packet.dts is not None:
                 whole = min(pts, packet.dts) + (packet.duration or 0)
             elif latest is None or pts > latest[0]:
@@ -179,9 +170,6 @@ def build_timeline(
     if not shown:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
     pts_shown = array("q", [stamp for stamp, _ in shown])
-    lossy = [sound for stamp, sound in joins or () if not gapless(pts_shown, stamp)]
-    if lossy:
-        fault = min(fault or (math.inf, ""), (lossy[0], DAMAGED))
     end = _end(pts_shown, shown[-1][1], video)
     timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault)
     announced = _announced(container, video, float(earliest * base))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker._frames import transport
 from fourdthinker._frames.holes import hole_finder
 from fourdthinker._frames.matroska import first_gap
 from fourdthinker._frames.references import KEY, SPARE, classifier
@@ -364,71 +363,3 @@ def test_remuxed_without_damage_nothing_is_found(tmp_path: Path, clips: dict[str
     for name, path in clips.items():
         target = path if path.suffix == ".mkv" else remux(path, tmp_path / f"{path.stem}.mkv")
         assert len(read_frames(target, times=seconds(target)).seconds) == COUNT, name
-
-
-# -- joined transport streams
-
-
-def video_packets(data: bytes | bytearray) -> list[int]:
-    """Where the packets of 188 bytes with video begin (the multiplexer's first elementary stream)."""
-    return [at for at in range(0, len(data), 188) if (data[at + 1] & 31) << 8 | data[at + 2] == 256]
-
-
-def starts(data: bytes | bytearray) -> list[int]:
-    """Those with which a picture begins."""
-    return [at for at in video_packets(data) if data[at + 1] & 64]
-
-
-def recounted(data: bytes, begin: int) -> bytes:
-    """As a file is that was put together of two: the counter begins anew at a packet."""
-    changed = bytearray(data)
-    for at in (at for at in video_packets(data) if at >= begin):
-        changed[at + 3] = changed[at + 3] & 0xF0 | changed[at + 3] + 5 & 15
-    return bytes(changed)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_joined_pieces_are_one_clip(
-    monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path], threads: int
-) -> None:
-    path = clips["h264 ts"]
-    data, times = path.read_bytes(), seconds(path)
-    truth = read_frames(data, times=times).pixels
-    for picture in (20, 21, 7):
-        at = starts(data)[picture]
-        joined = recounted(data, at)
-        got = outcome(monkeypatch, joined, times, threads)
-        assert not isinstance(got, str), got
-        assert torch.equal(got.pixels, truth)
-        inside = recounted(data, at + 188 * 2)
-        assert isinstance(outcome(monkeypatch, inside, times, threads), str)
-        # The same, and a picture, or a packet elsewhere, or a bit of one is missing.
-        for first, last in ((at, starts(data)[picture + 1]), (starts(data)[3] + 376, starts(data)[3] + 564)):
-            lossy = joined[:first] + joined[last:]
-            assert isinstance(outcome(monkeypatch, lossy, times, threads), str), (picture, first)
-        for place, bits in ((starts(data)[12] + 1, 128), (starts(data)[12] + 188, 1)):
-            wrong = bytearray(joined)
-            wrong[place] ^= bits
-            assert isinstance(outcome(monkeypatch, bytes(wrong), times, threads), str), place
-
-
-def test_a_join_is_told_over_the_ends_of_reads(
-    monkeypatch: pytest.MonkeyPatch, clips: dict[str, Path]
-) -> None:
-    data = clips["h264 ts"].read_bytes()
-    joined = recounted(data, starts(data)[20])
-    looked: list[int] = []
-    for many in (1, 7, 16384):
-        monkeypatch.setattr(transport, "MANY", many)
-        assert transport.only_joined(joined, "", 256, lambda: looked.append(1))
-        assert not transport.only_joined(recounted(data, starts(data)[20] + 188), "", 256, quiet)
-    assert len(looked) > len(data) // 188
-    assert not transport.only_joined(joined[:-1], "", 256, quiet)
-    assert not transport.only_joined(clips["h264"], str(clips["h264"]), 256, quiet)
-
-
-def test_gapless() -> None:
-    assert transport.gapless([0, 40, 80, 120], 80)
-    assert not transport.gapless([0, 40, 120, 160], 40)
-    assert transport.gapless([0, *range(4000, 8000, 40)], 7000)  # a gap far away
-    assert not transport.gapless([0], 0)

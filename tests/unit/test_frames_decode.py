@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fourdthinker._frames import decode, reading
-from fourdthinker._frames.references import CLEAN, ECHO, HIDDEN, KEY, SPARE, classifier, settle
+from fourdthinker._frames.references import CLEAN, ECHO, HIDDEN, KEY, SPARE, beginner, classifier, settle
 from fourdthinker._frames.timeline import Timeline
 from fourdthinker.frames import FramePolicy, read_frames
 from tests.clips import make_clip
@@ -54,6 +54,7 @@ STREAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "mpeg4": ("mpeg4", "mp4", {"bf": "2", "g": "12"}),
     "mpeg4 without reordering": ("mpeg4", "mkv", {"g": "12"}),
+    "mpeg4 fields": ("mpeg4", "mp4", {"bf": "2", "g": "12", "flags": "+ilme+ildct", "qscale": "3"}),
     "mpeg2": ("mpeg2video", "ts", {"bf": "2", "g": "12"}),
     "mjpeg": ("mjpeg", "mkv", {}),
     "ffv1": ("ffv1", "mkv", {}),
@@ -100,9 +101,9 @@ def test_sparse_frames_are_those_of_decoding_all(
     # seeks in transport streams are inexact.
     assert all(isinstance(error, decode.SeekFailed) for error in retried) or "without" in name
     assert not retried or suffix == "ts" or "without" in name
-    if name.startswith(("h264", "hevc", "av1")) or name == "mpeg4":
+    if name.startswith(("h264", "hevc", "av1")):
         assert spare_share(path) > (0.05 if "av1" in name or "without" in name else 0.15)
-    elif name.startswith(("vp9", "mpeg2", "mpeg4 ", "ffv1")):
+    elif name.startswith(("vp9", "mpeg", "ffv1")):
         assert spare_share(path) == 0
 
 
@@ -158,6 +159,27 @@ def test_hidden_pictures_of_vp8() -> None:
     assert classify(b"\x10\0\0") == CLEAN
     assert classify(b"\x11\0\0") == 0
     assert classify(b"\x01\0\0") == HIDDEN
+
+
+def test_interlaced_mpeg4_begins_at_its_first_picture(tmp_path: Path) -> None:
+    """Read alone or together, near the beginning of seconds or not: distances of fields have one unit."""
+    for number, options in enumerate(
+        ({"g": "12"}, {"flags": "+ilme+ildct", "g": "13", "sc_threshold": "1000000000"})
+    ):
+        for suffix in ("mp4", "ts"):
+            path = tmp_path / f"{number}.{suffix}"
+            more = {"bf": "2", "qscale": "3"}
+            make_clip(
+                path, STAMPS, codec="mpeg4", options=options | more, size=(96, 128), draw=textured, base=25
+            )
+            with av.open(str(path)) as container:
+                video = container.streams.video[0]
+                begins = beginner("mpeg4", video.codec_context.extradata)
+                keys = [bytes(p) for p in container.demux(video) if p.size and p.is_keyframe]
+            assert len(keys) > 3
+            assert [begins(key) for key in keys] == ([True] + [not number] * (len(keys) - 1))
+    lost = beginner("mpeg4", b"\0\0\1\x20\0")  # a header that ends early
+    assert [lost(b"\0\0\1\xb6\x10") for _ in range(2)] == [True, False]
 
 
 NOT_CODED = b"\0\0\1\xb6\x51\x4f"  # P, no second begins, increment 2 in 5 bits, not coded; then stuffing
