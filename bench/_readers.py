@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -209,7 +210,7 @@ def readers(device: str, kept: str) -> dict[str, Reader]:
         return found
     found = {OURS: ours("off"), AGAIN: ours(kept)}
     for module in ("decord", "torchcodec.decoders", "cv2"):  # not within a first run
-        if importlib.util.find_spec(module.partition(".")[0]):
+        with suppress(Exception):  # which tells why not
             importlib.import_module(module)
     if importlib.util.find_spec("decord"):
         found |= {SLOW_PEER: decord_pillow, "decord": decord_torch}

@@ -42,7 +42,7 @@ ALIKE, LEVELS, MEAN = 0.99, 3, 1.5
 HOPELESS = 1.35  # a peer this many times slower than the best in a first run is not run again
 LEFT_OUT = 2.5  # one so many times slower at one sampling of a clip is not run at the other
 ROUND_SECONDS = 4.0  # spent on the timed rounds of a row
-FEWEST, MOST = 3, 9  # rounds
+FEWEST, MOST = 3, 7  # rounds
 FEW_KEYS = 4  # with fewer keyframes, seeking spares a peer next to nothing
 TO_SLOW_PEER, TO_TORCHCODEC, TO_BEST = 1.7, 1.3, 0.95
 
@@ -263,12 +263,13 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
 
 
 def _in_question(row: Row) -> list[str]:
-    """Ours, the slow peer, and those that may be the best of all or of torchcodec: by a first run, the two
-    best and those close to the best."""
+    """Ours, the slow peer, and by a first run those that may be the best of all or of torchcodec: the
+    two best and those close to the best; torchcodec's best alone where the row does not depend on it."""
     medians = row.counting()
     peers = {name: value for name, value in medians.items() if not name.startswith(OURS)}
     codecs = {name: value for name, value in peers.items() if name.startswith("torchcodec")}
-    limit, codec_limit = _limit(peers), _limit(codecs)
+    limit = _limit(peers)
+    codec_limit = _limit(codecs) if row.bounds else min(codecs.values(), default=0.0)
     return [
         name
         for name, value in medians.items()

@@ -23,6 +23,7 @@ EMPTIES = (
     "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores",
     "ffv1",
 )  # fmt: skip
+SHARED = ("libdav1d", "libaom-av1", "libvpx", "libvpx-vp9")  # decoders whose threads share one picture
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
 LEFT = 8  # runs at most, but one, that are left to such threads
@@ -61,10 +62,11 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     return joined
 
 
-def single_packet(timeline: Timeline, wanted: Sequence[int]) -> bool:
-    """Whether one packet is all that has to be decoded: threads would cost more than they save."""
+def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:
+    """Whether all that is wanted is one keyframe, and the decoder's threads cannot share the work on it:
+    starting them costs a fifth of the time for a small picture."""
     places = [timeline.order[pts] for pts in wanted] if timeline.coded else []
-    return len(places) == 1 and bool(timeline.flags[places[0]] & KEY)
+    return codec not in SHARED and len(places) == 1 and bool(timeline.flags[places[0]] & KEY)
 
 
 def _ends(timeline: Timeline, codec: str) -> bool:
@@ -75,7 +77,7 @@ def _ends(timeline: Timeline, codec: str) -> bool:
 def shares(
     timeline: Timeline, wanted: Sequence[int], codec: str, workers: int
 ) -> tuple[list[list[int]], Sequence[int]]:
-    """Stamps for each of several decoders at once, and those left to one decoder with all threads after them.
+    """Stamps for each of several decoders at once, and those left to one decoder with its threads after them.
 
     Threads that decode one picture after the other wait for each other, row by row; decoders of different
     runs do not. So they win where runs divide evenly and are long enough to open the file again; the last

@@ -169,7 +169,7 @@ class Reading:
         else:
             stamps = [timeline.pts[index] for index in unique]
             workers = 1 if self.careful or batch is not None or not self.straight else self.threads
-            alone = not self.careful and single_packet(timeline, stamps)
+            alone = not self.careful and single_packet(timeline, stamps, video.codec_context.name)
             set_threads(video, 1 if alone else self.threads)
             parts, rest = shares(timeline, stamps, video.codec_context.name, workers)
             if parts and self.device.type == "cpu":

@@ -64,7 +64,7 @@ def beginner(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryvie
         size = length_size(codec, extradata)
         return lambda data: _h265_begins(data, size)
     if codec == "mpeg4":
-        return _Mpeg4(extradata or b"").begins
+        return _Mpeg4Beginner(extradata or b"").begins
     if codec in ("mpeg1video", "mpeg2video"):
         return lambda data: _coded_as(bytes(data), b"\0\0\1\0", 1, 3, 7) in (1, None)
     return lambda data: True
@@ -102,19 +102,20 @@ def _mpeg4(data: bytes | memoryview) -> int:
     return ECHO if at < 0 or whole.find(VOP, at + 1) >= 0 or len(start) < UNCODED else 0
 
 
-class _Mpeg4:
+class _Mpeg4Beginner:
     """Interlaced MPEG-4 can only be decoded from its first picture on, for FFmpeg takes the unit of distances
-    between fields from the first B-picture that it meets."""
+    between fields from the first B-picture that it meets after the header."""
 
     def __init__(self, extradata: bytes) -> None:
         self.interlaced, self.begun = _interlaced(extradata), False
 
     def begins(self, data: bytes | memoryview) -> bool:
         whole = bytes(data)
-        self.interlaced = self.interlaced or _interlaced(whole[: max(0, whole.find(VOP))])
-        if _coded_as(whole, VOP, 0, 6, 3) not in (0, None) or (self.interlaced and self.begun):
+        kind, at = _coded_as(whole, VOP, 0, 6, 3), whole.find(VOP)
+        self.interlaced = self.interlaced or _interlaced(whole[:at] if at >= 0 else whole)
+        if kind not in (0, None) or (self.interlaced and self.begun):
             return False
-        self.begun = True
+        self.begun = self.begun or kind == 0
         return True
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fourdthinker._frames.timeline import Timeline
 
-VERSION = 5
+VERSION = 6
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 ROOM = 256 << 20  # bytes of disk that all indices may take

@@ -161,25 +161,31 @@ def test_hidden_pictures_of_vp8() -> None:
     assert classify(b"\x01\0\0") == HIDDEN
 
 
-def test_interlaced_mpeg4_begins_at_its_first_picture(tmp_path: Path) -> None:
-    """Read alone or together, near the beginning of seconds or not: distances of fields have one unit."""
-    for number, options in enumerate(
-        ({"g": "12"}, {"flags": "+ilme+ildct", "g": "13", "sc_threshold": "1000000000"})
-    ):
-        for suffix in ("mp4", "ts"):
-            path = tmp_path / f"{number}.{suffix}"
-            more = {"bf": "2", "qscale": "3"}
-            make_clip(
-                path, STAMPS, codec="mpeg4", options=options | more, size=(96, 128), draw=textured, base=25
-            )
-            with av.open(str(path)) as container:
-                video = container.streams.video[0]
-                begins = beginner("mpeg4", video.codec_context.extradata)
-                keys = [bytes(p) for p in container.demux(video) if p.size and p.is_keyframe]
-            assert len(keys) > 3
-            assert [begins(key) for key in keys] == ([True] + [not number] * (len(keys) - 1))
-    lost = beginner("mpeg4", b"\0\0\1\x20\0")  # a header that ends early
-    assert [lost(b"\0\0\1\xb6\x10") for _ in range(2)] == [True, False]
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+@pytest.mark.parametrize("fields", [True, False])
+def test_interlaced_mpeg4_begins_at_its_first_picture(tmp_path: Path, suffix: str, fields: bool) -> None:
+    options = {"bf": "2", "qscale": "3", "g": "13", "sc_threshold": "1000000000"}
+    path = make_clip(
+        tmp_path / f"c.{suffix}", STAMPS, codec="mpeg4", size=(96, 128), draw=textured, base=25,
+        options=options | ({"flags": "+ilme+ildct"} if fields else {}),
+    )  # fmt: skip
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        begins = beginner("mpeg4", video.codec_context.extradata)
+        packets = [packet for packet in container.demux(video) if packet.size]
+    keys = [bytes(packet) for packet in packets if packet.is_keyframe]
+    assert len(keys) > 3
+    assert [begins(key) for key in keys] == [True] + [not fields] * (len(keys) - 1)
+    shown = sorted(float(packet.pts * packet.time_base) for packet in packets)
+    every = read_frames(path, times=shown).pixels
+    for k in range(COUNT):
+        assert torch.equal(read_frames(path, times=[shown[k]]).pixels[0], every[k]), k
+
+
+def test_headers_of_mpeg4_in_a_packet_of_their_own() -> None:
+    layer = b"\0\0\1\x20\0"  # ends early: taken for interlaced
+    begins = beginner("mpeg4", None)
+    assert [begins(data) for data in (layer, b"\0\0\1\xb6\x10", b"\0\0\1\xb6\x10")] == [True, True, False]
 
 
 NOT_CODED = b"\0\0\1\xb6\x51\x4f"  # P, no second begins, increment 2 in 5 bits, not coded; then stuffing
@@ -293,7 +299,7 @@ def test_threads_are_not_used_for_a_single_packet(tmp_path: Path, monkeypatch: p
         "frames_at",
         lambda *a, **o: used.append(a[1].codec_context.thread_count) or original(*a, **o),
     )
-    for chosen, threads in (([30], 1), ([31], 5), ([0, 30], 5), ([0], 1)):
+    for chosen, threads in (([30], 1), ([31], 5), ([0, 30], 5), ([0], 1)):  # two more than asked for
         assert torch.equal(read_frames(path, times=[k / 25 for k in chosen]).pixels, every[chosen])
         assert used.pop() == threads
 
