@@ -40,8 +40,8 @@ UNIFORM = 16
 # swscale's colours; those of real clips, whose chroma swscale repeats and we interpolate, by their mean.
 ALIKE, LEVELS, MEAN = 0.99, 3, 1.5
 HOPELESS = 1.35  # a peer this many times slower than the best in a first run is not run again
-LEFT_OUT = 2.5  # one so many times slower at one sampling of a clip is not run at the other
-ROUND_SECONDS = 4.0  # spent on the timed rounds of a row
+LEFT_OUT = 2.0  # one so many times slower at one sampling of a clip is not run at the other
+ROUND_SECONDS = 2.5  # spent on the timed rounds of a row
 FEWEST, MOST = 3, 7  # rounds
 FEW_KEYS = 4  # with fewer keyframes, seeking spares a peer next to nothing
 TO_SLOW_PEER, TO_TORCHCODEC, TO_BEST = 1.7, 1.3, 0.95
@@ -252,7 +252,7 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
         if outcome.fault:
             log.warning("%s, %s: %s: %s", row.clip, row.sampling, name, outcome.fault)
         calls[name] = again
-        gc.collect()
+    gc.collect()
     calls = {name: calls[name] for name in _in_question(row)}
     for name in calls:
         row.outcomes[name].processor = []
