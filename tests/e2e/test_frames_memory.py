@@ -110,11 +110,12 @@ def test_eight_threads_and_two_hundred_files(tmp_path: Path) -> None:
         except VideoError as error:
             alone[path] = digest(error)
     sizes, descriptors = [], []
-    for _ in range(3):
+    for _ in range(6):
         found = [digest(result) for result in read_many(files, policy, workers=8)]
         assert found == [alone[path] for path in files]
         gc.collect()
         sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         descriptors.append(len(os.listdir("/proc/self/fd")))
     assert len(set(descriptors)) == 1
-    assert sizes[2] - sizes[1] < 8 << 20, sizes
+    # The first rounds fill the allocator's arenas, by how the threads happen to meet.
+    assert min(sizes[4:]) - min(sizes[2:4]) < 8 << 20, sizes
