@@ -1,7 +1,7 @@
 """A checkpoint that answers questions: the few lines most people need.
 
     thinker = Thinker.from_pretrained("runs/grpo/final")
-    print(thinker.generate("kitchen.mp4", "Which way does the camera move?").text)
+    answer = thinker.generate("kitchen.mp4", "Which way does the camera move?").text
 """
 
 from __future__ import annotations

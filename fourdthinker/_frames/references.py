@@ -111,8 +111,8 @@ class _Mpeg4Beginner:
 
     def begins(self, data: bytes | memoryview) -> bool:
         whole = bytes(data)
-        kind, at = _coded_as(whole, VOP, 0, 6, 3), whole.find(VOP)
-        self.interlaced = self.interlaced or _interlaced(whole[:at] if at >= 0 else whole)
+        kind = _coded_as(whole, VOP, 0, 6, 3)
+        self.interlaced = self.interlaced or _interlaced(whole.partition(VOP)[0])
         if kind not in (0, None) or (self.interlaced and self.begun):
             return False
         self.begun = self.begun or kind == 0
