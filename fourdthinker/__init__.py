@@ -1,2 +1,3 @@
 """Latent visual reasoning for video."""
+
 __version__ = "0.1.0"

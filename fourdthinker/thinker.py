@@ -1,7 +1,7 @@
 """A checkpoint that answers questions: the few lines most people need.
 
-    thinker = Thinker.from_pretrained("runs/grpo/final")
-    answer = thinker.generate("kitchen.mp4", "Which way does the camera move?").text
+thinker = Thinker.from_pretrained("runs/grpo/final")
+answer = thinker.generate("kitchen.mp4", "Which way does the camera move?").text
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourdthinker._records.line import LETTERS, PICTURES
 from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy, Frames
 from fourdthinker.prompts import Encoder, Prompt
 from fourdthinker.records import Record
+from fourdthinker.records.line import LETTERS, PICTURES
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
 from fourdthinker.transcript import TextStream, text_plain

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fourdthinker._frames.pixels import CLIP_MEAN, CLIP_STD
 from fourdthinker.errors import CheckpointError
 from fourdthinker.frames import FramePolicy
+from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
 from fourdthinker.frames import read_frames, read_images
 from fourdthinker.records import Record, write_records
-from fourdthinker.synth.questions import Question, ask_all, caption, narrate
-from fourdthinker.synth.scenes import (
+from fourdthinker.worlds.questions import Question, ask_all, caption, narrate
+from fourdthinker.worlds.scenes import (
     CAMERA_MOTIONS,
     DIRECTIONS,
     KEY_FRAMES,

@@ -23,7 +23,7 @@ from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
 from fourdthinker.report.verdict import verdict
-from fourdthinker.synth.scenes import World
+from fourdthinker.worlds.scenes import World
 
 logger = logging.getLogger(__name__)
 

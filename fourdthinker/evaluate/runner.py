@@ -223,9 +223,7 @@ def _encoded(
             continue
         if override is not None:
             if vision is None:
-                raise ConfigError(
-                    f"{records[rows[0]].where}: frames_override needs records with pictures"
-                )
+                raise ConfigError(f"{records[rows[0]].where}: frames_override needs records with pictures")
             vision = blacken(vision, encoder.spec) if override == "black" else vision
         yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
 

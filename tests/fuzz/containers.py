@@ -24,9 +24,8 @@ from pathlib import Path
 
 import torch
 
-from fourdthinker._frames import sidecar
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, Frames, read_frames
+from fourdthinker.frames import FramePolicy, Frames, index_cache, read_frames
 
 log = logging.getLogger("fuzz")
 
@@ -146,7 +145,7 @@ def run(first: int, cases: int, seconds: float, note: Path | None) -> int:
     start, before = time.monotonic(), _peak()
     logging.getLogger("fourdthinker").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[sidecar.VARIABLE] = str(Path(folder, "index"))
+        os.environ[index_cache.VARIABLE] = str(Path(folder, "index"))
         for number in range(first, first + cases):
             if time.monotonic() - start > seconds:
                 break

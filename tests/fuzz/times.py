@@ -4,7 +4,7 @@ python -m tests.fuzz.times --cases 500 [--first 0] [--seconds 60]
 
 A case draws codec, container, groups of pictures, B-frames, presentation times (uneven, with an offset, cut
 by an edit list) and the times asked for. What skips, seeks and indexes is compared with decoding everything.
-Files are read a second time, when their index comes from the sidecar, and a third time with that damaged.
+Files are read a second time, when their index comes from the index_cache, and a third time with that damaged.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ import av
 import numpy as np
 import torch
 
-from fourdthinker._frames import sidecar
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import read_frames
+from fourdthinker.frames import index_cache, read_frames
 from tests.clips import make_clip, number_of, remux
 
 log = logging.getLogger("fuzz")
@@ -146,8 +145,8 @@ def check(number: int, folder: Path) -> str:
 def _spoil(path: Path, draw: random.Random) -> None:
     """Damage the index that was kept for a file, if there is one."""
     for stream in range(2):
-        key = sidecar.key_of(str(path), stream)
-        place = sidecar._place(key) if key is not None else None
+        key = index_cache.key_of(str(path), stream)
+        place = index_cache._place(key) if key is not None else None
         if place is not None and place.is_file():
             data = bytearray(place.read_bytes())
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
@@ -160,7 +159,7 @@ def run(first: int, cases: int, seconds: float) -> int:
     logging.getLogger("fourdthinker").setLevel(logging.ERROR)  # damaged indices are told about
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ[sidecar.VARIABLE] = str(folder / "index")
+        os.environ[index_cache.VARIABLE] = str(folder / "index")
         for number in range(first, first + cases):
             if time.monotonic() - start > seconds:
                 break

@@ -13,7 +13,7 @@ from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.graphs import Graphs
 from fourdthinker.sampler.prefill import prefill
 from fourdthinker.sampler.store import KVStore
-from tests.unit.sampler_cases import compare, make_prompt, mixed_prompts, talkative
+from tests.unit.sampler.cases import compare, make_prompt, mixed_prompts, talkative
 
 CUDA = "cuda"
 

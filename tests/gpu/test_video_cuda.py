@@ -13,10 +13,9 @@ import torch
 
 av = pytest.importorskip("av")
 
-from fourdthinker._frames import cuda, nvdec  # noqa: E402 - after the check for av
-from fourdthinker._frames.colour import planes_of  # noqa: E402
-from fourdthinker._frames.pixels import native  # noqa: E402
-from fourdthinker.frames import FramePolicy, read_frames  # noqa: E402
+from fourdthinker.frames import FramePolicy, cuda, nvdec, read_frames  # noqa: E402 - after the check for av  # noqa: E402
+from fourdthinker.frames.colour import planes_of  # noqa: E402
+from fourdthinker.frames.convert import native  # noqa: E402
 from tests.unit.test_video_cuda import LAYOUTS, planes  # noqa: E402
 
 CUDA = torch.device("cuda", 0)

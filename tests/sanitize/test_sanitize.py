@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 FUZZ_SECONDS = 30
-TESTS = ("tests/unit/test_resize*.py", "tests/unit/test_convert*.py", "tests/unit/test_frames*.py",
+TESTS = ("tests/unit/frames/test_*.py",
          "tests/fuzz/test_arguments.py")  # fmt: skip
 
 pytestmark = pytest.mark.skipif(

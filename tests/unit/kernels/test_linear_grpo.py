@@ -237,8 +237,16 @@ def test_bad_input_is_named():
         (r"old_logprobs is \(4, 5\)", {"old_logprobs": tensors["ref_logprobs"][:, :5]}),
         (r"advantages is \(3,\)", {"advantages": advantages[:3]}),
         (r"advantages is \(\)", {"advantages": advantages[0]}),
-        (r"advantages is \(\)", {"input": input[0], "target": target[0], "mask": mask[0],
-                                 "advantages": advantages[0], "sequence_ids": target[0]}),
+        (
+            r"advantages is \(\)",
+            {
+                "input": input[0],
+                "target": target[0],
+                "mask": mask[0],
+                "advantages": advantages[0],
+                "sequence_ids": target[0],
+            },
+        ),
         ("sequence_ids is needed", {"sequence_ids": target}),
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
         ("group_size 3 does not divide the 4 sequences", {"group_size": 3}),

@@ -1,1 +1,0 @@
-"""The insides of `fourdthinker.frames`."""

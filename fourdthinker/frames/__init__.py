@@ -1,0 +1,23 @@
+"""Frames of videos, frame folders and pictures: which ones (by presentation time), at what size, on what
+clock.
+"""
+
+from fourdthinker.frames.convert import Frames, patchify, resize
+from fourdthinker.frames.images import read_images
+from fourdthinker.frames.policy import FramePolicy
+from fourdthinker.frames.pool import in_order
+from fourdthinker.frames.read import iterate_frames, read_frames, read_many
+from fourdthinker.frames.request import FrameSource
+
+__all__ = [
+    "FramePolicy",
+    "FrameSource",
+    "Frames",
+    "in_order",
+    "iterate_frames",
+    "patchify",
+    "read_frames",
+    "read_images",
+    "read_many",
+    "resize",
+]

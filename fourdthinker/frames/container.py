@@ -1,0 +1,134 @@
+"""A video file opened through PyAV: which formats, which stream, and for how long."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Discard
+from av.video.stream import VideoStream
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames.threads import set_threads
+
+Source = str | os.PathLike[str] | bytes
+# Containers that hold one file's media and refer to nothing else (playlists and scripts are not opened).
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,gif,mxf,wav,mp3,"
+    "aac,flac,h264,hevc,m4v,av1,obu,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
+)
+
+
+class Deadline:
+    """Ends a reading that takes longer than `timeout` seconds (None: never).
+
+    Looked at between packets, and by FFmpeg while it waits for data; one call of a decoder is not
+    interrupted.
+    """
+
+    def __init__(self, name: str, timeout: float | None) -> None:
+        self.name, self.timeout = name, timeout
+        self.until = None if timeout is None else time.monotonic() + timeout
+
+    def check(self) -> None:
+        if self.until is not None and time.monotonic() > self.until:
+            raise VideoError(
+                f"{self.name}: not read within {self.timeout:g} s; raise timeout, or drop the file"
+            )
+
+    def left(self) -> float | None:
+        self.check()
+        return None if self.until is None else max(0.001, self.until - time.monotonic())
+
+
+def name_of(source: Source) -> str:
+    return "<bytes>" if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
+
+
+@contextmanager
+def opened(
+    source: Source, stream: int | None, threads: int, deadline: Deadline, *, quick: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its best video stream, or the one asked for, its decoder set to `threads` threads.
+
+    quick: where the container's header tells enough, do not let FFmpeg decode the first pictures, which it
+    does to learn their format and, without fail, how far they are reordered.
+    """
+    name = deadline.name
+    size = (
+        len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
+    )
+    if size is None:
+        raise VideoError(f"{name}: {'is a folder, not a video' if os.path.isdir(name) else 'no such file'}")
+    if size == 0:
+        raise VideoError(f"{name}: the file is empty (0 bytes)")
+    if not isinstance(source, bytes) and not os.access(name, os.R_OK):
+        raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
+    left = deadline.left()
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    if quick and _tells_enough(source, name):
+        options["codec_whitelist"] = "none"  # for what avformat opens itself
+    try:
+        # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
+        container = av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else name,
+            options=options,
+            metadata_errors="replace",
+            timeout=left,
+        )
+    except av.error.ExitError:
+        deadline.until = 0.0
+        deadline.check()
+        raise
+    except av.error.FFmpegError as error:
+        cause = "its type is not one of those read here" if error.errno == errno.EINVAL else error.strerror
+        raise VideoError(
+            f"{name}: not a video that can be opened ({cause}); it may be cut off, or no video at all"
+        ) from error
+    with container:
+        video = _stream(container, stream, name)
+        context = video.codec_context
+        if context is None:
+            raise VideoError(f"{name}: no decoder for the codec of stream {video.index}; convert it to H.264")
+        for other in container.streams:
+            if other.index != video.index:
+                other.discard = Discard.all
+        set_threads(video, threads)
+        yield container, video
+
+
+def _tells_enough(source: Source, name: str) -> bool:
+    """MP4 and Matroska, by their first bytes."""
+    if isinstance(source, bytes):
+        head = source[:12]
+    else:
+        with open(name, "rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
+
+
+def aspect_of(video: VideoStream) -> float:
+    """Width to height of a pixel: by the container, else by the first picture, once it is decoded."""
+    return float(video.sample_aspect_ratio or video.codec_context.sample_aspect_ratio or 1) or 1.0
+
+
+def _stream(container: InputContainer, index: int | None, name: str) -> VideoStream:
+    covers = av.stream.Disposition.attached_pic
+    videos = {s.index: s for s in container.streams.video if not s.disposition & covers}
+    if not videos:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
+        raise VideoError(f"{name}: no video stream (streams: {kinds})")
+    if index is None:
+        best = container.streams.best("video")
+        return videos.get(best.index if best is not None else -1, next(iter(videos.values())))
+    if index not in videos:
+        known = ", ".join(str(i) for i in videos)
+        raise VideoError(f"{name}: stream {index} is no video stream; video streams are {known}")
+    return videos[index]

@@ -1,0 +1,207 @@
+"""Pictures in memory: resized, and cut into the patches that the vision tower reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fourdthinker.frames.checks import DTYPES, look, resample_of, size_of, whole
+from fourdthinker.frames.colour import Layout, Planes
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Frames:
+    """What was read.
+
+    pixels: uint8 [T, H, W, 3] RGB, or None when patches were asked for. patches: [P, 3*2*patch*patch] in the
+    dtype asked for, in the tower's order, normalised; grid_thw: [n, 3] long, one row for a clip and one for
+    each still.
+    seconds: the time that each frame was asked for; shown: the time at which that frame's presentation
+    begins; both on the clock of the source. fps: frames a second of `seconds`. seconds_per_grid: seconds
+    between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock. decoder:
+    what decoded and converted them. fault: with partial=True, why the frames after these are not here.
+    """
+
+    pixels: Tensor | None = None
+    patches: Tensor | None = None
+    grid_thw: Tensor | None = None
+    seconds: list[float] = field(default_factory=list)
+    shown: list[float] = field(default_factory=list)
+    fps: float = 1.0
+    source: str = ""
+    seconds_per_grid: float = 2.0
+    kind: str = "video"
+    decoder: str = ""
+    fault: str | None = None
+
+
+@cache
+def native() -> ModuleType | None:
+    """The compiled extension, or None (said once, in the log) where it was not built."""
+    try:
+        from fourdthinker import _video
+    except ImportError as error:
+        logger.warning(
+            "fourdthinker._video is not built (%s): resizing with Pillow, several times slower", error
+        )
+        return None
+    return _video
+
+
+def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "lanczos") -> Tensor:
+    """Antialiased resize of uint8 [T, H, W, 3] to uint8 [T, h, w, 3], size = (h, w); equal to Pillow's
+    filters.
+
+    Runs on the host, on as many threads as torch is set to use (one in the workers of a DataLoader). Raises
+    ConfigError for a size or filter that there is not, ValueError for pictures of another kind.
+    """
+    size, resample = size_of(size), resample_of(resample)
+    array = _host(pixels)
+    if array.shape[1:3] == size:
+        return torch.from_numpy(array)
+    module = native()
+    if module is not None:
+        return torch.from_numpy(module.resize(array, *size, resample, torch.get_num_threads()))
+    images = (Image.fromarray(frame).resize(size[::-1], _FILTERS[resample]) for frame in array)
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+
+
+@dataclass(frozen=True)
+class Normal:
+    """How patches are cut and normalised: side of a patch, (value / 255 - mean) / std, and their dtype."""
+
+    patch: int = 14
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        whole("patch", self.patch, 1, "give the side of a patch in pixels")
+        mean, std = look(self.mean, self.std, self.dtype)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+
+def convert(
+    frames: Sequence[Planes],
+    layout: Layout,
+    size: tuple[int, int],
+    *,
+    resample: str,
+    turns: int,
+    normal: Normal | None,
+    threads: int,
+    device: torch.device,
+) -> Tensor:
+    """Decoded planes to uint8 [T, h, w, 3], size = (h, w) after `turns` quarter turns counter-clockwise; or
+    to patches, as `patchify` makes them of that; on device, and by it where it and the extension can."""
+    module = native()
+    if module is None:
+        packed = np.stack([planes[0].reshape(planes[0].shape[0], -1, 3) for planes in frames])
+        pixels = resize(np.rot90(packed, turns, (1, 2)), size, resample)
+        return (pixels if normal is None else patchify(pixels, **asdict(normal))[0]).to(device)
+    options = asdict(layout) | conversion(size, resample=resample, turns=turns, normal=normal)
+    if device.type == "cuda" and module.build_info()["cuda"]:
+        from fourdthinker.frames import cuda
+
+        return cuda.convert(frames, device=device, **options)
+    tensor = _tensor(module.convert(frames, **options, threads=threads), normal.dtype if normal else None)
+    return tensor.to(device)
+
+
+def conversion(size: tuple[int, int], *, resample: str, turns: int, normal: Normal | None) -> dict[str, Any]:
+    """The keywords of `_video.convert` about its output."""
+    options = {"height": size[0], "width": size[1], "resample": resample, "rotation": 90 * turns}
+    if normal is None:
+        return options
+    values = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[normal.dtype], "patch": normal.patch}
+    return options | values | {"out": "patches"}
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
+    """numpy has no bfloat16: the extension returns its bits as uint16."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+
+
+def patchify(
+    pixels: Tensor | np.ndarray,
+    *,
+    stills: bool = False,
+    patch: int = 14,
+    merge: int = 2,
+    temporal: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """uint8 [T, h, w, 3] to (patches [P, 3*temporal*patch*patch] of dtype, grid_thw).
+
+    h and w must be multiples of patch * merge. A clip is one row of grid_thw; an incomplete last group of
+    `temporal` frames is filled up by repeating the last frame. Stills are a row each, each repeated to fill
+    its group. Normalised per channel: (value / 255 - mean) / std, computed in float32, rounded to dtype
+    (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order. Raises
+    ConfigError for numbers out of range, ValueError for pictures of another kind or size.
+    """
+    normal = Normal(patch, mean, std, dtype)
+    whole("merge", merge, 1, "give the side of a block in patches")
+    whole("temporal", temporal, 1, "give the number of frames that a patch spans")
+    _check_kind(pixels)
+    on_host = not isinstance(pixels, Tensor) or pixels.device.type == "cpu"
+    clip = torch.from_numpy(_host(pixels)) if on_host else torch.as_tensor(pixels)
+    t, h, w, _ = clip.shape
+    if h % (patch * merge) or w % (patch * merge):
+        raise ValueError(
+            f"pictures of {h}x{w} pixels cannot be cut into patches of {patch} merged {merge}x{merge}; "
+            f"resize them to multiples of {patch * merge} (FramePolicy.size)"
+        )
+    groups = t if stills else -(-t // temporal)
+    grid = torch.tensor([[groups, h // patch, w // patch]])
+    if stills:
+        grid = torch.tensor([[1, h // patch, w // patch]]).repeat(t, 1)
+        clip = clip.repeat_interleave(temporal, 0)
+    module = native()
+    if module is not None and on_host:
+        threads = torch.get_num_threads()
+        options: dict[str, Any] = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[dtype]}
+        options |= {"patch": patch, "merge": merge, "temporal": temporal}
+        made = module.resize_patches(clip.numpy(), h, w, threads=threads, **options)
+        return _tensor(made, dtype), grid
+    if clip.shape[0] < groups * temporal:
+        clip = torch.cat([clip, clip[-1:].expand(groups * temporal - clip.shape[0], -1, -1, -1)])
+    centre, scale = (torch.tensor(part, device=clip.device) for part in (normal.mean, normal.std))
+    values = clip.float().div_(255).sub_(centre).div_(scale).to(dtype)
+    split = values.view(
+        groups, temporal, h // patch // merge, merge, patch, w // patch // merge, merge, patch, 3
+    )
+    # (group, block row, block column, row in block, column in block, channel, frame, row, column)
+    return split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * temporal * patch * patch), grid
+
+
+def _host(pixels: Tensor | np.ndarray) -> np.ndarray:
+    _check_kind(pixels)
+    return np.ascontiguousarray(pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels)
+
+
+def _check_kind(pixels: Any) -> None:
+    if not isinstance(pixels, (Tensor, np.ndarray)):
+        raise ValueError(f"pictures are of type {type(pixels).__name__}; give a tensor or an array")
+    kind = str(pixels.dtype).removeprefix("torch.")
+    if kind != "uint8" or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(
+            f"pictures are {kind} {list(pixels.shape)}; uint8 [frames, height, width, 3] is needed"
+        )

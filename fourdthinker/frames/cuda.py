@@ -1,0 +1,108 @@
+"""Planes decoded in software, converted on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fourdthinker.frames.convert import native
+
+ROW = 64  # rows begin at multiples of so many bytes, for aligned reads
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def missing() -> str | None:
+    """Why the extension cannot convert frames on a GPU; None when it can, given one."""
+    module = native()
+    if module is None:
+        return "fourdthinker._video is not built"
+    info = module.build_info()
+    return None if info["cuda"] else f"fourdthinker._video is built without CUDA: {info['why_no_cuda']}"
+
+
+def convert(frames: Sequence[tuple[NDArray[Any], ...]], *, device: torch.device, **options: Any) -> Tensor:
+    """What `_video.convert` makes of the same frames, bit for bit, by its CUDA kernels.
+
+    frames: for each frame a tuple of planes on the host, all frames of one size; options: the keywords of
+    `_video.convert`, `threads` apart. device: a CUDA device; on "cpu" the kernels' threads run one after the
+    other, for tests. The planes may be changed once this returns; the result is ready in the order of torch's
+    current stream: uint8 [T, height, width, 3], or patches in their dtype. Raises ValueError as
+    `_video.convert` does, RuntimeError with what CUDA says.
+    """
+    if not frames or not frames[0]:
+        raise ValueError("there are no frames: at least one is needed")
+    kind = frames[0][0].dtype
+    shapes = [plane.shape for plane in frames[0]]
+    for index, planes in enumerate(frames):
+        if [plane.shape for plane in planes] != shapes or any(plane.dtype != kind for plane in planes):
+            raise ValueError(
+                f"frame {index} has planes of other sizes or types than frame 0: split the clip there"
+            )
+    height, width = shapes[0]
+    width = width // 3 if options["chroma"] == "rgb" else width
+    pitches = [-(-columns * kind.itemsize // ROW) * ROW for _, columns in shapes]
+    sizes = [rows * pitch for (rows, _), pitch in zip(shapes, pitches, strict=True)]
+    # One block of memory, so that one copy brings all planes to the device.
+    block = torch.empty(len(frames) * sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    memory = block.numpy()
+    offsets: list[list[int]] = []
+    at = 0
+    for planes in frames:
+        offsets.append([])
+        for plane, pitch, size in zip(planes, pitches, sizes, strict=True):
+            rows = memory[at : at + size].view(kind).reshape(plane.shape[0], pitch // kind.itemsize)
+            rows[:, : plane.shape[1]] = plane
+            offsets[-1].append(at)
+            at += size
+    block = block.to(device, non_blocking=True)
+    out = empty(len(frames), device, **options)
+    base = block.data_ptr()
+    addresses = [
+        [(base + offset, pitch) for offset, pitch in zip(parts, pitches, strict=True)] for parts in offsets
+    ]
+    module = native()
+    if module is None:
+        raise RuntimeError("fourdthinker._video is not built")
+    index, stream = place(device)
+    places = list(range(len(frames)))
+    module.cuda_convert(
+        addresses, out.data_ptr(), places, len(places), (height, width), index, stream, **options
+    )
+    return out
+
+
+def place(device: torch.device) -> tuple[int, int]:
+    """(number of a CUDA device, address of torch's current stream on it); (-1, 0) for the host."""
+    if device.type != "cuda":
+        return -1, 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def empty(
+    frames: int,
+    device: torch.device,
+    *,
+    height: int,
+    width: int,
+    out: str = "uint8",
+    patch: int = 14,
+    merge: int = 2,
+    temporal: int = 2,
+    dtype: str = "float32",
+    **_: Any,
+) -> Tensor:
+    """Room for the result of a conversion."""
+    if out == "uint8":
+        return torch.empty(frames, height, width, 3, dtype=torch.uint8, device=device)
+    if out != "patches" or dtype not in _DTYPES or height % (patch * merge) or width % (patch * merge):
+        raise ValueError(
+            f"out={out!r}, dtype={dtype!r}, {height}x{width} pixels: out is 'uint8' or 'patches', dtype one "
+            f"of {', '.join(_DTYPES)}, and the size of patches a multiple of {patch * merge}"
+        )
+    count = -(-frames // temporal) * (height // patch) * (width // patch)
+    return torch.empty(count, 3 * temporal * patch**2, dtype=_DTYPES[dtype], device=device)

@@ -1,0 +1,278 @@
+"""The frames with given stamps out of a stream, decoding no more than they need."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from fourdthinker.frames.container import Deadline
+from fourdthinker.frames.holes import CAUSE, hole_finder
+from fourdthinker.frames.references import CLEAN, ECHO, KEY, SPARE
+from fourdthinker.frames.sink import Damaged, Missing, Sink
+from fourdthinker.frames.threads import LATE, drained
+from fourdthinker.frames.timeline import Timeline
+
+JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
+# Decoders that, when they are emptied, show what they hold under its own stamp.
+EMPTIES = (
+    "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores",
+    "ffv1",
+)  # fmt: skip
+SHARED = ("libdav1d", "libaom-av1", "libvpx", "libvpx-vp9")  # decoders whose threads share one picture
+WORTH = 64  # packets; fewer are decoded before another decoder is opened
+TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
+LEFT = 8  # runs at most, but one, that are left to such threads
+SEEK = 400  # reading past so many packets costs about as much as a seek in the file
+
+
+class SeekFailed(Missing):
+    """A seek led past the packet at `seconds`: the container's own index is coarse or wrong."""
+
+
+def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool) -> list[tuple[int, int]]:
+    """Runs [first, last] of packets, in decoding order, that frames with these stamps are decoded from.
+
+    Each run begins at a keyframe. careful: one run from the first keyframe on. ends: the decoder can be
+    emptied after each run; otherwise there is one run, to the end of the stream (or to the last frame).
+    """
+    places = [timeline.order[pts] for pts in wanted]
+    first = 0 if careful else timeline.key_before(min(wanted)) or 0
+    if careful or not ends:
+        return [(first, max(places) if ends else len(timeline.coded) - 1)]
+    runs: list[tuple[int, int]] = []
+    for pts, place in sorted(zip(wanted, places, strict=True)):
+        first = timeline.key_before(pts) or 0
+        # An open group's leading pictures follow a keyframe in decoding order, so runs may overlap.
+        while runs and first <= runs[-1][1]:
+            before = runs.pop()
+            first, place = min(first, before[0]), max(place, before[1])
+        runs.append((first, place))
+    joined = runs[:1]
+    for first, last in runs[1:]:
+        between = timeline.flags[joined[-1][1] + 1 : first]
+        if not timeline.flags[first] & CLEAN and sum(not flag & SPARE for flag in between) <= JOIN:
+            joined[-1] = joined[-1][0], last
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:
+    """Whether all that is wanted is one keyframe, and the decoder's threads cannot share the work on it:
+    starting them costs a fifth of the time for a small picture."""
+    places = [timeline.order[pts] for pts in wanted] if timeline.coded else []
+    return codec not in SHARED and len(places) == 1 and bool(timeline.flags[places[0]] & KEY)
+
+
+def _ends(timeline: Timeline, codec: str) -> bool:
+    """Whether the decoder can be emptied anywhere in the stream."""
+    return codec in EMPTIES and max(timeline.flags, default=0) < ECHO
+
+
+def shares(
+    timeline: Timeline, wanted: Sequence[int], codec: str, workers: int
+) -> tuple[list[list[int]], Sequence[int]]:
+    """Stamps for each of several decoders at once, and those left to one decoder with its threads after them.
+
+    Threads that decode one picture after the other wait for each other, row by row; decoders of different
+    runs do not. So they win where runs divide evenly and are long enough to open the file again; the last
+    runs, which would keep only some of them busy, are left.
+    """
+    if workers < 2 or not timeline.coded or not _ends(timeline, codec):
+        return [], wanted
+    runs = plan(timeline, wanted, careful=False, ends=True)
+    costs = [sum(not flag & SPARE for flag in timeline.flags[a : b + 1]) for a, b in runs]
+    if sum(costs) < WORTH:
+        return [], wanted
+    together = 1 if codec in LATE else workers * TOGETHER
+    shortest, best = sum(costs) / together, [-1]
+    for count in range(len(runs), max(0, len(runs) - LEFT), -1):
+        loads, limits = _divided(runs[:count], costs[:count], workers)
+        time = max(loads) + sum(costs[count:]) / together
+        if len(loads) > 1 and time < shortest:
+            shortest, best = time, limits
+    parts: list[list[int]] = [[] for _ in best]
+    rest: list[int] = []
+    for pts in wanted:
+        part = bisect_left(best, timeline.order[pts])
+        (parts[part] if part < len(parts) else rest).append(pts)
+    return parts if best[0] >= 0 else [], rest
+
+
+def _divided(
+    runs: Sequence[tuple[int, int]], costs: Sequence[int], workers: int
+) -> tuple[list[int], list[int]]:
+    """(costs, last place) of at most so many shares of consecutive runs."""
+    part = sum(costs) / workers
+    loads, limits = [0], [-1]
+    for (_, last), cost in zip(runs, costs, strict=True):
+        if loads[-1] and loads[-1] + cost / 2 > part and len(loads) < workers:
+            loads.append(0)
+            limits.append(last)
+        loads[-1] += cost
+        limits[-1] = last
+    return loads, limits
+
+
+def frames_at(
+    container: InputContainer,
+    video: VideoStream,
+    timeline: Timeline,
+    wanted: Sequence[int],
+    deadline: Deadline,
+    *,
+    held: Sequence[av.Packet] | None = None,
+    seek: bool = True,
+    careful: bool = False,
+) -> Iterator[av.VideoFrame]:
+    """The frames with these stamps, which increase.
+
+    held: all packets of the timeline, where they are at hand; else they are read from the container, which
+    must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
+    Raises Missing, SeekFailed and Damaged.
+    """
+    context = video.codec_context
+    sink = Sink(timeline, wanted, several=context.thread_count > 1)
+    packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
+    near = wanted[-1]  # the stamp of the packet last given to the decoder
+    try:
+        for packet in packets:
+            deadline.check()
+            if packet is None:  # decoding goes on elsewhere: take out what the decoder still holds
+                for frames in drained(context):
+                    yield from sink.take(frames)
+                yield from sink.settle()
+                context.flush_buffers()
+            elif isinstance(packet, int):
+                sink.landed = packet
+            else:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                near = near if stamp is None else stamp
+                try:
+                    frames = context.decode(packet)
+                except av.error.FFmpegError:
+                    if context.thread_count > 1 or sink.needs(near):
+                        raise
+                else:
+                    yield from sink.take(frames)
+            if not sink.pending and not sink.held:
+                return
+        if timeline.coded:  # without, the last packet that was read did so
+            for frames in drained(context):
+                yield from sink.take(frames)
+        yield from sink.settle()
+    except (av.error.FFmpegError, Damaged) as error:
+        fault = error if isinstance(error, Damaged) else Damaged(error.strerror, timeline, near)
+        if context.thread_count == 1:  # else packets after the fault were decoded too
+            yield from sink.rescue(context, fault.stamp)
+        if fault is error:
+            raise
+        raise fault from error
+    if sink.pending:
+        raise Missing(timeline.seconds(sink.pending[-1]))
+
+
+def packets_for(
+    container: InputContainer,
+    video: VideoStream,
+    timeline: Timeline,
+    wanted: Sequence[int],
+    deadline: Deadline,
+    *,
+    held: Sequence[av.Packet] | None = None,
+    seek: bool = True,
+    careful: bool = False,
+) -> Iterator[av.Packet | int | None]:
+    """What has to be decoded for these stamps, in order. None and then the stamp of a keyframe stand where
+    decoding goes on at that keyframe with an empty decoder."""
+    if not timeline.coded:
+        return container.demux(video)
+    context = video.codec_context
+    runs = plan(timeline, wanted, careful=careful, ends=_ends(timeline, context.name))
+    chosen = _chosen(timeline, wanted, runs, careful)
+    if held is not None:
+        packets = _from_memory(held, chosen)
+    else:
+        leap = SEEK if seek else len(timeline.coded) + 1
+        packets = _from_file(container, video, timeline, chosen, deadline, leap)
+    has_hole = hole_finder(context.name, context.extradata)
+    return packets if has_hole is None else _sound(packets, timeline, has_hole)
+
+
+def _sound(
+    packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Callable[[bytes], bool]
+) -> Iterator[av.Packet | int | None]:
+    for packet in packets:
+        if isinstance(packet, av.Packet) and packet.pts is not None and has_hole(bytes(packet)):
+            raise Damaged(CAUSE, timeline, packet.pts)
+        yield packet
+
+
+def _chosen(
+    timeline: Timeline, wanted: Sequence[int], runs: Sequence[tuple[int, int]], careful: bool
+) -> Iterator[tuple[int, int | None]]:
+    """(place of a packet to decode, None), and before the first run and those that need an empty decoder (the
+    run's first place, the stamp it begins at)."""
+    needed = {timeline.order[pts] for pts in wanted}
+    flags = timeline.flags
+    for number, (first, last) in enumerate(runs):
+        if not number or not flags[first] & CLEAN:
+            yield first, timeline.coded[first]
+        for place in range(first, last + 1):
+            if careful or place in needed or not flags[place] & SPARE:
+                yield place, None
+
+
+def _from_memory(
+    held: Sequence[av.Packet], chosen: Iterator[tuple[int, int | None]]
+) -> Iterator[av.Packet | int | None]:
+    fresh = True
+    for place, begin in chosen:
+        if begin is None:
+            yield held[place]
+            fresh = False
+        else:
+            if not fresh:
+                yield None
+            yield begin
+
+
+def _from_file(
+    container: InputContainer,
+    video: VideoStream,
+    timeline: Timeline,
+    chosen: Iterator[tuple[int, int | None]],
+    deadline: Deadline,
+    leap: int,
+) -> Iterator[av.Packet | int | None]:
+    """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
+    packets = container.demux(video)
+    at = -1  # the place of the packet last read
+    for place, begin in chosen:
+        if begin is not None or (place - at > leap and timeline.flags[place] & KEY):
+            if at >= 0:
+                yield None
+            yield timeline.coded[place]
+            if place - at > leap:
+                try:
+                    container.seek(timeline.coded[place], stream=video)
+                except av.error.FFmpegError as error:
+                    raise SeekFailed(timeline.seconds(timeline.coded[place])) from error
+                packets, at = container.demux(video), place - leap
+        if begin is not None:
+            continue
+        while at != place:
+            packet = next(packets, None)
+            if packet is None or packet.size == 0:
+                raise SeekFailed(timeline.seconds(timeline.coded[place]))
+            deadline.check()
+            found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
+            if found > place:
+                raise SeekFailed(timeline.seconds(timeline.coded[place]))
+            at = found
+        yield packet

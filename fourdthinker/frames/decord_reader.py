@@ -1,0 +1,44 @@
+"""Frames decoded by decord, for those who have it and want its frames at our times."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.frames.container import Source
+
+NEAR = 1e-3  # seconds between decord's clock, which is in single precision, and ours
+
+
+def pictures(
+    media: Source, stream: int | None, name: str, begin: Sequence[float], batch: int, threads: int
+) -> Iterator[np.ndarray]:
+    """uint8 [up to batch, H, W, 3], upright: the frames whose presentation begins at these times.
+
+    Raises ConfigError where decord is not installed or cannot do what is asked, VideoError where it fails or
+    knows no such frame.
+    """
+    try:
+        import decord  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise ConfigError(
+            "reader='decord' needs the package decord; pip install decord, or use reader='auto'"
+        ) from error
+    if stream is not None:
+        raise ConfigError(f"reader='decord' cannot read stream {stream} of a file; use reader='auto'")
+    try:
+        opened = io.BytesIO(media) if isinstance(media, bytes) else name
+        reader = decord.VideoReader(opened, num_threads=threads)
+        clock = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
+        places = np.searchsorted(clock, np.asarray(begin) - NEAR).clip(max=len(clock) - 1)
+        for place, time in zip(places, begin, strict=True):
+            if abs(clock[place] - time) > NEAR:
+                raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
+        for first in range(0, len(places), batch):
+            yield reader.get_batch(places[first : first + batch].tolist()).asnumpy()
+    except decord.DECORDError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise VideoError(f"{name}: decord cannot read it ({cause}); use reader='auto'") from error

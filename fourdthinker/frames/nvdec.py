@@ -1,0 +1,211 @@
+"""Frames decoded by a GPU's video engine (NVDEC) and converted where they lie, without a copy to the host.
+
+How a reader uses it, for a CUDA device:
+
+    reason = available(codec, chroma, depth, width, height, device)
+    if reason is None:
+        try:
+            result = decode(packets, video, wanted, device=device, **conversion)
+        except NvdecError as error: ...  # decode in software, which names the fault and its time
+    else: ...  # say `reason` once; decode in software and convert with fourdthinker.frames.cuda.convert
+
+What the engine gives is decoded bit for bit as the standard says, so both ways give the same frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import av
+import torch
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from fourdthinker.frames import cuda
+from fourdthinker.frames.convert import native
+
+CODECS = {"h264": "h264", "hevc": "hevc", "vp8": "vp8", "vp9": "vp9", "av1": "av1", "libdav1d": "av1",
+          "libvpx": "vp8", "libvpx-vp9": "vp9", "libaom-av1": "av1"}  # fmt: skip
+BATCH = 64  # packets handed over at a time
+_START = b"\0\0\0\1"
+
+logger = logging.getLogger(__name__)
+
+
+class NvdecError(Exception):
+    """The engine did not give the frames; pts: the stamp of the first frame concerned, where known."""
+
+    def __init__(self, cause: str, pts: int | None = None) -> None:
+        super().__init__(cause)
+        self.pts = pts
+
+
+def available(
+    codec: str, chroma: str, depth: int, width: int, height: int, device: torch.device
+) -> str | None:
+    """Why NVDEC of `device` does not decode such a stream; None when it does.
+
+    codec: FFmpeg's name of it (video.codec_context.name); chroma: "420", "422", "444" or "gray"; depth: bits;
+    width, height: of the coded frames.
+    """
+    reason = cuda.missing()
+    if reason is not None:
+        return reason
+    module = native()
+    assert module is not None
+    if not module.build_info()["nvdec_headers"]:
+        return (
+            "fourdthinker._video is built without NVDEC: install ffnvcodec's headers (Debian: "
+            "libffmpeg-nvenc-dev) and reinstall fourdthinker"
+        )
+    if codec not in CODECS:
+        return f"NVDEC is not used for the codec {codec}"
+    index, _ = cuda.place(device)
+    return module.nvdec_refusal(CODECS[codec], chroma, depth, width, height, index)
+
+
+def decode(
+    packets: Iterable[av.Packet | int | None],
+    video: VideoStream,
+    wanted: Sequence[int],
+    *,
+    device: torch.device,
+    **conversion: Any,
+) -> Tensor:
+    """The frames with the stamps `wanted`, converted, on `device`.
+
+    packets: of one stream, in decoding order from a keyframe on, those that no wanted frame needs left out at
+    will. An int: the next packet begins at a keyframe of that stamp after a seek, frames shown before it may
+    lack what they refer to; None, which may stand before it, says nothing more. They are read in batches and
+    no further than needed. wanted: stamps in the stream's time base, in any order, also more than once.
+    conversion: keywords of `_video.convert` about colour and output: height, width, matrix, full_range,
+    siting, resample, rotation, out, patch, merge, temporal, mean, std, dtype. What describes the surfaces
+    (chroma, depth, crop, ...) comes from the decoder, also when the size changes within the stream.
+
+    Returns uint8 [len(wanted), height, width, 3] or patches in `dtype`, ready in the order of torch's current
+    stream; the host does not wait for the conversion of the last frames. Raises NvdecError for data that
+    cannot be decoded, also where a wanted frame only might refer to them, and for frames that the stream does
+    not show, ValueError for a wrong conversion.
+    """
+    module = native()
+    if module is None:
+        raise NvdecError("fourdthinker._video is not built")
+    context = video.codec_context
+    index, stream = cuda.place(device)
+    out = cuda.empty(len(wanted), device, **conversion)
+    annexb = AnnexB(context.name, context.extradata)
+    try:
+        engine = module.Nvdec(
+            CODECS[context.name], annexb.header, list(wanted), out.data_ptr(), index, stream, **conversion
+        )
+        begins = True
+        for landed, batch in batches(packets):
+            begins = begins or landed is not None
+            data = [annexb.packet(p, first=begins and n == 0) for n, p in enumerate(batch)]
+            begins = False
+            offsets = [0]
+            for part in data:
+                offsets.append(offsets[-1] + len(part))
+            stamps = [_stamp(packet) for packet in batch]
+            if not engine.feed(b"".join(data), offsets, stamps, landed):
+                break
+        missing = engine.finish()
+    except module.NvdecDamaged as damage:
+        cause, pts = damage.args
+        raise NvdecError(cause, pts) from damage
+    except RuntimeError as error:
+        raise NvdecError(str(error)) from error
+    if missing:
+        raise NvdecError("the stream does not show a frame that the container lists", missing[0])
+    return out
+
+
+def batches(packets: Iterable[av.Packet | int | None]) -> Iterator[tuple[int | None, list[av.Packet]]]:
+    """(stamp that decoding landed at, or None where it goes on; at most BATCH packets)."""
+    landed: int | None = None
+    batch: list[av.Packet] = []
+    for item in packets:
+        if isinstance(item, av.Packet):
+            if item.size:
+                batch.append(item)
+            if len(batch) == BATCH:
+                yield landed, batch
+                landed, batch = None, []
+        elif item is not None:
+            if batch:
+                yield landed, batch
+            landed, batch = item, []
+    if batch:
+        yield landed, batch
+
+
+def _stamp(packet: av.Packet) -> int:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    if stamp is None:
+        raise NvdecError("a packet has no time stamp")
+    return stamp
+
+
+class AnnexB:
+    """Packets as the parser reads them: H.264 and H.265 with start codes instead of sizes before each unit.
+
+    The parameter sets of the container's header come before the packets that decoding begins at; sets inside
+    the stream, which come later, replace them. Formats: ISO/IEC 14496-15, 5.3.3.1 (avcC) and 8.3.3.1 (hvcC).
+    header: the sequence header of AV1, for the parser itself.
+    """
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        self.codec = CODECS[codec]
+        self.header = b""
+        self.length_size = 0
+        self.sets = b""
+        self._read(extradata or b"")
+
+    def packet(self, packet: av.Packet, first: bool) -> bytes:
+        if packet.has_sidedata("new_extradata"):
+            self._read(bytes(packet.get_sidedata("new_extradata")))
+            first = True
+        data = bytes(packet)
+        if self.length_size:
+            data = self._units(data)
+        return self.sets + data if first else data
+
+    def _units(self, data: bytes) -> bytes:
+        at = 0
+        parts: list[bytes] = []
+        while at + self.length_size <= len(data):
+            size = int.from_bytes(data[at : at + self.length_size], "big")
+            at += self.length_size
+            parts += (_START, data[at : at + size])
+            at += size
+        if at != len(data):  # the parser would make a picture of what is there, and say nothing
+            raise NvdecError("a packet ends within a NAL unit")
+        return b"".join(parts)
+
+    def _read(self, extradata: bytes) -> None:
+        if self.codec == "av1":
+            # av1C: four bytes, then the sequence header
+            self.header = extradata[4:] if len(extradata) > 4 and extradata[0] & 0x80 else b""
+        elif self.codec == "h264" and len(extradata) > 6 and extradata[0] == 1:
+            self.length_size = extradata[4] % 4 + 1
+            self.sets, at = self._sets(extradata, 6, extradata[5] & 31)
+            self.sets += self._sets(extradata, at + 1, extradata[at])[0] if at < len(extradata) else b""
+        elif self.codec == "hevc" and len(extradata) > 22 and extradata[0] == 1:
+            self.length_size = extradata[21] % 4 + 1
+            self.sets, at = b"", 23
+            for _ in range(extradata[22]):
+                found, at = self._sets(extradata, at + 3, int.from_bytes(extradata[at + 1 : at + 3], "big"))
+                self.sets += found
+        elif self.codec in ("h264", "hevc"):
+            self.sets = extradata  # has start codes already, or is empty
+
+    @staticmethod
+    def _sets(data: bytes, at: int, count: int) -> tuple[bytes, int]:
+        parts = b""
+        for _ in range(count):
+            size = int.from_bytes(data[at : at + 2], "big")
+            parts += _START + data[at + 2 : at + 2 + size]
+            at += 2 + size
+        return parts, at

@@ -1,0 +1,115 @@
+"""Which of the frames that a decoder gives are those wanted, and sound."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import av
+import av.error
+from av.video.codeccontext import VideoCodecContext
+
+from fourdthinker.frames.references import SPARE
+from fourdthinker.frames.timeline import Timeline
+
+REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
+
+
+class Missing(Exception):
+    """The decoder did not show the frame that the container lists at `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("a frame that the container lists is not there")
+        self.seconds = seconds
+
+
+class Damaged(Exception):
+    """The decoder cannot make a frame of the data with this stamp, at `seconds`."""
+
+    def __init__(self, cause: str, timeline: Timeline, stamp: int) -> None:
+        super().__init__(cause)
+        self.stamp, self.seconds = stamp, timeline.seconds(stamp)
+
+
+class Sink:
+    """Sorts what a decoder gives into the frames wanted.
+
+    A wanted frame is held until all that was decoded before it has come out: what it refers to may be shown
+    after it, and only then tells that it is damaged. several: threads decode, so that errors may be lost;
+    what was decoded before a wanted frame and has not come out then counts as damaged.
+    """
+
+    def __init__(self, timeline: Timeline, wanted: Sequence[int], several: bool) -> None:
+        self.timeline = timeline
+        self.pending = list(reversed(wanted))
+        self.held: deque[tuple[int, av.VideoFrame]] = deque()  # with the stamp that has to be seen first
+        self.seen = self.landed = timeline.pts[0]  # frames shown before `landed` may lack what they refer to
+        self.several = several
+        self.out: set[int] = set()  # the stamps that came out
+        self.whole = 0  # before this place, all that was decoded came out
+
+    def take(self, frames: Sequence[av.VideoFrame], limit: int | None = None) -> Iterator[av.VideoFrame]:
+        """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
+        pending = self.pending
+        for frame in frames:
+            pts = frame.pts
+            if pts is None or pts < self.landed:
+                continue
+            if limit is not None and self.timeline.order.get(pts, limit) >= limit:
+                continue
+            if frame.is_corrupt and self.needs(pts):
+                raise Damaged("a frame is incomplete", self.timeline, pts)
+            passed = bool(pending) and pts > pending[-1]
+            if pending and pts == pending[-1]:
+                pending.pop()
+                self.held.append((self._last_before(pts), frame))
+            self.out.add(pts)
+            self.seen = max(self.seen, pts)
+            while self.held and self.held[0][0] <= self.seen:
+                yield self._release()
+            if passed:
+                raise Missing(self.timeline.seconds(pending[-1]))
+
+    def settle(self) -> Iterator[av.VideoFrame]:
+        """The frames held, when all has come out."""
+        while self.held:
+            yield self._release()
+
+    def _release(self) -> av.VideoFrame:
+        frame = self.held.popleft()[1]
+        timeline = self.timeline
+        if self.several and frame.pts in timeline.order:
+            place = timeline.order[frame.pts]
+            first = max(self.whole, timeline.key_before(frame.pts) or 0)
+            for stamp, flag in zip(timeline.coded[first:place], timeline.flags[first:place], strict=True):
+                shown = stamp >= self.landed and not flag & SPARE and timeline.shows(stamp)
+                if shown and stamp not in self.out:
+                    raise Damaged("a picture that others need did not come out", timeline, stamp)
+            self.whole = max(self.whole, place)
+        return frame
+
+    def rescue(self, context: VideoCodecContext, stamp: int) -> Iterator[av.VideoFrame]:
+        """What a decoder still holds of before a fault at that stamp."""
+        limit = self.timeline.order.get(stamp)
+        if limit is None:
+            return
+        try:
+            yield from self.take(context.decode(None), limit)
+        except (av.error.FFmpegError, Damaged, Missing):
+            return
+
+    def _last_before(self, pts: int) -> int:
+        """The latest stamp among the pictures that a frame may refer to, its own included."""
+        place = self.timeline.order.get(pts, 0)
+        coded, flags = self.timeline.coded, self.timeline.flags
+        first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
+        return max((coded[k] for k in range(first, place) if not flags[k] & SPARE), default=pts)
+
+    def needs(self, pts: int) -> bool:
+        """Whether a frame still to come out, or held, may refer to the picture of this stamp."""
+        waiting = [*self.pending, *(frame.pts or 0 for _, frame in self.held)]
+        order = self.timeline.order
+        if pts not in order:
+            return any(pts <= stamp for stamp in waiting)
+        place = order[pts]
+        return any((self.timeline.key_before(w) or 0) <= place <= order[w] for w in waiting)

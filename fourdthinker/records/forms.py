@@ -1,0 +1,320 @@
+"""The forms a line may have, and what each of their keys must hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from typing import Any
+
+from fourdthinker.errors import RecordError
+from fourdthinker.latents import IMAGERY
+from fourdthinker.records.line import LETTERS, Line, MediaRoot, Record, is_number, letter_of, options_in
+
+# Keys of our superset, in every form.
+COMMON = {"id", "type", "options", "answer", "fps", "seconds", "source", "bbox", "start", "end", "system"}
+DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
+RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
+MLLM = COMMON | {"conversations", "video", "image", "solution", "num_tokens"}
+ASK = COMMON | {"question", "video", "frames", "images"}
+ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
+_SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
+
+
+def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Record:
+    """The record of one line. RecordError naming file, line, key and remedy when anything is wrong with
+    it."""
+    line = Line(_object(raw, where), where, root)
+    if "conversations" in line.data:
+        record = _mllm(line)
+    elif "text_input" in line.data or "text_output" in line.data:
+        record = _dift(line)
+    elif "Question" in line.data:
+        record = _rl(line)
+    elif kind == "ask":
+        record = _ask(line)
+    else:
+        line.missing(
+            "text_input", "a record has text_input (DIFT), Question (4DRL) or conversations (MLLM-4D)"
+        )
+    _clock(line, record)
+    if kind == "dift" and record.text_output is None:
+        line.missing("text_output", "records to fine-tune on need it")
+    if kind == "rl" and record.answer is None and "solution" not in record.extra:
+        line.missing("answer", "records to reinforce on need options and the right one of them")
+    record.kind = kind or record.kind
+    return record
+
+
+def _object(raw: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"key {max(keys, key=keys.count)!r} appears twice in one object")
+        return data
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{where}: malformed JSON ({error}); each line must be one JSON object (JSONL)"
+        ) from error
+    if not isinstance(data, dict):
+        raise RecordError(
+            f"{where}: a JSON {type(data).__name__}, not an object; write one object {{...}} a line, "
+            "without a list around them"
+        )
+    return data
+
+
+def _dift(line: Line) -> Record:
+    line.known("DIFT", DIFT)
+    question = line.text("text_input", required=True) or ""
+    if "text_output" not in line.data:
+        line.missing("text_output", "a DIFT record needs the reasoning to learn")
+    if not isinstance(line.data["text_output"], str) or not line.data["text_output"].strip():
+        line.wrong("text_output", "a text that is not blank")
+    record = Record("dift", _id(line), question, where=line.where)
+    record.text_output = line.prose("text_output", line.data["text_output"], imagery=True)
+    _media(line, record, "video", "image_input")
+    single = line.data.get("image_input")  # one picture; a list, or the path of a folder, is a clip
+    record.stills = isinstance(single, str) and line.root.resolve(single)[0] in (record.frames or ())
+    record.images = line.files("image_output")
+    _placeholders(line, record, "image_output")
+    _options(line, record)
+    _answer(line, record)
+    return record
+
+
+def _rl(line: Line) -> Record:
+    line.known("4DRL", RL)
+    record = Record("rl", _id(line), line.text("Question", required=True) or "", where=line.where)
+    _media(line, record, "video_path", "frame_paths")
+    lettered = {letter: line.text(letter) or "" for letter in LETTERS if letter in line.data}
+    if lettered and "options" in line.data and line.data["options"] != lettered:
+        line.fail(
+            f"key 'options' is {line.data['options']!r} and the lettered keys say {lettered!r}; keep one"
+        )
+    _options(line, record, lettered)
+    if not record.options:
+        line.missing("A", "a 4DRL record has 2 to 8 options: A, B, ... or an object under 'options'")
+    key = "Correct" if "Correct" in line.data else "answer"
+    if key not in line.data:
+        line.missing("Correct", "name the letter or the exact text of the right option")
+    _answer(line, record, key)
+    return record
+
+
+def _ask(line: Line) -> Record:
+    """A question to be answered: nothing but the question is needed."""
+    line.known("question", ASK)
+    record = Record("ask", _id(line), line.text("question", required=True) or "", where=line.where)
+    given = [key for key in ("video", "frames", "images") if key in line.data]
+    if len(given) > 1:
+        line.fail(f"keys {' and '.join(map(repr, given))} are there; keep the one that the question is about")
+    record.stills = given == ["images"]
+    _media(line, record, "video", "images" if record.stills else "frames", optional=True)
+    _options(line, record)
+    _answer(line, record)
+    return record
+
+
+def _mllm(line: Line) -> Record:
+    line.known("MLLM-4D", MLLM)
+    turns = line.data["conversations"]
+    if not isinstance(turns, list):
+        line.wrong("conversations", 'a list of {"from", "value"} objects')
+    said: dict[str, str] = {}
+    for turn in turns:
+        if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
+            line.wrong("conversations", 'a list of {"from", "value"} objects with texts')
+        role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+        if role is None:
+            line.fail(f"key 'conversations': from {turn['from']!r} is no role; roles are {', '.join(ROLES)}")
+        if role in said:
+            line.fail(
+                f"key 'conversations': more than one turn of {role}; write one record for each question"
+            )
+        said[role] = line.prose("conversations", turn["value"], imagery=role == "assistant")
+    if list(said) != [role for role in ("system", "user", "assistant") if role in said] or "user" not in said:
+        line.fail("key 'conversations': its turns must be system (if any), user, gpt, in this order")
+    slots = _SLOTS.match(said["user"])
+    question = said["user"][slots.end() if slots else 0 :]
+    if not question.strip():
+        line.fail("key 'conversations': the user's turn holds no question")
+    record = Record("rl" if "solution" in line.data else "dift", _id(line), question, where=line.where)
+    record.system = line.text("system") or said.get("system")
+    record.text_output = said.get("assistant")
+    if record.kind == "dift" and not (record.text_output or "").strip():
+        line.fail("key 'conversations': no turn of gpt with text, and no 'solution'; one of them is needed")
+    _media(line, record, "video", "image", optional=True)
+    if record.frames:
+        record.stills = True
+    _slots(line, record, said["user"], question)
+    _placeholders(line, record, "image_output")
+    _options(line, record)
+    if "solution" in line.data:
+        _solution(line, record)
+    elif record.options:
+        _answer(line, record)
+    return record
+
+
+def _slots(line: Line, record: Record, turn: str, question: str) -> None:
+    if "<video>" in question or "<image>" in question:
+        line.fail(
+            "key 'conversations': <video> and <image> must stand at the start of the user's turn; move them"
+        )
+    for word, number in (("<video>", int(record.video is not None)), ("<image>", len(record.frames or ()))):
+        if turn.count(word) != number:
+            line.fail(
+                f"key 'conversations': {turn.count(word)} {word} for {number} files under {word[1:-1]!r}; "
+                "write one for each"
+            )
+
+
+def _solution(line: Line, record: Record) -> None:
+    solution = line.data["solution"]
+    if not isinstance(solution, list) or len(solution) != 1 or not isinstance(solution[0], dict):
+        line.wrong("solution", "a list of one object with answer, camera_center and object_center")
+    unknown = set(solution[0]) - {"answer", "camera_center", "object_center"}
+    if unknown or not isinstance(solution[0].get("answer"), str):
+        line.wrong("solution", "a list of one object with answer (a text), camera_center and object_center")
+    for key in ("camera_center", "object_center"):
+        centres = solution[0].get(key)
+        if not isinstance(centres, (list, type(None))) or not all(map(_centre, centres or ())):
+            line.fail(
+                f"key 'solution': {key!r} is {centres!r:.60}; it must be a list of points [x, y, z] or null"
+            )
+    record.extra["solution"] = solution
+    if record.options:
+        record.answer = _letter(line, "solution", solution[0]["answer"], record.options)
+
+
+def _centre(point: Any) -> bool:
+    return point is None or (isinstance(point, list) and bool(point) and all(map(is_number, point)))
+
+
+def _id(line: Line) -> str:
+    value = line.data.get("id")
+    if value is None and "id" not in line.data:
+        return line.where.replace("\\", "/").rpartition("/")[2]
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        line.wrong("id", "a text or a whole number")
+    return line.characters("id", str(value))
+
+
+def _media(line: Line, record: Record, video: str, frames: str, *, optional: bool = False) -> None:
+    if video in line.data and frames in line.data:
+        line.fail(f"both {video!r} and {frames!r} are there; keep the one that the question is about")
+    if video not in line.data and frames not in line.data:
+        if not optional:
+            line.missing(frames, f"name the frames there, or a video under {video!r}")
+        return
+    if video in line.data:
+        value = line.data[video]
+        if isinstance(value, list) and len(value) != 1:
+            line.wrong(video, "the path of one video")
+        record.video = line.file(video, value[0] if isinstance(value, list) else value)
+        return
+    record.frames = line.files(frames)
+    if not record.frames:
+        line.fail(f"key {frames!r} is an empty list: zero frames; name at least one")
+
+
+def _placeholders(line: Line, record: Record, key: str) -> None:
+    number = (record.text_output or "").count(IMAGERY)
+    if number != len(record.images):
+        line.fail(
+            f"text_output has {number} {IMAGERY} and {key!r} {len(record.images)} overlays; give one "
+            "overlay for each placeholder, in the same order"
+        )
+
+
+def _options(line: Line, record: Record, options: Any = None) -> None:
+    listed = options_in(record.question)
+    options = options or line.data.get("options")
+    if options is None:
+        record.options = listed
+        return
+    if not isinstance(options, dict) or not all(
+        isinstance(text, str) and text.strip() for text in options.values()
+    ):
+        line.wrong("options", "an object of letters and texts")
+    letters = "".join(options)
+    if not 2 <= len(options) <= len(LETTERS) or letters != LETTERS[: len(options)]:
+        line.fail(f"options are lettered {', '.join(options)}; write 2 to 8 of them, A, B, ... without a gap")
+    if len({" ".join(text.split()).casefold() for text in options.values()}) < len(options):
+        line.fail(f"two options have the same text: {list(options.values())}; an answer could not be told")
+    for text in options.values():
+        line.prose("options", text)
+    if listed and {k: v.strip() for k, v in options.items()} != listed:
+        line.fail(f"the question lists the options {listed} and the record has {options}; make them agree")
+    record.options = dict(options)
+
+
+def _answer(line: Line, record: Record, key: str = "answer") -> None:
+    """The right option: named by `key`, and by the last <answer> of text_output; they must agree."""
+    said = _ANSWER.findall(record.text_output or "")
+    if record.options and said:
+        record.answer = _letter(line, "text_output", said[-1], record.options)
+    if key not in line.data:
+        return
+    if not isinstance(line.data[key], str):
+        line.wrong(key, "a text: a letter, or the exact text of an option")
+    if not record.options:
+        line.missing("options", f"key {key!r} is there; an answer needs options to choose from")
+    letter = _letter(line, key, line.data[key], record.options)
+    if record.answer not in (None, letter):
+        line.fail(f"key {key!r} is {letter} and text_output answers {record.answer}; one of them is wrong")
+    record.answer = letter
+
+
+def _letter(line: Line, key: str, label: str, options: dict[str, str]) -> str:
+    letter = letter_of(label, options)
+    if letter is None:
+        listed = ", ".join(f"{k}. {v}" for k, v in options.items())
+        line.fail(f"key {key!r}: the answer {label.strip()!r} is no option; options are {listed}")
+    return letter
+
+
+def _clock(line: Line, record: Record) -> None:
+    """The keys of our superset that are alike in all forms."""
+    record.type = line.text("type")
+    record.system = record.system or line.text("system")
+    record.start, record.end = line.number("start", low=0), line.number("end", low=0)
+    if record.video is None and (record.start is not None or record.end is not None):
+        line.fail(
+            "keys 'start' and 'end' cut a video, and the record has none; remove them, or the frames outside"
+        )
+    if record.end is not None and record.end <= (record.start or 0):
+        line.fail(f"'end' is {record.end} and 'start' {record.start or 0}; end must be later than start")
+    fps = line.number("fps", low=0)
+    if fps == 0:
+        line.wrong("fps", "a number above 0")
+    record.fps = fps
+    seconds = line.data.get("seconds")
+    if isinstance(seconds, list):
+        if not record.frames or len(seconds) != len(record.frames):
+            line.wrong("seconds", f"one time for each of the {len(record.frames or ())} frames")
+        if not all(map(is_number, seconds)) or any(b <= a for a, b in pairwise(seconds)):
+            line.wrong("seconds", "a list of increasing numbers")
+        record.seconds = [float(s) for s in seconds]
+    elif "seconds" in line.data:
+        record.extra["seconds"] = line.number("seconds", low=0)
+    if "bbox" in line.data:
+        box = line.data["bbox"]
+        numbers = isinstance(box, list) and all(is_number(v) and 0 <= v <= 1 for v in box)
+        if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+            line.wrong("bbox", "[left, top, right, bottom] in fractions of the frame")
+        record.extra["bbox"] = box
+    for key in ("source", "num_tokens"):
+        if key in line.data:
+            record.extra[key] = line.text(key) if key == "source" else line.number(key, low=0)

@@ -1,0 +1,191 @@
+"""Records: the lines of data that training and evaluation read, validated before anything else runs.
+
+Forms of line are told apart by their keys: DIFT (`text_input`), 4DRL (`Question`), MLLM-4D
+(`conversations`), our superset of the first two, and plain questions (`question`) that only want an answer.
+What every form holds is in `Record`; `records/forms.py` says which keys a form has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.frames import FramePolicy, Frames, in_order, read_frames, read_images
+from fourdthinker.records.forms import parse_line
+from fourdthinker.records.line import MediaRoot, Record, options_in
+
+__all__ = ["Record", "options_in", "read_media", "read_records", "write_records"]
+
+LINE_BYTES = 32 << 20  # longer lines are not records
+logger = logging.getLogger(__name__)
+PathLike = str | os.PathLike[str]
+
+
+def read_records(
+    path: PathLike,
+    *,
+    media_root: PathLike | None = None,
+    kind: Literal["dift", "rl", "ask"] | None = None,
+    on_bad_record: Literal["raise", "skip"] = "raise",
+    rejected: PathLike | None = None,
+    policy: FramePolicy | None = None,
+) -> list[Record]:
+    """Read a JSONL file (UTF-8, one object a line; blank lines are ignored) and validate every line of it.
+
+    media_root: the folder that relative paths start from and that no path may leave, by `..`, by an
+        absolute path or by a link; default the folder of the file. kind: what the records are for: "dift"
+        needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says.
+        on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged, and appended to
+        the JSONL file `rejected` (when one is named) as {"where", "reason", "line"}. policy: when given,
+        every clip and picture is also read once, as training will read it, so that a file that cannot be
+        decoded shows now. Takes as long as reading all of them.
+
+    Raises RecordError naming file, line, key and remedy: malformed JSON, missing or unknown key, wrong
+    type, missing or empty file, path outside media_root, placeholders that do not match the overlays, an
+    answer that is no option, control tokens in text, media that cannot be read; and when no record is left.
+    """
+    if on_bad_record not in ("raise", "skip"):
+        raise ConfigError(f"on_bad_record is {on_bad_record!r}; choose 'raise' or 'skip'")
+    if kind not in (None, "dift", "rl", "ask"):
+        raise ConfigError(f"kind is {kind!r}; choose 'dift', 'rl', 'ask' or None")
+    name = os.fspath(path)
+    root = MediaRoot(os.path.dirname(os.path.abspath(name)) if media_root is None else media_root)
+    records: list[Record] = []
+    bad: list[tuple[str, str, str]] = []
+
+    def reject(where: str, reason: RecordError, line: str) -> None:
+        if on_bad_record == "raise":
+            raise reason
+        logger.warning("skipped: %s", reason)
+        bad.append((where, str(reason), line))
+
+    lines: dict[str, str] = {}
+    for where, line in _lines(name):
+        text = line.decode("utf-8", errors="replace")
+        try:
+            records.append(parse_line(line, where, root, kind))
+            if policy is not None:
+                lines[where] = text
+        except RecordError as error:
+            reject(where, error, text)
+    if policy is not None:
+        good = []
+        for record, problem in _check_media(records, policy):
+            if problem is None:
+                good.append(record)
+            else:
+                reject(record.where, problem, lines[record.where])
+        records = good
+    if bad and rejected is not None:
+        with open(rejected, "a", encoding="utf-8") as file:
+            for where, reason, text in bad:
+                file.write(
+                    json.dumps({"where": where, "reason": reason, "line": text}, ensure_ascii=False) + "\n"
+                )
+    if not records:
+        found = f"all {len(bad)} lines were rejected" if bad else "the file is empty"
+        raise RecordError(f"{name}: no records: {found}; give a file with one JSON object a line")
+    return records
+
+
+def read_media(
+    record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches", **options: Any
+) -> Frames | None:
+    """The pictures a record asks about, read by the policy; None for a record of text only.
+
+    options: those of `read_frames` and `read_images` alike (mean, std, device). Raises VideoError.
+    """
+    if record.video is not None:
+        return read_frames(record.video, policy, start=record.start, end=record.end, out=out, **options)
+    if not record.frames:
+        return None
+    clock: dict[str, Any] = {"stills": record.stills, "fps": record.fps, "seconds": record.seconds}
+    return read_images(record.frames, policy, out=out, **clock, **options)
+
+
+def write_records(path: PathLike, records: Iterable[Record]) -> None:
+    """Write records as lines that `read_records` reads back, all or nothing (the file is replaced at once).
+
+    Paths inside the folder of the file become relative to it. Raises RecordError for a record that the
+    format cannot hold, and then leaves the old file.
+    """
+    target = Path(path)
+    root = str(target.resolve().parent)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(_to_dict(record, root), ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _lines(name: str) -> Iterator[tuple[str, bytes]]:
+    try:
+        with open(name, "rb") as file:
+            number = 0
+            while line := file.readline(LINE_BYTES):
+                number += 1
+                where = f"{name}:{number}"
+                if len(line) == LINE_BYTES:
+                    raise RecordError(f"{where}: longer than {LINE_BYTES >> 20} MiB; not a file of records")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield where, line.rstrip(b"\r\n")
+    except OSError as error:
+        raise RecordError(f"{name}: the record file cannot be read ({error.strerror})") from error
+
+
+def _check_media(records: list[Record], policy: FramePolicy) -> Iterator[tuple[Record, RecordError | None]]:
+    def problem(record: Record) -> RecordError | None:
+        try:
+            read_media(record, policy)
+            if record.images:
+                read_images(record.images, policy, out="patches", stills=True)
+        except VideoError as error:
+            return RecordError(f"{record.where}: {error}")
+        return None
+
+    yield from zip(records, in_order(problem, records, min(8, os.cpu_count() or 1)), strict=True)
+
+
+def _to_dict(record: Record, root: str) -> dict[str, Any]:
+    def place(file: str) -> str:
+        inside = os.path.relpath(os.path.abspath(file), root)
+        return os.path.abspath(file) if inside.startswith("..") else inside
+
+    if record.stills and record.frames and (len(record.frames) > 1 or record.kind != "dift"):
+        raise RecordError(
+            f"{record.where}: separate pictures in a question have no place in this form of record"
+        )
+    frames = [place(file) for file in record.frames or ()]
+    video = None if record.video is None else place(record.video)
+    line: dict[str, Any] = {"id": record.id}
+    if record.kind == "dift":
+        line |= {"text_input": record.question, "text_output": record.text_output}
+        line |= {"video": video, "image_input": frames[0] if record.stills and frames else frames or None}
+        line |= {"image_output": [place(file) for file in record.images]}
+        line |= {"options": record.options or None, "answer": record.answer}
+    elif not record.options or record.answer is None:
+        raise RecordError(f"{record.where}: a 4DRL record needs options and an answer; this one has not both")
+    else:
+        line |= {"Question": record.question, **record.options, "Correct": record.answer}
+        line |= {"video_path": video, "frame_paths": frames or None}
+    line |= {"start": record.start, "end": record.end, "type": record.type, "system": record.system}
+    line |= {"fps": record.fps, "seconds": record.seconds}
+    # Absent, not null: null is no value of any key.
+    return {key: value for key, value in (line | record.extra).items() if value is not None}

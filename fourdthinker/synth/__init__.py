@@ -1,1 +1,0 @@
-"""Synthesis of reasoning records: rendered worlds, questions, options, narration."""

@@ -1,0 +1,131 @@
+"""README and docs do not lie: records are read, commands parse, settings, names and files exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fourdthinker import cli
+from fourdthinker.errors import RecordError
+from fourdthinker.records import read_records
+from fourdthinker.trainers.config import DiftConfig, GrpoConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "data.md",
+    ROOT / "docs" / "training.md",
+    ROOT / "docs" / "checkpoints.md",
+    ROOT / "docs" / "generation.md",
+]
+
+
+def blocks(language: str) -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for found in re.finditer(
+            r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            if found[1] == language:
+                yield page, found[2]
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for _, block in blocks("") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    for name in ("clips/a.mp4", "clips/b.mp4", "clips/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"video")
+    pictures = (
+        "overlays/a1-0",
+        "overlays/a1-1",
+        "overlays/a2",
+        "frames/a/0",
+        "frames/a/1",
+        "frames/a/2",
+        "frames/b/0",
+        "frames/b/1",
+    )
+    for name in pictures:
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (28, 28)).save(path)
+    return tmp_path
+
+
+def test_every_record_shown_is_read(media: Path) -> None:
+    shown = list(blocks("json"))
+    assert len(shown) >= 8
+    for page, block in shown:
+        path = media / "data.jsonl"
+        path.write_text(block, encoding="utf-8")
+        (record,) = read_records(path)
+        if '"Question"' in block or '"solution"' in block:
+            assert record.answer in record.options, page
+        else:
+            assert record.text_output, page
+    path.write_text(block.replace('"video"', '"vidoe"'), encoding="utf-8")
+    with pytest.raises(RecordError, match="vidoe"):
+        read_records(path)
+
+
+def test_every_command_shown_is_one() -> None:
+    shown = commands("fourdthinker")
+    assert {words[1] for words in shown} >= {"eval", "report", "generate", "init"}
+    for words in shown:
+        cli._parser().parse_args(words[1:])
+
+
+def test_every_training_command_and_setting_exists() -> None:
+    shown = commands("torchrun")
+    assert len(shown) >= 4
+    for words in shown:
+        script = next(w for w in words if w.endswith(".py"))
+        assert (ROOT / script).is_file()
+        config = words[words.index("--config") + 1]
+        overrides = [w for w in words if re.match(r"[\w.]+=", w)]
+        load_config(DiftConfig if "dift" in script else GrpoConfig, ROOT / config, overrides)
+
+
+def test_settings_named_in_the_training_page_exist() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8") + (
+        ROOT / "docs" / "data.md"
+    ).read_text(encoding="utf-8")
+    known = {*DiftConfig.__dataclass_fields__, *GrpoConfig.__dataclass_fields__}
+    named = {found.partition(".")[0] for found in re.findall(r"`([a-z_]+(?:\.\w+)?)=", text)}
+    assert len(named) > 10
+    assert named - {"key"} <= known
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)
+
+
+def test_python_examples_name_things_that_exist() -> None:
+    shown = list(blocks("python"))
+    assert len(shown) >= 3
+    for page, block in shown:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                for name in node.names:
+                    assert hasattr(module, name.name), (page.name, name.name)
+
+
+def test_make_targets_named_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(r"(?:^|`)make (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

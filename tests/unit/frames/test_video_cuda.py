@@ -1,0 +1,395 @@
+"""The CUDA kernels' threads, run one by one on the host, against the CPU path; NVDEC's packets."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourdthinker.frames import cuda, nvdec
+from fourdthinker.frames.convert import native
+
+HOST = torch.device("cpu")
+video = native()
+needs_module = pytest.mark.skipif(video is None, reason="fourdthinker._video is not built")
+LAYOUTS = [
+    {"chroma": chroma, "depth": depth, "shift": shift, "interleaved": interleaved}
+    for chroma in ("420", "422", "444", "gray", "rgb")
+    for depth, shift in ((8, 0), (10, 0), (10, 6), (12, 4))
+    for interleaved in (False, True)
+    if not (interleaved and chroma in ("gray", "rgb")) and not (chroma == "rgb" and depth != 8)
+]
+
+
+def planes(random, height, width, *, chroma, depth=8, shift=0, interleaved=False, padding=5):
+    """One frame of noise, its rows `padding` samples apart."""
+
+    def plane(rows, columns):
+        kind = np.uint8 if depth == 8 else np.uint16
+        noise = random.integers(0, 1 << depth, (rows, columns + padding)).astype(kind) << shift
+        return noise[:, :columns]
+
+    if chroma in ("gray", "rgb"):
+        return (plane(height, width * (3 if chroma == "rgb" else 1)),)
+    rows = (height + 1) // 2 if chroma == "420" else height
+    columns = width if chroma == "444" else (width + 1) // 2
+    if interleaved:
+        return plane(height, width), plane(rows, 2 * columns)
+    return plane(height, width), plane(rows, columns), plane(rows, columns)
+
+
+def bits(values):
+    return (
+        values.view(torch.uint8)
+        if isinstance(values, torch.Tensor)
+        else torch.from_numpy(values.view(np.uint8))
+    )
+
+
+def check(frames, **options):
+    """Bit for bit the same."""
+    expected = bits(video.convert(frames, **options))
+    got = bits(cuda.convert(frames, device=HOST, **options))
+    assert got.flatten().equal(expected.flatten()), options
+
+
+@needs_module
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(map(str, layout.values())))
+def test_layouts_and_rotations(layout):
+    random = np.random.default_rng(0)
+    frames = [planes(random, 37, 53, **layout) for _ in range(2)]
+    for rotation in (0, 90, 180, 270):
+        check(frames, height=28, width=56, rotation=rotation, **layout)
+
+
+@needs_module
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 400),
+    to=st.tuples(st.integers(1, 90), st.integers(1, 150)),
+    siting=st.sampled_from(["left", "center", "topleft", "repeat"]),
+    matrix=st.sampled_from(["bt601", "bt709", "bt2020"]),
+    full_range=st.booleans(),
+    resample=st.sampled_from(["lanczos", "bicubic"]),
+    rotation=st.sampled_from([0, 90, 180, 270]),
+    keep=st.sampled_from(["", "height", "width", "both"]),
+    window=st.tuples(*[st.floats(0, 1)] * 4),
+    frames=st.integers(1, 2),
+)
+def test_sizes_and_windows(
+    height, width, to, siting, matrix, full_range, resample, rotation, keep, window, frames
+):
+    top, left = int(window[0] * (height - 1)), int(window[1] * (width - 1))
+    rows, columns = max(1, int(window[2] * (height - top))), max(1, int(window[3] * (width - left)))
+    upright = (columns, rows) if rotation in (90, 270) else (rows, columns)
+    to = (
+        upright[0] if keep in ("height", "both") else to[0],
+        upright[1] if keep in ("width", "both") else to[1],
+    )
+    random = np.random.default_rng(0)
+    check(
+        [planes(random, height, width, chroma="420") for _ in range(frames)],
+        height=to[0],
+        width=to[1],
+        chroma="420",
+        siting=siting,
+        matrix=matrix,
+        full_range=full_range,
+        resample=resample,
+        rotation=rotation,
+        crop=(top, left, rows, columns),
+    )
+
+
+@needs_module
+@pytest.mark.parametrize("layout", [x for x in LAYOUTS if x["chroma"] in ("420", "422")], ids=str)
+def test_repeated_chroma(layout):
+    """The same as planes that hold each sample as often as it counts."""
+    random = np.random.default_rng(4)
+    frame = planes(random, 37, 53, **layout)
+    chroma = (frame[1][:, 0::2], frame[1][:, 1::2]) if layout["interleaved"] else frame[1:]
+    down = 2 if layout["chroma"] == "420" else 1
+    large = [plane.repeat(2, 1).repeat(down, 0)[:37, :53] for plane in chroma]
+    for options in ({"height": 37, "width": 53}, {"height": 31, "width": 46, "crop": (3, 5, 31, 46)}):
+        check([frame], siting="repeat", **layout, **options)
+        got = video.convert([frame], siting="repeat", **layout, **options)
+        full = layout | {"chroma": "444", "interleaved": False}
+        assert np.array_equal(got, video.convert([(frame[0], *large)], **full, **options))
+
+
+@needs_module
+@pytest.mark.parametrize("size", [(300, 40), (40, 1500), (700, 9)])
+def test_strong_shrinking_and_both_orders_of_the_passes(size):
+    random = np.random.default_rng(1)
+    for to in ((28, 28), (10, 40), (56, 7)):
+        frame = planes(random, *size, chroma="420", interleaved=True)
+        check([frame], height=to[0], width=to[1], chroma="420", interleaved=True)
+
+
+@needs_module
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("patch", "merge", "temporal"), [(14, 2, 2), (16, 2, 2), (4, 3, 3)])
+def test_patches(dtype, patch, merge, temporal):
+    random = np.random.default_rng(2)
+    height, width = 2 * patch * merge, 3 * patch * merge
+    for count in (1, 2, 5, 18):  # more than one launch holds
+        frames = [planes(random, 40, 50, chroma="420") for _ in range(count)]
+        check(frames, height=height, width=width, chroma="420", out="patches", patch=patch, merge=merge,
+              temporal=temporal, dtype=dtype, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.3))  # fmt: skip
+    # nothing to resample: one pass writes the patches
+    frames = [planes(random, height, width, chroma="444") for _ in range(3)]
+    check(frames, height=height, width=width, chroma="444", out="patches", patch=patch, merge=merge,
+          temporal=temporal, dtype=dtype)  # fmt: skip
+
+
+@needs_module
+def test_frames_go_where_they_are_told():
+    random = np.random.default_rng(3)
+    frames = [planes(random, 20, 30, chroma="gray") for _ in range(3)]
+    options = {"height": 10, "width": 20, "chroma": "gray"}
+    want = video.convert([frames[2], frames[0], frames[0], frames[1]], **options)
+    out = np.full_like(want, 7)
+    parts = [[(f[0].ctypes.data, f[0].strides[0])] for f in (frames[0], frames[0], frames[2])]
+    video.cuda_convert(parts, out.ctypes.data, [1, 2, 0], 4, (20, 30), -1, 0, **options)
+    assert np.array_equal(out[:3], want[:3])
+    assert (out[3] == 7).all()
+
+
+@needs_module
+def test_wrong_arguments_are_named():
+    frame = planes(np.random.default_rng(0), 20, 30, chroma="gray")
+    good = {"height": 10, "width": 20, "chroma": "gray"}
+    other = planes(np.random.default_rng(0), 20, 32, chroma="gray")
+    for frames, options, message in (
+        ([], good, "no frames"),
+        ([frame, other], good, "frame 1 has planes of other sizes"),
+        ([frame], {**good, "out": "jpeg"}, "jpeg"),
+        ([frame], {**good, "out": "patches"}, "multiple of 28"),
+        ([frame], {**good, "rotation": 45}, "rotation is 45"),
+        ([frame], {**good, "colour": 1}, "unknown argument 'colour'"),
+        ([frame], {**good, "matrix": 709}, "matrix is 709"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cuda.convert(frames, device=HOST, **options)
+    parts = [[(frame[0].ctypes.data, frame[0].strides[0])]]
+    for frames, place, message in (
+        (parts, [1], "place 1 of frame 0"),
+        (parts, [], "1 frames and 0 places"),
+        ([[]], [0], "has 0 planes: 1 are needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            video.cuda_convert(frames, 0, place, 1, (20, 30), -1, 0, **good)
+    ten = {**good, "depth": 10}
+    with pytest.raises(ValueError, match="not aligned to 2 bytes"):
+        video.cuda_convert([[(frame[0].ctypes.data + 1, 60)]], 0, [0], 1, (10, 20), -1, 0, **ten)
+
+
+@needs_module
+def test_without_cuda_it_says_so(monkeypatch):
+    class Without:
+        @staticmethod
+        def build_info():
+            return {"cuda": False, "why_no_cuda": "no nvcc was found", "archs": [], "nvdec_headers": False}
+
+    for module in (cuda, nvdec):
+        monkeypatch.setattr(module, "native", lambda: Without)
+    assert cuda.missing() == "fourdthinker._video is built without CUDA: no nvcc was found"
+    assert nvdec.available("h264", "420", 8, 640, 480, HOST) == cuda.missing()
+    monkeypatch.setattr(Without, "build_info", lambda: {"cuda": True, "nvdec_headers": False})
+    assert "libffmpeg-nvenc-dev" in nvdec.available("h264", "420", 8, 640, 480, HOST)
+    monkeypatch.setattr(Without, "build_info", lambda: {"cuda": True, "nvdec_headers": True})
+    assert nvdec.available("mpeg4", "420", 8, 640, 480, HOST) == "NVDEC is not used for the codec mpeg4"
+    for module in (cuda, nvdec):
+        monkeypatch.setattr(module, "native", lambda: None)
+    assert nvdec.available("h264", "420", 8, 640, 480, HOST) == "fourdthinker._video is not built"
+
+
+# --- packets ----------------------------------------------------------------------------------------------
+
+
+def encoded(codec: str, container: str = "mp4", frames: int = 12) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=25, width=64, height=48, pix_fmt="yuv420p")
+        stream.codec_context.gop_size = 5
+        for i in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i % 256, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def units(data: bytes) -> list[bytes]:
+    """NAL units of Annex B data, without what an encoder may add at their ends."""
+    parts = data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")
+    return [part.rstrip(b"\0") for part in parts if part]
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc")])
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+def test_packets_get_start_codes_and_parameter_sets(codec, name, container):
+    data = encoded(codec, container)
+    with av.open(io.BytesIO(data)) as ours, av.open(io.BytesIO(data)) as theirs:
+        stream = ours.streams.video[0]
+        annexb = nvdec.AnnexB(name, stream.codec_context.extradata)
+        got = [annexb.packet(p, first=n == 0) for n, p in enumerate(p for p in ours.demux(stream) if p.size)]
+        filtering = av.BitStreamFilterContext(f"{name}_mp4toannexb", theirs.streams.video[0])
+        want = [
+            bytes(p) for q in theirs.demux(theirs.streams.video[0]) if q.size for p in filtering.filter(q)
+        ]
+    sets = (7, 8) if name == "h264" else (32, 33, 34)
+
+    def kinds(data):
+        return [u[0] & 31 if name == "h264" else u[0] >> 1 & 63 for u in units(data)]
+
+    assert set(sets) <= set(kinds(got[0]))
+    for mine, reference in zip(got, want, strict=True):
+        # FFmpeg repeats the parameter sets at every keyframe, we only where decoding begins.
+        pictures = [
+            [u for u, k in zip(units(d), kinds(d)) if k not in (*sets, 39, 6)] for d in (mine, reference)
+        ]
+        assert pictures[0] == pictures[1]
+
+
+def test_a_packet_with_a_new_header_brings_its_parameter_sets():
+    with av.open(io.BytesIO(encoded("libx264"))) as container:
+        stream = container.streams.video[0]
+        head = stream.codec_context.extradata
+        packet = next(p for p in container.demux(stream) if p.size and not p.is_keyframe)
+    annexb = nvdec.AnnexB("h264", b"")
+    assert annexb.packet(packet, first=False) == bytes(packet)
+
+    class Changed:
+        def __bytes__(self):
+            return bytes(packet)
+
+        def has_sidedata(self, kind):
+            return kind == "new_extradata"
+
+        def get_sidedata(self, kind):
+            return head
+
+    changed = annexb.packet(Changed(), first=False)
+    assert changed.startswith(b"\0\0\0\1\x67")
+    assert annexb.packet(packet, first=False).startswith(b"\0\0\0\1")
+
+
+@pytest.mark.parametrize("cut", range(0, 45, 4))
+def test_short_headers_do_no_harm(cut):
+    for codec in ("libx264", "libx265"):
+        with av.open(io.BytesIO(encoded(codec))) as container:
+            head = container.streams.video[0].codec_context.extradata[:cut]
+        nvdec.AnnexB("h264" if codec == "libx264" else "hevc", head)
+
+
+def test_batches_end_where_decoding_lands_elsewhere():
+    packets = []
+    for i in range(150):
+        packets.append(av.Packet(b"x"))
+        packets[-1].pts = i
+    empty = av.Packet()
+    items = [*packets[:70], empty, None, 1000, *packets[70:75], 2000, *packets[75:]]
+    got = [(landed, [p.pts for p in batch]) for landed, batch in nvdec.batches(items)]
+    assert [landed for landed, _ in got] == [None, None, 1000, 2000, None]
+    assert [len(batch) for _, batch in got] == [64, 6, 5, 64, 11]
+    assert [pts for _, batch in got for pts in batch] == list(range(150))
+    assert list(nvdec.batches([5, packets[0]])) == [(5, [packets[0]])]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_packet_that_does_not_end_with_its_last_unit_is_damage(codec):
+    with av.open(io.BytesIO(encoded(codec))) as container:
+        stream = container.streams.video[0]
+        annexb = nvdec.AnnexB("h264" if codec == "libx264" else "hevc", stream.codec_context.extradata)
+        packet = next(p for p in container.demux(stream) if p.size)
+    whole = bytes(packet)
+    assert len(annexb.packet(packet, first=False)) == len(whole)
+    for data in (whole[:-1], whole[: len(whole) // 2], whole + b"\0\0", whole + b"\0\0\0\2x"):
+        with pytest.raises(nvdec.NvdecError, match="ends within a NAL unit"):
+            annexb.packet(av.Packet(data), first=False)
+
+
+class Engine:
+    """Shows each packet's frame at once."""
+
+    made: Engine
+
+    def __init__(self, codec, extradata, wanted, to, device, stream, **options):
+        self.codec, self.wanted, self.options = codec, set(wanted), options
+        self.left, self.fed, self.landed = set(wanted), [], []
+        Engine.made = self
+
+    def feed(self, data, offsets, pts, landed):
+        assert len(data) == offsets[-1]
+        assert len(offsets) == len(pts) + 1
+        if data == b"bad":
+            raise Module.NvdecDamaged("NVDEC reports an error in the frame", pts[0])
+        self.fed += [data[a:b] for a, b in pairwise(offsets)]
+        self.landed.append(landed)
+        self.left -= set(pts)
+        return len(self.left)
+
+    def finish(self):
+        return sorted(self.left)
+
+
+class Module:
+    Nvdec = Engine
+
+    class NvdecDamaged(RuntimeError):
+        pass
+
+
+def test_decode_feeds_what_is_needed_and_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(nvdec, "native", lambda: Module)
+    options = {"height": 28, "width": 56, "out": "patches", "dtype": "bfloat16", "matrix": "bt709"}
+    with av.open(io.BytesIO(encoded("libx264", frames=200))) as container:
+        stream = container.streams.video[0]
+        packets = [p for p in container.demux(stream) if p.size]
+        pts = [p.pts for p in packets]
+        source = iter(packets)
+        out = nvdec.decode(source, stream, [pts[3], pts[1], pts[3]], device=HOST, **options)
+        assert (out.dtype, tuple(out.shape)) == (torch.bfloat16, (2 * 2 * 4, 1176))
+        assert Engine.made.options == options
+        assert len(list(source)) == len(packets) - nvdec.BATCH  # no further than needed
+        # The parameter sets come where decoding begins, and nowhere else.
+        nvdec.decode(
+            [*packets[:70], None, pts[100], *packets[100:]], stream, [pts[150]], device=HOST, **options
+        )
+        with_sets = [n for n, data in enumerate(Engine.made.fed) if data.startswith(b"\0\0\0\1\x67")]
+        keys = [n for n, p in enumerate([*packets[:70], *packets[100:]]) if p.is_keyframe]
+        assert with_sets == [0, 70]
+        assert len(keys) > 2
+        assert Engine.made.landed == [None, None, pts[100]]
+        with pytest.raises(nvdec.NvdecError, match="does not show") as caught:
+            nvdec.decode(iter(packets), stream, [pts[5], 10**9], device=HOST, **options)
+        assert caught.value.pts == 10**9
+        bad = av.Packet(b"bad")
+        bad.pts = 77
+        monkeypatch.setattr(nvdec.AnnexB, "packet", lambda self, packet, first: bytes(packet))
+        with pytest.raises(nvdec.NvdecError, match="reports an error") as caught:
+            nvdec.decode([bad], stream, [77], device=HOST, **options)
+        assert caught.value.pts == 77
+
+        def late(self):  # the wanted frames were shown at the end of the data
+            raise Module.NvdecDamaged("NVDEC reports an error in the frame", 78)
+
+        monkeypatch.setattr(Engine, "finish", late)
+        with pytest.raises(nvdec.NvdecError, match="an error") as caught:
+            nvdec.decode(packets[:3], stream, [78], device=HOST, **options)
+        assert caught.value.pts == 78
+        bad.pts = None
+        with pytest.raises(nvdec.NvdecError, match="no time stamp"):
+            nvdec.decode([bad], stream, [77], device=HOST, **options)
+        monkeypatch.setattr(nvdec, "native", lambda: None)
+        with pytest.raises(nvdec.NvdecError, match="is not built"):
+            nvdec.decode([bad], stream, [77], device=HOST, **options)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.trainers.config import (
+    DiftConfig,
+    GrpoConfig,
+    TrainConfig,
+    load_config,
+    make_config,
+    parse_command_line,
+    save_config,
+)
+
+CONFIGS = Path(__file__).parents[3] / "train" / "configs"
+
+
+def test_yaml_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: m\ndata: a.jsonl\nlearning_rate: 1e-5\nframes: {fps: 2}\nreport_to: []\n")
+    config = load_config(
+        DiftConfig, path, ["max_steps=7", "frames.max_frames=9", "bf16=true", "cache_dir=null"]
+    )
+    assert config.data == ["a.jsonl"]
+    assert config.learning_rate == 1e-5
+    assert config.report_to == []
+    assert config.frames == FramePolicy(fps=2.0, max_frames=9)
+    assert config.max_steps == 7
+    assert config.bf16 is True
+    assert config.cache_dir is None
+
+
+def test_override_reaches_below_a_setting_that_the_file_leaves_out() -> None:
+    assert load_config(GrpoConfig, None, ["frames.fps=3"]).frames == FramePolicy(fps=3.0)
+
+
+@pytest.mark.parametrize("cls", [DiftConfig, GrpoConfig])
+def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path) -> None:
+    config = make_config(
+        cls, {"data": ["a", "b"], "frames": {"fps": 2.5}, "lr_scheduler_kwargs": {"num_cycles": 2}}
+    )
+    assert load_config(cls, save_config(config, tmp_path)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"learning_rte": 1}, "'learning_rte', the nearest are learning_rate"),
+        ({"frames": {"fpss": 1}}, "'frames.fpss', the nearest are frames.fps"),
+        ({"num_generations": 4}, "'num_generations'"),
+        ({"max_steps": "many"}, "max_steps is 'many' (str); give int"),
+        ({"max_steps": True}, "max_steps is True"),
+        ({"bf16": 1}, "bf16 is 1 (int); give bool"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"data": [1]}, "data[0] is 1"),
+        ({"on_bad_record": "ignore"}, "choose one of raise, skip"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"cache_dir": "c", "freeze_vision": False}, "freeze_vision"),
+        ({"lora": {"r": 0}}, "lora.r is 0"),
+        ({"lora": {"rank": 4}}, "unknown key 'lora.rank', the nearest are lora.r"),
+        ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
+        ({"lora": {"target_modules": []}}, "lora.target_modules is empty"),
+        ({"cache_video": True}, "cache_dir"),
+        ({"frames": {"fps": -1}}, "fps is -1"),
+    ],
+)
+def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_config(DiftConfig, values)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rewards": ["a:b"]}, "one weight a function"),
+        ({"num_generations": 1}, "num_generations is 1"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"num_iterations": 3, "save_steps": 100}, "make save_steps a multiple"),
+    ],
+)
+def test_bad_grpo_settings(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config(GrpoConfig, values)
+
+
+def test_errors_of_files_and_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot read"):
+        load_config(DiftConfig, tmp_path / "no.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not valid YAML"):
+        load_config(DiftConfig, bad)
+    bad.write_text("- 1")
+    with pytest.raises(ConfigError, match="holds a list"):
+        load_config(DiftConfig, bad)
+    for argument in ("max_steps", "=3", "max_steps=["):
+        with pytest.raises(ConfigError, match="argument"):
+            load_config(DiftConfig, None, [argument])
+
+
+def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(GrpoConfig, ["--help"], program="p", description="d")
+    assert stop.value.code == 0
+    assert "num_generations = 8" in capsys.readouterr().out
+
+
+def test_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\n")
+    config = parse_command_line(
+        DiftConfig, ["--config", str(path), "max_steps=2", "output_dir=x"], program="p", description="d"
+    )
+    assert (config.seed, config.max_steps, config.output_dir) == (3, 2, "x")
+
+
+def test_shared_names_mean_what_trainer_means() -> None:
+    # Every setting is either one of TrainingArguments or one that only exists here; this list is the second
+    # kind.
+    ours = {
+        "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
+        "override_policy", "dtype", "freeze_vision", "lora", "cache_dir", "max_bad_steps",
+        "overwrite_output_dir",
+    }  # fmt: skip
+    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    assert {f.name for f in dataclasses.fields(TrainConfig)} - theirs == ours
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    config = load_config(DiftConfig if path.name.startswith("dift") else GrpoConfig, path)
+    assert config.model
+    assert config.data
+    if config.deepspeed:
+        assert (CONFIGS.parents[1] / config.deepspeed).is_file()
+    assert yaml.safe_load(path.read_text())
+
+
+def test_configs_are_shipped() -> None:
+    assert len(list(CONFIGS.glob("dift*.yaml"))) >= 2
+    assert len(list(CONFIGS.glob("grpo*.yaml"))) >= 2

@@ -1,0 +1,181 @@
+"""Questions: labels follow from geometry, answers are balanced, and their text gives nothing away."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fourdthinker.rewards import format_reward, parse_answer
+from fourdthinker.worlds.questions import (
+    FAMILIES,
+    ask,
+    ask_all,
+    camera_motion,
+    caption,
+    distance_change,
+    ground_flow,
+    make_options,
+    narrate,
+    object_direction,
+    scan,
+    spot,
+    words,
+)
+from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, World, make_world
+
+
+@pytest.fixture(scope="module")
+def worlds() -> list[World]:
+    return [make_world((9, i), CAMERA_MOTIONS[i % 6], DIRECTIONS[i // 6 % 4]) for i in range(144)]
+
+
+def test_labels_follow_from_the_poses(worlds: list[World]) -> None:
+    for i, world in enumerate(worlds):
+        assert camera_motion(world) == CAMERA_MOTIONS[i % 6]
+        assert object_direction(world) == DIRECTIONS[i // 6 % 4]
+
+
+def test_direction_does_not_depend_on_what_the_camera_does_later(worlds: list[World]) -> None:
+    world = worlds[0]
+    moved = replace(world, position=world.position + np.linspace(0, 3, 8)[:, None].astype(np.float32))
+    assert object_direction(moved) == object_direction(world)
+    # ... and seen from the other side, left is right.
+    turned = replace(world, yaw=world.yaw + np.float32(np.pi))
+    opposite = {"left": "right", "right": "left", "toward": "away", "away": "toward"}
+    assert object_direction(turned) == opposite[object_direction(world)]
+    with pytest.raises(ValueError, match="does not move"):
+        object_direction(world, 1)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "label"),
+    [(0.5, "closer"), (0.9, None), (1.0, "same"), (1.03, "same"), (1.1, None), (1.5, "farther")],
+)
+def test_distance_change(worlds: list[World], ratio: float, label: str | None) -> None:
+    world = worlds[0]
+    away = world.solids[0].centre[0] - world.position[0]
+    centre = np.stack([world.position[0] + away, world.position[0] + ratio * away])
+    solid = replace(world.solids[0], centre=centre)
+    two = replace(world, solids=(solid,), position=world.position[[0, 0]])
+    assert distance_change(two, 0) == label
+
+
+def test_options_hold_the_answer_once_at_every_place() -> None:
+    rng = np.random.default_rng(0)
+    for family, answers in FAMILIES.items():
+        letters, wrong = Counter(), Counter()
+        for answer in answers * 300:
+            options, letter = make_options(family, answer, rng)
+            assert options[letter] == answer
+            assert len(set(options.values())) == len(options)
+            assert list(options) == list("ABCDEFGH"[: len(options)])
+            letters[letter] += 1
+            wrong.update((answer, text) for text in options.values() if text != answer)
+        total = letters.total()
+        for count in letters.values():
+            assert abs(count - total / len(letters)) < 5 * np.sqrt(total / len(letters))
+        expected = 300 * (len(letters) - 1) / (len(answers) - 1)
+        for count in wrong.values():
+            assert abs(count - expected) < 5 * np.sqrt(expected)
+
+
+def test_answers_are_balanced(worlds: list[World]) -> None:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for questions in ask_all(worlds, 0):
+        for question in questions:
+            counts[question.family][question.answer_text] += 1
+    for family, answers in FAMILIES.items():
+        values = [counts[family][answer] for answer in answers]
+        assert min(values) > 0, (family, values)
+        assert max(values) - min(values) <= 3, (family, values)
+    assert counts["distance"].total() > 0.5 * len(worlds)
+
+
+def test_text_alone_is_at_chance() -> None:
+    """Lookup tables on everything a reader of the text sees, learned on one half and tried on the other."""
+    cells = [(c, d) for c in CAMERA_MOTIONS for d in DIRECTIONS]
+    # Worlds are slow to find; their text varies by names and options, so each is asked many times.
+    base = [make_world((4, i), *cells[i % 24]) for i in range(72)]
+    rng = np.random.default_rng(1)
+    asked = []
+    for world in base:
+        for family, index in (("camera", 1), ("direction", 0), ("distance", 0), ("distance", 1)):
+            if family != "distance" or distance_change(world, index):
+                asked += [(world, ask(world, family, index, rng)) for _ in range(32)]
+    names = {id(w): [s.name for s in w.solids] for w in base}
+    weight: Counter[tuple[str, str]] = Counter((q.family, q.answer_text) for _, q in asked)
+    half = {id(w): k % 2 for k, w in enumerate(rng.permutation(np.array(base, dtype=object)))}
+    keys = {
+        "options as a set": lambda w, q: (q.family, frozenset(q.options.values())),
+        "options in order": lambda w, q: (q.family, tuple(q.options.values())),
+        "letter": lambda w, q: (q.family, "letter"),
+        "name": lambda w, q: (q.family, names[id(w)][q.index].split()[0]),
+    }
+    for what, key in keys.items():
+        table: dict[object, Counter[str]] = defaultdict(Counter)
+        for world, q in asked:
+            if half[id(world)]:
+                label = q.answer if what == "letter" else q.answer_text
+                table[key(world, q)][label] += 1 / weight[q.family, q.answer_text]
+        right, chance, count = 0.0, 0.0, 0.0
+        for world, q in asked:
+            if half[id(world)]:
+                continue
+            seen = table.get(key(world, q))
+            guess = max(seen, key=seen.__getitem__) if seen else "A"
+            hit = guess == (q.answer if what == "letter" else q.answer_text)
+            w = 1 / weight[q.family, q.answer_text]
+            right, chance, count = right + w * hit, chance + w / len(q.options), count + w
+        # The worlds of a half are few, so a table on names may be off by several points by luck.
+        assert right / count < chance / count + 0.08, (what, right / count, chance / count)
+
+
+def test_unclear_questions_are_refused(worlds: list[World]) -> None:
+    rng = np.random.default_rng(0)
+    unclear = next(w for w in worlds if distance_change(w, 0) is None)
+    with pytest.raises(ValueError, match="ask another"):
+        ask(unclear, "distance", 0, rng)
+    with pytest.raises(ValueError, match="unknown question family"):
+        ask(unclear, "speed", 0, rng)
+
+
+def test_narration_states_the_answer_and_has_a_place_for_each_overlay(worlds: list[World]) -> None:
+    rng = np.random.default_rng(0)
+    for world in worlds[:48]:
+        for family in ("camera", "direction"):
+            question = ask(world, family, 1 if family == "camera" else 0, rng)
+            text = narrate(world, question)
+            assert text.count("<output_image>") == 2
+            assert parse_answer(text, question.options) == question.answer
+            assert format_reward(text, None) == 1.0  # type: ignore[arg-type]
+
+
+def test_captions_describe_and_do_not_answer(worlds: list[World]) -> None:
+    known, answers = (
+        set(words()),
+        {word for family in FAMILIES.values() for a in family for word in a.split()},
+    )
+    rng = np.random.default_rng(0)
+    for world in worlds[:48]:
+        text = caption(world, (0, -1))
+        assert set(text.split()) <= known
+        assert not set(text.split()) & answers
+        for question in (ask(world, "camera", 1, rng), ask(world, "direction", 0, rng)):
+            shown = [f"{letter}. {option}" for letter, option in question.options.items()]
+            everything = " ".join([question.text, *shown, narrate(world, question)])
+            assert set(everything.replace("<output_image>", "").split()) <= known
+
+
+def test_what_captions_say_is_what_is_seen(worlds: list[World]) -> None:
+    for world in worlds[:24]:
+        x, y, _ = world.project(world.solids[0].centre)[-1]
+        column, row, _ = (int(v) for v in spot(world, 0, -1).split())
+        assert column == int(x // (world.size / 8))
+        assert row == int(y // (world.size / 8))
+        depths = world.project(np.stack([s.centre for s in world.solids], 1))[0, :, 2]
+        assert world.solids[int(depths.argmin())].colour in scan(world, 0).split()
+    flows = {camera_motion(w): ground_flow(w).split() for w in worlds[:6]}
+    assert int(flows["pan left"][1]) > 0 > int(flows["pan right"][1])
+    assert int(flows["move left"][1]) > int(flows["move left"][4]) >= 0  # parallax: the near ground is faster
+    assert int(flows["move forward"][2]) > 0 > int(flows["move back"][2])
