@@ -21,10 +21,10 @@ from fourdthinker.frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker.frames.container import Deadline, aspect_of, opened
 from fourdthinker.frames.convert import Frames, convert, native, patchify, resize
 from fourdthinker.frames.decode import SeekFailed, frames_at, shares, single_packet
-from fourdthinker.frames.images import hold, rate
 from fourdthinker.frames.matroska import first_gap
 from fourdthinker.frames.nvdec import NvdecError
 from fourdthinker.frames.request import Request, times_wanted
+from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.sink import Damaged, Missing
 from fourdthinker.frames.siting import siting_of
 from fourdthinker.frames.threads import set_threads

@@ -15,9 +15,9 @@ from fourdthinker.frames.colour import REPEAT, Layout, planes_of
 from fourdthinker.frames.container import Deadline, Source, aspect_of, opened
 from fourdthinker.frames.convert import Frames, conversion
 from fourdthinker.frames.decode import packets_for
-from fourdthinker.frames.images import hold
 from fourdthinker.frames.nvdec import NvdecError
 from fourdthinker.frames.request import times_wanted
+from fourdthinker.frames.sampling import hold
 from fourdthinker.frames.sink import Damaged
 from fourdthinker.frames.siting import siting_of
 from fourdthinker.frames.timeline import Timeline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -18,11 +17,11 @@ from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
 from fourdthinker.frames.policy import FramePolicy
+from fourdthinker.frames.sampling import hold, rate
 
 # Plain raster formats only: some others that Pillow knows start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-NEAR = 1e-6  # seconds: what rounding and decimal notation take away from a time
 PathLike = str | os.PathLike[str]
 
 
@@ -99,18 +98,6 @@ def read_images(
     frames.patches = torch.cat([p for p, _ in parts]).to(device)
     frames.grid_thw = torch.cat([g for _, g in parts])
     return frames
-
-
-def hold(begin: Sequence[float], time: float) -> int:
-    """Index of the frame whose presentation interval holds `time`; begin: when each frame's presentation
-    starts."""
-    return max(0, bisect_right(begin, time + NEAR) - 1)
-
-
-def rate(times: Sequence[float], policy: FramePolicy) -> tuple[float, float]:
-    """(frames a second, seconds per temporal patch of two frames) of the times of a clip."""
-    step = max(0.0, times[1] - times[0]) if len(times) > 1 else 1.0 / policy.fps
-    return (1.0 / step if step > 0 else policy.fps), 2.0 * step
 
 
 def _clock(
