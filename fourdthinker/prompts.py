@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from fourdthinker.latents import IMAGERY, LatentSpec
 from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.records import Record, options_in, read_media
 from fourdthinker.samples import IGNORE, Batch, Prompt, Sample, Vision, collate
-
-if TYPE_CHECKING:
-    from fourdthinker.backbones.spec import VisionSpec
+from fourdthinker.vision import VisionSpec
 
 __all__ = [
     "RELEASED",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import Frames, patchify
+from fourdthinker.vision import VisionSpec
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.spec import VisionSpec
     from fourdthinker.records import Record
 
 Batch = dict[str, Tensor]

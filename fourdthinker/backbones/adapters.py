@@ -1,5 +1,4 @@
-"""LoRA adapters (peft) on the language model of a backbone: added, merged into what is saved, and kept beside
-it."""
+"""LoRA adapters (peft) on the language model of a backbone: added, saved beside the weights, loaded again."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fourdthinker.errors import CheckpointError, ConfigError
 
@@ -92,31 +91,3 @@ def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(whole[name])
-
-
-@torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict a transformers model would have after merging its LoRA adapters; None without any."""
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
-    if not layers:
-        return None
-    state: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        owner = next((name for name in layers if key.startswith(f"{name}.")), None)
-        if owner is None:
-            state[key] = tensor
-        elif key.startswith(f"{owner}.base_layer."):
-            state[f"{owner}.{key.removeprefix(f'{owner}.base_layer.')}"] = tensor
-    for name, layer in layers.items():
-        plain = hasattr(layer, "get_delta_weight") and not getattr(layer, "lora_variant", {})
-        if not plain or any(getattr(layer, "lora_bias", {}).values()):
-            raise CheckpointError(
-                f"{name} has an adapter of type {type(layer).__name__} that is more than a sum of weights; "
-                "merge it (model.merge_and_unload()) before saving"
-            )
-        if not layer.merged:
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A:
-                    weight = state[f"{name}.weight"]
-                    state[f"{name}.weight"] = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-    return state

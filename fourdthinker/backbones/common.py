@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from fourdthinker.backbones.adapters import merged_state
-from fourdthinker.backbones.spec import VisionSpec
+from fourdthinker.backbones.merging import merged_state
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.latents import LatentSpec
+from fourdthinker.vision import VisionSpec
 
 Batch = dict[str, Any]
 Objective = Callable[["Backbone", Tensor, Batch], Any]

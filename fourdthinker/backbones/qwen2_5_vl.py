@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.backbones.spec import VisionSpec, processor_settings, token_spec
+from fourdthinker.backbones.spec import processor_settings, token_spec
 from fourdthinker.frames import FramePolicy
+from fourdthinker.vision import VisionSpec
 
 
 class Qwen2_5_VL(Backbone):

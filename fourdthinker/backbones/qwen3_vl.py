@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from fourdthinker.backbones.common import Backbone, DeepStack
-from fourdthinker.backbones.spec import VisionSpec, processor_settings, token_spec
+from fourdthinker.backbones.spec import processor_settings, token_spec
 from fourdthinker.frames import FramePolicy
+from fourdthinker.vision import VisionSpec
 
 
 class Qwen3_VL(Backbone):

@@ -16,7 +16,7 @@ from fourdthinker.prompts import Encoder, Prompt, Vision
 from fourdthinker.records import Record
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.spec import VisionSpec
+    from fourdthinker.vision import VisionSpec
 
 Override = Literal["black", "other"]
 OVERRIDES = ("black", "other")

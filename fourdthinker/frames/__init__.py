@@ -2,7 +2,7 @@
 clock.
 """
 
-from fourdthinker.frames.convert import Frames, patchify, resize
+from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
 from fourdthinker.frames.images import read_images
 from fourdthinker.frames.policy import FramePolicy
 from fourdthinker.frames.pool import in_order
@@ -10,6 +10,8 @@ from fourdthinker.frames.read import iterate_frames, read_frames, read_many
 from fourdthinker.frames.request import FrameSource
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
     "FramePolicy",
     "FrameSource",
     "Frames",
