@@ -228,7 +228,7 @@ void bind_nvdec(nb::module_& m) {
     });
     m.def("nvdec_refusal", &nvdec_refusal, "codec"_a, "chroma"_a, "depth"_a, "width"_a, "height"_a, "device"_a,
           "Why the GPU `device` cannot decode such a stream, or None when it can.");
-    nb::class_<Nvdec>(m, "Nvdec", "Decodes and converts chosen frames of one stream; see fourdthinker.frames.nvdec.")
+    nb::class_<Nvdec>(m, "Nvdec", "Decodes and converts chosen frames of one stream; see fourdthinker.frames.gpu.nvdec.")
         .def(nb::init<const std::string&, const nb::bytes&, const std::vector<std::int64_t>&, std::uintptr_t, int,
                       std::uintptr_t, const nb::kwargs&>(),
              "codec"_a, "extradata"_a, "wanted"_a, "to"_a, "device"_a, "stream"_a, "options"_a,

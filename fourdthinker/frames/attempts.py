@@ -16,17 +16,19 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import decord_reader, gpu, index_cache
+from fourdthinker.frames import decord_reader, index_cache
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.colour import REPEAT, Layout, Planes, planes_of
 from fourdthinker.frames.container import Deadline, aspect_of, opened
-from fourdthinker.frames.convert import Frames, convert, native, patchify, resize
+from fourdthinker.frames.convert import Frames, convert, patchify, resize
 from fourdthinker.frames.decode import SeekFailed, frames_at, shares, single_packet
+from fourdthinker.frames.gpu import read as gpu
+from fourdthinker.frames.gpu.nvdec import NvdecError
 from fourdthinker.frames.matroska import first_gap
-from fourdthinker.frames.nvdec import NvdecError
+from fourdthinker.frames.native import native
 from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.sink import Damaged, Missing
-from fourdthinker.frames.siting import siting_of
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Held, Timeline, build_timeline, decoded_timeline
 
@@ -337,7 +339,7 @@ class Reading:
         """Runs of at most CHUNK frames of one layout."""
         module = native()
         codec = f"libavcodec {video.codec_context.name}" + ("" if module else ", RGB by swscale and Pillow")
-        siting = siting_of(video)
+        siting = codec_of(video.codec_context.name).siting(video.codec_context.extradata or b"")
         group: _Group | None = None
         fault: Exception | None = None
         try:

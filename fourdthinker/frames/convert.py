@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,11 +13,12 @@ from torch import Tensor
 
 from fourdthinker.frames.checks import DTYPES, look, resample_of, size_of, whole
 from fourdthinker.frames.colour import Layout, Planes
+from fourdthinker.frames.gpu import convert as gpu
+from fourdthinker.frames.native import native
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,19 +45,6 @@ class Frames:
     kind: str = "video"
     decoder: str = ""
     fault: str | None = None
-
-
-@cache
-def native() -> ModuleType | None:
-    """The compiled extension, or None (said once, in the log) where it was not built."""
-    try:
-        from fourdthinker import _video
-    except ImportError as error:
-        logger.warning(
-            "fourdthinker._video is not built (%s): resizing with Pillow, several times slower", error
-        )
-        return None
-    return _video
 
 
 def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "lanczos") -> Tensor:
@@ -116,9 +101,7 @@ def convert(
         return (pixels if normal is None else patchify(pixels, **asdict(normal))[0]).to(device)
     options = asdict(layout) | conversion(size, resample=resample, turns=turns, normal=normal)
     if device.type == "cuda" and module.build_info()["cuda"]:
-        from fourdthinker.frames import cuda
-
-        return cuda.convert(frames, device=device, **options)
+        return gpu.convert(frames, device=device, **options)
     tensor = _tensor(module.convert(frames, **options, threads=threads), normal.dtype if normal else None)
     return tensor.to(device)
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import av
 import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Test
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Deadline
-from fourdthinker.frames.holes import CAUSE, hole_finder
-from fourdthinker.frames.references import CLEAN, ECHO, KEY, SPARE
 from fourdthinker.frames.sink import Damaged, Missing, Sink
-from fourdthinker.frames.threads import LATE, drained
+from fourdthinker.frames.threads import drained
 from fourdthinker.frames.timeline import Timeline
 
 JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
-# Decoders that, when they are emptied, show what they hold under its own stamp.
-EMPTIES = (
-    "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores",
-    "ffv1",
-)  # fmt: skip
-SHARED = ("libdav1d", "libaom-av1", "libvpx", "libvpx-vp9")  # decoders whose threads share one picture
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
 LEFT = 8  # runs at most, but one, that are left to such threads
+HOLE = "a run of zero bytes, as a lost block leaves"
 SEEK = 400  # reading past so many packets costs about as much as a seek in the file
 
 
@@ -55,7 +50,10 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     joined = runs[:1]
     for first, last in runs[1:]:
         between = timeline.flags[joined[-1][1] + 1 : first]
-        if not timeline.flags[first] & CLEAN and sum(not flag & SPARE for flag in between) <= JOIN:
+        if (
+            not timeline.flags[first] & RANDOM_ACCESS
+            and sum(not flag & NON_REFERENCE for flag in between) <= JOIN
+        ):
             joined[-1] = joined[-1][0], last
         else:
             joined.append((first, last))
@@ -65,13 +63,14 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
 def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:
     """Whether all that is wanted is one keyframe, and the decoder's threads cannot share the work on it:
     starting them costs a fifth of the time for a small picture."""
-    places = [timeline.order[pts] for pts in wanted] if timeline.coded else []
-    return codec not in SHARED and len(places) == 1 and bool(timeline.flags[places[0]] & KEY)
+    if codec_of(codec).shared_threads or not timeline.coded or len(wanted) != 1:
+        return False
+    return bool(timeline.flags[timeline.order[wanted[0]]] & KEYFRAME)
 
 
 def _ends(timeline: Timeline, codec: str) -> bool:
     """Whether the decoder can be emptied anywhere in the stream."""
-    return codec in EMPTIES and max(timeline.flags, default=0) < ECHO
+    return codec_of(codec).flushes and max(timeline.flags, default=0) < DUPLICATE
 
 
 def shares(
@@ -86,10 +85,10 @@ def shares(
     if workers < 2 or not timeline.coded or not _ends(timeline, codec):
         return [], wanted
     runs = plan(timeline, wanted, careful=False, ends=True)
-    costs = [sum(not flag & SPARE for flag in timeline.flags[a : b + 1]) for a, b in runs]
+    costs = [sum(not flag & NON_REFERENCE for flag in timeline.flags[a : b + 1]) for a, b in runs]
     if sum(costs) < WORTH:
         return [], wanted
-    together = 1 if codec in LATE else workers * TOGETHER
+    together = workers * TOGETHER if codec_of(codec).frame_threads else 1
     shortest, best = sum(costs) / together, [-1]
     for count in range(len(runs), max(0, len(runs) - LEFT), -1):
         loads, limits = _divided(runs[:count], costs[:count], workers)
@@ -200,16 +199,18 @@ def packets_for(
     else:
         leap = SEEK if seek else len(timeline.coded) + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
-    has_hole = hole_finder(context.name, context.extradata)
-    return packets if has_hole is None else _sound(packets, timeline, has_hole)
+    has_hole = codec_of(context.name).has_hole
+    if has_hole is None:
+        return packets
+    return _sound(packets, timeline, has_hole(context.extradata or b""))
 
 
 def _sound(
-    packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Callable[[bytes], bool]
+    packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Test
 ) -> Iterator[av.Packet | int | None]:
     for packet in packets:
         if isinstance(packet, av.Packet) and packet.pts is not None and has_hole(bytes(packet)):
-            raise Damaged(CAUSE, timeline, packet.pts)
+            raise Damaged(HOLE, timeline, packet.pts)
         yield packet
 
 
@@ -221,10 +222,10 @@ def _chosen(
     needed = {timeline.order[pts] for pts in wanted}
     flags = timeline.flags
     for number, (first, last) in enumerate(runs):
-        if not number or not flags[first] & CLEAN:
+        if not number or not flags[first] & RANDOM_ACCESS:
             yield first, timeline.coded[first]
         for place in range(first, last + 1):
-            if careful or place in needed or not flags[place] & SPARE:
+            if careful or place in needed or not flags[place] & NON_REFERENCE:
                 yield place, None
 
 
@@ -254,7 +255,7 @@ def _from_file(
     packets = container.demux(video)
     at = -1  # the place of the packet last read
     for place, begin in chosen:
-        if begin is not None or (place - at > leap and timeline.flags[place] & KEY):
+        if begin is not None or (place - at > leap and timeline.flags[place] & KEYFRAME):
             if at >= 0:
                 yield None
             yield timeline.coded[place]

@@ -9,7 +9,7 @@ import av
 import av.error
 from av.video.codeccontext import VideoCodecContext
 
-from fourdthinker.frames.references import SPARE
+from fourdthinker.frames.bitstream.pictures import NON_REFERENCE
 from fourdthinker.frames.timeline import Timeline
 
 REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
@@ -82,7 +82,7 @@ class Sink:
             place = timeline.order[frame.pts]
             first = max(self.whole, timeline.key_before(frame.pts) or 0)
             for stamp, flag in zip(timeline.coded[first:place], timeline.flags[first:place], strict=True):
-                shown = stamp >= self.landed and not flag & SPARE and timeline.shows(stamp)
+                shown = stamp >= self.landed and not flag & NON_REFERENCE and timeline.shows(stamp)
                 if shown and stamp not in self.out:
                     raise Damaged("a picture that others need did not come out", timeline, stamp)
             self.whole = max(self.whole, place)
@@ -103,7 +103,7 @@ class Sink:
         place = self.timeline.order.get(pts, 0)
         coded, flags = self.timeline.coded, self.timeline.flags
         first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
-        return max((coded[k] for k in range(first, place) if not flags[k] & SPARE), default=pts)
+        return max((coded[k] for k in range(first, place) if not flags[k] & NON_REFERENCE), default=pts)
 
     def needs(self, pts: int) -> bool:
         """Whether a frame still to come out, or held, may refer to the picture of this stamp."""

@@ -17,8 +17,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames.references import CLEAN, HIDDEN, KEY, SPARE, TOLD, beginner, classifier, settle
-from fourdthinker.frames.threads import STRICT
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE, NOT_SHOWN, RANDOM_ACCESS
+from fourdthinker.frames.codecs import codec_of
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
 DAMAGED = "the data end here or are damaged"
@@ -31,8 +31,8 @@ class Timeline:
 
     pts: when each frame begins, increasing. end: when the last one ends, in seconds. coded: stamps of the
     packets in decoding order, beginning at the first keyframe; empty when packets do not tell. flags: for
-    each of them, bits of `references`. fault: (seconds, cause) of damage that the container shows; from
-    that time on frames may be missing or wrong.
+    each of them, bits of `bitstream.pictures`. fault: (seconds, cause) of damage that the container shows;
+    from that time on frames may be missing or wrong.
     """
 
     base: Fraction
@@ -61,7 +61,7 @@ class Timeline:
 
     @cached_property
     def _keys(self) -> list[tuple[int, int]]:
-        return sorted((pts, place) for place, pts in enumerate(self.coded) if self.flags[place] & KEY)
+        return sorted((pts, place) for place, pts in enumerate(self.coded) if self.flags[place] & KEYFRAME)
 
     def key_before(self, pts: int) -> int | None:
         """Place of the last keyframe shown at or before a stamp: where decoding for it may begin."""
@@ -104,8 +104,8 @@ def build_timeline(
     if base is None:
         raise VideoError(f"{name}: stream {video.index} has no clock; put it into a container such as mp4")
     context = video.codec_context
-    classify = classifier(context.name, context.extradata)
-    begins = beginner(context.name, context.extradata)
+    codec, header = codec_of(context.name), context.extradata or b""
+    flags_of, begins = codec.flags(header), codec.begins(header)
     shown: list[tuple[int, int]] = []
     coded, flags = array("q"), bytearray()
     fault: tuple[float, str] | None = None
@@ -141,11 +141,11 @@ def build_timeline(
                 if not key:
                     continue
                 first = pts
-            flag = classify(memoryview(packet)) | (KEY if key else 0)
+            flag = flags_of(memoryview(packet)) | (KEYFRAME if key else 0)
             coded.append(pts)
             flags.append(flag)
             held.keep(packet)
-            if not packet.is_discard and not flag & HIDDEN and pts >= first:
+            if not packet.is_discard and not flag & NOT_SHOWN and pts >= first:
                 shown.append((pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         if not shown:
@@ -162,16 +162,16 @@ def build_timeline(
         )
     if not stamped or first is None or earliest is None or len(set(coded)) < len(coded):
         return None
-    believed = context.codec.intra_only or context.name in TOLD or not all(flag & KEY for flag in flags)
-    if not believed and not all(flag & CLEAN for flag in flags):
+    believed = context.codec.intra_only or codec.keyframes_known or not all(flag & KEYFRAME for flag in flags)
+    if not believed and not all(flag & RANDOM_ACCESS for flag in flags):
         # As some containers say of H.263: not to be believed.
-        flags[1:] = bytes(flag & ~(KEY | CLEAN) for flag in flags[1:])
+        flags[1:] = bytes(flag & ~(KEYFRAME | RANDOM_ACCESS) for flag in flags[1:])
     shown.sort()
     if not shown:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
     pts_shown = array("q", [stamp for stamp, _ in shown])
     end = _end(pts_shown, shown[-1][1], video)
-    timeline = Timeline(base, pts_shown, end, coded, settle(flags), fault)
+    timeline = Timeline(base, pts_shown, end, coded, codec.settle(flags), fault)
     announced = _announced(container, video, float(earliest * base))
     step = (timeline.end - timeline.begin[0]) / len(shown)
     if timeline.fault is None and announced is not None and timeline.end < announced - max(0.25, 2 * step):
@@ -208,7 +208,7 @@ def decoded_timeline(
                 near = [stamp for stamp in (packet.pts, packet.dts, *stamps[-1:]) if stamp is not None]
                 broken = float(min(near, default=0) * base), DAMAGED
             # A decoder told to fail at damage fails before the first keyframe.
-            begun = begun or packet.is_keyframe or video.codec_context.name not in STRICT
+            begun = begun or packet.is_keyframe or codec_of(video.codec_context.name).err_detect is None
             for frame in packet.decode() if begun else ():
                 if frame.is_corrupt or frame.pts is None:
                     continue
@@ -231,7 +231,7 @@ def decoded_timeline(
         known = set(listed.pts)
         pts = array("q", [stamp for stamp in pts if stamp in known])
         lost = _lost(listed, pts)
-        flags = bytes(flag & ~SPARE for flag in listed.flags)
+        flags = bytes(flag & ~NON_REFERENCE for flag in listed.flags)
         if lost is None and fault is None:
             return Timeline(base, pts, listed.end, listed.coded, flags, listed.fault)
         if lost is not None and not (partial and pts and pts[0] < lost):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourdthinker.frames.convert import native
+from fourdthinker.frames.native import native
 from tests.compile.aot import ARCHITECTURES, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,10 +13,11 @@ import torch
 
 av = pytest.importorskip("av")
 
-from fourdthinker.frames import FramePolicy, cuda, nvdec, read_frames  # noqa: E402 - after the check for av  # noqa: E402
+from fourdthinker.frames import FramePolicy, read_frames  # noqa: E402 - after the check for av
 from fourdthinker.frames.colour import planes_of  # noqa: E402
-from fourdthinker.frames.convert import native  # noqa: E402
-from tests.unit.test_video_cuda import LAYOUTS, planes  # noqa: E402
+from fourdthinker.frames.gpu import convert, nvdec  # noqa: E402
+from fourdthinker.frames.native import native  # noqa: E402
+from tests.unit.frames.gpu.test_convert import LAYOUTS, planes  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 video = native()
@@ -24,7 +25,7 @@ video = native()
 
 @pytest.fixture(autouse=True)
 def cuda_build():
-    reason = cuda.missing()
+    reason = convert.missing()
     if reason is not None:
         pytest.skip(reason)
 
@@ -54,7 +55,7 @@ def test_conversion(layout):
                 "crop": (3, 5, 250, 430),
                 **layout,
             }
-            same(cuda.convert(frames, device=CUDA, **options), video.convert(frames, **options))
+            same(convert.convert(frames, device=CUDA, **options), video.convert(frames, **options))
 
 
 @pytest.mark.parametrize("size", [(1080, 1920), (2160, 3840), (1920, 1080), (3000, 60), (60, 5000)])
@@ -63,7 +64,7 @@ def test_production_sizes(size):
     frames = [planes(random, *size, chroma="420", interleaved=True) for _ in range(2)]
     for resample in ("lanczos", "bicubic"):
         options = {"height": 336, "width": 588, "chroma": "420", "interleaved": True, "resample": resample}
-        same(cuda.convert(frames, device=CUDA, **options), video.convert(frames, **options))
+        same(convert.convert(frames, device=CUDA, **options), video.convert(frames, **options))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -74,7 +75,7 @@ def test_patches(dtype, patch, factor):
         planes(random, 240, 320, chroma="420") for _ in range(35)
     ]  # more than two launches, an odd number
     options = {"height": 6 * factor, "width": 9 * factor, "chroma": "420", "out": "patches", "patch": patch}
-    got = cuda.convert(frames, device=CUDA, dtype=dtype, **options)
+    got = convert.convert(frames, device=CUDA, dtype=dtype, **options)
     same(got, video.convert(frames, dtype=dtype, **options).view(np.uint8).reshape(got.shape[0], -1).view(
         {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]))  # fmt: skip
 
@@ -89,7 +90,7 @@ def test_the_work_is_in_the_order_of_the_current_stream():
     for stream in streams:
         with torch.cuda.stream(stream):
             torch.cuda._sleep(20_000_000)  # what comes after must wait
-            results.append(cuda.convert(frames, device=CUDA, **options).clone())
+            results.append(convert.convert(frames, device=CUDA, **options).clone())
     for plane in (p for f in frames for p in f):
         plane[:] = 0  # already copied
     torch.cuda.synchronize()

@@ -15,9 +15,8 @@ import torch
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import Frames, read_frames
-from fourdthinker.frames.holes import hole_finder
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE
 from fourdthinker.frames.matroska import first_gap
-from fourdthinker.frames.references import KEY, SPARE
 from fourdthinker.frames.sink import Damaged, Sink
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Timeline
@@ -228,7 +227,7 @@ class Picture:
 @pytest.mark.parametrize("several", [False, True])
 def test_on_several_threads_a_picture_that_did_not_come_out_is_damaged(several: bool) -> None:
     """FFmpeg drops errors of threads that are still at work when the data end."""
-    flags = bytes([KEY, 0, 0, SPARE, 0, 0])
+    flags = bytes([KEYFRAME, 0, 0, NON_REFERENCE, 0, 0])
     timeline = Timeline(Fraction(1), list(range(6)), 6.0, list(range(6)), flags)
     sink = Sink(timeline, [1, 4], several)
     frames = list(sink.take([Picture(0), Picture(1)]))
@@ -239,47 +238,6 @@ def test_on_several_threads_a_picture_that_did_not_come_out_is_damaged(several: 
     else:
         frames += sink.take([Picture(4)])
     assert [frame.pts for frame in frames] == ([1] if several else [1, 4])
-
-
-# -- holes
-
-
-UNIT = b"\x65" + bytes(range(1, 40))
-AVCC, HVCC = b"\x01" + bytes(3) + b"\xff\xe1\0", b"\x01" + bytes(20) + b"\xff\0"
-
-
-@pytest.mark.parametrize(
-    ("codec", "header", "data", "found"),
-    [
-        ("h264", AVCC, b"\0\0\0\x28" + UNIT, False),
-        ("h264", AVCC, b"\0\0\0\x28" + UNIT[:20] + bytes(8) + UNIT[28:], True),
-        ("h264", AVCC, b"\0\0\0\x28" + UNIT[:20] + bytes(7) + UNIT[27:], False),
-        ("h264", AVCC, b"\0\0\0\x30" + UNIT + bytes(8), False),  # zeros after a unit
-        ("h264", AVCC, b"\0\0\0\x28" + b"\x06" + UNIT[1:20] + bytes(8) + UNIT[28:], False),  # no slice
-        ("h264", AVCC, b"\0\0\0\x28" + UNIT + b"\0\0\0\x28" + UNIT[:9] + bytes(9) + UNIT[18:], True),
-        ("h264", None, b"\0\0\0\1" + UNIT + bytes(12) + b"\1" + UNIT, False),  # zeros before a start code
-        ("h264", None, b"\0\0\0\1" + UNIT + bytes(12) + b"\2" + UNIT, True),
-        ("h264", None, b"\0\0\1" + UNIT + bytes(9) + b"\1" + UNIT + bytes(9) + b"\7", True),
-        ("h264", None, b"\0\0\1" + UNIT + bytes(50), False),
-        ("h264", None, b"\0\0\1\x06" + UNIT[:9] + bytes(9) + b"\7\0\0\1" + UNIT, False),  # no slice
-        ("h264", None, b"\0\0\1\x06" + UNIT + b"\0\0\1" + UNIT + bytes(9) + b"\7", True),
-        ("h264", None, b"\0\0\1" + bytes(9) + UNIT, True),  # what was the head of a unit
-        ("h264", AVCC, b"\0\0\0\x28" + bytes(9) + UNIT[9:], True),
-        ("hevc", None, b"\0\0\1\x4e" + UNIT[:9] + bytes(9) + b"\7", False),
-        ("hevc", HVCC, b"\0\0\0\x28" + b"\x26" + UNIT[1:20] + bytes(8) + UNIT[28:], True),
-        ("hevc", HVCC, b"\0\0\0\x28" + b"\x4e" + UNIT[1:20] + bytes(8) + UNIT[28:], False),
-        ("vp9", None, UNIT + bytes(127) + UNIT, False),
-        ("vp9", None, UNIT + bytes(128) + UNIT, True),
-        ("vp8", None, UNIT + bytes(128) + UNIT, True),
-        ("vp8", None, UNIT + bytes(128), False),
-        ("mjpeg", None, UNIT + bytes(999) + UNIT, False),
-        ("h264", AVCC, b"", False),
-        ("h264", AVCC, b"\xff\xff\xff\xff" + bytes(9) + b"\1", True),
-    ],
-)
-def test_holes(codec: str, header: bytes | None, data: bytes, found: bool) -> None:
-    finder = hole_finder(codec, header)
-    assert (finder is not None and finder(data)) is found
 
 
 # -- Matroska

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fourdthinker.frames import FramePolicy, attempts, decode, read_frames
-from fourdthinker.frames.references import CLEAN, ECHO, HIDDEN, KEY, SPARE, beginner, classifier, settle
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.timeline import Timeline
 from tests.clips import make_clip
 
@@ -101,17 +102,18 @@ def test_sparse_frames_are_those_of_decoding_all(
     assert all(isinstance(error, decode.SeekFailed) for error in retried) or "without" in name
     assert not retried or suffix == "ts" or "without" in name
     if name.startswith(("h264", "hevc", "av1")):
-        assert spare_share(path) > (0.05 if "av1" in name or "without" in name else 0.15)
+        assert left_out_share(path) > (0.05 if "av1" in name or "without" in name else 0.15)
     elif name.startswith(("vp9", "mpeg", "ffv1")):
-        assert spare_share(path) == 0
+        assert left_out_share(path) == 0
 
 
-def spare_share(path: Path) -> float:
+def left_out_share(path: Path) -> float:
     with av.open(str(path)) as container:
         video = container.streams.video[0]
-        classify = classifier(video.codec_context.name, video.codec_context.extradata)
-        flags = settle(bytearray(classify(bytes(p)) for p in container.demux(video) if p.size))
-    return sum(bool(flag & SPARE) for flag in flags) / len(flags)
+        codec = codec_of(video.codec_context.name)
+        flags_of = codec.flags(video.codec_context.extradata or b"")
+        flags = codec.settle(bytearray(flags_of(bytes(p)) for p in container.demux(video) if p.size))
+    return sum(bool(flag & NON_REFERENCE) for flag in flags) / len(flags)
 
 
 def test_full_decoding_agrees_with_the_converter(tmp_path: Path) -> None:
@@ -121,94 +123,6 @@ def test_full_decoding_agrees_with_the_converter(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         plain = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)][::7]
     assert np.abs(ours.numpy().astype(int) - np.stack(plain)).max() <= 4
-
-
-def test_pictures_of_lower_layers_stay() -> None:
-    layers = [KEY | CLEAN | 1 << 4, SPARE | 1 << 4, SPARE | 2 << 4, 2 << 4]
-    assert list(settle(bytearray(layers))) == [KEY | CLEAN, 0, SPARE, 0]
-    assert list(settle(bytearray(flag & 31 for flag in layers[:2]))) == [KEY | CLEAN, SPARE]
-
-
-@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp9", "vp8"])
-def test_noise_is_never_spare(codec: str) -> None:
-    """Data that are no pictures, or are cut off, are left to the decoder to judge."""
-    head = {"h264": b"\1\x64\0\x1f\xff\xe1\0\0", "hevc": b"\1" + bytes(20) + b"\3\0\0"}.get(codec)
-    classify = classifier(codec, head)
-    dice = np.random.default_rng(3)
-    for size in (0, 1, 2, 3, 5, 40):
-        for _ in range(300):
-            assert not classify(dice.integers(0, 256, size, dtype=np.uint8).tobytes()) & SPARE
-    assert classify(bytes(50)) & (SPARE | CLEAN) in (0, CLEAN)
-
-
-def test_cut_off_pictures_are_not_spare(tmp_path: Path) -> None:
-    path = make_clip(tmp_path / "c.mp4", STAMPS, size=(96, 128), options={"bf": "3"}, base=25, draw=textured)
-    with av.open(str(path)) as container:
-        video = container.streams.video[0]
-        classify = classifier("h264", video.codec_context.extradata)
-        spare = [bytes(p) for p in container.demux(video) if p.size and classify(bytes(p)) & SPARE]
-    assert spare
-    for packet in spare[:5]:
-        assert not classify(packet[:-1]) & SPARE
-        assert not classify(packet + b"\0\0\0") & SPARE
-
-
-def test_hidden_pictures_of_vp8() -> None:
-    classify = classifier("vp8", None)
-    assert classify(b"\x10\0\0") == CLEAN
-    assert classify(b"\x11\0\0") == 0
-    assert classify(b"\x01\0\0") == HIDDEN
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "ts"])
-@pytest.mark.parametrize("fields", [True, False])
-def test_interlaced_mpeg4_begins_at_its_first_picture(tmp_path: Path, suffix: str, fields: bool) -> None:
-    options = {"bf": "2", "qscale": "3", "g": "13", "sc_threshold": "1000000000"}
-    path = make_clip(
-        tmp_path / f"c.{suffix}", STAMPS, codec="mpeg4", size=(96, 128), draw=textured, base=25,
-        options=options | ({"flags": "+ilme+ildct"} if fields else {}),
-    )  # fmt: skip
-    with av.open(str(path)) as container:
-        video = container.streams.video[0]
-        begins = beginner("mpeg4", video.codec_context.extradata)
-        packets = [packet for packet in container.demux(video) if packet.size]
-    keys = [bytes(packet) for packet in packets if packet.is_keyframe]
-    assert len(keys) > 3
-    assert [begins(key) for key in keys] == [True] + [not fields] * (len(keys) - 1)
-    shown = sorted(float(packet.pts * packet.time_base) for packet in packets)
-    every = read_frames(path, times=shown).pixels
-    for k in range(COUNT):
-        assert torch.equal(read_frames(path, times=[shown[k]]).pixels[0], every[k]), k
-
-
-def test_headers_of_mpeg4_in_a_packet_of_their_own() -> None:
-    layer = b"\0\0\1\x20\0"  # ends early: taken for interlaced
-    begins = beginner("mpeg4", None)
-    assert [begins(data) for data in (layer, b"\0\0\1\xb6\x10", b"\0\0\1\xb6\x10")] == [True, True, False]
-
-
-NOT_CODED = b"\0\0\1\xb6\x51\x4f"  # P, no second begins, increment 2 in 5 bits, not coded; then stuffing
-
-
-def test_pictures_of_mpeg4_that_are_not_coded(tmp_path: Path) -> None:
-    """They repeat the picture before. The decoder shows none for them, but for one at the end of the data."""
-    names = tmp_path / "plain.mp4", tmp_path / "odd.mkv"
-    make_clip(names[0], STAMPS, codec="mpeg4", options={"g": "12"}, size=(96, 128), draw=textured, base=25)
-    classify = classifier("mpeg4", None)
-    with av.open(str(names[0])) as old, av.open(str(names[1]), "w") as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for number, packet in enumerate(p for p in old.demux(old.streams.video[0]) if p.size):
-            data = NOT_CODED if number % 12 == 11 else bytes(packet)
-            assert classify(data) == (ECHO if data == NOT_CODED else 0)
-            assert classify(bytes(packet) + bytes(packet)) == ECHO
-            changed = av.Packet(data)
-            changed.stream, changed.pts, changed.dts = stream, packet.pts, packet.dts
-            changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
-            new.mux(changed)
-    every = read_frames(names[0], times=[k / 25 for k in range(COUNT)]).pixels
-    for k in range(COUNT - 1):
-        shown = k - (k % 12 == 11)
-        assert torch.equal(read_frames(names[1], times=[k / 25]).pixels[0], every[shown]), k
 
 
 @pytest.mark.parametrize(
@@ -304,20 +218,20 @@ def test_threads_are_not_used_for_a_single_packet(tmp_path: Path, monkeypatch: p
 
 
 def test_uneven_or_short_work_is_not_divided() -> None:
-    flags = bytes([KEY | CLEAN] + [0] * 249 + [KEY | CLEAN] + [0] * 49)
+    flags = bytes([KEYFRAME | RANDOM_ACCESS] + [0] * 249 + [KEYFRAME | RANDOM_ACCESS] + [0] * 49)
     timeline = Timeline(Fraction(1, 25), list(range(300)), 12.0, list(range(300)), flags)
     assert decode.shares(timeline, [240, 290], "h264", 2) == ([], [240, 290])
     assert decode.shares(timeline, [45, 290], "h264", 2) == ([[45], [290]], [])
     assert decode.shares(timeline, [45, 290], "h264", 1) == ([], [45, 290])
     assert decode.shares(timeline, [45, 290], "mpeg4", 2) == ([[45], [290]], [])
     assert decode.shares(timeline, [45, 290], "theora", 2) == ([], [45, 290])
-    timeline.flags = timeline.flags[:-1] + bytes([ECHO])
+    timeline.flags = timeline.flags[:-1] + bytes([DUPLICATE])
     assert decode.shares(timeline, [45, 290], "mpeg4", 2) == ([], [45, 290])
     assert decode.shares(timeline, [3, 252], "h264", 2) == ([], [3, 252])
 
 
 def test_runs_that_would_leave_decoders_idle_are_left_to_all_threads() -> None:
-    flags = bytes(([KEY | CLEAN] + [0] * 99) * 3)
+    flags = bytes(([KEYFRAME | RANDOM_ACCESS] + [0] * 99) * 3)
     timeline = Timeline(Fraction(1, 25), list(range(300)), 12.0, list(range(300)), flags)
     assert decode.shares(timeline, [90, 190, 240], "h264", 2) == ([[90], [190]], [240])
     assert decode.shares(timeline, [90, 190, 290], "h264", 2) == ([[90], [190]], [290])

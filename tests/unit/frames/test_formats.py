@@ -16,7 +16,6 @@ from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, patchify, read_frames
 from fourdthinker.frames import convert as convert_module
 from fourdthinker.frames.colour import planes_of
-from fourdthinker.frames.siting import siting_of
 from tests.clips import make_clip, number_of, numbers, picture
 
 _video = pytest.importorskip("fourdthinker._video", reason="built without the native extension")
@@ -133,20 +132,6 @@ def test_without_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (there.pixels.int() - here.pixels.int()).abs().float().mean() < 2
     patches = read_frames(path, FramePolicy(fps=10), out="patches")
     assert patches.grid_thw.tolist() == [[4, *[side // 14 for side in there.pixels.shape[1:3]]]]
-
-
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_declared_siting(tmp_path: Path, codec: str, suffix: str) -> None:
-    for place, name in enumerate(("left", "center", "topleft")):
-        key, quiet = ("x264-params", "") if codec == "libx264" else ("x265-params", ":log-level=none")
-        options = {key: f"chromaloc={place}:bframes=3{quiet}"}
-        path = make_clip(tmp_path / f"{name}.{suffix}", range(0, 400, 40), codec=codec, options=options)
-        with av.open(str(path)) as container:
-            assert siting_of(container.streams.video[0]) == name
-    path = make_clip(tmp_path / f"none.{suffix}", range(0, 400, 40), codec=codec, options={key: quiet[1:]})
-    with av.open(str(path)) as container:
-        assert siting_of(container.streams.video[0]) == "left"
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fourdthinker.frames.convert import native
+from fourdthinker.frames.native import native
 
 ROW = 64  # rows begin at multiples of so many bytes, for aligned reads
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

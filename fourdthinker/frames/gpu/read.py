@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import av
 import av.error
+import torch
+from torch import Tensor
 
-from fourdthinker.frames import nvdec
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.colour import REPEAT, Layout, planes_of
 from fourdthinker.frames.container import Deadline, Source, aspect_of, opened
 from fourdthinker.frames.convert import Frames, conversion
 from fourdthinker.frames.decode import packets_for
-from fourdthinker.frames.nvdec import NvdecError
-from fourdthinker.frames.request import times_wanted
+from fourdthinker.frames.gpu import nvdec
+from fourdthinker.frames.gpu.nvdec import NvdecError
+from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold
 from fourdthinker.frames.sink import Damaged
-from fourdthinker.frames.siting import siting_of
 from fourdthinker.frames.timeline import Timeline
 
-if TYPE_CHECKING:
-    from fourdthinker.frames.attempts import Reading
-
 logger = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """What `emit` uses of the reading that calls it."""
+
+    request: Request
+    deadline: Deadline
+    device: torch.device
+    held: list[av.Packet] | None
+    seek: bool
+    wanted: list[float]
+    done: int
+    aspect: float
+
+    def fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]: ...
+
+    def pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames: ...
 
 
 @cache
@@ -34,7 +50,7 @@ def say(reason: str) -> None:
     logger.warning("decoding in software: %s", reason)
 
 
-def emit(reading: Reading, timeline: Timeline, batch: int | None) -> Iterator[Frames]:
+def emit(reading: Reader, timeline: Timeline, batch: int | None) -> Iterator[Frames]:
     """The batches of a reading that are left to do.
 
     Raises NvdecError for streams that NVDEC does not decode, and for damage, which a decoding in software
@@ -103,7 +119,9 @@ def _first_frame(
                 deadline.check()
                 begun = begun or packet.is_keyframe
                 for frame in packet.decode() if begun else ():
-                    _, layout, remade = planes_of(frame, siting_of(video))
+                    context = video.codec_context
+                    siting = codec_of(context.name).siting(context.extradata or b"")
+                    _, layout, remade = planes_of(frame, siting)
                     return frame, None if remade else layout, aspect_of(video)
     except av.error.FFmpegError as error:
         raise NvdecError(f"the first picture cannot be decoded ({error.strerror})") from error

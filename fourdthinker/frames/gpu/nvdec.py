@@ -7,7 +7,7 @@ How a reader uses it, for a CUDA device:
         try:
             result = decode(packets, video, wanted, device=device, **conversion)
         except NvdecError as error: ...  # decode in software, which names the fault and its time
-    else: ...  # say `reason` once; decode in software and convert with fourdthinker.frames.cuda.convert
+    else: ...  # say `reason` once; decode in software and convert with fourdthinker.frames.gpu.convert
 
 What the engine gives is decoded bit for bit as the standard says, so both ways give the same frames.
 """
@@ -23,11 +23,10 @@ import torch
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from fourdthinker.frames import cuda
-from fourdthinker.frames.convert import native
+from fourdthinker.frames.codecs import codec_of
+from fourdthinker.frames.gpu import convert
+from fourdthinker.frames.native import native
 
-CODECS = {"h264": "h264", "hevc": "hevc", "vp8": "vp8", "vp9": "vp9", "av1": "av1", "libdav1d": "av1",
-          "libvpx": "vp8", "libvpx-vp9": "vp9", "libaom-av1": "av1"}  # fmt: skip
 BATCH = 64  # packets handed over at a time
 _START = b"\0\0\0\1"
 
@@ -50,7 +49,7 @@ def available(
     codec: FFmpeg's name of it (video.codec_context.name); chroma: "420", "422", "444" or "gray"; depth: bits;
     width, height: of the coded frames.
     """
-    reason = cuda.missing()
+    reason = convert.missing()
     if reason is not None:
         return reason
     module = native()
@@ -60,10 +59,11 @@ def available(
             "fourdthinker._video is built without NVDEC: install ffnvcodec's headers (Debian: "
             "libffmpeg-nvenc-dev) and reinstall fourdthinker"
         )
-    if codec not in CODECS:
+    name = codec_of(codec).nvdec
+    if name is None:
         return f"NVDEC is not used for the codec {codec}"
-    index, _ = cuda.place(device)
-    return module.nvdec_refusal(CODECS[codec], chroma, depth, width, height, index)
+    index, _ = convert.place(device)
+    return module.nvdec_refusal(name, chroma, depth, width, height, index)
 
 
 def decode(
@@ -93,12 +93,12 @@ def decode(
     if module is None:
         raise NvdecError("fourdthinker._video is not built")
     context = video.codec_context
-    index, stream = cuda.place(device)
-    out = cuda.empty(len(wanted), device, **conversion)
+    index, stream = convert.place(device)
+    out = convert.empty(len(wanted), device, **conversion)
     annexb = AnnexB(context.name, context.extradata)
     try:
         engine = module.Nvdec(
-            CODECS[context.name], annexb.header, list(wanted), out.data_ptr(), index, stream, **conversion
+            annexb.codec, annexb.header, list(wanted), out.data_ptr(), index, stream, **conversion
         )
         begins = True
         for landed, batch in batches(packets):
@@ -157,7 +157,7 @@ class AnnexB:
     """
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
-        self.codec = CODECS[codec]
+        self.codec = codec_of(codec).nvdec
         self.header = b""
         self.length_size = 0
         self.sets = b""

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, attempts, iterate_frames, nvdec, read_frames
+from fourdthinker.frames import FramePolicy, attempts, iterate_frames, read_frames
 from fourdthinker.frames.colour import planes_of
+from fourdthinker.frames.gpu import nvdec
 from tests.clips import make_clip
 
 _video = pytest.importorskip("fourdthinker._video", reason="built without the native extension")

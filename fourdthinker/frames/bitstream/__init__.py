@@ -1,0 +1,1 @@
+"""What coded data tell before they are decoded: one file for each family of codecs."""

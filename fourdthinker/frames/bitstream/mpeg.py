@@ -1,0 +1,91 @@
+"""MPEG-1, MPEG-2 and MPEG-4 part 2: where decoding can begin, and pictures that are not coded.
+
+Sources: ISO/IEC 13818-2 6.3.9 (picture_coding_type); ISO/IEC 14496-2 6.2.3 (video object layer), 6.2.5
+(vop_coded) and 6.3.5 (vop_coding_type).
+"""
+
+from __future__ import annotations
+
+import re
+
+from fourdthinker.frames.bitstream.bits import Bits
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, Data, Flags, Test
+
+PICTURE = b"\0\0\1\0"  # start code of a picture of MPEG-1 and MPEG-2
+VOP = b"\0\0\1\xb6"  # start code of a picture of MPEG-4
+UNCODED = 20  # bytes that one which is "not coded" hardly has, but for 0xff, which count seconds in its head
+
+
+def mpeg2_begins(extradata: bytes) -> Test:
+    """Whether decoding can begin at a picture: an I-picture, or data that do not tell."""
+    return lambda data: _field(bytes(data), PICTURE, 1, 3, 7) in (1, None)
+
+
+def mpeg4_begins(extradata: bytes) -> Test:
+    return _Mpeg4Start(extradata).begins
+
+
+def mpeg4_flags(extradata: bytes) -> Flags:
+    return _mpeg4_flags
+
+
+def _field(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int | None:
+    """A field of the byte `offset` bytes behind the first start code of a picture."""
+    found = data.find(start)
+    index = found + len(start) + offset
+    return data[index] >> shift & mask if found >= 0 and index < len(data) else None
+
+
+def _mpeg4_flags(data: Data) -> int:
+    """DUPLICATE, or nothing: of a "not coded" picture the decoder shows none, or at the end of the data the
+    last one again; it stands alone or follows a packet with several. B-pictures are not told, for the decoder
+    takes the scale of interlaced ones from the first that it sees."""
+    whole = bytes(data)
+    found = whole.find(VOP)
+    start = whole[found : found + 1024].replace(b"\xff", b"")
+    return DUPLICATE if found < 0 or whole.find(VOP, found + 1) >= 0 or len(start) < UNCODED else 0
+
+
+class _Mpeg4Start:
+    """Interlaced MPEG-4 can only be decoded from its first picture on, for FFmpeg takes the unit of distances
+    between fields from the first B-picture that it meets after the header."""
+
+    def __init__(self, extradata: bytes) -> None:
+        self.interlaced, self.begun = _interlaced(extradata), False
+
+    def begins(self, data: Data) -> bool:
+        whole = bytes(data)
+        kind = _field(whole, VOP, 0, 6, 3)
+        self.interlaced = self.interlaced or _interlaced(whole.partition(VOP)[0])
+        if kind not in (0, None) or (self.interlaced and self.begun):
+            return False
+        self.begun = self.begun or kind == 0
+        return True
+
+
+def _interlaced(head: bytes) -> bool:
+    """Whether the header of a layer of MPEG-4 says so, or cannot be read."""
+    found = re.search(rb"\x00\x00\x01[\x20-\x2f]", head)
+    if found is None:
+        return False
+    bits = Bits(head[found.end() : found.end() + 64])
+    try:
+        bits.take(9)
+        if bits.take(1):
+            bits.take(7)
+        if bits.take(4) == 15:  # an aspect ratio of its own
+            bits.take(16)
+        if bits.take(1):  # control parameters
+            bits.take(3)
+            if bits.take(1):
+                bits.take(79)
+        if bits.take(2):  # no rectangle
+            return True
+        resolution = bits.take(17) & 0xFFFF
+        bits.take(1)
+        if bits.take(1):  # a fixed rate
+            bits.take(max(1, (resolution - 1).bit_length()))
+        bits.take(29)
+        return bool(bits.take(1))
+    except ValueError:
+        return True

@@ -1,0 +1,320 @@
+"""H.264 and H.265: the NAL units of a packet, what pictures they hold, holes in them, and where chroma lies.
+
+Sources: ITU-T H.264 annex B and H.265 annex B (start codes); ISO/IEC 14496-15 5.3.3 and 8.3.3 (sizes, whose
+length the stream's header tells); H.264 7.3.1 and 7.4.1 (nal_ref_idc, nal_unit_type, no three zero bytes in
+a unit), 7.3.2.1.1 and E.1.1 (sequence parameter set), 7.3.2.4 (access unit delimiter); H.265 7.4.2 and
+7.4.2.2 (nal_unit_type, intra random access points, sub-layer non-reference pictures), 7.3.2.2 and E.2.1
+(sequence parameter set), 7.3.2.5 (access unit delimiter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fourdthinker.frames.bitstream.bits import Bits
+from fourdthinker.frames.bitstream.pictures import (
+    LAYER_SHIFT,
+    LAYERS,
+    NON_REFERENCE,
+    RANDOM_ACCESS,
+    Data,
+    Flags,
+    Test,
+)
+
+START = b"\0\0\1"
+HOLE = bytes(8)  # no encoder writes it within a unit
+_SITINGS = ("left", "center", "topleft")  # chroma_sample_loc_type 0 to 2; others are hardly ever seen
+_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profiles with chroma_format_idc
+
+
+@dataclass(frozen=True)
+class _Syntax:
+    """Where H.264 and H.265 differ in how units stand in a stream."""
+
+    shift: int  # nal_unit_type in the first byte of a unit
+    mask: int
+    size_byte: int  # of the header (avcC, hvcC) that tells the length of the sizes
+    shortest: int  # such header
+    slices: range  # nal_unit_type of pictures, and 0: what begins with zeros may have been one
+    head: int  # bytes before the content of a unit
+    parameter_set: int  # nal_unit_type of a sequence parameter set
+    delimiter: bytes  # an access unit delimiter, which shows nothing
+
+    def kind(self, unit: Data) -> int:
+        """nal_unit_type."""
+        return unit[0] >> self.shift & self.mask
+
+    def length_size(self, extradata: bytes) -> int:
+        """Bytes of the size before each unit; 0 where units stand behind start codes."""
+        if len(extradata) < self.shortest or extradata[0] != 1:
+            return 0
+        return extradata[self.size_byte] % 4 + 1
+
+    def packet_without_picture(self, extradata: bytes) -> bytes:
+        """A delimiter as it stands in the stream's packets: behind its size, or behind a start code."""
+        length = self.length_size(extradata)
+        return (len(self.delimiter).to_bytes(length, "big") if length else b"\0" + START) + self.delimiter
+
+    def has_hole(self, extradata: bytes) -> Test:
+        """Whether a unit of a picture has a run of zero bytes, as a lost block of a disk, a transfer or a
+        sparse file leaves it. A decoder makes pictures of them as of any other bits, and mostly without a
+        complaint."""
+        length = self.length_size(extradata)
+
+        def test(data: Data) -> bool:
+            data = bytes(data)
+            if HOLE not in data:
+                return False
+            begin = -1 if length else data.find(START)
+            # What stands before the first start code may have lost its own in the hole.
+            lead = b"" if length else data[:begin] if begin >= 0 else data
+            for unit in (lead, *units(data, length)):
+                content = bytes(unit).rstrip(b"\0")  # zeros may follow a unit
+                if content and self.kind(content) in self.slices and HOLE in content:
+                    return True
+            return False
+
+        return test
+
+
+H264 = _Syntax(0, 31, 4, 7, range(6), 1, 7, b"\x09\xf0")
+H265 = _Syntax(1, 63, 21, 23, range(32), 2, 33, b"\x46\x01\x50")
+
+
+def units(data: Data, length: int) -> Iterator[Data]:
+    """The NAL units of a packet, not copied, by sizes of `length` bytes or (0) by start codes.
+
+    One empty unit comes last where sized units do not end with the packet.
+    """
+    if length:
+        view, begin, end = memoryview(data), 0, len(data)
+        while begin + length < end:
+            size = int.from_bytes(view[begin : begin + length], "big")
+            begin += length
+            if size:
+                yield view[begin : begin + size]
+            begin += size
+        if begin != end:
+            yield b""
+        return
+    whole = bytes(data)
+    view, begin = memoryview(whole), whole.find(START)
+    while begin >= 0:
+        begin += len(START)
+        following = whole.find(START, begin)
+        yield view[begin:following] if following >= 0 else view[begin:]
+        begin = following
+
+
+def h264_flags(extradata: bytes) -> Flags:
+    length = H264.length_size(extradata)
+
+    def flags(data: Data) -> int:
+        pictures, non_reference, random_access = 0, True, False
+        for unit in units(data, length):
+            if not unit:
+                return 0
+            kind = unit[0] & 31
+            if kind in (1, 2, 3, 4, 5, 20):
+                pictures += 1
+                non_reference = non_reference and not unit[0] & 0x60
+                random_access = random_access or kind == 5
+        return (NON_REFERENCE if pictures and non_reference else 0) | (RANDOM_ACCESS if random_access else 0)
+
+    return flags
+
+
+def h265_flags(extradata: bytes) -> Flags:
+    length = H265.length_size(extradata)
+
+    def flags(data: Data) -> int:
+        pictures, non_reference, random_access, layer = 0, True, True, 0
+        for unit in units(data, length):
+            if len(unit) < 2:
+                return 0
+            kind = unit[0] >> 1 & 63
+            if kind < 32:
+                pictures += 1
+                non_reference = non_reference and kind < 16 and kind % 2 == 0
+                random_access = random_access and kind in (19, 20)
+                layer = max(layer, unit[1] & 7)
+        if not pictures:
+            return 0
+        found = (NON_REFERENCE if non_reference else 0) | (RANDOM_ACCESS if random_access else 0)
+        return found | layer << LAYER_SHIFT
+
+    return flags
+
+
+def settle_layers(flags: bytearray) -> bytes:
+    """Flags of a whole stream of H.265, its temporal layers resolved: pictures of the highest layer that
+    occurs alone are non-reference, for layers above may refer to those of others."""
+    top = max((flag >> LAYER_SHIFT & LAYERS for flag in flags), default=0)
+    if top == 0:
+        return bytes(flags)
+    return bytes(flag & (15 if flag >> LAYER_SHIFT == top else 15 - NON_REFERENCE) for flag in flags)
+
+
+def h265_begins(extradata: bytes) -> Test:
+    """Whether decoding can begin at a picture: an intra random access point, or data that do not tell."""
+    length = H265.length_size(extradata)
+
+    def begins(data: Data) -> bool:
+        kinds = [H265.kind(unit) for unit in units(data, length) if len(unit) > 1]
+        pictures = [kind for kind in kinds if kind < 32]
+        return not pictures or any(16 <= kind < 24 for kind in pictures)
+
+    return begins
+
+
+# --- chroma siting ----------------------------------------------------------------------------------------
+
+
+def h264_siting(extradata: bytes) -> str:
+    """Where the chroma samples lie: "left" (also where nothing is declared), "center" or "topleft"."""
+    return _siting(H264, extradata)
+
+
+def h265_siting(extradata: bytes) -> str:
+    return _siting(H265, extradata)
+
+
+def _siting(syntax: _Syntax, extradata: bytes) -> str:
+    try:
+        for unit in _header_units(syntax, extradata):
+            if len(unit) and syntax.kind(unit) == syntax.parameter_set:
+                bits = Bits(bytes(unit[syntax.head :]).replace(b"\0\0\3", b"\0\0"))
+                return _h264_siting(bits) if syntax is H264 else _h265_siting(bits)
+    except (ValueError, IndexError):
+        return "left"  # a header that cannot be read declares nothing; the decoder judges it
+    return "left"
+
+
+def _header_units(syntax: _Syntax, extradata: bytes) -> Iterator[Data]:
+    """Units of a header: of avcC the first, of hvcC all, and those behind start codes."""
+    if extradata[:3] in (b"\0\0\0", START):
+        yield from units(extradata, 0)
+    elif len(extradata) >= syntax.shortest and extradata[0] == 1:
+        if syntax is H264:
+            yield extradata[8 : 8 + int.from_bytes(extradata[6:8], "big")]
+            return
+        begin = 23
+        for _ in range(extradata[22]):
+            count = int.from_bytes(extradata[begin + 1 : begin + 3], "big")
+            begin += 3
+            for _ in range(count):
+                size = int.from_bytes(extradata[begin : begin + 2], "big")
+                yield extradata[begin + 2 : begin + 2 + size]
+                begin += 2 + size
+
+
+def _h264_siting(bits: Bits) -> str:
+    profile = bits.take(8)
+    bits.take(16)
+    bits.ue()
+    if profile in _HIGH:
+        chroma = bits.ue()
+        if chroma == 3:
+            bits.take(1)
+        bits.skip_ue(2)
+        bits.take(1)
+        if bits.take(1):
+            for number in range(12 if chroma == 3 else 8):
+                if bits.take(1):
+                    _scaling_list(bits, 16 if number < 6 else 64)
+    bits.ue()
+    order = bits.ue()
+    if order == 0:
+        bits.ue()
+    elif order == 1:
+        bits.take(1)
+        bits.skip_ue(2)
+        bits.skip_ue(bits.ue())
+    bits.ue()
+    bits.take(1)
+    bits.skip_ue(2)
+    if not bits.take(1):
+        bits.take(1)
+    bits.take(1)
+    if bits.take(1):
+        bits.skip_ue(4)
+    return _usability(bits)
+
+
+def _scaling_list(bits: Bits, size: int) -> None:
+    last, following = 8, 8
+    for _ in range(size):
+        if following:
+            code = bits.ue()
+            following = (last + ((code + 1) // 2 if code % 2 else -(code // 2))) % 256
+        last = following or last
+
+
+def _h265_siting(bits: Bits) -> str:
+    bits.take(4)
+    layers = bits.take(3)
+    bits.take(1 + 96)
+    present = [(bits.take(1), bits.take(1)) for _ in range(layers)]
+    if layers:
+        bits.take(2 * (8 - layers))
+    for profile, level in present:
+        bits.take(88 * profile + 8 * level)
+    bits.ue()
+    if bits.ue() == 3:
+        bits.take(1)
+    bits.skip_ue(2)
+    if bits.take(1):
+        bits.skip_ue(4)
+    bits.skip_ue(2)
+    order = bits.ue() + 4
+    bits.skip_ue(3 * (layers + 1 if bits.take(1) else 1))
+    bits.skip_ue(6)
+    if bits.take(1) and bits.take(1):
+        for size in range(4):
+            for _ in range(0, 6, 3 if size == 3 else 1):
+                if bits.take(1):
+                    bits.skip_ue(min(64, 1 << (4 + 2 * size)) + (size > 1))
+                else:
+                    bits.ue()
+    bits.take(2)
+    if bits.take(1):
+        bits.take(8)
+        bits.skip_ue(2)
+        bits.take(1)
+    _reference_sets(bits)
+    if bits.take(1):
+        bits.take((order + 1) * bits.ue())
+    bits.take(2)
+    return _usability(bits)
+
+
+def _reference_sets(bits: Bits) -> None:
+    pictures = 0
+    for number in range(bits.ue()):
+        if number and bits.take(1):
+            bits.take(1)
+            bits.ue()
+            pictures = sum(1 if bits.take(1) else bits.take(1) for _ in range(pictures + 1))
+        else:
+            pictures = bits.ue() + bits.ue()
+            for _ in range(pictures):
+                bits.ue()
+                bits.take(1)
+
+
+def _usability(bits: Bits) -> str:
+    """The video usability information that ends a sequence parameter set, as far as the chroma's place."""
+    if not bits.take(1):
+        return "left"
+    if bits.take(1) and bits.take(8) == 255:
+        bits.take(32)
+    if bits.take(1):
+        bits.take(1)
+    if bits.take(1):
+        bits.take(4)
+        if bits.take(1):
+            bits.take(24)
+    kind = bits.ue() if bits.take(1) else 0
+    return _SITINGS[kind] if kind < len(_SITINGS) else "left"

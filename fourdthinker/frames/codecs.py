@@ -1,0 +1,147 @@
+"""One record for each codec: all that reading knows of it. To add a codec is to add its record.
+
+What a record does not say, and a codec without one, is taken for the worst: no picture is left out, keyframes
+are doubted where all pictures are called so, and the decoder is not emptied before the data end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fourdthinker.frames.bitstream import av1, mpeg, nal, vpx
+from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Flags, Test
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Facts about a codec and about FFmpeg's decoders of it. Functions take a stream's header (extradata, b""
+    for none) and return what is then asked about the data of each packet.
+
+    decoders: FFmpeg's names of them, by which the codec is found. reorders: pictures may be stored in another
+    order than they are shown in.
+
+    flags: what the data of a picture tell (`bitstream.pictures`). settle: the flags of a whole stream, once
+    all are known. begins: whether decoding can begin at a picture that the container calls a keyframe, for
+    decoders that do not notice when it cannot. keyframes_known: by their data, here or to FFmpeg's parsers
+    and decoders, so that they are believed even where all pictures are keyframes.
+
+    flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
+    keyframe after it. frame_threads: on several threads damage is still told in time. shared_threads: threads
+    share one picture, so that a single one is decoded faster by several. settable_delay: how many pictures
+    the decoder holds back can be set, which makes it wait for its threads. err_detect: for decoders that do
+    not mark damaged pictures, what makes them fail instead. without_picture: a packet that shows nothing,
+    which moves threads on.
+
+    has_hole: whether the data of a picture have a run of zero bytes where no encoder writes one; None where
+    that cannot be told. siting: where the chroma samples lie: "left", "center" or "topleft".
+
+    nvdec: the codec's name for `_video.Nvdec`; None: not decoded there.
+    """
+
+    decoders: tuple[str, ...]
+    reorders: bool = False
+    flags: Callable[[bytes], Flags] = lambda _: lambda data: 0
+    settle: Callable[[bytearray], bytes] = bytes
+    begins: Callable[[bytes], Test] = lambda _: lambda data: True
+    keyframes_known: bool = False
+    flushes: bool = False
+    frame_threads: bool = True
+    shared_threads: bool = False
+    settable_delay: bool = False
+    err_detect: str | None = None
+    without_picture: Callable[[bytes], bytes] | None = None
+    has_hole: Callable[[bytes], Test] | None = None
+    siting: Callable[[bytes], str] = lambda _: "left"  # of MPEG-2 and what came after
+    nvdec: str | None = None
+
+
+def _each_alone(extradata: bytes) -> Flags:
+    """Every picture is coded without reference to another."""
+    return lambda data: RANDOM_ACCESS
+
+
+CODECS = {
+    "h264": Codec(
+        ("h264",),
+        reorders=True,
+        flags=nal.h264_flags,
+        keyframes_known=True,
+        flushes=True,
+        settable_delay=True,
+        without_picture=nal.H264.packet_without_picture,
+        has_hole=nal.H264.has_hole,
+        siting=nal.h264_siting,
+        nvdec="h264",
+    ),
+    "hevc": Codec(
+        ("hevc",),
+        reorders=True,
+        flags=nal.h265_flags,
+        settle=nal.settle_layers,
+        begins=nal.h265_begins,
+        keyframes_known=True,
+        flushes=True,
+        err_detect="crccheck+explode",
+        without_picture=nal.H265.packet_without_picture,
+        has_hole=nal.H265.has_hole,
+        siting=nal.h265_siting,
+        nvdec="hevc",
+    ),
+    "av1": Codec(
+        ("libdav1d", "av1"),
+        flags=av1.flags,
+        keyframes_known=True,
+        flushes=True,
+        shared_threads=True,
+        siting=av1.siting,
+        nvdec="av1",
+    ),
+    "vp9": Codec(
+        ("vp9", "libvpx-vp9"),
+        flags=vpx.vp9_flags,
+        keyframes_known=True,
+        flushes=True,
+        has_hole=vpx.has_hole,
+        nvdec="vp9",
+    ),
+    "vp8": Codec(
+        ("vp8", "libvpx"),
+        flags=vpx.vp8_flags,
+        keyframes_known=True,
+        flushes=True,
+        has_hole=vpx.has_hole,
+        nvdec="vp8",
+    ),
+    "mpeg4": Codec(
+        ("mpeg4",),
+        reorders=True,
+        flags=mpeg.mpeg4_flags,
+        begins=mpeg.mpeg4_begins,
+        keyframes_known=True,
+        flushes=True,
+        frame_threads=False,
+    ),
+    "mpeg2": Codec(
+        ("mpeg1video", "mpeg2video"),
+        reorders=True,
+        begins=mpeg.mpeg2_begins,
+        keyframes_known=True,
+        flushes=True,
+    ),
+    "realvideo": Codec(("rv30", "rv40"), reorders=True, frame_threads=False),
+    "mjpeg": Codec(
+        ("mjpeg",), flags=_each_alone, flushes=True, err_detect="explode", siting=lambda _: "center"
+    ),
+    "prores": Codec(("prores",), flags=_each_alone, flushes=True),
+    "ffv1": Codec(("ffv1",), flags=_each_alone, flushes=True, err_detect="crccheck+explode"),
+    "lossless and raw": Codec(
+        ("dnxhd", "rawvideo", "huffyuv", "utvideo", "png", "v210", "cfhd"), flags=_each_alone
+    ),
+}
+_BY_DECODER = {decoder: codec for codec in CODECS.values() for decoder in codec.decoders}
+
+
+def codec_of(decoder: str) -> Codec:
+    """The record of a codec, by FFmpeg's name of its decoder (`video.codec_context.name`)."""
+    return _BY_DECODER.get(decoder) or Codec((decoder,))

@@ -1,0 +1,1 @@
+"""Frames decoded and converted by a GPU."""
