@@ -291,10 +291,7 @@ KNOWN: dict[str, set[str]] = {
     "private_names_of_others": {
         "bench/_kernel_cases.py uses fourdthinker.kernels._head.chunk_size",
     },
-    "circles": {
-        "fourdthinker.frames.attempts <-> fourdthinker.frames.gpu",
-        "fourdthinker.frames.convert <-> fourdthinker.frames.cuda",
-    },
+    "circles": set(),
     "imports_of_top_level_kernels": set(),
     "long_files": set(),
     "long_functions": {
