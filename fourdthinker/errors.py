@@ -21,3 +21,7 @@ class CheckpointError(FourdError):
 
 class ConfigError(FourdError):
     """A setting is unknown, out of range, or contradicts another one."""
+
+
+class OutputError(FourdError):
+    """A file cannot be written. The message names it, the cause and the remedy."""

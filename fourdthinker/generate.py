@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fourdthinker.errors import ConfigError, FourdError, RecordError
 from fourdthinker.evaluate.clips import group_clips, read_clips
-from fourdthinker.evaluate.journal import append_lines
 from fourdthinker.evaluate.runner import sample_seed
+from fourdthinker.files import JsonLines, PathLike, make_folder, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
@@ -44,12 +43,12 @@ class Generated:
 def generate_file(
     thinker: Thinker,
     records: Sequence[Record],
-    out: str | os.PathLike[str],
+    out: PathLike,
     *,
     n: int = 1,
     config: SamplingConfig,
     batch: int = 8,
-    latents_out: str | os.PathLike[str] | None = None,
+    latents_out: PathLike | None = None,
     name: str = "model",
     progress: bool = True,
 ) -> Generated:
@@ -69,7 +68,6 @@ def generate_file(
     Raises RecordError for two records with the same id, ConfigError for an `out` that holds other lines than
     answers, or answers to the same ids from other settings.
     """
-    target = Path(out)
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
     keys = {record.id: _key(record, settings) for record in records}
     if len(keys) < len(records):
@@ -77,18 +75,31 @@ def generate_file(
         raise RecordError(f"id {max(ids, key=ids.count)!r} appears twice; make the ids unique")
     if n < 1 or batch < 1:
         raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    done = _answered(target, keys, n)
+    folder = None if latents_out is None else make_folder(latents_out)
+    make_folder(Path(out).parent)
+    with JsonLines(out) as file:
+        return _generate(thinker, records, file, n, config, batch, folder, keys, progress)
+
+
+def _generate(
+    thinker: Thinker,
+    records: Sequence[Record],
+    file: JsonLines,
+    n: int,
+    config: SamplingConfig,
+    batch: int,
+    folder: Path | None,
+    keys: dict[str, str],
+    progress: bool,
+) -> Generated:
+    done = _answered(file, keys, n)
     todo = [record for record in records if record.id not in done]
-    folder = None if latents_out is None else Path(latents_out)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
 
     def fail(record: Record, error: FourdError) -> None:
         failed[record.id] = str(error)
         log.warning("no answer to %s: %s", record.id, error)
-        append_lines(target, [_about(record) | {"error": str(error), "key": keys[record.id]}])
+        file.append([_about(record) | {"error": str(error), "key": keys[record.id]}])
 
     with progress_bar(shown=progress, transient=True) as bar:
         task = bar.add_task("generate", total=len(records), completed=len(done))
@@ -99,7 +110,7 @@ def generate_file(
             else:
                 fail(record, prompt)
             if ready and (len(ready) == batch or number == len(todo)):
-                _answer(thinker, ready, n, config, target, folder, keys)
+                _answer(thinker, ready, n, config, file, folder, keys)
                 ready = []
             bar.update(task, completed=len(done) + number - len(ready))
     return Generated(len(todo) - len(failed), len(done), failed)
@@ -133,7 +144,7 @@ def _answer(
     items: Sequence[tuple[Record, Prompt]],
     n: int,
     config: SamplingConfig,
-    target: Path,
+    file: JsonLines,
     folder: Path | None,
     keys: dict[str, str],
 ) -> None:
@@ -155,17 +166,14 @@ def _answer(
         if folder is not None:
             line["latents"] = _save_latents(folder, f"{keys[record.id]}-{sample}", record, answer)
         lines.append(line)
-    append_lines(target, lines)
+    file.append(lines)
 
 
 def _save_latents(folder: Path, name: str, record: Record, answer: Answer) -> str:
     """Named by digest and sample, since an id may be anything; the id is in the file's metadata."""
     path = folder / f"{name}.safetensors"
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        part = os.path.join(temporary, "part")
-        tensors = {"latents": answer.latents.contiguous(), "steps": answer.latent_steps.contiguous()}
-        save_file(tensors, part, metadata={"id": record.id})
-        os.replace(part, path)
+    tensors = {"latents": answer.latents.contiguous(), "steps": answer.latent_steps.contiguous()}
+    write_bytes(path, save(tensors, metadata={"id": record.id}))
     return str(path)
 
 
@@ -183,49 +191,25 @@ def _key(record: Record, settings: Sequence[Any]) -> str:
     return hashlib.blake2b(json.dumps(asked, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
-def _cut(tail: bytes) -> bool:
-    """Whether this is the beginning of a line of answers, and not all of it."""
-    if tail[: len(_BEGIN)] != _BEGIN[: len(tail)]:
-        return False
-    try:
-        json.loads(tail)
-    except ValueError:
-        return True
-    return False
-
-
-def _answered(path: Path, keys: dict[str, str], n: int) -> set[str]:
+def _answered(file: JsonLines, keys: dict[str, str], n: int) -> set[str]:
     """Ids with all their answers in the file; what is not whole (a cut line, a failure) is taken out."""
-    if not path.exists():
-        return set()
-    *raw, tail = path.read_bytes().split(b"\n")
-    if tail and not _cut(tail):  # no answer whose writing a kill has broken off: checked like the others
-        raw.append(tail)
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(raw, start=1):
+    for number, text in enumerate(file.lines(), start=1):
         try:
             line = json.loads(text)
             lines.append({"id": line["id"], "key": line["key"], "raw": text, "failed": "error" in line})
             other = keys.get(line["id"], line["key"]) != line["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path}:{number}: not a line of answers ({error}); choose another file for --out"
+                f"{file.name}:{number}: not a line of answers ({error}); choose another file for --out"
             ) from error
         if other:
             raise ConfigError(
-                f"{path}:{number}: {line['id']!r} was answered with another question, model or setting; "
+                f"{file.name}:{number}: {line['id']!r} was answered with another question, model or setting; "
                 "delete the file to start anew, or choose another for --out"
             )
     good = [line for line in lines if not line["failed"]]
-    counts: dict[str, int] = {}
-    for line in good:
-        counts[line["id"]] = counts.get(line["id"], 0) + 1
+    counts = Counter(line["id"] for line in good)
     whole = {id for id, count in counts.items() if count >= n or id not in keys}
-    kept = [line["raw"] for line in good if line["id"] in whole]
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(b"".join(text + b"\n" for text in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    file.keep([line["raw"] for line in good if line["id"] in whole])
     return whole & set(keys)

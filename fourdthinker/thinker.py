@@ -17,15 +17,14 @@ from torch import Tensor
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames import FramePolicy, Frames
 from fourdthinker.prompts import Encoder, Prompt
 from fourdthinker.records import Record
-from fourdthinker.records.line import LETTERS, PICTURES
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
 from fourdthinker.transcript import TextStream, text_plain
 
-PathLike = str | os.PathLike[str]
 GREEDY = SamplingConfig(temperature=0.0)
 
 
@@ -239,7 +238,7 @@ def _existing(path: PathLike) -> str:
 
 
 def _pictures(folder: str) -> list[str]:
-    files = sorted(str(file) for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES)
+    files = sorted(str(file) for file in Path(folder).iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise ConfigError(f"{folder}: the folder holds no pictures ({' '.join(PICTURES)})")
+        raise ConfigError(f"{folder}: the folder holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     return files

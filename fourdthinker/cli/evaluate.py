@@ -40,12 +40,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from fourdthinker.evaluate import baselines, evaluate, results_table, types_table, write_json
+    from fourdthinker.evaluate import baselines, evaluate, results_table, types_table
+    from fourdthinker.files import check_output, make_folder, write_json
     from fourdthinker.records import read_records
 
     config = sampling(arguments)
     rejected = arguments.out / "rejected.jsonl"
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    journal = make_folder(arguments.out) / "answers.jsonl"
+    check_output(journal)
     rejected.unlink(missing_ok=True)
     records = [
         record
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         config=config,
         batch_prompts=arguments.batch,
         frames_override=arguments.frames,
-        journal=arguments.out / "answers.jsonl",
+        journal=journal,
         name=name,
     )
     skipped = len(rejected.read_text(encoding="utf-8").splitlines()) if rejected.exists() else 0

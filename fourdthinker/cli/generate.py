@@ -86,8 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _to_file(arguments: argparse.Namespace, records: list[Record]) -> int:
+    from fourdthinker.files import check_output, make_folder
     from fourdthinker.generate import generate_file
 
+    make_folder(arguments.out.parent)
+    check_output(arguments.out)  # before the model is loaded
+    if arguments.latents_out is not None:
+        make_folder(arguments.latents_out)
     done = generate_file(
         thinker(arguments),
         records,

@@ -21,8 +21,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.errors import ConfigError
+    from fourdthinker.files import check_output
     from fourdthinker.report import write_report
 
+    if arguments.out is not None:
+        check_output(arguments.out)
     if not arguments.run_dir.is_dir():
         raise ConfigError(f"{arguments.run_dir}: no such folder; give the folder of a run")
     sys.stdout.write(f"{write_report(arguments.run_dir, out=arguments.out)}\n")

@@ -18,7 +18,8 @@ from fourdthinker.demo.data import render_clips, write_all_records
 from fourdthinker.demo.results import make_results
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
-from fourdthinker.evaluate import results_table, write_json
+from fourdthinker.evaluate import results_table
+from fourdthinker.files import write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report

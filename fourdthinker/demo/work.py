@@ -31,7 +31,8 @@ from fourdthinker.demo.pictures import (
     match_scale,
 )
 from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
-from fourdthinker.evaluate import evaluate, write_json
+from fourdthinker.evaluate import evaluate
+from fourdthinker.files import write_json
 from fourdthinker.records import Record, read_records
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.trainers.common import FINAL, process_group, start_logging

@@ -1,6 +1,6 @@
 """Scoring a model on records: sampled and greedy accuracy with intervals, baselines, paired comparisons."""
 
-from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference, write_json
+from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate
 from fourdthinker.evaluate.table import results_table, types_table
 
@@ -12,5 +12,4 @@ __all__ = [
     "paired_difference",
     "results_table",
     "types_table",
-    "write_json",
 ]

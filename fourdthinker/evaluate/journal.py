@@ -5,57 +5,76 @@ was.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.results import Question
+from fourdthinker.files import JsonLines, PathLike, make_folder
 
 
 class Journal:
-    """Append-only file; the first line holds the settings the answers belong to.
+    """Append-only file of one evaluation; the first line holds the settings the answers belong to.
 
     Opening an existing journal reads what is there. A last line cut short by a kill is dropped, anything
     else that is no valid line is an error, and so are other settings than the present ones.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
-        self.path = Path(path)
-        self.settings = settings
-        self.done: dict[str, Question] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._load()
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            append_lines(self.path, [{"settings": settings}])
+    def __init__(self, path: PathLike, settings: dict[str, Any]) -> None:
+        """Open or create the journal.
 
-    def add(self, questions: Iterable[Question]) -> None:
-        """Append in one write and flush to the disk."""
+        Raises:
+            ConfigError: the file holds something else than answers of this evaluation; it stays as it is.
+            OutputError: it cannot be written, or another process is writing it.
+        """
+        self.settings = settings
+        self.seconds = 0.0  # spent on what is in the file, by all runs together
+        self.done: dict[str, Question] = {}
+        make_folder(Path(path).parent)
+        self._file = JsonLines(path)
+        try:
+            lines = self._file.lines()
+            self._load(lines)
+            self._file.keep(lines)
+            if not lines:
+                self._file.append([{"settings": settings}])
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, questions: Iterable[Question], seconds: float) -> None:
+        """Append questions, and the seconds that answering them took, and flush to the disk."""
         new = list(questions)
-        append_lines(self.path, [q.to_dict() for q in new])
+        share = round(seconds / max(len(new), 1), 6)
+        self._file.append(q.to_dict() | {"seconds": share} for q in new)
+        self.seconds += share * len(new)
         self.done.update((q.id, q) for q in new)
 
-    def _load(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
-        # split at newlines only: str.splitlines would also split at U+2028, which JSON strings may hold
-        for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    def _load(self, lines: Iterable[bytes]) -> None:
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 if number == 1:
                     self._check(entry["settings"])
                 else:
+                    self.seconds += float(entry.pop("seconds"))
                     question = Question.from_dict(entry)
                     self.done[question.id] = question
             except ConfigError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(
-                    f"{self.path}:{number}: not a line of an evaluation journal ({error}); "
+                    f"{self._file.name}:{number}: not a line of an evaluation journal ({error}); "
                     "delete the file to start anew"
                 ) from error
 
@@ -65,18 +84,6 @@ class Journal:
         if different:
             shown = "; ".join(f"{key}: {found.get(key)!r} there, {now.get(key)!r} now" for key in different)
             raise ConfigError(
-                f"{self.path}: holds the answers of another evaluation ({shown}); "
+                f"{self._file.name}: holds the answers of another evaluation ({shown}); "
                 "delete it to start anew, or choose another folder"
             )
-
-
-def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Append a JSON line for each entry, in one write, and flush it to the disk."""
-    data = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        while data:  # one write in practice; a full disk raises, a short write goes on
-            data = data[os.write(handle, data) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)

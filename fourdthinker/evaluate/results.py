@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +55,7 @@ class EvalResult:
     """Answers of one model to a list of questions, in the order of the records.
 
     n: samples a question (0: greedy only). greedy: whether temperature 0 was run too. settings: all that
-    determines the numbers. seconds: wall time of this run (a resumed run counts only what it did itself).
+    determines the numbers. seconds: wall time, summed over the parts of a run that was resumed.
     """
 
     name: str
@@ -199,14 +196,3 @@ def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
         macro = scoring.macro_average(by_type)
         out[name] = {**numbers(list(range(len(records))), majority), "macro": macro, "by_type": by_type}
     return out
-
-
-def write_json(path: str | Path, value: Any) -> Path:
-    """Write strict JSON (no NaN) at once: readers see the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path

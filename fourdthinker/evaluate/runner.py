@@ -7,8 +7,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -26,6 +26,7 @@ from fourdthinker.evaluate.clips import (
 )
 from fourdthinker.evaluate.journal import Journal
 from fourdthinker.evaluate.results import EvalResult, Question
+from fourdthinker.files import PathLike
 from fourdthinker.progress import progress_bar
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
@@ -55,7 +56,7 @@ def evaluate(
     batch_prompts: int = 16,
     frames_override: Override | None = None,
     prompts: Sequence[Prompt] | None = None,
-    journal: str | Path | None = None,
+    journal: PathLike | None = None,
     name: str = "model",
     progress: bool = True,
 ) -> EvalResult:
@@ -94,12 +95,12 @@ def evaluate(
     if prompts is not None and frames_override is not None:
         prompts = override_prompts(prompts, clips, frames_override, config.seed, encoder.spec)
     settings = _settings(records, encoder, n, greedy, config, frames_override, name)
-    book = Journal(journal, settings) if journal is not None else None
-    # what failed before is tried again: the file may be there now
-    done = {key: question for key, question in book.done.items() if not question.failed} if book else {}
-
-    bar = progress_bar(shown=progress, transient=True)
-    with bar:
+    with ExitStack() as stack:
+        book = None if journal is None else stack.enter_context(Journal(journal, settings))
+        # what failed before is tried again: the file may be there now
+        done = {key: question for key, question in book.done.items() if not question.failed} if book else {}
+        before, mark = book.seconds if book else 0.0, started
+        bar = stack.enter_context(progress_bar(shown=progress, transient=True))
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         source = (
             _ready(records, prompts, done)
@@ -115,7 +116,9 @@ def evaluate(
                 answered += _answer(sampler, encoder, records, todo, n, greedy, config)
             done.update((q.id, q) for q in answered)
             if book:
-                book.add(answered)
+                now = time.perf_counter()
+                book.add(answered, now - mark)
+                mark = now
             bar.update(task, advance=len(answered))
     failed = [q for q in (done[r.id] for r in records) if q.failed]
     if failed:
@@ -127,7 +130,7 @@ def evaluate(
             failed[0].failed,
         )
     questions = tuple(done[record.id] for record in records)
-    return EvalResult(name, questions, n, greedy, settings, time.perf_counter() - started)
+    return EvalResult(name, questions, n, greedy, settings, before + time.perf_counter() - started)
 
 
 def _check(

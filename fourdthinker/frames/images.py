@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.files import PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
 from fourdthinker.frames.policy import FramePolicy
@@ -21,8 +22,6 @@ from fourdthinker.frames.sampling import hold, rate
 
 # Plain raster formats only: some others that Pillow knows start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-PathLike = str | os.PathLike[str]
 
 
 def read_images(
@@ -126,9 +125,9 @@ def _files(paths: PathLike | Sequence[PathLike]) -> list[str]:
     path = Path(paths)
     if not path.is_dir():
         return [str(path)]
-    files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
-        raise VideoError(f"{path}: the folder holds no pictures ({' '.join(SUFFIXES)})")
+        raise VideoError(f"{path}: the folder holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     return files
 
 

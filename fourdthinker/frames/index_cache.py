@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-import tempfile
 import time
 import zlib
 from array import array
@@ -22,6 +21,8 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+from fourdthinker.errors import OutputError
+from fourdthinker.files import UNFINISHED, make_folder, write_bytes
 from fourdthinker.frames.timeline import Timeline
 
 VERSION = 6
@@ -32,7 +33,7 @@ EVERY = ROOM // 16  # bytes stored between two looks through the folder, on aver
 BLOCK = 4096  # bytes of disk that the smallest file takes
 ABANDONED = 3600.0  # seconds after which a file half written belongs to a process that has died
 # Names as `store` makes them. The folder may be one that holds the user's own files.
-KEPT, UNFINISHED = re.compile(r"[0-9a-f]{32}\.idx"), re.compile(r"\.new[a-z0-9_]{8}")
+KEPT = re.compile(r"[0-9a-f]{32}\.idx")
 # Not the generator that the user seeds; and workers, forked from one process again and again, must not all
 # draw the same numbers.
 _dice = random.SystemRandom()
@@ -92,19 +93,12 @@ def store(key: str, timeline: Timeline) -> None:
     place = _place(key)
     if place is None:
         return
+    data = _pack(timeline, key)
     try:
-        data = _pack(timeline, key)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".new")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(temporary, place)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        logger.info("%s: the index cannot be kept (%s); set %s", place, error.strerror, VARIABLE)
+        make_folder(place.parent)
+        write_bytes(place, data, sync=False)
+    except OutputError as error:
+        logger.info("the index cannot be kept; set %s: %s", VARIABLE, error)
         return
     # By chance, for no process knows what the others store; by size, so that looking through the folder costs
     # each file in it the same however many there are.

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from fourdthinker.errors import RecordError
+from fourdthinker.files import LETTERS
 from fourdthinker.latents import IMAGERY
-from fourdthinker.records.line import LETTERS, Line, MediaRoot, Record, is_number, letter_of, options_in
+from fourdthinker.records.line import Line, MediaRoot, Record, is_number, letter_of, options_in
 
 # Keys of our superset, in every form.
 COMMON = {"id", "type", "options", "answer", "fps", "seconds", "source", "bbox", "start", "end", "system"}

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.latents import IMAGERY
 
-LETTERS = "ABCDEFGH"
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>")
 _OPTION = re.compile(r"\s*([A-H])[.)]\s+(\S.*?)\s*")
 _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
@@ -92,7 +91,7 @@ def letter_of(label: str, options: Mapping[str, str]) -> str | None:
 class MediaRoot:
     """The folder that records may name files in."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = os.path.realpath(path)
         if not os.path.isdir(self.path):
             raise ConfigError(
@@ -219,7 +218,7 @@ class Line:
         path = self.file(key, value, folder=True)
         if not os.path.isdir(path):
             return [path]
-        names = sorted(name for name in os.listdir(path) if name.lower().endswith(PICTURES))
+        names = sorted(name for name in os.listdir(path) if name.lower().endswith(PICTURE_SUFFIXES))
         if not names:
-            self.fail(f"key {key!r}: the folder {value!r} holds no pictures ({' '.join(PICTURES)})")
+            self.fail(f"key {key!r}: the folder {value!r} holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
         return [self.file(key, os.path.join(path, name)) for name in names]

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.files import PathLike, append_lines, atomic_writer
 from fourdthinker.frames import FramePolicy, Frames, in_order, read_frames, read_images
 from fourdthinker.records.forms import parse_line
 from fourdthinker.records.line import MediaRoot, Record, options_in
@@ -24,7 +23,6 @@ __all__ = ["Record", "options_in", "read_media", "read_records", "write_records"
 
 LINE_BYTES = 32 << 20  # longer lines are not records
 logger = logging.getLogger(__name__)
-PathLike = str | os.PathLike[str]
 
 
 def read_records(
@@ -65,13 +63,13 @@ def read_records(
         logger.warning("skipped: %s", reason)
         bad.append((where, str(reason), line))
 
-    lines: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for where, line in _lines(name):
         text = line.decode("utf-8", errors="replace")
         try:
             records.append(parse_line(line, where, root, kind))
             if policy is not None:
-                lines[where] = text
+                texts[where] = text
         except RecordError as error:
             reject(where, error, text)
     if policy is not None:
@@ -80,14 +78,11 @@ def read_records(
             if problem is None:
                 good.append(record)
             else:
-                reject(record.where, problem, lines[record.where])
+                reject(record.where, problem, texts[record.where])
         records = good
     if bad and rejected is not None:
-        with open(rejected, "a", encoding="utf-8") as file:
-            for where, reason, text in bad:
-                file.write(
-                    json.dumps({"where": where, "reason": reason, "line": text}, ensure_ascii=False) + "\n"
-                )
+        lines = [{"where": where, "reason": reason, "line": text} for where, reason, text in bad]
+        append_lines(rejected, lines)
     if not records:
         found = f"all {len(bad)} lines were rejected" if bad else "the file is empty"
         raise RecordError(f"{name}: no records: {found}; give a file with one JSON object a line")
@@ -115,22 +110,11 @@ def write_records(path: PathLike, records: Iterable[Record]) -> None:
     Paths inside the folder of the file become relative to it. Raises RecordError for a record that the
     format cannot hold, and then leaves the old file.
     """
-    target = Path(path)
-    root = str(target.resolve().parent)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(_to_dict(record, root), ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    root = os.path.realpath(os.path.dirname(os.path.abspath(path)))  # as `read_records` finds it
+    with atomic_writer(path) as file:
+        for record in records:
+            line = json.dumps(_to_dict(record, root), ensure_ascii=False, allow_nan=False)
+            file.write((line + "\n").encode())
 
 
 def _lines(name: str) -> Iterator[tuple[str, bytes]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import write_text
 from fourdthinker.report.curves import phase_html, phases, read_metrics
 from fourdthinker.report.results import facts_html, results_html
 from fourdthinker.report.rollouts import choose, group_html, read_groups
@@ -65,9 +65,7 @@ def write_report(run_dir: str | Path, *, out: str | Path | None = None, groups: 
         "loaded from elsewhere.</footer></main></body></html>\n"
     )
     path = Path(out) if out is not None else run / REPORT
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    write_text(path, page)
     return path
 
 

@@ -12,18 +12,18 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fourdthinker.errors import RecordError, VideoError
+from fourdthinker.files import make_folder, write_bytes
 from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
 
@@ -213,8 +213,5 @@ def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:
             content["seconds_per_grid"] = torch.tensor(vision.seconds_per_grid, dtype=torch.float64)
         if vision.times is not None:  # a record has one clip
             content["times"] = torch.tensor(vision.times[0], dtype=torch.float64)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        temporary = file.name
-    save_file(content, temporary)
-    os.replace(temporary, path)  # never half a file under its name, even when several processes write it
+    make_folder(path.parent)
+    write_bytes(path, save(content), sync=False)

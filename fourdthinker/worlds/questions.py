@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fourdthinker.files import LETTERS
+
 from .scenes import CAMERA_MOTIONS, CAN_RADIUS, COLOURS, DIRECTIONS, KEY_FRAMES, World
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -21,7 +23,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "direction": DIRECTIONS,
     "distance": ("closer", "farther", "same"),
 }
-LETTERS = "ABCDEFGH"
 MAX_OPTIONS = 4
 _CLOSER, _SAME, _FARTHER = 0.84, (0.955, 1.045), 1.19
 

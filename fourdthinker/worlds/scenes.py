@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from fourdthinker.files import PathLike, atomic_writer, write_bytes
 
 Array = NDArray[np.float32]
 
@@ -327,7 +328,7 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float =
     return (out + 0.5).astype(np.uint8)
 
 
-def write_video(path: str | Path, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
+def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
     """Write uint8 [T, H, W, 3] as H.264 in mp4. H and W must be even."""
     if pixels.shape[1] % 2 or pixels.shape[2] % 2:
         raise ValueError(
@@ -342,9 +343,10 @@ def write_video(path: str | Path, pixels: NDArray[np.uint8], fps: float, *, crf:
         for frame in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    Path(path).write_bytes(buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def write_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
+def write_image(path: PathLike, pixels: NDArray[np.uint8]) -> None:
     """Write uint8 [H, W, 3] as PNG."""
-    Image.fromarray(pixels).save(path, compress_level=1)
+    with atomic_writer(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", compress_level=1)

@@ -21,10 +21,10 @@ from fourdthinker.evaluate import (
     evaluate,
     paired_difference,
     results_table,
-    write_json,
 )
 from fourdthinker.evaluate.clips import derangement, group_clips, override_prompts
 from fourdthinker.evaluate.runner import sample_seed
+from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompts import Encoder, PromptStyle
 from fourdthinker.records import Record

@@ -207,11 +207,11 @@ def test_only_what_was_stored_here_is_removed(
     target = tmp_path / "precious"
     target.write_text("mine")
     for name in ("notes.txt", "train-images.idx", "f" * 31 + ".idx", "A" * 32 + ".idx", "f" * 32 + ".idx.bak",
-                 ".newsrc", ".news-of-today", ".new"):  # fmt: skip
+                 ".fourdthinker-rc.part", "a.part", ".fourdthinker"):  # fmt: skip
         aged(written(small / name), 10**6)
     (small / ("b" * 32 + ".idx")).symlink_to(target)
-    (small / ".newabcdefgh").symlink_to(target)
-    aged(small / ".newabcdefgh", 10**6)
+    (small / ".fourdthinker-0123456789ab.part").symlink_to(target)
+    aged(small / ".fourdthinker-0123456789ab.part", 10**6)
     (small / ("c" * 32 + ".idx")).mkdir()
     before = set(small.iterdir())
     (small / ("d" * 32 + ".idx")).write_text("stored")
@@ -222,10 +222,10 @@ def test_only_what_was_stored_here_is_removed(
 
 def test_half_written_files_go_after_an_hour(small: Path) -> None:
     small.mkdir()
-    for name, age in ((".newabandone", 3700), (".newatwork_9", 3500)):
+    for name, age in ((".fourdthinker-0123456789ab.part", 3700), (".fourdthinker-ba9876543210.part", 3500)):
         aged(written(small / name), age)
     index_cache.tidy(small)
-    assert [file.name for file in small.iterdir()] == [".newatwork_9"]
+    assert [file.name for file in small.iterdir()] == [".fourdthinker-ba9876543210.part"]
 
 
 def test_the_folder_is_looked_through_now_and_then(
