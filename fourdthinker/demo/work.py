@@ -36,9 +36,9 @@ from fourdthinker.files import write_json
 from fourdthinker.records import Record, read_records
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.trainers.common import FINAL, process_group, start_logging
-from fourdthinker.trainers.config import DiftConfig, GrpoConfig
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.setup import make_encoder
 
 logger = logging.getLogger("fourdthinker.demo.work")  # run as a module, __name__ would be __main__

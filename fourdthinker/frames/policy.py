@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from fourdthinker.errors import ConfigError
 
 RESAMPLES = ("lanczos", "bicubic")
+
+
+def _described(default: Any, text: str) -> Any:
+    """A field whose explanation `--help` and docs/settings.md show."""
+    return field(default=default, metadata={"description": text})
 
 
 @dataclass(frozen=True)
@@ -23,21 +28,21 @@ class FramePolicy:
     defaults are those of the 4DThinker paper.
     """
 
-    fps: float = 1.0
-    max_frames: int = 50
-    min_frames: int = 1
-    max_pixels: int = 256 * 28 * 28
-    min_pixels: int = 28 * 28
-    factor: int = 28
-    resample: str = "lanczos"
+    fps: float = _described(1.0, "Frames a second.")
+    max_frames: int = _described(50, "Frames at most; longer clips are sampled more thinly.")
+    min_frames: int = _described(1, "Frames at least; shorter clips are sampled more densely.")
+    max_pixels: int = _described(256 * 28 * 28, "Height * width of a resized frame at most.")
+    min_pixels: int = _described(28 * 28, "Height * width of a resized frame at least.")
+    factor: int = _described(28, "Both sides are multiples of it: 28 for Qwen2.5-VL, 32 for Qwen3-VL.")
+    resample: str = _described("lanczos", "Filter, antialiased: lanczos or bicubic.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, whole = getattr(self, field.name), field.name not in ("fps", "resample")
-            kind = str if field.name == "resample" else Integral if whole else Real
+        for f in fields(self):
+            value, whole = getattr(self, f.name), f.name not in ("fps", "resample")
+            kind = str if f.name == "resample" else Integral if whole else Real
             if isinstance(value, bool) or not isinstance(value, kind):
                 what = "text" if kind is str else "a whole number" if whole else "a number"
-                raise ConfigError(f"frame policy: {field.name} is {value!r}; give {what}")
+                raise ConfigError(f"frame policy: {f.name} is {value!r}; give {what}")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"frame policy: fps is {self.fps}; give a finite number above 0")
         if not 1 <= self.min_frames <= self.max_frames:

@@ -20,7 +20,7 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.objectives import Batch, Metrics
 from fourdthinker.trainers.batches import Items, ShardedBatches
-from fourdthinker.trainers.config import TrainConfig
+from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.setup import METRICS
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from fourdthinker.objectives import Batch, dift_objective
 from fourdthinker.prompts import Sample
 from fourdthinker.trainers.batches import DiftCollator, Items, ShardedBatches
 from fourdthinker.trainers.common import LatentTrainer, process_group, start_logging
-from fourdthinker.trainers.config import DiftConfig, parse_command_line
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.setup import (
     adapt,
     fill_cache,

@@ -18,8 +18,8 @@ from fourdthinker.objectives import Batch, Metrics
 from fourdthinker.prompts import Prompt
 from fourdthinker.rewards import Reward
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
-from fourdthinker.trainers.config import GrpoConfig
 from fourdthinker.trainers.packing import pack
+from fourdthinker.trainers.settings import GrpoConfig
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record

@@ -31,7 +31,6 @@ from fourdthinker.rewards import Reward, accuracy_reward, load_reward
 from fourdthinker.sampler import LatentSampler, encode_prompts
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches, same
 from fourdthinker.trainers.common import LatentTrainer, process_group, start_logging
-from fourdthinker.trainers.config import GrpoConfig, parse_command_line
 from fourdthinker.trainers.experience import (
     Experience,
     equal_groups,
@@ -43,6 +42,8 @@ from fourdthinker.trainers.experience import (
     write_rollouts,
 )
 from fourdthinker.trainers.packing import pack
+from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.setup import (
     ROLLOUTS,
     adapt,

@@ -21,7 +21,8 @@ from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import read_records
-from fourdthinker.trainers.config import TrainConfig, save_config
+from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.settings_files import save_config
 from fourdthinker.trainers.vision_cache import VisionCache
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def fill_cache(
 def training_arguments(config: TrainConfig) -> TrainingArguments:
     """The `TrainingArguments` of a config: fields of the same name are passed on, the rest is fixed here."""
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in names}
+    shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
     for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
         shared.pop(name)
     shared["save_strategy"] = "steps" if config.save_steps else "no"

@@ -11,9 +11,10 @@ from transformers import TrainerCallback
 
 from fourdthinker.trainers import experience, grpo
 from fourdthinker.trainers.common import process_group
-from fourdthinker.trainers.config import DiftConfig, GrpoConfig, make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import prompts, samples
 from tests.tiny import tiny_checkpoint
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from fourdthinker.trainers.config import DiftConfig, GrpoConfig, load_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import load_config
 
 
 class Kill(TrainerCallback):

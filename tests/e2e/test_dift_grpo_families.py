@@ -15,9 +15,10 @@ from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.trainers import packing
-from fourdthinker.trainers.config import DiftConfig, GrpoConfig, make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.setup import adapt
 from tests.e2e.training import POLICIES, finish, metrics, settings, torchrun, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer

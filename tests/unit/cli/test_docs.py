@@ -15,13 +15,15 @@ from PIL import Image
 from fourdthinker import cli
 from fourdthinker.errors import RecordError
 from fourdthinker.records import read_records
-from fourdthinker.trainers.config import DiftConfig, GrpoConfig, load_config
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "training.md",
+    ROOT / "docs" / "settings.md",
     ROOT / "docs" / "checkpoints.md",
     ROOT / "docs" / "generation.md",
 ]
@@ -101,7 +103,7 @@ def test_settings_named_in_the_training_page_exist() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8") + (
         ROOT / "docs" / "data.md"
     ).read_text(encoding="utf-8")
-    known = {*DiftConfig.__dataclass_fields__, *GrpoConfig.__dataclass_fields__}
+    known = {*DiftConfig.model_fields, *GrpoConfig.model_fields}
     named = {found.partition(".")[0] for found in re.findall(r"`([a-z_]+(?:\.\w+)?)=", text)}
     assert len(named) > 10
     assert named - {"key"} <= known

@@ -13,8 +13,9 @@ import torch
 from fourdthinker.prompts import Vision
 from fourdthinker.records import Record
 from fourdthinker.trainers.common import NonFiniteLossError
-from fourdthinker.trainers.config import DiftConfig, make_config
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.setup import _cut_lines
 from fourdthinker.trainers.vision_cache import encode_samples, tower_fingerprint
 from tests.e2e.training import metrics, samples

@@ -9,15 +9,9 @@ from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
-from fourdthinker.trainers.config import (
-    DiftConfig,
-    GrpoConfig,
-    TrainConfig,
-    load_config,
-    make_config,
-    parse_command_line,
-    save_config,
-)
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
+from fourdthinker.trainers.settings_files import load_config, make_config, parse_command_line, save_config
+from fourdthinker.trainers.settings_help import settings_of, settings_page
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 
@@ -55,9 +49,26 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"learning_rte": 1}, "'learning_rte', the nearest are learning_rate"),
         ({"frames": {"fpss": 1}}, "'frames.fpss', the nearest are frames.fps"),
         ({"num_generations": 4}, "'num_generations'"),
-        ({"max_steps": "many"}, "max_steps is 'many' (str); give int"),
-        ({"max_steps": True}, "max_steps is True"),
-        ({"bf16": 1}, "bf16 is 1 (int); give bool"),
+        ({"max_steps": "many"}, "max_steps is 'many' (str); give a whole number"),
+        ({"max_steps": "1"}, "max_steps is '1' (str); give a whole number"),
+        ({"max_steps": 1.0}, "max_steps is 1.0 (float); give a whole number"),
+        ({"max_steps": True}, "max_steps is True (bool); give a whole number"),
+        ({"learning_rate": True}, "learning_rate is True (bool); give a number"),
+        ({"learning_rate": -1e-5}, "learning_rate is -1e-05; give at least 0"),
+        ({"learning_rate": "nan"}, "learning_rate is 'nan'; give a finite number"),
+        ({"weight_decay": float("inf")}, "weight_decay is inf; give a finite number"),
+        ({"adam_beta1": 1.0}, "adam_beta1 is 1.0; give a number below 1"),
+        ({"seed": -1}, "seed is -1; give at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; give a number below 4294967296"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0.0"),
+        ({"model": 3}, "model is 3 (int); give text"),
+        ({"output_dir": ""}, "output_dir is empty"),
+        ({"lora": 3}, "lora is 3 (int); give `key: value` lines"),
+        ({"lora": {"alpha": 0}}, "lora.alpha is 0; give a number above 0"),
+        ({"frames": {"max_frames": "9"}}, "max_frames is '9'; give a whole number"),
+        ({"fps": 2}, "unknown key 'fps', the nearest are frames.fps"),
+        ({3: 4}, "the key 3 is no text"),
+        ({"bf16": 1}, "bf16 is 1 (int); give true or false"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"data": [1]}, "data[0] is 1"),
         ({"on_bad_record": "ignore"}, "choose one of raise, skip"),
@@ -76,6 +87,7 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
     with pytest.raises(ConfigError) as error:
         make_config(DiftConfig, values)
     assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +119,67 @@ def test_errors_of_files_and_arguments(tmp_path: Path) -> None:
             load_config(DiftConfig, None, [argument])
 
 
-def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("config", [DiftConfig, GrpoConfig])
+def test_help_explains_every_setting(
+    config: type[TrainConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        parse_command_line(GrpoConfig, ["--help"], program="p", description="d")
+        parse_command_line(config, ["--help"], program="p", description="d")
     assert stop.value.code == 0
-    assert "num_generations = 8" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    flat = " ".join(shown.split())
+    for _, group in settings_of(config):
+        for setting in group:
+            assert len(setting.text) > 10, f"{setting.key} is not explained"
+            assert f"{setting.key} = {setting.default} {setting.text} ({setting.kind})" in flat
+    assert max(len(line) for line in shown.splitlines() if "fourdthinker.rewards" not in line) <= 80
+
+
+def test_every_setting_is_in_one_group() -> None:
+    for config in (TrainConfig, DiftConfig, GrpoConfig):
+        named = [s.key for _, group in settings_of(config) for s in group]
+        assert len(named) == len(set(named))
+        assert set(config.model_fields) <= {key.partition(".")[0] for key in named}
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    page = (CONFIGS.parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run python tools/settings_doc.py"
+
+
+def test_messages_say_where_a_value_stands(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: -1\nframes: {fpz: 1}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(DiftConfig, path, ["max_steps=x", "frames.max_frames=3"])
+    parts = str(error.value).split("; ")
+    assert any(part.startswith(f"{path}: seed is -1") for part in parts)
+    assert any(part.startswith("command line: max_steps is 'x'") for part in parts)
+
+
+def test_settings_made_in_python_are_checked_and_fixed() -> None:
+    with pytest.raises(ConfigError, match="seed is -1; give at least 0"):
+        GrpoConfig(seed=-1)
+    config = GrpoConfig(data=["a"])
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_text_that_writes_a_number_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("learning_rate: 1e-6\n")
+    assert load_config(GrpoConfig, path, ["weight_decay=1e-2"]).learning_rate == 1e-6
+
+
+def test_deepspeed_configs_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "configs" / "c.yaml"
+    path.write_text("deepspeed: zero.json\n")
+    assert load_config(DiftConfig, path).deepspeed == str(tmp_path / "configs" / "zero.json")
+    assert load_config(DiftConfig, path, ["deepspeed=zero.json"]).deepspeed == "zero.json"
+    resolved = save_config(load_config(DiftConfig, path), tmp_path)
+    assert load_config(DiftConfig, resolved).deepspeed == str(tmp_path / "configs" / "zero.json")
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -132,7 +200,7 @@ def test_shared_names_mean_what_trainer_means() -> None:
         "overwrite_output_dir",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
-    assert {f.name for f in dataclasses.fields(TrainConfig)} - theirs == ours
+    assert set(TrainConfig.model_fields) - theirs == ours
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
@@ -141,7 +209,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert config.model
     assert config.data
     if config.deepspeed:
-        assert (CONFIGS.parents[1] / config.deepspeed).is_file()
+        assert Path(config.deepspeed).is_file()
     assert yaml.safe_load(path.read_text())
 
 

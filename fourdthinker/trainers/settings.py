@@ -1,0 +1,355 @@
+"""The settings of a training run: names, types, defaults, bounds and explanations, each said once.
+
+`--help`, docs/settings.md and the checks all come from the fields below. A setting has the name it has in
+`transformers.TrainingArguments` where it means the same, and is passed on under that name.
+
+Types are strict: text is no number and `true` is no 1. Only what YAML 1.1 reads as text although it is a
+number (`1e-6`) is taken for the number. Adding a setting: one field here, under the group it belongs to
+(`groups`), and `python tools/settings_doc.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.frames import FramePolicy
+from fourdthinker.trainers.settings_errors import explain, unknown
+
+
+def number(value: Any) -> Any:
+    """`value`, or the number that a text such as "1e-6" writes. YAML 1.1 reads that as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _frames(value: Any, info: ValidationInfo) -> Any:
+    """A mapping as the frame policy that it describes; `FramePolicy` checks its own values."""
+    if not isinstance(value, Mapping):
+        return value
+    names = [f.name for f in dataclasses.fields(FramePolicy)]
+    for key in value:
+        if key not in names:
+            raise ValueError(unknown(f"{info.field_name}.{key}", [f"{info.field_name}.{n}" for n in names]))
+    return FramePolicy(**{k: number(v) if k == "fps" else v for k, v in value.items()})
+
+
+Int = Annotated[int, Strict()]
+Float = Annotated[float, BeforeValidator(number), Strict(), Field(allow_inf_nan=False)]
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+Texts = Annotated[list[Text], BeforeValidator(_one_or_more)]
+
+# Settings whose defaults differ between the trainers.
+OutputDir = Annotated[Text, Field(min_length=1, description="Folder of the run: everything is written here.")]
+LearningRate = Annotated[Float, Field(ge=0, description="Highest learning rate of the schedule.")]
+WarmupSteps = Annotated[
+    Float,
+    Field(ge=0, description="Updates over which the learning rate rises from 0; below 1: share of all."),
+]
+WeightDecay = Annotated[Float, Field(ge=0, description="Decoupled weight decay of AdamW.")]
+LoggingSteps = Annotated[Int, Field(ge=1, description="Write metrics every so many updates.")]
+SaveSteps = Annotated[
+    Int, Field(ge=0, description="Write a checkpoint every so many updates; 0: only the final one.")
+]
+
+
+class Section(BaseModel):
+    """Settings that belong together. Unknown keys are refused; nothing can be changed after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class LoraSettings(Section):
+    """A low-rank adapter on the language model is trained instead of its weights (peft, `train` extra)."""
+
+    r: Int = Field(16, ge=1, description="Rank of the adapter.")
+    alpha: Float = Field(32.0, gt=0, description="Scale: the adapter is multiplied by alpha / r.")
+    dropout: Float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapter. 0 in 4DRL, which trains what it sampled."
+    )
+    target_modules: Texts = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear layers of the decoder layers that get an adapter.",
+    )
+    train_embeddings: Bool = Field(
+        False,
+        description="Also train token embeddings and output head, in full: what new latent tokens need.",
+    )
+
+
+class TrainConfig(Section):
+    """What both trainers need.
+
+    Raises:
+        ConfigError: when made from values that are unknown, of the wrong type, out of range, or contradict
+            each other.
+    """
+
+    groups: ClassVar[dict[str, str]] = {  # the first setting of each group of `--help` -> the group's title
+        "model": "Model",
+        "data": "Data",
+        "output_dir": "Run",
+        "num_train_epochs": "Optimisation",
+        "bf16": "Precision, memory and devices",
+        "logging_steps": "Logging and checkpoints",
+        "dataloader_num_workers": "Data loading",
+    }
+
+    model: Text = Field("", description="Folder or hub name of a checkpoint with latent tokens.")
+    subfolder: Text | None = Field(None, description="Folder inside `model` that holds the checkpoint.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights; auto: as they were saved."
+    )
+    freeze_vision: Bool = Field(True, description="Leave the vision tower as it is.")
+    lora: LoraSettings | None = Field(
+        None, description="Train an adapter instead of the language model's weights; null: train the weights."
+    )
+
+    data: Texts = Field([], description="Record files (JSONL), read one after the other.")
+    media_root: Text | None = Field(
+        None, description="Folder that no path of a record may leave; null: the folder of its file."
+    )
+    on_bad_record: Literal["raise", "skip"] = Field(
+        "raise", description="End the run at a bad record, or leave it out and write it to rejected.jsonl."
+    )
+    check_media: Bool = Field(
+        True,
+        description="Read every clip and picture once before training. Filling a cache does so anyway.",
+    )
+    frames: Annotated[FramePolicy | None, BeforeValidator(_frames)] = Field(
+        None, description="Which frames are seen, and at what size; null: the checkpoint's own frame policy."
+    )
+    override_policy: Bool = Field(
+        False, description="Allow `frames` to differ from the frame policy the checkpoint was trained on."
+    )
+    cache_dir: Text | None = Field(
+        None, description="Compute vision features once before training, and keep them in this folder."
+    )
+
+    output_dir: OutputDir = "runs/run"
+    overwrite_output_dir: Bool = Field(
+        False, description="Start anew in a folder that holds a former run; its checkpoints are renamed."
+    )
+    resume_from_checkpoint: Text | None = Field(
+        None,
+        description="Checkpoint folder to go on from; auto: the newest complete one in output_dir, if any.",
+    )
+    max_bad_steps: Int = Field(
+        3, ge=0, description="Updates skipped for a non-finite loss or gradient before the run ends."
+    )
+    seed: Int = Field(42, ge=0, lt=2**32, description="Of data order, sampling, dropout and new weights.")
+
+    num_train_epochs: Float = Field(
+        1.0, description="Passes over the data; without effect when max_steps is set."
+    )
+    max_steps: Int = Field(-1, description="Updates of the weights; -1: as num_train_epochs gives.")
+    per_device_train_batch_size: Int = Field(
+        1, ge=1, description="Records a process trains on at a time (in 4DRL prompts)."
+    )
+    gradient_accumulation_steps: Int = Field(1, ge=1, description="Such batches an update.")
+    learning_rate: LearningRate = 1e-5
+    lr_scheduler_type: Text = Field("linear", description="Schedule of the learning rate, of transformers.")
+    lr_scheduler_kwargs: dict[str, Any] | None = Field(None, description="Further arguments of the schedule.")
+    warmup_steps: WarmupSteps = 0.0
+    weight_decay: WeightDecay = 0.0
+    adam_beta1: Float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's mean of gradients.")
+    adam_beta2: Float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients.")
+    adam_epsilon: Float = Field(1e-8, gt=0, description="Added to AdamW's denominator.")
+    max_grad_norm: Float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: never.")
+    optim: Text = Field("adamw_torch_fused", description="Optimizer, one of transformers' names.")
+
+    bf16: Bool = Field(False, description="Run forward and backward under bfloat16 autocast.")
+    tf32: Bool | None = Field(None, description="TF32 in matrix products of float32; null: as torch has it.")
+    gradient_checkpointing: Bool = Field(
+        False, description="Recompute each layer's activations in the backward pass: slower, less memory."
+    )
+    deepspeed: Text | None = Field(
+        None,
+        description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed.",
+    )
+    use_cpu: Bool = Field(False, description="Train on the CPU though there is a GPU.")
+    ddp_timeout: Int = Field(1800, ge=1, description="Seconds after which a silent process ends the run.")
+
+    logging_steps: LoggingSteps = 10
+    report_to: Texts = Field(["tensorboard"], description="Trackers of transformers; []: none.")
+    save_steps: SaveSteps = 500
+    save_total_limit: Int | None = Field(2, ge=1, description="Newest checkpoints to keep; null: all.")
+    save_only_model: Bool = Field(
+        False, description="Write checkpoints without optimizer state: smaller, and not to be resumed from."
+    )
+
+    dataloader_num_workers: Int = Field(0, ge=0, description="Worker processes that read and encode media.")
+    dataloader_prefetch_factor: Int | None = Field(
+        None, ge=1, description="Batches each worker prepares ahead; null: 2."
+    )
+    dataloader_persistent_workers: Bool = Field(False, description="Keep the workers between epochs.")
+    dataloader_pin_memory: Bool = Field(False, description="Page-locked batches: faster copies to the GPU.")
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from error
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(
+                f"max_steps is {self.max_steps}; give a number above 0, or -1 to use num_train_epochs"
+            )
+        if self.max_steps < 0 and self.num_train_epochs <= 0:
+            raise ValueError(
+                f"num_train_epochs is {self.num_train_epochs}; give a number above 0, or max_steps"
+            )
+        return self
+
+
+class DiftConfig(TrainConfig):
+    """Settings of DIFT. Published: 8 GPUs, batch 1, one epoch, 1e-5 linear, warm-up 10, decay 0.01."""
+
+    groups: ClassVar[dict[str, str]] = TrainConfig.groups | {"latent_size": "DIFT"}
+
+    output_dir: OutputDir = "runs/dift"
+    warmup_steps: WarmupSteps = 10.0
+    weight_decay: WeightDecay = 0.01
+
+    latent_size: Int | None = Field(
+        None, ge=1, description="Give a base checkpoint latent tokens, this many latents a block."
+    )
+    ce_loss_weight: Float | None = Field(
+        None, ge=0, description="Weight of the cross-entropy; null: the checkpoint's."
+    )
+    sim_loss_weight: Float | None = Field(
+        None, ge=0, description="Weight of the latent loss (1 - cosine); null: the checkpoint's."
+    )
+    cache_video: Bool = Field(
+        False, description="Keep the features of the clips in cache_dir too, not only the imagery targets."
+    )
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Self:
+        if self.cache_dir is not None and not self.freeze_vision:
+            raise ValueError(
+                "cache_dir keeps features of a frozen tower; set freeze_vision=true or leave cache_dir out"
+            )
+        if self.cache_video and self.cache_dir is None:
+            raise ValueError("cache_video=true needs cache_dir, the folder that the features are kept in")
+        return self
+
+
+class GrpoConfig(TrainConfig):
+    """Settings of 4DRL (GRPO).
+
+    One update of the weights uses per_device_train_batch_size * gradient_accumulation_steps prompts on every
+    process. Published: learning rate 1e-6, beta 0.01, 8 rollouts, rewards accuracy 1.0 and format 0.2.
+    """
+
+    groups: ClassVar[dict[str, str]] = TrainConfig.groups | {
+        "num_generations": "Rollouts",
+        "rewards": "Rewards and advantages",
+        "loss_type": "Loss",
+        "log_rollouts_steps": "Rollouts written down",
+    }
+
+    output_dir: OutputDir = "runs/grpo"
+    learning_rate: LearningRate = 1e-6
+    save_steps: SaveSteps = 100
+    logging_steps: LoggingSteps = 1
+
+    num_generations: Int = Field(8, ge=2, description="Rollouts of each prompt: a group.")
+    max_completion_length: Int = Field(
+        512, ge=1, description="Tokens of a rollout at most, with its latents."
+    )
+    temperature: Float = Field(1.0, gt=0, description="Of sampling, and of the log-probs in the loss.")
+    top_k: Int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0: from all.")
+    top_p: Float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this mass; 1: from all."
+    )
+    min_p: Float = Field(
+        0.0, ge=0, lt=1, description="Leave out tokens below this share of the likeliest; 0: none."
+    )
+    max_blocks: Int = Field(8, ge=0, description="Imagery blocks of a rollout at most; 0: text only.")
+    train_start: Bool = Field(False, description="Train the choice to open a block too.")
+    share_prompt: Bool = Field(
+        True, description="Run each prompt once for all its rollouts in the training forward (needs SDPA)."
+    )
+    rows_per_forward: Int = Field(
+        0, ge=0, description="Rollouts of a training forward; 0: all of a micro-batch. Bounds memory."
+    )
+
+    rewards: Texts = Field(
+        ["fourdthinker.rewards:accuracy_reward", "fourdthinker.rewards:format_reward"],
+        min_length=1,
+        description="Functions reward(text, record) -> float, each as package.module:function.",
+    )
+    reward_weights: list[Float] = Field([1.0, 0.2], description="Weight of each reward in the sum.")
+    scale_rewards: Literal["group", "none", "batch", "leave_one_out"] = Field(
+        "group",
+        description="Advantage: reward minus the group's mean, divided by the standard deviation of the "
+        "group or of the batch, or by nothing; leave_one_out: minus the mean of the others.",
+    )
+    drop_equal_groups: Bool = Field(
+        False, description="Leave groups whose rewards are all equal out of the loss."
+    )
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"] = Field(
+        "grpo", description="The policy term and what it is normalised by."
+    )
+    kl: Literal["k2", "k3"] = Field("k3", description="Estimator of the KL term.")
+    beta: Float = Field(0.01, ge=0, description="Weight of the KL term; 0: no reference model.")
+    epsilon: Float = Field(0.2, ge=0, description="Ratios are clipped below 1 - epsilon.")
+    epsilon_high: Float | None = Field(
+        None, ge=0, description="Ratios are clipped above 1 + epsilon_high; null: epsilon."
+    )
+    delta: Float | None = Field(None, description="Dual clip, above 1 + epsilon_high; null: none.")
+    num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
+    entropy_coef: Float = Field(0.0, description="Weight of the entropy bonus.")
+
+    log_rollouts_steps: Int = Field(
+        10, ge=1, description="Write rollouts to rollouts.jsonl every so many updates."
+    )
+    log_rollouts: Int = Field(8, ge=0, description="Rollouts of the first process to write each time.")
+
+    @model_validator(mode="after")
+    def _check_rl(self) -> Self:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout is {self.lora.dropout}; the policy that is trained must be the one that was "
+                "sampled from, so set lora.dropout=0"
+            )
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        if self.delta is not None and self.delta <= 1 + high:
+            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {1 + high}")
+        if len(self.rewards) != len(self.reward_weights):
+            raise ValueError(
+                f"rewards names {len(self.rewards)} functions and reward_weights has "
+                f"{len(self.reward_weights)} numbers; give one weight a function"
+            )
+        if self.save_steps % self.num_iterations:
+            raise ValueError(
+                f"save_steps is {self.save_steps} and num_iterations {self.num_iterations}: a checkpoint "
+                "within a batch of rollouts could not be resumed; make save_steps a multiple"
+            )
+        return self

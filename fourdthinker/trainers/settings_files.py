@@ -1,0 +1,129 @@
+"""Settings from YAML files and `key=value` arguments, and back into a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.settings_errors import explain
+from fourdthinker.trainers.settings_help import settings_text
+
+RESOLVED_CONFIG = "config.yaml"
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def make_config(
+    cls: type[C], values: Mapping[str, Any], *, place: Callable[[str], str] = lambda key: ""
+) -> C:
+    """Settings from plain values, as YAML gives them.
+
+    Args:
+        cls: `DiftConfig` or `GrpoConfig`.
+        values: by key; nested sections are mappings.
+        place: where the value of a dotted key was given, for messages.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range, or values that do not fit together.
+    """
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{place(str(key))}: the key {key!r} is no text; write `key: value` lines")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise ConfigError(explain(error.__cause__, cls, place)) from error
+        raise
+
+
+def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Settings from a YAML file and `key=value` overrides; `frames.fps=2` reaches into a nested section.
+
+    Args:
+        cls: `DiftConfig` or `GrpoConfig`.
+        path: the file; None: overrides alone. The path of a DeepSpeed config in it is relative to its folder.
+        overrides: what replaces values of the file. Values are YAML: `report_to=[]`, `cache_dir=null`.
+
+    Raises:
+        ConfigError: as `make_config`, and for a file that cannot be read or is not YAML; the message names
+            the file or "command line", wherever the value stands.
+    """
+    values = {} if path is None else _read(path)
+    given = [_override(text) for text in overrides]
+    for names, value in given:
+        section = values
+        for name in names[:-1]:
+            inner = section.get(name)
+            section[name] = dict(inner) if isinstance(inner, dict) else {}
+            section = section[name]
+        section[names[-1]] = value
+
+    def place(key: str) -> str:
+        ours = any(f"{key}.".startswith(f"{'.'.join(names)}.") for names, _ in given)
+        everywhere = "command line" if path is None else str(path)
+        if not key and path is not None and given:
+            return f"{path} and command line"
+        return "command line" if ours else everywhere
+
+    return make_config(cls, values, place=place)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config ({error}); give an existing YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: holds a {type(loaded).__name__}; write `key: value` lines")
+    values = dict(loaded or {})
+    if isinstance(values.get("deepspeed"), str):
+        values["deepspeed"] = str((Path(path).parent / values["deepspeed"]).resolve())
+    return values
+
+
+def _override(text: str) -> tuple[list[str], Any]:
+    key, equals, value = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"argument {text!r}: write key=value, for example max_steps=100")
+    try:
+        return names, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"argument {text!r}: the value is not valid YAML ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def parse_command_line(cls: type[C], argv: Sequence[str] | None, *, program: str, description: str) -> C:
+    """The settings that a command line describes: `[--config FILE] [key=value ...]`."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=settings_text(cls),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file"
+    )
+    arguments = parser.parse_args(argv)
+    return load_config(cls, arguments.config, arguments.overrides)
+
+
+def save_config(config: TrainConfig, folder: str | Path) -> Path:
+    """Write the resolved settings to `folder`/config.yaml; `load_config` reads them back equal."""
+    path = Path(folder) / RESOLVED_CONFIG
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    return path
