@@ -21,9 +21,6 @@ from fourdthinker.progress import progress_bar
 from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
-from fourdthinker.sampler.prefill import check_prompts
-from fourdthinker.sampler.schedule import make_plan
-from fourdthinker.sampler.store import token_bytes
 from fourdthinker.thinker import Answer, Thinker
 
 log = logging.getLogger(__name__)
@@ -119,7 +116,7 @@ def _generate(
 def _prompts(
     thinker: Thinker, records: Sequence[Record], config: SamplingConfig
 ) -> Iterator[tuple[Record, Prompt | FourdError]]:
-    clips, context = group_clips(records), thinker.checkpoint.backbone.max_positions
+    clips = group_clips(records)
     for clip, vision in zip(clips, read_clips(clips, thinker.encoder), strict=True):
         for record in (records[i] for i in clip.rows):
             if isinstance(vision, FourdError):
@@ -128,11 +125,7 @@ def _prompts(
             try:
                 prompt = thinker.encoder.prompt(record, frames=vision)
                 # Length and memory alone; the sampler checks the rest once the features are there.
-                new, sampler = config.max_new_tokens, thinker.sampler
-                check_prompts([prompt], [None], (), new=new, context=context)
-                size, budget = token_bytes(sampler.backbone), sampler.budget
-                names, lengths = [record.id], [prompt.input_ids.numel()]
-                make_plan(names, lengths, [[0]], new, token_bytes=size, budget=budget, max_rows=1)
+                thinker.sampler.check_fits(prompt, config.max_new_tokens, record.id)
             except FourdError as error:
                 yield record, error
             else:

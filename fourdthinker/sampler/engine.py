@@ -19,7 +19,7 @@ from fourdthinker.sampler.prefill import check_prompts, describe, encode_prompts
 from fourdthinker.sampler.processors import Processor, Processors
 from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.run import OnTokens, Run, Work
-from fourdthinker.sampler.schedule import make_plan
+from fourdthinker.sampler.schedule import Plan, make_plan
 from fourdthinker.sampler.step import Stepper
 from fourdthinker.sampler.store import token_bytes
 
@@ -117,31 +117,12 @@ class LatentSampler:
             check_prompts(
                 prompts, features, vision_ids, new=config.max_new_tokens, context=backbone.max_positions
             )
-            unique, slots = _unique(prompts, features)
-            rows: list[list[int]] = [[] for _ in unique]
-            for p, slot in enumerate(slots):
-                rows[slot] += range(p * n, (p + 1) * n)
-            plan = make_plan(
-                [describe(prompts[u], u) for u in unique],
-                [prompts[u].input_ids.numel() for u in unique],
-                rows,
-                config.max_new_tokens,
-                token_bytes=token_bytes(backbone),
-                budget=self.budget,
-                max_rows=self.max_rows,
-            )
+            plan, work = self._plan(prompts, features, n, config, row_seeds)
+            work.stops, work.on_tokens = stops, on_tokens
             processors = None
             if logits_processor:
                 processors = Processors(logits_processor, config.max_new_tokens, backbone.device)
             stepper = Stepper(backbone, config, eos_ids.to(backbone.device), processors)
-            work = Work(
-                [prompts[u] for u in unique],
-                [features[u] for u in unique],
-                [prompt for prompt in prompts for _ in range(n)],
-                row_seeds,
-                stops,
-                on_tokens,
-            )
             every = self.check_every or (1 if backbone.device.type == "cpu" else 16)
             run = Run(stepper, plan, work, every, clock.measure)
             output = run.run()
@@ -151,6 +132,50 @@ class LatentSampler:
             group = torch.arange(len(prompts), device=backbone.device).repeat_interleave(n)
             like = backbone.embedding_weight[:0]
             return output.rollout(group, spec.pad_id, eos_ids.tolist(), timing, vision_ids, like)
+
+    def check_fits(self, prompt: Prompt, max_new_tokens: int, name: str) -> None:
+        """Raise `ConfigError` where one row of a prompt can never be sampled; the pictures are not looked at.
+
+        Args:
+            prompt: what would be sampled from.
+            max_new_tokens: ids that a row may come to have.
+            name: of the prompt, in messages.
+
+        Raises:
+            ConfigError: prompt and new ids are longer than the model's context, or need more memory than
+                `kv_budget`.
+        """
+        check_prompts([prompt], [None], (), new=max_new_tokens, context=self.backbone.max_positions)
+        make_plan(
+            [name],
+            [prompt.input_ids.numel()],
+            [[0]],
+            max_new_tokens,
+            token_bytes=token_bytes(self.backbone),
+            budget=self.budget,
+            max_rows=1,
+        )
+
+    def _plan(
+        self, prompts: Sequence[Prompt], features: Sequence[Tensor | None], n: int, config: SamplingConfig,
+        seeds: Tensor,
+    ) -> tuple[Plan, Work]:  # fmt: skip
+        """Each distinct prompt once, with the rows that continue it, in chunks that share the memory."""
+        unique, slots = _unique(prompts, features)
+        rows: list[list[int]] = [[] for _ in unique]
+        for p, slot in enumerate(slots):
+            rows[slot] += range(p * n, (p + 1) * n)
+        plan = make_plan(
+            [describe(prompts[u], u) for u in unique],
+            [prompts[u].input_ids.numel() for u in unique],
+            rows,
+            config.max_new_tokens,
+            token_bytes=token_bytes(self.backbone),
+            budget=self.budget,
+            max_rows=self.max_rows,
+        )
+        row_prompts = [prompt for prompt in prompts for _ in range(n)]
+        return plan, Work([prompts[u] for u in unique], [features[u] for u in unique], row_prompts, seeds)
 
     def _stops(self, config: SamplingConfig, rows: int, eos_ids: Tensor) -> StopScanner | None:
         if not config.stop_strings:
