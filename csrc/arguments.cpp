@@ -72,6 +72,7 @@ void set_window(const Arguments& a, Format& format) {
     if (a.rotation != 0 && a.rotation != 90 && a.rotation != 180 && a.rotation != 270)
         refuse("rotation is " + std::to_string(a.rotation) + ": expected 0, 90, 180 or 270 degrees counter-clockwise");
     format.rotation = static_cast<int>(a.rotation);
+    format.mirrored = a.mirrored;
 }
 
 void set_patches(const Arguments& a, Output& output) {

@@ -22,6 +22,7 @@ struct Arguments {
     std::optional<std::array<std::int64_t, 4>> crop;  // top, left, height, width
     std::string resample = "lanczos";
     std::int64_t rotation = 0;
+    bool mirrored = false;
     std::string out = "uint8";
     std::int64_t patch = 14, merge = 2, temporal = 2;
     std::array<double, 3> mean{0.48145466, 0.4578275, 0.40821073};  // CLIP's

@@ -36,7 +36,7 @@ void convert(const Format& format, std::span<const Frame> frames, const Output& 
     const Kernels& chosen = kernels();
     const Plan plan(format, output, chosen);
     const auto count = static_cast<int>(frames.size());
-    const bool as_it_is = format.rotation == 0 && format.rows == output.height && format.columns == output.width;
+    const bool as_it_is = format.upright() && format.rows == output.height && format.columns == output.width;
     const int unit = Sink::together(output);
     const int units = (as_it_is ? output.height : plan.second_outputs) / unit;
     if (threads == 0) threads = available_cores();

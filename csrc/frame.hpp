@@ -30,11 +30,13 @@ struct Format {
     Matrix matrix;
     int top = 0, left = 0, rows = 0, columns = 0;    // the window that is shown
     int rotation = 0;                                // degrees counter-clockwise, after conversion
+    bool mirrored = false;                           // left and right exchanged, after rotation
 
     FOURD_HD constexpr int bytes() const { return depth > 8 ? 2 : 1; }  // of a sample
     FOURD_HD constexpr int chroma_height() const { return down == Siting::full ? height : (height + 1) / 2; }
     FOURD_HD constexpr int chroma_width() const { return across == Siting::full ? width : (width + 1) / 2; }
     FOURD_HD constexpr bool turned() const { return rotation == 90 || rotation == 270; }
+    FOURD_HD constexpr bool upright() const { return rotation == 0 && !mirrored; }
     // The size of the picture: the window after rotation.
     FOURD_HD constexpr int picture_height() const { return turned() ? columns : rows; }
     FOURD_HD constexpr int picture_width() const { return turned() ? rows : columns; }

@@ -120,11 +120,11 @@ nb::object resize_patches(const Array& pixels, std::int64_t height, std::int64_t
 nb::object convert(const nb::sequence& frames, std::int64_t height, std::int64_t width, const std::string& chroma,
                    std::int64_t depth, std::int64_t shift, bool interleaved, const std::string& matrix,
                    bool full_range, const std::string& siting, const std::optional<Window>& crop,
-                   const std::string& resample, std::int64_t rotation, const std::string& out, std::int64_t patch,
-                   std::int64_t merge, std::int64_t temporal, const Triple& mean, const Triple& std,
+                   const std::string& resample, std::int64_t rotation, bool mirrored, const std::string& out,
+                   std::int64_t patch, std::int64_t merge, std::int64_t temporal, const Triple& mean, const Triple& std,
                    const std::string& dtype, std::int64_t threads) {
     const fourd::Arguments a{height, width, chroma, depth, shift,    interleaved, matrix, full_range, siting, crop,
-                             resample, rotation, out, patch, merge, temporal, mean, std, dtype, threads};
+                             resample, rotation, mirrored, out, patch, merge, temporal, mean, std, dtype, threads};
     std::vector<std::vector<Array>> planes;
     for (const nb::handle frame : frames) {
         nb::sequence parts;
@@ -180,15 +180,16 @@ NB_MODULE(_video, m) {
     m.def("convert", &convert, "frames"_a, nb::kw_only(), "height"_a, "width"_a, "chroma"_a, "depth"_a = d.depth,
           "shift"_a = d.shift, "interleaved"_a = d.interleaved, "matrix"_a = d.matrix, "full_range"_a = d.full_range,
           "siting"_a = d.siting, "crop"_a = nb::none(), "resample"_a = d.resample, "rotation"_a = d.rotation,
-          "out"_a = d.out, "patch"_a = d.patch, "merge"_a = d.merge, "temporal"_a = d.temporal, "mean"_a = d.mean,
-          "std"_a = d.std, "dtype"_a = d.dtype, "threads"_a = 0,
+          "mirrored"_a = d.mirrored, "out"_a = d.out, "patch"_a = d.patch, "merge"_a = d.merge,
+          "temporal"_a = d.temporal, "mean"_a = d.mean, "std"_a = d.std, "dtype"_a = d.dtype, "threads"_a = 0,
           "Frames as a decoder gives them to uint8 [T, height, width, 3] or to patches as resize_patches makes them.\n\n"
           "frames: a tuple of planes for each frame, each uint8 or uint16 [rows, samples], rows at any distance: "
           "(Y, U, V), (Y, UV) with interleaved=True, (Y,) for gray, ([H, 3*W],) for rgb. chroma: 420, 422, 444, "
           "gray or rgb. depth: 8, 10 or 12 valid bits, shifted up by `shift` (6 for P010). matrix: bt601, bt709 "
           "or bt2020. siting of chroma: left, center, topleft, or repeat to interpolate nothing. crop: (top, left, "
           "height, width) of the window that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees "
-          "counter-clockwise, after the conversion; height and width are of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
+          "counter-clockwise, after the conversion; mirrored: left and right exchanged after that; height and width are "
+          "of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
           "is Pillow's; at the picture's own size nothing is resampled. threads=0 takes every core.");
     m.def("use_instructions", [](const std::string& name) { return std::string(fourd::use_kernels(name)); }, "name"_a,
           "Which inner loops run from now on: generic, avx2, avx512, or best (the default); returns the name. All "

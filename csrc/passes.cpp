@@ -25,7 +25,7 @@ Plan::Plan(const Format& format, const Output& output, const Kernels& kernels)
       first(spans_for(tap_length, first_outputs, output.filter, kernels)),
       second(spans_for(lane_length, second_outputs, output.filter, kernels)) {
     // x and y of the picture run against those of the frame after 180 degrees, y after 90 and x after 270.
-    const bool x_reversed = format.rotation == 180 || format.rotation == 270;
+    const bool x_reversed = (format.rotation == 180 || format.rotation == 270) != format.mirrored;
     const bool y_reversed = format.rotation == 180 || format.rotation == 90;
     tap_reversed = vertical_first ? y_reversed : x_reversed;
     lane_reversed = vertical_first ? x_reversed : y_reversed;

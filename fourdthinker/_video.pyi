@@ -40,6 +40,7 @@ def convert(
     crop: tuple[int, int, int, int] | None = None,
     resample: Resample = "lanczos",
     rotation: int = 0,
+    mirrored: bool = False,
     out: str = "uint8",
     patch: int = 14,
     merge: int = 2,

@@ -78,6 +78,7 @@ Arguments arguments_of(nb::dict options) {
     take(options, "siting", a.siting);
     take(options, "resample", a.resample);
     take(options, "rotation", a.rotation);
+    take(options, "mirrored", a.mirrored);
     take(options, "out", a.out);
     take(options, "patch", a.patch);
     take(options, "merge", a.merge);

@@ -69,6 +69,7 @@ struct Surfaces {
 
     FOURD_HD std::uint32_t load(int frame, int y, int x) const {
         const Format& f = format;
+        if (f.mirrored) x = f.picture_width() - 1 - x;
         int row = y, column = x;
         if (f.rotation == 90) {
             row = x, column = f.columns - 1 - y;

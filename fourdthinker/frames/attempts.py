@@ -26,6 +26,7 @@ from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
 from fourdthinker.frames.matroska import first_gap
 from fourdthinker.frames.native import native
+from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.sink import Damaged, Missing
@@ -44,7 +45,7 @@ class _Group:
     frames: list[Planes]
     layout: Layout
     shape: tuple[int, int]
-    turns: int
+    orientation: Orientation
     last: bool = False
 
 
@@ -206,11 +207,12 @@ class Reading:
             self.done += len(need)
             yield frames
 
-    def fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """(quarter turns that make a frame upright, its size then, the size it is converted to)."""
-        turns = round(frame.rotation / 90) % 4
-        shape = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        return turns, shape, self._target(shape, 1.0 / self.aspect if turns % 2 else self.aspect)
+    def fit(self, frame: av.VideoFrame) -> tuple[Orientation, tuple[int, int], tuple[int, int]]:
+        """(what makes a frame upright, its size then, the size it is converted to)."""
+        orientation = orientation_of(frame, self.request.name)
+        crossed = orientation.transposed
+        shape = (frame.width, frame.height) if crossed else (frame.height, frame.width)
+        return orientation, shape, self._target(shape, 1.0 / self.aspect if crossed else self.aspect)
 
     def _target(self, shape: tuple[int, int], aspect: float) -> tuple[int, int]:
         """The size that upright pictures of this size, with pixels of this aspect, are converted to."""
@@ -351,11 +353,11 @@ class Reading:
                     layout = replace(layout, siting=REPEAT)
                 if self.size is None:
                     self.aspect = aspect_of(video)
-                turns, shape, _ = self.fit(frame)
-                alike = group is not None and (layout, shape, turns) == (
+                orientation, shape, _ = self.fit(frame)
+                alike = group is not None and (layout, shape, orientation) == (
                     group.layout,
                     group.shape,
-                    group.turns,
+                    group.orientation,
                 )
                 if group is not None and (not alike or len(group.frames) == CHUNK):
                     if straight and len(group.frames) % 2:
@@ -363,7 +365,7 @@ class Reading:
                     yield group
                     group = None
                 if group is None:
-                    group = _Group([], layout, shape, turns)
+                    group = _Group([], layout, shape, orientation)
                 group.frames.append(planes)
         except (Damaged, Missing) as error:
             fault = error
@@ -375,8 +377,10 @@ class Reading:
     def _by_decord(self, begin: Sequence[float], aspect: float) -> Iterator[tuple[int, Tensor]]:
         """As `_converted`, with frames of decord."""
         source, self.decoder = self.request.source, "decord"
+        orientation, rest = decord_reader.orientation_left(source.media, self.deadline)
+        aspect = 1.0 / aspect if orientation.transposed else aspect
         for pixels in decord_reader.pictures(
-            source.media, source.stream, self.request.name, begin, CHUNK, self.threads
+            source.media, source.stream, self.request.name, begin, CHUNK, self.threads, rest
         ):
             self.deadline.check()
             size = self._target(pixels.shape[1:3], aspect)
@@ -391,7 +395,7 @@ class Reading:
             group.layout,
             self.size,
             resample=request.policy.resample,
-            turns=group.turns,
+            orientation=group.orientation,
             normal=request.normal if straight else None,
             threads=threads,
             device=self.device,

@@ -15,6 +15,7 @@ from fourdthinker.frames.checks import DTYPES, look, resample_of, size_of, whole
 from fourdthinker.frames.colour import Layout, Planes
 from fourdthinker.frames.gpu import convert as gpu
 from fourdthinker.frames.native import native
+from fourdthinker.frames.orientation import Orientation
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -87,28 +88,32 @@ def convert(
     size: tuple[int, int],
     *,
     resample: str,
-    turns: int,
+    orientation: Orientation,
     normal: Normal | None,
     threads: int,
     device: torch.device,
 ) -> Tensor:
-    """Decoded planes to uint8 [T, h, w, 3], size = (h, w) after `turns` quarter turns counter-clockwise; or
-    to patches, as `patchify` makes them of that; on device, and by it where it and the extension can."""
+    """Decoded planes to uint8 [T, h, w, 3], size = (h, w) once upright by `orientation`; or to patches,
+    as `patchify` makes them of that; on device, and by it where it and the extension can."""
     module = native()
     if module is None:
         packed = np.stack([planes[0].reshape(planes[0].shape[0], -1, 3) for planes in frames])
-        pixels = resize(np.rot90(packed, turns, (1, 2)), size, resample)
+        pixels = resize(orientation.apply(packed), size, resample)
         return (pixels if normal is None else patchify(pixels, **asdict(normal))[0]).to(device)
-    options = asdict(layout) | conversion(size, resample=resample, turns=turns, normal=normal)
+    options = asdict(layout) | conversion(size, resample=resample, orientation=orientation, normal=normal)
     if device.type == "cuda" and module.build_info()["cuda"]:
         return gpu.convert(frames, device=device, **options)
     tensor = _tensor(module.convert(frames, **options, threads=threads), normal.dtype if normal else None)
     return tensor.to(device)
 
 
-def conversion(size: tuple[int, int], *, resample: str, turns: int, normal: Normal | None) -> dict[str, Any]:
+def conversion(
+    size: tuple[int, int], *, resample: str, orientation: Orientation, normal: Normal | None
+) -> dict[str, Any]:
     """The keywords of `_video.convert` about its output."""
-    options = {"height": size[0], "width": size[1], "resample": resample, "rotation": 90 * turns}
+    options = {"height": size[0], "width": size[1], "resample": resample}
+    options |= {"rotation": 90 * orientation.quarter_turns}
+    options |= {"mirrored": True} if orientation.mirrored else {}
     if normal is None:
         return options
     values = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[normal.dtype], "patch": normal.patch}

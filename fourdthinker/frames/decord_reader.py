@@ -5,18 +5,28 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
+import av
+import av.error
 import numpy as np
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames.container import Source
+from fourdthinker.frames.container import Deadline, Source, opened
+from fourdthinker.frames.orientation import Orientation, orientation_of
 
 NEAR = 1e-3  # seconds between decord's clock, which is in single precision, and ours
 
 
 def pictures(
-    media: Source, stream: int | None, name: str, begin: Sequence[float], batch: int, threads: int
+    media: Source,
+    stream: int | None,
+    name: str,
+    begin: Sequence[float],
+    batch: int,
+    threads: int,
+    rest: Orientation,
 ) -> Iterator[np.ndarray]:
-    """uint8 [up to batch, H, W, 3], upright: the frames whose presentation begins at these times.
+    """uint8 [up to batch, H, W, 3], upright: the frames whose presentation begins at these times. rest: what
+    decord leaves to do for that.
 
     Raises ConfigError where decord is not installed or cannot do what is asked, VideoError where it fails or
     knows no such frame.
@@ -38,7 +48,21 @@ def pictures(
             if abs(clock[place] - time) > NEAR:
                 raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
         for first in range(0, len(places), batch):
-            yield reader.get_batch(places[first : first + batch].tolist()).asnumpy()
+            yield rest.apply(reader.get_batch(places[first : first + batch].tolist()).asnumpy())
     except decord.DECORDError as error:
         cause = str(error).strip().splitlines()[0]
         raise VideoError(f"{name}: decord cannot read it ({cause}); use reader='auto'") from error
+
+
+def orientation_left(media: Source, deadline: Deadline) -> tuple[Orientation, Orientation]:
+    """(orientation of the first frame, what decord leaves to do of it: it turns by the angle of the
+    container's matrix and does not mirror)."""
+    with opened(media, None, 1, deadline) as (container, video):
+        try:
+            frame = next(container.decode(video), None)
+        except av.error.FFmpegError:  # damaged at its beginning; decord says so where it matters
+            frame = None
+        if frame is None:
+            return Orientation(), Orientation()
+        found = orientation_of(frame, deadline.name)
+        return found, found.after_turns(round(frame.rotation / 90))

@@ -82,6 +82,7 @@ Case draw_case(Draw draw) {
     a.siting = draw.of(sitings);
     a.resample = draw.byte() % 2 ? "lanczos" : "bicubic";
     a.rotation = draw.of({0, 0, 90, 180, 270});
+    a.mirrored = draw.byte() % 2;
     if (draw.byte() % 3 == 0) {
         const auto top = draw.below(c.height), left = draw.below(c.width);
         a.crop = {top, left, 1 + draw.below(c.height - top), 1 + draw.below(c.width - left)};
@@ -124,8 +125,8 @@ std::string text(const Case& c) {
     return number(c.frames) + "frames " + number(c.height) + "x " + number(c.width) + "to " + number(a.height) +
            "x " + number(a.width) + a.chroma + (a.interleaved ? " interleaved" : "") + " depth " + number(a.depth) +
            "shift " + number(a.shift) + a.matrix + (a.full_range ? " full " : " ") + a.siting + " " + a.resample +
-           " rotation " + number(a.rotation) + "crop " + crop + a.out + " patch " + number(a.patch) + "merge " +
-           number(a.merge) + "temporal " + number(a.temporal) + a.dtype + " threads " + number(a.threads) +
+           " rotation " + number(a.rotation) + (a.mirrored ? "mirrored " : "") + "crop " + crop + a.out + " patch " +
+           number(a.patch) + "merge " + number(a.merge) + "temporal " + number(a.temporal) + a.dtype + " threads " + number(a.threads) +
            "padding " + number(c.padding) + "fill " + std::to_string(c.fill);
 }
 

@@ -82,6 +82,7 @@ def run_convert(draw: random.Random, numbers: np.random.Generator) -> tuple[np.n
         shift=number(draw, [0] if depth == 8 else [0, 4]),
         interleaved=interleaved,
         rotation=number(draw, [0, 90, 180, 270]),
+        mirrored=draw.choice((False, True)),
         out=draw.choice(("uint8", "patches")),
         patch=number(draw, [4, 8]),
         merge=number(draw, [1]),

@@ -46,12 +46,13 @@ def same(got: torch.Tensor, expected: torch.Tensor | np.ndarray) -> None:
 def test_conversion(layout):
     random = np.random.default_rng(0)
     frames = [planes(random, 271, 483, **layout) for _ in range(3)]
-    for rotation in (0, 90, 180, 270):
+    for rotation, mirrored in ((0, False), (90, False), (180, True), (270, True)):
         for size in ((112, 196), (300, 500), (271, 483), (271, 140), (28, 483)):
             options = {
                 "height": size[0],
                 "width": size[1],
                 "rotation": rotation,
+                "mirrored": mirrored,
                 "crop": (3, 5, 250, 430),
                 **layout,
             }

@@ -81,8 +81,8 @@ def decode(
     lack what they refer to; None, which may stand before it, says nothing more. They are read in batches and
     no further than needed. wanted: stamps in the stream's time base, in any order, also more than once.
     conversion: keywords of `_video.convert` about colour and output: height, width, matrix, full_range,
-    siting, resample, rotation, out, patch, merge, temporal, mean, std, dtype. What describes the surfaces
-    (chroma, depth, crop, ...) comes from the decoder, also when the size changes within the stream.
+    siting, resample, rotation, mirrored, out, patch, merge, temporal, mean, std, dtype. What describes the
+    surfaces (chroma, depth, crop, ...) comes from the decoder, also when the size changes within the stream.
 
     Returns uint8 [len(wanted), height, width, 3] or patches in `dtype`, ready in the order of torch's current
     stream; the host does not wait for the conversion of the last frames. Raises NvdecError for data that

@@ -64,10 +64,13 @@ def emit(reading: Reader, timeline: Timeline, batch: int | None) -> Iterator[Fra
     if not reading.done:
         reading.wanted = times_wanted(request, timeline)
     chosen = [hold(timeline.begin, t) for t in reading.wanted]
-    turns, _, size = reading.fit(frame)
+    orientation, _, size = reading.fit(frame)
     patches = request.out == "patches"
     options = conversion(
-        size, resample=request.policy.resample, turns=turns, normal=request.normal if patches else None
+        size,
+        resample=request.policy.resample,
+        orientation=orientation,
+        normal=request.normal if patches else None,
     )
     options |= {"matrix": layout.matrix, "full_range": layout.full_range}
     options["siting"] = REPEAT if request.keep_size else layout.siting

@@ -188,11 +188,17 @@ def test_natural_clips_are_near_swscale_and_resized_as_pillow_does(name: str) ->
 # -------------------------------------------------------------------------------------------- resizing
 
 
+def upright(picture: np.ndarray, rotation: int, mirrored: bool) -> np.ndarray:
+    turned = np.rot90(picture, rotation // 90)
+    return np.ascontiguousarray(np.fliplr(turned) if mirrored else turned)
+
+
 @pytest.mark.parametrize("resample", sorted(FILTERS))
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("chroma", ["420", "422", "444", "gray", "rgb"])
-def test_resized_and_turned_as_pillow_does(chroma: str, rotation: int, resample: str) -> None:
-    """The converted picture, turned, resized by Pillow: equal, whatever pass goes first."""
+def test_resized_and_turned_as_pillow_does(chroma: str, mirrored: bool, rotation: int, resample: str) -> None:
+    """The converted picture, turned and mirrored, resized by Pillow: equal, whatever pass goes first."""
     for height, width, new_height, new_width in [
         (78, 131, 28, 56),
         (331, 40, 28, 33),
@@ -206,18 +212,26 @@ def test_resized_and_turned_as_pillow_does(chroma: str, rotation: int, resample:
             planes = random_planes(chroma, height, width)
             picture = same_size(planes, chroma)
         out = video.convert(
-            [planes], height=new_height, width=new_width, chroma=chroma, rotation=rotation, resample=resample
+            [planes],
+            height=new_height,
+            width=new_width,
+            chroma=chroma,
+            rotation=rotation,
+            mirrored=mirrored,
+            resample=resample,
         )[0]
-        turned = np.ascontiguousarray(np.rot90(picture, rotation // 90))
+        turned = upright(picture, rotation, mirrored)
         np.testing.assert_array_equal(out, pillow(turned, new_height, new_width, resample))
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_own_size_is_not_resampled(rotation: int) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_own_size_is_not_resampled(mirrored: bool, rotation: int) -> None:
     planes = random_planes("420", 531, 603)
-    picture = np.rot90(same_size(planes, "420"), rotation // 90)
+    picture = upright(same_size(planes, "420"), rotation, mirrored)
+    height, width = picture.shape[:2]
     out = video.convert(
-        [planes], height=picture.shape[0], width=picture.shape[1], chroma="420", rotation=rotation
+        [planes], height=height, width=width, chroma="420", rotation=rotation, mirrored=mirrored
     )[0]
     np.testing.assert_array_equal(out, picture)
 
@@ -234,10 +248,11 @@ def test_any_window_size_and_rotation(data: st.DataObject, chroma: str, seed: in
         data.draw(st.sampled_from(["left", "center", "topleft"])),
     )
     rotation, threads = data.draw(st.sampled_from([0, 90, 180, 270])), data.draw(st.integers(0, 3))
+    mirrored = data.draw(st.booleans())
     new_height, new_width = data.draw(st.integers(1, 50)), data.draw(st.integers(1, 50))
     planes = random_planes(chroma, height, width, depth, seed)
     picture = same_size(planes, chroma, depth=depth, siting=siting)[top : top + rows, left : left + columns]
-    turned = np.ascontiguousarray(np.rot90(picture, rotation // 90))
+    turned = upright(picture, rotation, mirrored)
     out = video.convert(
         [planes],
         height=new_height,
@@ -247,6 +262,7 @@ def test_any_window_size_and_rotation(data: st.DataObject, chroma: str, seed: in
         siting=siting,
         crop=(top, left, rows, columns),
         rotation=rotation,
+        mirrored=mirrored,
         threads=threads,
     )[0]
     np.testing.assert_array_equal(out, pillow(turned, new_height, new_width))

@@ -61,7 +61,8 @@ def test_layouts_and_rotations(layout):
     random = np.random.default_rng(0)
     frames = [planes(random, 37, 53, **layout) for _ in range(2)]
     for rotation in (0, 90, 180, 270):
-        check(frames, height=28, width=56, rotation=rotation, **layout)
+        for mirrored in (False, True):
+            check(frames, height=28, width=56, rotation=rotation, mirrored=mirrored, **layout)
 
 
 @needs_module
@@ -75,12 +76,13 @@ def test_layouts_and_rotations(layout):
     full_range=st.booleans(),
     resample=st.sampled_from(["lanczos", "bicubic"]),
     rotation=st.sampled_from([0, 90, 180, 270]),
+    mirrored=st.booleans(),
     keep=st.sampled_from(["", "height", "width", "both"]),
     window=st.tuples(*[st.floats(0, 1)] * 4),
     frames=st.integers(1, 2),
 )
 def test_sizes_and_windows(
-    height, width, to, siting, matrix, full_range, resample, rotation, keep, window, frames
+    height, width, to, siting, matrix, full_range, resample, rotation, mirrored, keep, window, frames
 ):
     top, left = int(window[0] * (height - 1)), int(window[1] * (width - 1))
     rows, columns = max(1, int(window[2] * (height - top))), max(1, int(window[3] * (width - left)))
@@ -100,6 +102,7 @@ def test_sizes_and_windows(
         full_range=full_range,
         resample=resample,
         rotation=rotation,
+        mirrored=mirrored,
         crop=(top, left, rows, columns),
     )
 
