@@ -19,6 +19,7 @@ from fourdthinker.frames.convert import Frames, conversion
 from fourdthinker.frames.decode import packets_for
 from fourdthinker.frames.gpu import nvdec
 from fourdthinker.frames.gpu.nvdec import NvdecError
+from fourdthinker.frames.orientation import Orientation
 from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold
 from fourdthinker.frames.sink import Damaged
@@ -39,7 +40,7 @@ class Reader(Protocol):
     done: int
     aspect: float
 
-    def fit(self, frame: av.VideoFrame) -> tuple[int, tuple[int, int], tuple[int, int]]: ...
+    def fit(self, frame: av.VideoFrame) -> tuple[Orientation, tuple[int, int], tuple[int, int]]: ...
 
     def pack(self, places: Sequence[int], pieces: Sequence[Tensor], straight: bool) -> Frames: ...
 
