@@ -155,8 +155,11 @@ def _has_gpu() -> bool:
 
 
 def _decoding() -> Iterator[Finding]:
-    import av
-
+    try:
+        import av
+    except ImportError as error:
+        yield Finding("missing", "FFmpeg", f"PyAV cannot be imported ({error})", "pip install av")
+        return
     libraries = ", ".join(
         f"{name} {'.'.join(map(str, number))}"
         for name, number in sorted(av.library_versions.items())

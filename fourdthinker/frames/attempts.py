@@ -8,11 +8,9 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import av
 import torch
-from av.container import InputContainer
-from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker.errors import VideoError
@@ -32,6 +30,12 @@ from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.sink import Damaged, Missing
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Held, Timeline, build_timeline, decoded_timeline
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 
 CHUNK = 4  # frames held at full size until they are converted; even, for patches are cut from two frames
 ROOM = 16 << 20  # bytes of packets kept from the reading of the index to the decoding

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import av
+
 
 Planes = tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]
 
@@ -43,7 +46,6 @@ LAYOUTS = _yuv()
 # reader that models were trained with, takes at every size.
 _MATRICES = {1: "bt709", 2: "bt601", 4: "bt601", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
 _FULL_RANGE = 2
-_EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 REPEAT = "repeat"  # siting of pictures that keep their size: chroma not interpolated, as FFmpeg's default
 
 
@@ -59,7 +61,10 @@ def planes_of(
     matrix = "bt601" if known and known.chroma in ("gray", "rgb") else _MATRICES.get(int(frame.colorspace))
     if known is None or matrix is None or any(plane.line_size < 0 for plane in frame.planes):
         # Palettes, rows from the bottom up, other orders of RGB, rare depths and matrices.
-        packed = frame.reformat(format="rgb24", interpolation=_EXACT, threads=1)
+        from av.video.reformatter import Interpolation
+
+        exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+        packed = frame.reformat(format="rgb24", interpolation=exact, threads=1)
         return _views(packed, LAYOUTS["rgb24"]), LAYOUTS["rgb24"], name
     # Gray is full range unless declared otherwise; RGB and the yuvj formats always are.
     full = int(frame.color_range) == _FULL_RANGE or (

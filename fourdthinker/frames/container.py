@@ -8,15 +8,16 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import av
-import av.error
-from av.container import InputContainer
-from av.stream import Discard
-from av.video.stream import VideoStream
-
-from fourdthinker.errors import VideoError
+from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.threads import set_threads
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 
 Source = str | os.PathLike[str] | bytes
 # Containers that hold one file's media and refer to nothing else (playlists and scripts are not opened).
@@ -52,6 +53,18 @@ def name_of(source: Source) -> str:
     return "<bytes>" if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
 
 
+def _pyav(name: str) -> ModuleType:
+    """PyAV, which nothing but the reading of a video needs."""
+    try:
+        import av.error
+        import av.stream
+    except ImportError as error:
+        raise ConfigError(
+            f"{name}: reading a video needs PyAV, which cannot be imported ({error}): pip install av"
+        ) from error
+    return av
+
+
 @contextmanager
 def opened(
     source: Source, stream: int | None, threads: int, deadline: Deadline, *, quick: bool = False
@@ -61,6 +74,7 @@ def opened(
     quick: where the container's header tells enough, do not let FFmpeg decode the first pictures, which it
     does to learn their format and, without fail, how far they are reordered.
     """
+    av = _pyav(deadline.name)
     name = deadline.name
     size = (
         len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
@@ -99,7 +113,7 @@ def opened(
             raise VideoError(f"{name}: no decoder for the codec of stream {video.index}; convert it to H.264")
         for other in container.streams:
             if other.index != video.index:
-                other.discard = Discard.all
+                other.discard = av.stream.Discard.all
         set_threads(video, threads)
         yield container, video
 
@@ -120,6 +134,8 @@ def aspect_of(video: VideoStream) -> float:
 
 
 def _stream(container: InputContainer, index: int | None, name: str) -> VideoStream:
+    import av.stream
+
     covers = av.stream.Disposition.attached_pic
     videos = {s.index: s for s in container.streams.video if not s.disposition & covers}
     if not videos:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-
-import av
-import av.error
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Test
 from fourdthinker.frames.codecs import codec_of
@@ -16,6 +12,12 @@ from fourdthinker.frames.container import Deadline
 from fourdthinker.frames.sink import Damaged, Missing, Sink
 from fourdthinker.frames.threads import drained
 from fourdthinker.frames.timeline import Timeline
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 
 JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
@@ -135,6 +137,8 @@ def frames_at(
     must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
     Raises Missing, SeekFailed and Damaged.
     """
+    import av.error
+
     context = video.codec_context
     sink = Sink(timeline, wanted, several=context.thread_count > 1)
     packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
@@ -208,6 +212,8 @@ def packets_for(
 def _sound(
     packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Test
 ) -> Iterator[av.Packet | int | None]:
+    import av
+
     for packet in packets:
         if isinstance(packet, av.Packet) and packet.pts is not None and has_hole(bytes(packet)):
             raise Damaged(HOLE, timeline, packet.pts)
@@ -252,6 +258,8 @@ def _from_file(
     leap: int,
 ) -> Iterator[av.Packet | int | None]:
     """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
+    import av.error
+
     packets = container.demux(video)
     at = -1  # the place of the packet last read
     for place, begin in chosen:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-
-import av
-import av.error
-from av.video.codeccontext import VideoCodecContext
+from typing import TYPE_CHECKING
 
 from fourdthinker.frames.bitstream.pictures import NON_REFERENCE
 from fourdthinker.frames.timeline import Timeline
+
+if TYPE_CHECKING:
+    import av
+    from av.video.codeccontext import VideoCodecContext
+
 
 REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
 
@@ -90,6 +92,8 @@ class Sink:
 
     def rescue(self, context: VideoCodecContext, stamp: int) -> Iterator[av.VideoFrame]:
         """What a decoder still holds of before a fault at that stamp."""
+        import av.error
+
         limit = self.timeline.order.get(stamp)
         if limit is None:
             return

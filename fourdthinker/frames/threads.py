@@ -10,12 +10,15 @@ their end before the data end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import av
-from av.video.codeccontext import VideoCodecContext
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from fourdthinker.frames.codecs import codec_of
+
+if TYPE_CHECKING:
+    import av
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
 
 MOST = 16  # pictures that H.264 can hold back (MAX_DELAYED_PIC_COUNT of FFmpeg)
 
@@ -39,6 +42,8 @@ def set_threads(video: VideoStream, threads: int) -> None:
 
 def drained(context: VideoCodecContext) -> Iterator[list[av.VideoFrame]]:
     """What the decoder still holds. Raises what its threads have to say about it."""
+    import av
+
     without_picture = codec_of(context.name).without_picture
     if without_picture is not None and context.thread_count > 1:
         context.skip_frame = "NONREF"  # for which H.264 takes data without a picture

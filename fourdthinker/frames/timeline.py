@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-
-import av
-import av.error
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE, NOT_SHOWN, RANDOM_ACCESS
 from fourdthinker.frames.codecs import codec_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 
 SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
 DAMAGED = "the data end here or are damaged"
@@ -100,6 +102,8 @@ def build_timeline(
     gap: where in the file data are missing. check is called for each packet. VideoError when no frame is
     left.
     """
+    import av.error
+
     base = video.time_base
     if base is None:
         raise VideoError(f"{name}: stream {video.index} has no clock; put it into a container such as mp4")
@@ -195,6 +199,8 @@ def decoded_timeline(
     packets in a row show nothing, when decoding fails, or when there are no frames; partial: only when there
     are none, else the timeline ends before the fault.
     """
+    import av.error
+
     base = video.time_base or Fraction(1, 1)
     stamps: list[int] = []
     duration = 0

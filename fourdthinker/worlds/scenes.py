@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -330,6 +329,8 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float =
 
 def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
     """Write uint8 [T, H, W, 3] as H.264 in mp4. H and W must be even."""
+    import av  # only here, so that a machine without PyAV can render
+
     if pixels.shape[1] % 2 or pixels.shape[2] % 2:
         raise ValueError(
             f"H.264 needs even sides, got {pixels.shape[1]}x{pixels.shape[2]}: render another size"

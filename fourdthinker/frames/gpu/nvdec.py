@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import torch
-from av.video.stream import VideoStream
 from torch import Tensor
 
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.gpu import convert
 from fourdthinker.frames.native import native
+
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
+
 
 BATCH = 64  # packets handed over at a time
 _START = b"\0\0\0\1"
@@ -124,6 +127,8 @@ def decode(
 
 def batches(packets: Iterable[av.Packet | int | None]) -> Iterator[tuple[int | None, list[av.Packet]]]:
     """(stamp that decoding landed at, or None where it goes on; at most BATCH packets)."""
+    import av
+
     landed: int | None = None
     batch: list[av.Packet] = []
     for item in packets:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import av
-import av.error
 import torch
 from torch import Tensor
 
@@ -24,6 +22,10 @@ from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold
 from fourdthinker.frames.sink import Damaged
 from fourdthinker.frames.timeline import Timeline
+
+if TYPE_CHECKING:
+    import av
+
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def emit(reading: Reader, timeline: Timeline, batch: int | None) -> Iterator[Fra
     Raises NvdecError for streams that NVDEC does not decode, and for damage, which a decoding in software
     names better.
     """
+    import av.error
+
     request, deadline = reading.request, reading.deadline
     media, stream = request.source.media, request.source.stream
     frame, layout, reading.aspect = _first_frame(media, stream, deadline)
@@ -116,6 +120,8 @@ def _first_frame(
 ) -> tuple[av.VideoFrame, Layout | None, float]:
     """The first picture of a file, for its size and turn; its layout, None for one that NVDEC does not give;
     the aspect of its pixels."""
+    import av.error
+
     try:
         with opened(media, stream, 1, deadline) as (container, video):
             begun = False
