@@ -4,7 +4,8 @@
 new tokens, two threads, float32, a narrow model with the real vocabulary; its last line is one line of JSON.
 ``python -m bench sampler --shape 3b --batch 1 8 64`` sweeps the batch with random weights at true shapes:
 tokens a second, time per step, time to the first token, and what share of the copy bandwidth reading weights
-and keys and values is.
+and keys and values is. The time per step leaves out the first token and the capture of CUDA graphs.
+``--only ours`` leaves out the peers, whose prefill takes minutes there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ import torch
 from bench import _measure as measure
 from bench._sampler_cases import SHAPES, Call, build, eager_loop, generate, make_prompts, ours
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.sampler import LatentSampler
+from fourdthinker.prompts import Prompt
+from fourdthinker.sampler import LatentSampler, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -97,23 +100,18 @@ def sweep(arguments: argparse.Namespace) -> int:
     prompts, sampler = make_prompts(backbone, 1, SHAPES[arguments.shape].grid), LatentSampler(backbone)
     copy, new, rows = _copy_rate(device), arguments.new_tokens, []
     for batch in arguments.batch:
-        calls: dict[str, tuple[Call, Call]] = {
-            "ours": tuple(ours(sampler, prompts, batch, n, CASES["plain"]) for n in (1, new)),  # type: ignore[dict-item]
-            "eager latent loop": tuple(eager_loop(backbone, prompts, batch, n) for n in (1, new)),  # type: ignore[dict-item]
-        }
-        for name, options in _generate_modes(device).items():
-            calls[name] = tuple(  # type: ignore[assignment]
-                generate(backbone, prompts, batch, n, CASES["plain"], options) for n in (1, new)
-            )
+        calls = _calls(backbone, sampler, prompts, batch, new, arguments.only == "ours")
         for name, (first, whole) in calls.items():
             try:
                 once = min(measure.interleaved({"": first}, repeats=2, device=device)[""])
-                all_ = min(measure.interleaved({"": whole}, repeats=arguments.repeats, device=device)[""])
+                captures: list[float] = []
+                all_ = min(measure.interleaved({"": _noting_capture(whole, captures)},
+                                               repeats=arguments.repeats, device=device)[""])  # fmt: skip
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 rows.append({"batch": batch, "candidate": name, "error": "out of memory"})
                 continue
-            step = max(all_ - once, 1e-9) / (new - 1)
+            step = max(all_ - once - min(captures), 1e-9) / (new - 1)
             read = _bytes_read(backbone, prompts[0].input_ids.numel(), batch, new, shared=name == "ours")
             rows.append({
                 "batch": batch, "candidate": name, "tokens_per_s": round(batch * new / all_, 1),
@@ -125,6 +123,37 @@ def sweep(arguments: argparse.Namespace) -> int:
         measure.save(f"sampler {arguments.shape}", rows, device)
     sys.stdout.write(json.dumps({"shape": arguments.shape, "device": device, "rows": rows}) + "\n")
     return 0
+
+
+def _calls(
+    backbone: Backbone, sampler: LatentSampler, prompts: list[Prompt], batch: int, new: int, alone: bool
+) -> dict[str, tuple[Call, Call]]:
+    """Of every candidate the call that emits one token and the call that emits all."""
+
+    def both(make: Callable[[int], Call]) -> tuple[Call, Call]:
+        return make(1), make(new)
+
+    plain = CASES["plain"]
+    calls = {"ours": both(lambda n: ours(sampler, prompts, batch, n, plain))}
+    if alone:
+        return calls
+    calls["eager latent loop"] = both(lambda n: eager_loop(backbone, prompts, batch, n))
+    for name, options in _generate_modes(backbone.device.type).items():
+        calls[name] = both(
+            lambda n, options=options: generate(backbone, prompts, batch, n, plain, options)  # type: ignore[misc]
+        )
+    return calls
+
+
+def _noting_capture(call: Call, seconds: list[float]) -> Call:
+    """The call, noting what it spent on capturing CUDA graphs."""
+
+    def noting() -> Any:
+        result = call()
+        seconds.append(result.timing.get("capture", 0.0) if isinstance(result, Rollout) else 0.0)
+        return result
+
+    return noting
 
 
 def _generate_modes(device: str) -> dict[str, dict[str, Any]]:
@@ -165,6 +194,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cases", nargs="*", choices=list(CASES))
     parser.add_argument("--warm", action="store_true", help="an unmeasured round first")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--only", choices=["ours"], help="with --shape: without the peers")
     parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from fourdthinker.backbones.merging import merged_state
+from fourdthinker.backbones.tower import use_packed_attention
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels.pool_latents import pool_latents
@@ -66,6 +67,7 @@ class Backbone(nn.Module, ABC):
         self.model = model
         self.latents = latents if latents is not None else LatentSpec.from_config(self.hf.config)
         self.vision = self.vision_spec(self.hf)
+        use_packed_attention(self.visual)
         self.train(self.model.training)
         rows = self.embedding_weight.shape[0]
         if max(self.latents.ids) >= rows:
@@ -91,7 +93,8 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        """Features [N, (1 + D) * H] of the vision tower: merged features, then the DeepStack levels."""
+        """Features [N, (1 + D) * H] of the vision tower: merged features, then the DeepStack levels.
+        ``grid_thw`` is on the host."""
 
     def _deepstack_arguments(self, deepstack: DeepStack, shape: torch.Size) -> dict[str, Any]:
         """``deepstack`` as arguments of the language model, for input embeddings [B, S, H]."""
@@ -226,7 +229,7 @@ class Backbone(nn.Module, ABC):
         train = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         with torch.set_grad_enabled(train):
             patches = patches.to(parameters[0].device, parameters[0].dtype)
-            return self._tower(patches, grid_thw.to(patches.device))
+            return self._tower(patches, grid_thw.cpu())
 
     @torch.no_grad()
     def imagery_targets(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
@@ -303,6 +306,7 @@ class Backbone(nn.Module, ABC):
         a position of cache or input may be seen) or None without padding. ``cache`` is extended in place.
         ``deepstack``: the levels of the vision pads among these S positions.
         """
+        refuse_cudnn_attention(inputs_embeds.device)
         extra = {} if deepstack is None else self._deepstack_arguments(deepstack, inputs_embeds.shape)
         return self.hf.model.language_model(
             inputs_embeds=inputs_embeds,
@@ -361,6 +365,17 @@ class Backbone(nn.Module, ABC):
         LoRA adapters are added to the weights that are written, not to those in memory.
         """
         self.hf.save_pretrained(folder, state_dict=merged_state(self.hf))
+
+
+def refuse_cudnn_attention(device: torch.device) -> None:
+    """Let SDPA choose among its other backends, in the whole process.
+
+    With a mask, S % 128 = 64 and a row whose log-sum-exp is below -88.7, the gradients of cuDNN's attention
+    are NaN (pytorch issue 196678), and torch prefers it on Hopper. A context around the forward would not do:
+    gradient checkpointing runs the layers again in the backward pass.
+    """
+    if device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled():
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _place(flat: Tensor, index: Tensor, values: Tensor, what: str, where: str) -> Tensor:

@@ -9,6 +9,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.spec import processor_settings, token_spec
+from fourdthinker.backbones.tower import frame_arguments, window_arguments
 from fourdthinker.frames import FramePolicy
 from fourdthinker.vision import VisionSpec
 
@@ -45,4 +46,6 @@ class Qwen2_5_VL(Backbone):
         }
 
     def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        return self.visual(patches, grid_thw=grid_thw).pooler_output
+        arguments = frame_arguments(self.visual, grid_thw, patches.device)
+        arguments |= window_arguments(self.visual, grid_thw, patches.device)
+        return self.visual(patches, grid_thw=grid_thw, **arguments).pooler_output

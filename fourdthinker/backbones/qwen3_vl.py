@@ -16,6 +16,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from fourdthinker.backbones.common import Backbone, DeepStack
 from fourdthinker.backbones.spec import processor_settings, token_spec
+from fourdthinker.backbones.tower import frame_arguments, interpolation_arguments
 from fourdthinker.frames import FramePolicy
 from fourdthinker.vision import VisionSpec
 
@@ -70,7 +71,9 @@ class Qwen3_VL(Backbone):
         return len(self.config.vision_config.deepstack_visual_indexes)
 
     def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
-        output = self.visual(patches, grid_thw=grid_thw)
+        arguments = frame_arguments(self.visual, grid_thw, patches.device)
+        arguments |= interpolation_arguments(self.visual, grid_thw, patches.device)
+        output = self.visual(patches, grid_thw=grid_thw, **arguments)
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=1)
 
     def _deepstack_arguments(self, deepstack: DeepStack, shape: torch.Size) -> dict[str, Any]:

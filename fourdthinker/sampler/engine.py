@@ -37,7 +37,7 @@ class LatentSampler:
         check_every: steps between looks at which rows have ended; no result depends on it. None: 1 on the
             CPU, where looking is free, and 16 elsewhere.
         kv_budget: bytes that keys and values may take; what does not fit together waits. None: 0.8 of the
-            GPU memory that is free, or a quarter of the machine's on the CPU.
+            GPU memory that is free or only cached by torch, or a quarter of the machine's on the CPU.
         max_rows: rows in the batch at most; others wait for a free place.
     """
 
@@ -111,7 +111,8 @@ class LatentSampler:
         row_seeds = _seeds(seeds, len(prompts), n, config.seed)
         vision_ids = (spec.image_token_id, spec.video_token_id)
         clock = _Clock(backbone.device)
-        with _evaluating(backbone):
+        # Triton, events and streams go by the current device, which need not be the model's.
+        with torch.cuda.device_of(backbone.embedding_weight), _evaluating(backbone):
             with clock.measure("vision"):
                 features = encode_prompts(backbone, prompts) if features is None else features
             check_prompts(
@@ -234,7 +235,9 @@ class _Clock:
 def _budget(device: torch.device) -> int:
     """Bytes for keys and values when the caller names none."""
     if device.type == "cuda":
-        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for later allocations counts as free: after a training step that is most of it.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(0.8 * (torch.cuda.mem_get_info(device)[0] + cached))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 

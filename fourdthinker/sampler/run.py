@@ -81,7 +81,7 @@ class Run:
         self.graphs = None
         if self.device.type == "cuda":
             if stepper.processors is None:
-                self.graphs = Graphs()
+                self.graphs = Graphs(self.device)
             else:
                 log.info("logits processors are Python: the decode step runs eagerly, without a CUDA graph")
 

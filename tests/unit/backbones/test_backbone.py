@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourdthinker.backbones import FAMILIES
-from fourdthinker.backbones.common import Backbone, DeepStack
+from fourdthinker.backbones import FAMILIES, common, tower
+from fourdthinker.backbones.common import Backbone, DeepStack, refuse_cudnn_attention
 from fourdthinker.errors import CheckpointError, ConfigError
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -234,11 +234,11 @@ def test_attention_is_switched_for_a_block(backbone: Backbone, batch: dict[str, 
 
     with torch.no_grad():
         before = backbone(dict(batch), lambda _, hidden, __: hidden)
-        assert attention() == ("sdpa", "sdpa")
+        assert attention() == ("sdpa", tower.NAME)
         with backbone.set_attention("eager"):
-            assert attention() == ("eager", "sdpa")
+            assert attention() == ("eager", tower.NAME)
             eager = backbone(dict(batch), lambda _, hidden, __: hidden)
-    assert attention() == ("sdpa", "sdpa")
+    assert attention() == ("sdpa", tower.NAME)
     torch.testing.assert_close(eager[0], before[0], atol=1e-5, rtol=1e-5)
 
 
@@ -293,3 +293,21 @@ def test_gradient_checkpointing_changes_no_gradient(backbone: Backbone, batch: d
     assert plain.keys() == recomputed.keys()
     for name in plain:
         torch.testing.assert_close(recomputed[name], plain[name], msg=name)
+
+
+def test_cudnn_attention_is_refused_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = [True]
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: enabled[-1])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", enabled.append)
+    refuse_cudnn_attention(torch.device("cpu"))
+    assert enabled == [True]
+    refuse_cudnn_attention(torch.device("cuda", 1))
+    refuse_cudnn_attention(torch.device("cuda", 1))
+    assert enabled == [True, False]
+
+
+def test_every_forward_refuses_it(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(common, "refuse_cudnn_attention", devices.append)
+    backbone.decode(torch.zeros(1, 2, backbone.hidden_size), torch.arange(2).expand(3, 1, -1))
+    assert devices == [backbone.device]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.backbones.decoding import decode_layers
 from fourdthinker.errors import ConfigError
-from fourdthinker.sampler import LatentSampler, SamplingConfig, run, schedule
+from fourdthinker.sampler import LatentSampler, SamplingConfig, engine, run, schedule
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.prefill import encode_prompts, prefill
 from fourdthinker.sampler.step import Slots, Stepper
@@ -318,3 +320,37 @@ def test_no_log_of_graphs_on_the_cpu(talker: Checkpoint, caplog: pytest.LogCaptu
         rollout = LatentSampler(talker.backbone).sample([make_prompt(talker, 0, 5)], 1)
     assert "graphs" not in rollout.timing
     assert not [record for record in caplog.records if "graph" in record.message]
+
+
+def test_the_budget_counts_what_torch_only_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a training step torch keeps nearly all of the GPU's memory for later allocations."""
+    readings = {"mem_get_info": (1_000, 80_000), "memory_reserved": 75_000, "memory_allocated": 20_000}
+    for name, value in readings.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert engine._budget(torch.device("cuda", 1)) == int(0.8 * 56_000)
+
+
+def test_sampling_runs_on_the_device_of_the_model(
+    talker: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton, events and streams go by the current device."""
+    entered: list[torch.Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.append(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    seen = []
+
+    def encode(backbone: object, prompts: list[object]) -> list[None]:
+        seen.append(len(entered))
+        return [None] * len(prompts)
+
+    monkeypatch.setattr(engine, "encode_prompts", encode)
+    LatentSampler(talker.backbone).sample([make_prompt(talker, 0, 5)], 1, SamplingConfig(max_new_tokens=2))
+    assert seen == [1]
+    assert len(entered) == 2
+    assert entered[0] is talker.backbone.embedding_weight

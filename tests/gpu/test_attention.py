@@ -1,0 +1,61 @@
+"""Attention of the training forward and of the vision towers on CUDA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fourdthinker.backbones import FAMILIES, tower
+from fourdthinker.backbones.common import refuse_cudnn_attention
+from tests.tiny import tiny_checkpoint
+
+CUDA = torch.device("cuda")
+
+
+def test_masked_attention_has_finite_gradients() -> None:
+    """S % 128 = 64 and log-sum-exps below -88.7: what cuDNN's attention turns into NaN."""
+    refuse_cudnn_attention(CUDA)
+    length = 704
+    sides = [torch.randn(1, 2, length, 64, device=CUDA, dtype=torch.bfloat16) for _ in range(3)]
+    query, key, value = (side.requires_grad_() for side in sides)
+    mask = torch.full((1, 1, length, length), -200.0, device=CUDA, dtype=torch.bfloat16)
+    mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(1), -torch.inf)
+    F.scaled_dot_product_attention(query, key, value, attn_mask=mask).float().square().sum().backward()
+    for side in (query, key, value):
+        assert side.grad is not None
+        assert torch.isfinite(side.grad).all()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_tower_in_bf16_is_as_good_as_transformers(family: str) -> None:
+    backbone = tiny_checkpoint(family=family).backbone.to(CUDA)
+    grids = torch.tensor([[3, 8, 8], [1, 12, 10], [2, 4, 4]])
+    patches = torch.randn(int(grids.prod(-1).sum()), backbone.vision.patch_dim, device=CUDA)
+    with torch.no_grad():
+        exact = backbone.to(torch.float64).encode_vision(patches.double(), grids)
+        backbone.to(torch.bfloat16)
+        ours = backbone.encode_vision(patches, grids)
+        backbone.visual.config._attn_implementation = "sdpa"
+        plain = backbone.visual(patches.bfloat16(), grid_thw=grids.to(CUDA)).pooler_output
+    width = plain.shape[1]
+    error = (ours[:, :width].double() - exact[:, :width]).square().mean()
+    assert error <= 4 * (plain.double() - exact[:, :width]).square().mean()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_tower_does_not_wait(family: str) -> None:
+    backbone = tiny_checkpoint(family=family).backbone.to(CUDA, torch.bfloat16)
+    grids = torch.tensor([[3, 8, 8], [1, 12, 10]])
+    patches = torch.randn(int(grids.prod(-1).sum()), backbone.vision.patch_dim, device=CUDA)
+    with torch.no_grad():
+        backbone.encode_vision(patches, grids)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            backbone.encode_vision(patches, grids)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_packed_attention_runs_in_one_call() -> None:
+    assert tower._has_flash(torch.zeros(1, device=CUDA, dtype=torch.bfloat16))
