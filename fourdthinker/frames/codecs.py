@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fourdthinker.frames.bitstream import av1, mpeg, nal, vpx
-from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Flags, Test
+from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Data, Flags, Test
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Codec:
     has_hole: whether the data of a picture have a run of zero bytes where no encoder writes one; None where
     that cannot be told. siting: where the chroma samples lie: "left", "center" or "topleft".
 
-    nvdec: the codec's name for `_video.Nvdec`; None: not decoded there.
+    nvdec: the codec's name for `_video.Nvdec`; None: not decoded there. Its parser takes nvdec_header at
+    first, nvdec_sets before the packets that decoding begins at, and packets as nvdec_packet makes them,
+    which raises ValueError for one that is not whole.
     """
 
     decoders: tuple[str, ...]
@@ -54,6 +56,9 @@ class Codec:
     has_hole: Callable[[bytes], Test] | None = None
     siting: Callable[[bytes], str] = lambda _: "left"  # of MPEG-2 and what came after
     nvdec: str | None = None
+    nvdec_header: Callable[[bytes], bytes] = lambda _: b""
+    nvdec_sets: Callable[[bytes], bytes] = lambda _: b""
+    nvdec_packet: Callable[[bytes], Callable[[Data], bytes]] = lambda _: bytes
 
 
 def _each_alone(extradata: bytes) -> Flags:
@@ -73,6 +78,8 @@ CODECS = {
         has_hole=nal.H264.has_hole,
         siting=nal.h264_siting,
         nvdec="h264",
+        nvdec_sets=nal.H264.parameter_sets,
+        nvdec_packet=nal.H264.with_start_codes,
     ),
     "hevc": Codec(
         ("hevc",),
@@ -87,6 +94,8 @@ CODECS = {
         has_hole=nal.H265.has_hole,
         siting=nal.h265_siting,
         nvdec="hevc",
+        nvdec_sets=nal.H265.parameter_sets,
+        nvdec_packet=nal.H265.with_start_codes,
     ),
     "av1": Codec(
         ("libdav1d", "av1"),
@@ -96,6 +105,7 @@ CODECS = {
         shared_threads=True,
         siting=av1.siting,
         nvdec="av1",
+        nvdec_header=av1.sequence_header,
     ),
     "vp9": Codec(
         ("vp9", "libvpx-vp9"),

@@ -9,7 +9,7 @@ a unit), 7.3.2.1.1 and E.1.1 (sequence parameter set), 7.3.2.4 (access unit deli
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fourdthinker.frames.bitstream.bits import Bits
@@ -51,6 +51,36 @@ class _Syntax:
         if len(extradata) < self.shortest or extradata[0] != 1:
             return 0
         return extradata[self.size_byte] % 4 + 1
+
+    def parameter_sets(self, extradata: bytes) -> bytes:
+        """Those of a header, behind start codes: what has to come before the packets that decoding begins at.
+        Sets inside the stream come later and replace them."""
+        if extradata[:3] in (b"\0\0\0", START):
+            return extradata
+        return b"".join(b"\0" + START + unit for unit in header_units(self, extradata))
+
+    def with_start_codes(self, extradata: bytes) -> Callable[[Data], bytes]:
+        """Makes of a packet with sized units one with start codes (annex B), as parsers of raw streams read
+        it. ValueError for a packet that ends within a unit, of which they would make a picture without a
+        word.
+
+        FFmpeg's bitstream filters do the same, but (8.0) h264_mp4toannexb puts parameter sets before IDR
+        pictures only, and decoding begins at other keyframes too, and hevc_mp4toannexb takes no notice of a
+        header that changes within the stream.
+        """
+        length = self.length_size(extradata)
+        if not length:
+            return bytes
+
+        def convert(data: Data) -> bytes:
+            parts: list[Data] = []
+            for unit in units(data, length):
+                if not len(unit):
+                    raise ValueError("a packet ends within a NAL unit")
+                parts += (b"\0" + START, unit)
+            return b"".join(parts)
+
+        return convert
 
     def packet_without_picture(self, extradata: bytes) -> bytes:
         """A delimiter as it stands in the stream's packets: behind its size, or behind a start code."""
@@ -183,7 +213,7 @@ def h265_siting(extradata: bytes) -> str:
 
 def _siting(syntax: _Syntax, extradata: bytes) -> str:
     try:
-        for unit in _header_units(syntax, extradata):
+        for unit in header_units(syntax, extradata):
             if len(unit) and syntax.kind(unit) == syntax.parameter_set:
                 bits = Bits(bytes(unit[syntax.head :]).replace(b"\0\0\3", b"\0\0"))
                 return _h264_siting(bits) if syntax is H264 else _h265_siting(bits)
@@ -192,22 +222,30 @@ def _siting(syntax: _Syntax, extradata: bytes) -> str:
     return "left"
 
 
-def _header_units(syntax: _Syntax, extradata: bytes) -> Iterator[Data]:
-    """Units of a header: of avcC the first, of hvcC all, and those behind start codes."""
+def header_units(syntax: _Syntax, extradata: bytes) -> Iterator[Data]:
+    """The NAL units of a header, as far as it goes: avcC, hvcC, or behind start codes."""
     if extradata[:3] in (b"\0\0\0", START):
         yield from units(extradata, 0)
-    elif len(extradata) >= syntax.shortest and extradata[0] == 1:
+        return
+    if not syntax.length_size(extradata):
+        return
+
+    def number(begin: int, size: int) -> int:
+        return int.from_bytes(extradata[begin : begin + size], "big")
+
+    # avcC has two lists, each behind its length in a byte, in the first with 3 reserved bits; hvcC as many as
+    # it says, each behind a byte that tells their kind and its length in two.
+    begin, lists = (5, 2) if syntax is H264 else (23, extradata[22])
+    for index in range(lists):
         if syntax is H264:
-            yield extradata[8 : 8 + int.from_bytes(extradata[6:8], "big")]
-            return
-        begin = 23
-        for _ in range(extradata[22]):
-            count = int.from_bytes(extradata[begin + 1 : begin + 3], "big")
-            begin += 3
-            for _ in range(count):
-                size = int.from_bytes(extradata[begin : begin + 2], "big")
+            count, begin = number(begin, 1) & (255 if index else 31), begin + 1
+        else:
+            count, begin = number(begin + 1, 2), begin + 3
+        for _ in range(count):
+            size = number(begin, 2)
+            if size:
                 yield extradata[begin + 2 : begin + 2 + size]
-                begin += 2 + size
+            begin += 2 + size
 
 
 def _h264_siting(bits: Bits) -> str:

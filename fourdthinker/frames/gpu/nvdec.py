@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 BATCH = 64  # packets handed over at a time
-_START = b"\0\0\0\1"
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +97,21 @@ def decode(
     context = video.codec_context
     index, stream = convert.place(device)
     out = convert.empty(len(wanted), device, **conversion)
-    annexb = AnnexB(context.name, context.extradata)
+    parser_input = ParserInput(context.name, context.extradata)
     try:
         engine = module.Nvdec(
-            annexb.codec, annexb.header, list(wanted), out.data_ptr(), index, stream, **conversion
+            parser_input.codec.nvdec,
+            parser_input.header,
+            list(wanted),
+            out.data_ptr(),
+            index,
+            stream,
+            **conversion,
         )
         begins = True
         for landed, batch in batches(packets):
             begins = begins or landed is not None
-            data = [annexb.packet(p, first=begins and n == 0) for n, p in enumerate(batch)]
+            data = [parser_input.packet(p, first=begins and n == 0) for n, p in enumerate(batch)]
             begins = False
             offsets = [0]
             for part in data:
@@ -153,64 +158,25 @@ def _stamp(packet: av.Packet) -> int:
     return stamp
 
 
-class AnnexB:
-    """Packets as the parser reads them: H.264 and H.265 with start codes instead of sizes before each unit.
+class ParserInput:
+    """Packets of one stream as NVDEC's parser reads them: H.264 and H.265 with start codes and, where
+    decoding begins, with the parameter sets of the header that holds then. header: for the parser itself
+    (AV1)."""
 
-    The parameter sets of the container's header come before the packets that decoding begins at; sets inside
-    the stream, which come later, replace them. Formats: ISO/IEC 14496-15, 5.3.3.1 (avcC) and 8.3.3.1 (hvcC).
-    header: the sequence header of AV1, for the parser itself.
-    """
-
-    def __init__(self, codec: str, extradata: bytes | None) -> None:
-        self.codec = codec_of(codec).nvdec
-        self.header = b""
-        self.length_size = 0
-        self.sets = b""
+    def __init__(self, decoder: str, extradata: bytes | None) -> None:
+        self.codec = codec_of(decoder)
+        self.header = self.codec.nvdec_header(extradata or b"")
         self._read(extradata or b"")
 
     def packet(self, packet: av.Packet, first: bool) -> bytes:
         if packet.has_sidedata("new_extradata"):
             self._read(bytes(packet.get_sidedata("new_extradata")))
             first = True
-        data = bytes(packet)
-        if self.length_size:
-            data = self._units(data)
+        try:
+            data = self.convert(bytes(packet))
+        except ValueError as error:
+            raise NvdecError(str(error)) from error
         return self.sets + data if first else data
 
-    def _units(self, data: bytes) -> bytes:
-        at = 0
-        parts: list[bytes] = []
-        while at + self.length_size <= len(data):
-            size = int.from_bytes(data[at : at + self.length_size], "big")
-            at += self.length_size
-            parts += (_START, data[at : at + size])
-            at += size
-        if at != len(data):  # the parser would make a picture of what is there, and say nothing
-            raise NvdecError("a packet ends within a NAL unit")
-        return b"".join(parts)
-
     def _read(self, extradata: bytes) -> None:
-        if self.codec == "av1":
-            # av1C: four bytes, then the sequence header
-            self.header = extradata[4:] if len(extradata) > 4 and extradata[0] & 0x80 else b""
-        elif self.codec == "h264" and len(extradata) > 6 and extradata[0] == 1:
-            self.length_size = extradata[4] % 4 + 1
-            self.sets, at = self._sets(extradata, 6, extradata[5] & 31)
-            self.sets += self._sets(extradata, at + 1, extradata[at])[0] if at < len(extradata) else b""
-        elif self.codec == "hevc" and len(extradata) > 22 and extradata[0] == 1:
-            self.length_size = extradata[21] % 4 + 1
-            self.sets, at = b"", 23
-            for _ in range(extradata[22]):
-                found, at = self._sets(extradata, at + 3, int.from_bytes(extradata[at + 1 : at + 3], "big"))
-                self.sets += found
-        elif self.codec in ("h264", "hevc"):
-            self.sets = extradata  # has start codes already, or is empty
-
-    @staticmethod
-    def _sets(data: bytes, at: int, count: int) -> tuple[bytes, int]:
-        parts = b""
-        for _ in range(count):
-            size = int.from_bytes(data[at : at + 2], "big")
-            parts += _START + data[at + 2 : at + 2 + size]
-            at += 2 + size
-        return parts, at
+        self.sets, self.convert = self.codec.nvdec_sets(extradata), self.codec.nvdec_packet(extradata)

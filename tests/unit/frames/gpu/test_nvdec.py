@@ -60,8 +60,11 @@ def test_packets_get_start_codes_and_parameter_sets(codec, name, container):
     data = encoded(codec, container)
     with av.open(io.BytesIO(data)) as ours, av.open(io.BytesIO(data)) as theirs:
         stream = ours.streams.video[0]
-        annexb = nvdec.AnnexB(name, stream.codec_context.extradata)
-        got = [annexb.packet(p, first=n == 0) for n, p in enumerate(p for p in ours.demux(stream) if p.size)]
+        parser_input = nvdec.ParserInput(name, stream.codec_context.extradata)
+        got = [
+            parser_input.packet(p, first=n == 0)
+            for n, p in enumerate(p for p in ours.demux(stream) if p.size)
+        ]
         filtering = av.BitStreamFilterContext(f"{name}_mp4toannexb", theirs.streams.video[0])
         want = [
             bytes(p) for q in theirs.demux(theirs.streams.video[0]) if q.size for p in filtering.filter(q)
@@ -85,8 +88,8 @@ def test_a_packet_with_a_new_header_brings_its_parameter_sets():
         stream = container.streams.video[0]
         head = stream.codec_context.extradata
         packet = next(p for p in container.demux(stream) if p.size and not p.is_keyframe)
-    annexb = nvdec.AnnexB("h264", b"")
-    assert annexb.packet(packet, first=False) == bytes(packet)
+    parser_input = nvdec.ParserInput("h264", b"")
+    assert parser_input.packet(packet, first=False) == bytes(packet)
 
     class Changed:
         def __bytes__(self):
@@ -98,9 +101,9 @@ def test_a_packet_with_a_new_header_brings_its_parameter_sets():
         def get_sidedata(self, kind):
             return head
 
-    changed = annexb.packet(Changed(), first=False)
+    changed = parser_input.packet(Changed(), first=False)
     assert changed.startswith(b"\0\0\0\1\x67")
-    assert annexb.packet(packet, first=False).startswith(b"\0\0\0\1")
+    assert parser_input.packet(packet, first=False).startswith(b"\0\0\0\1")
 
 
 @pytest.mark.parametrize("cut", range(0, 45, 4))
@@ -108,7 +111,7 @@ def test_short_headers_do_no_harm(cut):
     for codec in ("libx264", "libx265"):
         with av.open(io.BytesIO(encoded(codec))) as container:
             head = container.streams.video[0].codec_context.extradata[:cut]
-        nvdec.AnnexB("h264" if codec == "libx264" else "hevc", head)
+        nvdec.ParserInput("h264" if codec == "libx264" else "hevc", head)
 
 
 def test_batches_end_where_decoding_lands_elsewhere():
@@ -129,13 +132,15 @@ def test_batches_end_where_decoding_lands_elsewhere():
 def test_a_packet_that_does_not_end_with_its_last_unit_is_damage(codec):
     with av.open(io.BytesIO(encoded(codec))) as container:
         stream = container.streams.video[0]
-        annexb = nvdec.AnnexB("h264" if codec == "libx264" else "hevc", stream.codec_context.extradata)
+        parser_input = nvdec.ParserInput(
+            "h264" if codec == "libx264" else "hevc", stream.codec_context.extradata
+        )
         packet = next(p for p in container.demux(stream) if p.size)
     whole = bytes(packet)
-    assert len(annexb.packet(packet, first=False)) == len(whole)
+    assert len(parser_input.packet(packet, first=False)) == len(whole)
     for data in (whole[:-1], whole[: len(whole) // 2], whole + b"\0\0", whole + b"\0\0\0\2x"):
         with pytest.raises(nvdec.NvdecError, match="ends within a NAL unit"):
-            annexb.packet(av.Packet(data), first=False)
+            parser_input.packet(av.Packet(data), first=False)
 
 
 class Engine:
@@ -195,7 +200,7 @@ def test_decode_feeds_what_is_needed_and_names_what_is_missing(monkeypatch):
         assert caught.value.pts == 10**9
         bad = av.Packet(b"bad")
         bad.pts = 77
-        monkeypatch.setattr(nvdec.AnnexB, "packet", lambda self, packet, first: bytes(packet))
+        monkeypatch.setattr(nvdec.ParserInput, "packet", lambda self, packet, first: bytes(packet))
         with pytest.raises(nvdec.NvdecError, match="reports an error") as caught:
             nvdec.decode([bad], stream, [77], device=HOST, **options)
         assert caught.value.pts == 77
