@@ -3,7 +3,7 @@
 #   make demo                 the whole loop on rendered scenes; ARGS="--quick" is passed on
 #   make test                 all lanes but gpu, with coverage
 #   make test LANE=unit       one lane of tests/, as unit or gpu; ARGS="-k name" is passed on
-#   make lint                 style and types
+#   make lint                 style and types of Python, style of C++
 #   make clean                removes .venv and build/
 
 PYTHON ?= python3
@@ -33,7 +33,9 @@ test: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	git ls-files '*.cpp' '*.hpp' '*.inl' '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 clean:
 	rm -rf $(VENV) build

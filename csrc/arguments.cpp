@@ -107,9 +107,7 @@ std::vector<std::size_t> Job::shape(std::size_t frames) const {
     return {groups * (height / s.patch) * (width / s.patch), static_cast<std::size_t>(s.values())};
 }
 
-std::size_t Job::item_bytes() const {
-    return output.kind == Kind::pixels ? 1 : output.kind == Kind::float32 ? 4 : 2;
-}
+std::size_t Job::item_bytes() const { return output.kind == Kind::pixels ? 1 : output.kind == Kind::float32 ? 4 : 2; }
 
 Job checked(const Arguments& a, std::int64_t luma_height, std::int64_t luma_width, std::int64_t frames) {
     if (frames < 1 || frames > most_frames)
@@ -129,7 +127,8 @@ Job checked(const Arguments& a, std::int64_t luma_height, std::int64_t luma_widt
     else if (a.out != "uint8") refuse("unknown out '" + a.out + "': use 'uint8' or 'patches'");
     job.threads = in_range("threads", a.threads, 0, 1024);
     std::int64_t values = 1;
-    for (const std::size_t side : job.shape(static_cast<std::size_t>(frames))) values *= static_cast<std::int64_t>(side);
+    for (const std::size_t side : job.shape(static_cast<std::size_t>(frames)))
+        values *= static_cast<std::int64_t>(side);
     if (values > most_values)
         refuse(std::to_string(frames) + " frames of " + size_text(a.height, a.width) +
                " are too many values for one call: split the clip");

@@ -29,10 +29,10 @@ struct Matrix {
 
 // How chroma samples lie under luma samples along one axis.
 enum class Siting : std::int32_t {
-    full,     // one chroma sample for every luma sample
-    cosited,  // one for two, on the first of the two
-    between,  // one for two, half way between the two
-    repeated, // one for two, taken for both as it is
+    full,      // one chroma sample for every luma sample
+    cosited,   // one for two, on the first of the two
+    between,   // one for two, half way between the two
+    repeated,  // one for two, taken for both as it is
 };
 
 // The two chroma samples around luma position `at`: `weight` quarters of `first` and 4 - weight quarters of

@@ -9,8 +9,7 @@ namespace fourd {
 namespace {
 
 // Rows [begin, end) of a frame that keeps its size and its orientation.
-void copy_rows(const Frame& frame, PictureReader& reader, int columns, int begin, int end, int number,
-               Sink& sink) {
+void copy_rows(const Frame& frame, PictureReader& reader, int columns, int begin, int end, int number, Sink& sink) {
     std::uint8_t levels[3][PictureReader::longest];
     const std::uint8_t* planes[3] = {levels[0], levels[1], levels[2]};
     for (int y = begin; y < end; ++y)

@@ -35,8 +35,7 @@ double response(Filter filter, double x) { return filter == Filter::bicubic ? cu
 Filter filter_by_name(std::string_view name) {
     if (name == "bicubic") return Filter::bicubic;
     if (name == "lanczos") return Filter::lanczos;
-    throw std::invalid_argument("unknown resample '" + std::string(name) +
-                                "': use 'lanczos' or 'bicubic'");
+    throw std::invalid_argument("unknown resample '" + std::string(name) + "': use 'lanczos' or 'bicubic'");
 }
 
 Taps make_taps(int in, int out, Filter filter) {

@@ -24,13 +24,13 @@ enum class Planes { rgb, gray, yuv, interleaved };
 // What all frames of one call have in common.
 struct Format {
     Planes planes = Planes::rgb;
-    int height = 0, width = 0;                       // of the luma plane
-    int depth = 8, shift = 0;                        // valid bits, and how far they are shifted up
+    int height = 0, width = 0;  // of the luma plane
+    int depth = 8, shift = 0;   // valid bits, and how far they are shifted up
     Siting across = Siting::full, down = Siting::full;
     Matrix matrix;
-    int top = 0, left = 0, rows = 0, columns = 0;    // the window that is shown
-    int rotation = 0;                                // degrees counter-clockwise, after conversion
-    bool mirrored = false;                           // left and right exchanged, after rotation
+    int top = 0, left = 0, rows = 0, columns = 0;  // the window that is shown
+    int rotation = 0;                              // degrees counter-clockwise, after conversion
+    bool mirrored = false;                         // left and right exchanged, after rotation
 
     FOURD_HD constexpr int bytes() const { return depth > 8 ? 2 : 1; }  // of a sample
     FOURD_HD constexpr int chroma_height() const { return down == Siting::full ? height : (height + 1) / 2; }

@@ -14,10 +14,10 @@
 
 namespace fourd {
 
-inline constexpr int lanes = 16;                // rows that the first pass works on at once
-inline constexpr int line_bytes = lanes * 4;    // words of one channel
+inline constexpr int lanes = 16;                   // rows that the first pass works on at once
+inline constexpr int line_bytes = lanes * 4;       // words of one channel
 inline constexpr int step_bytes = 3 * line_bytes;  // from one word of the taps' axis to the next
-inline constexpr int word_weights = 4;          // 32-bit values that hold the weights of a word
+inline constexpr int word_weights = 4;             // 32-bit values that hold the weights of a word
 
 // Taps of one output, in whole words.
 struct Span {
@@ -62,8 +62,7 @@ struct Kernels {
     void (*colour16)(const std::uint16_t* y, const std::int16_t* u, const std::int16_t* v, const Matrix& matrix,
                      int shift, int depth, int count, std::uint8_t* r, std::uint8_t* g, std::uint8_t* b);
     void (*split_rgb)(const std::uint8_t* rgb, int count, std::uint8_t* r, std::uint8_t* g, std::uint8_t* b);
-    void (*join_rgb)(const std::uint8_t* r, const std::uint8_t* g, const std::uint8_t* b, int count,
-                     std::uint8_t* rgb);
+    void (*join_rgb)(const std::uint8_t* r, const std::uint8_t* g, const std::uint8_t* b, int count, std::uint8_t* rgb);
     void (*reverse)(const std::uint8_t* values, int count, std::uint8_t* out);
 
     // patch x patch levels in rows `stride` bytes apart to as many values without gaps: level * scale + shift.

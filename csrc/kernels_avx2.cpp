@@ -18,7 +18,8 @@ namespace {
 
 // Two 16-bit coefficients for each pair of samples.
 inline __m256i pairs(int32_t low, int32_t high) {
-    return _mm256_set1_epi32(static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffff) | static_cast<uint32_t>(high) << 16));
+    return _mm256_set1_epi32(
+        static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffff) | static_cast<uint32_t>(high) << 16));
 }
 
 inline __m256i levels_of(__m256i low, __m256i high, __m256i bias, __m128i bits) {

@@ -8,8 +8,7 @@ using std::uint16_t;
 using std::uint32_t;
 using std::uint8_t;
 
-void blend8(const uint8_t* __restrict a, const uint8_t* __restrict b, int weight, int count,
-            uint16_t* __restrict out) {
+void blend8(const uint8_t* __restrict a, const uint8_t* __restrict b, int weight, int count, uint16_t* __restrict out) {
     const auto wa = static_cast<uint16_t>(weight), wb = static_cast<uint16_t>(4 - weight);
     for (int i = 0; i < count; ++i) out[i] = static_cast<uint16_t>(wa * a[i] + wb * b[i]);
 }

@@ -87,7 +87,8 @@ nb::object run(const fourd::Job& job, const std::vector<fourd::Frame>& frames) {
     }
     nb::dlpack::dtype type = nb::dtype<std::uint8_t>();
     if (job.output.kind == fourd::Kind::float32) type = nb::dtype<float>();
-    if (job.output.kind == fourd::Kind::float16) type = {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+    if (job.output.kind == fourd::Kind::float16)
+        type = {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
     if (job.output.kind == fourd::Kind::bfloat16) type = nb::dtype<std::uint16_t>();
     nb::capsule owner(out.get(), [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
     return nb::cast(nb::ndarray<nb::numpy>(out.release(), shape.size(), shape.data(), owner, nullptr, type));
@@ -96,8 +97,8 @@ nb::object run(const fourd::Job& job, const std::vector<fourd::Frame>& frames) {
 nb::object run_pixels(const Array& pixels, const fourd::Arguments& arguments) {
     const std::vector<fourd::Frame> frames = frames_of(pixels);
     return run(fourd::checked(arguments, static_cast<std::int64_t>(pixels.shape(1)),
-                              static_cast<std::int64_t>(pixels.shape(2)),
-                              static_cast<std::int64_t>(pixels.shape(0))), frames);
+                              static_cast<std::int64_t>(pixels.shape(2)), static_cast<std::int64_t>(pixels.shape(0))),
+               frames);
 }
 
 nb::object resize(const Array& pixels, std::int64_t height, std::int64_t width, const std::string& resample,
@@ -118,13 +119,14 @@ nb::object resize_patches(const Array& pixels, std::int64_t height, std::int64_t
 }
 
 nb::object convert(const nb::sequence& frames, std::int64_t height, std::int64_t width, const std::string& chroma,
-                   std::int64_t depth, std::int64_t shift, bool interleaved, const std::string& matrix,
-                   bool full_range, const std::string& siting, const std::optional<Window>& crop,
-                   const std::string& resample, std::int64_t rotation, bool mirrored, const std::string& out,
-                   std::int64_t patch, std::int64_t merge, std::int64_t temporal, const Triple& mean, const Triple& std,
-                   const std::string& dtype, std::int64_t threads) {
-    const fourd::Arguments a{height, width, chroma, depth, shift,    interleaved, matrix, full_range, siting, crop,
-                             resample, rotation, mirrored, out, patch, merge, temporal, mean, std, dtype, threads};
+                   std::int64_t depth, std::int64_t shift, bool interleaved, const std::string& matrix, bool full_range,
+                   const std::string& siting, const std::optional<Window>& crop, const std::string& resample,
+                   std::int64_t rotation, bool mirrored, const std::string& out, std::int64_t patch, std::int64_t merge,
+                   std::int64_t temporal, const Triple& mean, const Triple& std, const std::string& dtype,
+                   std::int64_t threads) {
+    const fourd::Arguments a{height,     width,  chroma,   depth,    shift,    interleaved, matrix,
+                             full_range, siting, crop,     resample, rotation, mirrored,    out,
+                             patch,      merge,  temporal, mean,     std,      dtype,       threads};
     std::vector<std::vector<Array>> planes;
     for (const nb::handle frame : frames) {
         nb::sequence parts;
@@ -148,10 +150,9 @@ nb::object convert(const nb::sequence& frames, std::int64_t height, std::int64_t
     std::vector<fourd::Frame> list(planes.size());
     for (std::size_t t = 0; t < planes.size(); ++t) {
         if (planes[t].size() != expected)
-            throw std::invalid_argument("frame " + std::to_string(t) + " has " + std::to_string(planes[t].size()) +
-                                        " planes: chroma '" + chroma + "'" +
-                                        (interleaved ? " with interleaved planes" : "") + " has " +
-                                        std::to_string(expected));
+            throw std::invalid_argument(
+                "frame " + std::to_string(t) + " has " + std::to_string(planes[t].size()) + " planes: chroma '" +
+                chroma + "'" + (interleaved ? " with interleaved planes" : "") + " has " + std::to_string(expected));
         for (std::size_t i = 0; i < expected; ++i) {
             const Array& plane = planes[t][i];
             const int bytes = static_cast<int>(plane.itemsize());
@@ -177,22 +178,24 @@ NB_MODULE(_video, m) {
           "uint8 [T, H, W, 3] -> [patches, 3 * temporal * patch * patch] of dtype (float32, float16, or bfloat16 "
           "as uint16 bits): resized, (level / 255 - mean) / std, in Qwen's patch order; an incomplete last group "
           "repeats the last frame.");
-    m.def("convert", &convert, "frames"_a, nb::kw_only(), "height"_a, "width"_a, "chroma"_a, "depth"_a = d.depth,
-          "shift"_a = d.shift, "interleaved"_a = d.interleaved, "matrix"_a = d.matrix, "full_range"_a = d.full_range,
-          "siting"_a = d.siting, "crop"_a = nb::none(), "resample"_a = d.resample, "rotation"_a = d.rotation,
-          "mirrored"_a = d.mirrored, "out"_a = d.out, "patch"_a = d.patch, "merge"_a = d.merge,
-          "temporal"_a = d.temporal, "mean"_a = d.mean, "std"_a = d.std, "dtype"_a = d.dtype, "threads"_a = 0,
-          "Frames as a decoder gives them to uint8 [T, height, width, 3] or to patches as resize_patches makes them.\n\n"
-          "frames: a tuple of planes for each frame, each uint8 or uint16 [rows, samples], rows at any distance: "
-          "(Y, U, V), (Y, UV) with interleaved=True, (Y,) for gray, ([H, 3*W],) for rgb. chroma: 420, 422, 444, "
-          "gray or rgb. depth: 8, 10 or 12 valid bits, shifted up by `shift` (6 for P010). matrix: bt601, bt709 "
-          "or bt2020. siting of chroma: left, center, topleft, or repeat to interpolate nothing. crop: (top, left, "
-          "height, width) of the window that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees "
-          "counter-clockwise, after the conversion; mirrored: left and right exchanged after that; height and width are "
-          "of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
-          "is Pillow's; at the picture's own size nothing is resampled. threads=0 takes every core.");
-    m.def("use_instructions", [](const std::string& name) { return std::string(fourd::use_kernels(name)); }, "name"_a,
-          "Which inner loops run from now on: generic, avx2, avx512, or best (the default); returns the name. All "
-          "give the same result. For tests and benchmarks.");
+    m.def(
+        "convert", &convert, "frames"_a, nb::kw_only(), "height"_a, "width"_a, "chroma"_a, "depth"_a = d.depth,
+        "shift"_a = d.shift, "interleaved"_a = d.interleaved, "matrix"_a = d.matrix, "full_range"_a = d.full_range,
+        "siting"_a = d.siting, "crop"_a = nb::none(), "resample"_a = d.resample, "rotation"_a = d.rotation,
+        "mirrored"_a = d.mirrored, "out"_a = d.out, "patch"_a = d.patch, "merge"_a = d.merge, "temporal"_a = d.temporal,
+        "mean"_a = d.mean, "std"_a = d.std, "dtype"_a = d.dtype, "threads"_a = 0,
+        "Frames as a decoder gives them to uint8 [T, height, width, 3] or to patches as resize_patches makes them.\n\n"
+        "frames: a tuple of planes for each frame, each uint8 or uint16 [rows, samples], rows at any distance: "
+        "(Y, U, V), (Y, UV) with interleaved=True, (Y,) for gray, ([H, 3*W],) for rgb. chroma: 420, 422, 444, "
+        "gray or rgb. depth: 8, 10 or 12 valid bits, shifted up by `shift` (6 for P010). matrix: bt601, bt709 "
+        "or bt2020. siting of chroma: left, center, topleft, or repeat to interpolate nothing. crop: (top, left, "
+        "height, width) of the window that is shown, in luma samples. rotation: 0, 90, 180 or 270 degrees "
+        "counter-clockwise, after the conversion; mirrored: left and right exchanged after that; height and width are "
+        "of the result. Chroma is bilinear, RGB is rounded to levels, resizing "
+        "is Pillow's; at the picture's own size nothing is resampled. threads=0 takes every core.");
+    m.def(
+        "use_instructions", [](const std::string& name) { return std::string(fourd::use_kernels(name)); }, "name"_a,
+        "Which inner loops run from now on: generic, avx2, avx512, or best (the default); returns the name. All "
+        "give the same result. For tests and benchmarks.");
     fourd::bind_cuda(m);
 }

@@ -16,7 +16,8 @@ std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit
 }  // namespace
 
 Plan::Plan(const Format& format, const Output& output, const Kernels& kernels)
-    : vertical_first(fourd::vertical_first(format.picture_height(), format.picture_width(), output.height, output.width)),
+    : vertical_first(
+          fourd::vertical_first(format.picture_height(), format.picture_width(), output.height, output.width)),
       tap_length(vertical_first ? format.picture_height() : format.picture_width()),
       lane_length(vertical_first ? format.picture_width() : format.picture_height()),
       first_outputs(vertical_first ? output.height : output.width),
@@ -32,13 +33,18 @@ Plan::Plan(const Format& format, const Output& output, const Kernels& kernels)
 }
 
 Resampler::Resampler(const Format& format, const Plan& plan, const Kernels& kernels)
-    : plan_(plan), kernels_(kernels), reader_(format, kernels),
+    : plan_(plan),
+      kernels_(kernels),
+      reader_(format, kernels),
       block_(plan.along_rows ? lanes : columns_at_once),
       strip_bytes_((static_cast<std::size_t>(plan.tap_length) + 15) / 16 * 4 * step_bytes),
-      plane_stride_(round_up(plan.first_outputs, lanes)), ring_stride_(3 * plane_stride_),
+      plane_stride_(round_up(plan.first_outputs, lanes)),
+      ring_stride_(3 * plane_stride_),
       ring_groups_(static_cast<int>(round_up(plan.second->longest() + lanes / 4, lanes / 4))),
       piece_(3 * lanes * piece_stride),
-      strips_(strip_bytes_ * (block_ / lanes)), ring_(ring_stride_ * ring_groups_), rows_(plan.second->longest()),
+      strips_(strip_bytes_ * (block_ / lanes)),
+      ring_(ring_stride_ * ring_groups_),
+      rows_(plan.second->longest()),
       line_(ring_stride_) {
     if (plan.vertical_first) turned_.resize(static_cast<std::size_t>(3) * plan.first_outputs * plan.second_outputs);
 }
@@ -70,7 +76,8 @@ void Resampler::run(const Frame& frame, int begin, int end, int number, Sink& si
                     turned_[(static_cast<std::size_t>(c) * plan_.first_outputs + i) * plan_.second_outputs + o] =
                         line_[c * plane_stride_ + i];
         } else {
-            const std::uint8_t* planes[3] = {line_.data(), line_.data() + plane_stride_, line_.data() + 2 * plane_stride_};
+            const std::uint8_t* planes[3] = {line_.data(), line_.data() + plane_stride_,
+                                             line_.data() + 2 * plane_stride_};
             sink.row(number, o, 0, plan_.first_outputs, planes);
         }
     }

@@ -16,9 +16,9 @@ struct Plan {
     Plan(const Format& format, const Output& output, const Kernels& kernels);
 
     bool vertical_first;
-    int tap_length, lane_length;    // of the picture
+    int tap_length, lane_length;  // of the picture
     int first_outputs, second_outputs;
-    bool along_rows;                // the taps of the first pass lie along the rows of the decoded frame
+    bool along_rows;  // the taps of the first pass lie along the rows of the decoded frame
     bool tap_reversed, lane_reversed;
     std::shared_ptr<const Spans> first, second;
 };
@@ -36,12 +36,14 @@ private:
     void fill_along_rows(const Frame& frame, int lane, int count);
     void fill_along_columns(const Frame& frame, int lane, int count);
     void read(const Frame& frame, int y, int x, int count, bool reversed, std::uint8_t* to, std::size_t plane);
-    std::uint32_t* ring_row(int group) { return ring_.data() + static_cast<std::size_t>(group % ring_groups_) * ring_stride_; }
+    std::uint32_t* ring_row(int group) {
+        return ring_.data() + static_cast<std::size_t>(group % ring_groups_) * ring_stride_;
+    }
 
     const Plan& plan_;
     const Kernels& kernels_;
     PictureReader reader_;
-    int block_;                      // lanes that are filled at once
+    int block_;  // lanes that are filled at once
     std::size_t strip_bytes_, plane_stride_, ring_stride_;
     int ring_groups_;
     std::vector<std::uint8_t> piece_;   // rows of planes on their way into strips

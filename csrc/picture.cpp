@@ -53,7 +53,8 @@ void PictureReader::blend(const Frame& frame, int y, int start, int count) {
         const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(first) * (pairs ? 2 : 1) * format_.bytes();
         const std::uint8_t* a = plane.data + upper * plane.stride + offset;
         const std::uint8_t* b = plane.data + lower * plane.stride + offset;
-        const auto *wide_a = reinterpret_cast<const std::uint16_t*>(a), *wide_b = reinterpret_cast<const std::uint16_t*>(b);
+        const auto *wide_a = reinterpret_cast<const std::uint16_t*>(a),
+                   *wide_b = reinterpret_cast<const std::uint16_t*>(b);
         const int samples = last - first;
         if (format_.bytes() == 1) {
             if (pairs) kernels_.blend8_pairs(a, b, tap.weight, samples, to[0], to[1]);
@@ -61,8 +62,7 @@ void PictureReader::blend(const Frame& frame, int y, int start, int count) {
         } else {
             if (pairs)
                 kernels_.blend16_pairs(wide_a, wide_b, tap.weight, format_.shift, format_.depth, samples, to[0], to[1]);
-            else
-                kernels_.blend16(wide_a, wide_b, tap.weight, format_.shift, format_.depth, samples, to[i]);
+            else kernels_.blend16(wide_a, wide_b, tap.weight, format_.shift, format_.depth, samples, to[i]);
         }
     }
     for (auto& samples : blended_) {

@@ -103,9 +103,9 @@ Arguments arguments_of(nb::dict options) {
 // An address and the bytes from row to row.
 using Address = std::pair<std::uintptr_t, std::int64_t>;
 
-void cuda_convert(const std::vector<std::vector<Address>>& frames, std::uintptr_t to,
-                  const std::vector<int>& place, int total, std::array<std::int64_t, 2> size, int device,
-                  std::uintptr_t stream, const nb::kwargs& options) {
+void cuda_convert(const std::vector<std::vector<Address>>& frames, std::uintptr_t to, const std::vector<int>& place,
+                  int total, std::array<std::int64_t, 2> size, int device, std::uintptr_t stream,
+                  const nb::kwargs& options) {
     const Arguments arguments = arguments_of(nb::borrow<nb::dict>(options));
     const Job job = checked(arguments, size[0], size[1], total);
     if (place.size() != frames.size())
@@ -170,10 +170,10 @@ public:
         checked(arguments_, 2, 2, total_);  // before anything is decoded
         for (int i = 0; i < total_; ++i) place_[wanted[i]].push_back(i);
         machine_ = cuda::gpu(device, reinterpret_cast<void*>(stream));
-        video_ = std::make_unique<cuda::Video>(
-            decoders(), device, reinterpret_cast<CUstream>(stream), cuda::codec_by_name(codec),
-            std::string_view(extradata.c_str(), extradata.size()), wanted,
-            [this](const cuda::Mapped& mapped) { take(mapped); });
+        video_ = std::make_unique<cuda::Video>(decoders(), device, reinterpret_cast<CUstream>(stream),
+                                               cuda::codec_by_name(codec),
+                                               std::string_view(extradata.c_str(), extradata.size()), wanted,
+                                               [this](const cuda::Mapped& mapped) { take(mapped); });
     }
 
     std::size_t feed(const nb::bytes& data, const std::vector<std::int64_t>& offsets,
@@ -229,7 +229,8 @@ void bind_nvdec(nb::module_& m) {
     });
     m.def("nvdec_refusal", &nvdec_refusal, "codec"_a, "chroma"_a, "depth"_a, "width"_a, "height"_a, "device"_a,
           "Why the GPU `device` cannot decode such a stream, or None when it can.");
-    nb::class_<Nvdec>(m, "Nvdec", "Decodes and converts chosen frames of one stream; see fourdthinker.frames.gpu.nvdec.")
+    nb::class_<Nvdec>(m, "Nvdec",
+                      "Decodes and converts chosen frames of one stream; see fourdthinker.frames.gpu.nvdec.")
         .def(nb::init<const std::string&, const nb::bytes&, const std::vector<std::int64_t>&, std::uintptr_t, int,
                       std::uintptr_t, const nb::kwargs&>(),
              "codec"_a, "extradata"_a, "wanted"_a, "to"_a, "device"_a, "stream"_a, "options"_a,

@@ -19,8 +19,7 @@ class Current {
 public:
     Current(const Driver& driver, CUcontext context) : driver_(driver) {
         const CUresult status = driver_.push_context(context);
-        if (status != CUDA_SUCCESS)
-            throw std::runtime_error("cuCtxPushCurrent failed: " + error_text(driver_, status));
+        if (status != CUDA_SUCCESS) throw std::runtime_error("cuCtxPushCurrent failed: " + error_text(driver_, status));
     }
     ~Current() {
         CUcontext popped;

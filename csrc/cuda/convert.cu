@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(Horizontal<Source>::threads)
 }
 
 template <typename Source>
-__global__ void __launch_bounds__(Vertical<Source>::threads)
-    vertical(const __grid_constant__ Vertical<Source> pass) {
+__global__ void __launch_bounds__(Vertical<Source>::threads) vertical(const __grid_constant__ Vertical<Source> pass) {
     pass.run({static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)},
              static_cast<int>(threadIdx.x));
 }
@@ -40,8 +39,7 @@ __global__ void __launch_bounds__(Vertical<Source>::threads)
 namespace {
 
 void check(cudaError_t status, const char* doing) {
-    if (status != cudaSuccess)
-        throw std::runtime_error(std::string(doing) + " failed: " + cudaGetErrorString(status));
+    if (status != cudaSuccess) throw std::runtime_error(std::string(doing) + " failed: " + cudaGetErrorString(status));
 }
 
 // Sets the device for a while.
@@ -83,7 +81,8 @@ std::shared_ptr<ResidentTaps> upload(int device, int in, int out, Filter filter,
     check(cudaMalloc(&kept->memory, 2 * side + weights), "allocating filter taps");
     auto* bytes = static_cast<char*>(kept->memory);
     check(cudaMemcpyAsync(bytes, taps.first.data(), side, cudaMemcpyHostToDevice, stream), "copying filter taps");
-    check(cudaMemcpyAsync(bytes + side, taps.count.data(), side, cudaMemcpyHostToDevice, stream), "copying filter taps");
+    check(cudaMemcpyAsync(bytes + side, taps.count.data(), side, cudaMemcpyHostToDevice, stream),
+          "copying filter taps");
     check(cudaMemcpyAsync(bytes + 2 * side, taps.weights.data(), weights, cudaMemcpyHostToDevice, stream),
           "copying filter taps");
     check(cudaStreamSynchronize(stream), "copying filter taps");  // once a size; any stream may use them next

@@ -38,7 +38,8 @@ cudaVideoCodec codec_by_name(std::string_view name) {
     if (name == "vp8") return cudaVideoCodec_VP8;
     if (name == "vp9") return cudaVideoCodec_VP9;
     if (name == "av1") return cudaVideoCodec_AV1;
-    throw std::invalid_argument("codec '" + std::string(name) + "' is not decoded by NVDEC here: h264, hevc, vp8, vp9, av1 are");
+    throw std::invalid_argument("codec '" + std::string(name) +
+                                "' is not decoded by NVDEC here: h264, hevc, vp8, vp9, av1 are");
 }
 
 const char* chroma_name(cudaVideoChromaFormat chroma) {
@@ -69,7 +70,8 @@ CUcontext Decoders::context(int device) {
     CUresult status = driver_.device(&handle, device);
     if (status == CUDA_SUCCESS) status = driver_.retain_context(&context, handle);
     if (status != CUDA_SUCCESS)
-        throw std::runtime_error("device " + std::to_string(device) + " cannot be used: " + error_text(driver_, status));
+        throw std::runtime_error("device " + std::to_string(device) +
+                                 " cannot be used: " + error_text(driver_, status));
     contexts_.emplace_back(device, context);
     return context;
 }
@@ -116,7 +118,8 @@ Decoders::Decoder Decoders::take(int device, const SurfaceKind& kind, int surfac
     }
     if (!found.empty()) {
         Decoder decoder = found.front();
-        if ((decoder.kind == kind && decoder.surfaces == surfaces) || reconfigure(decoder, kind, surfaces)) return decoder;
+        if ((decoder.kind == kind && decoder.surfaces == surfaces) || reconfigure(decoder, kind, surfaces))
+            return decoder;
         destroy(decoder);
     }
     const std::string why = refusal(device, kind);

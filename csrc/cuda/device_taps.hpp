@@ -24,8 +24,7 @@ inline DeviceTaps make_device_taps(int in, int out, Filter filter, bool identity
     Taps taps = make_taps(in, out, filter);
     to.weights.resize(static_cast<std::size_t>(taps.capacity) * out);
     for (int o = 0; o < out; ++o)
-        for (int k = 0; k < taps.capacity; ++k)
-            to.weights[static_cast<std::size_t>(k) * out + o] = taps.of(o)[k];
+        for (int k = 0; k < taps.capacity; ++k) to.weights[static_cast<std::size_t>(k) * out + o] = taps.of(o)[k];
     to.first = std::move(taps.first);
     to.count = std::move(taps.count);
     return to;

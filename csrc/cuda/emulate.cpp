@@ -22,7 +22,8 @@ void every_block(Block blocks, const Body& body) {
 class Emulator final : public Machine {
 public:
     TapsView taps(int in, int out, Filter filter, bool identity) override {
-        const auto& kept = taps_.emplace_back(std::make_unique<DeviceTaps>(make_device_taps(in, out, filter, identity)));
+        const auto& kept =
+            taps_.emplace_back(std::make_unique<DeviceTaps>(make_device_taps(in, out, filter, identity)));
         return {kept->first.data(), kept->count.data(), kept->weights.data(), in, out};
     }
     std::uint32_t* scratch(std::size_t pixels) override {

@@ -26,9 +26,15 @@ constexpr auto not_supported = static_cast<CUresult>(801);
 
 Video::Video(Decoders& decoders, int device, CUstream stream, cudaVideoCodec codec, std::string_view extradata,
              std::vector<std::int64_t> wanted, Sink sink)
-    : decoders_(decoders), driver_(decoders.driver()), device_(device), context_(decoders.context(device)),
-      stream_(stream), codec_(codec), wanted_(std::move(wanted)),
-      watch_([this](int surface) { return sound(surface); }), sink_(std::move(sink)),
+    : decoders_(decoders),
+      driver_(decoders.driver()),
+      device_(device),
+      context_(decoders.context(device)),
+      stream_(stream),
+      codec_(codec),
+      wanted_(std::move(wanted)),
+      watch_([this](int surface) { return sound(surface); }),
+      sink_(std::move(sink)),
       landed_(std::numeric_limits<std::int64_t>::min()) {
     std::sort(wanted_.begin(), wanted_.end());
     wanted_.erase(std::unique(wanted_.begin(), wanted_.end()), wanted_.end());
@@ -52,7 +58,8 @@ Video::Video(Decoders& decoders, int device, CUstream stream, cudaVideoCodec cod
         params.pExtVideoInfo = &header_;
     }
     const Current current(driver_, context_);
-    for (Held& held : held_) check(driver_.create_event(&held.passed, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC), "cuEventCreate");
+    for (Held& held : held_)
+        check(driver_.create_event(&held.passed, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC), "cuEventCreate");
     check(driver_.create_parser(&parser_, &params), "cuvidCreateVideoParser");
 }
 
@@ -76,7 +83,8 @@ Video::~Video() {
 }
 
 void Video::check(CUresult status, const char* doing) const {
-    if (status != CUDA_SUCCESS) throw std::runtime_error(std::string(doing) + " failed: " + error_text(driver_, status));
+    if (status != CUDA_SUCCESS)
+        throw std::runtime_error(std::string(doing) + " failed: " + error_text(driver_, status));
 }
 
 std::int64_t Video::pts_of(CUvideotimestamp stamp) const { return stamp - stamp_origin + origin_; }
@@ -90,7 +98,8 @@ std::optional<std::size_t> Video::index_of(std::int64_t pts) const {
 std::size_t Video::feed(std::span<const std::uint8_t> data, std::span<const std::int64_t> offsets,
                         std::span<const std::int64_t> pts, std::optional<std::int64_t> landed) {
     if (failed_) throw std::logic_error("this video has failed before; begin it anew");
-    if (offsets.size() != pts.size() + 1 || (!offsets.empty() && (offsets.front() != 0 || offsets.back() != static_cast<std::int64_t>(data.size()))))
+    if (offsets.size() != pts.size() + 1 ||
+        (!offsets.empty() && (offsets.front() != 0 || offsets.back() != static_cast<std::int64_t>(data.size()))))
         throw std::invalid_argument("offsets must hold one more than the " + std::to_string(pts.size()) +
                                     " time stamps, from 0 to the size of the data");
     for (std::size_t i = 0; i + 1 < offsets.size(); ++i)
@@ -194,8 +203,8 @@ int Video::start_sequence(const CUVIDEOFORMAT& format) {
         area.left >= area.right || area.top >= area.bottom)
         throw std::runtime_error("the stream's display area lies outside its frames");
     constexpr int most = 32;  // that NVDEC takes
-    const int surfaces =
-        std::max<int>(format.min_num_decode_surfaces, std::min(format.min_num_decode_surfaces + display_delay + group, most));
+    const int surfaces = std::max<int>(format.min_num_decode_surfaces,
+                                       std::min(format.min_num_decode_surfaces + display_delay + group, most));
     const bool same = decoder_.handle && decoder_.kind == kind && decoder_.surfaces == surfaces;
     if (!same) {
         watch_.close();
@@ -252,8 +261,8 @@ void Video::show(const CUVIDPARSERDISPINFO& shown) {
 bool Video::tells() const { return codec_ == cudaVideoCodec_H264 || codec_ == cudaVideoCodec_HEVC; }
 
 // Asks again and again until the picture is decoded. There is next to nothing to wait for: the driver queues four
-// pictures, and what is asked about is older, or came before one that is mapped. (Only the first of two fields is waited
-// for.) To map the picture would wait too, but takes one of the few places for mapped ones, and copies it.
+// pictures, and what is asked about is older, or came before one that is mapped. (Only the first of two fields is
+// waited for.) To map the picture would wait too, but takes one of the few places for mapped ones, and copies it.
 bool Video::sound(int surface) const {
     const auto end = std::chrono::steady_clock::now() + patience;
     while (true) {
@@ -267,7 +276,8 @@ bool Video::sound(int surface) const {
         if (!tells()) return found != cuvidDecodeStatus_Error && found != cuvidDecodeStatus_Error_Concealed;
         if (found != cuvidDecodeStatus_InProgress) return found == cuvidDecodeStatus_Success;
         if (std::chrono::steady_clock::now() > end)
-            throw std::runtime_error("NVDEC has not decoded a picture within " + std::to_string(patience.count()) + " s");
+            throw std::runtime_error("NVDEC has not decoded a picture within " + std::to_string(patience.count()) +
+                                     " s");
         std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
 }

@@ -159,8 +159,8 @@ struct Sink {
         }
         const int at = place[frame];
         if (kind == Kind::pixels) {
-            std::uint8_t* to = static_cast<std::uint8_t*>(out) +
-                               ((static_cast<std::int64_t>(at) * height + y) * width + x) * 3;
+            std::uint8_t* to =
+                static_cast<std::uint8_t*>(out) + ((static_cast<std::int64_t>(at) * height + y) * width + x) * 3;
             for (int c = 0; c < 3; ++c) to[c] = level[c];
             return;
         }
@@ -172,12 +172,9 @@ struct Sink {
             const float value = level[c] * normal.scale[c] + normal.shift[c];
             for (int k = slot; k < slots; ++k) {
                 const std::int64_t to = base + s.value(c, k, y - row * s.patch, x - column * s.patch);
-                if (kind == Kind::float32)
-                    static_cast<float*>(out)[to] = value;
-                else if (kind == Kind::float16)
-                    static_cast<std::uint16_t*>(out)[to] = float16_bits(float_bits(value));
-                else
-                    static_cast<std::uint16_t*>(out)[to] = bfloat16_bits(float_bits(value));
+                if (kind == Kind::float32) static_cast<float*>(out)[to] = value;
+                else if (kind == Kind::float16) static_cast<std::uint16_t*>(out)[to] = float16_bits(float_bits(value));
+                else static_cast<std::uint16_t*>(out)[to] = bfloat16_bits(float_bits(value));
             }
         }
     }

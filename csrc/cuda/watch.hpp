@@ -88,12 +88,10 @@ private:
     bool leads(const CUVIDPICPARAMS& picture, cudaVideoCodec codec) {
         if (!may_lead_) return false;
         int order;
-        if (codec == cudaVideoCodec_HEVC)
-            order = picture.CodecSpecific.hevc.CurrPicOrderCntVal;
+        if (codec == cudaVideoCodec_HEVC) order = picture.CodecSpecific.hevc.CurrPicOrderCntVal;
         else if (codec == cudaVideoCodec_H264)
             order = picture.CodecSpecific.h264.CurrFieldOrderCnt[picture.field_pic_flag && picture.bottom_field_flag];
-        else
-            return false;
+        else return false;
         if (!first_order_) {
             first_order_ = order;
             return false;

@@ -38,7 +38,7 @@ struct Coded {
     bool hidden = false;  // decoded and not shown
     bool fields = false;  // two fields, of which the first is damaged or not
     bool intra = false;
-    int order = -1;  // picture order count; -1: as the stamp says
+    int order = -1;        // picture order count; -1: as the stamp says
     bool painted = false;  // its surface holds the samples of `sample`, else nothing but its number
     cudaVideoChromaFormat chroma = cudaVideoChromaFormat_420;
 };
@@ -88,9 +88,9 @@ struct World {
     bool out_of_memory_while_idle = false, caps_8_bit_only = false, refuse_reconfigure = false;
     CUresult status_fails = CUDA_SUCCESS;
     cuvidDecodeStatus status_of_damage = cuvidDecodeStatus_Error_Concealed;
-    std::atomic<int> in_progress = 0;  // answers
-    bool decodes_422 = false, outputs_422 = false;  // as chips since Blackwell do
-    std::set<CUevent> recorded;  // and not waited for
+    std::atomic<int> in_progress = 0;                  // answers
+    bool decodes_422 = false, outputs_422 = false;     // as chips since Blackwell do
+    std::set<CUevent> recorded;                        // and not waited for
     std::map<unsigned long long, CUevent> read_until;  // mapped addresses, and what says that their reading is done
 } world;
 
@@ -210,7 +210,8 @@ CUresult decode_status(CUvideodecoder handle, int index, CUVIDGETDECODESTATUS* s
     }
     return CUDA_SUCCESS;
 }
-CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address, unsigned* pitch, CUVIDPROCPARAMS* how) {
+CUresult map_frame(CUvideodecoder handle, int index, unsigned long long* address, unsigned* pitch,
+                   CUVIDPROCPARAMS* how) {
     REQUIRE(pushed > 0);
     REQUIRE(how->output_stream == reinterpret_cast<CUstream>(0x77));
     auto* d = static_cast<FakeDecoder*>(handle);
@@ -287,7 +288,8 @@ CUresult parse(CUvideoparser handle, CUVIDSOURCEDATAPACKET* packet) {
         format.chroma_format = coded.chroma;
         format.bit_depth_luma_minus8 = static_cast<unsigned char>(coded.depth - 8);
         format.min_num_decode_surfaces = 5;
-        format.coded_width = static_cast<unsigned>(coded.width), format.coded_height = static_cast<unsigned>(coded.height);
+        format.coded_width = static_cast<unsigned>(coded.width),
+        format.coded_height = static_cast<unsigned>(coded.height);
         format.display_area = {0, 0, coded.width - 2, coded.height - 8};
         p.surfaces = p.params.pfnSequenceCallback(p.params.pUserData, &format);
         if (p.surfaces <= 0) return failed();
@@ -316,9 +318,27 @@ CUresult parse(CUvideoparser handle, CUVIDSOURCEDATAPACKET* packet) {
 }
 
 Driver made_up() {
-    return {[](unsigned) { return CUDA_SUCCESS; }, error_name, device_get, retain, push, pop, create_event, destroy_event,
-            record_event, wait_for_event, capabilities, create_decoder, destroy_decoder, reconfigure, decode_picture,
-            decode_status, map_frame, unmap_frame, create_parser, parse, destroy_parser};
+    return {[](unsigned) { return CUDA_SUCCESS; },
+            error_name,
+            device_get,
+            retain,
+            push,
+            pop,
+            create_event,
+            destroy_event,
+            record_event,
+            wait_for_event,
+            capabilities,
+            create_decoder,
+            destroy_decoder,
+            reconfigure,
+            decode_picture,
+            decode_status,
+            map_frame,
+            unmap_frame,
+            create_parser,
+            parse,
+            destroy_parser};
 }
 
 const Driver fake = made_up();
@@ -473,7 +493,7 @@ void size_changes() {
         Got got;
         Video video(decoders, 0, stream, cudaVideoCodec_H264, "", {0, 90, 1000, 1090, 2000, 2090}, into(got));
         feed(video, clip(10));
-        feed(video, clip(10, 1000, {.width = 640, .height = 480}));   // smaller: the same decoder
+        feed(video, clip(10, 1000, {.width = 640, .height = 480}));    // smaller: the same decoder
         feed(video, clip(10, 2000, {.width = 3840, .height = 2160}));  // larger: another one
         REQUIRE(video.finish().empty());
         REQUIRE(got.height == 2160 && got.numbers.size() == 6);
@@ -554,7 +574,8 @@ void refusals() {
     REQUIRE(refusal(64, 64, cudaVideoChromaFormat_444).find("does not decode HEVC 444") != std::string::npos);
     REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422) == "this GPU's NVDEC does not decode HEVC 422 with 8 bits");
     world.decodes_422 = true;
-    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422) == "this GPU's NVDEC has no output format for HEVC 422 with 8 bits");
+    REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422) ==
+            "this GPU's NVDEC has no output format for HEVC 422 with 8 bits");
     world.outputs_422 = true;
     REQUIRE(refusal(64, 64, cudaVideoChromaFormat_422).empty());
     REQUIRE(message([&] { decoders.refusal(7, {cudaVideoCodec_HEVC, cudaVideoChromaFormat_420, 8, 64, 64}); }) ==
@@ -563,7 +584,8 @@ void refusals() {
 }
 
 // What is said of the frames wanted, and whether it took until the end of the data.
-std::string judged(Decoders& decoders, const std::vector<std::pair<std::vector<Packet>, std::optional<std::int64_t>>>& runs,
+std::string judged(Decoders& decoders,
+                   const std::vector<std::pair<std::vector<Packet>, std::optional<std::int64_t>>>& runs,
                    const std::vector<std::int64_t>& wanted) {
     Got got;
     Video video(decoders, 0, stream, cudaVideoCodec_H264, "", wanted, into(got));

@@ -49,7 +49,9 @@ public:
         }
     }
     template <typename T, std::size_t n>
-    T of(const T (&values)[n]) { return values[below(n)]; }
+    T of(const T (&values)[n]) {
+        return values[below(n)];
+    }
 
 private:
     const std::uint8_t* data_;
@@ -122,11 +124,11 @@ std::string text(const Case& c) {
     std::string crop;
     if (a.crop)
         for (const std::int64_t value : *a.crop) crop += number(value);
-    return number(c.frames) + "frames " + number(c.height) + "x " + number(c.width) + "to " + number(a.height) +
-           "x " + number(a.width) + a.chroma + (a.interleaved ? " interleaved" : "") + " depth " + number(a.depth) +
-           "shift " + number(a.shift) + a.matrix + (a.full_range ? " full " : " ") + a.siting + " " + a.resample +
-           " rotation " + number(a.rotation) + (a.mirrored ? "mirrored " : "") + "crop " + crop + a.out + " patch " +
-           number(a.patch) + "merge " + number(a.merge) + "temporal " + number(a.temporal) + a.dtype + " threads " + number(a.threads) +
+    return number(c.frames) + "frames " + number(c.height) + "x " + number(c.width) + "to " + number(a.height) + "x " +
+           number(a.width) + a.chroma + (a.interleaved ? " interleaved" : "") + " depth " + number(a.depth) + "shift " +
+           number(a.shift) + a.matrix + (a.full_range ? " full " : " ") + a.siting + " " + a.resample + " rotation " +
+           number(a.rotation) + (a.mirrored ? "mirrored " : "") + "crop " + crop + a.out + " patch " + number(a.patch) +
+           "merge " + number(a.merge) + "temporal " + number(a.temporal) + a.dtype + " threads " + number(a.threads) +
            "padding " + number(c.padding) + "fill " + std::to_string(c.fill);
 }
 
@@ -204,8 +206,8 @@ bool run_case(const Case& c) {
             continue;  // not on this machine
         }
         for (const int threads : {1, job.threads})
-            compare(result(instructions, threads, 0xa5).get(), std::string(instructions) + " on " + std::to_string(threads) +
-                                                                   " threads, against generic on one,");
+            compare(result(instructions, threads, 0xa5).get(),
+                    std::string(instructions) + " on " + std::to_string(threads) + " threads, against generic on one,");
     }
     // The GPU reads a chroma pair at once; decoders align their rows.
     if (job.format.planes == Planes::interleaved && c.padding % 2) return true;
