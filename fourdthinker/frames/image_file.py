@@ -1,0 +1,227 @@
+"""One image file to upright 8-bit RGB, the same whichever call reads it; and which files are images."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.frames.checks import whole
+from fourdthinker.frames.orientation import Orientation
+
+# Plain raster formats only: some others that Pillow knows start external programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: about 0.5 GB while the image is read
+VARIABLE = "FOURDTHINKER_MAX_SOURCE_PIXELS"
+_STRIP = 256  # rows that are converted at once
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG, but those within entropy-coded data
+Bytes = bytes | mmap.mmap
+
+
+def source_limit(value: int | None = None) -> int:
+    """Pixels that a source may have: `value`, else the environment's, else MAX_SOURCE_PIXELS.
+
+    Raises:
+        ConfigError: it is no whole number above 0.
+    """
+    remedy = f"give a whole number of pixels above 0 (default {MAX_SOURCE_PIXELS})"
+    if value is not None:
+        return whole("max_source_pixels", value, 1, remedy)
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return MAX_SOURCE_PIXELS
+    try:
+        return whole(VARIABLE, int(text), 1, remedy)
+    except ValueError as error:
+        raise ConfigError(f"{VARIABLE} is {text!r}; {remedy}") from error
+
+
+def check_source_size(name: str, height: int, width: int, limit: int) -> None:
+    """Raises VideoError for a source of more pixels than `limit`."""
+    if height * width > limit:
+        raise VideoError(
+            f"{name}: {width}x{height} are {height * width} pixels, more than max_source_pixels, {limit}; make it "
+            f"smaller, or raise the bound (max_source_pixels of read_images, or {VARIABLE})"
+        )
+
+
+def load_image(
+    source: str | os.PathLike[str] | bytes, *, limit: int | None = None, at_least: int | None = None
+) -> NDArray[np.uint8]:
+    """Read an image: the first, where a file holds several (GIF, animated PNG and WebP, TIFF).
+
+    Turned and mirrored by EXIF. Transparent pixels lie over white, as the models' own preprocessing puts them;
+    16-bit levels are scaled to 8 bits; gray, palettes and CMYK become RGB. Colour profiles are not applied.
+
+    Args:
+        source: a file of one of FORMATS, or its bytes.
+        limit: bound on its height * width; default `source_limit()`.
+        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides
+            keep so many pixels.
+
+    Returns:
+        uint8 [H, W, 3], contiguous.
+
+    Raises:
+        VideoError: no such file, empty, damaged, cut off, of another format, too large, or of levels that have
+            no scale (floating point, 32-bit integers).
+    """
+    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    size = len(source) if isinstance(source, bytes) else _size_of(name)
+    if size == 0:
+        raise VideoError(f"{name}: the file is empty (0 bytes); replace it, or drop the record that names it")
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(name, "rb") as file:
+            image = _identified(file)
+            check_source_size(name, image.height, image.width, source_limit(limit))
+            if at_least is not None:
+                image.draft(image.mode, (at_least, at_least))
+            image.load()
+            return _upright_rgb(image, name)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
+        raise VideoError(
+            f"{name}: not a readable picture ({error}); replace the file, or drop the record that names it"
+        ) from error
+
+
+def _size_of(name: str) -> int:
+    if not os.path.exists(name):
+        raise VideoError(f"{name}: no such file")
+    if not os.path.isfile(name):
+        kind = "a folder" if os.path.isdir(name) else "no regular file"
+        raise VideoError(f"{name}: {kind}, not a picture")
+    return os.path.getsize(name)
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    """As `Image.open`, whose bound on the size is one for the whole process: ours is checked instead."""
+    head = file.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accepts = Image.OPEN[name]
+        if accepts is None or accepts(head) is True:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                raise UnidentifiedImageError(f"its header is no {name}'s: {error}") from error
+    raise UnidentifiedImageError(f"its first bytes are those of none of {', '.join(FORMATS)}")
+
+
+def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:  # after loading, which turns a TIFF by itself
+        orientation = Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation))
+    except (SyntaxError, ValueError, OSError, struct.error):  # EXIF that cannot be read says nothing
+        orientation = Orientation()
+    sixteen = image.mode in _SIXTEEN or (image.mode == "I" and image.format != "TIFF")
+    if image.mode in ("F", "I") and not sixteen:
+        levels = "floating point" if image.mode == "F" else "signed or 32-bit integers"
+        raise VideoError(
+            f"{name}: its levels are {levels}, which have no scale; save it with 8 or 16 unsigned bits"
+        )
+    tags = dict(getattr(image, "tag_v2", {}))
+    bits, inverted = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP):  # no second picture of full size is made
+        strip = image.crop((0, top, width, min(top + _STRIP, height)))
+        made = _from_sixteen(strip, bits, inverted) if sixteen else np.asarray(_over_white(strip))
+        pixels[top : top + _STRIP] = made
+    return np.ascontiguousarray(orientation.apply(pixels))
+
+
+def _from_sixteen(image: Image.Image, bits: int, inverted: bool) -> NDArray[np.uint8]:
+    """Gray levels of so many bits, scaled to 8 and rounded. inverted: white is zero."""
+    levels = np.asarray(image)
+    top = (1 << bits) - 1
+    gray = ((levels.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    gray = 255 - gray if inverted else gray
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        gray[levels == key] = 255
+    return gray[..., None]
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")
+    if key is None and image.mode not in ("RGBA", "RGBa", "LA", "La", "PA"):
+        return image.convert("RGB")
+    if key is not None and image.mode == "RGB" and max(key) > 255:  # of 16 bits, as the file's levels were
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+    clear = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", clear.size, (255, 255, 255))
+    white.paste(clear, mask=clear.getchannel("A"))
+    return white
+
+
+def is_image(source: str | os.PathLike[str] | bytes) -> bool:
+    """Whether a file holds one image of FORMATS, and no more: animated PNG and WebP, GIF, and JPEG or PNG
+    pictures one after the other are videos. False also for what cannot be opened."""
+    try:
+        with _contents(source) as data:
+            head = data[:16]
+            if head[:3] == b"\xff\xd8\xff":
+                return not _jpeg_goes_on(data)
+            if head[:8] == _PNG:
+                return not _png_moves(data)
+            if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+                return not (head[12:16] == b"VP8X" and data[20] & 2)
+            return (
+                head[:4] in (b"II*\0", b"MM\0*")
+                or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
+                or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b"\n\r\t #")
+            )
+    except (OSError, ValueError, IndexError, struct.error):
+        return False
+
+
+@contextmanager
+def _contents(source: str | os.PathLike[str] | bytes) -> Iterator[Bytes]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    if not os.path.isfile(source):
+        raise OSError("no regular file")
+    with open(source, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+        yield data
+
+
+def _jpeg_goes_on(data: Bytes) -> bool:
+    """Whether another JPEG follows that is no preview or depth map of the first (CIPA DC-007)."""
+    position = 2
+    while (found := _MARKER.search(data, position)) is not None:
+        position, marker = found.end(), found.group()[1]
+        if marker == 0xD9:
+            return data[position : position + 3] == b"\xff\xd8\xff"
+        if marker not in (0x01, 0xD8):
+            (length,) = struct.unpack_from(">H", data, position)
+            if marker == 0xE2 and data[position + 2 : position + 6] == b"MPF\0":
+                return False
+            position += length
+    return False
+
+
+def _png_moves(data: Bytes) -> bool:
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += length + 12
+        if kind == b"acTL":
+            return True
+        if kind == b"IEND":
+            return data[position : position + 8] == _PNG
+    return False
