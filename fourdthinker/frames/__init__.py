@@ -3,6 +3,7 @@ clock.
 """
 
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
+from fourdthinker.frames.image_file import load_image
 from fourdthinker.frames.images import read_images
 from fourdthinker.frames.policy import FramePolicy
 from fourdthinker.frames.pool import in_order
@@ -17,6 +18,7 @@ __all__ = [
     "Frames",
     "in_order",
     "iterate_frames",
+    "load_image",
     "patchify",
     "read_frames",
     "read_images",

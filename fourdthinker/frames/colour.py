@@ -31,7 +31,7 @@ class Layout:
 def _yuv() -> dict[str, Layout]:
     known = {"nv12": Layout("420", interleaved=True), "nv16": Layout("422", interleaved=True)}
     for name in ("420", "422", "444"):
-        known[f"yuv{name}p"] = known[f"yuva{name}p"] = Layout(name)
+        known[f"yuv{name}p"] = Layout(name)
         known[f"yuvj{name}p"] = Layout(name, full_range=True)
         for depth in (10, 12):
             known[f"yuv{name}p{depth}le"] = Layout(name, depth)
@@ -64,14 +64,24 @@ def planes_of(
         from av.video.reformatter import Interpolation
 
         exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-        packed = frame.reformat(format="rgb24", interpolation=exact, threads=1)
-        return _views(packed, LAYOUTS["rgb24"]), LAYOUTS["rgb24"], name
+        clear = name == "pal8" or any(part.is_alpha for part in frame.format.components)
+        packed = frame.reformat(format="rgba" if clear else "rgb24", interpolation=exact, threads=1)
+        planes = (_over_white(packed),) if clear else _views(packed, LAYOUTS["rgb24"])
+        return planes, LAYOUTS["rgb24"], name
     # Gray is full range unless declared otherwise; RGB and the yuvj formats always are.
     full = int(frame.color_range) == _FULL_RANGE or (
         known.full_range and (known.chroma != "gray" or int(frame.color_range) == 0)
     )
     layout = replace(known, full_range=full, matrix=matrix, siting=siting)
     return _views(frame, layout), layout, None
+
+
+def _over_white(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """RGB [H, 3 * W] of an RGBA frame, by the arithmetic of Pillow's `paste`, as for images."""
+    pixels = frame.to_ndarray()
+    alpha = pixels[..., 3:].astype(np.uint16)
+    summed = pixels[..., :3] * alpha + 255 * (255 - alpha) + 128
+    return (((summed >> 8) + summed) >> 8).astype(np.uint8).reshape(frame.height, -1)
 
 
 def _views(frame: av.VideoFrame, layout: Layout) -> Planes:

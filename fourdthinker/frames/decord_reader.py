@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
-import av
-import av.error
 import numpy as np
 
 from fourdthinker.errors import ConfigError, VideoError
@@ -40,8 +38,8 @@ def pictures(
     if stream is not None:
         raise ConfigError(f"reader='decord' cannot read stream {stream} of a file; use reader='auto'")
     try:
-        opened = io.BytesIO(media) if isinstance(media, bytes) else name
-        reader = decord.VideoReader(opened, num_threads=threads)
+        given = io.BytesIO(media) if isinstance(media, bytes) else name
+        reader = decord.VideoReader(given, num_threads=threads)
         clock = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
         places = np.searchsorted(clock, np.asarray(begin) - NEAR).clip(max=len(clock) - 1)
         for place, time in zip(places, begin, strict=True):
@@ -57,6 +55,8 @@ def pictures(
 def orientation_left(media: Source, deadline: Deadline) -> tuple[Orientation, Orientation]:
     """(orientation of the first frame, what decord leaves to do of it: it turns by the angle of the
     container's matrix and does not mirror)."""
+    import av.error
+
     with opened(media, None, 1, deadline) as (container, video):
         try:
             frame = next(container.decode(video), None)

@@ -53,8 +53,8 @@ def check_source_size(name: str, height: int, width: int, limit: int) -> None:
     """Raises VideoError for a source of more pixels than `limit`."""
     if height * width > limit:
         raise VideoError(
-            f"{name}: {width}x{height} are {height * width} pixels, more than max_source_pixels, {limit}; make it "
-            f"smaller, or raise the bound (max_source_pixels of read_images, or {VARIABLE})"
+            f"{name}: {width}x{height} are {height * width} pixels, more than max_source_pixels, {limit}; "
+            f"make it smaller, or raise the bound (max_source_pixels of read_images, or {VARIABLE})"
         )
 
 
@@ -63,8 +63,9 @@ def load_image(
 ) -> NDArray[np.uint8]:
     """Read an image: the first, where a file holds several (GIF, animated PNG and WebP, TIFF).
 
-    Turned and mirrored by EXIF. Transparent pixels lie over white, as the models' own preprocessing puts them;
-    16-bit levels are scaled to 8 bits; gray, palettes and CMYK become RGB. Colour profiles are not applied.
+    Turned and mirrored by EXIF. Transparent pixels lie over white, as the models' own preprocessing puts
+    them; 16-bit gray is scaled to 8 bits; gray, palettes and CMYK become RGB. Colour profiles are not
+    applied.
 
     Args:
         source: a file of one of FORMATS, or its bytes.
@@ -76,8 +77,8 @@ def load_image(
         uint8 [H, W, 3], contiguous.
 
     Raises:
-        VideoError: no such file, empty, damaged, cut off, of another format, too large, or of levels that have
-            no scale (floating point, 32-bit integers).
+        VideoError: no such file, empty, damaged, cut off, of another format, too large, or of levels that
+            have no scale (floating point, 32-bit integers).
     """
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
     size = len(source) if isinstance(source, bytes) else _size_of(name)

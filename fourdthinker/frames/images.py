@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from torch import Tensor
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.files import PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
+from fourdthinker.frames.image_file import load_image, source_limit
 from fourdthinker.frames.policy import FramePolicy
+from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sampling import hold, rate
-
-# Plain raster formats only: some others that Pillow knows start external programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+from fourdthinker.frames.timeline import Timeline
 
 
 def read_images(
@@ -35,14 +35,17 @@ def read_images(
     device: str | torch.device = "cpu",
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
+    max_source_pixels: int | None = None,
 ) -> Frames:
     """Read a folder or a list of pictures as a clip, or (stills=True) as separate pictures.
 
     A clip is sampled by the policy like a video whose frame k is shown from seconds[k], or else from k/fps,
     or else from k/policy.fps (so that every frame counts unless there are more than max_frames). Stills are
-    all taken. Pictures are turned upright, made RGB and resized by the policy (default: FramePolicy()). A
-    clip has the size of its first picture; stills may differ in size when patches are asked for. mean, std:
-    what patches are normalised with.
+    all taken. Pictures are made upright 8-bit RGB as `load_image` does, and resized by the policy (default:
+    FramePolicy()); of a file with several, such as a GIF, the first is taken. A clip has the size of its
+    first picture; stills may differ in size when patches are asked for. mean, std: what patches are
+    normalised with. max_source_pixels: bound on the height * width of a picture in its file (default: the
+    environment variable FOURDTHINKER_MAX_SOURCE_PIXELS, else 2**26); one at a time is in memory.
 
     Raises VideoError naming the file and the cause, ConfigError for arguments that are wrong whatever the
     files.
@@ -54,28 +57,18 @@ def read_images(
     if seconds is not None:
         seconds = numbers("seconds", seconds, "give one finite time for each picture")
     normal = Normal(policy.factor // 2, mean, std)
-    files = _files(paths)
+    files, limit = _files(paths), source_limit(max_source_pixels)
     if stills:
         times = shown = [0.0] * len(files)
         fps_used, per_grid = policy.fps, 0.0
-        arrays = [_load(file) for file in files]
-        sized = [resize(a[None], policy.size(*a.shape[:2]), policy.resample) for a in arrays]
+        sized = [_sized(file, policy, limit) for file in files]
     else:
         begin, end = _clock(files, policy, fps, seconds)
         times = policy.times(end - begin[0], begin[0])
         chosen = [hold(begin, t) for t in times]
         shown = [begin[i] for i in chosen]
         fps_used, per_grid = rate(times, policy)
-        cache = {i: _load(files[i]) for i in sorted(set(chosen))}
-        first = cache[chosen[0]]
-        for i, array in cache.items():
-            if array.shape != first.shape:
-                raise VideoError(
-                    f"{files[i]}: {array.shape[1]}x{array.shape[0]} pixels, in a clip whose first frame has "
-                    f"{first.shape[1]}x{first.shape[0]}; make all frames of a clip the same size"
-                )
-        size = policy.size(*first.shape[:2])
-        unique = {i: resize(array[None], size, policy.resample) for i, array in cache.items()}
+        unique = _alike(files, sorted(set(chosen)), policy, limit)
         sized = [unique[i] for i in chosen]
     source = str(paths) if isinstance(paths, (str, os.PathLike)) else f"{files[0]} and {len(files) - 1} more"
     kind = "image" if stills else "video"
@@ -97,6 +90,59 @@ def read_images(
     frames.patches = torch.cat([p for p, _ in parts]).to(device)
     frames.grid_thw = torch.cat([g for _, g in parts])
     return frames
+
+
+def _sized(file: str, policy: FramePolicy, limit: int) -> Tensor:
+    pixels = load_image(file, limit=limit)
+    return resize(pixels[None], policy.size(*pixels.shape[:2]), policy.resample)
+
+
+def _alike(files: Sequence[str], chosen: Sequence[int], policy: FramePolicy, limit: int) -> dict[int, Tensor]:
+    """The pictures of these places, resized, which must have the size of the first."""
+    made: dict[int, Tensor] = {}
+    first: tuple[int, ...] = ()
+    for index in chosen:
+        pixels = load_image(files[index], limit=limit)
+        first = first or pixels.shape
+        if pixels.shape != first:
+            raise VideoError(
+                f"{files[index]}: {pixels.shape[1]}x{pixels.shape[0]} pixels, in a clip whose first frame "
+                f"has {first[1]}x{first[0]}; make all frames of a clip the same size"
+            )
+        made[index] = resize(pixels[None], policy.size(*first[:2]), policy.resample)
+    return made
+
+
+def image_as_video(request: Request, batch: int | None) -> Iterator[Frames]:
+    """An image that was asked for as a video: a clip of one frame, shown at 0 s and for no time.
+
+    Args:
+        request: its source is a file for which `is_image` holds.
+        batch: times that are handed out at once; None: all.
+
+    Raises:
+        VideoError: as `load_image`; a time other than 0, or another stream.
+    """
+    source, policy = request.source, request.policy
+    if source.stream:
+        raise VideoError(f"{request.name}: no stream {source.stream}; it is a picture")
+    times = times_wanted(request, Timeline(Fraction(1), [0], 0.0))
+    pixels = load_image(source.media)
+    size = pixels.shape[:2] if request.keep_size else policy.size(*pixels.shape[:2])
+    picture = resize(pixels[None], (size[0], size[1]), policy.resample)
+    fps, per_grid = rate(times, policy)
+    step = batch or len(times)
+    for begin in range(0, len(times), step):
+        part = times[begin : begin + step]
+        frames = Frames(seconds=part, shown=[0.0] * len(part), fps=fps, source=request.name)
+        frames.seconds_per_grid, frames.decoder = per_grid, "Pillow"
+        clip = picture.expand(len(part), -1, -1, -1)
+        if request.out == "uint8":
+            frames.pixels = clip.contiguous().to(request.device)
+        else:
+            patches, frames.grid_thw = patchify(clip, **vars(request.normal))
+            frames.patches = patches.to(request.device)
+        yield frames
 
 
 def _clock(
@@ -129,15 +175,3 @@ def _files(paths: PathLike | Sequence[PathLike]) -> list[str]:
     if not files:
         raise VideoError(f"{path}: the folder holds no pictures ({' '.join(PICTURE_SUFFIXES)})")
     return files
-
-
-def _load(file: str) -> np.ndarray:
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise VideoError(f"{file}: no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        size = os.path.getsize(file) if os.path.isfile(file) else None
-        cause = "the file is empty (0 bytes)" if size == 0 else f"not a readable picture ({error})"
-        raise VideoError(f"{file}: {cause}; replace the file, or drop the record that names it") from error

@@ -5,14 +5,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from fourdthinker.errors import VideoError
+
+if TYPE_CHECKING:
+    import av
 
 STRAIGHT = 0.02  # of its length at most, a side of the picture may deviate from the axes: 1.1 degrees
 
@@ -97,10 +98,12 @@ def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
     Raises:
         VideoError: the frame is shown turned by another angle than quarters.
     """
+    from av.sidedata.sidedata import Type
+
     try:
         data = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:
-        _accept_unknown_types()
+        _accept_unknown(Type)
         data = frame.side_data.get(Type.DISPLAYMATRIX)
     if data is None:
         return Orientation()
@@ -113,13 +116,13 @@ def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
         ) from error
 
 
-def _accept_unknown_types() -> None:
+def _accept_unknown(kinds: Any) -> None:
     """PyAV 18 gives no side data at all of a frame that has a kind it does not know, such as EXIF. Its
     enumeration of kinds takes unknown ones from here on."""
 
-    def unknown(cls: type[Type], value: object) -> Any:
+    def unknown(cls: Any, value: object) -> Any:
         member: Any = object.__new__(cls)
         member._name_, member._value_ = f"UNKNOWN_{value}", value
         return member
 
-    Type._missing_ = classmethod(unknown)  # type: ignore[assignment]
+    kinds._missing_ = classmethod(unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import Literal
@@ -15,6 +15,8 @@ from fourdthinker.frames.attempts import Reading
 from fourdthinker.frames.checks import policy_of, whole
 from fourdthinker.frames.container import Source, name_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal
+from fourdthinker.frames.image_file import is_image
+from fourdthinker.frames.images import image_as_video
 from fourdthinker.frames.policy import FramePolicy
 from fourdthinker.frames.pool import in_order, threads
 from fourdthinker.frames.request import FrameSource, Request
@@ -57,7 +59,7 @@ def read_frames(
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), partial, timeout
     )
-    with closing(Reading(request).batches(None)) as batches:
+    with closing(_batches(request, None)) as batches:
         return next(batches)
 
 
@@ -90,7 +92,7 @@ def iterate_frames(
     )
     if any(b < a for a, b in pairwise(request.times or ())):
         raise ConfigError("iterate_frames: the times must not decrease; sort them, or use read_frames")
-    yield from Reading(request).batches(batch)
+    yield from _batches(request, batch)
 
 
 def read_many(
@@ -133,6 +135,13 @@ def read_many(
             return error
 
     yield from in_order(read, sources, workers or os.cpu_count() or 1)
+
+
+def _batches(request: Request, batch: int | None) -> Generator[Frames, None, None]:
+    if is_image(request.source.media):
+        yield from image_as_video(request, batch)
+    else:
+        yield from Reading(request).batches(batch)
 
 
 def _request(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, read_frames, resize
+from fourdthinker.frames import FramePolicy, load_image, read_frames, resize
 
 _HEIGHT = 224  # twice what is shown, for dense screens
 
@@ -43,7 +42,7 @@ def clip_pictures(
     """
     if frames:
         chosen = [frames[i] for i in spread(len(frames), most)]
-        return [_encode(_open(_locate(path, root))) for path in chosen]
+        return [_encode(load_image(_locate(path, root), at_least=2 * _HEIGHT)) for path in chosen]
     if video is None:
         return []
     policy = FramePolicy(fps=8.0, max_frames=most, max_pixels=_HEIGHT * _HEIGHT * 2)
@@ -63,15 +62,6 @@ def spread(number: int, most: int) -> list[int]:
 def _locate(path: str, root: Path) -> Path:
     inside = root / path  # an absolute path stays what it is
     return inside if inside.exists() else Path(path)
-
-
-def _open(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_HEIGHT * 2, _HEIGHT))  # large JPEGs are decoded at a part of their size
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def _encode(pixels: npt.NDArray[np.uint8], seconds: float | None = None) -> Picture:

@@ -88,7 +88,6 @@ def test_planar_formats(tmp_path: Path, pix_fmt: str, chroma: str, depth: int, s
     ("pix_fmt", "codec", "suffix", "how"),
     [
         ("nv12", "rawvideo", "nut", ""),
-        ("yuva420p", "ffv1", "mkv", ""),
         ("yuvj420p", "mjpeg", "mkv", ""),
         ("gray", "ffv1", "mkv", ""),
         ("gray10le", "ffv1", "mkv", ""),
