@@ -100,7 +100,8 @@ def nothing_opened(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a file was opened")
 
     monkeypatch.setattr("fourdthinker.frames.attempts.opened", refuse)
-    monkeypatch.setattr("fourdthinker.frames.images._load", refuse)
+    monkeypatch.setattr("fourdthinker.frames.images.load_image", refuse)
+    monkeypatch.setattr("fourdthinker.frames.read.is_image", refuse)
 
 
 @pytest.mark.usefixtures("nothing_opened")

@@ -224,7 +224,8 @@ def test_still_pictures_and_single_frames(tmp_path: Path) -> None:
         assert len(frames.seconds) == 1
         assert frames.pixels.shape == (1, 56, 84, 3)
     Image.fromarray(smooth()).quantize(16).save(tmp_path / "few.png")
-    assert read_frames(tmp_path / "few.png").decoder == "libavcodec png, pal8 by swscale"
+    two = read_frames((tmp_path / "few.png").read_bytes() * 2, FramePolicy(fps=25))
+    assert (len(two.seconds), two.decoder) == (2, "libavcodec png, pal8 by swscale")
     single = make_clip(tmp_path / "single.mp4", [0])
     assert numbers(read_frames(single).pixels) == [0]
     assert read_frames(single, out="patches").grid_thw.tolist() == [[1, 4, 4]]
