@@ -1,0 +1,45 @@
+"""What the reader may refuse, kind by kind; everything else must be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.oracle.coded import ENCODERS
+from tests.oracle.files import RAW, Recipe
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """words: of the message, a pattern. why: the reason, as docs/video.md gives it. kinds: the files, and
+    ways of reading, that it may concern."""
+
+    words: str
+    why: str
+    kinds: Callable[[Recipe, str], bool]
+
+
+REFUSALS = (
+    Refusal(
+        r"zero frames: stream 0 holds nothing that decodes to frames with times",
+        "a raw stream has no times",
+        lambda recipe, way: recipe.suffix in RAW,
+    ),
+    Refusal(
+        r"AVI does not say when each is shown",
+        "AVI with pictures that are not stored in the order of display",
+        lambda recipe, way: recipe.suffix == "avi" and ENCODERS[recipe.encoder].reorders,
+    ),
+    Refusal(
+        r"decord (has no frame at|cannot read it)",
+        "decord's limits",
+        lambda recipe, way: way.startswith("decord"),
+    ),
+)
+
+
+def refusal(recipe: Recipe, way: str, words: str) -> Refusal | None:
+    """The entry that allows this error for this kind of file."""
+    found = (entry for entry in REFUSALS if entry.kinds(recipe, way) and re.search(entry.words, words))
+    return next(found, None)
