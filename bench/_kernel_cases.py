@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.kernels._head import chunk_size
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
 from fourdthinker.kernels.cross_entropy import cross_entropy
@@ -160,7 +161,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     def ours_grpo(x: Tensor, weight: Tensor) -> Tensor:
         return linear_grpo_loss(
             x, weight, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=ref,
-            beta=peers.BETA,
+            options=GrpoOptions(beta=peers.BETA),
         )[0]  # fmt: skip
 
     compiled_ce = torch.compile(eager_ce) if compiled else None
@@ -231,7 +232,13 @@ def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
 
     def ours_grpo(logits: Tensor) -> Tensor:
         return grpo_loss(
-            logits, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=ref, beta=peers.BETA
+            logits,
+            target,
+            GrpoOptions(beta=peers.BETA),
+            advantages=gains,
+            mask=mask,
+            old_logprobs=old,
+            ref_logprobs=ref,
         )[0]
 
     calls, absent = _present({
@@ -296,7 +303,7 @@ def small_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     calls = {
         "ours": trained(
             lambda: grpo_token_loss(
-                current, gains, mask, old_logprobs=old, ref_logprobs=ref, beta=peers.BETA
+                current, gains, mask, GrpoOptions(beta=peers.BETA), old_logprobs=old, ref_logprobs=ref
             )[0], current,
         ),
         "eager (TRL)": trained(lambda: peers.eager_grpo(current, gains, mask, old, ref), current),

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
+from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss
 from torch import Tensor
 
 from bench import _measure as measure
@@ -140,7 +139,14 @@ def _promises(
 
     def ours_grpo(mask: Tensor) -> Tensor:
         return linear_grpo_loss(
-            x, weight, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=ref, beta=BETA
+            x,
+            weight,
+            target,
+            advantages=gains,
+            mask=mask,
+            old_logprobs=old,
+            ref_logprobs=ref,
+            options=GrpoOptions(beta=BETA),
         )[0]
 
     def eager(op: str) -> Tensor:

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
+from fourdthinker.kernels import (
+    METRICS,
+    GrpoOptions,
+    cosine_latent_loss,
+    linear_cross_entropy,
+    linear_grpo_loss,
+    linear_logprobs,
+)
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -103,18 +107,11 @@ def grpo_objective(
     hidden: Tensor,
     batch: Batch,
     *,
+    options: GrpoOptions,
     num_items: Tensor | float,
     temperature: float = 1.0,
-    loss_type: str = "grpo",
-    kl: str = "k3",
-    beta: float = 0.0,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    entropy_coef: float = 0.0,
-    max_length: int | None = None,
 ) -> tuple[Tensor, Metrics, Tensor]:
-    """The GRPO objective of a replayed batch (`kernels/_policy.py` has the formulas).
+    """The GRPO objective of a replayed batch (`kernels/_losses.py` has the formulas).
 
     Args:
         backbone: gives the output matrix.
@@ -125,14 +122,14 @@ def grpo_objective(
             `policy_mask` [R, T] bool; `advantages` [R]; `rollout_logprobs` [R, T] float32, the sampler's;
             `old_logprobs` [R, T] from the second update on the same rollouts on; `ref_logprobs` [R, T] with
             `beta`.
-        num_items: rollouts (or policy tokens, for loss types that are normalised by tokens) of the whole
-            update.
+        options: loss type, ratio level, clipping, KL, entropy.
+        num_items: rollouts (`options.counts_sequences`) or policy tokens of the whole update.
         temperature: the one that the rollouts were sampled at.
-        loss_type and what follows: as in `grpo_token_loss`.
 
     Returns:
         This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
-        [R, T], detached. `gap` is the mean of |replayed - sampler| log-probability, which is rounding alone.
+        [R, T], detached. `sampler_gap` is the mean of |replayed - sampler| log-probability, which is rounding
+        alone; `sampler_gap_max` is shown as the mean over batches of the largest.
     """
     place, mask = batch["place"], batch["policy_mask"]
 
@@ -140,10 +137,11 @@ def grpo_objective(
         return batch[name].flatten()[place] if name in batch else None
 
     chosen = hidden.flatten(0, 1)[batch["source"]]  # two tokens may be predicted by the same position
-    loss, current, means = linear_grpo_loss(
+    loss, current, values = linear_grpo_loss(
         chosen,
         backbone.head_weight,
         batch["token"],
+        options,
         bias=backbone.head_bias,
         advantages=batch["advantages"],
         mask=torch.ones_like(place, dtype=torch.bool),
@@ -151,26 +149,18 @@ def grpo_objective(
         sequence_ids=place // max(mask.shape[1], 1),
         old_logprobs=listed("old_logprobs"),
         ref_logprobs=listed("ref_logprobs"),
-        loss_type=loss_type,
-        kl=kl,
-        beta=beta,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        entropy_coef=entropy_coef,
-        max_length=max_length,
+        sampler_logprobs=listed("rollout_logprobs"),
         num_items=num_items,
         temperature=temperature,
         return_entropy=True,
     )
-    logprobs = _spread(current, batch)
-    gap = (batch.get("old_logprobs", logprobs) - batch["rollout_logprobs"]).abs() * mask
     one = torch.ones((), device=hidden.device)
-    tokens = one * batch["token"].numel()
-    metrics: Metrics = {name: (value * tokens, tokens) for name, value in means.items()}
-    metrics["gap"] = (gap.sum(), tokens)
-    metrics["gap_max"] = (gap.max(), one)  # shown as the mean over batches of the largest
-    return loss, metrics, logprobs
+    weight = {False: one * batch["token"].numel(), True: one}
+    largest = {metric.name: metric.largest for metric in METRICS}
+    metrics: Metrics = {
+        name: (value * weight[largest[name]], weight[largest[name]]) for name, value in values.items()
+    }
+    return loss, metrics, _spread(current, batch)
 
 
 def _spread(values: Tensor, batch: Batch) -> Tensor:

@@ -9,8 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
-# The folder is importable as `kernels` and as `fourdthinker.kernels`: one registration under each name.
-NAMESPACE = f"{__name__.partition('.')[0]}_kernels"
+if __name__.startswith("kernels."):
+    raise ImportError(
+        "import fourdthinker.kernels: the folder has one name, under which its ops are registered"
+    )
+NAMESPACE = f"{__name__.partition('.')[0]}_kernels"  # tests copy the folder to a package of another name
 BACKENDS = ("auto", "triton", "torch")
 
 

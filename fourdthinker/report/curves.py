@@ -22,7 +22,7 @@ KNOWN = {
     "reward_accuracy_reward": "Accuracy reward",
     "reward_format_reward": "Format reward",
     "kl": "KL to the reference",
-    "gap": "Sampler–trainer gap (nats)",
+    "sampler_gap": "Sampler–trainer gap (nats)",
     "entropy": "Entropy (nats a token)",
     "completion_length": "Completion length (tokens)",
 }

@@ -23,8 +23,7 @@ from transformers import TrainerCallback
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
-from fourdthinker.kernels.group_advantages import group_advantages
-from fourdthinker.kernels.grpo_token_loss import PER_SEQUENCE
+from fourdthinker.kernels import GrpoOptions, group_advantages
 from fourdthinker.objectives import Batch, grpo_objective, policy_logprobs
 from fourdthinker.prompts import Prompt
 from fourdthinker.rewards import Reward, accuracy_reward, load_reward
@@ -127,7 +126,7 @@ class GrpoTrainer(LatentTrainer):
             [[e.num_sequences, e.num_tokens] for e in experiences], dtype=torch.float64, device=device
         )
         numbers = self.sum_over_ranks(counts.sum(0))
-        num_items = numbers[0] if config.loss_type in PER_SEQUENCE else numbers[1]
+        num_items = numbers[0] if loss_options(config).counts_sequences else numbers[1]
         pad_id = self.checkpoint.backbone.vision.pad_id
         updates = [
             replay_chunks(e, n, pad_id, share=config.share_prompt)
@@ -254,21 +253,21 @@ class GrpoTrainer(LatentTrainer):
         config = self.settings
         objective = functools.partial(
             grpo_objective,
+            options=loss_options(config),
             num_items=num_items_in_batch,
             temperature=config.temperature,
-            loss_type=config.loss_type,
-            kl=config.kl,
-            beta=config.beta,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            delta=config.delta,
-            entropy_coef=config.entropy_coef,
-            max_length=config.max_completion_length,
         )
         loss, metrics, logprobs = model(dict(inputs), objective)
         if config.num_iterations > 1 and "old_logprobs" not in inputs:
             inputs["old_logprobs"] = logprobs  # of the policy that is about to be updated for the first time
         return (loss, metrics) if return_outputs else loss
+
+
+def loss_options(config: GrpoConfig) -> GrpoOptions:
+    """The options of the loss among the settings."""
+    shared = ("loss_type", "ratio_level", "kl", "beta", "epsilon", "epsilon_high", "delta", "entropy_coef")
+    chosen = {name: getattr(config, name) for name in shared}
+    return GrpoOptions(**chosen, max_length=config.max_completion_length)
 
 
 def train_grpo(

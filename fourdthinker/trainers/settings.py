@@ -314,8 +314,11 @@ class GrpoConfig(TrainConfig):
     drop_equal_groups: Bool = Field(
         False, description="Leave groups whose rewards are all equal out of the loss."
     )
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"] = Field(
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = Field(
         "grpo", description="The policy term and what it is normalised by."
+    )
+    ratio_level: Literal["token", "sequence"] = Field(
+        "token", description="Importance ratio of each token, or of the sequence (GSPO: with loss_type grpo)."
     )
     kl: Literal["k2", "k3"] = Field("k3", description="Estimator of the KL term.")
     beta: Float = Field(0.01, ge=0, description="Weight of the KL term; 0: no reference model.")

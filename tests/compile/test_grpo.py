@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import group_advantages, grpo_token_loss
+from fourdthinker.kernels._metrics import LARGEST, METRICS
+from fourdthinker.kernels.group_advantages import SCALES, _kernel
+from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
 
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_group_advantages(arch):
-    for scale in group_advantages.SCALES:
+    for scale in SCALES:
         arguments = {
             "rewards_ptr": "*fp32", "output_ptr": "*fp32", "rewards": "i32", "group_size": "i32",
             "eps": "fp32", "SCALE": scale, "BLOCK_G": 16, "BLOCK_R": 1024,
         }  # fmt: skip
         name = f"group_advantages {scale}"
-        binary = compile_kernel(group_advantages._kernel, arguments, arch=arch, num_warps=4, name=name)
+        binary = compile_kernel(_kernel, arguments, arch=arch, num_warps=4, name=name)
         assert binary.spills == binary.stack == 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "cispo"])
-def test_grpo_token_loss(arch, loss_type):
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token"])
+def test_grpo_token_loss(arch, kind):
     floats = ("logprobs", "advantages", "old", "ref", "sampler", "entropy", "scale", "loss", "grad",
               "entropy_grad", "sums")  # fmt: skip
     arguments = {
         **{f"{name}_ptr": "*fp32" for name in floats}, "mask_ptr": "*u8", "entropy_mask_ptr": "*u8",
         "length": "i32", "advantage_stride": "i32", "advantage_step": "i32", "beta": "fp32", "low": "fp32",
         "high": "fp32", "delta": "fp32", "sampler_cap": "fp32", "entropy_coef": "fp32",
-        "SEQUENCE": loss_type == "gspo", "CISPO": loss_type == "cispo", "PER_LENGTH": loss_type != "cispo",
-        "K2": False, "SUMS": len(grpo_token_loss.SUMS), "BLOCK": 512,
+        "TERM": "cispo" if "cispo" in kind else "clip", "KL": "k3", "PER_SEQUENCE": "sequence" in kind,
+        "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "CORRECTED": True,
+        "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": 256,
     }  # fmt: skip
-    name = f"grpo_token_loss {loss_type}"
+    name = f"grpo_token_loss {kind}"
     binary = compile_kernel(
-        grpo_token_loss._kernel, arguments, arch=arch, num_warps=4, name=name, unaligned=("advantage_stride",)
+        grpo_token_loss_kernel, arguments, arch=arch, num_warps=4, name=name, unaligned=("advantage_stride",)
     )
     assert binary.spills == binary.stack == 0

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
+from fourdthinker.kernels import GrpoOptions
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -84,8 +85,8 @@ def grpo_token_loss(n: int) -> None:
     for shape, advantages in (((n, 5), (n,)), ((3, n), (3, n)), ((2, 700 + n), (2,))):
         values = torch.randn(shape)
         OPS["grpo_token_loss"].grpo_token_loss(
-            values, torch.ones(advantages), values > 0, old_logprobs=values, ref_logprobs=values, beta=1 / n,
-            epsilon=1 / n,
+            values, torch.ones(advantages), values > 0, old_logprobs=values, ref_logprobs=values,
+            options=GrpoOptions(beta=1 / n, epsilon=1 / n),
         )  # fmt: skip
 
 

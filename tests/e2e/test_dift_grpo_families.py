@@ -102,7 +102,7 @@ def test_qwen3_vl_from_imagery_to_rollouts(data: Path, tmp_path: Path) -> None:
         run = tmp_path / f"rl{number}"
         final = grpo(data, run, model=str(first), share_prompt=share, gradient_checkpointing=share)
         lines = metrics(run)
-        assert all(line["gap"] < 1e-4 for line in lines)
+        assert all(line["sampler_gap"] < 1e-4 for line in lines)
         assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
         assert lines[-1]["kl"] > 1e-6
         assert load_checkpoint(final).policy == POLICIES["qwen3_vl"]
@@ -153,7 +153,7 @@ def test_lora(data: Path, tmp_path: Path, family: str) -> None:
     lora = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
     final = grpo(data, tmp_path / "rl", model=str(first), lora=lora, save_steps=2)
     lines = metrics(tmp_path / "rl")
-    assert all(line["gap"] < 1e-4 for line in lines)
+    assert all(line["sampler_gap"] < 1e-4 for line in lines)
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6), "without its adapter the model is where it started"
     assert lines[-1]["kl"] > 1e-6
     moved = changed(weights(first), weights(final))
@@ -205,7 +205,7 @@ def test_two_processes_train_one_adapter(data: Path, tmp_path: Path) -> None:
     }
     values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "lora": {"r": 2}}
     finish(torchrun(2, "-m", "fourdthinker.trainers.grpo", *settings(values)))
-    assert all(line["gap"] < 1e-4 for line in metrics(run))
+    assert all(line["sampler_gap"] < 1e-4 for line in metrics(run))
     moved = changed(weights(data / "known"), weights(run / "final"))
     assert moved
     assert all("_proj" in name for name in moved)

@@ -50,8 +50,8 @@ def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
-        assert line["gap"] < 1e-4
-        assert line["gap_max"] < 1e-3
+        assert line["sampler_gap"] < 1e-4
+        assert line["sampler_gap_max"] < 1e-3
         assert line["entropy"] > 0
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6), "the reference is where training starts"
     assert lines[3]["kl"] > 1e-6

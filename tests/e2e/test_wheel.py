@@ -88,7 +88,7 @@ def test_kernels_and_the_native_module_are_inside(installed):
     out = installed.run(
         "python",
         "-c",
-        "import fourdthinker.kernels, fourdthinker._video as v, fourdthinker.kernels.pool_latents as p, sys\n"
+        "import fourdthinker.kernels as p, fourdthinker._video as v, sys\n"
         "assert 'kernels' not in sys.modules\n"
         "import numpy as np\n"
         "print(v.resize_patches(np.zeros((1, 9, 9, 3), np.uint8), 28, 28).shape)\n"
@@ -186,30 +186,6 @@ def test_trainers_start_without_a_clone(installed, trainer):
 
 def test_the_command_is_installed(installed):
     assert "demo" in installed.run("fourdthinker", "--help")
-
-
-BOTH_NAMES = """
-import importlib, pathlib, sys
-names = sorted(p.stem for p in pathlib.Path({root!r}, "kernels").glob("*.py") if p.stem != "__init__")
-assert len(names) >= 7, names
-for prefix in {order!r}:
-    for name in names:
-        importlib.import_module(prefix + "." + name)
-import torch
-ours = [name for name in torch._C._dispatch_get_all_op_names() if "kernels::" in name]
-assert len(ours) == len(set(ours)), ours
-one, two = (importlib.import_module(prefix + ".pool_latents").pool_latents for prefix in {order!r})
-x, counts = torch.arange(12.0).view(6, 2), torch.tensor([6])
-assert torch.equal(one(x, counts, 3), two(x, counts, 3))
-"""
-
-
-@pytest.mark.parametrize("order", [("kernels", "fourdthinker.kernels"), ("fourdthinker.kernels", "kernels")])
-def test_kernels_under_both_names_in_one_process(tmp_path, order):
-    """The clone on the path and the package installed: no op may be registered a second time."""
-    code = BOTH_NAMES.format(root=str(ROOT), order=order)
-    done = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
 
 
 def test_transformers_imports_with_the_repository_on_the_path():

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
 from fourdthinker.kernels.cross_entropy import cross_entropy
 from fourdthinker.kernels.group_advantages import SCALES, group_advantages
@@ -20,6 +21,8 @@ from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.kernels.sample_tokens import sample_tokens
 from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
 from torch import Tensor
+
+from tests.unit.kernels.options import with_options
 
 # 1e-6 in float32, a quarter step of the other dtypes.
 FLOOR = {torch.float32: 1e-6, torch.float16: 2.0**-12, torch.bfloat16: 2.0**-9}
@@ -187,7 +190,7 @@ def chi_square(device: str, vocabulary: int, draws: int, truncated: bool) -> Non
     assert float(statistic) < freedom + 6 * math.sqrt(2 * freedom)
 
 
-def advantages_and_token_loss(device: str, groups: int, rows: int, length: int, loss_type: str) -> None:
+def advantages_and_token_loss(device: str, groups: int, rows: int, length: int, kind: str) -> None:
     torch.manual_seed(0)
     rewards = torch.randint(0, 3, (groups * 8,), device=device).float()
     for scale in SCALES:
@@ -203,7 +206,7 @@ def advantages_and_token_loss(device: str, groups: int, rows: int, length: int, 
         leaf = values.to(dtype, copy=True).requires_grad_()
         loss, _ = grpo_token_loss(
             leaf, rewards[:rows].to(dtype) - 1, mask, **{k: v.to(dtype) for k, v in others.items()},
-            loss_type=loss_type, beta=0.04, max_length=length, backend=backend,
+            **with_options(kind, beta=0.04, max_length=length, sampler_cap=2.0), backend=backend,
         )  # fmt: skip
         loss.backward()
         results.append(leaf.grad)
@@ -232,7 +235,8 @@ def linear_head(device: str, rows: int, width: int, vocabulary: int, dtype: torc
     del results
     ids = torch.zeros(rows, dtype=torch.int64, device=device)
     options: dict[str, Any] = {
-        "advantages": torch.ones(1, device=device), "mask": mask, "sequence_ids": ids, "entropy_coef": 0.01,
+        "advantages": torch.ones(1, device=device), "mask": mask, "sequence_ids": ids,
+        "options": GrpoOptions(entropy_coef=0.01),
     }  # fmt: skip
     losses = [
         linear_grpo_loss(input, weight, target, **options, backend=backend, chunk_rows=chunk)[:2]
@@ -265,14 +269,14 @@ def given_logits(device: str, rows: int, vocabulary: int, dtype: torch.dtype) ->
             loss = value.mean() + entropy.mean()
         else:
             loss = grpo_loss(
-                leaf, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=old, beta=0.1,
-                loss_type=op, backend=backend,
+                leaf, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=old,
+                **with_options(op, beta=0.1), backend=backend,
             )[0]  # fmt: skip
         loss.backward()
         assert leaf.grad is not None
         return loss.detach(), leaf.grad
 
-    for op in ("cross_entropy", "logprobs", "dapo", "gspo"):
+    for op in ("cross_entropy", "logprobs", "dapo token", "grpo sequence"):
         got = run(logits, op, "triton")
         plain, exact = run(logits, op, "torch"), run(logits.double(), op, "torch")
         assert_as_good_as(got[1], plain[1], exact[1])

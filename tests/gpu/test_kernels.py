@@ -7,15 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import triton
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
 from fourdthinker.kernels.cross_entropy import cross_entropy
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES
 from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
 from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.kernels.sample_tokens import sample_tokens
 from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
 
 from tests.gpu import kernel_cases as cases
+from tests.unit.kernels.options import KINDS
 
 CUDA = "cuda"
 WIDTHS = [2048, 2560, 3584, 4096]
@@ -46,9 +47,9 @@ def test_draws_have_the_exact_distribution(vocabulary, truncated):
     cases.chi_square(CUDA, vocabulary, 1 << 20 if vocabulary > 8192 else 1 << 17, truncated)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_group_advantages_and_token_loss(loss_type):
-    cases.advantages_and_token_loss(CUDA, 512, 256, 2048, loss_type)
+@pytest.mark.parametrize("kind", KINDS)
+def test_group_advantages_and_token_loss(kind):
+    cases.advantages_and_token_loss(CUDA, 512, 256, 2048, kind)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,13 @@ def test_grpo_repeats_bit_for_bit():
     results = []
     for _ in range(3):
         loss = linear_grpo_loss(
-            input, weight, target, advantages=gains, mask=mask, loss_type="gspo", chunk_rows=300
+            input,
+            weight,
+            target,
+            advantages=gains,
+            mask=mask,
+            options=GrpoOptions(ratio_level="sequence"),
+            chunk_rows=300,
         )[0]
         results.append((loss.detach(), *torch.autograd.grad(loss, (input, weight))))
     for again in results[1:]:

@@ -21,9 +21,9 @@ def test_sampling():
     cases.chi_square(CPU, 7, 64, truncated=True)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo"])
-def test_losses_of_log_probabilities(loss_type):
-    cases.advantages_and_token_loss(CPU, 20, 5, 40, loss_type)
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence"])
+def test_losses_of_log_probabilities(kind):
+    cases.advantages_and_token_loss(CPU, 20, 5, 40, kind)
 
 
 def test_losses_of_logits_and_of_hidden_states():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.group_advantages import SCALES, group_advantages
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss
+from fourdthinker.kernels import group_advantages, grpo_token_loss
+from fourdthinker.kernels.group_advantages import SCALES
 
 from tests.interpreter.numerics import assert_close
+from tests.unit.kernels.options import KINDS, with_options
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -52,7 +53,7 @@ OPTIONS = [
     {"delta": 1.5, "beta": 0.3, "kl": "k2"},
     {"entropy_coef": 0.05, "sampler_cap": 1.2, "num_items": 11},
 ]
-CASES = [(kind, case) for kind in LOSS_TYPES for case in OPTIONS if kind != "cispo" or "delta" not in case]
+CASES = [(kind, case) for kind in KINDS for case in OPTIONS if "cispo" not in kind or "delta" not in case]
 
 
 def compare(data, options, *, upstream=0.7):
@@ -75,25 +76,25 @@ def compare(data, options, *, upstream=0.7):
             assert_close(grads[name], value, floor=4e-6)
 
 
-@pytest.mark.parametrize(("loss_type", "options"), CASES)
-def test_grpo_token_loss(loss_type, options):
-    options = {**options, "loss_type": loss_type, "max_length": 9}
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_grpo_token_loss(kind, options):
+    options = with_options(kind, **options, max_length=9)
     data = inputs(5, 37, torch.float32)
     compare(data, options)
     absent = ("sampler_logprobs", "entropy_mask", "old_logprobs")
     compare({k: v for k, v in data.items() if k not in absent}, options)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "cispo"])
-def test_long_rows_token_advantages_low_precision_and_single_tokens(loss_type):
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token"])
+def test_long_rows_token_advantages_low_precision_and_single_tokens(kind):
     data = inputs(2, 1500, torch.bfloat16)
-    compare(data, {"loss_type": loss_type})
+    compare(data, with_options(kind, sampler_cap=2.0))
     data["advantages"] = data["advantages"][:, None].expand(2, 1500)
-    compare(data, {"loss_type": loss_type})
+    compare(data, with_options(kind, sampler_cap=2.0))
     single = inputs(3, 1, torch.float32)
     single = {k: v.nan_to_num(-0.5) if v.is_floating_point() else v for k, v in single.items()}
     single["mask"] = torch.ones(3, 1, dtype=torch.bool)
-    compare(single, {"loss_type": loss_type, "beta": 0.1})
+    compare(single, with_options(kind, beta=0.1, sampler_cap=2.0))
 
 
 def test_nothing_counted_is_zero():

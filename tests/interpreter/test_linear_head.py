@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from fourdthinker.kernels._head import FusedHead, in_place_of
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES
 from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
 from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
 from fourdthinker.kernels.linear_logprobs import linear_logprobs
 
 from tests.interpreter.numerics import assert_close
+from tests.unit.kernels.options import KINDS, with_options
 
 OPTIONS = [{}, {"temperature": 0.7, "chunk_rows": 4}, {"softcap": 3.0, "temperature": 1.4}]
 
@@ -64,8 +64,8 @@ def test_cross_entropy_and_logprobs(options, dtype, vocabulary, width, bias):
     compare(logprobs, leaves)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_linear_grpo_loss(loss_type):
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_grpo_loss(kind):
     leaves, target, mask = case(300, 8, torch.float32, bias=True)
     generator = torch.Generator().manual_seed(2)
     base = linear_logprobs(leaves[0], leaves[1], target.clamp(min=0), bias=leaves[2])
@@ -74,8 +74,8 @@ def test_linear_grpo_loss(loss_type):
     def loss(own, backend):
         value, logprobs, _ = linear_grpo_loss(
             own[0], own[1], target, bias=own[2], advantages=torch.tensor([0.7, -1.1]), mask=mask,
-            old_logprobs=old, ref_logprobs=ref, sampler_logprobs=sampler, loss_type=loss_type, beta=0.1,
-            entropy_coef=0.05, max_length=5, chunk_rows=3, backend=backend,
+            old_logprobs=old, ref_logprobs=ref, sampler_logprobs=sampler, chunk_rows=3, backend=backend,
+            **with_options(kind, beta=0.1, entropy_coef=0.05, max_length=5, sampler_cap=2.0),
         )  # fmt: skip
         return [(value, 0.9), (logprobs, 0.0)]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from fourdthinker.kernels.cross_entropy import cross_entropy
 from fourdthinker.kernels.grpo_loss import grpo_loss
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES
 from fourdthinker.kernels.logprobs import logprobs
 
 from tests.interpreter.numerics import assert_close
+from tests.unit.kernels.options import KINDS, with_options
 
 VIEWS = {
     "flat": lambda z: z.flatten(0, 1),
@@ -66,18 +66,18 @@ def test_cross_entropy(inplace, dtype):
     assert_close(leaf.grad, exact.grad, ulps=2.0)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_grpo_loss(loss_type):
+@pytest.mark.parametrize("kind", KINDS)
+def test_grpo_loss(kind):
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(3, 6, 300, generator=generator)
     target, mask = masked(logits)
     base = logprobs(logits, target, mask=mask)
     past = {name: base + 0.3 * torch.randn(3, 6, generator=generator)
             for name in ("old_logprobs", "ref_logprobs", "sampler_logprobs")}  # fmt: skip
-    options = {
-        **past, "advantages": torch.tensor([0.7, -1.1, 0.4]), "mask": mask, "loss_type": loss_type,
-        "beta": 0.1, "entropy_coef": 0.05, "max_length": 6, "temperature": 1.3,
-    }  # fmt: skip
+    options = with_options(
+        kind, **past, advantages=torch.tensor([0.7, -1.1, 0.4]), mask=mask, beta=0.1, entropy_coef=0.05,
+        max_length=6, temperature=1.3, sampler_cap=2.0,
+    )  # fmt: skip
     results = []
     for backend, leaf in (("triton", logits.clone()), ("torch", logits.double())):
         leaf.requires_grad_()

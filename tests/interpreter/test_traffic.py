@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.interpreter.counting import copy_with_doubled_reads, counting
+from tests.unit.kernels.options import with_options
 
 FOLDER = Path(__file__).parents[2] / "kernels"
 F32, I64 = 4, 8
@@ -111,16 +112,17 @@ def group_advantages(load: Load) -> Case:
     )
 
 
-def grpo_token_loss(load: Load, loss_type: str, everything: bool) -> Case:
+def grpo_token_loss(load: Load, kind: str, everything: bool) -> Case:
     rows, length = 3, 3000
     mask = torch.ones(rows, length, dtype=torch.bool)
     names = ("old_logprobs", "ref_logprobs", "sampler_logprobs") if everything else ()
     leaf, others = randn(rows, length, grad=True), {name: randn(rows, length) for name in names}
-    options = {"beta": 0.1, "entropy_coef": 0.1, "entropy": randn(rows, length)} if everything else {}
+    options = {"entropy": randn(rows, length)} if everything else {}
+    terms = {"beta": 0.1, "entropy_coef": 0.1, "sampler_cap": 2.0} if everything else {}
 
     def run() -> None:
         loss = load("grpo_token_loss").grpo_token_loss(
-            leaf, randn(rows), mask, **others, **options, loss_type=loss_type, backend="triton"
+            leaf, randn(rows), mask, **others, **with_options(kind, **options, **terms), backend="triton"
         )[0]
         loss.backward()
 
@@ -128,13 +130,13 @@ def grpo_token_loss(load: Load, loss_type: str, everything: bool) -> Case:
     read = (1 + len(names) + bool(options)) * F32 + 1  # log-probabilities, entropy, the mask
     written = (1 + bool(options)) * F32  # the slope of each leaf
     again = 0
-    if loss_type in ("grpo", "gspo"):
+    if kind.startswith("grpo"):
         again = 1  # a share needs the length of the sequence
-    if loss_type == "gspo":
+    if "sequence" in kind:
         again += 2 * F32 if everything else 0  # the mean log ratio, before any term
         again += (3 * F32 if everything else F32) + 1  # the sum of slopes, before any gradient
     scaled = (1 + bool(options)) * 2 * F32  # torch multiplies the slopes by the upstream gradient
-    return Case(run, floor=tokens * (read + again + written + scaled), launches=["_kernel"])
+    return Case(run, floor=tokens * (read + again + written + scaled), launches=["grpo_token_loss_kernel"])
 
 
 def logits_case(load: Load, op: str, dtype: torch.dtype, inplace: bool = False) -> Case:
@@ -157,13 +159,13 @@ def logits_case(load: Load, op: str, dtype: torch.dtype, inplace: bool = False) 
             loss = module.cross_entropy(logits, torch.where(mask, target, -100), **options)
         else:
             loss = module.grpo_loss(
-                logits, target, advantages=advantages, mask=mask, ref_logprobs=ref, beta=0.1,
-                loss_type=op_type, entropy_coef=0.1, **options,
+                logits, target, advantages=advantages, mask=mask, ref_logprobs=ref,
+                **with_options(kind, beta=0.1, entropy_coef=0.1), **options,
             )[0]  # fmt: skip
         torch.autograd.grad(loss, logits)
 
-    op, _, op_type = op.partition(" ")
-    token_loss = ["_kernel"] if op == "grpo_loss" else []
+    op, _, kind = op.partition(" ")
+    token_loss = ["grpo_token_loss_kernel"] if op == "grpo_loss" else []
     # Two reads and one write of the rows that count; the others cost the zeros of their gradient.
     return Case(
         run,
@@ -180,7 +182,7 @@ def linear(load: Load, op: str) -> Case:
     mask[0, ::3] = False
     kept = int(mask.sum())
     chunks = math.ceil(kept / chunk)
-    op, _, loss_type = op.partition(" ")
+    op, _, kind = op.partition(" ")
 
     def run() -> None:
         module, options = load(op), {"chunk_rows": chunk, "backend": "triton"}
@@ -190,14 +192,14 @@ def linear(load: Load, op: str) -> Case:
             loss = module.linear_logprobs(*leaves, target, mask=mask, **options).sum()
         else:
             loss = module.linear_grpo_loss(
-                *leaves, target, advantages=torch.ones(1), mask=mask, loss_type=loss_type, **options
+                *leaves, target, advantages=torch.ones(1), mask=mask, **with_options(kind), **options
             )[0]
         torch.autograd.grad(loss, leaves)
 
-    # One read for the log-probability, one read and write that turns the chunk into its gradient; gspo reads
-    # all logits once more before.
-    passes = 4 if loss_type == "gspo" else 3
-    launches = ["_stats_kernel"] * chunks if loss_type == "gspo" else []
+    # One read for the log-probability, one read and write that turns the chunk into its gradient; a
+    # sequence-level ratio reads all logits once more before.
+    passes = 4 if "sequence" in kind else 3
+    launches = ["_stats_kernel"] * chunks if "sequence" in kind else []
     if op == "linear_logprobs":
         launches = ["_stats_kernel"] * chunks + ["_grad_kernel"] * chunks
     else:
@@ -271,19 +273,19 @@ CASES: dict[str, Callable[[Load], Case]] = {
     "sample_tokens, forbidden": lambda load: sample_tokens(load, "forbidden"),
     "sample_tokens, truncated": lambda load: sample_tokens(load, "truncated"),
     "group_advantages": group_advantages,
-    "grpo_token_loss grpo": lambda load: grpo_token_loss(load, "grpo", True),
-    "grpo_token_loss dapo": lambda load: grpo_token_loss(load, "dapo", False),
-    "grpo_token_loss gspo": lambda load: grpo_token_loss(load, "gspo", True),
+    "grpo_token_loss grpo": lambda load: grpo_token_loss(load, "grpo token", True),
+    "grpo_token_loss dapo": lambda load: grpo_token_loss(load, "dapo token", False),
+    "grpo_token_loss grpo sequence": lambda load: grpo_token_loss(load, "grpo sequence", True),
     "logprobs": lambda load: logits_case(load, "logprobs", torch.float32),
     "logprobs, in place": lambda load: logits_case(load, "logprobs", torch.float32, inplace=True),
     "cross_entropy": lambda load: logits_case(load, "cross_entropy", torch.float32),
     "cross_entropy, bf16": lambda load: logits_case(load, "cross_entropy", torch.bfloat16),
-    "grpo_loss dapo": lambda load: logits_case(load, "grpo_loss dapo", torch.float32),
-    "grpo_loss gspo": lambda load: logits_case(load, "grpo_loss gspo", torch.bfloat16),
+    "grpo_loss dapo": lambda load: logits_case(load, "grpo_loss dapo token", torch.float32),
+    "grpo_loss grpo sequence": lambda load: logits_case(load, "grpo_loss grpo sequence", torch.bfloat16),
     "linear_cross_entropy": lambda load: linear(load, "linear_cross_entropy"),
     "linear_logprobs": lambda load: linear(load, "linear_logprobs"),
-    "linear_grpo_loss dapo": lambda load: linear(load, "linear_grpo_loss dapo"),
-    "linear_grpo_loss gspo": lambda load: linear(load, "linear_grpo_loss gspo"),
+    "linear_grpo_loss dapo": lambda load: linear(load, "linear_grpo_loss dapo token"),
+    "linear_grpo_loss grpo sequence": lambda load: linear(load, "linear_grpo_loss grpo sequence"),
     "shared_prefix_decode": shared_prefix_decode,
     "add_rms_norm": add_rms_norm,
     "silu_mul": silu_mul,

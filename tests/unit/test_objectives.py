@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fourdthinker.kernels import GrpoOptions
 from torch import Tensor
 
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
@@ -152,7 +153,7 @@ def grpo_by_loops(
 ) -> dict[str, float]:
     hidden = hidden_of(batch).detach().double().flatten(0, 1)
     logits = hidden @ backbone().head_weight.detach().double().T / temperature
-    sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "tokens", "gap"), 0.0)
+    sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "tokens", "sampler_gap"), 0.0)
     terms: list[list[float]] = [[] for _ in range(5)]
     for source, token, place in zip(batch["source"], batch["token"], batch["place"], strict=True):
         r, t = divmod(int(place), 6)
@@ -170,7 +171,7 @@ def grpo_by_loops(
             term += beta * (math.exp(d) - d - 1)
         terms[r].append(term)
         sums["entropy"] -= float((logprobs.exp() * logprobs).sum())
-        sums["gap"] += abs(old - float(batch["rollout_logprobs"][r, t]))
+        sums["sampler_gap"] += abs(old - float(batch["rollout_logprobs"][r, t]))
         sums["tokens"] += 1
     sums["loss"] = sum(sum(row) if per_token else sum(row) / max(1, len(row)) for row in terms)
     return sums
@@ -182,10 +183,11 @@ def test_grpo_equals_loops(loss_type: str, old: bool, ref: bool) -> None:
     batch = grpo_batch(old=old, ref=ref)
     beta = 0.3 if ref else 0.0
     expected = grpo_by_loops(batch, temperature=0.7, beta=beta, per_token=loss_type == "dapo")
-    objective = partial(grpo_objective, num_items=9, temperature=0.7, loss_type=loss_type, beta=beta)
+    options = GrpoOptions(loss_type=loss_type, beta=beta)
+    objective = partial(grpo_objective, options=options, num_items=9, temperature=0.7)
     loss, metrics, logprobs = backbone()(batch, objective)
     assert loss.item() == pytest.approx(expected["loss"] / 9, rel=1e-4)
-    for name in ("entropy", "gap") + (("kl",) if ref else ()):
+    for name in ("entropy", "sampler_gap") + (("kl",) if ref else ()):
         assert metrics[name][0].item() == pytest.approx(expected[name], rel=1e-4)
         assert metrics[name][1].item() == expected["tokens"]
     clipped = metrics["clip_low"][0] + metrics["clip_high"][0]
@@ -200,7 +202,7 @@ def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs()
     batch = grpo_batch(old=False, ref=False)
     model = backbone()
     model.zero_grad()
-    model(batch, partial(grpo_objective, num_items=4, loss_type="dapo"))[0].backward()
+    model(batch, partial(grpo_objective, options=GrpoOptions(loss_type="dapo"), num_items=4))[0].backward()
     fused = model.head_weight.grad.clone()  # type: ignore[union-attr]
     model.zero_grad()
     logits = hidden_of(batch).flatten(0, 1)[batch["source"]] @ model.head_weight.T

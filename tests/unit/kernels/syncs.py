@@ -8,23 +8,28 @@ from typing import Any
 from unittest import mock
 
 import torch
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.cross_entropy import cross_entropy
-from fourdthinker.kernels.group_advantages import group_advantages
-from fourdthinker.kernels.grpo_loss import grpo_loss
-from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
-from fourdthinker.kernels.latent_feedback import latent_feedback_step_, latent_state
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
-from fourdthinker.kernels.logprobs import logprobs
-from fourdthinker.kernels.pool_latents import pool_latents
-from fourdthinker.kernels.sample_tokens import sample_tokens
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
+from fourdthinker.kernels import (
+    cosine_latent_loss,
+    cross_entropy,
+    group_advantages,
+    grpo_loss,
+    grpo_token_loss,
+    latent_feedback_step_,
+    latent_state,
+    linear_cross_entropy,
+    linear_grpo_loss,
+    linear_logprobs,
+    logprobs,
+    pool_latents,
+    sample_tokens,
+    shared_prefix_decode,
+)
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
+
+from tests.unit.kernels.options import with_options
 
 WAITING = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim",
@@ -98,8 +103,10 @@ NOISE = torch.randn(2, 6, generator=GENERATOR)
 
 
 def policy(**options: Any) -> dict[str, Any]:
-    return {"advantages": torch.tensor([1.0, -1.0]), "mask": MASK, "ref_logprobs": NOISE, "beta": 0.1,
-            "old_logprobs": NOISE, "entropy_coef": 0.1, "max_length": 6, **options}  # fmt: skip
+    return with_options(
+        advantages=torch.tensor([1.0, -1.0]), mask=MASK, ref_logprobs=NOISE, beta=0.1, old_logprobs=NOISE,
+        entropy_coef=0.1, max_length=6, **options,
+    )  # fmt: skip
 
 
 def sample(backend: str) -> Tensor:
@@ -139,8 +146,10 @@ CASES: dict[str, tuple[Call, list[str]]] = {
     "linear_grpo_loss, rows": (
         lambda h, w, b: linear_grpo_loss(h, w, TARGET, **policy(rows=ROWS), backend=b)[0], []
     ),
-    "linear_grpo_loss gspo, rows": (
-        lambda h, w, b: linear_grpo_loss(h, w, TARGET, **policy(rows=ROWS, loss_type="gspo"), backend=b)[0],
+    "linear_grpo_loss sequence, rows": (
+        lambda h, w, b: linear_grpo_loss(
+            h, w, TARGET, **policy(rows=ROWS, ratio_level="sequence"), backend=b
+        )[0],
         [],
     ),
     "grpo_token_loss": (

@@ -7,10 +7,11 @@ import statistics
 
 import pytest
 import torch
-from fourdthinker.kernels.group_advantages import group_advantages
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss, top_entropy_mask
+from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.unit.kernels.options import KINDS, with_options
 
 ROWS, LENGTH = 5, 7
 
@@ -88,12 +89,13 @@ def inputs(seed=0):
     }
 
 
-def by_hand(data, *, loss_type, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
-            sampler_cap=2.0, entropy_coef=0.0, max_length=None, num_items=None):  # fmt: skip
+def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
+            sampler_cap=None, entropy_coef=0.0, max_length=None, num_items=None):  # fmt: skip
     """The loss with math functions on one token at a time."""
+    loss_type, level = kind.split()
     high = epsilon if epsilon_high is None else epsilon_high
     tokens = int(data["mask"].sum())
-    items = num_items or (ROWS if loss_type in ("grpo", "gspo", "dr_grpo") else tokens)
+    items = num_items or (ROWS if loss_type in ("grpo", "dr_grpo") else tokens)
     total = 0.0
     for r in range(ROWS):
         counted = [t for t in range(LENGTH) if data["mask"][r, t]]
@@ -107,7 +109,7 @@ def by_hand(data, *, loss_type, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=Non
         sequence = sum(at("logprobs", t) - old(t) for t in counted) / max(len(counted), 1)
         for t in counted:
             lp, a = at("logprobs", t), float(data["advantages"][r])
-            ratio = math.exp(sequence if loss_type == "gspo" else lp - old(t))
+            ratio = math.exp(sequence if level == "sequence" else lp - old(t))
             if loss_type == "cispo":
                 term = -min(ratio, 1 + high) * a * lp
             else:
@@ -118,14 +120,14 @@ def by_hand(data, *, loss_type, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=Non
                 term = -objective
             if data.get("entropy_mask") is not None and not data["entropy_mask"][r, t]:
                 term = 0.0
-            if data.get("sampler_logprobs") is not None:
+            if data.get("sampler_logprobs") is not None and sampler_cap is not None:
                 term *= min(math.exp(old(t) - at("sampler_logprobs", t)), sampler_cap)
             if beta:
                 d = at("ref_logprobs", t) - lp
                 term += beta * (math.exp(d) - d - 1 if kl == "k3" else d * d / 2)
             if entropy_coef:
                 term -= entropy_coef * at("entropy", t)
-            share = {"grpo": 1 / len(counted), "gspo": 1 / len(counted), "dr_grpo": 1 / (max_length or 1)}
+            share = {"grpo": 1 / len(counted), "dr_grpo": 1 / (max_length or 1)}
             total += term * share.get(loss_type, 1.0)
     return total / items
 
@@ -142,27 +144,27 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "options"),
+    ("kind", "options"),
     [
         (kind, options)
-        for kind in LOSS_TYPES
+        for kind in KINDS
         for options in OPTIONS
-        if kind != "cispo" or "delta" not in options
+        if "cispo" not in kind or "delta" not in options
     ],
 )
-def test_loss_equals_the_loop(loss_type, options):
-    options = {**options, "loss_type": loss_type, "max_length": 9}
+def test_loss_equals_the_loop(kind, options):
+    options = {**options, "kind": kind, "max_length": 9}
     for absent in ((), ("sampler_logprobs", "entropy_mask"), ("old_logprobs",)):
         data = {k: v for k, v in inputs().items() if k not in absent}
-        loss, metrics = grpo_token_loss(**data, **options)
+        loss, metrics = grpo_token_loss(**data, **with_options(**options))
         assert loss.item() == pytest.approx(by_hand(data, **options), rel=1e-12)
         assert all(m.dtype == torch.float64 and not m.requires_grad for m in metrics.values())
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("delta", [None, 1.5])
 @pytest.mark.parametrize("kl", ["k2", "k3"])
-def test_gradcheck(loss_type, delta, kl):
+def test_gradcheck(kind, delta, kl):
     data = inputs(4)
     counted = data["mask"] & data["entropy_mask"]
     ratio = (data["logprobs"] - data["old_logprobs"]).exp()[counted]
@@ -171,15 +173,16 @@ def test_gradcheck(loss_type, delta, kl):
     for case in (ratio < 0.8, (ratio > 1.2) & (ratio < 1.5), ratio > 1.5):
         assert (case & (gains < 0)).any()
         assert (case & (gains > 0)).any()
-    if loss_type == "cispo":  # its ratio is a constant, which finite differences cannot know
+    if "cispo" in kind:  # its ratio is a constant, which finite differences cannot know
         delta, data["old_logprobs"] = None, data["logprobs"].clone() - 1.0
     leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
 
+    options = with_options(
+        kind, kl=kl, beta=0.2, entropy_coef=0.1, delta=delta, max_length=9, sampler_cap=1.3
+    )
+
     def loss(logprobs, entropy):
-        return grpo_token_loss(
-            logprobs, entropy=entropy, **data, loss_type=loss_type, kl=kl, beta=0.2, entropy_coef=0.1,
-            delta=delta, max_length=9,
-        )[0]  # fmt: skip
+        return grpo_token_loss(logprobs, entropy=entropy, **data, **options)[0]
 
     assert torch.autograd.gradcheck(loss, leaves)
 
@@ -187,7 +190,7 @@ def test_gradcheck(loss_type, delta, kl):
 def test_first_update_has_ratio_one_and_policy_gradient():
     data = inputs()
     logprobs = data["logprobs"].requires_grad_()
-    loss, metrics = grpo_token_loss(logprobs, data["advantages"], data["mask"], loss_type="bnpo")
+    loss, metrics = grpo_token_loss(logprobs, data["advantages"], data["mask"], GrpoOptions(loss_type="bnpo"))
     loss.backward()
     tokens = data["mask"].sum()
     want = torch.where(data["mask"], -data["advantages"][:, None] / tokens, 0.0)
@@ -202,9 +205,9 @@ def test_masked_entries_may_be_anything():
         k: torch.where(data["mask"], v, torch.nan) if v.is_floating_point() and v.dim() == 2 else v
         for k, v in data.items()
     }
-    for loss_type in LOSS_TYPES:
+    for kind in KINDS:
         clean_leaf, dirty_leaf = data["logprobs"].clone(), poisoned["logprobs"].clone()
-        options = {"loss_type": loss_type, "beta": 0.1, "entropy_coef": 0.1, "max_length": 9}
+        options = with_options(kind, beta=0.1, entropy_coef=0.1, max_length=9, sampler_cap=2.0)
         clean, _ = grpo_token_loss(**{**data, "logprobs": clean_leaf.requires_grad_()}, **options)
         dirty, metrics = grpo_token_loss(**{**poisoned, "logprobs": dirty_leaf.requires_grad_()}, **options)
         clean.backward()
@@ -218,8 +221,8 @@ def test_token_advantages_and_metrics():
     data = inputs()
     spread = data["advantages"][:, None].expand(-1, LENGTH)
     data["old_logprobs"] = data["logprobs"] - math.log(1.5)  # every ratio is 1.5
-    loss, metrics = grpo_token_loss(**data, delta=1.4, beta=0.1)
-    same, _ = grpo_token_loss(**{**data, "advantages": spread}, delta=1.4, beta=0.1)
+    loss, metrics = grpo_token_loss(**data, options=GrpoOptions(delta=1.4, beta=0.1))
+    same, _ = grpo_token_loss(**{**data, "advantages": spread}, options=GrpoOptions(delta=1.4, beta=0.1))
     assert torch.equal(loss, same)
     share = (data["mask"] & (spread > 0)).sum() / data["mask"].sum()
     assert metrics["ratio"].item() == pytest.approx(1.5)
@@ -232,13 +235,13 @@ def test_token_advantages_and_metrics():
     assert metrics["entropy"].item() == pytest.approx(data["entropy"][data["mask"]].mean().item())
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_nothing_counted_is_zero_in_the_graph(loss_type):
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_counted_is_zero_in_the_graph(kind):
     for rows in (0, 3):
         logprobs = torch.randn(rows, 4, requires_grad=True)
         loss, metrics = grpo_token_loss(
-            logprobs, torch.randn(rows), torch.zeros(rows, 4, dtype=torch.bool), loss_type=loss_type,
-            max_length=4, sampler_logprobs=torch.zeros(rows, 4),
+            logprobs, torch.randn(rows), torch.zeros(rows, 4, dtype=torch.bool),
+            sampler_logprobs=torch.zeros(rows, 4), **with_options(kind, max_length=4, sampler_cap=2.0),
         )  # fmt: skip
         loss.backward()
         assert loss.item() == 0
@@ -267,6 +270,9 @@ def test_bad_input_is_named():
         ("zero-mean gradient", {"kl": "k1"}),
         ("kl is 'k4'", {"kl": "k4"}),
         ("loss_type is 'ppo'", {"loss_type": "ppo"}),
+        ("GSPO is loss_type='grpo' with ratio_level='sequence'", {"loss_type": "gspo"}),
+        ("ratio_level is 'word'", {"ratio_level": "word"}),
+        ("epsilon is None", {"epsilon": None}),
         ("beta is nan", {"beta": float("nan")}),
         ("beta is -1", {"beta": -1}),
         ("no ref_logprobs", {"beta": 0.1}),
@@ -284,4 +290,4 @@ def test_bad_input_is_named():
     ]
     for message, change in bad:
         with pytest.raises(ValueError, match=message):
-            grpo_token_loss(**{**base, **change})
+            grpo_token_loss(**{**base, **with_options(**change)})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.grpo_token_loss import LOSS_TYPES, grpo_token_loss
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
+from fourdthinker.kernels import grpo_token_loss, linear_grpo_loss, linear_logprobs
 
 from tests.unit.kernels.memory import peak_bytes
+from tests.unit.kernels.options import KINDS, with_options
 
 ROWS, LENGTH, WIDTH, VOCAB = 4, 6, 7, 19
 
@@ -40,7 +39,7 @@ OPTIONS = [
     {"entropy_coef": 0.1, "num_items": 13.0, "sampler_cap": 1.3},
 ]
 CASES = [
-    (kind, option) for kind in LOSS_TYPES for option in OPTIONS if kind != "cispo" or "delta" not in option
+    (kind, option) for kind in KINDS for option in OPTIONS if "cispo" not in kind or "delta" not in option
 ]
 HEAD = ("temperature", "softcap")
 
@@ -50,14 +49,14 @@ def composed(leaves, target, mask, advantages, tensors, **options):
     logprobs, entropy = linear_logprobs(
         leaves[0], leaves[1], target, bias=leaves[2], mask=mask, return_entropy=True, **head
     )
-    extra = {"entropy": entropy} if options.get("entropy_coef") else {}
+    extra = {"entropy": entropy} if options["options"].entropy_coef else {}
     return *grpo_token_loss(logprobs, advantages, mask, **tensors, **extra, **options), logprobs.detach()
 
 
-@pytest.mark.parametrize(("loss_type", "options"), CASES)
+@pytest.mark.parametrize(("kind", "options"), CASES)
 @pytest.mark.parametrize("absent", [(), ("old_logprobs", "sampler_logprobs", "entropy_mask")])
-def test_equals_the_composition(loss_type, options, absent):
-    options = {**options, "loss_type": loss_type, "max_length": 9}
+def test_equals_the_composition(kind, options, absent):
+    options = with_options(kind, **options, max_length=9)
     values, target, mask, advantages, tensors = case()
     tensors = {name: value for name, value in tensors.items() if name not in absent}
     leaves = [t.clone().requires_grad_() for t in values]
@@ -80,10 +79,10 @@ def test_equals_the_composition(loss_type, options, absent):
             torch.testing.assert_close(metrics[name], value, msg=name)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "dapo"])
-def test_packed_equals_padded(loss_type):
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "dapo token"])
+def test_packed_equals_padded(kind):
     values, target, mask, advantages, tensors = case()
-    options = {"loss_type": loss_type, "beta": 0.1, "max_length": 9}
+    options = with_options(kind, beta=0.1, max_length=9)
     padded = [t.clone().requires_grad_() for t in values]
     want, logprobs, _ = linear_grpo_loss(
         padded[0], padded[1], target, bias=padded[2], advantages=advantages, mask=mask, **tensors, **options
@@ -120,11 +119,11 @@ def test_token_advantages_frozen_head_and_listed_but_masked_rows():
     assert not grads[0][~mask].any()
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_listed_rows_that_are_masked_may_be_anything(loss_type):
+@pytest.mark.parametrize("kind", KINDS)
+def test_listed_rows_that_are_masked_may_be_anything(kind):
     (input, weight, bias), target, mask, advantages, tensors = case()
     mask[0] = False
-    options = {"mask": mask, "loss_type": loss_type, "max_length": 9, "beta": 0.1, "entropy_coef": 0.01}
+    options = with_options(kind, mask=mask, max_length=9, beta=0.1, entropy_coef=0.01)
     leaves = [input.clone().requires_grad_(), weight.clone().requires_grad_()]
     want, logprobs, _ = linear_grpo_loss(
         *leaves, target, bias=bias, advantages=advantages, **tensors, **options
@@ -145,13 +144,13 @@ def test_listed_rows_that_are_masked_may_be_anything(loss_type):
         torch.testing.assert_close(got.grad, expected.grad)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_nothing_counted_is_zero_in_the_graph(loss_type):
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_counted_is_zero_in_the_graph(kind):
     values, target, mask, advantages, _ = case(torch.float32)
     leaves = [t.requires_grad_() for t in values]
     loss, _, metrics = linear_grpo_loss(
         leaves[0], leaves[1], target, bias=leaves[2], advantages=advantages, mask=torch.zeros_like(mask),
-        loss_type=loss_type, max_length=9,
+        **with_options(kind, max_length=9),
     )  # fmt: skip
     assert loss.item() == 0
     assert all(torch.isfinite(m) for m in metrics.values())
@@ -159,8 +158,8 @@ def test_nothing_counted_is_zero_in_the_graph(loss_type):
         assert not gradient.any()
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "gspo"])
-def test_peak_memory_is_one_chunk_of_logits(loss_type):
+@pytest.mark.parametrize("kind", ["dapo token", "grpo sequence"])
+def test_peak_memory_is_one_chunk_of_logits(kind):
     rows, vocabulary, width, chunk = 1024, 8192, 64, 128  # dW is half a chunk: a second one would show
     input = torch.randn(1, rows, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
@@ -169,8 +168,8 @@ def test_peak_memory_is_one_chunk_of_logits(loss_type):
 
     def step():
         loss, _, _ = linear_grpo_loss(
-            input, weight, target, advantages=torch.ones(1), mask=mask, loss_type=loss_type, chunk_rows=chunk,
-            entropy_coef=0.1,
+            input, weight, target, advantages=torch.ones(1), mask=mask, chunk_rows=chunk,
+            **with_options(kind, entropy_coef=0.1),
         )  # fmt: skip
         loss.backward()
 
@@ -228,7 +227,7 @@ def test_bad_input_is_named():
 
     def call(**changes):
         return linear_grpo_loss(**{"input": input, "weight": weight, "target": target, "mask": mask,
-                                   "advantages": advantages, **changes})  # fmt: skip
+                                   "advantages": advantages, **with_options(**changes)})  # fmt: skip
 
     for message, changes in [
         ("zero-mean gradient", {"kl": "k1"}),
@@ -249,8 +248,6 @@ def test_bad_input_is_named():
         ),
         ("sequence_ids is needed", {"sequence_ids": target}),
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
-        ("group_size 3 does not divide the 4 sequences", {"group_size": 3}),
-        ("group_size 0 does not divide", {"group_size": 0}),
         ("rows is on meta", {"rows": torch.zeros(1, dtype=torch.int64, device="meta")}),
         ("temperature is 0", {"temperature": 0.0}),
     ]:

@@ -84,7 +84,7 @@ def example_run(folder: Path) -> Path:
                     "kl": 2e-3 * t + 2e-4 * abs(noise[2]),
                     "completion_length": 24 + 0.5 * noise[3],
                     "reward_accuracy_reward": 0.65 + 0.12 * t + 0.03 * noise[1],
-                    "gap": 3e-6 + 1e-6 * abs(noise[4]),
+                    "sampler_gap": 3e-6 + 1e-6 * abs(noise[4]),
                     "entropy": 0.4 - 0.2 * t + 0.02 * noise[5],
                     "grad_norm": abs(noise[0]),
                 }

@@ -1,0 +1,124 @@
+"""What the ops of the GRPO family share: checks, normalisers, the terms of all tokens in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._common import reciprocal
+from ._losses import GrpoOptions, kl_term, policy_term
+from ._metrics import named_metrics, sum_tokens, token_values
+
+
+def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
+    """Raise ``ValueError`` unless all have the shape and device of ``target`` and the masks are bool."""
+    for name, value in {"mask": mask, **others}.items():
+        if value is not None and (value.shape != target.shape or value.device != target.device):
+            raise ValueError(
+                f"{name} is {tuple(value.shape)} on {value.device}; it must be {tuple(target.shape)} on "
+                f"{target.device}"
+            )
+    for name, value in (("mask", mask), ("entropy_mask", others.get("entropy_mask"))):
+        if value is not None and value.dtype != torch.bool:
+            raise ValueError(f"{name} is {value.dtype}; it must be torch.bool")
+
+
+def check_reference(options: GrpoOptions, ref_logprobs: Tensor | None) -> None:
+    """Raise ``ValueError`` where a KL term is asked for and there is nothing to compare with."""
+    if options.beta and ref_logprobs is None:
+        raise ValueError(f"beta is {options.beta}, but there are no ref_logprobs; pass them or beta=0")
+
+
+def token_scale(
+    options: GrpoOptions,
+    num_items: Tensor | float | None,
+    sequences: int,
+    counted: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What a token's term is multiplied by, a scalar; ``per_length`` divides it by the length besides.
+
+    Args:
+        options: say what is counted.
+        num_items: the global normaliser, or None for this batch's own.
+        sequences: the sequences of this batch.
+        counted: bool, any shape: the tokens of this batch that count.
+        dtype: of the result.
+    """
+    if num_items is None:
+        num_items = float(sequences) if options.counts_sequences else counted.sum()
+    scale = reciprocal(num_items, counted, dtype)
+    return scale if options.per_length or not options.counts_sequences else scale / (options.max_length or 1)
+
+
+def sequence_sums(values: Tensor, sequences: Tensor, count: int) -> Tensor:
+    """[count] sums of ``values`` [M] by ``sequences`` [M], the same in every run."""
+    sums = torch.zeros(count, dtype=values.dtype, device=values.device)
+    if values.is_cuda:  # sorts, where index_add_ would add in any order
+        return sums.index_put_((sequences,), values, accumulate=True)
+    return sums.index_add_(0, sequences, values)
+
+
+def token_terms(
+    options: GrpoOptions,
+    *,
+    logprobs: Tensor,
+    log_ratio: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    counted: Tensor,
+    ref: Tensor | None,
+    sampler: Tensor | None,
+    entropy: Tensor | None,
+    entropy_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The terms of all tokens and their slopes, before any normaliser.
+
+    Args:
+        options: the formulas, see ``_losses``.
+        logprobs: log-probabilities of the policy. All tensors have this shape and the accumulation dtype.
+        log_ratio: ``logprobs - old``, or its mean over the sequence.
+        old: log-probabilities before the first update.
+        advantages: spread over the tokens.
+        counted: bool. Other entries must be finite everywhere; their terms are rubbish.
+        ref, sampler: log-probabilities of the reference model and of the sampler.
+        entropy: of the policy, with ``options.entropy_coef``.
+        entropy_mask: bool, where the policy term is kept.
+
+    Returns:
+        The term; the slope of its policy term, in the log ratio (cispo: in the log-probability); the slope of
+        its KL term in the log-probability, beta included; the vector of ``METRICS``.
+    """
+    ratio = log_ratio.exp()
+    term, slope = policy_term(options, logprobs, ratio, advantages)
+    nothing = torch.zeros_like(term)
+    gap, divergence, kl_slope = nothing, nothing, nothing
+    if entropy_mask is not None:
+        term, slope = torch.where(entropy_mask, term, 0.0), torch.where(entropy_mask, slope, 0.0)
+    if sampler is not None:
+        gap = old - sampler
+        if options.sampler_cap is not None:
+            weight = gap.exp().clamp(max=options.sampler_cap)
+            term, slope = term * weight, slope * weight
+        gap = gap.abs()
+    if ref is not None:
+        divergence, kl_slope = kl_term(options, logprobs, ref)
+        term, kl_slope = term + options.beta * divergence, options.beta * kl_slope
+    if entropy is not None and options.entropy_coef:
+        term = term - options.entropy_coef * entropy
+    values = token_values(
+        options, ratio=ratio, advantages=advantages, kl=divergence,
+        entropy=nothing if entropy is None else entropy, gap=gap,
+    )  # fmt: skip
+    return term, slope, kl_slope, sum_tokens(values, counted)
+
+
+def metrics_of(
+    options: GrpoOptions, sums: Tensor, *, ref: Tensor | None, entropy: bool, sampler: Tensor | None
+) -> dict[str, Tensor]:
+    """The metrics behind the vector ``sums`` of an op, by name."""
+    present = {
+        "delta": options.delta is not None, "ref": ref is not None, "entropy": entropy,
+        "sampler": sampler is not None,
+    }  # fmt: skip
+    return named_metrics(sums, present=present)
