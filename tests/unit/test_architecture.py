@@ -38,7 +38,7 @@ LONGEST_FUNCTION = 60  # lines without the docstring
 # A longer function, and why it is not cut.
 LONG_FUNCTIONS: dict[str, str] = {
     "kernels/_sample_kernel.py:_kernel": "a Triton kernel: one launch, its stages share registers",
-    "kernels/grpo_token_loss.py:grpo_token_loss_kernel": "a Triton kernel: one launch, its terms share registers",
+    "kernels/grpo_token_loss.py:grpo_token_loss_kernel": "a Triton kernel: its terms share registers",
     "kernels/latent_feedback.py:_kernel": "a Triton kernel: one launch holds the whole grammar",
     "kernels/shared_prefix_decode.py:_prompt_kernel": "a Triton kernel: the loop over keys",
 }
