@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FourdError(ValueError):
     """Base of every error this package raises about its input."""
@@ -25,3 +27,17 @@ class ConfigError(FourdError):
 
 class OutputError(FourdError):
     """A file cannot be written. The message names it, the cause and the remedy."""
+
+
+class SamplingError(FourdError):
+    """Prompts that the model has no answer to: its logits or latents are NaN or infinite.
+
+    Attributes:
+        prompts: index of the prompt in the call -> the reason, which names the question.
+    """
+
+    def __init__(self, prompts: Mapping[int, str]) -> None:
+        self.prompts = dict(prompts)
+        first, *others = self.prompts.values()
+        more = f" (and {len(others)} more prompts)" if others else ""
+        super().__init__(f"{first}{more}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fourdthinker.backbones.decoding import require_full_attention
 from fourdthinker.errors import ConfigError
+from fourdthinker.sampler.broken import refuse_broken
 from fourdthinker.sampler.config import SamplingConfig, row_seed
 from fourdthinker.sampler.output import StopScanner
 from fourdthinker.sampler.prefill import check_prompts, describe, encode_prompts
@@ -51,8 +52,11 @@ class LatentSampler:
         max_rows: int = 256,
     ) -> None:
         for name, value in (("check_every", check_every), ("kv_budget", kv_budget), ("max_rows", max_rows)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1, or None")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (value is None and name != "max_rows") and not (whole and value >= 1):
+                unit = ", in bytes" if name == "kv_budget" else ""
+                none = "" if name == "max_rows" else ", or None"
+                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1{unit}{none}")
         self.backbone, self.tokenizer, self.check_every = backbone, tokenizer, check_every
         self.kv_budget, self.max_rows = kv_budget, max_rows
 
@@ -93,7 +97,7 @@ class LatentSampler:
                 have, prompts that are longer than the model's context, of another family, or whose vision
                 pads and features differ in number, stop strings without a tokenizer, a `kv_budget` too small
                 for a prompt and one row of it.
-            ValueError: a row whose logits leave nothing to sample from.
+            SamplingError: prompts with a row whose logits leave nothing to sample from.
         """
         config = config if config is not None else SamplingConfig()
         if not prompts:
@@ -132,7 +136,9 @@ class LatentSampler:
                 timing |= {"graphs": float(run.graphs.captured), "capture": run.graphs.seconds}
             group = torch.arange(len(prompts), device=backbone.device).repeat_interleave(n)
             like = backbone.embedding_weight[:0]
-            return output.rollout(group, spec.pad_id, eos_ids.tolist(), timing, vision_ids, like)
+            rollout = output.rollout(group, spec.pad_id, eos_ids.tolist(), timing, vision_ids, like)
+            refuse_broken(rollout, prompts, features, backbone)
+            return rollout
 
     def check_fits(self, prompt: Prompt, max_new_tokens: int, name: str) -> None:
         """Raise `ConfigError` where one row of a prompt can never be sampled; the pictures are not looked at.

@@ -88,7 +88,8 @@ def _equal(a: Vision, b: Vision) -> bool:
 
 def describe(prompt: Prompt, index: int) -> str:
     """A prompt's name in messages."""
-    return f"prompt {index}" if prompt.record is None else f"prompt {index} ({prompt.record.where})"
+    record = prompt.record
+    return f"prompt {index}" if record is None else f"question {record.id!r} ({record.where})"
 
 
 def vision_index(prompt: Prompt, vision_ids: Sequence[int]) -> Tensor:

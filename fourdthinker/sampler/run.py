@@ -182,7 +182,10 @@ class Run:
         else:
             if self.slots is None:
                 self.slots = Slots.empty(stepper.backbone, stepper.config, len(self.rows), fresh)
-            self.slots.put(torch.tensor(places, device=self.device), fresh)
+            index = torch.tensor(places, device=self.device)
+            self.slots.put(index, fresh)
+            if self.device.type == "cpu":  # its attention multiplies what is masked by 0, and NaN stays NaN
+                self.store.clear(index)
         for place, (chunk, number, row) in zip(places, entering, strict=True):
             self.rows[place], self.owners[place] = row, (chunk, number)
             self.issued[place], self.fed[place] = 1, 0

@@ -135,6 +135,10 @@ class Stepper:
             state["phase"], state["blocks"], pad_id=latents.pad_id, start_id=latents.start_id,
             end_id=latents.end_id, max_blocks=config.max_blocks,
         )  # fmt: skip
+        broken = None
+        if scores.device.type == "cpu":  # on a GPU nothing looks: NaN log-probabilities tell in the end
+            broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
+            scores = scores.masked_fill(broken[:, None], 0.0)
         ids, logprobs, sampled = sample_tokens(
             scores, steps=state["steps"], forbidden=forbidden, **slots.drawing
         )
@@ -168,9 +172,24 @@ class Stepper:
             logprobs.masked_fill(~is_policy, 0.0).float(),
             sampled.masked_fill(~is_policy, 0.0).float(),
         )
+        if broken is not None:  # such a row ends here, and says so
+            state["finished"].logical_or_(broken)
+            values[2].masked_fill_(broken, torch.nan)
         # An ended row's steps stand still, one past its last id: what it emits now is never read.
         for name, value in zip(HISTORY, values, strict=True):
             slots.history[name].scatter_(1, at[:, None], value[:, None])
+
+
+def _best(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor:
+    """The largest score [r] of each row of `scores` [r, V], NaN or infinite where nothing can be drawn.
+
+    `banned`: whether ids may be banned (-inf), so that none may be left beside the `forbidden` [r, F].
+    """
+    if banned:
+        rows, columns = (forbidden >= 0).nonzero(as_tuple=True)
+        scores = scores.clone()
+        scores[rows, forbidden[rows, columns]] = -torch.inf
+    return scores.amax(1)
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:

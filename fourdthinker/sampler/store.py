@@ -136,6 +136,11 @@ class KVStore:
         self.rows = slots.numel()
         self.version += 1
 
+    def clear(self, slots: Tensor) -> None:
+        """Zeros for the completions in `slots` [k]: what was there may not be finite."""
+        for own in self._own:
+            own.index_fill_(0, slots, 0.0)
+
     # -- what attention needs
     def arrange(self, owners: Sequence[tuple[Segment, int] | None]) -> None:
         """Say for every slot which prompt (number i of a segment) it continues; None: the slot is empty."""
