@@ -7,15 +7,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from fourdthinker.errors import ConfigError, FourdError, RecordError
-from fourdthinker.evaluate.clips import group_clips, read_clips
-from fourdthinker.evaluate.runner import sample_seed
+from fourdthinker.errors import ConfigError, FourdError, RecordError, SamplingError
+from fourdthinker.evaluate import group_clips, read_clips, sample_seed
 from fourdthinker.files import JsonLines, PathLike, make_folder, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.prompts import Prompt
@@ -24,8 +23,6 @@ from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Answer, Thinker
 
 log = logging.getLogger(__name__)
-
-_BEGIN = b'{"id": "'  # of every line of answers
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,32 @@ def generate_file(
     name: str = "model",
     progress: bool = True,
 ) -> Generated:
-    """Answer every record n times and append the answers to the JSONL file `out` as they come.
+    """Answer every record n times and append the answers to a JSONL file as they come.
 
     A line holds id, sample, question, the media, text (blocks as "[imagery × 4]"), choice, finish_reason,
     tokens (their number), seed, and key: a digest of question and settings. A question whose media cannot be
-    read, or whose prompt the model cannot take, gets one line with `error` instead; the others go on. Run
-    again with the same `out`, questions that have their answers are left alone and failed ones are tried
-    anew; an answer's seed comes from `config.seed`, the id and the sample's number, so that an interrupted
-    file ends up as an unbroken one, in the order in which questions were finished.
+    read, whose prompt the model cannot take, or whose logits are NaN gets one line with `error` instead; the
+    others go on. Run again with the same `out`, questions that have their answers are left alone and failed
+    ones are tried anew; an answer's seed comes from `config.seed`, the id and the sample's number, so that
+    an interrupted file ends up as an unbroken one, in the order in which questions were finished.
 
-    batch: questions in one call of the sampler. latents_out: a folder that gets one safetensors file an
-    answer, with `latents` [N, H] and `steps` [N]; lines then name it under `latents`. name: of the model,
-    part of the key.
+    Args:
+        thinker: the model.
+        records: questions with unique ids.
+        out: the file of answers; its folder is made where there is none. Nothing else may write it meanwhile.
+        n: answers to a question.
+        config: sampling settings.
+        batch: questions in one call of the sampler.
+        latents_out: a folder that gets one safetensors file an answer, with `latents` [N, H] and `steps` [N];
+            lines then name it under `latents`.
+        name: of the model, part of the key.
+        progress: whether to show a progress bar on standard error.
 
-    Raises RecordError for two records with the same id, ConfigError for an `out` that holds other lines than
-    answers, or answers to the same ids from other settings.
+    Raises:
+        RecordError: two records with the same id.
+        ConfigError: n or batch below 1; `out` holds other lines than answers, or answers to the same ids from
+            other settings.
+        OutputError: `out` or `latents_out` cannot be written, or another process is writing `out`.
     """
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
     keys = {record.id: _key(record, settings) for record in records}
@@ -75,42 +83,22 @@ def generate_file(
     folder = None if latents_out is None else make_folder(latents_out)
     make_folder(Path(out).parent)
     with JsonLines(out) as file:
-        return _generate(thinker, records, file, n, config, batch, folder, keys, progress)
-
-
-def _generate(
-    thinker: Thinker,
-    records: Sequence[Record],
-    file: JsonLines,
-    n: int,
-    config: SamplingConfig,
-    batch: int,
-    folder: Path | None,
-    keys: dict[str, str],
-    progress: bool,
-) -> Generated:
-    done = _answered(file, keys, n)
-    todo = [record for record in records if record.id not in done]
-    failed: dict[str, str] = {}
-
-    def fail(record: Record, error: FourdError) -> None:
-        failed[record.id] = str(error)
-        log.warning("no answer to %s: %s", record.id, error)
-        file.append([_about(record) | {"error": str(error), "key": keys[record.id]}])
-
-    with progress_bar(shown=progress, transient=True) as bar:
-        task = bar.add_task("generate", total=len(records), completed=len(done))
-        ready: list[tuple[Record, Prompt]] = []
-        for number, (record, prompt) in enumerate(_prompts(thinker, todo, config), start=1):
-            if isinstance(prompt, Prompt):
-                ready.append((record, prompt))
-            else:
-                fail(record, prompt)
-            if ready and (len(ready) == batch or number == len(todo)):
-                _answer(thinker, ready, n, config, file, folder, keys)
-                ready = []
-            bar.update(task, completed=len(done) + number - len(ready))
-    return Generated(len(todo) - len(failed), len(done), failed)
+        done = _answered(file, keys, n)
+        todo = [record for record in records if record.id not in done]
+        writer = _Writer(thinker, config, n, file, folder, keys)
+        with progress_bar(shown=progress, transient=True) as bar:
+            task = bar.add_task("generate", total=len(records), completed=len(done))
+            ready: list[tuple[Record, Prompt]] = []
+            for number, (record, prompt) in enumerate(_prompts(thinker, todo, config), start=1):
+                if isinstance(prompt, Prompt):
+                    ready.append((record, prompt))
+                else:
+                    writer.fail(record, str(prompt))
+                if len(ready) == batch or number == len(todo):
+                    writer.answer(ready)
+                    ready = []
+                bar.update(task, completed=len(done) + number - len(ready))
+    return Generated(len(todo) - len(writer.failed), len(done), writer.failed)
 
 
 def _prompts(
@@ -132,34 +120,57 @@ def _prompts(
                 yield record, prompt
 
 
-def _answer(
-    thinker: Thinker,
-    items: Sequence[tuple[Record, Prompt]],
-    n: int,
-    config: SamplingConfig,
-    file: JsonLines,
-    folder: Path | None,
-    keys: dict[str, str],
-) -> None:
-    prompts = [prompt for _, prompt in items]
-    seeds = [sample_seed(config.seed, record.id, sample) for record, _ in items for sample in range(n)]
-    answers = thinker.answers(thinker.sample(prompts, n, config, seeds=seeds), prompts)
-    lines = []
-    for row, answer in enumerate(answers):
-        record, sample = items[row // n][0], row % n
-        line = _about(record) | {
-            "sample": sample,
-            "text": answer.text,
-            "choice": answer.choice,
-            "finish_reason": answer.finish_reason,
-            "tokens": answer.tokens.numel(),
-            "seed": seeds[row],
-            "key": keys[record.id],
-        }
-        if folder is not None:
-            line["latents"] = _save_latents(folder, f"{keys[record.id]}-{sample}", record, answer)
-        lines.append(line)
-    file.append(lines)
+@dataclass
+class _Writer:
+    """Answers questions, and writes the lines of those that are answered and of those that failed."""
+
+    thinker: Thinker
+    config: SamplingConfig
+    n: int
+    file: JsonLines
+    folder: Path | None
+    keys: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, record: Record, reason: str) -> None:
+        self.failed[record.id] = reason
+        log.warning("no answer to %s: %s", record.id, reason)
+        self.file.append([_about(record) | {"error": reason, "key": self.keys[record.id]}])
+
+    def answer(self, items: Sequence[tuple[Record, Prompt]]) -> None:
+        """Sample all of them together; those that the model has no answer to fail, and the others go on."""
+        while items:
+            try:
+                lines = self._lines(items)
+            except SamplingError as error:
+                for index, reason in error.prompts.items():
+                    self.fail(items[index][0], reason)
+                items = [item for index, item in enumerate(items) if index not in error.prompts]
+            else:
+                self.file.append(lines)
+                return
+
+    def _lines(self, items: Sequence[tuple[Record, Prompt]]) -> list[dict[str, Any]]:
+        prompts, n = [prompt for _, prompt in items], self.n
+        seeds = [sample_seed(self.config.seed, record.id, k) for record, _ in items for k in range(n)]
+        rollout = self.thinker.sample(prompts, n, self.config, seeds=seeds)
+        lines = []
+        for row, answer in enumerate(self.thinker.answers(rollout, prompts)):
+            record, sample = items[row // n][0], row % n
+            line = _about(record) | {
+                "sample": sample,
+                "text": answer.text,
+                "choice": answer.choice,
+                "finish_reason": answer.finish_reason,
+                "tokens": answer.tokens.numel(),
+                "seed": seeds[row],
+                "key": self.keys[record.id],
+            }
+            if self.folder is not None:
+                name = f"{self.keys[record.id]}-{sample}"
+                line["latents"] = _save_latents(self.folder, name, record, answer)
+            lines.append(line)
+        return lines
 
 
 def _save_latents(folder: Path, name: str, record: Record, answer: Answer) -> str:

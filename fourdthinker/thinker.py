@@ -80,9 +80,12 @@ class Thinker:
         """
         try:
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.empty(0, device=place)
-        except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
-            raise ConfigError(f"device {device}: {error}") from error
+            torch.zeros(1, device=place).item()
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # absent, or (meta) without values
+            raise ConfigError(f"device {device}: {error}; name one that this machine has, or cpu") from error
         checkpoint = load_checkpoint(
             path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy
         )

@@ -1,7 +1,8 @@
 """Scoring a model on records: sampled and greedy accuracy with intervals, baselines, paired comparisons."""
 
+from fourdthinker.evaluate.clips import group_clips, read_clips
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
-from fourdthinker.evaluate.runner import evaluate
+from fourdthinker.evaluate.runner import evaluate, sample_seed
 from fourdthinker.evaluate.table import results_table, types_table
 
 __all__ = [
@@ -9,7 +10,10 @@ __all__ = [
     "Question",
     "baselines",
     "evaluate",
+    "group_clips",
     "paired_difference",
+    "read_clips",
     "results_table",
+    "sample_seed",
     "types_table",
 ]

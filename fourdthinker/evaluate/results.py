@@ -24,8 +24,8 @@ class Question:
     clip. options: letter -> text. answer: the right letter. answers: the parsed letter of each of the n
     samples, None where nothing could be parsed. greedy: the parsed letter at temperature 0. texts,
     greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
-    length limit. failed: why there are no answers at all (the clip could not be read), "" otherwise; a
-    failed question counts as answered wrongly.
+    length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
+    "" otherwise; a failed question counts as answered wrongly.
     """
 
     id: str

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.errors import ConfigError, RecordError, SamplingError, VideoError
 from fourdthinker.evaluate.clips import (
     Clip,
     Override,
@@ -81,8 +81,8 @@ def evaluate(
         killed run is resumed. name: the model's name in results and journal; a journal of another name is
         refused. progress: a progress bar on standard error.
 
-    A clip that cannot be read makes its questions *failed*: they count as wrong and are reported beside the
-    accuracy.
+    A clip that cannot be read makes its questions *failed*, and so do NaN logits: they count as wrong and are
+    reported beside the accuracy.
 
     Raises:
         RecordError: a record without options or answer, or two with the same id.
@@ -243,6 +243,26 @@ def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def _answer(
+    sampler: LatentSampler,
+    encoder: Encoder,
+    records: Sequence[Record],
+    todo: Sequence[tuple[int, Prompt]],
+    n: int,
+    greedy: bool,
+    config: SamplingConfig,
+) -> list[Question]:
+    """Sample answers to all of `todo`; those that the model has no answer to fail, and the others go on."""
+    failed: list[Question] = []
+    while todo:
+        try:
+            return failed + _answered(sampler, encoder, records, todo, n, greedy, config)
+        except SamplingError as error:
+            failed += [_question(records[todo[k][0]], failed=reason) for k, reason in error.prompts.items()]
+            todo = [item for k, item in enumerate(todo) if k not in error.prompts]
+    return failed
+
+
+def _answered(
     sampler: LatentSampler,
     encoder: Encoder,
     records: Sequence[Record],

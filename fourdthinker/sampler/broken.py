@@ -52,6 +52,9 @@ def _cause(prompt: Prompt, features: Tensor | None, backbone: Backbone) -> str:
     sound = backbone.embedding_weight[ids].isfinite().all(1)
     if not bool(sound.all()):
         return f"the embedding row of token {int(ids[~sound][0])} is NaN or infinite; mend the checkpoint"
+    head = backbone.head_weight.isfinite().all(1)
+    if not bool(head.all()):
+        return f"row {int((~head).nonzero()[0])} of the output head is NaN or infinite; mend the checkpoint"
     return (
         "look for NaN or infinite weights, for values too large for the dtype (float16), or for processors "
         "that ban every id"

@@ -52,11 +52,12 @@ class LatentSampler:
         max_rows: int = 256,
     ) -> None:
         for name, value in (("check_every", check_every), ("kv_budget", kv_budget), ("max_rows", max_rows)):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (value is None and name != "max_rows") and not (whole and value >= 1):
-                unit = ", in bytes" if name == "kv_budget" else ""
+            if value is None and name != "max_rows":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                unit = " of bytes" if name == "kv_budget" else ""
                 none = "" if name == "max_rows" else ", or None"
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1{unit}{none}")
+                raise ConfigError(f"{name} is {value!r}; it must be an integer{unit}, at least 1{none}")
         self.backbone, self.tokenizer, self.check_every = backbone, tokenizer, check_every
         self.kv_budget, self.max_rows = kv_budget, max_rows
 

@@ -168,6 +168,18 @@ def test_a_killed_run_is_resumed_from_its_journal(world: Any, tmp_path: Path) ->
     assert sampler.calls - before == 4
 
 
+def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(world: Any, tmp_path: Path) -> None:
+    records, path = world[2][:6], tmp_path / "journal.jsonl"
+    run(world, records=records, journal=path, batch_prompts=2)
+    head, *lines = path.read_bytes().splitlines(keepends=True)
+    parts = [json.loads(line) | {"seconds": 10.0} for line in lines[:4]]  # a slow machine, and a kill
+    path.write_bytes(head + b"".join(json.dumps(part).encode() + b"\n" for part in parts) + b'{"id"')
+    resumed = run(world, records=records, journal=path, batch_prompts=2)
+    spent = sum(json.loads(line)["seconds"] for line in path.read_bytes().splitlines()[1:])
+    assert 40 < spent <= resumed.seconds < spent + 5
+    assert 40 < run(world, records=records, journal=path).seconds < spent + 5
+
+
 def test_a_journal_of_something_else_is_refused(world: Any, tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     run(world, records=world[2][:2], journal=path)
@@ -176,8 +188,11 @@ def test_a_journal_of_something_else_is_refused(world: Any, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"records: '\w+' there, '\w+' now"):
         run(world, records=world[2][:3], journal=path)
     path.write_text(path.read_text() + "[1]\n")
-    with pytest.raises(ConfigError, match=r"journal.jsonl:4: not a line"):
-        run(world, records=world[2][:2], journal=path)
+    for text in (path.read_text(), "hello\n", "no newline"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"journal.jsonl:\d: not a line"):
+            run(world, records=world[2][:2], journal=path)
+        assert path.read_text() == text
 
 
 def test_a_failed_clip_is_tried_again_on_resuming(world: Any, tmp_path: Path) -> None:

@@ -259,10 +259,17 @@ def test_sliding_windows_are_refused(talker: Checkpoint, monkeypatch: pytest.Mon
         LatentSampler(talker.backbone).sample([make_prompt(talker, 0, 4)], 1)
 
 
-@pytest.mark.parametrize("wrong", [{"check_every": 0}, {"kv_budget": 0}, {"max_rows": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"check_every": 0}, {"kv_budget": 0}, {"max_rows": -1}, {"kv_budget": "1g"}, {"max_rows": 1.5},
+        {"max_rows": None}, {"check_every": True},
+    ],
+)  # fmt: skip
 def test_bad_limits(talker: Checkpoint, wrong: dict[str, int]) -> None:
     ((name, value),) = wrong.items()
-    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be at least 1"):
+    said = f"{name} is {value!r}; it must be an integer{' of bytes' * (name == 'kv_budget')}, at least 1"
+    with pytest.raises(ConfigError, match=said):
         LatentSampler(talker.backbone, **wrong)
 
 

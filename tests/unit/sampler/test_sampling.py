@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, SamplingError
 from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import (
     LatentSampler,
@@ -313,8 +313,20 @@ def test_a_processor_that_leaves_nothing_is_named(tiny: Checkpoint) -> None:
     def ban(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return torch.full_like(scores, -torch.inf)
 
-    with pytest.raises(ValueError, match="processors that ban every id"):
+    with pytest.raises(SamplingError, match=r"prompt 0: its logits .* or for processors that ban every id"):
         sample(tiny, [make_prompt(tiny, 0, 4)], max_new_tokens=1, logits_processor=[ban])
+
+
+def test_a_processor_that_leaves_only_what_the_grammar_forbids(tiny: Checkpoint) -> None:
+    pad = tiny.backbone.latents.pad_id
+
+    def ban(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, pad] = 0.0
+        return kept
+
+    with pytest.raises(SamplingError, match="processors that ban every id"):
+        sample(tiny, [make_prompt(tiny, 0, 4)], max_new_tokens=3, logits_processor=[ban])
 
 
 def test_what_is_ignored_may_be_banned(tiny: Checkpoint) -> None:

@@ -1,0 +1,169 @@
+"""`generate_file`: what cannot be written is refused, one process writes, a broken question fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker import cli
+from fourdthinker.errors import OutputError
+from fourdthinker.evaluate import evaluate
+from fourdthinker.files import JsonLines
+from fourdthinker.frames import FramePolicy
+from fourdthinker.generate import generate_file
+from fourdthinker.prompts import PromptStyle
+from fourdthinker.records import Record
+from fourdthinker.sampler import SamplingConfig
+from fourdthinker.thinker import Thinker, question_record
+from tests.tiny import tiny_checkpoint
+
+CONFIG = SamplingConfig(temperature=1.0, max_new_tokens=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generate") / "model"
+    policy = FramePolicy(max_pixels=56 * 56)
+    tiny_checkpoint(path, tied=False, policy=policy, style=PromptStyle(instruction=""))
+    return path
+
+
+@pytest.fixture(scope="module")
+def thinker(model: Path) -> Thinker:
+    return Thinker.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture
+def broken_z(thinker: Thinker) -> Iterator[None]:
+    """The embedding row of "Z" is NaN."""
+    (token,) = thinker.encoder.tokenizer("Z", add_special_tokens=False)["input_ids"]
+    row = thinker.checkpoint.backbone.embedding_weight.data[token]
+    before = row.clone()
+    row.fill_(torch.nan)
+    yield
+    row.copy_(before)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_nan_logits_fail_one_question_and_the_others_go_on(
+    thinker: Thinker, broken_z: None, tmp_path: Path
+) -> None:
+    records = [question_record(None, text, id=text) for text in ("a", "Z", "b")]
+    done = generate_file(thinker, records, tmp_path / "out", n=2, config=CONFIG, progress=False)
+    assert (done.answered, list(done.failed)) == (2, ["Z"])
+    lines = read(tmp_path / "out")
+    assert [line["id"] for line in lines] == ["Z", "a", "a", "b", "b"]
+    assert "question 'Z'" in lines[0]["error"]
+    assert "embedding row of token" in lines[0]["error"]
+    alone = tmp_path / "alone"
+    generate_file(thinker, records[2:], alone, n=2, config=CONFIG, progress=False)
+    assert [line["text"] for line in read(alone)] == [line["text"] for line in lines[3:]]
+
+
+def test_nan_logits_fail_one_question_of_an_evaluation(thinker: Thinker, broken_z: None) -> None:
+    records = [
+        Record("rl", text, text, options={"A": "left", "B": "right"}, answer="A") for text in ("a", "Z", "b")
+    ]
+    result = evaluate(thinker.sampler, thinker.encoder, records, n=2, config=CONFIG, progress=False)
+    assert [bool(question.failed) for question in result.questions] == [False, True, False]
+    assert "question 'Z'" in result.questions[1].failed
+    assert result.summary()["failed"] == 1
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says before any model is loaded."""
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_an_output_is_looked_at_before_the_model_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["generate", "--checkpoint", "/no/model", "--question", "?", "--out"]
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for out, said in (
+        ("/dev/null", "/dev/null is a device, not a regular file; name a file to write"),
+        (str(tmp_path), f"{tmp_path} is a folder, not a regular file"),
+        (str(tmp_path / "pipe"), "is a named pipe"),
+        (str(tmp_path / "file" / "x"), f"{tmp_path / 'file'} is not a folder, and one is needed"),
+    ):
+        assert said in refused([*ask, out], capsys)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    out = str(tmp_path / "out")
+    assert "file is not a folder" in refused([*ask, out, "--latents-out", str(tmp_path / "file")], capsys)
+    with JsonLines(out):
+        assert "out: another process is writing this file" in refused([*ask, out], capsys)
+
+
+def test_an_evaluation_and_a_report_look_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    judge = ["eval", "--checkpoint", "/no/model", "--data", str(data), "--out"]
+    assert "data.jsonl is not a folder" in refused([*judge, str(data)], capsys)
+    with JsonLines(run / "answers.jsonl"):
+        assert "answers.jsonl: another process is writing" in refused([*judge, str(run)], capsys)
+    report = ["report", str(run), "--out"]
+    assert f"{run} is a folder, not a regular file" in refused([*report, str(run)], capsys)
+    assert ". is a folder" in refused([*report, "."], capsys)
+    said = refused([*report, str(tmp_path / "none" / "x.html")], capsys)
+    assert f"x.html: the folder {tmp_path / 'none'} does not exist; create it" in said
+    (run / "link.html").symlink_to(tmp_path / "page.html")
+    assert cli.main([*report, str(run / "link.html")]) == 0
+    assert (run / "link.html").is_symlink()
+    assert "</html>" in (tmp_path / "page.html").read_text()
+
+
+def test_a_device_without_values(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--checkpoint", str(model), "--question", "?", "--device", "meta"]
+    assert "device meta: " in refused(words, capsys)
+
+
+def test_a_full_disk_under_the_latents(thinker: Thinker, tmp_path: Path) -> None:
+    records = [question_record(None, "a", id="a" * 2000)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"\.safetensors: cannot be written \(File too large\)"):
+            generate_file(
+                thinker, records, tmp_path / "out", config=CONFIG, latents_out=tmp_path / "latents",
+                progress=False,
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "out").read_bytes() == b""
+    assert list((tmp_path / "latents").iterdir()) == []
+
+
+def test_two_processes_on_one_file(model: Path, tmp_path: Path) -> None:
+    """One answers everything, once; the other is refused by name and writes nothing."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(json.dumps({"id": str(k), "question": f"q{k}"}) + "\n" for k in range(40)))
+    words = ["-m", "fourdthinker.cli", "generate", "--checkpoint", str(model), "--data", str(data)]
+    words += ["--device", "cpu", "--batch", "1", "--max-new-tokens", "40", "--out", str(out)]
+    both = [
+        subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=500)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    loser = said[[process.returncode for process in both].index(2)]
+    assert f"fourdthinker generate: {out}: another process is writing this file; wait for it" in loser
+    assert sorted(line["id"] for line in read(out)) == sorted(str(k) for k in range(40))
