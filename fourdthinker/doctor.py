@@ -135,6 +135,12 @@ def _video() -> Iterator[Finding]:
         remedy = "install ffnvcodec's headers (Debian: libffmpeg-nvenc-dev) and reinstall fourdthinker"
         yield Finding("note", "NVDEC", "not built in: videos are decoded on the host", remedy)
         return
+    library = module.nvdec_missing()
+    if library is not None:
+        remedy = "check the driver with nvidia-smi" if _has_gpu() else ""
+        yield Finding("note", "NVDEC library", f"videos are decoded on the host: {library}", remedy)
+        return
+    yield Finding("ok", "NVDEC library", "libnvcuvid.so.1 is there")
     decoded, reasons = [], []
     for codec in DECODERS:
         reason = module.nvdec_refusal(codec, "420", 8, 1920, 1080, 0)

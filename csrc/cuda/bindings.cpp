@@ -145,6 +145,16 @@ cuda::Decoders& decoders() {
     return shared;
 }
 
+std::optional<std::string> nvdec_missing() {
+    nb::gil_scoped_release unlocked;
+    try {
+        cuda::driver();
+        return {};
+    } catch (const std::exception& error) {
+        return error.what();
+    }
+}
+
 std::optional<std::string> nvdec_refusal(const std::string& codec, const std::string& chroma, int depth, int width,
                                          int height, int device) {
     nb::gil_scoped_release unlocked;
@@ -227,6 +237,8 @@ void bind_nvdec(nb::module_& m) {
             PyErr_SetObject(damaged, values.ptr());
         }
     });
+    m.def("nvdec_missing", &nvdec_missing,
+          "Why the driver's video library (libnvcuvid) cannot be used, or None when it can. No GPU is asked.");
     m.def("nvdec_refusal", &nvdec_refusal, "codec"_a, "chroma"_a, "depth"_a, "width"_a, "height"_a, "device"_a,
           "Why the GPU `device` cannot decode such a stream, or None when it can.");
     nb::class_<Nvdec>(m, "Nvdec",

@@ -273,8 +273,9 @@ bool Video::sound(int surface) const {
             return true;
         }
         const auto found = status.decodeStatus;
-        if (!tells()) return found != cuvidDecodeStatus_Error && found != cuvidDecodeStatus_Error_Concealed;
-        if (found != cuvidDecodeStatus_InProgress) return found == cuvidDecodeStatus_Success;
+        if (found == cuvidDecodeStatus_Error || found == cuvidDecodeStatus_Error_Concealed) return false;
+        // "Invalid" says that the status is not known, and nothing of the data.
+        if (found != cuvidDecodeStatus_InProgress || !tells()) return true;
         if (std::chrono::steady_clock::now() > end)
             throw std::runtime_error("NVDEC has not decoded a picture within " + std::to_string(patience.count()) +
                                      " s");

@@ -118,6 +118,9 @@ CLIPS = {
     "av1": ("libsvtav1", "yuv420p", {"g": "20", "preset": "12"}),
     "av1 10 bits": ("libsvtav1", "yuv420p10le", {"g": "20", "preset": "12"}),
 }
+# First of all whether NVDEC is there: without the driver's video library the rest says nothing.
+NVDEC_MISSING = nvdec.missing()
+with_nvdec = pytest.mark.skipif(NVDEC_MISSING is not None, reason=f"no NVDEC: {NVDEC_MISSING}")
 SIZE = (180, 318)  # no multiples of 16: a display area inside the coded frames
 FRAMES = 60
 
@@ -187,6 +190,13 @@ def in_software(data: bytes, chosen: list[int], **options) -> np.ndarray:
         return video.convert([p for p, _, _ in parts], **(OUTPUT | described | options))
 
 
+def test_nvdec_is_there():
+    """The reason stands in the list of skipped tests before those of all other tests of NVDEC."""
+    if NVDEC_MISSING is not None:
+        pytest.skip(NVDEC_MISSING)
+
+
+@with_nvdec
 @pytest.mark.parametrize("name", CLIPS)
 def test_nvdec_gives_the_frames_of_software(clips, name):
     data = clips(name)
@@ -201,6 +211,7 @@ def test_nvdec_gives_the_frames_of_software(clips, name):
     same(got, in_software(data, chosen[:5], **patches))
 
 
+@with_nvdec
 def test_every_frame_of_many_videos_at_once(clips):
     names = ["h264", "h264 one GOP", "hevc"]
     expected = {name: in_software(clips(name), list(range(FRAMES))) for name in names}
@@ -214,6 +225,7 @@ def test_every_frame_of_many_videos_at_once(clips):
         list(pool.map(one, range(48)))
 
 
+@with_nvdec
 def test_memory_is_flat(clips):
     data = clips("h264")
 
@@ -231,6 +243,7 @@ def test_memory_is_flat(clips):
     assert before - free() < 32 << 20
 
 
+@with_nvdec
 def test_what_is_missing_or_damaged_is_named(clips):
     data = clips("h264")
     with av.open(io.BytesIO(data)) as container:

@@ -12,9 +12,14 @@ CPU = {"cuda": False, "why_no_cuda": "no nvcc was found", "archs": [], "nvdec_he
 CUDA = {"cuda": True, "why_no_cuda": None, "archs": ["80-real", "100"], "nvdec_headers": True}
 
 
+OK = ("ok", "_video", "")
+LIBRARY = ("ok", "NVDEC library", "is there")
+
+
 def findings(monkeypatch, info, refusals=(), gpu=False):
     module = types.ModuleType("fourdthinker._video")
     module.build_info = lambda: info
+    module.nvdec_missing = lambda: dict(refusals).get("library")
     module.nvdec_refusal = lambda codec, *_: dict(refusals).get(codec)
     monkeypatch.setitem(sys.modules, "fourdthinker._video", module if info else None)
     monkeypatch.setattr(doctor, "_has_gpu", lambda: gpu)
@@ -33,18 +38,32 @@ def findings(monkeypatch, info, refusals=(), gpu=False):
             True,
             [("ok", "_video", "CUDA build for 80-real, 100"), ("note", "NVDEC", "on the host | .*nvenc-dev")],
         ),
-        (CUDA, (), True, [("ok", "_video", ""), ("ok", "NVDEC", "h264, hevc, vp9, av1 on the GPU | $")]),
+        (
+            CUDA,
+            (),
+            True,
+            [OK, LIBRARY, ("ok", "NVDEC", "h264, hevc, vp9, av1 on the GPU | $")],
+        ),
         (
             CUDA,
             {"av1": "this chip has none"},
             True,
-            [("ok", "_video", ""), ("ok", "NVDEC", "decodes h264, hevc, vp9 on the GPU; not av1")],
+            [OK, LIBRARY, ("ok", "NVDEC", "decodes h264, hevc, vp9 on the GPU; not av1")],
         ),
         (
             CUDA,
-            dict.fromkeys(doctor.DECODERS, "libcuda.so.1 cannot be opened"),
+            {"library": "libnvcuvid.so.1 cannot be opened"},
             True,
-            [("ok", "_video", ""), ("note", "NVDEC", "libcuda.so.1 cannot be opened | check the driver")],
+            [
+                ("ok", "_video", ""),
+                ("note", "NVDEC library", "libnvcuvid.so.1 cannot be opened | check the driver"),
+            ],
+        ),
+        (
+            CUDA,
+            dict.fromkeys(doctor.DECODERS, "device 0 cannot be used"),
+            True,
+            [OK, LIBRARY, ("note", "NVDEC", "device 0 cannot be used | check the driver")],
         ),
     ],
 )

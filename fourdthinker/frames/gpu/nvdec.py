@@ -43,14 +43,9 @@ class NvdecError(Exception):
         self.pts = pts
 
 
-def available(
-    codec: str, chroma: str, depth: int, width: int, height: int, device: torch.device
-) -> str | None:
-    """Why NVDEC of `device` does not decode such a stream; None when it does.
-
-    codec: FFmpeg's name of it (video.codec_context.name); chroma: "420", "422", "444" or "gray"; depth: bits;
-    width, height: of the coded frames.
-    """
+def missing() -> str | None:
+    """Why there is no NVDEC here, whatever the stream and the chip: a build without it, or a driver without
+    its video library (as in containers that are not given it); None when there is."""
     reason = convert.missing()
     if reason is not None:
         return reason
@@ -61,6 +56,23 @@ def available(
             "fourdthinker._video is built without NVDEC: install ffnvcodec's headers (Debian: "
             "libffmpeg-nvenc-dev) and reinstall fourdthinker"
         )
+    library: str | None = module.nvdec_missing()
+    return library
+
+
+def available(
+    codec: str, chroma: str, depth: int, width: int, height: int, device: torch.device
+) -> str | None:
+    """Why NVDEC of `device` does not decode such a stream; None when it does.
+
+    codec: FFmpeg's name of it (video.codec_context.name); chroma: "420", "422", "444" or "gray"; depth: bits;
+    width, height: of the coded frames.
+    """
+    reason = missing()
+    if reason is not None:
+        return reason
+    module = native()
+    assert module is not None
     name = codec_of(codec).nvdec
     if name is None:
         return f"NVDEC is not used for the codec {codec}"

@@ -29,6 +29,9 @@ def test_without_cuda_it_says_so(monkeypatch):
     monkeypatch.setattr(Without, "build_info", lambda: {"cuda": True, "nvdec_headers": False})
     assert "libffmpeg-nvenc-dev" in nvdec.available("h264", "420", 8, 640, 480, HOST)
     monkeypatch.setattr(Without, "build_info", lambda: {"cuda": True, "nvdec_headers": True})
+    monkeypatch.setattr(Without, "nvdec_missing", lambda: "libnvcuvid.so.1 cannot be opened", raising=False)
+    assert nvdec.available("mpeg4", "420", 8, 640, 480, HOST) == "libnvcuvid.so.1 cannot be opened"
+    monkeypatch.setattr(Without, "nvdec_missing", lambda: None)
     assert nvdec.available("mpeg4", "420", 8, 640, 480, HOST) == "NVDEC is not used for the codec mpeg4"
     for module in (convert, nvdec):
         monkeypatch.setattr(module, "native", lambda: None)
