@@ -1,7 +1,8 @@
 """One record for each codec: all that reading knows of it. To add a codec is to add its record.
 
-What a record does not say, and a codec without one, is taken for the worst: no picture is left out, keyframes
-are doubted where all pictures are called so, and the decoder is not emptied before the data end.
+What a record does not say, and a codec without one, is taken for the worst: its pictures may be reordered,
+none is left out, keyframes are doubted where all pictures are called so, and the decoder is not emptied
+before the data end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fourdthinker.frames.bitstream import av1, mpeg, nal, vpx
+from fourdthinker.frames.bitstream import av1, display_order, mpeg, nal, vpx
+from fourdthinker.frames.bitstream.display_order import Order
 from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Data, Flags, Test
 
 
@@ -21,10 +23,15 @@ class Codec:
     decoders: FFmpeg's names of them, by which the codec is found. reorders: pictures may be stored in another
     order than they are shown in.
 
+    display_order: where it does, when a picture is shown, as `bitstream.display_order` has it; None: only the
+    decoder knows.
+
     flags: what the data of a picture tell (`bitstream.pictures`). settle: the flags of a whole stream, once
     all are known. begins: whether decoding can begin at a picture that the container calls a keyframe, for
     decoders that do not notice when it cannot. keyframes_known: by their data, here or to FFmpeg's parsers
-    and decoders, so that they are believed even where all pictures are keyframes.
+    and decoders, so that they are believed even where all pictures are keyframes. leading_told: of pictures
+    decoded after the first keyframe and shown before it, the decoder shows those that do not need what
+    precedes it, and no others.
 
     flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
     keyframe after it. frame_threads: on several threads damage is still told in time. shared_threads: threads
@@ -43,10 +50,12 @@ class Codec:
 
     decoders: tuple[str, ...]
     reorders: bool = False
+    display_order: Callable[[bytes], Order] | None = None
     flags: Callable[[bytes], Flags] = lambda _: lambda data: 0
     settle: Callable[[bytearray], bytes] = bytes
     begins: Callable[[bytes], Test] = lambda _: lambda data: True
     keyframes_known: bool = False
+    leading_told: bool = False
     flushes: bool = False
     frame_threads: bool = True
     shared_threads: bool = False
@@ -70,6 +79,7 @@ CODECS = {
     "h264": Codec(
         ("h264",),
         reorders=True,
+        display_order=display_order.h264,
         flags=nal.h264_flags,
         keyframes_known=True,
         flushes=True,
@@ -84,10 +94,12 @@ CODECS = {
     "hevc": Codec(
         ("hevc",),
         reorders=True,
+        display_order=display_order.h265,
         flags=nal.h265_flags,
         settle=nal.settle_layers,
         begins=nal.h265_begins,
         keyframes_known=True,
+        leading_told=True,
         flushes=True,
         err_detect="crccheck+explode",
         without_picture=nal.H265.packet_without_picture,
@@ -126,6 +138,7 @@ CODECS = {
     "mpeg4": Codec(
         ("mpeg4",),
         reorders=True,
+        display_order=display_order.mpeg4,
         flags=mpeg.mpeg4_flags,
         begins=mpeg.mpeg4_begins,
         keyframes_known=True,
@@ -135,8 +148,28 @@ CODECS = {
     "mpeg2": Codec(
         ("mpeg1video", "mpeg2video"),
         reorders=True,
+        display_order=display_order.mpeg2,
         begins=mpeg.mpeg2_begins,
         keyframes_known=True,
+        leading_told=True,
+        flushes=True,
+    ),
+    "vvc": Codec(("vvc",), reorders=True, leading_told=True, flushes=True),
+    "one picture back": Codec(
+        (
+            "wmv1",
+            "wmv2",
+            "msmpeg4",
+            "msmpeg4v1",
+            "msmpeg4v2",
+            "flv",
+            "h261",
+            "h263",
+            "h263p",
+            "theora",
+            "gif",
+            "apng",
+        ),
         flushes=True,
     ),
     "realvideo": Codec(("rv30", "rv40"), reorders=True, frame_threads=False),
@@ -154,4 +187,4 @@ _BY_DECODER = {decoder: codec for codec in CODECS.values() for decoder in codec.
 
 def codec_of(decoder: str) -> Codec:
     """The record of a codec, by FFmpeg's name of its decoder (`video.codec_context.name`)."""
-    return _BY_DECODER.get(decoder) or Codec((decoder,))
+    return _BY_DECODER.get(decoder) or Codec((decoder,), reorders=True)

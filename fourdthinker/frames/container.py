@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | bytes
 # Containers that hold one file's media and refer to nothing else (playlists and scripts are not opened).
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,gif,mxf,wav,mp3,"
-    "aac,flac,h264,hevc,m4v,av1,obu,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
+    "aac,flac,h264,hevc,vvc,m4v,av1,obu,apng,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
 )
 
 
@@ -67,12 +67,19 @@ def _pyav(name: str) -> ModuleType:
 
 @contextmanager
 def opened(
-    source: Source, stream: int | None, threads: int, deadline: Deadline, *, quick: bool = False
+    source: Source,
+    stream: int | None,
+    threads: int,
+    deadline: Deadline,
+    *,
+    quick: bool = False,
+    longest_delay: bool = False,
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream, or the one asked for, its decoder set to `threads` threads.
 
     quick: where the container's header tells enough, do not let FFmpeg decode the first pictures, which it
-    does to learn their format and, without fail, how far they are reordered.
+    does to learn their format and, without fail, how far they are reordered. longest_delay: see
+    `set_threads`.
     """
     av = _pyav(deadline.name)
     name = deadline.name
@@ -114,7 +121,7 @@ def opened(
         for other in container.streams:
             if other.index != video.index:
                 other.discard = av.stream.Discard.all
-        set_threads(video, threads)
+        set_threads(video, threads, longest_delay=longest_delay)
         yield container, video
 
 

@@ -16,6 +16,7 @@ from fourdthinker.frames.colour import Layout, Planes
 from fourdthinker.frames.gpu import convert as gpu
 from fourdthinker.frames.native import native
 from fourdthinker.frames.orientation import Orientation
+from fourdthinker.frames.times import TimesFrom
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,7 +33,8 @@ class Frames:
     seconds: the time that each frame was asked for; shown: the time at which that frame's presentation
     begins; both on the clock of the source. fps: frames a second of `seconds`. seconds_per_grid: seconds
     between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock. decoder:
-    what decoded and converted them. fault: with partial=True, why the frames after these are not here.
+    what decoded and converted them. times_from: how the times of a clip were learnt (`times.times_of`):
+    "container", "sorted" or "rate". fault: with partial=True, why the frames after these are not here.
     """
 
     pixels: Tensor | None = None
@@ -45,6 +47,7 @@ class Frames:
     seconds_per_grid: float = 2.0
     kind: str = "video"
     decoder: str = ""
+    times_from: TimesFrom = "container"
     fault: str | None = None
 
 

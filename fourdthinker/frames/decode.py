@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Test
@@ -135,7 +136,7 @@ def frames_at(
 
     held: all packets of the timeline, where they are at hand; else they are read from the container, which
     must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
-    Raises Missing, SeekFailed and Damaged.
+    Raises Missing, SeekFailed, Disordered and Damaged.
     """
     import av.error
 
@@ -152,7 +153,7 @@ def frames_at(
                 yield from sink.settle()
                 context.flush_buffers()
             elif isinstance(packet, int):
-                sink.landed = packet
+                sink.land(packet)
             else:
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 near = near if stamp is None else stamp
@@ -194,14 +195,15 @@ def packets_for(
     """What has to be decoded for these stamps, in order. None and then the stamp of a keyframe stand where
     decoding goes on at that keyframe with an empty decoder."""
     if not timeline.coded:
-        return container.demux(video)
+        return islice(container.demux(video), timeline.skipped, None)
     context = video.codec_context
     runs = plan(timeline, wanted, careful=careful, ends=_ends(timeline, context.name))
     chosen = _chosen(timeline, wanted, runs, careful)
     if held is not None:
-        packets = _from_memory(held, chosen)
+        packets = _from_memory(held, timeline, chosen)
     else:
-        leap = SEEK if seek else len(timeline.coded) + 1
+        # Packets that have numbers for stamps are found by counting.
+        leap = SEEK if seek and timeline.clock is None else len(timeline.coded) + timeline.skipped + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
     has_hole = codec_of(context.name).has_hole
     if has_hole is None:
@@ -229,19 +231,23 @@ def _chosen(
     flags = timeline.flags
     for number, (first, last) in enumerate(runs):
         if not number or not flags[first] & RANDOM_ACCESS:
-            yield first, timeline.coded[first]
+            # What is shown before the first keyframe is in the timeline if it can be decoded from there.
+            yield first, timeline.coded[first] if first else timeline.pts[0]
         for place in range(first, last + 1):
             if careful or place in needed or not flags[place] & NON_REFERENCE:
                 yield place, None
 
 
 def _from_memory(
-    held: Sequence[av.Packet], chosen: Iterator[tuple[int, int | None]]
+    held: Sequence[av.Packet], timeline: Timeline, chosen: Iterator[tuple[int, int | None]]
 ) -> Iterator[av.Packet | int | None]:
     fresh = True
     for place, begin in chosen:
         if begin is None:
-            yield held[place]
+            packet = held[place]
+            if timeline.clock is not None:
+                packet.pts = timeline.coded[place]
+            yield packet
             fresh = False
         else:
             if not fresh:
@@ -260,13 +266,14 @@ def _from_file(
     """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
     import av.error
 
-    packets = container.demux(video)
-    at = -1  # the place of the packet last read
+    packets, counts = container.demux(video), timeline.clock is not None
+    at = -1 - timeline.skipped if counts else -1  # the place of the packet last read
+    begun = False
     for place, begin in chosen:
         if begin is not None or (place - at > leap and timeline.flags[place] & KEYFRAME):
-            if at >= 0:
+            if begun:
                 yield None
-            yield timeline.coded[place]
+            yield timeline.coded[place] if begin is None else begin
             if place - at > leap:
                 try:
                     container.seek(timeline.coded[place], stream=video)
@@ -276,12 +283,17 @@ def _from_file(
         if begin is not None:
             continue
         while at != place:
-            packet = next(packets, None)
-            if packet is None or packet.size == 0:
+            following = next(packets, None)
+            if following is None or following.size == 0:
                 raise SeekFailed(timeline.seconds(timeline.coded[place]))
             deadline.check()
-            found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
+            packet = following
+            if counts:
+                found, packet.pts = at + 1, timeline.coded[place]
+            else:
+                found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
             if found > place:
                 raise SeekFailed(timeline.seconds(timeline.coded[place]))
             at = found
+        begun = True
         yield packet

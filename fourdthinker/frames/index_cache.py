@@ -20,12 +20,14 @@ from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 from fourdthinker.errors import OutputError
 from fourdthinker.files import UNFINISHED, make_folder, write_bytes
 from fourdthinker.frames.timeline import Timeline
+from fourdthinker.frames.times import TimesFrom
 
-VERSION = 6
+VERSION = 7
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 ROOM = 256 << 20  # bytes of disk that all indices may take
@@ -58,14 +60,14 @@ def folder() -> Path | None:
     return Path(cache) / "fourdthinker" / "index"
 
 
-def key_of(path: str, stream: int) -> str | None:
-    """What tells one state of a file from all others; None for what is no file."""
+def key_of(path: str, stream: int, fps: float | None = None) -> str | None:
+    """What tells one state of a file, read at this rate, from all others; None for what is no file."""
     try:
         state = os.stat(path)
     except OSError:
         return None
     return json.dumps(
-        [VERSION, path, stream, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+        [VERSION, path, stream, fps, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     )
 
 
@@ -151,16 +153,19 @@ def _place(key: str) -> Path | None:
 
 
 def _pack(timeline: Timeline, key: str) -> bytes:
-    """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers: stamps shown, stamps coded
-    (both as differences), flags."""
-    body = _differences(timeline.pts) + _differences(timeline.coded) + timeline.flags
+    """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers: pictures shown, packets coded,
+    clock (all as differences), flags."""
+    clock = timeline.clock or ()
+    body = b"".join(map(_differences, (timeline.pts, timeline.coded, clock))) + timeline.flags
     packed = zlib.compress(body, 1)
     head = {
         "key": key,
         "base": [timeline.base.numerator, timeline.base.denominator],
         "end": timeline.end,
         "fault": timeline.fault,
-        "counts": [len(timeline.pts), len(timeline.coded)],
+        "counts": [len(timeline.pts), len(timeline.coded), len(clock)],
+        "times_from": timeline.times_from,
+        "skipped": timeline.skipped,
     }
     return signed(json.dumps(head).encode() + b"\n" + packed)
 
@@ -176,9 +181,9 @@ def _unpack(data: bytes, key: str) -> Timeline:
     head = json.loads(line)
     if head["key"] != key:
         raise ValueError("it is of another file")
-    shown, coded = (int(count) for count in head["counts"])
-    size = 8 * shown + 9 * coded
-    if min(shown, coded) < 1 or size > LARGEST:
+    shown, coded, timed = (int(count) for count in head["counts"])
+    size = 8 * (shown + timed) + 9 * coded
+    if shown < 1 or min(coded, timed) < 0 or max(coded, timed) < 1 or size > LARGEST:
         raise ValueError(f"{shown} frames of {coded} packets")
     unpacker = zlib.decompressobj()
     body = unpacker.decompress(packed, size + 1)
@@ -189,14 +194,21 @@ def _unpack(data: bytes, key: str) -> Timeline:
     end, fault = float(head["end"]), head["fault"]
     if not math.isfinite(end) or any(b <= a for a, b in pairwise(pts)):
         raise ValueError("times that do not increase")
-    if not set(pts) <= set(order):
+    clock = _sums(body[8 * (shown + coded) : 8 * (shown + coded + timed)]) if timed else None
+    if coded and not set(pts) <= set(order):
         raise ValueError("frames without packets")
+    if clock is not None and (pts[0] < 0 or pts[-1] >= timed or any(b < a for a, b in pairwise(clock))):
+        raise ValueError("a clock that does not count the frames")
+    times_from, skipped = head["times_from"], int(head["skipped"])
+    if times_from not in get_args(TimesFrom) or skipped < 0:
+        raise ValueError(f"times from {times_from!r}, {skipped} packets before them")
     if fault is not None:
         fault = float(fault[0]), str(fault[1])
     base = Fraction(int(head["base"][0]), int(head["base"][1]))
     if base <= 0:
         raise ValueError(f"a clock of {base} seconds")
-    return Timeline(base, pts, end, order, body[8 * (shown + coded) :], fault)
+    flags = body[8 * (shown + coded + timed) :]
+    return Timeline(base, pts, end, order, flags, fault, clock, times_from, skipped)
 
 
 def _differences(numbers: object) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO
 
 MAGIC = b"\x1a\x45\xdf\xa3"
@@ -23,30 +24,45 @@ _PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}
 _IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, _VOID, _CRC}
 
 
-def first_gap(media: str | os.PathLike[str] | bytes, name: str, check: Callable[[], None]) -> int | None:
-    """Where in a file, at `name` unless it is bytes, the first data begin that may be damaged, or after which
-    some are missing; None where there are none, and for other files than Matroska. check is called now and
-    then."""
+@dataclass(frozen=True)
+class Walk:
+    """Over the elements of a file. gap: where the first data begin that may be damaged, or after which some
+    are missing; None where there are none, and for other files than Matroska. complete: all sizes are known
+    and the file holds as much."""
+
+    gap: int | None = None
+    complete: bool = False
+
+
+def walk(media: str | os.PathLike[str] | bytes, name: str, check: Callable[[], None]) -> Walk:
+    """Walk through a file, at `name` unless it is bytes. check is called now and then."""
     if isinstance(media, bytes):
-        return _Walk(io.BytesIO(media), len(media), check).first_gap()
+        return _Walker(io.BytesIO(media), len(media), check).walk()
     with open(name, "rb", buffering=0) as file:
-        return _Walk(file, os.fstat(file.fileno()).st_size, check).first_gap()
+        return _Walker(file, os.fstat(file.fileno()).st_size, check).walk()
 
 
-class _Walk:
-    """Over the elements of a file of so many bytes."""
+class _Walker:
+    """In a file of so many bytes."""
 
     def __init__(self, file: BinaryIO, size: int, check: Callable[[], None]) -> None:
         self.file, self.size, self.check = file, size, check
         self.count = 0
+        self.sized = True
+
+    def walk(self) -> Walk:
+        if self.file.read(4) != MAGIC:
+            return Walk()
+        gap = self.first_gap()
+        return Walk(gap, self.sized and gap is None)
 
     def first_gap(self) -> int | None:
-        if self.file.read(4) != MAGIC:
-            return None
         head = self.element(0)
         segment = None if head is None or head[1] is None else self.element(head[2] + head[1])
         if segment is None or segment[0] != _SEGMENT:
+            self.sized = False
             return None
+        self.sized = segment[1] is not None
         at = begin = segment[2]
         end = self.size if segment[1] is None else at + segment[1]
         while at < end:
@@ -70,6 +86,7 @@ class _Walk:
         Damage lies before the place where it shows, for data may look like an element by chance: all of the
         cluster is suspect then. Of one that the end of the file cuts off, only the last element is.
         """
+        self.sized = self.sized and size is not None
         limit = self.size if size is None else at + size
         last = begin
         while at < min(limit, self.size):

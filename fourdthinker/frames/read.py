@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames.attempts import Reading
 from fourdthinker.frames.checks import policy_of, whole
 from fourdthinker.frames.container import Source, name_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal
@@ -19,6 +18,7 @@ from fourdthinker.frames.image_file import is_image
 from fourdthinker.frames.images import image_as_video
 from fourdthinker.frames.policy import FramePolicy
 from fourdthinker.frames.pool import in_order, threads
+from fourdthinker.frames.reading import Reading
 from fourdthinker.frames.request import FrameSource, Request
 
 TIMEOUT = 600.0  # seconds

@@ -20,11 +20,14 @@ from fourdthinker.frames.timeline import Timeline
 @dataclass(frozen=True)
 class FrameSource:
     """A video: a file or its bytes. stream: index of the stream in the container, default the best video
-    stream. reader: "auto", or "decord" to decode with that package."""
+    stream. reader: "auto", or "decord" to decode with that package. fps: pictures a second of a stream that
+    has no times, such as raw H.264; of one that has, these are passed over, and picture k is shown at
+    k/fps."""
 
     media: Source
     stream: int | None = field(default=None, kw_only=True)
     reader: Literal["auto", "decord"] = field(default="auto", kw_only=True)
+    fps: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, bytes):
@@ -34,6 +37,9 @@ class FrameSource:
             whole("stream", self.stream, 0, remedy)
         if self.reader not in ("auto", "decord"):
             raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
+        if self.fps is not None:
+            remedy = "give pictures a second above 0, or None for the file's own times"
+            object.__setattr__(self, "fps", above_zero("fps", self.fps, remedy))
 
 
 @dataclass(frozen=True)

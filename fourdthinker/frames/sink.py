@@ -25,6 +25,14 @@ class Missing(Exception):
         self.seconds = seconds
 
 
+class Disordered(Exception):
+    """Pictures leave the decoder in another order than they are said to be shown in, from `seconds` on."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("pictures leave the decoder in another order than they are said to be shown in")
+        self.seconds = seconds
+
+
 class Damaged(Exception):
     """The decoder cannot make a frame of the data with this stamp, at `seconds`."""
 
@@ -36,6 +44,9 @@ class Damaged(Exception):
 class Sink:
     """Sorts what a decoder gives into the frames wanted.
 
+    Frames are known by their stamps (`Timeline`), which must increase from one to the next: else the stamps
+    do not tell which picture is shown when. Where the timeline has no packets, frames are counted instead.
+
     A wanted frame is held until all that was decoded before it has come out: what it refers to may be shown
     after it, and only then tells that it is damaged. several: threads decode, so that errors may be lost;
     what was decoded before a wanted frame and has not come out then counts as damaged.
@@ -46,17 +57,29 @@ class Sink:
         self.pending = list(reversed(wanted))
         self.held: deque[tuple[int, av.VideoFrame]] = deque()  # with the stamp that has to be seen first
         self.seen = self.landed = timeline.pts[0]  # frames shown before `landed` may lack what they refer to
+        self.latest: int | None = None  # the stamp that came out last
         self.several = several
         self.out: set[int] = set()  # the stamps that came out
         self.whole = 0  # before this place, all that was decoded came out
+
+    def land(self, stamp: int) -> None:
+        """Decoding goes on at a keyframe of this stamp, with an empty decoder."""
+        self.landed, self.latest = stamp, None
 
     def take(self, frames: Sequence[av.VideoFrame], limit: int | None = None) -> Iterator[av.VideoFrame]:
         """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
         pending = self.pending
         for frame in frames:
+            if not self.timeline.coded:
+                if frame.is_corrupt:
+                    continue
+                frame.pts = 0 if self.latest is None else self.latest + 1
             pts = frame.pts
             if pts is None or pts < self.landed:
                 continue
+            if self.latest is not None and pts <= self.latest:
+                raise Disordered(self.timeline.seconds(pts))
+            self.latest = pts
             if limit is not None and self.timeline.order.get(pts, limit) >= limit:
                 continue
             if frame.is_corrupt and self.needs(pts):
@@ -99,7 +122,7 @@ class Sink:
             return
         try:
             yield from self.take(context.decode(None), limit)
-        except (av.error.FFmpegError, Damaged, Missing):
+        except (av.error.FFmpegError, Damaged, Missing, Disordered):
             return
 
     def _last_before(self, pts: int) -> int:

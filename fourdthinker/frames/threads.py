@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 MOST = 16  # pictures that H.264 can hold back (MAX_DELAYED_PIC_COUNT of FFmpeg)
 
 
-def set_threads(video: VideoStream, threads: int) -> None:
+def set_threads(video: VideoStream, threads: int, *, longest_delay: bool = False) -> None:
     """Decode on that many threads, before the decoder is used.
 
-    Pictures wait for each other; with two more of them at hand, fewer threads wait.
+    Pictures wait for each other; with two more of them at hand, fewer threads wait. longest_delay: hold back
+    as many pictures as the decoder can, so that they leave it in order though the stream does not say how
+    many that takes.
     """
     context = video.codec_context
     codec = codec_of(context.name)
@@ -35,8 +37,9 @@ def set_threads(video: VideoStream, threads: int) -> None:
     if count > 1:
         video.thread_type = "AUTO"
     options = {"err_detect": codec.err_detect} if codec.err_detect else {}
-    if codec.settable_delay and count > 1:
-        options["has_b_frames"] = str(count)  # a picture is chosen when its thread is free again
+    if codec.settable_delay and (count > 1 or longest_delay):
+        # With threads, a picture is chosen when its thread is free again.
+        options["has_b_frames"] = str(MOST if longest_delay else count)
     context.options = options
 
 

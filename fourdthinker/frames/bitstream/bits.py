@@ -18,12 +18,10 @@ class Bits:
 
     def ue(self) -> int:
         """An unsigned number in Exp-Golomb code."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-            if zeros > 32:
-                raise ValueError("a number of more than 32 bits")
-        return (1 << zeros) - 1 + self.take(zeros)
+        zeros = self.left - (self.value & ((1 << self.left) - 1)).bit_length()
+        if zeros > 32:
+            raise ValueError("a number of more than 32 bits")
+        return self.take(2 * zeros + 1) - 1
 
     def skip_ue(self, count: int) -> None:
         for _ in range(count):

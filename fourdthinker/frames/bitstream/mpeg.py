@@ -18,7 +18,7 @@ UNCODED = 20  # bytes that one which is "not coded" hardly has, but for 0xff, wh
 
 def mpeg2_begins(extradata: bytes) -> Test:
     """Whether decoding can begin at a picture: an I-picture, or data that do not tell."""
-    return lambda data: _field(bytes(data), PICTURE, 1, 3, 7) in (1, None)
+    return lambda data: field(bytes(data), PICTURE, 1, 3, 7) in (1, None)
 
 
 def mpeg4_begins(extradata: bytes) -> Test:
@@ -29,7 +29,7 @@ def mpeg4_flags(extradata: bytes) -> Flags:
     return _mpeg4_flags
 
 
-def _field(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int | None:
+def field(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int | None:
     """A field of the byte `offset` bytes behind the first start code of a picture."""
     found = data.find(start)
     index = found + len(start) + offset
@@ -55,7 +55,7 @@ class _Mpeg4Start:
 
     def begins(self, data: Data) -> bool:
         whole = bytes(data)
-        kind = _field(whole, VOP, 0, 6, 3)
+        kind = field(whole, VOP, 0, 6, 3)
         self.interlaced = self.interlaced or _interlaced(whole.partition(VOP)[0])
         if kind not in (0, None) or (self.interlaced and self.begun):
             return False

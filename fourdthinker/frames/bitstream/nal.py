@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.pictures import (
@@ -30,7 +31,7 @@ _HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profil
 
 
 @dataclass(frozen=True)
-class _Syntax:
+class Syntax:
     """Where H.264 and H.265 differ in how units stand in a stream."""
 
     shift: int  # nal_unit_type in the first byte of a unit
@@ -109,8 +110,8 @@ class _Syntax:
         return test
 
 
-H264 = _Syntax(0, 31, 4, 7, range(6), 1, 7, b"\x09\xf0")
-H265 = _Syntax(1, 63, 21, 23, range(32), 2, 33, b"\x46\x01\x50")
+H264 = Syntax(0, 31, 4, 7, range(6), 1, 7, b"\x09\xf0")
+H265 = Syntax(1, 63, 21, 23, range(32), 2, 33, b"\x46\x01\x50")
 
 
 def units(data: Data, length: int) -> Iterator[Data]:
@@ -211,18 +212,18 @@ def h265_siting(extradata: bytes) -> str:
     return _siting(H265, extradata)
 
 
-def _siting(syntax: _Syntax, extradata: bytes) -> str:
+def _siting(syntax: Syntax, extradata: bytes) -> str:
     try:
         for unit in header_units(syntax, extradata):
             if len(unit) and syntax.kind(unit) == syntax.parameter_set:
-                bits = Bits(bytes(unit[syntax.head :]).replace(b"\0\0\3", b"\0\0"))
+                bits = Bits(content(unit)[syntax.head :])
                 return _h264_siting(bits) if syntax is H264 else _h265_siting(bits)
     except (ValueError, IndexError):
         return "left"  # a header that cannot be read declares nothing; the decoder judges it
     return "left"
 
 
-def header_units(syntax: _Syntax, extradata: bytes) -> Iterator[Data]:
+def header_units(syntax: Syntax, extradata: bytes) -> Iterator[Data]:
     """The NAL units of a header, as far as it goes: avcC, hvcC, or behind start codes."""
     if extradata[:3] in (b"\0\0\0", START):
         yield from units(extradata, 0)
@@ -248,33 +249,65 @@ def header_units(syntax: _Syntax, extradata: bytes) -> Iterator[Data]:
             begin += 2 + size
 
 
-def _h264_siting(bits: Bits) -> str:
+def content(unit: Data, size: int | None = None) -> bytes:
+    """A unit, or its first bytes, without the bytes that keep start codes from occurring in it."""
+    return bytes(unit[:size]).replace(b"\0\0\3", b"\0\0")
+
+
+class Sequence264(NamedTuple):
+    """Of a sequence parameter set of H.264, what the order of pictures needs. Sizes are in bits."""
+
+    number: int
+    separate_planes: int
+    frame_number_size: int
+    order_kind: int
+    order_size: int
+    frames_only: int
+
+
+class Sequence265(NamedTuple):
+    """The same of H.265. layers: sub-layers less one."""
+
+    number: int
+    separate_planes: int
+    order_size: int
+    layers: int
+
+
+def sequence_h264(bits: Bits) -> Sequence264:
+    """From the first bit behind the unit's head up to direct_8x8_inference_flag."""
     profile = bits.take(8)
     bits.take(16)
-    bits.ue()
+    number, separate = bits.ue(), 0
     if profile in _HIGH:
         chroma = bits.ue()
         if chroma == 3:
-            bits.take(1)
+            separate = bits.take(1)
         bits.skip_ue(2)
         bits.take(1)
         if bits.take(1):
-            for number in range(12 if chroma == 3 else 8):
+            for index in range(12 if chroma == 3 else 8):
                 if bits.take(1):
-                    _scaling_list(bits, 16 if number < 6 else 64)
-    bits.ue()
-    order = bits.ue()
-    if order == 0:
-        bits.ue()
-    elif order == 1:
+                    _scaling_list(bits, 16 if index < 6 else 64)
+    frame_number_size = bits.ue() + 4
+    order_kind, order_size = bits.ue(), 0
+    if order_kind == 0:
+        order_size = bits.ue() + 4
+    elif order_kind == 1:
         bits.take(1)
         bits.skip_ue(2)
         bits.skip_ue(bits.ue())
     bits.ue()
     bits.take(1)
     bits.skip_ue(2)
-    if not bits.take(1):
+    frames_only = bits.take(1)
+    if not frames_only:
         bits.take(1)
+    return Sequence264(number, separate, frame_number_size, order_kind, order_size, frames_only)
+
+
+def _h264_siting(bits: Bits) -> str:
+    sequence_h264(bits)
     bits.take(1)
     if bits.take(1):
         bits.skip_ue(4)
@@ -290,7 +323,8 @@ def _scaling_list(bits: Bits, size: int) -> None:
         last = following or last
 
 
-def _h265_siting(bits: Bits) -> str:
+def sequence_h265(bits: Bits) -> Sequence265:
+    """From the first bit behind the unit's head up to log2_max_pic_order_cnt_lsb_minus4."""
     bits.take(4)
     layers = bits.take(3)
     bits.take(1 + 96)
@@ -299,14 +333,18 @@ def _h265_siting(bits: Bits) -> str:
         bits.take(2 * (8 - layers))
     for profile, level in present:
         bits.take(88 * profile + 8 * level)
-    bits.ue()
+    number, separate = bits.ue(), 0
     if bits.ue() == 3:
-        bits.take(1)
+        separate = bits.take(1)
     bits.skip_ue(2)
     if bits.take(1):
         bits.skip_ue(4)
     bits.skip_ue(2)
-    order = bits.ue() + 4
+    return Sequence265(number, separate, bits.ue() + 4, layers)
+
+
+def _h265_siting(bits: Bits) -> str:
+    _, _, order, layers = sequence_h265(bits)
     bits.skip_ue(3 * (layers + 1 if bits.take(1) else 1))
     bits.skip_ue(6)
     if bits.take(1) and bits.take(1):

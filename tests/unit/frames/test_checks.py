@@ -99,7 +99,7 @@ def nothing_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("fourdthinker.frames.attempts.opened", refuse)
+    monkeypatch.setattr("fourdthinker.frames.reading.opened", refuse)
     monkeypatch.setattr("fourdthinker.frames.images.load_image", refuse)
     monkeypatch.setattr("fourdthinker.frames.read.is_image", refuse)
 

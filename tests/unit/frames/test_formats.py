@@ -123,7 +123,7 @@ def test_without_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = make_clip(tmp_path / "c.mp4", [40 * k for k in range(20)], rotation=90, size=(48, 96))
     here = read_frames(path, FramePolicy(fps=10))
     monkeypatch.setattr(convert_module, "native", lambda: None)
-    monkeypatch.setattr("fourdthinker.frames.attempts.native", lambda: None)
+    monkeypatch.setattr("fourdthinker.frames.converter.native", lambda: None)
     there = read_frames(path, FramePolicy(fps=10))
     assert there.decoder == "libavcodec h264, RGB by swscale and Pillow"
     assert there.pixels.shape == here.pixels.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourdthinker.frames import FramePolicy, attempts, index_cache, read_frames
+from fourdthinker.frames import FramePolicy, index_cache, read_frames, reading
 from fourdthinker.frames.timeline import Timeline
 from tests.clips import make_clip, numbers
 
@@ -24,13 +24,13 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files whose packets were read through for an index; the cache is a folder of this test."""
     monkeypatch.setenv(index_cache.VARIABLE, str(tmp_path / "index"))
     names = []
-    original = attempts.build_timeline
+    original = reading.build_timeline
 
-    def spying(container, video, name, *rest):
+    def spying(container, video, name, *rest, **options):
         names.append(name)
-        return original(container, video, name, *rest)
+        return original(container, video, name, *rest, **options)
 
-    monkeypatch.setattr(attempts, "build_timeline", spying)
+    monkeypatch.setattr(reading, "build_timeline", spying)
     return names
 
 

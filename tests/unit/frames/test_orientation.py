@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, FrameSource, attempts, iterate_frames, read_frames
+from fourdthinker.frames import FramePolicy, FrameSource, iterate_frames, read_frames, reading
 from fourdthinker.frames import convert as convert_module
+from fourdthinker.frames.attempts import Attempt
 from fourdthinker.frames.colour import planes_of
 from fourdthinker.frames.gpu import convert as gpu_convert
-from fourdthinker.frames.gpu import nvdec
 from fourdthinker.frames.orientation import Orientation
 from tests.clips import make_clip
 
@@ -114,7 +114,7 @@ def test_without_the_extension(
     tmp_path: Path, matrix: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert_module, "native", lambda: None)
-    monkeypatch.setattr("fourdthinker.frames.attempts.native", lambda: None)
+    monkeypatch.setattr("fourdthinker.frames.converter.native", lambda: None)
     read_everywhere(clip_of(tmp_path, matrix), matrix)
 
 
@@ -136,15 +136,7 @@ def test_on_the_gpu(
         planes = [planes_of(frames[pts])[0] for pts in wanted]
         return gpu_convert.convert(planes, device=torch.device("cpu"), **(layout | conversion))
 
-    original = attempts.Reading.__init__
-
-    def on_gpu(self: attempts.Reading, request: Any) -> None:
-        original(self, request)
-        self.on_gpu = True
-
-    monkeypatch.setattr(nvdec, "decode", decode)
-    monkeypatch.setattr(nvdec, "available", lambda *_: None)
-    monkeypatch.setattr(attempts.Reading, "__init__", on_gpu)
+    monkeypatch.setattr(reading, "Attempt", lambda *a, **named: Attempt(*a, **(named | {"on_gpu": True})))
     path = clip_of(tmp_path, matrix)
     assert read_frames(path).decoder == "nvdec"
     read_everywhere(path, matrix)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FramePolicy, attempts, iterate_frames, read_frames
+from fourdthinker.frames import FramePolicy, iterate_frames, read_frames, reading
+from fourdthinker.frames.attempts import Attempt
 from fourdthinker.frames.colour import planes_of
 from fourdthinker.frames.gpu import nvdec
 from tests.clips import make_clip
@@ -42,13 +43,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(nvdec, "decode", decode)
     monkeypatch.setattr(nvdec, "available", lambda *_: None)
-    original = attempts.Reading.__init__
-
-    def on_gpu(self: attempts.Reading, request: Any) -> None:
-        original(self, request)
-        self.on_gpu = True
-
-    monkeypatch.setattr(attempts.Reading, "__init__", on_gpu)
+    monkeypatch.setattr(reading, "Attempt", lambda *a, **named: Attempt(*a, **(named | {"on_gpu": True})))
     return given
 
 
@@ -66,11 +61,11 @@ def software(monkeypatch: pytest.MonkeyPatch, read: Any) -> Any:
         return read()
 
 
-@pytest.mark.parametrize("room", [attempts.ROOM, 0])
+@pytest.mark.parametrize("room", [reading.ROOM, 0])
 def test_same_frames_from_fewer_packets(
     clip: Path, engine: list[int], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    monkeypatch.setattr(attempts, "ROOM", room)
+    monkeypatch.setattr(reading, "ROOM", room)
     for how in (
         {"policy": FramePolicy(fps=2)},
         {"policy": FramePolicy(fps=2), "out": "patches"},

@@ -1,0 +1,205 @@
+"""In which order the pictures of a stream are shown, by their own headers and without decoding.
+
+A function of a stream's header gives one of the data of each packet, called in decoding order: a number that
+increases in the order of display, or None where the data do not tell. It serves to check presentation times,
+and to order pictures where these are missing or follow the order of storage.
+
+Sources: ITU-T H.264 7.3.3 (slice header), 8.2.1 (picture order count); H.265 7.3.6.1 (slice segment header),
+8.3.1 (picture order count), 8.1.3 (random access); ISO/IEC 13818-2 6.1.1.11 and ISO/IEC 14496-2 6.1.3 (a
+B-picture is shown when it is decoded, another one after the B-pictures that follow it). Not read: H.264's
+memory_management_control_operation 5, after which the numbers given may not increase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from fourdthinker.frames.bitstream.bits import Bits
+from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
+from fourdthinker.frames.bitstream.nal import (
+    H264,
+    H265,
+    Sequence264,
+    Sequence265,
+    content,
+    header_units,
+    sequence_h264,
+    sequence_h265,
+    units,
+)
+from fourdthinker.frames.bitstream.pictures import Data
+
+Order = Callable[[Data], int | None]
+_EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
+_GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
+_HEAD = 24  # bytes of a slice that hold the fields read here
+_PICTURE_SETS_264, _PICTURE_SETS_265 = 8, 34
+
+
+def h264(extradata: bytes) -> Order:
+    return _H264(extradata).order
+
+
+def h265(extradata: bytes) -> Order:
+    return _H265(extradata).order
+
+
+def mpeg2(extradata: bytes) -> Order:
+    """MPEG-1 and MPEG-2."""
+    return _Delayed(lambda data: field(data, PICTURE, 1, 3, 7), b_picture=3).order
+
+
+def mpeg4(extradata: bytes) -> Order:
+    def kind(data: bytes) -> int | None:
+        return None if data.find(VOP, data.find(VOP) + 1) > 0 else field(data, VOP, 0, 6, 3)
+
+    return _Delayed(kind, b_picture=2).order
+
+
+class _Delayed:
+    """B-pictures are shown at once, others when the next one of them is decoded."""
+
+    def __init__(self, kind: Callable[[bytes], int | None], b_picture: int) -> None:
+        self.kind, self.b_picture = kind, b_picture
+        self.others = self.b_pictures = 0
+
+    def order(self, data: Data) -> int | None:
+        kind = self.kind(bytes(data))
+        if kind is None:
+            return None
+        if kind == self.b_picture:
+            self.b_pictures += 1
+            return (self.others - 1) * _GROUP + self.b_pictures
+        self.others, self.b_pictures = self.others + 1, 0
+        return self.others * _GROUP
+
+
+class _Count:
+    """Picture order count: what a slice gives of it, made whole by the pictures before."""
+
+    def __init__(self) -> None:
+        self.epoch = self.high = self.low = 0
+
+    def begin(self) -> None:
+        self.epoch, self.high, self.low = self.epoch + _EPOCH, 0, 0
+
+    def whole(self, low: int, size: int, kept: bool) -> int:
+        """low: of `size` bits. kept: what follows counts from this picture."""
+        high, half = self.high, 1 << (size - 1)
+        if low < self.low and self.low - low >= half:
+            high += 1 << size
+        elif low > self.low and low - self.low > half:
+            high -= 1 << size
+        if kept:
+            self.high, self.low = high, low
+        return self.epoch + high + low
+
+
+class _H264:
+    def __init__(self, extradata: bytes) -> None:
+        self.length = H264.length_size(extradata)
+        self.sequences: dict[int, Sequence264] = {}
+        self.of_picture: dict[int, int] = {}  # picture parameter set -> sequence parameter set
+        self.count, self.decoded = _Count(), 0
+        with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
+            for unit in header_units(H264, extradata):
+                self._set(unit)
+
+    def order(self, data: Data) -> int | None:
+        try:
+            for unit in units(data, self.length):
+                if not len(unit):
+                    return None
+                kind = unit[0] & 31
+                if kind in (1, 2, 5):
+                    return self._slice(Bits(content(unit, _HEAD)), kind == 5, bool(unit[0] & 0x60))
+                self._set(unit)
+        except (ValueError, KeyError):
+            return None
+        return None
+
+    def _set(self, unit: Data) -> None:
+        kind = unit[0] & 31 if len(unit) else 0
+        if kind == H264.parameter_set:
+            sequence = sequence_h264(Bits(content(unit)[1:]))
+            self.sequences[sequence.number] = sequence
+        elif kind == _PICTURE_SETS_264:
+            bits = Bits(content(unit, _HEAD)[1:])
+            number = bits.ue()
+            self.of_picture[number] = bits.ue()
+
+    def _slice(self, bits: Bits, idr: bool, reference: bool) -> int | None:
+        bits.take(8)
+        bits.skip_ue(2)
+        sequence = self.sequences[self.of_picture[bits.ue()]]
+        if sequence.separate_planes:
+            bits.take(2)
+        bits.take(sequence.frame_number_size)
+        if not sequence.frames_only and bits.take(1):
+            bits.take(1)
+        self.decoded += 1
+        if idr:
+            bits.ue()
+            self.count.begin()
+        if sequence.order_kind == 2:  # shown as decoded
+            return self.count.epoch + self.decoded
+        if sequence.order_kind == 1:
+            return None
+        return self.count.whole(bits.take(sequence.order_size), sequence.order_size, reference)
+
+
+class _H265:
+    def __init__(self, extradata: bytes) -> None:
+        self.length = H265.length_size(extradata)
+        self.sequences: dict[int, Sequence265] = {}
+        self.of_picture: dict[int, tuple[int, int, int]] = {}  # (sequence, output flag, extra bits)
+        self.count, self.begins = _Count(), True
+        with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
+            for unit in header_units(H265, extradata):
+                self._set(unit)
+
+    def order(self, data: Data) -> int | None:
+        try:
+            for unit in units(data, self.length):
+                if len(unit) < 2:
+                    return None
+                kind = unit[0] >> 1 & 63
+                if kind < 32:
+                    return self._slice(Bits(content(unit, _HEAD)), kind, unit[1] & 7)
+                self._set(unit)
+                self.begins = self.begins or kind in (36, 37)  # end of a sequence, of a bitstream
+        except (ValueError, KeyError):
+            return None
+        return None
+
+    def _set(self, unit: Data) -> None:
+        kind = unit[0] >> 1 & 63 if len(unit) > 2 else 0
+        if kind == H265.parameter_set:
+            sequence = sequence_h265(Bits(content(unit)[2:]))
+            self.sequences[sequence.number] = sequence
+        elif kind == _PICTURE_SETS_265:
+            bits = Bits(content(unit, _HEAD)[2:])
+            number, sequence_number = bits.ue(), bits.ue()
+            bits.take(1)
+            self.of_picture[number] = sequence_number, bits.take(1), bits.take(3)
+
+    def _slice(self, bits: Bits, kind: int, layer: int) -> int | None:
+        bits.take(16)
+        if not bits.take(1):  # not the first slice of its picture
+            return None
+        if 16 <= kind < 24:
+            bits.take(1)
+            if kind != 21 or self.begins:  # after a CRA picture counting goes on, unless it is the first
+                self.count.begin()
+            self.begins = False
+        number, output_flag, extra = self.of_picture[bits.ue()]
+        sequence = self.sequences[number]
+        if kind in (19, 20):
+            return self.count.epoch
+        bits.take(extra)
+        bits.ue()
+        bits.take(output_flag + 2 * sequence.separate_planes)
+        # Not from leading pictures, nor those that nothing of their layer refers to, nor higher layers.
+        kept = layer == 1 and not 6 <= kind <= 9 and not (kind < 16 and kind % 2 == 0)
+        return self.count.whole(bits.take(sequence.order_size), sequence.order_size, kept)

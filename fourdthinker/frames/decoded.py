@@ -1,0 +1,222 @@
+"""When each picture of a video is shown, learnt by decoding, where its packets do not tell."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
+from fourdthinker.frames.codecs import codec_of
+from fourdthinker.frames.listed import DAMAGED, end_of, hidden_by_edits, numbered, pace, stamp_of, suspect
+from fourdthinker.frames.timeline import Timeline
+from fourdthinker.frames.times import increases, times_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
+
+
+@dataclass
+class _Run:
+    """What came out of a stream decoded from its beginning. Packets are counted from that of the file's
+    first; `shown` holds those whose pictures came out, in that order, None for a picture of unknown
+    packet."""
+
+    skipped: int = 0  # packets before the first one decoded
+    stamps: list[int | None] = field(default_factory=list)  # of all packets
+    durations: list[int] = field(default_factory=list)
+    flags: bytearray = field(default_factory=bytearray)
+    discarded: set[int] = field(default_factory=set)
+    shown: list[int | None] = field(default_factory=list)
+    broken: tuple[float, str] | None = None  # as the container says
+    fault: str | None = None  # as the decoder says
+
+
+def decoded_timeline(
+    container: InputContainer,
+    video: VideoStream,
+    name: str,
+    listed: Timeline | None,
+    partial: bool,
+    gap: int | None,
+    check: Callable[[], None],
+    fps: float | None = None,
+) -> Timeline:
+    """The timeline of the pictures that a decoder shows, for streams whose packets do not tell.
+
+    Packets are counted instead of stamped, so that each picture names its packet whatever the stamps say.
+
+    listed: what the packets said. gap: where in the file data are missing. fps: pictures a second, whatever
+    the times in the file. VideoError when more than a few packets in a row show nothing, when decoding fails,
+    or when there are no frames; partial: only when there are none, else the timeline ends before the fault.
+    """
+    base = video.time_base or Fraction(1)
+    run = _decode(container, video, base, gap, check)
+    if not run.shown:
+        if run.fault is not None:
+            raise VideoError(
+                f"{name}: the data cannot be decoded at its start ({run.fault}); the file is damaged"
+            )
+        raise VideoError(f"{name}: zero frames: stream {video.index} holds nothing that decodes to pictures")
+    fault = None if run.fault is None else f"the data cannot be decoded further ({run.fault})"
+    shown, lost = run.shown, None
+    if listed is not None and None not in shown:
+        places = [listed.skipped + listed.order[number] for number in listed.pts]
+        known = set(places)
+        shown = [packet for packet in shown if packet in known]
+        lost = _lost(places, shown)
+    timeline = _timeline(run, shown, video, name, base, fps)
+    if listed is not None and lost is not None:
+        seconds = listed.seconds(listed.coded[lost - listed.skipped])
+        if not (partial and len(timeline.pts) and timeline.begin[0] < seconds):
+            raise VideoError(f"{name}: the frame at {seconds:.3f} s cannot be decoded; the file is damaged")
+        return _until(timeline, seconds, "a frame cannot be decoded")
+    if fault is not None:
+        last = timeline.begin[-1]
+        if not partial:
+            raise VideoError(
+                f"{name}: the data cannot be decoded after {last:.3f} s ({run.fault}); the file is damaged"
+            )
+        timeline.fault = min(filter(None, ((last, fault), run.broken)))
+    else:
+        timeline.fault = run.broken if listed is None else listed.fault
+    return timeline
+
+
+def decodable(container: InputContainer, video: VideoStream, skipped: int, count: int) -> set[int]:
+    """Of the first `count` packets behind those skipped, the places of those whose pictures come out when
+    decoding begins with them."""
+    found: set[int] = set()
+    place = -skipped
+    for packet in container.demux(video):
+        if packet.size and place >= 0:
+            packet.pts = place
+            found.update(_whole(packet.decode()))
+        place += bool(packet.size)
+        if place >= count:
+            break
+    found.update(_whole(video.codec_context.decode(None)))
+    return found
+
+
+def _whole(frames: Sequence[av.VideoFrame]) -> Iterator[int]:
+    return (frame.pts for frame in frames if not frame.is_corrupt and frame.pts is not None)
+
+
+def _decode(
+    container: InputContainer, video: VideoStream, base: Fraction, gap: int | None, check: Callable[[], None]
+) -> _Run:
+    import av.error
+
+    run, form, codec = _Run(), container.format.name, codec_of(video.codec_context.name)
+    header = video.codec_context.extradata or b""
+    flags_of, begins = codec.flags(header), codec.begins(header)
+    # A decoder told to fail at damage fails before the first keyframe.
+    begun = codec.err_detect is None
+    last: int | None = None
+    try:
+        for packet in container.demux(video):
+            check()
+            stamp = stamp_of(packet, form)
+            if run.broken is None and (suspect(packet, gap) or (gap is not None and not packet.size)):
+                near = [time for time in (stamp, packet.dts, last) if time is not None]
+                run.broken = float(min(near, default=0) * base), DAMAGED
+            last = stamp if stamp is not None else last
+            if packet.size:
+                begun = begun or packet.is_keyframe
+                if not begun:
+                    run.skipped += 1
+                if packet.is_discard:
+                    run.discarded.add(len(run.stamps))
+                data = memoryview(packet)
+                key = packet.is_keyframe and begins(data)
+                run.flags.append(flags_of(data) | (KEYFRAME if key else 0))
+                packet.pts = len(run.stamps)
+                run.stamps.append(stamp)
+                run.durations.append(packet.duration or 0)
+            for frame in packet.decode() if begun else ():
+                if not frame.is_corrupt:
+                    run.shown.append(frame.pts)
+    except av.error.FFmpegError as error:
+        run.fault = error.strerror
+    return run
+
+
+def _timeline(
+    run: _Run,
+    shown: Sequence[int | None],
+    video: VideoStream,
+    name: str,
+    base: Fraction,
+    fps: float | None,
+) -> Timeline:
+    packets = [packet for packet in shown if packet is not None]
+    named = len(packets) == len(shown) == len(set(packets))
+    if named:
+        places = sorted(packets)
+        stored = [run.stamps[packet] for packet in places]
+        index = {packet: place for place, packet in enumerate(places)}
+        display = [index[packet] for packet in packets]
+    else:
+        # Some packets hold several pictures, others none: as many of the ones as of the others, or it is only
+        # known when the first is shown.
+        every = [k for k in range(run.skipped, len(run.stamps)) if k not in run.discarded]
+        stored = [run.stamps[packet] for packet in every[: len(shown)]]
+        if len(every) != len(shown):
+            stored = [stored[0], *[None] * (len(shown) - 1)]
+        display = list(range(len(shown)))
+    stamped = [stored[place] for place in display]
+    known = [stamp for stamp in stamped if stamp is not None]
+    believed = named and len(known) == len(shown) and increases(known)
+    if fps is not None:
+        stored = [None] * len(shown)
+    step, base = pace(video, name, base, stored, fps)
+    clock, times_from = times_of(stored, display, step)
+    if run.discarded and not believed:
+        raise hidden_by_edits(name)
+    duration = round(step) if times_from == "rate" else run.durations[packets[-1]] if named else 0
+    end = end_of(base, clock[-2:], duration, video)
+    pts = array("q", range(len(shown)))
+    if not named:
+        return Timeline(base, pts, end, clock=clock, times_from=times_from, skipped=run.skipped)
+    count = len(run.stamps) - run.skipped
+    coded = numbered([packet - run.skipped for packet in packets], count)
+    codec = codec_of(video.codec_context.name)
+    flags = codec.settle(run.flags[run.skipped :])
+    if not codec.flushes or count != len(shown) or max(flags) >= DUPLICATE:
+        # Decoded through from the first one, as here: what is shown may depend on it.
+        flags = bytes([KEYFRAME]) + bytes(count - 1)
+    return Timeline(base, pts, end, array("q", coded), flags, None, clock, times_from, run.skipped)
+
+
+def _until(timeline: Timeline, seconds: float, cause: str) -> Timeline:
+    """The pictures shown before a fault."""
+    kept = sum(begin < seconds for begin in timeline.begin)
+    return Timeline(
+        timeline.base,
+        timeline.pts[:kept],
+        seconds,
+        timeline.coded,
+        timeline.flags,
+        (seconds, cause),
+        timeline.clock,
+        timeline.times_from,
+        timeline.skipped,
+    )
+
+
+def _lost(places: Sequence[int], shown: Sequence[int | None]) -> int | None:
+    """The first of the packets listed that are too many in a row without a picture."""
+    decoded, run = set(shown), 0
+    for index, place in enumerate(places):
+        run = 0 if place in decoded else run + 1
+        if run > SHOW_NOTHING:
+            return places[index - run + 1]
+    return None if decoded else places[0]

@@ -1,0 +1,330 @@
+"""When each picture of a video is shown, learnt from its packets before anything is decoded."""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, NOT_SHOWN, RANDOM_ACCESS
+from fourdthinker.frames.codecs import Codec, codec_of
+from fourdthinker.frames.matroska import Walk
+from fourdthinker.frames.timeline import Held, Timeline
+from fourdthinker.frames.times import TimesFrom, increases, times_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+DAMAGED = "the data end here or are damaged"
+# Formats whose packets hold one time, that of decoding; presentation times are FFmpeg's guess.
+_DECODING_TIMES = ("avi", "asf")
+# Formats of bare streams, for whose rate FFmpeg takes 25 unless they say another.
+_BARE = ("h264", "hevc", "vvc", "m4v", "mpegvideo", "obu", "av1", "evc", "cavsvideo")
+_TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+Decodable = Callable[[int, int], Collection[int]]
+
+
+@dataclass
+class Packets:
+    """What the packets of a stream say, in decoding order, from its first keyframe on.
+
+    stamps: presentation times, None for one that has none. own: as the packets carry them. keys: what tells
+    the order of display (`bitstream.display_order`). discarded: places of packets that an edit list hides.
+    skipped, count: packets before, and of the whole stream. earliest: of all stamps. whole: what is read
+    after the last packet is not shown before this stamp. fault: (seconds, cause) of damage that the container
+    shows.
+    """
+
+    stamps: list[int | None] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    flags: bytearray = field(default_factory=bytearray)
+    keys: list[int | None] = field(default_factory=list)
+    discarded: set[int] = field(default_factory=set)
+    own: bool = True
+    skipped: int = 0
+    count: int = 0
+    earliest: int | None = None
+    whole: int | None = None
+    fault: tuple[float, str] | None = None
+
+
+def build_timeline(
+    container: InputContainer,
+    video: VideoStream,
+    name: str,
+    held: Held,
+    walk: Walk,
+    check: Callable[[], None],
+    *,
+    fps: float | None = None,
+    probed: bool = True,
+    decodable: Decodable = lambda skipped, count: (),
+) -> Timeline | None:
+    """Read through the packets of a stream. None when they do not tell which pictures are shown when.
+
+    Frames before the first keyframe in the file cannot be decoded and do not count; nor do those that an edit
+    list hides. The times of the packets are believed if they increase in the order of display, as far as the
+    pictures' own headers tell that; where they do not, or some are missing, see `times_of`.
+
+    walk: of the file, for data that are missing. check is called for each packet. fps: pictures a second,
+    whatever the times in the file. probed: FFmpeg has decoded the first pictures, and so knows whether they
+    are reordered. decodable: of the first `count` packets behind those skipped, the places of those whose
+    pictures come out when decoding begins with them. VideoError when no frame is left.
+    """
+    codec = codec_of(video.codec_context.name)
+    base = video.time_base or Fraction(1)
+    packets = _packets(container, video, name, codec, base, held, walk.gap, check)
+    if not packets.count:
+        raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
+    if not packets.stamps:
+        return None
+    flags = _settled(packets, video, codec)
+    stamps = packets.stamps
+    display = _display_order(packets, video, codec, probed)
+    known = [stamp for stamp in stamps if stamp is not None]
+    whole = packets.own and len(known) == len(stamps) == len(set(known))
+    if display is None:
+        if not whole or increases(known):
+            return None
+        display = sorted(range(len(known)), key=known.__getitem__)
+    believed = whole and increases([known[place] for place in display])
+    numbers, clock = known, None
+    times_from: TimesFrom = "container"
+    step = Fraction(0)
+    if not believed or fps is not None:
+        stored = stamps if fps is None else [None] * len(stamps)
+        step, base = pace(video, name, base, stored, fps)
+        clock, times_from = times_of(stored, display, step)
+        numbers = numbered(display, len(stamps))
+        if not believed:
+            _check_hidden(packets, name, numbers)
+    seen = _seen(packets, display, numbers, decodable if codec.leading_told else None)
+    if not seen:
+        raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
+    pts = array("q", [numbers[place] for place in seen])
+    shown = [number if clock is None else clock[number] for number in pts[-2:]]
+    duration = packets.durations[seen[-1]] if times_from != "rate" else round(step)
+    timeline = Timeline(
+        base,
+        pts,
+        end_of(base, shown, duration, video),
+        array("q", numbers),
+        flags,
+        packets.fault,
+        clock,
+        times_from,
+        packets.skipped,
+    )
+    if not walk.complete:
+        _check_length(timeline, packets, container, video)
+    return timeline
+
+
+def _seen(
+    packets: Packets, display: Sequence[int], numbers: Sequence[int], decodable: Decodable | None
+) -> list[int]:
+    """Places of the pictures that are shown, in the order of display.
+
+    Those before the first keyframe in that order may need what is not in the file: a decoder tells, or (None)
+    they do not count."""
+    seen = [place for place in display if place not in packets.discarded]
+    leading = [place for place in seen if numbers[place] < numbers[0]]
+    if not leading:
+        return seen
+    whole = decodable(packets.skipped, max(leading) + 1) if decodable is not None else ()
+    return [place for place in seen if numbers[place] >= numbers[0] or place in whole]
+
+
+def numbered(display: Sequence[int], count: int) -> list[int]:
+    """For each of `count` places in decoding order its place in `display`; the others' follow those."""
+    numbers = [-1] * count
+    for number, place in enumerate(display):
+        numbers[place] = number
+    following = len(display)
+    for place, number in enumerate(numbers):
+        if number < 0:
+            numbers[place], following = following, following + 1
+    return numbers
+
+
+def end_of(base: Fraction, stamps: Sequence[int], duration: int, video: VideoStream) -> float:
+    """When the last picture ends, in seconds, by the last two stamps shown and its own duration."""
+    if not duration and len(stamps) > 1:
+        duration = stamps[-1] - stamps[-2]
+    if duration:
+        return float((stamps[-1] + duration) * base)
+    return float(stamps[-1] * base) + (float(1 / video.average_rate) if video.average_rate else 0.0)
+
+
+def suspect(packet: av.Packet, gap: int | None) -> bool:
+    """Whether the container tells that data are missing at or before a packet."""
+    return packet.is_corrupt or (gap is not None and packet.pos is not None and packet.pos >= gap)
+
+
+def stamp_of(packet: av.Packet, form: str) -> int | None:
+    """When a packet's picture is shown, by a container of this format."""
+    if form in _DECODING_TIMES and packet.dts is not None:
+        return packet.dts
+    return packet.pts
+
+
+def pace(
+    video: VideoStream, name: str, base: Fraction, stamps: Sequence[int | None], fps: float | None
+) -> tuple[Fraction, Fraction]:
+    """(from one picture to the next, in units of stamps; seconds to such a unit).
+
+    fps: the rate where the stream has none. VideoError for stamps that lack where no rate is known.
+    """
+    bare = video.container.format.name in _BARE
+    rate = Fraction(fps).limit_denominator(1_000_000) if fps is not None else None
+    rate = rate or (video.codec_context.framerate if bare else video.average_rate)
+    missing = stamps.count(None)
+    if not rate:
+        if missing:
+            raise VideoError(
+                f"{name}: {missing} of {len(stamps)} pictures have no time, and the stream names no rate; "
+                "give FrameSource(..., fps=), or put it into a container such as mp4"
+            )
+        return Fraction(0), base
+    return (Fraction(1), 1 / rate) if missing == len(stamps) else (1 / (rate * base), base)
+
+
+def hidden_by_edits(name: str) -> VideoError:
+    return VideoError(
+        f"{name}: an edit list hides pictures, and stamps do not tell in which order they are shown, so that "
+        "it is not known which; make the file again from its source"
+    )
+
+
+def _packets(
+    container: InputContainer,
+    video: VideoStream,
+    name: str,
+    codec: Codec,
+    base: Fraction,
+    held: Held,
+    gap: int | None,
+    check: Callable[[], None],
+) -> Packets:
+    import av.error
+
+    found, form = Packets(), container.format.name
+    header = video.codec_context.extradata or b""
+    flags_of, begins = codec.flags(header), codec.begins(header)
+    key_of = codec.display_order(header) if codec.display_order is not None else None
+    latest: tuple[int, int] | None = None  # stamp and duration, where there are no decoding times
+    try:
+        for packet in container.demux(video):
+            check()
+            if packet.size == 0:
+                continue
+            found.count += 1
+            pts, dts, duration = stamp_of(packet, form), packet.dts, packet.duration or 0
+            if found.fault is None and suspect(packet, gap):
+                times = [time for time in (pts, dts, found.whole) if time is not None]
+                found.fault = _seconds(min(times, default=None), base), DAMAGED
+            if pts is not None:
+                found.earliest = pts if found.earliest is None else min(pts, found.earliest)
+            if dts is not None:
+                found.whole = (dts if pts is None else min(pts, dts)) + duration
+            elif pts is not None and (latest is None or pts > latest[0]):
+                # A picture shown after all before it: of those, none is still to come.
+                found.whole = pts if latest is None else sum(latest)
+                latest = pts, duration
+            data = memoryview(packet)
+            key = packet.is_keyframe and begins(data)
+            if not found.stamps and not key:
+                found.skipped += 1
+                continue
+            if packet.is_discard:
+                found.discarded.add(len(found.stamps))
+            found.own = found.own and pts == packet.pts
+            found.stamps.append(pts)
+            found.durations.append(duration)
+            found.flags.append(flags_of(data) | (KEYFRAME if key else 0))
+            if key_of is not None:
+                found.keys.append(key_of(data))
+            held.keep(packet)
+    except av.error.FFmpegError as error:
+        if not found.stamps:
+            raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
+        cause = f"the data cannot be read further ({error.strerror})"
+        found.fault = found.fault or (_seconds(found.whole, base), cause)
+    if gap is not None and found.fault is None:
+        found.fault = _seconds(found.whole, base), DAMAGED
+    return found
+
+
+def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
+    flags = packets.flags
+    known = video.codec_context.codec.intra_only or codec.keyframes_known
+    if not known and all(flag & KEYFRAME for flag in flags) and not all(f & RANDOM_ACCESS for f in flags):
+        # As some containers say of H.263: not to be believed.
+        flags[1:] = bytes(flag & ~(KEYFRAME | RANDOM_ACCESS) for flag in flags[1:])
+    return codec.settle(flags)
+
+
+def _display_order(packets: Packets, video: VideoStream, codec: Codec, probed: bool) -> list[int] | None:
+    """Places in decoding order in the order in which pictures are shown; None where only a decoder knows."""
+    context = video.codec_context
+    places = [place for place, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
+    if not codec.reorders or context.codec.intra_only or (probed and not context.has_b_frames):
+        return places
+    keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
+    if len(keys) < len(packets.stamps) or len(set(keys.values())) < len(keys):
+        return None
+    return sorted(places, key=keys.__getitem__)
+
+
+def _check_hidden(packets: Packets, name: str, numbers: Sequence[int]) -> None:
+    """An edit list hides times. The container tells for which packets, by their stamps; where pictures have
+    other times than their packets, those are other pictures, and decoders leave out the packets'."""
+    if not packets.discarded:
+        return
+    sorted_places = sorted(
+        range(len(numbers)), key=lambda place: (packets.stamps[place] is None, packets.stamps[place] or 0)
+    )
+    hidden = {k for k, place in enumerate(sorted_places) if place in packets.discarded}
+    if {numbers[place] for place in packets.discarded} != hidden:
+        raise hidden_by_edits(name)
+
+
+def _check_length(
+    timeline: Timeline, packets: Packets, container: InputContainer, video: VideoStream
+) -> None:
+    """Whether the header announces more than there is: the file is cut off."""
+    base = video.time_base
+    if timeline.fault is not None or packets.earliest is None or base is None:
+        return
+    announced = _announced(container, video, packets.count, float(packets.earliest * base))
+    step = (timeline.end - timeline.begin[0]) / len(timeline.pts)
+    if announced is not None and timeline.end < announced - max(0.25, 2 * step):
+        cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
+        timeline.fault = min(timeline.end, _seconds(packets.whole, base)), cause
+
+
+def _seconds(stamp: int | None, base: Fraction) -> float:
+    return -math.inf if stamp is None else float(stamp * base)
+
+
+def _announced(container: InputContainer, video: VideoStream, count: int, start: float) -> float | None:
+    """When a stream that begins at `start` ends, by the header; None where headers only guess, or where all
+    packets that it announces are there."""
+    form = container.format.name
+    if form.startswith("mov") and video.duration and video.time_base is not None:
+        there = video.frames and count >= video.frames
+        return None if there else start + float(video.duration * video.time_base)
+    if not form.startswith("matroska"):
+        return None
+    tag = _TAG.match(video.metadata.get("DURATION", ""))  # counts from 0, wherever the stream begins
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    alone = len([s for s in container.streams if s.type in ("video", "audio")]) == 1
+    return container.duration / 1e6 if alone and container.duration else None
