@@ -40,29 +40,31 @@ def pictures(
     try:
         given = io.BytesIO(media) if isinstance(media, bytes) else name
         reader = decord.VideoReader(given, num_threads=threads)
-        clock = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
-        places = np.searchsorted(clock, np.asarray(begin) - NEAR).clip(max=len(clock) - 1)
-        for place, time in zip(places, begin, strict=True):
-            if abs(clock[place] - time) > NEAR:
+        shown = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
+        indices = np.searchsorted(shown, np.asarray(begin) - NEAR).clip(max=len(shown) - 1)
+        for index, time in zip(indices, begin, strict=True):
+            if abs(shown[index] - time) > NEAR:
                 raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
-        for first in range(0, len(places), batch):
-            yield rest.apply(reader.get_batch(places[first : first + batch].tolist()).asnumpy())
+        for first in range(0, len(indices), batch):
+            yield rest.apply(reader.get_batch(indices[first : first + batch].tolist()).asnumpy())
     except decord.DECORDError as error:
         cause = str(error).strip().splitlines()[0]
         raise VideoError(f"{name}: decord cannot read it ({cause}); use reader='auto'") from error
 
 
 def orientation_left(media: Source, deadline: Deadline) -> tuple[Orientation, Orientation]:
-    """(orientation of the first frame, what decord leaves to do of it: it turns by the angle of the
-    container's matrix and does not mirror)."""
+    """(orientation of the first frame that can be decoded, what decord leaves to do of it: it turns by the
+    angle of the container's matrix and does not mirror)."""
     import av.error
 
     with opened(media, None, 1, deadline) as (container, video):
-        try:
-            frame = next(container.decode(video), None)
-        except av.error.FFmpegError:  # damaged at its beginning; decord says so where it matters
-            frame = None
-        if frame is None:
-            return Orientation(), Orientation()
-        found = orientation_of(frame, deadline.name)
-        return found, found.after_turns(round(frame.rotation / 90))
+        for packet in container.demux(video):
+            deadline.check()
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:  # decord says so, where it matters
+                continue
+            if frames:
+                found = orientation_of(frames[0], deadline.name)
+                return found, found.after_turns(round(frames[0].rotation / 90))
+    return Orientation(), Orientation()

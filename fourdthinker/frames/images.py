@@ -83,9 +83,11 @@ def read_images(
             )
         frames.pixels = torch.cat(sized).to(device)
         return frames
-    look = asdict(normal)
+    options = asdict(normal)
     parts = (
-        [patchify(s, stills=True, **look) for s in sized] if stills else [patchify(torch.cat(sized), **look)]
+        [patchify(s, stills=True, **options) for s in sized]
+        if stills
+        else [patchify(torch.cat(sized), **options)]
     )
     frames.patches = torch.cat([p for p, _ in parts]).to(device)
     frames.grid_thw = torch.cat([g for _, g in parts])
@@ -98,7 +100,7 @@ def _sized(file: str, policy: FramePolicy, limit: int) -> Tensor:
 
 
 def _alike(files: Sequence[str], chosen: Sequence[int], policy: FramePolicy, limit: int) -> dict[int, Tensor]:
-    """The pictures of these places, resized, which must have the size of the first."""
+    """The pictures of these indices, resized, which must have the size of the first."""
     made: dict[int, Tensor] = {}
     first: tuple[int, ...] = ()
     for index in chosen:
@@ -164,7 +166,7 @@ def _files(paths: PathLike | Sequence[PathLike]) -> list[str]:
         remedy = "give a folder, a picture, or a list of pictures"
         if not isinstance(paths, Iterable):
             raise ConfigError(f"paths is of type {type(paths).__name__}; {remedy}")
-        files = [path_of(f"paths[{place}]", path, remedy) for place, path in enumerate(paths)]
+        files = [path_of(f"paths[{index}]", path, remedy) for index, path in enumerate(paths)]
         if not files:
             raise VideoError("a clip of no frames: the list of frame files is empty")
         return files
