@@ -21,6 +21,7 @@ from fourdthinker.frames import convert as convert_module
 from fourdthinker.frames.attempts import Attempt
 from fourdthinker.frames.colour import planes_of
 from fourdthinker.frames.gpu import convert as gpu_convert
+from fourdthinker.frames.gpu import nvdec
 from fourdthinker.frames.orientation import Orientation
 from tests.clips import make_clip
 
@@ -136,6 +137,8 @@ def test_on_the_gpu(
         planes = [planes_of(frames[pts])[0] for pts in wanted]
         return gpu_convert.convert(planes, device=torch.device("cpu"), **(layout | conversion))
 
+    monkeypatch.setattr(nvdec, "decode", decode)
+    monkeypatch.setattr(nvdec, "available", lambda *_: None)
     monkeypatch.setattr(reading, "Attempt", lambda *a, **named: Attempt(*a, **(named | {"on_gpu": True})))
     path = clip_of(tmp_path, matrix)
     assert read_frames(path).decoder == "nvdec"
