@@ -184,8 +184,9 @@ def eager_loop(backbone: Backbone, prompts: list[Prompt], rows: int, new: int) -
         batch["vision_index"] = (batch["input_ids"].flatten() == IDS["video"]).nonzero()[:, 0]
         positions = torch.stack([p.position_ids for p in every], 1).to(device)
         following = torch.tensor([p.next_position for p in every], device=device)
-        cache, embeds = backbone.new_cache(), backbone.embed_inputs(batch)
-        deepstack, inside, emitted = batch["deepstack"], [-1] * len(every), []
+        inputs = backbone.embed_inputs(batch)
+        cache, embeds, deepstack = backbone.new_cache(), inputs.embeds, inputs.deepstack
+        inside, emitted = [-1] * len(every), []
         for step in range(new):
             hidden = backbone.decode(embeds, positions, None, cache, deepstack=deepstack)[:, -1]
             deepstack = None

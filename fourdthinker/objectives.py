@@ -11,7 +11,7 @@ Norm matching of latents and training on the model's own latents are not part of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from fourdthinker.kernels import (
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
+    from fourdthinker.samples import Batch
 
-Batch = dict[str, Any]
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -90,12 +90,12 @@ def policy_logprobs(backbone: Backbone, hidden: Tensor, batch: Batch, *, tempera
     """Log-probability of every token that the policy chose, [R, T] float32, 0 elsewhere.
 
     Used as the objective of a forward pass without gradient: the reference model's. The batch is one of
-    `trainers.packing.pack`: `source`, `token`, `place` [M] and `policy_mask` [R, T].
+    `sampler.replay_batch`: `source_index`, `chosen_ids`, `completion_index` [M] and `policy_mask` [R, T].
     """
     logprobs = linear_logprobs(
-        hidden.flatten(0, 1)[batch["source"]],
+        hidden.flatten(0, 1)[batch["source_index"]],
         backbone.head_weight,
-        batch["token"],
+        batch["chosen_ids"],
         bias=backbone.head_bias,
         temperature=temperature,
     )
@@ -117,11 +117,11 @@ def grpo_objective(
         backbone: gives the output matrix.
         hidden: [B, S, H], after the final norm, of prompts and completions with the rollout's latents
             replayed.
-        batch: with M tokens that the policy chose in R completions of at most T: `source` [M], the flat
-            positions whose hidden states predict them, `token` [M], `place` [M], where they are in [R, T];
-            `policy_mask` [R, T] bool; `advantages` [R]; `rollout_logprobs` [R, T] float32, the sampler's;
-            `old_logprobs` [R, T] from the second update on the same rollouts on; `ref_logprobs` [R, T] with
-            `beta`.
+        batch: with M tokens that the policy chose in R completions of at most T: `source_index` [M],
+            the flat positions whose hidden states predict them, `chosen_ids` [M], `completion_index` [M],
+            where they are in [R, T]; `policy_mask` [R, T] bool; `advantages` [R]; `rollout_logprobs` [R, T]
+            float32, the sampler's; `old_logprobs` [R, T] from the second update on the same rollouts on;
+            `ref_logprobs` [R, T] with `beta`.
         options: loss type, ratio level, clipping, KL, entropy.
         num_items: rollouts (`options.counts_sequences`) or policy tokens of the whole update.
         temperature: the one that the rollouts were sampled at.
@@ -131,22 +131,22 @@ def grpo_objective(
         [R, T], detached. `sampler_gap` is the mean of |replayed - sampler| log-probability, which is rounding
         alone; `sampler_gap_max` is shown as the mean over batches of the largest.
     """
-    place, mask = batch["place"], batch["policy_mask"]
+    index, mask = batch["completion_index"], batch["policy_mask"]
 
     def listed(name: str) -> Tensor | None:
-        return batch[name].flatten()[place] if name in batch else None
+        return batch[name].flatten()[index] if name in batch else None
 
-    chosen = hidden.flatten(0, 1)[batch["source"]]  # two tokens may be predicted by the same position
+    chosen = hidden.flatten(0, 1)[batch["source_index"]]  # two tokens may be predicted by the same position
     loss, current, values = linear_grpo_loss(
         chosen,
         backbone.head_weight,
-        batch["token"],
+        batch["chosen_ids"],
         options,
         bias=backbone.head_bias,
         advantages=batch["advantages"],
-        mask=torch.ones_like(place, dtype=torch.bool),
-        rows=torch.arange(place.numel(), device=place.device),
-        sequence_ids=place // max(mask.shape[1], 1),
+        mask=torch.ones_like(index, dtype=torch.bool),
+        rows=torch.arange(index.numel(), device=index.device),
+        sequence_ids=index // max(mask.shape[1], 1),
         old_logprobs=listed("old_logprobs"),
         ref_logprobs=listed("ref_logprobs"),
         sampler_logprobs=listed("rollout_logprobs"),
@@ -155,7 +155,7 @@ def grpo_objective(
         return_entropy=True,
     )
     one = torch.ones((), device=hidden.device)
-    weight = {False: one * batch["token"].numel(), True: one}
+    weight = {False: one * batch["chosen_ids"].numel(), True: one}
     largest = {metric.name: metric.largest for metric in METRICS}
     metrics: Metrics = {
         name: (value * weight[largest[name]], weight[largest[name]]) for name, value in values.items()
@@ -166,4 +166,4 @@ def grpo_objective(
 def _spread(values: Tensor, batch: Batch) -> Tensor:
     """[M] to [R, T], 0 where the policy chose nothing."""
     mask: Tensor = batch["policy_mask"]
-    return values.new_zeros(mask.numel()).index_put((batch["place"],), values).view(mask.shape)
+    return values.new_zeros(mask.numel()).index_put((batch["completion_index"],), values).view(mask.shape)

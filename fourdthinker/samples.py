@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from fourdthinker.vision import VisionSpec
 if TYPE_CHECKING:
     from fourdthinker.records import Record
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors by name; `collate` and `sampler.replay_batch` say which
 IGNORE = -100
 
 

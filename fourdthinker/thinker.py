@@ -19,7 +19,7 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames import FramePolicy, Frames
-from fourdthinker.prompts import Encoder, Prompt
+from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
@@ -56,9 +56,7 @@ class Thinker:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         backbone = checkpoint.backbone
-        self.encoder = Encoder(
-            checkpoint.tokenizer, backbone.vision, backbone.latents, checkpoint.policy, checkpoint.style
-        )
+        self.encoder = checkpoint.encoder()
         self.sampler = LatentSampler(backbone, checkpoint.tokenizer)
 
     @classmethod

@@ -18,7 +18,7 @@ from fourdthinker.backbones.adapters import ADAPTER, save_adapter
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
-from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
+from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, Encoder, PromptStyle
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,11 @@ class Checkpoint:
     tokenizer: Any
     policy: FramePolicy
     style: PromptStyle
+
+    def encoder(self) -> Encoder:
+        """Makes prompts and training samples for this model."""
+        backbone = self.backbone
+        return Encoder(self.tokenizer, backbone.vision, backbone.latents, self.policy, self.style)
 
 
 def load_checkpoint(

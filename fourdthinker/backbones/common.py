@@ -24,9 +24,9 @@ from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels.pool_latents import pool_latents
 from fourdthinker.latents import LatentSpec
+from fourdthinker.samples import Batch
 from fourdthinker.vision import VisionSpec
 
-Batch = dict[str, Any]
 Objective = Callable[["Backbone", Tensor, Batch], Any]
 
 
@@ -50,6 +50,19 @@ class DeepStack:
             return None
         index = row[inside] * (stop - start) + column[inside] - start
         return DeepStack(index, self.features[:, inside])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the language model is fed.
+
+    ``embeds`` [B, S, H]. ``deepstack``: the levels of the vision features, None where there are none.
+    ``latents`` [N, H]: those at the latent pads of the batch, None where there are none.
+    """
+
+    embeds: Tensor
+    deepstack: DeepStack | None
+    latents: Tensor | None
 
 
 class Backbone(nn.Module, ABC):
@@ -178,6 +191,11 @@ class Backbone(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         return self.embedding_weight.dtype
 
+    @property
+    def attention(self) -> str:
+        """Which of transformers' attention implementations the language model runs with."""
+        return self._text_config._attn_implementation
+
     @contextmanager
     def set_attention(self, name: str) -> Iterator[None]:
         """Let the language model run with another attention implementation of transformers' for the time of
@@ -247,30 +265,29 @@ class Backbone(nn.Module, ABC):
         """[...] long -> [..., H]"""
         return self.hf.get_input_embeddings()(ids)
 
-    def embed_inputs(self, batch: Batch) -> Tensor:
-        """Input embeddings [B, S, H] of a batch: tokens, vision features and latents, each at its place.
+    def embed_inputs(self, batch: Batch) -> Inputs:
+        """Input embeddings [B, S, H] of a batch: tokens, vision features and latents, each at its position.
 
         Reads ``input_ids``; ``vision_index`` with ``vision_features`` or ``patches`` and ``grid_thw``;
-        ``latent_index`` with ``latents`` or ``imagery_patches`` and ``imagery_grid_thw``. Latents computed
-        here are put into ``batch["latents"]`` for the objective, and the DeepStack levels of the vision
-        features into ``batch["deepstack"]`` for :meth:`decode` (None where there are none).
+        ``latent_index`` with ``latents`` or ``imagery_patches`` and ``imagery_grid_thw``, of which the
+        latents are computed.
         """
         embeds = self.embed_tokens(batch["input_ids"])
         flat = embeds.flatten(0, 1)
-        batch["deepstack"] = None
+        deepstack = None
         index = batch.get("vision_index")
         if index is not None and index.numel():
             features = batch.get("vision_features")
             if features is None:
                 features = self.encode_vision(batch["patches"], batch["grid_thw"])
-            merged, batch["deepstack"] = self._levels(index, features)
+            merged, deepstack = self._levels(index, features)
             flat = _place(flat, index, merged, "vision features", "vision pads")
-        index = batch.get("latent_index")
+        index, latents = batch.get("latent_index"), batch.get("latents")
         if index is not None and index.numel():
-            if batch.get("latents") is None:
-                batch["latents"] = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-            flat = _place(flat, index, batch["latents"], "latents", "latent pads")
-        return flat.view_as(embeds)
+            if latents is None:
+                latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
+            flat = _place(flat, index, latents, "latents", "latent pads")
+        return Inputs(flat.view_as(embeds), deepstack, latents)
 
     def _levels(self, index: Tensor, features: Tensor) -> tuple[Tensor, DeepStack | None]:
         """Merged features [M, H] and DeepStack levels of vision features [M, (1 + D) * H]."""
@@ -318,14 +335,15 @@ class Backbone(nn.Module, ABC):
         ).last_hidden_state
 
     def forward(self, batch: Batch, objective: Objective) -> Any:
-        """``objective(self, hidden [B, S, H], batch)`` of a whole batch.
+        """``objective(self, hidden [B, S, H], batch)`` of a whole batch, which gets its latents if they were
+        computed here.
 
         The loss is computed in here so that a DistributedDataParallel wrapper sees every parameter used.
         """
-        embeds = self.embed_inputs(batch)
-        deepstack = batch.pop("deepstack")
-        hidden = self.decode(embeds, batch["position_ids"], batch.get("attention_mask"), deepstack=deepstack)
-        return objective(self, hidden, batch)
+        inputs, mask = self.embed_inputs(batch), batch.get("attention_mask")
+        hidden = self.decode(inputs.embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
+        latents = {} if inputs.latents is None else {"latents": inputs.latents}
+        return objective(self, hidden, batch | latents)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None

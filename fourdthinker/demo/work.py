@@ -35,11 +35,11 @@ from fourdthinker.evaluate import evaluate
 from fourdthinker.files import write_json
 from fourdthinker.records import Record, read_records
 from fourdthinker.sampler import LatentSampler, SamplingConfig
-from fourdthinker.trainers.common import FINAL, process_group, start_logging
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.driver import process_group, start_logging
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.run_folder import FINAL
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.setup import make_encoder
 
 logger = logging.getLogger("fourdthinker.demo.work")  # run as a module, __name__ would be __main__
 
@@ -121,7 +121,7 @@ class Work:
             save_checkpoint(start, make_checkpoint(self.settings.model, self.settings.seed))
         dist.barrier()
         checkpoint = load_checkpoint(start)
-        samples = LazySamples(self.records("captions", "dift"), make_encoder(checkpoint), self.pictures)
+        samples = LazySamples(self.records("captions", "dift"), checkpoint.encoder(), self.pictures)
         config = DiftConfig(
             **self.common("base", self.settings.base),
             freeze_vision=False,
@@ -152,14 +152,14 @@ class Work:
 
     def _dift(self, phase: str, data: str, before: str, train: TrainSettings) -> None:
         checkpoint = load_checkpoint(self.final(before))
-        encoder, features = make_encoder(checkpoint), self.features
+        encoder, features = checkpoint.encoder(), self.features
         samples = [features.sample(record, encoder) for record in self.records(data, "dift")]
         train_dift(DiftConfig(**self.common(phase, train)), checkpoint=checkpoint, samples=samples)
 
     def rl(self) -> None:
         train: RlSettings = self.settings.rl
         checkpoint = load_checkpoint(self.final("dift"))
-        encoder, features = make_encoder(checkpoint), self.features
+        encoder, features = checkpoint.encoder(), self.features
         prompts = [features.prompt(record, encoder) for record in self.records("rl", "rl")]
         config = GrpoConfig(
             **self.common("rl", train),
@@ -179,7 +179,7 @@ class Work:
         for name in list(ARMS)[self.rank :: self.world]:
             phase, override = ARMS[name]
             checkpoint = load_checkpoint(self.final(phase))
-            encoder = make_encoder(checkpoint)
+            encoder = checkpoint.encoder()
             result = evaluate(
                 LatentSampler(checkpoint.backbone),
                 encoder,

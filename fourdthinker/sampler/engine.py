@@ -16,13 +16,14 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.sampler.broken import refuse_broken
 from fourdthinker.sampler.config import SamplingConfig, row_seed
 from fourdthinker.sampler.output import StopScanner
-from fourdthinker.sampler.prefill import check_prompts, describe, encode_prompts
+from fourdthinker.sampler.prefill import check_prompts
 from fourdthinker.sampler.processors import Processor, Processors
 from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.run import OnTokens, Run, Work
 from fourdthinker.sampler.schedule import Plan, make_plan
 from fourdthinker.sampler.step import Stepper
 from fourdthinker.sampler.store import token_bytes
+from fourdthinker.sampler.vision import describe, encode_prompts
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone

@@ -1,5 +1,4 @@
-"""Prompts to features, keys and values: each clip through the tower once, each prompt through the decoder
-once."""
+"""Prompts to keys and values: each prompt through the decoder once."""
 
 from __future__ import annotations
 
@@ -12,91 +11,13 @@ from torch import Tensor
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.store import KVStore, PrefillCache, Segment
+from fourdthinker.sampler.vision import describe, vision_index
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt, Vision
+    from fourdthinker.prompts import Prompt
 
-_PATCHES_PER_CALL = (4_096, 65_536)  # on CPU and GPU: bounds the tower's activations; one clip at least
 PIECE_TOKENS = (1_024, 8_192)  # on CPU and GPU: of all prompts together in one forward of a prefill
-_PROBES = 64
-
-
-def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor | None]:
-    """The merged vision features of every prompt, [M, H], or None for a prompt without pictures.
-
-    Features that a prompt brings along are used as they are; of the others each distinct clip is encoded
-    once, several in one call of the tower. Whether gradients flow is the backbone's business
-    (`encode_vision`).
-    """
-    features: list[Tensor | None] = [None] * len(prompts)
-    todo: list[tuple[Vision, list[int]]] = []
-    seen: dict[tuple[Any, ...], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        vision = prompt.vision
-        backbone.require_family(prompt.family, describe(prompt, index))
-        if vision is None:
-            continue
-        if vision.features is not None:
-            features[index] = vision.features.to(backbone.device)
-            continue
-        if vision.patches is None:
-            raise ConfigError(
-                f"{describe(prompt, index)}: its pictures have neither patches nor features; give one"
-            )
-        same = seen.setdefault(_probe(vision), [])
-        slot = next((s for s in same if _equal(todo[s][0], vision)), None)
-        if slot is None:
-            same.append(len(todo))
-            todo.append((vision, [index]))
-        else:
-            todo[slot][1].append(index)
-    for part in _parts(todo, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
-        patches = torch.cat([vision.patches for vision, _ in part if vision.patches is not None])
-        encoded = backbone.encode_vision(patches, torch.cat([vision.grid_thw for vision, _ in part]))
-        merged = backbone.vision.merge_size**2
-        sizes = [int(vision.grid_thw.prod(-1).sum()) // merged for vision, _ in part]
-        for (_, users), piece in zip(part, encoded.split(sizes), strict=True):
-            for index in users:
-                features[index] = piece
-    return features
-
-
-def _parts(todo: list[tuple[Vision, list[int]]], patches: int) -> list[list[tuple[Vision, list[int]]]]:
-    parts: list[list[tuple[Vision, list[int]]]] = []
-    room = 0
-    for item in todo:
-        size = int(item[0].grid_thw.prod(-1).sum())
-        if not parts or size > room:
-            parts.append([])
-            room = patches
-        parts[-1].append(item)
-        room -= size
-    return parts
-
-
-def _probe(vision: Vision) -> tuple[Any, ...]:
-    """Cheap to compute and equal for equal clips: the grids and a few values."""
-    flat = vision.patches.flatten()  # type: ignore[union-attr]
-    values = flat[:: max(1, flat.numel() // _PROBES)].tolist()
-    return (vision.kind, tuple(vision.grid_thw.flatten().tolist()), flat.numel(), *values)
-
-
-def _equal(a: Vision, b: Vision) -> bool:
-    return a.patches is b.patches or torch.equal(a.patches, b.patches)  # type: ignore[arg-type]
-
-
-def describe(prompt: Prompt, index: int) -> str:
-    """A prompt's name in messages."""
-    record = prompt.record
-    return f"prompt {index}" if record is None else f"question {record.id!r} ({record.where})"
-
-
-def vision_index(prompt: Prompt, vision_ids: Sequence[int]) -> Tensor:
-    """Positions [M] of a prompt whose embedding is a vision feature."""
-    return torch.isin(prompt.input_ids, torch.tensor(vision_ids, device=prompt.input_ids.device)).nonzero()[
-        :, 0
-    ]
 
 
 def check_prompts(
@@ -163,8 +84,8 @@ def prefill(
     if values:
         batch["vision_index"] = torch.cat(index).to(device)
         batch["vision_features"] = torch.cat(values) if len(values) > 1 else values[0]
-    embeds, position_ids = backbone.embed_inputs(batch), position_ids.to(device)
-    deepstack, cache = batch["deepstack"], PrefillCache(store, segment)
+    inputs, position_ids = backbone.embed_inputs(batch), position_ids.to(device)
+    embeds, deepstack, cache = inputs.embeds, inputs.deepstack, PrefillCache(store, segment)
     result = torch.empty(len(prompts), embeds.shape[2], dtype=backbone.dtype, device=device)
     piece = max(1, PIECE_TOKENS[device.type == "cuda"] // len(prompts))
     with backbone.set_attention(NAME):

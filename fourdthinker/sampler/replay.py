@@ -1,26 +1,31 @@
-"""Rollouts back through the training forward: prompt and completion of every row, with the latents it
-thought."""
+"""Rollouts back through the training forward: prompts and completions, with the latents they thought.
+
+With `share`, one sequence holds a prompt and all its completions: for G completions of length C after a
+prompt of length P that is P + G * C positions instead of G * (P + C). A block mask lets every completion see
+the prompt and itself, and positions restart after the prompt, so that nothing but the cost changes.
+
+The prompt's last position predicts the first token of every completion. Hidden states are therefore gathered
+before the output head, once for each token that the policy chose.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
-from fourdthinker.prompts import IGNORE, Sample, collate
-from fourdthinker.sampler.prefill import vision_index
+from fourdthinker.objectives import policy_logprobs
 from fourdthinker.sampler.rollout import Rollout
+from fourdthinker.sampler.vision import vision_index
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt, Vision
-
-Batch = dict[str, Any]
+    from fourdthinker.samples import Batch, Prompt
 
 
 def replay_batch(
@@ -30,8 +35,9 @@ def replay_batch(
     pad_id: int = 0,
     *,
     features: Sequence[Tensor | None] | None = None,
+    share: bool = False,
 ) -> Batch:
-    """A teacher-forced batch of rollout rows, right-padded, on the device of the rollout.
+    """A teacher-forced batch of rollout rows, padded on the right, on the device of the rollout.
 
     At latent pads the input is the latent that the row fed back, never the embedding of the pad.
 
@@ -40,85 +46,133 @@ def replay_batch(
         rows: which rows, each at most once, in this order; None: all.
         pad_id: fills up `input_ids`; it is masked and has no effect.
         features: of every prompt, as `encode_prompts` returns, so that a clip is encoded once for all its
-            rows. None: those the prompts bring along, else the batch holds the patches of every row and the
-            forward encodes them.
+            rows. None: those the prompts bring along, else the batch holds patches and the forward encodes
+            them.
+        share: whether the completions of a prompt stand in one sequence, behind one copy of it.
 
     Returns:
-        With B rows of at most S positions, T that of the rollout and M ids chosen by the policy:
-        input_ids, attention_mask, labels, target [B, S] long, position_ids [3, B, S] long; labels hold the
-        chosen ids, -100 elsewhere, target is labels shifted left by one; rows [M] long, flat positions b * S
-        + p with a target; latent_index [N] long, flat positions of latents, latents [N, H];
-        vision_index [Mv] long with vision_features [Mv, H], or with patches [P, 1176] and grid_thw [n, 3];
-        policy_mask [B, T] bool and completion_target [B, T] long (-100 where not chosen), the rollout's;
-        completion_index [M] long: entry i of `rows` belongs at flat place b * T + t of these two.
+        With B sequences of at most S positions (one a row, or with `share` one a prompt), R rows, T that of
+        the rollout and M tokens chosen by the policy:
+        input_ids [B, S] long; position_ids [3, B, S] long; attention_mask [B, S] long, or with `share`
+        [B, 1, S, S] bool, true where position q sees position k;
+        latent_index [N] long, flat positions b * S + p of latent pads, and latents [N, H];
+        vision_index [Mv] long, and vision_features [Mv, (1 + D) * H] or patches [P, patch_dim] with grid_thw
+        [n, 3]; all three only where there are pictures;
+        source_index [M] long, the flat position whose hidden state predicts a chosen token; chosen_ids [M]
+        long, that token; completion_index [M] long, its flat index r * T + t in the next two;
+        policy_mask [R, T] bool and rollout_logprobs [R, T] float32, the rollout's.
 
     Raises:
         ConfigError: no rows, rows that do not exist or repeat, prompts that do not belong to the rollout,
             features for some prompts and none for others.
     """
-    device, total = rollout.tokens.device, rollout.tokens.shape[0]
-    chosen = _rows(rows, total)
-    group = rollout.group.tolist()
-    used = sorted({group[row] for row in chosen})
-    if used and used[-1] >= len(prompts):
-        raise ConfigError(f"the rollout has rows of prompt {used[-1]}, but {len(prompts)} prompts were given")
-    visions = _visions(rollout, prompts, used, features)
-    tokens, lengths, policy_mask = rollout.tokens.cpu(), rollout.lengths.tolist(), rollout.policy_mask.cpu()
-    target = torch.where(policy_mask, tokens, IGNORE)
-    steps = rollout.latent_steps.cpu()
-    first = torch.searchsorted(rollout.latent_rows.cpu(), torch.arange(total + 1)).tolist()
+    chosen = torch.tensor(_rows(rows, rollout.tokens.shape[0]), dtype=torch.long)
+    layout = _lay_out(rollout, prompts, chosen, share)
+    steps = torch.arange(rollout.tokens.shape[1])
+    inside = steps < layout.lengths[:, None]
+    flat = layout.starts[:, None] + steps  # [R, T]: where each completion token stands
+    tokens, mask = rollout.tokens.cpu()[chosen], rollout.policy_mask.cpu()[chosen]
 
-    samples = []
-    for row in chosen:
-        prompt, count = prompts[group[row]], lengths[row]
-        start = prompt.input_ids.numel()
-        mine = slice(first[row], first[row + 1])
-        after = (prompt.next_position + torch.arange(count)).expand(3, -1)
-        vision, index = visions[group[row]]
-        samples.append(
-            Sample(
-                input_ids=torch.cat([prompt.input_ids, tokens[row, :count]]),
-                position_ids=torch.cat([prompt.position_ids, after], dim=1),
-                labels=torch.cat([torch.full((start,), IGNORE), target[row, :count]]),
-                vision=vision,
-                latents=rollout.latents[mine],
-                vision_index=index,
-                latent_index=start + steps[mine],
-            )
-        )
-    batch: Batch = dict(collate(samples, pad_id))
-    batch["policy_mask"] = policy_mask[chosen]
-    batch["completion_target"] = target[chosen]
-    batch["completion_index"] = batch["policy_mask"].flatten().nonzero()[:, 0]
-    return {name: value.to(device) for name, value in batch.items()}
+    ids = torch.full(layout.shape, pad_id)
+    positions = torch.ones(3, *layout.shape, dtype=torch.long)
+    segment = torch.full(layout.shape, -1)  # 0: the prompt, 1 + r: the completion of row r, -1: padding
+    for b, p in enumerate(layout.prompt_of):
+        count = prompts[p].input_ids.numel()
+        ids[b, :count] = prompts[p].input_ids
+        positions[:, b, :count] = prompts[p].position_ids
+        segment[b, :count] = 0
+    where = flat[inside]
+    ids.view(-1)[where] = tokens[inside]
+    following = torch.tensor([prompts[p].next_position for p in layout.group])
+    positions.view(3, -1)[:, where] = (following[:, None] + steps)[inside]
+    segment.view(-1)[where] = torch.arange(1, len(chosen) + 1)[:, None].expand_as(flat)[inside]
+
+    row_of = torch.full((rollout.tokens.shape[0],), -1)
+    row_of[chosen] = torch.arange(len(chosen))
+    owner = row_of[rollout.latent_rows.cpu()]
+    kept = owner >= 0
+    batch: Batch = {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": _block_mask(segment) if share else (segment >= 0).long(),
+        "latent_index": flat[owner[kept], rollout.latent_steps.cpu()[kept]],
+        "latents": rollout.latents[kept.to(rollout.latents.device)],
+        "source_index": torch.where(steps == 0, layout.before[:, None], flat - 1)[mask],
+        "chosen_ids": tokens[mask],
+        "completion_index": mask.flatten().nonzero()[:, 0],
+        "policy_mask": mask,
+        "rollout_logprobs": rollout.logprobs.cpu()[chosen],
+    }
+    batch |= _pictures(rollout, prompts, layout, features)
+    return {name: value.to(rollout.tokens.device) for name, value in batch.items()}
 
 
 def replay_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [B, T] float32 of a `replay_batch`, as the training forward sees them, 0 where not
+    """Log-probabilities [R, T] float32 of a `replay_batch`, as the training forward sees them, 0 where not
     chosen.
 
-    `temperature` is the one sampled with (1 for greedy rows). Differentiable; wants the backbone in eval mode
-    when compared with what the sampler recorded.
+    Args:
+        backbone: in eval mode, when the result is compared with what the sampler recorded.
+        batch: of `replay_batch`.
+        temperature: the one sampled with; 1 for greedy rows.
     """
-    embeds, deepstack = backbone.embed_inputs(batch), batch.pop("deepstack")
-    hidden = backbone.decode(embeds, batch["position_ids"], batch["attention_mask"], deepstack=deepstack)
-    logprobs = linear_logprobs(
-        hidden,
-        backbone.head_weight,
-        batch["target"],
-        bias=backbone.head_bias,
-        rows=batch["rows"],
-        temperature=temperature,
+    return backbone(batch, functools.partial(policy_logprobs, temperature=temperature))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where rows stand in the sequences of a batch.
+
+    Attributes:
+        shape: (B, S).
+        prompt_of: of each sequence, the prompt that it begins with.
+        group: of each row, its prompt.
+        lengths: [R] of each row's completion.
+        starts: [R] flat position of each completion's first token.
+        before: [R] flat position of the last token of its prompt, which predicts that first token.
+    """
+
+    shape: tuple[int, int]
+    prompt_of: list[int]
+    group: list[int]
+    lengths: Tensor
+    starts: Tensor
+    before: Tensor
+
+
+def _lay_out(rollout: Rollout, prompts: Sequence[Prompt], rows: Tensor, share: bool) -> _Layout:
+    group, lengths = rollout.group.cpu()[rows].tolist(), rollout.lengths.cpu()[rows].tolist()
+    if max(group) >= len(prompts):
+        raise ConfigError(
+            f"the rollout has rows of prompt {max(group)}, but {len(prompts)} prompts were given"
+        )
+    prompt_of = sorted(set(group)) if share else group
+    sequence_of = {p: b for b, p in enumerate(prompt_of)}
+    sequences = [sequence_of[p] for p in group] if share else list(range(len(group)))
+    filled = [prompts[p].input_ids.numel() for p in prompt_of]  # positions of each sequence taken so far
+    starts = []
+    for b, length in zip(sequences, lengths, strict=True):
+        starts.append(filled[b])
+        filled[b] += length
+    span = max(filled)
+    offsets = torch.tensor(sequences) * span
+    ends = torch.tensor([prompts[p].input_ids.numel() for p in group])
+    return _Layout(
+        (len(prompt_of), span),
+        prompt_of,
+        group,
+        torch.tensor(lengths),
+        offsets + torch.tensor(starts),
+        offsets + ends - 1,
     )
-    chosen = logprobs.flatten()[batch["rows"]]  # type: ignore[union-attr]
-    whole = chosen.new_zeros(batch["policy_mask"].numel())
-    return whole.index_put((batch["completion_index"],), chosen).view_as(batch["policy_mask"])
 
 
 def _rows(rows: Sequence[int] | Tensor | None, total: int) -> list[int]:
     if rows is None:
         return list(range(total))
     chosen = [int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+    if not chosen:
+        raise ConfigError("a batch of no rows cannot be made; name at least one")
     if len(set(chosen)) != len(chosen) or any(not 0 <= row < total for row in chosen):
         raise ConfigError(
             f"rows {chosen} of a rollout of {total} rows; name each row at most once, from 0 on"
@@ -126,19 +180,42 @@ def _rows(rows: Sequence[int] | Tensor | None, total: int) -> list[int]:
     return chosen
 
 
-def _visions(
+def _block_mask(segment: Tensor) -> Tensor:
+    """[B, 1, S, S] bool of `segment` [B, S]. Padding sees itself: a softmax over nothing is not a number."""
+    query, key = segment[:, :, None], segment[:, None, :]
+    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
+    itself = torch.eye(segment.shape[1], dtype=torch.bool)
+    return ((causal & (query >= 0) & ((key == 0) | (key == query))) | itself)[:, None]
+
+
+def _pictures(
     rollout: Rollout,
     prompts: Sequence[Prompt],
-    used: Sequence[int],
+    layout: _Layout,
     features: Sequence[Tensor | None] | None,
-) -> dict[int, tuple[Vision | None, Tensor]]:
-    """For every prompt in `used` its pictures, with features when there are any, and where they stand."""
-    visions: dict[int, tuple[Vision | None, Tensor]] = {}
-    for p in used:
+) -> Batch:
+    """vision_index and what stands there, of every sequence whose prompt has pictures."""
+    index, values, patches, grids = [], [], [], []
+    for b, p in enumerate(layout.prompt_of):
         vision = prompts[p].vision
-        if vision is not None and not rollout.vision_ids:
+        if vision is None:
+            continue
+        if not rollout.vision_ids:
             raise ConfigError("the rollout does not say which ids stand for pictures; set rollout.vision_ids")
-        if vision is not None and features is not None:
-            vision = replace(vision, features=features[p])
-        visions[p] = vision, vision_index(prompts[p], rollout.vision_ids)
-    return visions
+        index.append(b * layout.shape[1] + vision_index(prompts[p], rollout.vision_ids))
+        known = vision.features if features is None else features[p]
+        if known is not None:
+            values.append(known)
+        elif vision.patches is not None:
+            patches.append(vision.patches)
+            grids.append(vision.grid_thw)
+        else:
+            raise ConfigError(f"the pictures of prompt {p} have neither features nor patches; give one kind")
+    if values and patches:
+        raise ConfigError("a batch mixes cached vision features and patches; give all prompts one kind")
+    if not index:
+        return {}
+    batch: Batch = {"vision_index": torch.cat(index)}
+    if values:
+        return batch | {"vision_features": torch.cat(values)}
+    return batch | {"patches": torch.cat(patches), "grid_thw": torch.cat(grids)}

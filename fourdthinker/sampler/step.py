@@ -16,9 +16,9 @@ from fourdthinker.kernels.latent_feedback import forbidden_tokens, latent_feedba
 from fourdthinker.kernels.sample_tokens import PRESENT, REPEATED, sample_tokens
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.config import SamplingConfig
-from fourdthinker.sampler.prefill import vision_index
 from fourdthinker.sampler.processors import Processors
 from fourdthinker.sampler.store import KVStore
+from fourdthinker.sampler.vision import vision_index
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone

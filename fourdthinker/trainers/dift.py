@@ -6,33 +6,20 @@
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.objectives import Batch, dift_objective
-from fourdthinker.prompts import Sample
-from fourdthinker.trainers.batches import DiftCollator, Items, ShardedBatches
-from fourdthinker.trainers.common import LatentTrainer, process_group, start_logging
+from fourdthinker.objectives import dift_objective
+from fourdthinker.samples import Batch, Sample
+from fourdthinker.trainers.batches import DiftCollator, ShardedBatches
+from fourdthinker.trainers.data import Kept
+from fourdthinker.trainers.driver import Parts, Recipe, run_command, train
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import parse_command_line
-from fourdthinker.trainers.setup import (
-    adapt,
-    fill_cache,
-    load_model,
-    load_records,
-    make_encoder,
-    prepare_run,
-    training_arguments,
-)
-
-logger = logging.getLogger(__name__)
+from fourdthinker.trainers.trainer import Forward, LatentTrainer
 
 
 class DiftTrainer(LatentTrainer):
@@ -40,17 +27,11 @@ class DiftTrainer(LatentTrainer):
 
     settings: DiftConfig
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Tensor]:
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+    def make_update(self, batches: list[Batch]) -> list[list[Forward]]:
+        """One forward for each micro-batch, with the numbers of tokens and latents of the whole update."""
         counts = [sum(batch[key].numel() for batch in batches) for key in ("rows", "latent_index")]
-        return batches, self.sum_over_ranks(torch.tensor(counts, dtype=torch.float64, device=device))
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        num_tokens, num_latents = num_items_in_batch
+        numbers = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
+        num_tokens, num_latents = self.sum_over_ranks(numbers)
         objective = functools.partial(
             dift_objective,
             num_tokens=num_tokens,
@@ -58,8 +39,7 @@ class DiftTrainer(LatentTrainer):
             ce_weight=self.settings.ce_loss_weight,
             sim_weight=self.settings.sim_loss_weight,
         )
-        loss, metrics = model(inputs, objective)
-        return (loss, metrics) if return_outputs else loss
+        return [[Forward(batch, objective, batch["sample_index"])] for batch in batches]
 
 
 def train_dift(
@@ -69,7 +49,7 @@ def train_dift(
     samples: Sequence[Sample] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
-    """Fine-tune on imagery reasoning and return the folder of the final checkpoint, `output_dir`/final.
+    """Fine-tune on imagery reasoning.
 
     Args:
         config: the settings.
@@ -78,57 +58,50 @@ def train_dift(
             imagery); None: made from the records of `config.data`.
         callbacks: of `transformers`, added to those of Trainer.
 
+    Returns:
+        The folder of the final checkpoint, `output_dir`/final.
+
     Raises:
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
     """
-    args = training_arguments(config)
-    resume = prepare_run(config, args)
-    loaded = load_model(config, args, resume, checkpoint, latent_size=config.latent_size)
-    backbone = loaded.backbone
-    adapt(config, backbone)
-    items: Items[Sample]
-    if samples is not None:
-        backbone.require_family(samples[0].family if samples else None, "samples[0]")
-        items = Items(samples)
-    else:
-        encoder = make_encoder(loaded)
-        # Filling the cache reads everything too, but cannot leave a record out.
-        covered = config.cache_dir is not None and config.cache_video and config.on_bad_record == "raise"
-        records = load_records(config, "dift", args, None if covered else encoder)
-        if config.cache_dir is None:
-            items = Items(records, encoder.sample)
-        else:
-            cache = fill_cache(
-                config, args, backbone, encoder, records, clips=config.cache_video, imagery=True
-            )
-            items = Items(records, cache.sample)
+
+    def check(loaded: Checkpoint) -> None:
+        if samples:  # the others may be made on access
+            loaded.backbone.require_family(samples[0].family, "samples[0]")
+
+    recipe = Recipe(
+        kind="dift",
+        kept=Kept(clips=config.cache_video, imagery=True),
+        check=check,
+        wants_reference=False,
+        make_trainer=functools.partial(make_trainer, config),
+    )
+    return train(config, recipe, given=checkpoint, items=samples, callbacks=callbacks)
+
+
+def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:
+    """The trainer, with batches that use up every epoch."""
     batches = ShardedBatches(
-        len(items),
+        len(parts.items),
         config.per_device_train_batch_size,
-        rank=args.process_index,
-        world_size=args.world_size,
+        rank=parts.args.process_index,
+        world_size=parts.args.world_size,
         seed=config.seed,
     )
-    trainer = DiftTrainer(loaded, config, args, items, batches, DiftCollator(backbone.vision.pad_id))
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    trainer.weights_from = resume if checkpoint is None else None
-    return trainer.run(resume)
+    collator = DiftCollator(parts.checkpoint.backbone.vision.pad_id)
+    return DiftTrainer(parts.checkpoint, config, parts.args, parts.items, batches, collator)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: `[--config FILE] [key=value ...]`."""
-    config = parse_command_line(
+    run_command(
+        train_dift,
         DiftConfig,
         argv,
         program="torchrun -m fourdthinker.trainers.dift",
         description="Fine-tune a checkpoint on reasoning with imagery (DIFT).",
     )
-    start_logging()
-    with process_group():
-        final = train_dift(config)
-        logger.info("the checkpoint is in %s", final)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""From prompts to what an update of 4DRL trains on: rollouts, rewards, advantages, replay batches."""
+"""What rollouts are worth: rewards and advantages, the metrics of both, and the lines of rollouts.jsonl."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.objectives import Batch, Metrics
-from fourdthinker.prompts import Prompt
+from fourdthinker.files import append_lines
+from fourdthinker.kernels import group_advantages
+from fourdthinker.objectives import Metrics
 from fourdthinker.rewards import Reward
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
-from fourdthinker.trainers.packing import pack
+from fourdthinker.samples import Prompt
 from fourdthinker.trainers.settings import GrpoConfig
 
 if TYPE_CHECKING:
@@ -27,12 +29,18 @@ if TYPE_CHECKING:
 FINISH_REASONS = ("eos", "length", "stop")
 
 
-@dataclass
-class Experience:
-    """The rollouts of one micro-batch of prompts.
+@dataclass(frozen=True)
+class Scored:
+    """The rollouts of one micro-batch of prompts, R rows, with their rewards.
 
-    indices: of the prompts in the data set. rewards [R] float32: the weighted sums; parts: every function's
-    own, [R]. advantages [R] float32; kept [R] bool: whether the row takes part in the loss.
+    Attributes:
+        indices: of the prompts in the data set.
+        prompts: what was sampled from.
+        rollout: what was sampled.
+        features: of every prompt, those of a frozen tower; None: the training forward needs the patches.
+        texts: of every row the whole answer.
+        rewards: [R] float32, the weighted sums.
+        parts: every function's own rewards, [R] float32, by its name.
     """
 
     indices: list[int]
@@ -42,19 +50,33 @@ class Experience:
     texts: list[str]
     rewards: Tensor
     parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Experience(Scored):
+    """Scored rollouts with what they teach.
+
+    Attributes:
+        advantages: [R] float32.
+        kept: [R] bool, whether the row takes part in the loss.
+    """
+
     advantages: Tensor
     kept: Tensor
 
     @property
     def num_sequences(self) -> int:
+        """Rows that take part in the loss."""
         return int(self.kept.sum())
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that the policy chose in them."""
         return int(self.rollout.policy_mask.cpu()[self.kept].sum())
 
 
 def sampling_config(config: GrpoConfig) -> SamplingConfig:
+    """How rollouts are sampled."""
     return SamplingConfig(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
@@ -86,7 +108,20 @@ def score(
     rewards: dict[str, Reward],
     weights: Sequence[float],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted rewards [R] float32 and each function's own. ConfigError for one that is no number."""
+    """Rewards of R completions.
+
+    Args:
+        texts: [R] the completions.
+        records: [R] what their prompts were made of.
+        rewards: the functions, by name.
+        weights: of each function.
+
+    Returns:
+        The weighted sums, [R] float32, and each function's own rewards, [R] float32.
+
+    Raises:
+        ConfigError: a prompt without a record, or a reward that is no finite number.
+    """
     parts: dict[str, Tensor] = {}
     for name, reward in rewards.items():
         values = []
@@ -108,39 +143,33 @@ def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
     return (grouped == grouped[:, :1]).all(1).repeat_interleave(group_size)
 
 
-def replay_chunks(experience: Experience, count: int, pad_id: int, *, share: bool) -> list[Batch]:
-    """The rows that take part in the loss as `count` batches: completions of a prompt together, similar
-    lengths too.
+def with_advantages(
+    scored: Sequence[Scored], config: GrpoConfig, args: TrainingArguments
+) -> list[Experience]:
+    """The rollouts of all micro-batches of an update with their advantages.
 
-    Where there are not enough rows, one that no token is counted of fills up: every rank runs as many
-    forwards.
+    Groups never span ranks, but with scale_rewards=batch the standard deviation is that of all ranks.
     """
-    rollout = experience.rollout
-    group, lengths = rollout.group.cpu(), rollout.lengths.cpu()
-    prompt_lengths = torch.tensor([p.input_ids.numel() for p in experience.prompts])
-    if share:
-        totals = torch.zeros(len(prompt_lengths), dtype=torch.long).index_add(0, group, lengths)
-        size = (totals + prompt_lengths)[group] * len(prompt_lengths) + group  # groups stay together
-    else:
-        size = lengths + prompt_lengths[group]
-    kept = experience.kept.nonzero()[:, 0]
-    order = kept[size[kept].argsort(descending=True, stable=True)]
-    return [_replay_chunk(experience, rows, pad_id, share) for rows in order.tensor_split(count)]
+    size = config.num_generations
+    rewards = torch.cat([s.rewards for s in scored])
+    everywhere, before = rewards, 0
+    if config.scale_rewards == "batch" and args.world_size > 1:
+        gathered: list[Any] = [None] * args.world_size
+        dist.all_gather_object(gathered, rewards)
+        before = sum(len(part) for part in gathered[: args.process_index])
+        everywhere = torch.cat(gathered)
+    advantages = group_advantages(everywhere, size, scale=config.scale_rewards)
+    parts = advantages[before : before + len(rewards)].split([len(s.rewards) for s in scored])
+    return [
+        Experience(**vars(s), advantages=part, kept=_kept(s.rewards, config))
+        for s, part in zip(scored, parts, strict=True)
+    ]
 
 
-def _replay_chunk(experience: Experience, rows: Tensor, pad_id: int, share: bool) -> Batch:
-    empty = rows.numel() == 0
-    if empty:
-        rows = torch.zeros(1, dtype=torch.long)
-    rollout = experience.rollout
-    batch = pack(rollout, experience.prompts, rows, pad_id, features=experience.features, share=share)
-    batch["advantages"] = experience.advantages[rows].to(batch["input_ids"].device)
-    batch["sample_index"] = torch.tensor(experience.indices)[rollout.group.cpu()[rows]]
-    if empty:
-        for name in ("source", "token", "place"):
-            batch[name] = batch[name][:0]
-        batch["policy_mask"] = torch.zeros_like(batch["policy_mask"])
-    return batch
+def _kept(rewards: Tensor, config: GrpoConfig) -> Tensor:
+    if config.drop_equal_groups:
+        return ~equal_groups(rewards, config.num_generations)
+    return torch.ones(len(rewards), dtype=torch.bool)
 
 
 def rollout_metrics(experience: Experience, group_size: int) -> Metrics:
@@ -169,32 +198,26 @@ def rollout_metrics(experience: Experience, group_size: int) -> Metrics:
 
 
 def write_rollouts(path: Path, step: int, experience: Experience, limit: int) -> None:
-    """Append the first `limit` rollouts, one JSON object a line."""
-    group = experience.rollout.group.tolist()
-    lengths = experience.rollout.lengths.tolist()
+    """Append the first `limit` rollouts to a JSONL file, one a line."""
     samples: Counter[int] = Counter()
-    with path.open("a", encoding="utf-8") as file:
-        for row in range(min(limit, len(group))):
-            prompt = group[row]
-            record = experience.prompts[prompt].record
-            line: dict[str, Any] = {
-                "step": step,
-                "prompt": experience.indices[prompt],
-                "id": None if record is None else record.id,
-                "question": None if record is None else record.question,
-                "options": None if record is None else record.options,
-                "answer": None if record is None else record.answer,
-                "video": None if record is None else record.video,
-                "start": None if record is None else record.start,
-                "end": None if record is None else record.end,
-                "frames": None if record is None else record.frames,
-                "sample": samples[prompt],
-                "text": experience.texts[row],
-                "reward": experience.rewards[row].item(),
-                "rewards": {name: part[row].item() for name, part in experience.parts.items()},
-                "advantage": experience.advantages[row].item(),
-                "length": lengths[row],
-                "finish_reason": experience.rollout.finish_reason[row],
-            }
-            samples[prompt] += 1
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = []
+    for row, prompt in enumerate(experience.rollout.group.tolist()[:limit]):
+        lines.append({"step": step} | _described(experience, row, prompt, samples[prompt]))
+        samples[prompt] += 1
+    append_lines(path, lines)
+
+
+def _described(experience: Experience, row: int, prompt: int, sample: int) -> dict[str, Any]:
+    record, rollout = experience.prompts[prompt].record, experience.rollout
+    asked = ("id", "question", "options", "answer", "video", "start", "end", "frames")
+    return {
+        "prompt": experience.indices[prompt],
+        **{name: None if record is None else getattr(record, name) for name in asked},
+        "sample": sample,
+        "text": experience.texts[row],
+        "reward": experience.rewards[row].item(),
+        "rewards": {name: part[row].item() for name, part in experience.parts.items()},
+        "advantage": experience.advantages[row].item(),
+        "length": int(rollout.lengths[row]),
+        "finish_reason": rollout.finish_reason[row],
+    }

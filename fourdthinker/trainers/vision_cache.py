@@ -1,4 +1,4 @@
-"""Vision features computed once: in memory for samples, on disk for records.
+"""Vision features of records, computed once and kept on disk.
 
 A file of the cache is named by everything that its content depends on: the weights of the tower, the frame
 policy, and the identity of the media (path, size, time of change, and the part of the clip that is looked
@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader
 
 from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.files import make_folder, write_bytes
-from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
+from fourdthinker.prompts import Encoder
+from fourdthinker.sampler import encode_imagery, encode_visions
+from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
 
 if TYPE_CHECKING:
@@ -33,54 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PATCHES_PER_CALL = 32_768  # bounds the activations of the tower
 _RECORDS_PER_BATCH = 16
-
-
-def encode_samples(backbone: Backbone, samples: Sequence[Sample]) -> None:
-    """Give samples their features and latent targets, in place, and drop the patches."""
-    clips = [s.vision for s in samples if s.vision is not None and s.vision.features is None]
-    for vision, features in zip(clips, encode_visions(backbone, clips), strict=True):
-        vision.features, vision.patches = features.cpu(), None
-    drawn = [s for s in samples if s.imagery is not None]
-    targets = encode_imagery(backbone, [s.imagery for s in drawn if s.imagery is not None])
-    for sample, latents in zip(drawn, targets, strict=True):
-        sample.latents, sample.imagery = latents.cpu(), None
-
-
-@torch.no_grad()
-def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
-    """The merged features [M, H] of each, several in one call of the tower."""
-    for part in _parts(visions):
-        sizes = [int(v.grid_thw.prod(-1).sum()) // backbone.vision.merge_size**2 for v in part]
-        yield from backbone.encode_vision(*_joined(backbone, part)).split(sizes)
-
-
-@torch.no_grad()
-def encode_imagery(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
-    """The latents [n*K, H] of the n images of each."""
-    for part in _parts(visions):
-        sizes = [v.grid_thw.shape[0] * backbone.latents.latent_size for v in part]
-        yield from backbone.imagery_targets(*_joined(backbone, part)).split(sizes)
-
-
-def _joined(backbone: Backbone, visions: Sequence[Vision]) -> tuple[Tensor, Tensor]:
-    patches = [v.patches for v in visions if v.patches is not None]
-    return torch.cat(patches).to(backbone.device), torch.cat([v.grid_thw for v in visions])
-
-
-def _parts(visions: Sequence[Vision]) -> Iterator[list[Vision]]:
-    part: list[Vision] = []
-    size = 0
-    for vision in visions:
-        patches = int(vision.grid_thw.prod(-1).sum())
-        if part and size + patches > _PATCHES_PER_CALL:
-            yield part
-            part, size = [], 0
-        part.append(vision)
-        size += patches
-    if part:
-        yield part
 
 
 def tower_fingerprint(backbone: Backbone) -> str:
@@ -123,6 +78,7 @@ class VisionCache:
         """The prompt of a record, its clip from the cache if that keeps clips."""
         return self.encoder.prompt(record, self._clip(record))
 
+    @torch.no_grad()
     def fill(
         self,
         backbone: Backbone,
@@ -132,7 +88,20 @@ class VisionCache:
         world_size: int = 1,
         workers: int = 0,
     ) -> int:
-        """Compute what is missing for `records`, this rank's share; returns how many files were made."""
+        """Compute what is missing for `records`, this rank's share.
+
+        Args:
+            backbone: whose tower computes.
+            records: what will be asked for.
+            rank, world_size: which share of the work is this one's.
+            workers: processes that read the media.
+
+        Returns:
+            How many files were made.
+
+        Raises:
+            RecordError: media that cannot be read.
+        """
         needed: dict[Path, tuple[str, Record]] = {}
         for record in records:
             if self.clips and _has_clip(record):

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from fourdthinker.trainers import experience, grpo
-from fourdthinker.trainers.common import process_group
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.driver import process_group
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config

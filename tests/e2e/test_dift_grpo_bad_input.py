@@ -15,6 +15,7 @@ from fourdthinker.backbones import save_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError, RecordError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.trainers import dift, grpo
+from fourdthinker.trainers.settings_files import load_config
 from tests.e2e.training import metrics, settings, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -35,7 +36,14 @@ def lines(path: str) -> list[dict[str, Any]]:
 def start(trainer: str, base: dict[str, Any], run: Path, **extra: Any) -> None:
     values = {"model": base["model"], "data": base["dift" if trainer == "dift" else "rl"], "use_cpu": True}
     values |= {"max_steps": 1, "save_steps": 0, "report_to": [], "output_dir": str(run)}
-    (dift if trainer == "dift" else grpo).main(settings(values | extra))
+    train_by(trainer, settings(values | extra))
+
+
+def train_by(trainer: str, arguments: list[str]) -> None:
+    if trainer == "dift":
+        dift.train_dift(load_config(dift.DiftConfig, None, arguments))
+    else:
+        grpo.train_grpo(load_config(grpo.GrpoConfig, None, arguments))
 
 
 def refused(trainer: str, base: dict[str, Any], run: Path, **extra: Any) -> str:
@@ -126,6 +134,24 @@ def test_loaded_checkpoint_with_other_policy(tmp_path: Path) -> None:
     config = dift.DiftConfig(frames=FramePolicy(fps=3.0), use_cpu=True, output_dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="frames"):
         dift.train_dift(config, checkpoint=checkpoint, samples=[])
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_a_mistake_in_a_command_is_one_line(
+    trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = (dift if trainer == "dift" else grpo).main
+    for arguments, said in (
+        (["learning_rate=nan"], "error: command line: learning_rate is 'nan'; give a finite number"),
+        (["--config", str(tmp_path / "no.yaml")], "no.yaml: cannot read the config"),
+        ([f"output_dir={tmp_path / 'run'}", "use_cpu=true"], "error: model is empty"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize("trainer", ["dift", "grpo"])

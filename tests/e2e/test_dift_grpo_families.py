@@ -17,9 +17,9 @@ from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.trainers import packing
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.model import add_adapter
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
-from fourdthinker.trainers.setup import adapt
 from tests.e2e.training import POLICIES, finish, metrics, settings, torchrun, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -185,7 +185,7 @@ def test_an_adapter_begins_by_the_seed(data: Path) -> None:
     def begin(seed: int) -> dict[str, torch.Tensor]:
         backbone = load_checkpoint(data / "known").backbone
         torch.rand(seed)
-        adapt(make_config(GrpoConfig, {"lora": {"r": 2}, "seed": seed}), backbone)
+        add_adapter(make_config(GrpoConfig, {"lora": {"r": 2}, "seed": seed}), backbone)
         return {n: p for n, p in backbone.named_parameters() if "lora_A" in n}
 
     first, again, other = begin(1), begin(1), begin(2)

@@ -14,7 +14,6 @@ from fourdthinker.records import read_records
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config, make_config
-from fourdthinker.trainers.setup import make_encoder
 from fourdthinker.trainers.vision_cache import VisionCache
 from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
 
@@ -112,7 +111,7 @@ def test_cached_features_train_like_the_pictures(base: dict[str, Any], tmp_path:
 def test_ranks_divide_the_cache_alike_whatever_is_there_already(base: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = load_checkpoint(base["model"])
     records = read_records(base["data"])
-    cache = VisionCache(tmp_path, checkpoint.backbone, make_encoder(checkpoint), clips=True, imagery=True)
+    cache = VisionCache(tmp_path, checkpoint.backbone, checkpoint.encoder(), clips=True, imagery=True)
     # The second rank is done before the first one looks.
     made = [cache.fill(checkpoint.backbone, records, rank=rank, world_size=2) for rank in (1, 0)]
     assert made == [6, 6]

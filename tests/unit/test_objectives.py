@@ -134,9 +134,9 @@ def grpo_batch(*, old: bool, ref: bool) -> dict[str, Any]:
     mask[0, 0] = mask[1, 0] = True
     batch |= {
         "policy_mask": mask,
-        "source": source[mask],
-        "token": torch.randint(0, 300, (5, 6), generator=generator)[mask],
-        "place": mask.flatten().nonzero()[:, 0],
+        "source_index": source[mask],
+        "chosen_ids": torch.randint(0, 300, (5, 6), generator=generator)[mask],
+        "completion_index": mask.flatten().nonzero()[:, 0],
         "advantages": torch.tensor([1.0, -0.5, 0.25, -2.0, 3.0]),
     }
     current = policy_logprobs(backbone(), hidden_of(batch), batch).detach()
@@ -155,7 +155,9 @@ def grpo_by_loops(
     logits = hidden @ backbone().head_weight.detach().double().T / temperature
     sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "tokens", "sampler_gap"), 0.0)
     terms: list[list[float]] = [[] for _ in range(5)]
-    for source, token, place in zip(batch["source"], batch["token"], batch["place"], strict=True):
+    for source, token, place in zip(
+        batch["source_index"], batch["chosen_ids"], batch["completion_index"], strict=True
+    ):
         r, t = divmod(int(place), 6)
         logprobs = logits[source].log_softmax(0)
         new = float(logprobs[token])
@@ -205,8 +207,8 @@ def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs()
     model(batch, partial(grpo_objective, options=GrpoOptions(loss_type="dapo"), num_items=4))[0].backward()
     fused = model.head_weight.grad.clone()  # type: ignore[union-attr]
     model.zero_grad()
-    logits = hidden_of(batch).flatten(0, 1)[batch["source"]] @ model.head_weight.T
-    chosen = logits.log_softmax(-1).gather(-1, batch["token"][:, None])[:, 0]
-    advantages = batch["advantages"][batch["place"] // 6]
+    logits = hidden_of(batch).flatten(0, 1)[batch["source_index"]] @ model.head_weight.T
+    chosen = logits.log_softmax(-1).gather(-1, batch["chosen_ids"][:, None])[:, 0]
+    advantages = batch["advantages"][batch["completion_index"] // 6]
     (-(advantages * chosen).sum() / 4).backward()
     torch.testing.assert_close(fused, model.head_weight.grad, rtol=1e-4, atol=1e-6)

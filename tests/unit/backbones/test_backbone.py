@@ -139,13 +139,16 @@ def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Backbone, batch: dic
 
 
 def test_embed_inputs(backbone: Backbone, batch: dict[str, Any]) -> None:
-    computed = dict(batch)
-    embeds = backbone.embed_inputs(computed)
+    kept = dict(batch)
+    computed = backbone.embed_inputs(batch)
+    assert batch.keys() == kept.keys(), "a batch is read, not written"
+    embeds = computed.embeds
     flat = embeds.flatten(0, 1)
     features = backbone.encode_vision(batch["patches"], batch["grid_thw"])
     assert torch.equal(flat[batch["vision_index"]], features[:, :32])
     targets = backbone.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-    assert torch.equal(computed["latents"], targets)
+    assert computed.latents is not None
+    assert torch.equal(computed.latents, targets)
     assert torch.equal(flat[batch["latent_index"]], targets)
     text = torch.ones(flat.shape[0], dtype=torch.bool)
     text[batch["vision_index"]] = text[batch["latent_index"]] = False
@@ -155,9 +158,9 @@ def test_embed_inputs(backbone: Backbone, batch: dict[str, Any]) -> None:
         "vision_features": features.detach().double(),
         "latents": targets.double(),
     }
-    assert torch.equal(backbone.embed_inputs(given), embeds)
+    assert torch.equal(backbone.embed_inputs(given).embeds, embeds)
 
-    assert torch.equal(backbone.embed_inputs({"input_ids": batch["input_ids"]})[1], embeds[1])
+    assert torch.equal(backbone.embed_inputs({"input_ids": batch["input_ids"]}).embeds[1], embeds[1])
     with pytest.raises(ValueError, match="3 latents for 4 latent pads"):
         backbone.embed_inputs(given | {"latents": targets[:3]})
     with pytest.raises(ValueError, match="7 vision features for 8 vision pads"):
@@ -176,8 +179,8 @@ def test_placeholders_get_no_gradient(backbone: Backbone, batch: dict[str, Any])
 
 def test_levels_of_deepstack(backbone: Backbone, batch: dict[str, Any]) -> None:
     features = backbone.encode_vision(batch["patches"], batch["grid_thw"])
-    backbone.embed_inputs(batch)
-    deepstack = batch["deepstack"]
+    inputs = backbone.embed_inputs(batch)
+    deepstack = inputs.deepstack
     if backbone.family == "qwen2_5_vl":
         assert deepstack is None
         with pytest.raises(ValueError, match="a qwen2_5_vl has no DeepStack"):
@@ -192,7 +195,7 @@ def test_levels_of_deepstack(backbone: Backbone, batch: dict[str, Any]) -> None:
     with torch.no_grad():
         expected, got = (backbone(dict(b), lambda _, hidden, __: hidden) for b in (batch, mixed))
         torch.testing.assert_close(got, expected)
-        plain = backbone.decode(backbone.embed_inputs(batch), batch["position_ids"], batch["attention_mask"])
+        plain = backbone.decode(inputs.embeds, batch["position_ids"], batch["attention_mask"])
     assert (plain[0, 2:] - expected[0, 2:]).abs().max() > 0.1, "the levels must matter"
     torch.testing.assert_close(plain[1, :4], expected[1, :4])  # a row without pictures
 
@@ -244,8 +247,9 @@ def test_attention_is_switched_for_a_block(backbone: Backbone, batch: dict[str, 
 
 def test_prefill_in_pieces(backbone: Backbone, batch: dict[str, Any]) -> None:
     with torch.no_grad():
-        embeds, positions = backbone.embed_inputs(batch), batch["position_ids"]
-        mask, deepstack, width = batch["attention_mask"], batch["deepstack"], embeds.shape[1]
+        inputs, positions = backbone.embed_inputs(batch), batch["position_ids"]
+        embeds, deepstack = inputs.embeds, inputs.deepstack
+        mask, width = batch["attention_mask"], embeds.shape[1]
         whole = backbone.decode(embeds, positions, mask, deepstack=deepstack)
         cache, pieces = backbone.new_cache(), []
         for start, stop in ((0, 1), (1, 6), (6, 7), (7, width)):
@@ -257,7 +261,7 @@ def test_prefill_in_pieces(backbone: Backbone, batch: dict[str, Any]) -> None:
 
 def test_cached_decoding_equals_one_forward(backbone: Backbone, batch: dict[str, Any]) -> None:
     with torch.no_grad():
-        embeds = backbone.embed_inputs(batch)[:, :8]
+        embeds = backbone.embed_inputs(batch).embeds[:, :8]
         positions, mask = batch["position_ids"][..., :8], torch.ones(2, 8, dtype=torch.long)
         mask[1, 3:5] = 0  # a gap, as after a shorter prompt in a batch
         whole = backbone.decode(embeds, positions, mask)

@@ -38,9 +38,10 @@ def one_row(checkpoint: Checkpoint, prompt: Prompt, config: SamplingConfig, seed
     if prompt.vision is not None:
         batch |= {"patches": prompt.vision.patches, "grid_thw": prompt.vision.grid_thw}
         batch["vision_index"] = pads.nonzero()[:, 0]
-    cache, embeds = backbone.new_cache(), backbone.embed_inputs(batch)
+    inputs = backbone.embed_inputs(batch)
+    cache, embeds, deepstack = backbone.new_cache(), inputs.embeds, inputs.deepstack
     positions, row = prompt.position_ids[:, None], Row()
-    deepstack, seen, inside, blocks = batch["deepstack"], set(prompt.input_ids[~pads].tolist()), -1, 0
+    seen, inside, blocks = set(prompt.input_ids[~pads].tolist()), -1, 0
     for step in range(config.max_new_tokens):
         hidden = backbone.decode(embeds, positions, None, cache, deepstack=deepstack)[0, -1]
         deepstack = None

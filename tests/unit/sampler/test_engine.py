@@ -19,9 +19,10 @@ from fourdthinker.backbones.decoding import decode_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler import LatentSampler, SamplingConfig, engine, run, schedule
 from fourdthinker.sampler.attention import NAME
-from fourdthinker.sampler.prefill import encode_prompts, prefill
+from fourdthinker.sampler.prefill import prefill
 from fourdthinker.sampler.step import Slots, Stepper
 from fourdthinker.sampler.store import KVStore, PrefillCache, Segment, bucket, token_bytes
+from fourdthinker.sampler.vision import encode_prompts
 from tests.tiny import tiny_checkpoint
 from tests.unit.sampler.cases import compare, make_prompt, mixed_prompts, talkative
 

@@ -115,13 +115,15 @@ def test_what_a_batch_holds(talker: Checkpoint) -> None:
     prompts, spec = mixed_prompts(talker), talker.backbone.latents
     rollout = roll_out(talker, prompts)
     batch = replay_batch(rollout, prompts, None, 7)
-    rows, length = rollout.tokens.shape
+    rows = len(rollout.tokens)
     width = batch["input_ids"].shape[1]
     longest = max(
         len(prompts[g].input_ids) + n for g, n in zip(rollout.group, rollout.lengths.tolist(), strict=True)
     )
     assert width == longest
     assert batch["position_ids"].shape == (3, rows, width)
+    predicted = torch.full((rows, width), -100)
+    predicted.view(-1)[batch["source_index"] + 1] = batch["chosen_ids"]
     for row in range(rows):
         prompt, count = prompts[rollout.group[row]], int(rollout.lengths[row])
         start = len(prompt.input_ids)
@@ -133,20 +135,14 @@ def test_what_a_batch_holds(talker: Checkpoint) -> None:
         assert torch.equal(batch["position_ids"][:, row, :start], prompt.position_ids)
         expected = prompt.next_position + torch.arange(count)
         assert torch.equal(batch["position_ids"][:, row, said], expected.expand(3, -1))
-        assert (batch["labels"][row, :start] == -100).all()
-        labels = batch["labels"][row, said]
+        assert (predicted[row, :start] == -100).all()
         mask = rollout.policy_mask[row, :count]
-        assert torch.equal(labels[mask], rollout.tokens[row, :count][mask])
-        assert (labels[~mask] == -100).all()
-    assert torch.equal(batch["target"][:, :-1], batch["labels"][:, 1:])
-    assert torch.equal(batch["rows"], (batch["target"].flatten() != -100).nonzero()[:, 0])
-    # Both maps lead from the same predictions to the same ids.
-    assert torch.equal(
-        batch["target"].flatten()[batch["rows"]],
-        batch["completion_target"].flatten()[batch["completion_index"]],
-    )
-    assert torch.equal(batch["completion_target"] != -100, rollout.policy_mask)
-    assert batch["completion_index"].max() < rows * length
+        assert torch.equal(predicted[row, said][mask], rollout.tokens[row, :count][mask])
+        assert (predicted[row, said][~mask] == -100).all()
+    assert torch.equal(batch["policy_mask"], rollout.policy_mask)
+    assert torch.equal(rollout.tokens.flatten()[batch["completion_index"]], batch["chosen_ids"])
+    assert torch.equal(batch["completion_index"], rollout.policy_mask.flatten().nonzero()[:, 0])
+    assert torch.equal(batch["rollout_logprobs"], rollout.logprobs)
     assert (batch["input_ids"].flatten()[batch["latent_index"]] == spec.pad_id).all()
     assert len(batch["latent_index"]) == (batch["input_ids"] == spec.pad_id).sum() == len(rollout.latents)
     assert torch.equal(batch["latents"], rollout.latents)
@@ -220,7 +216,7 @@ def test_what_is_refused(talker: Checkpoint) -> None:
             ConfigError, match=rf"rows \[{rows[0]}.*of a rollout of 32 rows; name each row at most once"
         ):
             replay_batch(rollout, prompts, rows)
-    with pytest.raises(ConfigError, match="no samples"):
+    with pytest.raises(ConfigError, match="no rows"):
         replay_batch(rollout, prompts, [])
     with pytest.raises(ConfigError, match="rows of prompt 7, but 2 prompts were given"):
         replay_batch(rollout, prompts[:2])

@@ -216,7 +216,7 @@ def first_logits(checkpoint: Checkpoint, prompt: Prompt) -> torch.Tensor:
     backbone = checkpoint.backbone
     batch = {"input_ids": prompt.input_ids[None], "position_ids": prompt.position_ids[:, None]}
     with torch.no_grad():
-        hidden = backbone.decode(backbone.embed_inputs(batch), batch["position_ids"])[0, -1]
+        hidden = backbone.decode(backbone.embed_inputs(batch).embeds, batch["position_ids"])[0, -1]
         return (backbone.head_weight @ hidden).double()
 
 

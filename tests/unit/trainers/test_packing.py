@@ -13,8 +13,8 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.objectives import policy_logprobs
 from fourdthinker.prompts import Prompt, Vision
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
-from fourdthinker.trainers.experience import Experience, equal_groups, replay_chunks, rollout_seeds, score
-from fourdthinker.trainers.packing import pack
+from fourdthinker.trainers.experience import Experience, equal_groups, rollout_seeds, score
+from fourdthinker.trainers.packing import replay_chunks
 from tests.tiny import tiny_checkpoint
 
 N = 3
@@ -67,7 +67,7 @@ def forward(batch: dict[str, Any]) -> torch.Tensor:
 def test_replay_reproduces_the_sampler(rows: list[int], share: bool) -> None:
     rollout = rolled()
     chosen = torch.tensor(rows)
-    batch = pack(rollout, prompts(), chosen, 0, share=share)
+    batch = replay_batch(rollout, prompts(), chosen, 0, share=share)
     expected = rollout.logprobs[chosen][:, : batch["policy_mask"].shape[1]]
     torch.testing.assert_close(batch["rollout_logprobs"], expected)
     torch.testing.assert_close(forward(batch), expected, atol=1e-4, rtol=0)
@@ -78,7 +78,7 @@ def test_replay_reproduces_the_sampler(rows: list[int], share: bool) -> None:
 
 
 def test_replay_without_the_latents_is_seen() -> None:
-    batch = pack(rolled(), prompts(), torch.arange(4 * N), 0)
+    batch = replay_batch(rolled(), prompts(), torch.arange(4 * N), 0, share=True)
     embedding = checkpoint().backbone.embedding_weight[checkpoint().backbone.latents.pad_id]
     batch["latents"] = embedding.detach().expand_as(batch["latents"])
     assert (forward(batch) - batch["rollout_logprobs"]).abs().max() > 1e-2
@@ -93,7 +93,7 @@ def test_equal_to_the_unpacked_replay_with_gradients(share: bool) -> None:
     for packed in (True, False):
         backbone.zero_grad()
         if packed:
-            logprobs = backbone(pack(rolled(), prompts(), rows, 0, share=share), policy_logprobs)
+            logprobs = backbone(replay_batch(rolled(), prompts(), rows, 0, share=share), policy_logprobs)
         else:
             logprobs = replay_logprobs(backbone, replay_batch(rolled(), prompts(), rows))
         (logprobs * weights[:, : logprobs.shape[1]]).sum().backward()
@@ -107,7 +107,7 @@ def test_equal_to_the_unpacked_replay_with_gradients(share: bool) -> None:
 def test_patches_are_packed_when_there_are_no_features(share: bool) -> None:
     with_patches = prompts(patches=True)
     rollout = LatentSampler(checkpoint().backbone).sample(with_patches, 2, SamplingConfig(max_new_tokens=6))
-    batch = pack(rollout, with_patches, torch.tensor([6, 1, 0, 4]), 0, share=share)
+    batch = replay_batch(rollout, with_patches, torch.tensor([6, 1, 0, 4]), 0, share=share)
     assert batch["grid_thw"].shape[0] == (2 if share else 3)
     torch.testing.assert_close(forward(batch), batch["rollout_logprobs"], atol=1e-4, rtol=0)
 
@@ -116,10 +116,10 @@ def test_pictures_of_two_kinds_or_none_are_refused() -> None:
     mixed = prompts()
     mixed[1] = replace(mixed[1], vision=prompts(patches=True)[1].vision)
     with pytest.raises(ValueError, match="one kind"):
-        pack(rolled(), mixed, torch.arange(6), 0)
+        replay_batch(rolled(), mixed, torch.arange(6), 0, share=True)
     mixed[1] = replace(mixed[1], vision=Vision(torch.tensor([[2, 4, 4]])))
     with pytest.raises(ValueError, match="neither"):
-        pack(rolled(), mixed, torch.arange(6), 0)
+        replay_batch(rolled(), mixed, torch.arange(6), 0, share=True)
 
 
 def experience(kept: list[bool]) -> Experience:
@@ -144,22 +144,22 @@ def test_chunks_hold_every_kept_row_once(count: int, share: bool) -> None:
     kept = [i % 4 != 1 for i in range(4 * N)]
     chunks = replay_chunks(experience(kept), count, 0, share=share)
     assert len(chunks) == count
-    seen = sorted(int(a) for chunk in chunks for a in chunk["advantages"])
+    seen = sorted(int(a) for chunk in chunks for a in chunk.batch["advantages"])
     assert seen == [i for i, keep in enumerate(kept) if keep]
-    tokens = sum(chunk["token"].numel() for chunk in chunks)
+    tokens = sum(chunk.batch["chosen_ids"].numel() for chunk in chunks)
     assert tokens == rolled().policy_mask[torch.tensor(kept)].sum()
     for chunk in chunks:
-        prompt_of = [40 + int(a) // N for a in chunk["advantages"]]
-        assert chunk["sample_index"].tolist() == prompt_of
-        torch.testing.assert_close(forward(chunk), chunk["rollout_logprobs"], atol=1e-4, rtol=0)
+        prompt_of = [40 + int(a) // N for a in chunk.batch["advantages"]]
+        assert chunk.items.tolist() == prompt_of
+        torch.testing.assert_close(forward(chunk.batch), chunk.batch["rollout_logprobs"], atol=1e-4, rtol=0)
 
 
 def test_chunks_without_rows_count_nothing() -> None:
     chunks = replay_chunks(experience([True] + [False] * (4 * N - 1)), 3, 0, share=True)
-    assert [chunk["token"].numel() > 0 for chunk in chunks] == [True, False, False]
+    assert [chunk.batch["chosen_ids"].numel() > 0 for chunk in chunks] == [True, False, False]
     for chunk in chunks[1:]:
-        assert not chunk["policy_mask"].any()
-        assert (forward(chunk) == 0).all()
+        assert not chunk.batch["policy_mask"].any()
+        assert (forward(chunk.batch) == 0).all()
 
 
 def test_equal_groups_are_found_by_equality() -> None:

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from fourdthinker.prompts import Vision
 from fourdthinker.records import Record
-from fourdthinker.trainers.common import NonFiniteLossError
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import make_config
-from fourdthinker.trainers.setup import _cut_lines
-from fourdthinker.trainers.vision_cache import encode_samples, tower_fingerprint
+from fourdthinker.trainers.trainer import NonFiniteLossError
+from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
 
@@ -117,35 +116,6 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path: Path) -> None:
     _cut_lines(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     _cut_lines(tmp_path / "none", 2)
-
-
-def test_samples_are_encoded_in_memory() -> None:
-    checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    backbone = checkpoint.backbone
-    items = samples(checkpoint, 4)
-    generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(4, 64, 1176, generator=generator)
-    for item, picture in zip(items, pictures, strict=True):
-        item.vision = Vision(torch.tensor([[2, 4, 4]]), picture[:32])
-        item.imagery = Vision(torch.tensor([[1, 4, 4], [1, 4, 4]]), picture[32:], kind="image")
-    items[2].vision = None
-    items[3].imagery = None
-    kept = items[3].latents
-    encode_samples(backbone, items)
-    for i, picture in enumerate(pictures):
-        alone = backbone.encode_vision(picture[:32], torch.tensor([[2, 4, 4]]))
-        vision = items[i].vision
-        if i == 2:
-            assert vision is None
-        else:
-            assert vision is not None
-            assert vision.patches is None
-            torch.testing.assert_close(vision.features, alone.detach(), rtol=1e-4, atol=1e-5)
-        if i < 3:
-            targets = backbone.imagery_targets(picture[32:], torch.tensor([[1, 4, 4], [1, 4, 4]]))
-            torch.testing.assert_close(items[i].latents, targets, rtol=1e-4, atol=1e-5)
-            assert items[i].imagery is None
-    assert items[3].latents is kept
 
 
 def test_fingerprint_is_of_the_towers_weights() -> None:

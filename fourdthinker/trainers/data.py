@@ -1,0 +1,159 @@
+"""The data of a run: records, read and checked, with their vision features where the settings keep those."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch.distributed as dist
+from transformers import TrainingArguments
+
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.files import append_lines, make_folder
+from fourdthinker.prompts import Encoder
+from fourdthinker.records import Record, read_records
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.run_folder import REJECTED
+from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.vision_cache import VisionCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a cache keeps: features of the clips that are asked about, latent targets of the overlays."""
+
+    clips: bool
+    imagery: bool
+
+
+def load_items(
+    config: TrainConfig,
+    args: TrainingArguments,
+    checkpoint: Checkpoint,
+    kind: Literal["dift", "rl"],
+    kept: Kept,
+) -> Items[Any]:
+    """The records of `config.data` as items that encode themselves on access: samples or prompts.
+
+    Every record is validated, and with `config.check_media` every clip and picture read once. With
+    `config.cache_dir` the vision features in `kept` are computed.
+
+    Raises:
+        RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
+        ConfigError: no data is named.
+    """
+    encoder = checkpoint.encoder()
+    # Filling the cache reads everything too, but cannot leave a record out.
+    covered = config.cache_dir is not None and kept.clips and config.on_bad_record == "raise"
+    records = load_records(config, args, kind, encoder if config.check_media and not covered else None)
+    source: Encoder | VisionCache = encoder
+    if config.cache_dir is not None:
+        source = _filled_cache(config, args, checkpoint, encoder, records, kept)
+    encode: Callable[[Record], Any] = source.sample if kind == "dift" else source.prompt
+    return Items(records, encode)
+
+
+def load_records(
+    config: TrainConfig, args: TrainingArguments, kind: Literal["dift", "rl"], encoder: Encoder | None
+) -> list[Record]:
+    """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
+
+    With an encoder every clip and picture is read once too, the ranks sharing the work, so that what cannot
+    be decoded or is too small shows before the first step.
+    """
+    if not config.data:
+        raise ConfigError("data is empty; name one or more record files (JSONL)")
+    rejected = None
+    if args.process_index == 0:
+        rejected = make_folder(config.output_dir) / REJECTED
+        rejected.unlink(missing_ok=True)
+    records: list[Record] = []
+    for path in config.data:
+        records += read_records(
+            path,
+            media_root=config.media_root,
+            kind=kind,
+            on_bad_record=config.on_bad_record,
+            rejected=rejected,
+        )
+    if encoder is not None:
+        records = _readable(config, args, records, encoder, rejected)
+    logger.info("%d records from %s", len(records), ", ".join(config.data))
+    return records
+
+
+def _readable(
+    config: TrainConfig,
+    args: TrainingArguments,
+    records: list[Record],
+    encoder: Encoder,
+    rejected: Path | None,
+) -> list[Record]:
+    """The records whose media can be read; with on_bad_record=raise RecordError for the first other one."""
+    problems = _media_problems(args, records, encoder)
+    bad = [(record, text) for record, text in zip(records, problems, strict=True) if text is not None]
+    if bad and config.on_bad_record == "raise":
+        raise RecordError(bad[0][1])
+    for _, text in bad:
+        logger.warning("skipped: %s", text)
+    if bad and rejected is not None:
+        append_lines(rejected, [{"where": record.where, "reason": text} for record, text in bad])
+    if len(bad) == len(records):
+        raise RecordError(f"{', '.join(config.data)}: no record is left: {bad[0][1]}")
+    return [record for record, text in zip(records, problems, strict=True) if text is None]
+
+
+def _media_problems(args: TrainingArguments, records: list[Record], encoder: Encoder) -> list[str | None]:
+    """For every record what is wrong with its clip or pictures, or None."""
+
+    def problem(record: Record) -> str | None:
+        try:
+            encoder.read(record)
+            if record.kind == "dift" and record.images:
+                encoder.overlays(record)
+        except VideoError as error:
+            return f"{record.where}: {error}"
+        except RecordError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(problem, records[args.process_index :: args.world_size]))
+    shares: list[list[str | None]] = [found]
+    if args.world_size > 1:
+        shares = [[] for _ in range(args.world_size)]
+        dist.all_gather_object(shares, found)
+    return [shares[i % args.world_size][i // args.world_size] for i in range(len(records))]
+
+
+def _filled_cache(
+    config: TrainConfig,
+    args: TrainingArguments,
+    checkpoint: Checkpoint,
+    encoder: Encoder,
+    records: list[Record],
+    kept: Kept,
+) -> VisionCache:
+    """The cache in `config.cache_dir`, complete for `records`; the ranks share the work."""
+    backbone = checkpoint.backbone
+    cache = VisionCache(config.cache_dir or "", backbone, encoder, clips=kept.clips, imagery=kept.imagery)
+    cache.fill(
+        backbone,
+        records,
+        rank=args.process_index,
+        world_size=args.world_size,
+        workers=config.dataloader_num_workers,
+    )
+    if args.world_size > 1:
+        dist.barrier()
+    return cache

@@ -1,0 +1,152 @@
+"""The driver of both trainers: from settings to the final checkpoint, read from top to bottom.
+
+What differs between DIFT and 4DRL is in a `Recipe`, which `dift.py` and `grpo.py` fill in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainingArguments
+
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.errors import FourdError
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.data import Kept, load_items
+from fourdthinker.trainers.model import add_adapter, load_model, reference_model
+from fourdthinker.trainers.run_folder import find_resume
+from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.settings_files import parse_command_line
+from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, training_arguments
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.common import Backbone
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of.
+
+    Attributes:
+        args: of Trainer.
+        checkpoint: what is trained.
+        items: the data set.
+        reference: the frozen model that training started from, if the recipe wants one.
+    """
+
+    args: TrainingArguments
+    checkpoint: Checkpoint
+    items: Items[Any]
+    reference: Backbone | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one way of training does differently from another.
+
+    Attributes:
+        kind: the records it reads.
+        kept: what its cache keeps.
+        check: raises a FourdError for a loaded checkpoint that cannot be trained this way.
+        wants_reference: whether it needs the frozen model that training started from.
+        make_trainer: the trainer, of its parts.
+    """
+
+    kind: Literal["dift", "rl"]
+    kept: Kept
+    check: Callable[[Checkpoint], None]
+    wants_reference: bool
+    make_trainer: Callable[[Parts], LatentTrainer]
+
+
+def train(
+    config: TrainConfig,
+    recipe: Recipe,
+    *,
+    given: Checkpoint | None = None,
+    items: Sequence[Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Path:
+    """Train, and return the folder of the final checkpoint, `output_dir`/final.
+
+    Args:
+        config: the settings.
+        recipe: what is particular to this way of training.
+        given: what to train, changed in place; None: loaded from `config.model`.
+        items: encoded samples or prompts in memory; None: made from the records of `config.data`.
+        callbacks: of `transformers`, added to those of Trainer.
+
+    Raises:
+        FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
+        NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
+    """
+    args = training_arguments(config)
+    resume = find_resume(config, args)
+    checkpoint = load_model(config, args, resume, given)
+    recipe.check(checkpoint)
+    reference = None
+    if recipe.wants_reference:  # before the adapter is there
+        reference = reference_model(config, args, resume, given, checkpoint)
+    add_adapter(config, checkpoint.backbone)
+    if items is None:
+        data = load_items(config, args, checkpoint, recipe.kind, recipe.kept)
+    else:
+        data = Items(items)
+    trainer = recipe.make_trainer(Parts(args, checkpoint, data, reference))
+    loaded = resume is not None and given is None
+    return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
+
+
+def run_command(
+    train_with: Callable[[C], Path],
+    settings: type[C],
+    argv: Sequence[str] | None,
+    *,
+    program: str,
+    description: str,
+) -> None:
+    """A command: `[--config FILE] [key=value ...]`. A mistake ends it with one line on stderr and status 2.
+
+    Args:
+        train_with: trains by settings.
+        settings: their class.
+        argv: the arguments; None: those of the process.
+        program, description: for `--help`.
+    """
+    start_logging()
+    try:
+        config = parse_command_line(settings, argv, program=program, description=description)
+        with process_group():
+            final = train_with(config)
+    except (FourdError, NonFiniteLossError) as error:
+        rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        sys.stderr.write(f"error{rank}: {error}\n")
+        raise SystemExit(2) from error
+    logging.getLogger(__name__).info("the checkpoint is in %s", final)
+
+
+def start_logging() -> None:
+    """Log lines of this package to stderr, from the first process only; warnings from all."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("fourdthinker").setLevel(logging.INFO if first else logging.WARNING)
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Takes the process group down at the end, so that torchrun does not warn about a leak."""
+    try:
+        yield
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""The model of a run: the checkpoint that is trained, its adapter, and the reference model."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainingArguments
+
+from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
+from fourdthinker.backbones.adapters import add_lora
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.settings import DiftConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.common import Backbone
+
+
+def load_model(
+    config: TrainConfig, args: TrainingArguments, resume: str | None, checkpoint: Checkpoint | None
+) -> Checkpoint:
+    """The checkpoint to train, on the device of this rank.
+
+    A given one is used as it is; otherwise that of `config.model`, or when resuming the one that training
+    stopped at (with an adapter the one that it started from, since the adapter alone is loaded later). With
+    DIFT's `latent_size` a base model without latent tokens gets them.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+        ConfigError: no model is named, or the given one has another frame policy than `config.frames`.
+    """
+    if config.lora is not None:
+        resume = None
+    if checkpoint is None:
+        checkpoint = _load(config, resume)
+    elif config.frames is not None and config.frames != checkpoint.policy:
+        raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
+    checkpoint.backbone.to(args.device)
+    return checkpoint
+
+
+def _load(config: TrainConfig, resume: str | None) -> Checkpoint:
+    source = resume or config.model
+    if not source:
+        raise ConfigError("model is empty; give the folder of a checkpoint, or pass a loaded one")
+    where: dict[str, Any] = {
+        "subfolder": None if resume else config.subfolder,
+        "dtype": None if config.dtype == "auto" else getattr(torch, config.dtype),
+        "policy": config.frames,
+        "override_policy": config.override_policy,
+    }
+    grown = config.latent_size if isinstance(config, DiftConfig) else None
+    if grown is not None and not resume:
+        return init_checkpoint(source, latent_size=grown, **where)
+    return load_checkpoint(source, **where)
+
+
+def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
+    """Put the adapter of `config.lora` on the model, if the settings ask for one.
+
+    Raises:
+        ConfigError: latent tokens that were never trained and would not be now. All three rows of the output
+            matrix are the mean of the others then, so that START can never be the likeliest token.
+    """
+    settings = config.lora
+    if settings is None:
+        return
+    head, latents = backbone.head_weight, backbone.latents
+    if not settings.train_embeddings and torch.equal(head[latents.start_id], head[latents.end_id]):
+        raise ConfigError(
+            "the latent tokens of this model are new (all have the same weights), and an adapter leaves them "
+            "as they are, so that no block would ever begin; set lora.train_embeddings=true"
+        )
+    torch.manual_seed(config.seed)  # Trainer does so later, and the adapter begins at random
+    add_lora(
+        backbone,
+        r=settings.r,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        target_modules=settings.target_modules,
+    )
+    if settings.train_embeddings:
+        backbone.embedding_weight.requires_grad_(True)
+        backbone.head_weight.requires_grad_(True)
+
+
+def reference_model(
+    config: TrainConfig,
+    args: TrainingArguments,
+    resume: str | None,
+    given: Checkpoint | None,
+    loaded: Checkpoint,
+) -> Backbone:
+    """The model that the run started from, frozen; to be made before the adapter is added.
+
+    A resumed run has trained weights in `loaded`, so that the first ones are loaded again. Otherwise it is a
+    copy; a frozen tower needs no second copy in memory.
+    """
+    if given is None and resume is not None and config.lora is None:
+        backbone = load_model(config, args, None, None).backbone
+    else:
+        tower = loaded.backbone.visual
+        memo: dict[int, Any] = {id(tower): tower} if config.freeze_vision else {}
+        backbone = copy.deepcopy(loaded.backbone, memo)
+    return backbone.eval().requires_grad_(False)

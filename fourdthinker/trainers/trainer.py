@@ -1,0 +1,393 @@
+"""The training loop: `transformers.Trainer` around a backbone, for both trainers.
+
+This is the only file that touches private members of `transformers` and `accelerate`; each one says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.adapters import load_trained
+from fourdthinker.backbones.common import Objective
+from fourdthinker.errors import ConfigError
+from fourdthinker.files import append_lines, write_json
+from fourdthinker.objectives import Metrics
+from fourdthinker.samples import Batch
+from fourdthinker.trainers.batches import Items, ShardedBatches
+from fourdthinker.trainers.run_folder import (
+    FINAL,
+    FINISHED,
+    METRICS,
+    begin_run,
+    finished_updates,
+    resumed_updates,
+)
+from fourdthinker.trainers.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """More steps than `max_bad_steps` had a loss or a gradient that is not a finite number."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward and backward pass.
+
+    Attributes:
+        batch: tensors by name, on any device.
+        objective: gives (this batch's share of the loss of the whole update, metrics, ...) of the model's
+            hidden states. It knows the global normalisers already.
+        items: [n] indices of the items in the batch, for messages.
+        number: which forward of the update this is.
+    """
+
+    batch: Batch
+    objective: Objective
+    items: Tensor
+    number: int = 0
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """The `TrainingArguments` of a config: settings of the same name are passed on, the rest is fixed.
+
+    Raises:
+        ConfigError: transformers refuses a setting, or a package that it needs is missing.
+    """
+    names = {f.name for f in dataclasses.fields(TrainingArguments)}
+    shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
+    for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
+        shared.pop(name)
+    shared["save_strategy"] = "steps" if config.save_steps else "no"
+    shared["save_steps"] = config.save_steps or 1
+    try:
+        args = TrainingArguments(
+            **shared,
+            logging_nan_inf_filter=False,  # non-finite losses are handled here
+            remove_unused_columns=False,
+            # With a frozen tower every trainable parameter is used by every batch; an open tower may meet a
+            # batch of text.
+            ddp_find_unused_parameters=not config.freeze_vision,
+            disable_tqdm=not sys.stderr.isatty(),
+            log_level="warning",
+        )
+    except (ValueError, ImportError) as error:  # no such optimizer or schedule; a package that is missing
+        text = " ".join(str(error).split())
+        raise ConfigError(f"a setting that is passed on to transformers is wrong: {text}") from error
+    _ = args.n_gpu  # sets devices up
+    # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
+    args._n_gpu = min(args._n_gpu, 1)
+    return args
+
+
+class _LogBeforeSaving(TrainerCallback):
+    """A log line is a mean over the steps since the last one, and a resumed run knows none from before its
+    checkpoint: so that it writes the same lines as an unbroken one, a line ends at every checkpoint."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+
+class LatentTrainer(Trainer):
+    """`transformers.Trainer` around a backbone whose loss is computed inside its forward pass.
+
+    Subclasses give `make_update`. The rest, in the order of an update: `get_batch_samples` (its batches),
+    `training_step` (each micro-batch: forward, backward), `_clip_grad_norm` and `_get_grad_norm` (a void
+    update is stopped there), the optimizer, `log`, `save_model`.
+
+    Args:
+        checkpoint: what is trained, in place.
+        config: the settings.
+        args: of `training_arguments`.
+        items: the data set.
+        batches: which of them this rank sees when.
+        collator: makes a batch of items.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        args: TrainingArguments,
+        items: Items[Any],
+        batches: ShardedBatches,
+        collator: Callable[[list[Any]], Any],
+    ) -> None:
+        self.checkpoint, self.settings, self.items, self.batches = checkpoint, config, items, batches
+        backbone = checkpoint.backbone
+        backbone.freeze_vision(config.freeze_vision)
+        if config.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()
+        use_cache = getattr(backbone.config, "use_cache", None)
+        super().__init__(model=backbone, args=args, data_collator=collator, train_dataset=items)
+        if use_cache is None:  # Trainer sets it to False, and it would be saved so
+            del backbone.config.use_cache
+        else:
+            backbone.config.use_cache = use_cache
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_LogBeforeSaving())
+        self._sums: dict[str, Tensor] = {}
+        self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
+        self._skip_update = False
+        self.bad_steps = 0
+        self._weights_loaded = False
+
+    # ---- what a subclass gives
+
+    def make_update(self, batches: list[Any]) -> list[list[Forward]]:
+        """The forwards of one update of the weights.
+
+        Args:
+            batches: what the collator made, one for each micro-batch; on this rank.
+
+        Returns:
+            For each micro-batch its forwards, as many on every rank; their gradients add up.
+        """
+        raise NotImplementedError
+
+    def after_forward(self, forward: Forward, *outputs: Any) -> None:
+        """Take what the objective returned beyond loss and metrics, before the backward pass."""
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The loader of this rank. Trainer's own would shard what is sharded already."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.items,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """Items of the data set; Trainer would ask the loader's sampler."""
+        return len(self.items)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Forward]], None]:
+        """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        return self.make_update(batches), None
+
+    # ---- one micro-batch
+
+    def training_step(
+        self, model: nn.Module, inputs: list[Forward], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch.
+
+        Returns:
+            What is logged as loss, a scalar: the share of this rank times the number of ranks.
+        """
+        model.train()
+        state = self.accelerator.gradient_state
+        steps = state.sync_gradients  # whether the optimizer steps after this micro-batch
+        losses = []
+        for number, forward in enumerate(inputs):
+            last = number + 1 == len(inputs)
+            context: Any = contextlib.nullcontext()
+            if not last and not self.is_deepspeed_enabled:
+                context = self.accelerator.no_sync(model)
+            # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is no
+            # public way to say that several backward passes belong to one micro-batch.
+            state._set_sync_gradients(steps and last)
+            with context:
+                losses.append(self._forward_backward(model, forward))
+        return torch.stack(losses).sum()
+
+    def _forward_backward(self, model: nn.Module, forward: Forward) -> Tensor:
+        batch = self._prepare_inputs(forward.batch)  # moves it to the device, as Trainer's own step does
+        with self.compute_loss_context_manager():
+            loss, metrics, *outputs = model(batch, forward.objective)
+        self.after_forward(forward, *outputs)
+        if not self._finite_everywhere(loss, forward):
+            return torch.zeros_like(loss)
+        self.add_metrics(metrics)
+        # Data parallelism averages gradients over ranks, and the loss is a share of a sum over them.
+        loss = loss * self.args.world_size
+        # DeepSpeed would divide by the accumulation steps, which the global normaliser has done.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        return loss.detach()
+
+    # ---- updates that are void
+
+    def _finite_everywhere(self, loss: Tensor, forward: Forward) -> bool:
+        """Whether the loss is finite on every rank. If not, no rank runs backward and the update is void."""
+        finite = torch.isfinite(loss.detach())
+        everywhere = finite.to(torch.int32)
+        if self.args.world_size > 1:
+            dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        if everywhere.item():
+            return True
+        if not finite.item():
+            self._bad += forward.items.unique().tolist()
+        self._skip_update = True
+        if self.is_deepspeed_enabled:
+            self._void_update("loss")
+        return False
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Called once per update where gradients are clipped. Nothing is to be clipped in a void one: what
+        was accumulated before the bad micro-batch was never reduced."""
+        return torch.zeros(()) if self._skip_update else super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once per update, between the backward passes and the optimizer step, on every rank: the one
+        point at which an update can still be taken back. An optimizer leaves parameters without a gradient as
+        they are."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._skip_update:
+            self._void_update("loss")
+        elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():
+            # Gradients are already reduced here, so that all ranks come to the same conclusion.
+            self._void_update("gradient")
+        else:
+            return norm
+        model.zero_grad(set_to_none=True)
+        return torch.zeros(())
+
+    def _void_update(self, what: str) -> None:
+        names = [self.items.describe(i) for i in self._bad]
+        if self.args.world_size > 1:
+            gathered: list[list[str]] = [[] for _ in range(self.args.world_size)]
+            dist.all_gather_object(gathered, names)
+            names = [name for part in gathered for name in part]
+        self._bad, self._skip_update = [], False
+        self.bad_steps += 1
+        message = f"step {self.state.global_step + 1}: non-finite {what}" + (
+            f", in {', '.join(names)}" if names else ""
+        )
+        if self.is_deepspeed_enabled:
+            # Its engine counts backward passes and steps by itself, so that neither can be left out.
+            raise NonFiniteLossError(
+                f"{message}; under DeepSpeed this ends the run, resume from a checkpoint"
+            )
+        if self.bad_steps > self.settings.max_bad_steps:
+            raise NonFiniteLossError(
+                f"{message}; {self.bad_steps} such steps, max_bad_steps is {self.settings.max_bad_steps}. "
+                "Look at these records, lower learning_rate, or train in float32"
+            )
+        logger.warning(
+            "%s; the step is skipped (%d of %d)", message, self.bad_steps, self.settings.max_bad_steps
+        )
+
+    # ---- metrics
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """`values` summed over all ranks, in place."""
+        if self.args.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Add (sum, weight) pairs; what is logged is sum / weight over ranks and steps since the last log."""
+        for name, (total, weight) in metrics.items():
+            pair = torch.stack([total.detach().double(), weight.double()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write a line of metrics, from the first process: to metrics.jsonl, the trackers and the log."""
+        if self._sums:  # every rank has the same names: the objectives give all of them for every batch
+            names = sorted(self._sums)
+            values = torch.stack([self._sums[name].to(self.args.device) for name in names])
+            self._sums = {}
+            for name, (total, weight) in zip(names, self.sum_over_ranks(values).tolist(), strict=True):
+                if weight:
+                    logs[name] = total / weight
+        logs["bad_steps"] = self.bad_steps
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            entry = self.state.log_history[-1]
+            append_lines(Path(self.settings.output_dir) / METRICS, [entry])
+            shown = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate")
+            logger.info(
+                "step %d: %s", entry["step"], ", ".join(f"{k} {entry[k]:.4g}" for k in shown if k in entry)
+            )
+
+    # ---- checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a complete checkpoint into `output_dir`, from the first process."""
+        folder = output_dir or self.settings.output_dir
+        with self.whole_parameters():
+            if self.args.should_save:
+                save_checkpoint(folder, self.checkpoint)
+
+    @contextlib.contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Gathers, for the time of a block, parameters that ZeRO-3 slices over the ranks."""
+        if not (self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3):
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.checkpoint.backbone.parameters())):
+            yield
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
+        backbone = self.checkpoint.backbone
+        if self.settings.lora is not None:
+            load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
+            return
+        if self._weights_loaded:
+            return
+        saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
+        backbone.load_state_dict(saved.backbone.state_dict())
+
+    # ---- the run
+
+    def run(
+        self, resume: str | None, *, weights_loaded: bool = False, callbacks: Sequence[TrainerCallback] = ()
+    ) -> Path:
+        """Train, save the complete final checkpoint, and give its folder.
+
+        A finished run that is resumed stays as it is, whatever the schedule.
+
+        Args:
+            resume: the checkpoint folder to go on from, or None.
+            weights_loaded: whether the model has the weights of that checkpoint already.
+            callbacks: added to those of Trainer.
+        """
+        for callback in callbacks:
+            self.add_callback(callback)
+        self._weights_loaded = weights_loaded
+        final = Path(self.settings.output_dir) / FINAL
+        *_, updates = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        if resume is not None and finished_updates(final) == updates:
+            logger.info("%s: this run is finished, all %d updates are made", final, updates)
+            return final
+        begin_run(self.settings, self.args, resume)
+        if resume is not None and resumed_updates(resume) >= updates:
+            self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
+            done = resumed_updates(resume)
+        else:
+            self.train(resume_from_checkpoint=resume)
+            done = self.state.global_step
+        self.save_model(str(final))
+        if self.is_world_process_zero():
+            write_json(final / FINISHED, {"updates": done})
+        if self.args.world_size > 1:
+            dist.barrier()
+        return final
