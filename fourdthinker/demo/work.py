@@ -33,6 +33,7 @@ from fourdthinker.demo.pictures import (
 from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
 from fourdthinker.evaluate import evaluate
 from fourdthinker.files import write_json
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.records import Record, read_records
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.trainers.dift import train_dift
@@ -166,7 +167,7 @@ class Work:
             num_generations=train.generations,
             max_completion_length=train.max_tokens,
             max_blocks=2,
-            beta=train.beta,
+            loss=GrpoOptions(beta=train.beta),
             train_start=train.train_start,
             drop_equal_groups=True,
             log_rollouts_steps=max(1, train.steps // 5),

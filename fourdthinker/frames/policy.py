@@ -15,7 +15,7 @@ RESAMPLES = ("lanczos", "bicubic")
 
 def _described(default: Any, text: str) -> Any:
     """A field whose explanation `--help` and docs/settings.md show."""
-    return field(default=default, metadata={"description": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)

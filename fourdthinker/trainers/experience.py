@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
-from fourdthinker.kernels.group_advantages import group_advantages
+from fourdthinker.kernels import group_advantages
 from fourdthinker.objectives import Metrics
 from fourdthinker.rewards import Reward
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed

@@ -11,7 +11,6 @@ number (`1e-6`) is taken for the number. Adding a setting: one field here, under
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -19,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    Strict,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -27,39 +25,30 @@ from pydantic import (
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
-from fourdthinker.trainers.settings_errors import explain, unknown
+from fourdthinker.kernels import GrpoOptions
+from fourdthinker.trainers.settings_errors import explain
+from fourdthinker.trainers.settings_sections import Bool, Float, Int, Text, Texts, make_section
+
+PUBLISHED_BETA = 0.01
 
 
-def number(value: Any) -> Any:
-    """`value`, or the number that a text such as "1e-6" writes. YAML 1.1 reads that as text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _frames(value: Any) -> Any:
+    return make_section(FramePolicy, value, "frames")
 
 
-def _one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _loss(value: Any, info: ValidationInfo) -> Any:
+    """The loss options; what is not given is as published, and max_length is the budget of the rollouts."""
+    budget = info.data.get("max_completion_length")
+    options = make_section(GrpoOptions, value, "loss", beta=PUBLISHED_BETA, max_length=budget)
+    if not isinstance(options, GrpoOptions) or budget is None:
+        return options
+    if options.max_length not in (None, budget):
+        raise ValueError(
+            f"loss.max_length is {options.max_length}; it is max_completion_length = {budget}, "
+            "so leave it out"
+        )
+    return dataclasses.replace(options, max_length=budget)
 
-
-def _frames(value: Any, info: ValidationInfo) -> Any:
-    """A mapping as the frame policy that it describes; `FramePolicy` checks its own values."""
-    if not isinstance(value, Mapping):
-        return value
-    names = [f.name for f in dataclasses.fields(FramePolicy)]
-    for key in value:
-        if key not in names:
-            raise ValueError(unknown(f"{info.field_name}.{key}", [f"{info.field_name}.{n}" for n in names]))
-    return FramePolicy(**{k: number(v) if k == "fps" else v for k, v in value.items()})
-
-
-Int = Annotated[int, Strict()]
-Float = Annotated[float, BeforeValidator(number), Strict(), Field(allow_inf_nan=False)]
-Bool = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
-Texts = Annotated[list[Text], BeforeValidator(_one_or_more)]
 
 # Settings whose defaults differ between the trainers.
 OutputDir = Annotated[Text, Field(min_length=1, description="Folder of the run: everything is written here.")]
@@ -108,6 +97,7 @@ class TrainConfig(Section):
             each other.
     """
 
+    derived: ClassVar[dict[str, str]] = {}  # keys of sections that follow from another setting
     groups: ClassVar[dict[str, str]] = {  # the first setting of each group of `--help` -> the group's title
         "model": "Model",
         "data": "Data",
@@ -270,9 +260,10 @@ class GrpoConfig(TrainConfig):
     groups: ClassVar[dict[str, str]] = TrainConfig.groups | {
         "num_generations": "Rollouts",
         "rewards": "Rewards and advantages",
-        "loss_type": "Loss",
+        "loss": "Loss",
         "log_rollouts_steps": "Rollouts written down",
     }
+    derived: ClassVar[dict[str, str]] = {"loss.max_length": "max_completion_length"}
 
     output_dir: OutputDir = "runs/grpo"
     learning_rate: LearningRate = 1e-6
@@ -314,21 +305,12 @@ class GrpoConfig(TrainConfig):
     drop_equal_groups: Bool = Field(
         False, description="Leave groups whose rewards are all equal out of the loss."
     )
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = Field(
-        "grpo", description="The policy term and what it is normalised by."
+    loss: Annotated[GrpoOptions, BeforeValidator(_loss)] = Field(
+        GrpoOptions(beta=PUBLISHED_BETA),
+        validate_default=True,
+        description="The GRPO objective. With beta 0 there is no reference model.",
     )
-    ratio_level: Literal["token", "sequence"] = Field(
-        "token", description="Importance ratio of each token, or of the sequence (GSPO: with loss_type grpo)."
-    )
-    kl: Literal["k2", "k3"] = Field("k3", description="Estimator of the KL term.")
-    beta: Float = Field(0.01, ge=0, description="Weight of the KL term; 0: no reference model.")
-    epsilon: Float = Field(0.2, ge=0, description="Ratios are clipped below 1 - epsilon.")
-    epsilon_high: Float | None = Field(
-        None, ge=0, description="Ratios are clipped above 1 + epsilon_high; null: epsilon."
-    )
-    delta: Float | None = Field(None, description="Dual clip, above 1 + epsilon_high; null: none.")
     num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
-    entropy_coef: Float = Field(0.0, description="Weight of the entropy bonus.")
 
     log_rollouts_steps: Int = Field(
         10, ge=1, description="Write rollouts to rollouts.jsonl every so many updates."
@@ -342,9 +324,6 @@ class GrpoConfig(TrainConfig):
                 f"lora.dropout is {self.lora.dropout}; the policy that is trained must be the one that was "
                 "sampled from, so set lora.dropout=0"
             )
-        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        if self.delta is not None and self.delta <= 1 + high:
-            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {1 + high}")
         if len(self.rewards) != len(self.reward_weights):
             raise ValueError(
                 f"rewards names {len(self.rewards)} functions and reward_weights has "

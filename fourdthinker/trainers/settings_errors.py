@@ -42,7 +42,10 @@ def explain(
     for problem in error.errors(include_url=False):
         key = _dotted(problem["loc"])
         where = place(key)
-        text = _problem(key, dict(problem), settings)
+        if problem["type"] == "extra_forbidden":
+            text = unknown(key, keys(settings))
+        else:
+            text = problem_text(key, dict(problem))
         problems.append(f"{where}: {text}" if where else text)
     return "; ".join(problems)
 
@@ -52,11 +55,10 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _problem(key: str, problem: dict[str, Any], settings: type[BaseModel]) -> str:
+def problem_text(key: str, problem: dict[str, Any]) -> str:
+    """One problem, as pydantic describes it, in our words."""
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
-    if kind == "extra_forbidden":
-        return unknown(key, keys(settings))
     if kind == "value_error":
         text = str(context["error"])
         return f"{key}: {text}" if key and not text.startswith(key) else text

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 from fourdthinker.trainers.settings_errors import section_in
+from fourdthinker.trainers.settings_sections import field_bounds
 
 _BOUNDS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 
@@ -42,7 +43,8 @@ def settings_of(config: type[TrainConfig]) -> list[tuple[str, list[Setting]]]:
     for name, info in config.model_fields.items():
         if name in config.groups:
             groups.append((config.groups[name], []))
-        groups[-1][1].extend(_setting(name, info))
+        shown = _setting(name, info)
+        groups[-1][1].extend(setting for setting in shown if setting.key not in config.derived)
     return groups
 
 
@@ -61,15 +63,17 @@ def _inner(section: type[Any], default: Any) -> list[Setting]:
     if issubclass(section, BaseModel):
         return [s for name, info in section.model_fields.items() for s in _setting(name, info)]
     hints = typing.get_type_hints(section)
-    return [
-        Setting(
-            f.name,
-            _kind(hints[f.name], []),
-            _yaml(f.default if default is None else getattr(default, f.name)),
-            f.metadata.get("description", ""),
-        )
-        for f in dataclasses.fields(section)
-    ]
+    settings = []
+    for f in dataclasses.fields(section):
+        choices, bounds = field_bounds(f)
+        kind = ", ".join(choices) if choices else _kind(hints[f.name], bounds)
+        value = f.default if default is None else getattr(default, f.name)
+        settings.append(Setting(f.name, kind, _yaml(value), _sentence(f.metadata["help"])))
+    return settings
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
 def _kind(annotation: Any, bounds: list[str]) -> str:

@@ -32,7 +32,7 @@ GRPO = BASE | {
     "reward_weights": [1.0],
     "num_generations": 4,
     "max_completion_length": 16,
-    "beta": 0.1,
+    "loss": {"beta": 0.1},
 }
 
 

@@ -168,10 +168,12 @@ def test_settings(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
 def test_grpo_settings(base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "nowhere" in refused("grpo", base, run, rewards=["nowhere:f"], reward_weights=[1.0])
-    assert "loss_type is 'ppo'" in refused("grpo", base, run, loss_type="ppo")
-    assert "kl is 'k1'" in refused("grpo", base, run, kl="k1")
-    assert "delta is 1.1" in refused("grpo", base, run, delta=1.1)
-    assert "epsilon_high is -1" in refused("grpo", base, run, epsilon_high=-1.0)
+    assert "loss_type is 'ppo'" in refused("grpo", base, run, loss={"loss_type": "ppo"})
+    assert "kl is 'k1'" in refused("grpo", base, run, loss={"kl": "k1"})
+    assert "delta is 1.1" in refused("grpo", base, run, loss={"delta": 1.1})
+    assert "epsilon_high is -1" in refused("grpo", base, run, loss={"epsilon_high": -1.0})
+    assert "no meaning for cispo" in refused("grpo", base, run, loss={"loss_type": "cispo", "delta": 3.0})
+    assert "unknown key 'beta', the nearest are loss.beta" in refused("grpo", base, run, beta=0.1)
     twice = ["fourdthinker.rewards:format_reward"] * 2
     assert "same name" in refused("grpo", base, run, rewards=twice)
 

@@ -63,7 +63,7 @@ def grpo(data: Path, run: Path, **changes: Any) -> Path:
         "num_generations": 3,
         "max_completion_length": 12,
         "train_start": True,
-        "beta": 0.05,
+        "loss": {"beta": 0.05},
         "learning_rate": 1e-2,
         "rewards": ["tests.e2e.training:length_reward"],
         "reward_weights": [1.0],

@@ -32,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "num_generations": 4,
         "num_iterations": 2,
         "max_completion_length": 12,
-        "beta": 0.05,
+        "loss": {"beta": 0.05},
         "learning_rate": 1e-2,
         "rewards": ["tests.e2e.training:length_reward", "fourdthinker.rewards:accuracy_reward"],
         "reward_weights": [1.0, 1.0],
@@ -113,7 +113,7 @@ def test_equal_groups_can_be_left_out(base: dict[str, Any], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "extra", [{"loss_type": "dapo", "beta": 0}, {"scale_rewards": "batch", "share_prompt": False}]
+    "extra", [{"loss": {"loss_type": "dapo", "beta": 0}}, {"scale_rewards": "batch", "share_prompt": False}]
 )
 def test_other_settings(base: dict[str, Any], tmp_path: Path, extra: dict[str, Any]) -> None:
     config = base | extra | {"max_steps": 2, "save_steps": 0, "output_dir": str(tmp_path / "run")}

@@ -281,6 +281,7 @@ KNOWN: dict[str, set[str]] = {
         "fourdthinker/sampler/step.py imports fourdthinker.kernels.latent_feedback",
         "fourdthinker/sampler/step.py imports fourdthinker.kernels.sample_tokens",
         "fourdthinker/thinker.py imports fourdthinker.records.line",
+        "fourdthinker/trainers/experience.py imports fourdthinker.kernels.group_advantages",
     },
     "private_names_of_others": {
         "bench/_kernel_cases.py uses fourdthinker.kernels._head.chunk_size",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fourdthinker.kernels import GrpoOptions
 from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
@@ -65,7 +66,7 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"output_dir": ""}, "output_dir is empty"),
         ({"lora": 3}, "lora is 3 (int); give `key: value` lines"),
         ({"lora": {"alpha": 0}}, "lora.alpha is 0; give a number above 0"),
-        ({"frames": {"max_frames": "9"}}, "max_frames is '9'; give a whole number"),
+        ({"frames": {"max_frames": "9"}}, "frames.max_frames is '9' (str); give a whole number"),
         ({"fps": 2}, "unknown key 'fps', the nearest are frames.fps"),
         ({3: 4}, "the key 3 is no text"),
         ({"bf16": 1}, "bf16 is 1 (int); give true or false"),
@@ -96,12 +97,29 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
         ({"rewards": ["a:b"]}, "one weight a function"),
         ({"num_generations": 1}, "num_generations is 1"),
         ({"temperature": 0}, "temperature is 0"),
+        ({"loss": {"beta": "much"}}, r"loss.beta is 'much' \(str\); give a number"),
+        ({"loss": {"beta": -1}}, "loss: beta is -1"),
+        ({"loss": {"beta": float("nan")}}, "loss.beta is nan; give a finite number"),
+        ({"loss": {"loss_type": "gspo"}}, "ratio_level"),
+        ({"loss": {"loss_type": "cispo", "delta": 2.0}}, "no meaning for cispo"),
+        ({"loss": {"max_length": 3}}, "max_completion_length = 512, so leave it out"),
+        ({"loss": {"betta": 1}}, "unknown key 'loss.betta', the nearest are loss.beta"),
+        ({"loss": 3}, "loss is 3"),
+        ({"beta": 1}, "unknown key 'beta', the nearest are loss.beta"),
         ({"num_iterations": 3, "save_steps": 100}, "make save_steps a multiple"),
     ],
 )
 def test_bad_grpo_settings(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config(GrpoConfig, values)
+
+
+def test_loss_options_start_from_the_published_ones() -> None:
+    assert GrpoConfig().loss == GrpoOptions(beta=0.01, max_length=512)
+    config = make_config(GrpoConfig, {"loss": {"loss_type": "dr_grpo"}, "max_completion_length": 99})
+    assert config.loss == GrpoOptions(loss_type="dr_grpo", beta=0.01, max_length=99)
+    assert load_config(GrpoConfig, None, ["loss.epsilon_high=2e-1"]).loss.epsilon_high == 0.2
+    assert GrpoConfig(loss=GrpoOptions(), max_completion_length=7).loss == GrpoOptions(max_length=7)
 
 
 def test_errors_of_files_and_arguments(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Types of settings, and sections that are declared elsewhere, as dataclasses with help texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+
+from fourdthinker.trainers.settings_errors import problem_text, unknown
+
+
+def number(value: Any) -> Any:
+    """`value`, or the number that a text such as "1e-6" writes. YAML 1.1 reads that as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Int = Annotated[int, Strict()]
+Float = Annotated[float, BeforeValidator(number), Strict(), Field(allow_inf_nan=False)]
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+Texts = Annotated[list[Text], BeforeValidator(_one_or_more)]
+_STRICT: dict[Any, Any] = {int: Int, float: Float, bool: Bool, str: Text}
+
+
+def make_section(cls: type[Any], value: Any, key: str, **derived: Any) -> Any:
+    """The instance of a dataclass that a mapping describes; anything else is returned as it is.
+
+    The dataclass checks ranges itself when it is made; names and types are checked here.
+
+    Args:
+        cls: the dataclass.
+        value: what was given for the section.
+        key: its name, for messages.
+        derived: values of fields that are not given.
+
+    Raises:
+        ValueError: an unknown field, a wrong type, or what the dataclass raises.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    hints = typing.get_type_hints(cls)
+    for name in value:
+        if name not in hints:
+            raise ValueError(unknown(f"{key}.{name}", [f"{key}.{known}" for known in hints]))
+    return cls(**derived | {name: _checked(hints[name], v, f"{key}.{name}") for name, v in value.items()})
+
+
+def _checked(hint: Any, value: Any, key: str) -> Any:
+    try:
+        return TypeAdapter(_strict(hint)).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(problem_text(key, dict(error.errors(include_url=False)[0]))) from error
+
+
+def _strict(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [_strict(member) for member in typing.get_args(hint)]
+        return members[0] | members[1]
+    return _STRICT.get(hint, hint)
+
+
+def field_bounds(field: dataclasses.Field[Any]) -> tuple[tuple[str, ...], list[str]]:
+    """The choices of a field and its bounds in words, from its metadata."""
+    bounds = {"minimum": ">= {}", "above": "> {}"}
+    found = [text.format(field.metadata[name]) for name, text in bounds.items() if name in field.metadata]
+    return field.metadata.get("choices", ()), found
