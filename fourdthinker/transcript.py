@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from html import escape
 from typing import Any
 
 from fourdthinker.latents import LATENT_END, LATENT_PAD, LATENT_START, LatentSpec
@@ -24,19 +23,20 @@ def _mark(latents: int) -> str:
     return f"[imagery × {latents}]"
 
 
-def text_html(text: str) -> str:
-    """Escaped text; latent blocks become one mark with the number of latents, the control tags faint."""
-    out, at = [], 0
+def text_parts(text: str) -> list[tuple[str, str]]:
+    """The text in pieces of a kind: ("text", ...), ("tag", a control tag), ("imagery", number of latents)."""
+    parts, begin = [], 0
     for match in _PARTS.finditer(text):
-        out.append(escape(text[at : match.start()]))
+        if match.start() > begin:
+            parts.append(("text", text[begin : match.start()]))
         if match["block"] is not None:
-            count = match["block"].count(LATENT_PAD)
-            out.append(f'<span class="imagery" title="{count} latents">◆ imagery × {count}</span>')
+            parts.append(("imagery", str(match["block"].count(LATENT_PAD))))
         else:
-            out.append(f'<span class="tag">{escape(match["tag"])}</span>')
-        at = match.end()
-    out.append(escape(text[at:]))
-    return "".join(out)
+            parts.append(("tag", match["tag"]))
+        begin = match.end()
+    if begin < len(text):
+        parts.append(("text", text[begin:]))
+    return parts
 
 
 class TextStream:

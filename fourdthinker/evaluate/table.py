@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +30,7 @@ LABELS = {
 def models(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The entries with an accuracy, in the order of the file."""
     return {
-        k: v for k, v in results.items() if isinstance(v, Mapping) and _number(v.get("accuracy")) is not None
+        k: v for k, v in results.items() if isinstance(v, Mapping) and number(v.get("accuracy")) is not None
     }
 
 
@@ -40,25 +40,25 @@ def comparisons(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         k: v
         for k, v in results.items()
-        if isinstance(v, Mapping) and all(_number(v.get(x)) is not None for x in keys)
+        if isinstance(v, Mapping) and all(number(v.get(x)) is not None for x in keys)
     }
 
 
 def percent(value: Any) -> str:
     """0.7346 -> "73.5 %"; "–" for what is no finite number. The space does not break."""
-    number = _number(value)
-    return "–" if number is None else f"{100 * number:.1f}\u00a0%"
+    share = number(value)
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def points(value: Any) -> str:
     """A difference, in percentage points: 0.0346 -> "+3.5"; "–" for what is no finite number."""
-    number = _number(value)
-    return "–" if number is None else f"{100 * number + 0.0:+.1f}".replace("-", "−")
+    share = number(value)
+    return "–" if share is None else f"{100 * share + 0.0:+.1f}".replace("-", "−")
 
 
 def span(entry: Mapping[str, Any], *, difference: bool = False) -> str:
     """The interval of an entry, "71.0 – 75.9 %"; "–" when it has none or no width (chance is exact)."""
-    low, high = _number(entry.get("low")), _number(entry.get("high"))
+    low, high = number(entry.get("low")), number(entry.get("high"))
     if low is None or high is None or (low == high and not difference):
         return "–"
     if difference:
@@ -73,7 +73,7 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
     for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
         table.add_column(column, justify="right")
     for key, entry in models(results).items():
-        entropy = _number(entry.get("entropy"))
+        entropy = number(entry.get("entropy"))
         table.add_row(
             LABELS.get(key, key), percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")),
             "–" if entropy is None else f"{entropy:.3f}", str(entry.get("n", "–")),
@@ -106,7 +106,8 @@ def types_table(entry: Mapping[str, Any]) -> Table:
     return table
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def number(value: Any) -> float | None:
+    """A JSON value as a float; None for what is no finite number, true and false among it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if abs(value) <= sys.float_info.max else None  # NaN is not

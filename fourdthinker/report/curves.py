@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 
+from fourdthinker.evaluate.table import number
+from fourdthinker.report.lines import read_lines
 from fourdthinker.report.svg import line_chart, short, smooth
 
 log = logging.getLogger(__name__)
@@ -53,49 +53,56 @@ def phases(run: Path) -> list[tuple[str, Path]]:
 
 
 def read_metrics(path: Path) -> Series:
-    """name -> [(step, value)] of every finite number; a line that is no JSON object is left out with a
-    warning.
-    """
+    """name -> [(step, value)] of every finite number; a line that is no JSON object with a step that is a
+    number (or without one: its place in the file) is left out with a warning."""
     series: Series = {}
-    bad = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                step = float(entry.get("step", number))
-            except (ValueError, TypeError, AttributeError, RecursionError):
-                bad += 1
-                continue
-            for name, value in entry.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                    series.setdefault(str(name), []).append((step, float(value)))
+    entries, bad = read_lines(path)
+    for index, entry in entries:
+        step = number(entry.get("step", index))
+        if step is None:
+            bad += 1
+            continue
+        for name, given in entry.items():
+            value = number(given)
+            if value is not None:
+                series.setdefault(name, []).append((step, value))
     if bad:
         log.warning("%s: %d lines are no metrics and are left out", path, bad)
     return series
 
 
-def phase_html(name: str, series: Series) -> str:
-    """The curves of one phase; "" when nothing was logged. A metric logged once is a number, not a curve,
-    and left out.
-    """
+@dataclass(frozen=True)
+class Figure:
+    """last: the running mean at the end. chart: SVG."""
+
+    title: str
+    last: str
+    chart: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase of a run logged. folded: figures that are shown on a click."""
+
+    title: str
+    shown: list[Figure]
+    folded: list[Figure]
+
+
+def make_phase(name: str, series: Series) -> Phase | None:
+    """The curves of one phase; None when nothing was logged. A metric logged once is a number, not a curve,
+    and left out."""
     curves = {k: sorted(v) for k, v in series.items() if k not in _HIDDEN and len(v) > 1}
     if not curves:
-        return ""
+        return None
     shown = [k for k in KNOWN if k in curves] or sorted(curves)
     rest = sorted(set(curves) - set(shown))
-    title = PHASES.get(name, name)
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    body = "".join(_figure(KNOWN.get(k, k), curves[k]) for k in shown)
-    more = ""
-    if rest:
-        inner = "".join(_figure(k, curves[k]) for k in rest)
-        more = f'<details><summary>{len(rest)} more</summary><div class="curves">{inner}</div></details>'
-    return f'{head}<div class="curves">{body}</div>{more}'
+    return Phase(
+        PHASES.get(name, name),
+        [_figure(KNOWN.get(k, k), curves[k]) for k in shown],
+        [_figure(k, curves[k]) for k in rest],
+    )
 
 
-def _figure(title: str, values: list[tuple[float, float]]) -> str:
-    last = short(smooth(values)[-1][1])
-    caption = f"<figcaption><b>{escape(title)}</b><span>{last}</span></figcaption>"
-    return f"<figure>{caption}{line_chart(values, title)}</figure>"
+def _figure(title: str, values: list[tuple[float, float]]) -> Figure:
+    return Figure(title, short(smooth(values)[-1][1]), line_chart(values, title))

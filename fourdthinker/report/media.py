@@ -24,6 +24,10 @@ class Picture:
     height: int
     seconds: float | None = None
 
+    def name(self, index: int) -> str:
+        """What is said of it in words; `index` counts from 1."""
+        return f"frame {index}" if self.seconds is None else f"frame at {self.seconds:.2f} s"
+
 
 def clip_pictures(
     *,

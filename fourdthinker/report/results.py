@@ -1,122 +1,134 @@
-"""The results of a run as HTML: what they say, the intervals, the tables."""
+"""The results of a run as what the page shows: what they say, the intervals, the tables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
-from fourdthinker.evaluate.table import LABELS, comparisons, models, percent, points, span
+from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
 from fourdthinker.report.curves import PHASES
 from fourdthinker.report.svg import Bar, interval_chart
 from fourdthinker.report.verdict import verdict
 
 _BASELINES = ("chance", "majority")
-_KEY = (
-    '<p class="soft small">Accuracy in percent. Filled: sampled accuracy with its 95 % interval over '
-    "questions. Hollow: greedy.</p>"
-)
 
 Entries = Mapping[str, Mapping[str, Any]]
 
 
-def results_html(results: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    kind: str = ""  # CSS classes
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    baseline: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: names over all columns but the first, which holds the rows' labels."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Results:
+    """said: sentences. chart: SVG, or "" without a model."""
+
+    said: list[str]
+    chart: str
+    tables: list[Table]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """folded: whether the text is JSON of many lines, shown on a click."""
+
+    name: str
+    text: str
+    folded: bool = False
+
+
+def make_results(results: Mapping[str, Any]) -> Results:
     """The section on a results.json."""
     entries = models(results)
-    said = "".join(f'<p class="lead">{escape(sentence)}</p>' for sentence in verdict(results))
-    body = said + _plot(entries) + _table(entries) + _differences(results) + _by_type(entries)
-    return f"<section><h2>Results</h2>{body}</section>"
+    tables = [_accuracies(entries), _differences(results), _by_type(entries)]
+    return Results(verdict(results), _chart(entries), [table for table in tables if table.rows])
 
 
-def facts_html(results: Mapping[str, Any]) -> str:
-    """Everything else in a results.json, seeds and seconds among it; "" when there is nothing else."""
+def make_facts(results: Mapping[str, Any]) -> list[Fact]:
+    """Everything else in a results.json, seeds and seconds among it."""
     known = {*models(results), *comparisons(results)}
-    items = []
-    for key, value in results.items():
-        if key in known or value is None:
-            continue
-        items.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{_fact(value)}</dd>")
-    if not items:
-        return ""
-    return f'<section><h2>How it was made</h2><div class="card"><dl>{"".join(items)}</dl></div></section>'
-
-
-def _plot(entries: Entries) -> str:
-    bars = [
-        Bar(_label(k), e["accuracy"], e.get("low"), e.get("high"), e.get("greedy"))
-        for k, e in entries.items()
-        if k not in _BASELINES
+    return [
+        _fact(key.replace("_", " "), value)
+        for key, value in results.items()
+        if key not in known and value is not None
     ]
-    if not bars:
-        return ""
-    lines = [(_label(k).lower(), entries[k]["accuracy"]) for k in _BASELINES if k in entries]
-    chart = interval_chart(bars, "Accuracy in percent with 95 % intervals", lines=lines)
-    return f'<div class="card scroll" tabindex="0">{chart}{_KEY}</div>'
 
 
-def _table(entries: Entries) -> str:
+def _chart(entries: Entries) -> str:
+    bars = [
+        Bar(_label(key), entry["accuracy"], *(number(entry.get(name)) for name in ("low", "high", "greedy")))
+        for key, entry in entries.items()
+        if key not in _BASELINES
+    ]
+    lines = [(_label(key).lower(), entries[key]["accuracy"]) for key in _BASELINES if key in entries]
+    return interval_chart(bars, "Accuracy in percent with 95 % intervals", lines=lines) if bars else ""
+
+
+def _accuracies(entries: Entries) -> Table:
     rows = []
     for key, entry in entries.items():
-        entropy = entry.get("entropy")
+        entropy = number(entry.get("entropy"))
         cells = [
-            f'<td class="strong">{percent(entry["accuracy"])}</td>',
-            f"<td>{span(entry)}</td>",
-            f"<td>{percent(entry.get('greedy'))}</td>",
-            f"<td>{entropy:.3f}</td>" if isinstance(entropy, float) else "<td>–</td>",
-            _count(entry.get("n")),
-            _count(entry.get("failed")),
+            Cell(percent(entry["accuracy"]), "strong"),
+            Cell(span(entry)),
+            Cell(percent(entry.get("greedy"))),
+            Cell("–" if entropy is None else f"{entropy:.3f}"),
+            Cell(_count(entry.get("n"))),
+            Cell(_count(entry.get("failed"))),
         ]
         rows.append(_row(key, cells))
     names = ("Accuracy", "95 % interval", "Greedy", "Answer entropy", "Questions", "Failed")
     caption = "Failed questions count as wrong. Entropy in nats, over the parsed answers to a question."
-    return _grid(caption, names, rows)
+    return Table(caption, names, rows)
 
 
-def _differences(results: Mapping[str, Any]) -> str:
+def _differences(results: Mapping[str, Any]) -> Table:
     rows = []
     for key, entry in comparisons(results).items():
-        kind, said = "", "no difference shown"
+        kind, said = "strong", "no difference shown"
         if entry["low"] > 0:
-            kind, said = " gain", "higher"
+            kind, said = "strong gain", "higher"
         elif entry["high"] < 0:
-            kind, said = " loss", "lower"
-        cells = [
-            f'<td class="strong{kind}">{points(entry["mean"])}</td>',
-            f"<td>{span(entry, difference=True)}</td>",
-            f"<td>{said}</td>",
-        ]
+            kind, said = "strong loss", "lower"
+        cells = [Cell(points(entry["mean"]), kind), Cell(span(entry, difference=True)), Cell(said)]
         rows.append(_row(key, cells))
-    return _grid(
-        "In percentage points, paired over the same questions.", ("Difference", "95 % interval", ""), rows
-    )
+    caption = "In percentage points, paired over the same questions."
+    return Table(caption, ("Difference", "95 % interval", ""), rows)
 
 
-def _by_type(entries: Entries) -> str:
+def _by_type(entries: Entries) -> Table:
     split = {k: e["by_type"] for k, e in entries.items() if isinstance(e.get("by_type"), dict)}
     kinds = sorted({kind for parts in split.values() for kind in parts})
-    if len(kinds) < 2:
-        return ""
     rows = []
-    for key, parts in split.items():
+    for key, parts in split.items() if len(kinds) > 1 else ():
         found = [part if isinstance(part := parts.get(kind), dict) else {} for kind in kinds]
-        cells = [f'<td title="{span(part)}">{percent(part.get("accuracy"))}</td>' for part in found]
-        rows.append(_row(key, cells))
-    return _grid("Accuracy by type of question.", kinds, rows)
+        rows.append(_row(key, [Cell(percent(p.get("accuracy")), title=span(p)) for p in found]))
+    return Table("Accuracy by type of question.", kinds, rows)
 
 
-def _grid(caption: str, names: Sequence[str], rows: Sequence[str]) -> str:
-    """A table with `names` over all columns but the first; "" without rows."""
-    if not rows:
-        return ""
-    head = "<td></td>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    table = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="card scroll" tabindex="0"><table>{table}</table></div>'
-
-
-def _row(key: str, cells: Sequence[str]) -> str:
-    kind = ' class="baseline"' if key in _BASELINES else ""
-    return f'<tr{kind}><th scope="row">{escape(_label(key))}</th>{"".join(cells)}</tr>'
+def _row(key: str, cells: list[Cell]) -> Row:
+    return Row(_label(key), key in _BASELINES, cells)
 
 
 def _label(key: str) -> str:
@@ -124,16 +136,15 @@ def _label(key: str) -> str:
 
 
 def _count(value: Any) -> str:
-    return f"<td>{value:,}</td>" if isinstance(value, int) else "<td>–</td>"
+    return f"{value:,}" if isinstance(value, int) else "–"
 
 
-def _fact(value: Any) -> str:
+def _fact(name: str, value: Any) -> Fact:
     if not isinstance(value, dict):
-        return escape(_plain(value))
+        return Fact(name, _plain(value))
     if any(isinstance(v, dict | list) for v in value.values()):
-        inner = escape(json.dumps(value, indent=2, ensure_ascii=False))
-        return f"<details><summary>show</summary><pre>{inner}</pre></details>"
-    return escape(", ".join(f"{PHASES.get(str(k), str(k))} {_plain(v)}" for k, v in value.items()))
+        return Fact(name, json.dumps(value, indent=2, ensure_ascii=False), folded=True)
+    return Fact(name, ", ".join(f"{PHASES.get(str(k), str(k))} {_plain(v)}" for k, v in value.items()))
 
 
 def _plain(value: Any) -> str:

@@ -1,19 +1,18 @@
-"""Rollouts that a trainer logged, read back in groups and written as HTML."""
+"""Rollouts that a trainer logged, read back in groups, and as the page shows them."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import FourdError, VideoError
+from fourdthinker.evaluate.table import number
+from fourdthinker.report.lines import read_lines
 from fourdthinker.report.media import Picture, clip_pictures, spread
-from fourdthinker.transcript import text_html
+from fourdthinker.transcript import text_parts
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +53,17 @@ class Group:
 def read_groups(path: Path) -> list[Group]:
     """Groups in the order of the file. Lines that are no rollout are counted and left out with a warning."""
     groups: dict[tuple[int, str], Group] = {}
-    bad = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                name = entry["id"] if entry.get("id") is not None else entry["prompt"]
-                key = (int(entry["step"]), str(name))
-                row = _row(entry)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                bad += 1
-                continue
-            if key not in groups:
-                groups[key] = _group(key, entry)
-            groups[key].rows.append(row)
+    entries, bad = read_lines(path)
+    for _, entry in entries:
+        step, text = number(entry.get("step")), entry.get("text")
+        name = entry.get("prompt") if entry.get("id") is None else entry["id"]
+        if step is None or name is None or text is None:
+            bad += 1
+            continue
+        key = (int(step), str(name))
+        if key not in groups:
+            groups[key] = _group(key, entry)
+        groups[key].rows.append(_row(entry))
     if bad:
         log.warning("%s: %d lines are no rollouts and are left out", path, bad)
     return list(groups.values())
@@ -89,77 +83,77 @@ def choose(groups: Sequence[Group], most: int) -> list[Group]:
     return early + late[: most - len(early)]
 
 
-def group_html(group: Group, root: Path) -> str:
-    """One group as a card: frames, question, options, and its completions side by side."""
-    head = f"<h3>{escape(group.question)}</h3>"
-    where = f'<p class="soft small">Step {group.step:,} · {escape(group.id)}</p>'
-    items = "".join(
-        f'<li class="right">✓ {escape(k)}. {escape(v)}<span hidden> (right answer)</span></li>'
-        if k == group.answer
-        else f"<li>{escape(k)}. {escape(v)}</li>"
-        for k, v in group.options.items()
-    )
-    options = f'<ul class="options">{items}</ul>' if items else ""
-    rows = [group.rows[i] for i in spread(len(group.rows), 12)]
-    largest = max((abs(r.advantage) for r in rows if r.advantage is not None), default=0.0)
-    cells = "".join(_row_html(row, largest) for row in rows)
-    left_out = len(group.rows) - len(rows)
-    more = f'<p class="soft small">{left_out} more completions are in the log.</p>' if left_out else ""
-    body = f'{where}{head}{_strip(group, root)}{options}<div class="rows">{cells}</div>{more}'
-    return f'<article class="card">{body}</article>'
+@dataclass(frozen=True)
+class Completion:
+    """A row as it is shown. kind: "gain", "loss" or "". left, width: of the advantage's bar, in percent.
+    parts: see `text_parts`."""
+
+    reward: str
+    kind: str
+    advantage: str
+    left: str
+    width: str
+    parts: list[tuple[str, str]]
+    details: list[str]
 
 
-def _strip(group: Group, root: Path) -> str:
+@dataclass(frozen=True)
+class Card:
+    """One group as it is shown. trouble: why there are no pictures of a clip that has some."""
+
+    group: Group
+    pictures: list[Picture]
+    trouble: str
+    rows: list[Completion]
+    left_out: int
+
+
+def make_card(group: Group, root: Path) -> Card:
+    """A group with the frames of its clip; relative paths are looked for in `root`."""
+    pictures: list[Picture] = []
+    trouble = ""
     try:
         pictures = clip_pictures(
             video=group.video, frames=group.frames, start=group.start, end=group.end, root=root
         )
     except (FourdError, OSError) as error:
         kind = "cannot be read" if isinstance(error, VideoError) else "cannot be found"
-        return f'<p class="soft small">The frames {kind}: {escape(str(error))}</p>'
-    return (
-        f'<div class="strip" tabindex="0">{"".join(_image(p, i) for i, p in enumerate(pictures))}</div>'
-        if pictures
-        else ""
-    )
+        trouble = f"The frames {kind}: {error}"
+    rows = [group.rows[i] for i in spread(len(group.rows), 12)]
+    largest = max((abs(r.advantage) for r in rows if r.advantage is not None), default=0.0)
+    shown = [_completion(row, largest) for row in rows]
+    return Card(group, pictures, trouble, shown, len(group.rows) - len(rows))
 
 
-def _image(picture: Picture, index: int) -> str:
-    at = f"frame at {picture.seconds:.2f} s" if picture.seconds is not None else f"frame {index + 1}"
-    tiny = ' class="tiny"' if picture.height < 112 else ""
-    size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img{tiny} src="{picture.url}" {size} alt="{at}" title="{at}">'
-
-
-def _row_html(row: Row, largest: float) -> str:
-    reward = "no reward" if row.reward is None else f"reward {row.reward:.3g}"
-    kind, bar = "", ""
-    if row.advantage is not None:
-        kind = " gain" if row.advantage > 0 else " loss" if row.advantage < 0 else ""
-        share = 50 * abs(row.advantage) / largest if largest else 0.0
-        side = f"left:{50 if row.advantage > 0 else 50 - share:.1f}%;width:{share:.1f}%"
-        sign = f"{row.advantage:+.2f}".replace("-", "−")
-        fill = f'<i class="{kind.strip()}" style="{side}"></i>'
-        bar = f'<span class="bar" aria-hidden="true">{fill}</span><span>A {sign}</span>'
-    details = [f"{escape(name.removesuffix('_reward'))} {value:.3g}" for name, value in row.rewards.items()]
+def _completion(row: Row, largest: float) -> Completion:
+    advantage = row.advantage or 0.0
+    share = 50 * abs(advantage) / largest if largest else 0.0
+    details = [f"{name.removesuffix('_reward')} {value:.3g}" for name, value in row.rewards.items()]
     details += [f"{row.length} tokens"] if row.length is not None else []
     if row.finish not in (None, "eos"):
-        details.append("cut at the limit" if row.finish == "length" else escape(str(row.finish)))
-    parts = f'<p class="parts">{" · ".join(details)}</p>' if details else ""
-    return (
-        f'<div class="row"><div class="score"><span class="chip{kind}">{reward}</span>{bar}</div>'
-        f'<p class="text">{text_html(row.text)}</p>{parts}</div>'
+        details.append("cut at the limit" if row.finish == "length" else str(row.finish))
+    return Completion(
+        reward="no reward" if row.reward is None else f"reward {row.reward:.3g}",
+        kind="gain" if advantage > 0 else "loss" if advantage < 0 else "",
+        advantage="" if row.advantage is None else f"{row.advantage:+.2f}".replace("-", "−"),
+        left=f"{50 if advantage > 0 else 50 - share:.1f}",
+        width=f"{share:.1f}",
+        parts=text_parts(row.text),
+        details=details,
     )
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
-    rewards = entry.get("rewards") or {}
+    rewards = entry.get("rewards")
+    length = number(entry.get("length"))
     return Row(
         text=str(entry["text"]),
-        reward=_number(entry.get("reward")),
-        advantage=_number(entry.get("advantage")),
-        rewards={str(k): v for k, value in rewards.items() if (v := _number(value)) is not None},
-        length=int(entry["length"]) if _number(entry.get("length")) is not None else None,
+        reward=number(entry.get("reward")),
+        advantage=number(entry.get("advantage")),
+        rewards={k: v for k, value in rewards.items() if (v := number(value)) is not None}
+        if isinstance(rewards, dict)
+        else {},
+        length=None if length is None else int(length),
         finish=str(entry["finish_reason"]) if entry.get("finish_reason") else None,
     )
 
@@ -174,13 +168,7 @@ def _group(key: tuple[int, str], entry: Mapping[str, Any]) -> Group:
         answer=str(entry["answer"]) if entry.get("answer") is not None else None,
         video=str(entry["video"]) if entry.get("video") else None,
         frames=[str(f) for f in frames] if isinstance(frames, list) else [],
-        start=_number(entry.get("start")),
-        end=_number(entry.get("end")),
+        start=number(entry.get("start")),
+        end=number(entry.get("end")),
         rows=[],
     )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

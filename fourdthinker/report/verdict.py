@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fourdthinker.evaluate.table import comparisons, models, percent, points
+from fourdthinker.evaluate.table import comparisons, models, number, percent, points
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
@@ -26,7 +26,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         out.append(_against_control(control, change))
     elif change is not None:
         out.append("No control was run, so the change cannot be told from that of more training of any kind.")
-    if {"black_frames", "other_frames", "majority"} <= entries.keys():
+    lows = [number(entries.get(key, {}).get("low")) for key in ("black_frames", "other_frames")]
+    if None not in lows and "majority" in entries:
         out.append(_blind(entries))
     return out
 
@@ -46,7 +47,7 @@ def _standing(entries: Mapping[str, Mapping[str, Any]]) -> str:
     names = {"chance": "a blind guess", "majority": "always giving the most frequent answer"}
     told = " and ".join(f"{names[k]} {percent(entries[k]['accuracy'])}" for k in floors)
     best = max(entries[k]["accuracy"] for k in floors)
-    low, high = dift.get("low"), dift.get("high")
+    low, high = number(dift.get("low")), number(dift.get("high"))
     if low is not None and low > best:
         return f"{head}, clearly more than what needs no eyes: {told}."
     if high is not None and high < best:

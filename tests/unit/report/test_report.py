@@ -19,10 +19,12 @@ from PIL import Image
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
 from fourdthinker.report.curves import read_metrics
+from fourdthinker.report.lines import parse
 from fourdthinker.report.media import spread
+from fourdthinker.report.results import make_results
 from fourdthinker.report.rollouts import choose, read_groups
 from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
-from fourdthinker.transcript import text_html, text_plain
+from fourdthinker.transcript import text_parts, text_plain
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x.png onerror=alert(1)>'
 BLOCK = "<|latent_start|>" + "<|latent_pad|>" * 4 + "<|latent_end|>"
@@ -288,6 +290,64 @@ def test_whatever_others_wrote_is_shown_as_text(tmp_path: Path) -> None:
     assert "The frames cannot be read" in page.text or "The frames cannot be found" in page.text
 
 
+NUMBERS = (
+    "Infinity",
+    "-Infinity",
+    "NaN",
+    "9" * 400,
+    "-" + "9" * 400,
+    "1e999",
+    "1.7e308",
+    "-1.7e308",
+    "5e-324",
+)
+TEXTS = ('"\\u0000"', '"a\\u0000b"', '"\\ud800"', '""')
+OTHERS = ("null", "true", "[]", "{}", '{"a": Infinity}', "9" * 5000, "[" * 5000)
+
+
+@pytest.mark.parametrize("odd", NUMBERS + TEXTS + OTHERS, ids=lambda odd: odd[:12])
+def test_odd_numbers_and_characters_end_no_report(odd: str, tmp_path: Path) -> None:
+    """In every field, one at a time, among sound lines."""
+    metric = {"step": 3, "loss": 1.5, "reward": 0.5}
+    rollout = {
+        "step": 3, "prompt": 0, "id": "clip", "question": "Which?", "options": {"A": "left"}, "answer": "A",
+        "video": "none.mp4", "start": 0.5, "end": 1.0, "frames": ["none.png"], "text": "<answer>A</answer>",
+        "reward": 1.0, "advantage": 0.5, "rewards": {"accuracy": 1.0}, "length": 4, "finish_reason": "eos",
+    }  # fmt: skip
+    entry = {
+        "accuracy": 0.5, "low": 0.4, "high": 0.6, "greedy": 0.5, "entropy": 0.2, "n": 9, "failed": 0,
+        "by_type": {"a": {"accuracy": 0.5}, "b": {}},
+    }  # fmt: skip
+
+    def spoilt(sound: dict[str, Any]) -> list[str]:
+        """The sound line twice around one with each value replaced, and one with the odd text as a name."""
+        texts = [json.dumps(sound)]
+        texts += [json.dumps(sound | {key: "@"}).replace('"@"', odd) for key in sound]
+        if odd.startswith('"'):
+            texts.append(json.dumps(sound | {"@": 1.0}).replace('"@"', odd))
+        return [*texts, json.dumps(sound | {"step": 4})]
+
+    (tmp_path / "metrics.jsonl").write_text("\n".join(spoilt(metric)) + "\n")
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(spoilt(rollout)) + "\n")
+    names = ("dift", "majority", "chance", "black_frames", "other_frames", "rl_minus_dift", "note")
+    for spoilt_name in names:
+        for text in spoilt(entry)[:-1] + spoilt({"mean": 0.1, "low": 0.0, "high": 0.2})[:-1]:
+            values = dict.fromkeys(names, entry) | {"rl_minus_dift": interval(0.1, 0.1), spoilt_name: "@"}
+            (tmp_path / "results.json").write_text(json.dumps(values).replace('"@"', text))
+            if odd in ("9" * 5000, "[" * 5000) and odd in text:
+                with pytest.raises(ConfigError, match=r"results\.json: not valid JSON"):
+                    write_report(tmp_path)
+                text = "null"
+            make_results(parse(json.dumps(values).replace('"@"', text)))
+    (tmp_path / "results.json").write_text(
+        json.dumps(entry | {"dift": entry, "odd": "@"}).replace('"@"', text)
+    )
+    page = parsed(write_report(tmp_path))
+    assert "Loss" in page.text
+    assert "Which?" in page.text
+    assert "\0" not in page.text
+
+
 def test_a_folder_of_one_training_run_is_enough(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8"
@@ -349,14 +409,24 @@ def test_words_follow_the_intervals() -> None:
     ]
 
 
-def test_text_keeps_its_order_around_blocks_and_tags() -> None:
-    html = text_html(f"a < b <think>{BLOCK} c</think><|latent_start|><|latent_pad|> <|latent_pad|>")
-    assert html == (
-        'a &lt; b <span class="tag">&lt;think&gt;</span>'
+def test_text_keeps_its_order_around_blocks_and_tags(tmp_path: Path) -> None:
+    text = f"a < b <think>{BLOCK} c</think><|latent_start|><|latent_pad|> <|latent_pad|>"
+    assert text_parts(text) == [
+        ("text", "a < b "),
+        ("tag", "<think>"),
+        ("imagery", "4"),
+        ("text", " c"),
+        ("tag", "</think>"),
+        ("imagery", "2"),
+    ]
+    line = {"step": 1, "prompt": 0, "text": text}
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert (
+        '<p class="text">a &lt; b <span class="tag">&lt;think&gt;</span>'
         '<span class="imagery" title="4 latents">◆ imagery × 4</span>'
         ' c<span class="tag">&lt;/think&gt;</span>'
-        '<span class="imagery" title="2 latents">◆ imagery × 2</span>'
-    )
+        '<span class="imagery" title="2 latents">◆ imagery × 2</span></p>'
+    ) in write_report(tmp_path).read_text(encoding="utf-8")
     assert text_plain(f"<think>a {BLOCK} b</think>") == "<think>a [imagery × 4] b</think>"
 
 
