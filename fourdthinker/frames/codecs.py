@@ -34,7 +34,7 @@ class Codec:
     precedes it, and no others.
 
     flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
-    keyframe after it. frame_threads: on several threads damage is still told in time. shared_threads: threads
+    keyframe after it. restart: to do so costs about as much as to decode so many packets. frame_threads: on several threads damage is still told in time. shared_threads: threads
     share one picture, so that a single one is decoded faster by several. settable_delay: how many pictures
     the decoder holds back can be set, which makes it wait for its threads. err_detect: for decoders that do
     not mark damaged pictures, what makes them fail instead. without_picture: a packet that shows nothing,
@@ -57,6 +57,7 @@ class Codec:
     keyframes_known: bool = False
     leading_told: bool = False
     flushes: bool = False
+    restart: int = 8
     frame_threads: bool = True
     shared_threads: bool = False
     settable_delay: bool = False
@@ -149,10 +150,12 @@ CODECS = {
         ("mpeg1video", "mpeg2video"),
         reorders=True,
         display_order=display_order.mpeg2,
+        flags=mpeg.mpeg2_flags,
         begins=mpeg.mpeg2_begins,
         keyframes_known=True,
         leading_told=True,
         flushes=True,
+        restart=2,
     ),
     "vvc": Codec(("vvc",), reorders=True, leading_told=True, flushes=True),
     "one picture back": Codec(

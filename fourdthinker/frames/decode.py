@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
-JOIN = 8  # emptying and restarting a decoder costs about as much as decoding so many packets
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
 LEFT = 8  # runs at most, but one, that are left to such threads

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from fourdthinker.frames.bitstream.bits import Bits
-from fourdthinker.frames.bitstream.pictures import DUPLICATE, Data, Flags, Test
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, NON_REFERENCE, Data, Flags, Test
 
 PICTURE = b"\0\0\1\0"  # start code of a picture of MPEG-1 and MPEG-2
 VOP = b"\0\0\1\xb6"  # start code of a picture of MPEG-4
@@ -19,6 +19,20 @@ UNCODED = 20  # bytes that one which is "not coded" hardly has, but for 0xff, wh
 def mpeg2_begins(extradata: bytes) -> Test:
     """Whether decoding can begin at a picture: an I-picture, or data that do not tell."""
     return lambda data: field(bytes(data), PICTURE, 1, 3, 7) in (1, None)
+
+
+def mpeg2_flags(extradata: bytes) -> Flags:
+    return _mpeg2_flags
+
+
+def _mpeg2_flags(data: Data) -> int:
+    """NON_REFERENCE for a packet of B-pictures (two where they are fields), which nothing refers to."""
+    whole, found, pictures = bytes(data), 0, 0
+    while (found := whole.find(PICTURE, found) + len(PICTURE)) >= len(PICTURE):
+        if found + 1 >= len(whole) or whole[found + 1] >> 3 & 7 != 3:
+            return 0
+        pictures += 1
+    return NON_REFERENCE if pictures else 0
 
 
 def mpeg4_begins(extradata: bytes) -> Test:
