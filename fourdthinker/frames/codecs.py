@@ -17,35 +17,40 @@ from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Data, Flags, T
 
 @dataclass(frozen=True)
 class Codec:
-    """Facts about a codec and about FFmpeg's decoders of it. Functions take a stream's header (extradata, b""
-    for none) and return what is then asked about the data of each packet.
+    """Facts about a codec and about FFmpeg's decoders of it.
 
-    decoders: FFmpeg's names of them, by which the codec is found. reorders: pictures may be stored in another
-    order than they are shown in.
+    Functions take a stream's header (extradata, b"" for none) and return what is then asked about the data of
+    each packet.
 
-    display_order: where it does, when a picture is shown, as `bitstream.display_order` has it; None: only the
-    decoder knows.
-
-    flags: what the data of a picture tell (`bitstream.pictures`). settle: the flags of a whole stream, once
-    all are known. begins: whether decoding can begin at a picture that the container calls a keyframe, for
-    decoders that do not notice when it cannot. keyframes_known: by their data, here or to FFmpeg's parsers
-    and decoders, so that they are believed even where all pictures are keyframes. leading_told: of pictures
-    decoded after the first keyframe and shown before it, the decoder shows those that do not need what
-    precedes it, and no others.
-
-    flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
-    keyframe after it. restart: to do so costs about as much as to decode so many packets. frame_threads: on several threads damage is still told in time. shared_threads: threads
-    share one picture, so that a single one is decoded faster by several. settable_delay: how many pictures
-    the decoder holds back can be set, which makes it wait for its threads. err_detect: for decoders that do
-    not mark damaged pictures, what makes them fail instead. without_picture: a packet that shows nothing,
-    which moves threads on.
-
-    has_hole: whether the data of a picture have a run of zero bytes where no encoder writes one; None where
-    that cannot be told. siting: where the chroma samples lie: "left", "center" or "topleft".
-
-    nvdec: the codec's name for `_video.Nvdec`; None: not decoded there. Its parser takes nvdec_header at
-    first, nvdec_sets before the packets that decoding begins at, and packets as nvdec_packet makes them,
-    which raises ValueError for one that is not whole.
+    Attributes:
+        decoders: FFmpeg's names of them, by which the codec is found.
+        reorders: pictures may be stored in another order than they are shown in.
+        display_order: where it does, when a picture is shown, as `bitstream.display_order` has it; None: only
+            the decoder knows.
+        flags: what the data of a picture tell (`bitstream.pictures`).
+        settle: the flags of a whole stream, once all are known.
+        begins: whether decoding can begin at a picture that the container calls a keyframe, for decoders that
+            do not notice when it cannot.
+        keyframes_known: by their data, here or to FFmpeg's parsers and decoders, so that they are believed
+            even where all pictures are keyframes.
+        leading_told: of pictures decoded after the first keyframe and shown before it, the decoder shows
+            those that do not need what precedes it, and no others.
+        flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
+            keyframe after it.
+        restart: to do so costs about as much as to decode so many packets.
+        frame_threads: on several threads damage is still told in time.
+        shared_threads: threads share one picture, so that a single one is decoded faster by several.
+        settable_delay: how many pictures the decoder holds back can be set, which makes it wait for its
+            threads.
+        err_detect: for decoders that do not mark damaged pictures, what makes them fail instead.
+        without_picture: a packet that shows nothing, which moves threads on.
+        has_hole: whether the data of a picture have a run of zero bytes where no encoder writes one; None
+            where that cannot be told.
+        siting: where the chroma samples lie: "left", "center" or "topleft".
+        nvdec: the codec's name for `_video.Nvdec`; None: not decoded there.
+        nvdec_header: what its parser takes at first.
+        nvdec_sets: what it takes before the packets that decoding begins at.
+        nvdec_packet: packets as it takes them; raises ValueError for one that is not whole.
     """
 
     decoders: tuple[str, ...]

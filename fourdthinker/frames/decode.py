@@ -31,12 +31,15 @@ class SeekFailed(Missing):
     """A seek led past the packet at `seconds`: the container's own index is coarse or wrong."""
 
 
-def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool) -> list[tuple[int, int]]:
+def plan(
+    timeline: Timeline, wanted: Sequence[int], decoder: str, *, careful: bool = False
+) -> list[tuple[int, int]]:
     """Runs [first, last] of packets, in decoding order, that frames with these stamps are decoded from.
 
-    Each run begins at a keyframe. careful: one run from the first keyframe on. ends: the decoder can be
-    emptied after each run; otherwise there is one run, to the end of the stream (or to the last frame).
+    Each run begins at a keyframe. careful: one run from the first keyframe on. Where the decoder cannot be
+    emptied after each run there is one run, to the end of the stream.
     """
+    ends = _ends(timeline, decoder)
     places = [timeline.order[pts] for pts in wanted]
     first = 0 if careful else timeline.key_before(min(wanted)) or 0
     if careful or not ends:
@@ -52,10 +55,8 @@ def plan(timeline: Timeline, wanted: Sequence[int], *, careful: bool, ends: bool
     joined = runs[:1]
     for first, last in runs[1:]:
         between = timeline.flags[joined[-1][1] + 1 : first]
-        if (
-            not timeline.flags[first] & RANDOM_ACCESS
-            and sum(not flag & NON_REFERENCE for flag in between) <= JOIN
-        ):
+        decoded = sum(not flag & NON_REFERENCE for flag in between)
+        if not timeline.flags[first] & RANDOM_ACCESS and decoded <= codec_of(decoder).restart:
             joined[-1] = joined[-1][0], last
         else:
             joined.append((first, last))
@@ -86,7 +87,7 @@ def shares(
     """
     if workers < 2 or not timeline.coded or not _ends(timeline, codec):
         return [], wanted
-    runs = plan(timeline, wanted, careful=False, ends=True)
+    runs = plan(timeline, wanted, codec)
     costs = [sum(not flag & NON_REFERENCE for flag in timeline.flags[a : b + 1]) for a, b in runs]
     if sum(costs) < WORTH:
         return [], wanted
@@ -196,7 +197,7 @@ def packets_for(
     if not timeline.coded:
         return islice(container.demux(video), timeline.skipped, None)
     context = video.codec_context
-    runs = plan(timeline, wanted, careful=careful, ends=_ends(timeline, context.name))
+    runs = plan(timeline, wanted, context.name, careful=careful)
     chosen = _chosen(timeline, wanted, runs, careful)
     if held is not None:
         packets = _from_memory(held, timeline, chosen)

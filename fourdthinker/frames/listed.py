@@ -39,7 +39,7 @@ class Packets:
     the order of display (`bitstream.display_order`). discarded: places of packets that an edit list hides.
     skipped, count: packets before, and of the whole stream. earliest: of all stamps. whole: what is read
     after the last packet is not shown before this stamp. fault: (seconds, cause) of damage that the container
-    shows.
+    shows. changed: a packet brings a new header, for itself and those after it.
     """
 
     stamps: list[int | None] = field(default_factory=list)
@@ -48,6 +48,7 @@ class Packets:
     keys: list[int | None] = field(default_factory=list)
     discarded: set[int] = field(default_factory=set)
     own: bool = True
+    changed: bool = False
     skipped: int = 0
     count: int = 0
     earliest: int | None = None
@@ -245,6 +246,7 @@ def _packets(
                 continue
             if packet.is_discard:
                 found.discarded.add(len(found.stamps))
+            found.changed = found.changed or (bool(found.stamps) and packet.has_sidedata("new_extradata"))
             found.own = found.own and pts == packet.pts
             found.stamps.append(pts)
             found.durations.append(duration)
@@ -265,8 +267,10 @@ def _packets(
 def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
     flags = packets.flags
     known = video.codec_context.codec.intra_only or codec.keyframes_known
-    if not known and all(flag & KEYFRAME for flag in flags) and not all(f & RANDOM_ACCESS for f in flags):
-        # As some containers say of H.263: not to be believed.
+    # As some containers say of H.263: not to be believed.
+    doubtful = not known and all(flag & KEYFRAME for flag in flags)
+    doubtful = doubtful and not all(flag & RANDOM_ACCESS for flag in flags)
+    if doubtful or packets.changed:  # a leap would miss the packet with the new header
         flags[1:] = bytes(flag & ~(KEYFRAME | RANDOM_ACCESS) for flag in flags[1:])
     return codec.settle(flags)
 

@@ -8,7 +8,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 
+from fourdthinker.frames import FramePolicy, read_frames
 from fourdthinker.frames.bitstream import nal
 from fourdthinker.frames.gpu.nvdec import ParserInput
 
@@ -129,3 +131,20 @@ def test_nvdec_is_given_the_sets_that_hold(make, codec, width):
         assert np.array_equal(ours.to_ndarray(format="rgb24"), theirs)
     if make is in_headers:
         assert sum(packet.has_sidedata("new_extradata") for packet in packets) == 1
+
+
+@pytest.mark.parametrize(("make", "codec", "width"), CASES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_picture_is_read_alone(monkeypatch, make, codec, width, threads):
+    """Where a seek or a leap would miss the header that holds, there is none."""
+    monkeypatch.setattr("fourdthinker.frames.read.threads", lambda: threads)
+    data, policy = make(codec, width), FramePolicy(max_pixels=28 * 28 * 4)
+    with av.open(io.BytesIO(data)) as container:
+        frames = list(container.decode(video=0))
+    times = [float(frame.pts * frame.time_base) for frame in frames]
+    every = [read_frames(data, policy, times=[times[0], time]).pixels[1] for time in times]
+    for time, through, frame in zip(times, every, frames, strict=True):
+        alone = read_frames(data, policy, times=[time]).pixels[0]
+        assert abs(alone.float().mean() - frame.to_ndarray(format="rgb24").mean()) < 8
+        if alone.shape == through.shape:  # else it has the size of the first picture
+            assert torch.equal(alone, through)

@@ -1,4 +1,4 @@
-"""Pictures of MPEG-4: interlaced ones, and those that are not coded."""
+"""Pictures of MPEG-1, MPEG-2 and MPEG-4: B-pictures, interlaced ones, and those that are not coded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,31 @@ import torch
 
 from fourdthinker.frames import read_frames
 from fourdthinker.frames.bitstream import mpeg
-from fourdthinker.frames.bitstream.pictures import DUPLICATE
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, NON_REFERENCE
 from tests.clips import make_clip
 from tests.unit.frames.test_decode import COUNT, STAMPS, textured
+
+INTRA, P, B = (b"\0\0\1\0\0" + bytes([kind << 3]) + b"\xff\xf8data" for kind in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("data", "left_out"),
+    [
+        (B, True),
+        (B + B, True),  # two fields
+        (b"\0\0\1\xb3head" + B, True),
+        (INTRA, False),
+        (P, False),
+        (B + P, False),
+        (P + B, False),
+        (B[:5], False),  # cut off
+        (B + B[:4], False),
+        (b"", False),
+        (b"data", False),
+    ],
+)
+def test_b_pictures_of_mpeg2_are_non_reference(data: bytes, left_out: bool) -> None:
+    assert mpeg.mpeg2_flags(b"")(data) == (NON_REFERENCE if left_out else 0)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
