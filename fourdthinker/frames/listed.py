@@ -92,7 +92,8 @@ def build_timeline(
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     if display is None:
-        if not whole or increases(known):
+        # In the order of storage, or before the first keyframe: either may be right, or wrong.
+        if not whole or increases(known) or min(known) < known[0]:
             return None
         display = sorted(range(len(known)), key=known.__getitem__)
     believed = whole and increases([known[place] for place in display])
