@@ -11,15 +11,8 @@ from typing import Any
 import torch
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import (
-    FramePolicy,
-    Frames,
-    FrameSource,
-    attempts,
-    decode,
-    iterate_frames,
-    read_frames,
-)
+from fourdthinker.frames import FramePolicy, Frames, FrameSource, decode, iterate_frames, read_frames
+from fourdthinker.frames import attempts as holder
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD
 from tests.oracle.files import Clip, Truth
 from tests.oracle.marks import UPRIGHT, mark_of
@@ -147,13 +140,13 @@ def ways(clip: Clip, draw: random.Random, singles: int = 6) -> list[Way]:
 def limits(room: int | None, seek: int | None) -> Iterator[None]:
     """Let a reading keep `room` bytes of packets in memory, and leap over `seek` packets in the file, as if
     small clips were long ones. None: as it is."""
-    before = attempts.ROOM, decode.SEEK
-    attempts.ROOM = before[0] if room is None else room
+    before = holder.ROOM, decode.SEEK
+    holder.ROOM = before[0] if room is None else room
     decode.SEEK = before[1] if seek is None else seek
     try:
         yield
     finally:
-        attempts.ROOM, decode.SEEK = before
+        holder.ROOM, decode.SEEK = before
 
 
 def decord_ways(clip: Clip) -> list[Way]:

@@ -194,7 +194,8 @@ def make(recipe: Recipe, folder: Path) -> Clip:
         pts = _pts(recipe, packets, times, draw)
         durations = _durations(pts, step)
         stamps_module.write(packets, pts, stamps_module.decoding_times(pts, step), durations)
-        packets = _cut(packets, recipe.cut)
+        first = _first(packets, recipe.cut)
+        packets, pts = packets[first:], pts[first:]
         if recipe.by == MESSAGE and recipe.orientation != 1:
             output.start_encoding()  # fills in the parameter sets that the filter reads
             packets = surgery.orientation_message(packets, stream, recipe.orientation)
@@ -204,7 +205,7 @@ def make(recipe: Recipe, folder: Path) -> Clip:
         surgery.write_matrix(path, recipe.orientation, *encoder.size)
     if recipe.stamps == MISSING:
         surgery.drop_stamps(path, draw)
-    return Clip(path, recipe, _truth(recipe, path, packets, times, step))
+    return Clip(path, recipe, _truth(recipe, path, packets, pts, step))
 
 
 def _times(recipe: Recipe, step: int, draw: random.Random) -> list[int]:
@@ -233,14 +234,15 @@ def _durations(pts: Sequence[int], step: int) -> list[int]:
     return [max(following.get(stamp, stamp + step) - stamp, 0) for stamp in pts]
 
 
-def _cut(packets: list[Coded], keys: int) -> list[Coded]:
+def _first(packets: Sequence[Coded], keys: int) -> int:
+    """Where the packets begin after so many keyframes."""
     places = [place for place, coded in enumerate(packets) if coded.key]
     if keys >= len(places):
         raise ValueError(f"{len(places)} keyframes; keyframe {keys} does not exist")
-    return packets[places[keys] :]
+    return places[keys]
 
 
-def _truth(recipe: Recipe, path: Path, packets: Sequence[Coded], times: list[int], step: int) -> Truth:
+def _truth(recipe: Recipe, path: Path, packets: Sequence[Coded], written: Sequence[int], step: int) -> Truth:
     """By the rule: the k-th picture of the order of display begins at the k-th of the sorted stamps; where
     the file has none, at k steps from the first."""
     numbers = sorted(coded.number for coded in packets if not coded.hidden)
@@ -252,25 +254,28 @@ def _truth(recipe: Recipe, path: Path, packets: Sequence[Coded], times: list[int
     listed = surgery.listed(path)
     if len(listed) != len(packets):
         raise AssertionError(f"{recipe}: {len(listed)} packets, not {len(packets)}")
-    listed = [entry for entry, coded in zip(listed, packets) if not coded.hidden]
-    if any(pts is None for pts, _ in listed):
+    listed = [pts for pts, coded in zip(listed, packets) if not coded.hidden]
+    if None in listed:
         # Which number is stored where, and so which of them has a stamp, is known.
-        anchors = [p - c.number * seconds for (p, _), c in zip(listed, packets) if p is not None]
+        anchors = [p - c.number * seconds for p, c in zip(listed, packets) if p is not None]
         # FFmpeg's parser may give the stamp of a PES packet to two pictures, one of them wrong.
         anchor = sorted(anchors)[len(anchors) // 2] if len(anchors) > 2 else min(anchors)
         frames = [(anchor + number * seconds, number) for number in numbers]
         return Truth(_from(frames, first_key), frames[-1][0] + seconds, slack=ROUNDING)
-    entries = sorted(listed)
-    begins = [pts for pts, _ in entries]
-    made = sorted(times[number] / BASE for number in numbers)
+    begins = sorted(listed)
+    made = sorted(pts / BASE for pts, coded in zip(written, packets) if not coded.hidden)
     moved = [begin - time for begin, time in zip(begins, made)]
-    if max(moved) - min(moved) > 2 * ROUNDING:
+    slack = max(moved) - min(moved)
+    if slack > 2 * ROUNDING and recipe.suffix not in ("mpg", "vob"):  # there, FFmpeg's parser errs (above)
         raise AssertionError(f"{recipe}: the container moved stamps by {min(moved)} to {max(moved)} s")
-    shown = [(begin, number) for (begin, hide), number in zip(entries, numbers) if not hide]
+    frames = list(zip(begins, numbers))
+    # Not by the packets that FFmpeg marks as hidden: with B-frames it may mark another one.
+    shown = [(begin, number) for begin, number in frames if not recipe.hide or begin > -LEAST]
     if len(shown) != len(numbers) - recipe.hide:
         raise AssertionError(f"{recipe}: {len(shown)} of {len(numbers)} pictures are shown")
     even = recipe.stamps not in (UNEVEN, JITTERED, DUPLICATED)
-    return Truth(_from(shown, first_key), shown[-1][0] + seconds, even=even)
+    end = shown[-1][0] + seconds
+    return Truth(_from(shown, first_key), end, slack=slack if slack > 2 * ROUNDING else LEAST, even=even)
 
 
 def _from(frames: list[tuple[float, int]], first: int | None) -> list[tuple[float, int]]:

@@ -6,14 +6,15 @@ import random
 from fractions import Fraction
 
 from tests.oracle.coded import ENCODERS
-from tests.oracle.files import MATRIX, MESSAGE, MISSING, TRUE, Recipe, containers_for, stamps_for
+from tests.oracle.files import MATRIX, MESSAGE, STORAGE, TRUE, Recipe, containers_for, stamps_for
 
 FAMILIES = ("h264", "h264", "hevc", "mpeg4", "mpeg2", "mpeg1", "vp8", "vp9", "av1", "others", "others")
 MAIN = frozenset(FAMILIES)
 RATES = (Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(10), Fraction(50))
-# Encoders whose rates are a few: of MPEG-1 and 2, and of what counts in thirtieths.
-FIXED = ("mpeg1", "mpeg2", "h263", "h261", "rv10", "rv20")
+# Of encoders, or their containers, that know few rates.
+FIXED = ("mpeg1", "mpeg2", "h263", "h261", "rv10", "rv20", "dnxhr", "gif")
 WITH_EDITS = ("mp4", "mov")
+CUTS = [(TRUE, suffix) for suffix in ("mp4", "mov", "mkv", "ts", "flv", "nut")]
 
 
 def family(encoder: str) -> str:
@@ -34,10 +35,10 @@ def drawn(number: int) -> Recipe:
     kind = draw.random()
     if kind < 0.3 and suffix in WITH_EDITS:
         more = {"orientation": draw.randrange(2, 9), "by": MATRIX}
-    elif kind < 0.15 and encoder.startswith("h264") and suffix != "h264":
+    elif kind < 0.3 and encoder.startswith("h264") and suffix == "ts":  # repeated at each keyframe
         more = {"orientation": draw.randrange(2, 9), "by": MESSAGE}
-    elif kind < 0.5 and suffix in WITH_EDITS and stamps == TRUE and encoder != "gif":
+    elif kind < 0.5 and suffix in WITH_EDITS and stamps in (TRUE, STORAGE):
         more = {"hide": draw.randrange(1, count // 2)}
-    elif kind < 0.6 and ENCODERS[encoder].open_groups and stamps not in (MISSING,) and count >= 40:
-        more = {"cut": draw.choice((1, 2))} if stamps == TRUE else {}
+    elif kind < 0.6 and ENCODERS[encoder].open_groups and (stamps, suffix) in CUTS and count >= 40:
+        more = {"cut": draw.choice((1, 2))}
     return Recipe(encoder, suffix, stamps, count, rate, seed=number, **more)

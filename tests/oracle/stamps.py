@@ -49,7 +49,7 @@ def in_order_of_storage(packets: Sequence[Coded], times: Sequence[int]) -> list[
 def exchanged(packets: Sequence[Coded], times: Sequence[int], draw: random.Random) -> list[int]:
     """True stamps, but for some pictures that have their neighbour's."""
     times = list(times)
-    for k in draw.sample(range(len(times) - 1), max(1, len(times) // 6)):
+    for k in draw.sample(range(1, len(times) - 1), max(1, len(times) // 6)):
         times[k], times[k + 1] = times[k + 1], times[k]
     return in_order_of_display(packets, times)
 

@@ -25,12 +25,12 @@ MESSAGES = {2: ("horizontal", 0), 3: ("", 180), 4: ("vertical", 0), 5: ("horizon
 _PES = b"\x00\x00\x01\xe0"
 
 
-def listed(path: Path) -> list[tuple[float | None, bool]]:
-    """(presentation time, hidden by an edit list) of each packet of a file, in the order of storage."""
+def listed(path: Path) -> list[float | None]:
+    """Presentation time of each packet of a file, in the order of storage."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         return [
-            (None if packet.pts is None else float(packet.pts * packet.time_base), packet.is_discard)
+            None if packet.pts is None else float(packet.pts * packet.time_base)
             for packet in container.demux(video)
             if packet.size
         ]

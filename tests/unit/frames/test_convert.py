@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.shared import needs, shared
 from tests.unit.frames import convert_oracle as oracle
 
 video = pytest.importorskip("fourdthinker._video", reason="built without the native extension")
 
+
 Planes = tuple[np.ndarray, ...]
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-CLIPS = os.environ.get("FOURDTHINKER_VIDEOS")
 
 
 def chroma_size(chroma: str, height: int, width: int) -> tuple[int, int]:
@@ -165,11 +165,11 @@ def test_halved_chroma_is_near_swscale() -> None:
     assert np.abs(same_size(planes, "420").astype(int) - swscale(planes, "420")).mean() <= 1.5
 
 
-@pytest.mark.skipif(CLIPS is None, reason="set FOURDTHINKER_VIDEOS to a folder with demo1.mp4 and others")
+@needs("videos")
 @pytest.mark.parametrize("name", ["demo1.mp4", "nasa_13013.mp4", "flipping_a_pancake.mkv", "video_90.mov"])
 def test_natural_clips_are_near_swscale_and_resized_as_pillow_does(name: str) -> None:
     av = pytest.importorskip("av")
-    with av.open(str(Path(str(CLIPS)) / name)) as container:
+    with av.open(str(Path(str(shared("videos"))) / name)) as container:
         *_, frame = itertools.islice(container.decode(video=0), 20)
     assert frame.format.name in ("yuv420p", "yuvj420p"), frame.format.name
     planes = tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +17,7 @@ from fourdthinker.frames import decode as decode_module
 from fourdthinker.frames import reading as reading_module
 from fourdthinker.frames.bitstream.pictures import NON_REFERENCE
 from tests.clips import make_clip, numbers, remux
+from tests.shared import needs, shared
 
 UNEVEN = [0, 40, 100, 350, 360, 900, 1300, 1340]
 TEN = FramePolicy(fps=10)
@@ -366,15 +366,12 @@ def test_requests_that_cannot_be_met(even: Path) -> None:
 
 
 # -- real clips
-VIDEOS = os.environ.get("FOURDTHINKER_VIDEOS")
-real = pytest.mark.skipif(
-    VIDEOS is None, reason="set FOURDTHINKER_VIDEOS to a folder with nasa_13013.mp4 and others"
-)
+real = needs("videos")
 
 
 @real
 def test_stored_frames_of_a_real_clip() -> None:
-    folder = Path(VIDEOS or "")
+    folder = Path(str(shared("videos")))
     stored = json.loads((folder / "nasa_13013.stream3.pts.json").read_text())
     times = [float(entry["pts_time"]) for entry in stored]
     frames = read_frames(folder / "nasa_13013.mp4", times=times, stream=3)
@@ -389,7 +386,7 @@ def test_stored_frames_of_a_real_clip() -> None:
 
 @real
 def test_other_real_clips() -> None:
-    folder = Path(VIDEOS or "")
+    folder = Path(str(shared("videos")))
     with pytest.raises(VideoError, match=r"corrupted\.mp4: the data at \d\.\d+ s"):
         read_frames(folder / "corrupted.mp4")
     assert len(read_frames(folder / "corrupted.mp4", end=2.0).seconds) == 2
