@@ -50,14 +50,14 @@ def convert(frames: Sequence[tuple[NDArray[Any], ...]], *, device: torch.device,
     block = torch.empty(len(frames) * sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     memory = block.numpy()
     offsets: list[list[int]] = []
-    at = 0
+    offset = 0
     for planes in frames:
         offsets.append([])
         for plane, pitch, size in zip(planes, pitches, sizes, strict=True):
-            rows = memory[at : at + size].view(kind).reshape(plane.shape[0], pitch // kind.itemsize)
+            rows = memory[offset : offset + size].view(kind).reshape(plane.shape[0], pitch // kind.itemsize)
             rows[:, : plane.shape[1]] = plane
-            offsets[-1].append(at)
-            at += size
+            offsets[-1].append(offset)
+            offset += size
     block = block.to(device, non_blocking=True)
     out = empty(len(frames), device, **options)
     base = block.data_ptr()
@@ -67,15 +67,15 @@ def convert(frames: Sequence[tuple[NDArray[Any], ...]], *, device: torch.device,
     module = native()
     if module is None:
         raise RuntimeError("fourdthinker._video is not built")
-    index, stream = place(device)
-    places = list(range(len(frames)))
+    index, stream = index_and_stream(device)
+    positions = list(range(len(frames)))
     module.cuda_convert(
-        addresses, out.data_ptr(), places, len(places), (height, width), index, stream, **options
+        addresses, out.data_ptr(), positions, len(positions), (height, width), index, stream, **options
     )
     return out
 
 
-def place(device: torch.device) -> tuple[int, int]:
+def index_and_stream(device: torch.device) -> tuple[int, int]:
     """(number of a CUDA device, address of torch's current stream on it); (-1, 0) for the host."""
     if device.type != "cuda":
         return -1, 0

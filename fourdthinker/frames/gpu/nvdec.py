@@ -76,7 +76,7 @@ def available(
     name = codec_of(codec).nvdec
     if name is None:
         return f"NVDEC is not used for the codec {codec}"
-    index, _ = convert.place(device)
+    index, _ = convert.index_and_stream(device)
     return module.nvdec_refusal(name, chroma, depth, width, height, index)
 
 
@@ -107,7 +107,7 @@ def decode(
     if module is None:
         raise NvdecError("fourdthinker._video is not built")
     context = video.codec_context
-    index, stream = convert.place(device)
+    index, stream = convert.index_and_stream(device)
     out = convert.empty(len(wanted), device, **conversion)
     parser_input = ParserInput(context.name, context.extradata)
     try:
