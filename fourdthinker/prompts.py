@@ -49,6 +49,8 @@ CHAT_TEMPLATE = (
 _ASSISTANT = "<|im_start|>assistant"
 _SLOT = "ANSWER-GOES-HERE"
 _CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
+# Control tokens of some tokenizers (Qwen3-VL's) that an answer is made of, and so the answers to learn.
+_ANSWER_TAGS = ("<think>", "</think>")
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,17 @@ class Encoder:
     """Makes prompts and training samples of records. Reads media, needs no model, can be sent to worker
     processes.
 
-    Text of records is data: one that would become a control token (`<|im_end|>`, `<|video_pad|>`, ...) is
-    refused. The prompt of a sample is, token for token, the prompt that generation starts from.
+    Text of records is data: one that would become a control token, which is any token added to the
+    tokenizer's words (`<|im_end|>`, `<|video_pad|>`, and where the tokenizer has them `<tool_call>`,
+    `<think>`, ...), is refused. The reasoning to learn may hold `<think>` and `</think>`, and so may the
+    instruction. The prompt of a sample is, token for token, the prompt that generation starts from.
     """
 
     def __init__(
         self, tokenizer: Any, vision: VisionSpec, latents: LatentSpec, policy: FramePolicy, style: PromptStyle
     ) -> None:
         """Raises ConfigError when the policy's factor is not the patch size times the merge size of the
-        model."""
+        model, and for an instruction with control tokens."""
         if policy.factor != vision.factor:
             raise ConfigError(
                 f"frame policy: factor is {policy.factor}{_made_for(policy.factor)}, and this model needs "
@@ -110,12 +114,15 @@ class Encoder:
             style,
         )
         self.template: str = tokenizer.chat_template or CHAT_TEMPLATE
-        added = tokenizer.added_tokens_decoder
-        self._control = {
-            i for i, token in added.items() if token.special or _CONTROL.fullmatch(token.content)
-        }
-        self._control |= {i for text, i in tokenizer.get_vocab().items() if _CONTROL.fullmatch(text)}
-        self._control |= {*latents.ids, vision.image_token_id, vision.video_token_id}
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        self._control = {i for text, i in tokenizer.get_vocab().items() if _CONTROL.fullmatch(text)}
+        self._control |= {*added, *latents.ids, vision.image_token_id, vision.video_token_id}
+        self._answer_tags = {i for i, text in added.items() if text in _ANSWER_TAGS}
+        for token in self._tokens(style.instruction):
+            if token in self._control - self._answer_tags:
+                raise ConfigError(
+                    f"prompt style: the instruction holds the control token {self._name(token)}; remove it"
+                )
         # The slot that a template writes for a clip or picture; in Qwen3-VL each temporal patch gets one.
         start, end = (self._name(i) for i in (vision.vision_start_id, vision.vision_end_id))
         self._clip_slot = f"{start}{self._name(vision.video_token_id)}{end}"
@@ -203,6 +210,13 @@ class Encoder:
         self._check_size(vision, record)
         return vision
 
+    def check_text(self, record: Record) -> None:
+        """Raise RecordError where a text of the record would become a control token of this tokenizer."""
+        texts = {"the question": question_text(record), "the system text": record.system}
+        for key, text in (texts | {"text_output": record.text_output}).items():
+            if text is not None:
+                self._data(text, record, key)
+
     # -- text
     def _name(self, token: int) -> str:
         return self.tokenizer.convert_ids_to_tokens(token)
@@ -215,8 +229,9 @@ class Encoder:
     def _data(self, text: str, record: Record, key: str) -> list[int]:
         """Ids of text that somebody else wrote. RecordError when one of them would be a control token."""
         ids = self._tokens(text)
+        refused = self._control - self._answer_tags if key == "text_output" else self._control
         for token in ids:
-            if token in self._control:
+            if token in refused:
                 raise RecordError(
                     f"{record.where}: {key} holds the control token {self._name(token)}, which text must "
                     "not; remove it or write it differently (with a space after the first character, say)"
@@ -229,13 +244,12 @@ class Encoder:
         )
 
     def _messages(self, record: Record, kind: str, number: int) -> list[dict[str, Any]]:
+        self.check_text(record)
         text = question_text(record, self.style.instruction)
-        self._data(text, record, "the question")
         parts: list[dict[str, Any]] = [{"type": kind} for _ in range(number)]
         user = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
         if record.system is None:
             return [user]
-        self._data(record.system, record, "the system text")
         return [{"role": "system", "content": record.system}, user]
 
     def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from fourdthinker.backbones.common import Backbone
+
+log = logging.getLogger(__name__)
 
 POLICY_FILE = "frame_policy.json"
 _COMPARE = "Compare config.json and generation_config.json with those of the model it was made from"
@@ -237,6 +240,14 @@ def _load_tokenizer(path: str, where: dict[str, str]) -> Any:
         legacy = _find(path, "chat_template.json", where)
         if legacy is not None:
             tokenizer.chat_template = _read_json(legacy).get("chat_template")
+    own_template = tokenizer.chat_template is not None
+    own_config = _find(path, "tokenizer_config.json", where) is not None
+    for there, lack, instead in (
+        (own_config, "tokenizer_config.json", "special tokens are those of tokenizer.json alone"),
+        (own_template, "chat template (chat_template.jinja)", "prompts are written in plain ChatML"),
+    ):
+        if not there:
+            log.warning("%s has no %s: %s, and answers may differ for it. %s", name, lack, instead, remedy)
     return tokenizer
 
 

@@ -228,7 +228,11 @@ def _encoded(
             if vision is None:
                 raise ConfigError(f"{records[rows[0]].where}: frames_override needs records with pictures")
             vision = blacken(vision, encoder.spec) if override == "black" else vision
-        yield from ((i, encoder.prompt(records[i], frames=vision)) for i in rows)
+        for i in rows:
+            try:
+                yield i, encoder.prompt(records[i], frames=vision)
+            except RecordError as error:  # a control token of this model's tokenizer
+                yield _question(records[i], failed=str(error))
 
 
 def _batches(source: Iterator[_Item], size: int) -> Iterator[list[_Item]]:

@@ -114,10 +114,11 @@ def _readable(
 
 
 def _media_problems(args: TrainingArguments, records: list[Record], encoder: Encoder) -> list[str | None]:
-    """For every record what is wrong with its clip or pictures, or None."""
+    """For every record what is wrong with its texts, clip or pictures, or None."""
 
     def problem(record: Record) -> str | None:
         try:
+            encoder.check_text(record)
             encoder.read(record)
             if record.kind == "dift" and record.images:
                 encoder.overlays(record)

@@ -226,6 +226,23 @@ def test_chat_template_of_older_processors(saved: Path) -> None:
     assert load_checkpoint(saved).tokenizer.chat_template == "{{ messages[0].content }}"
 
 
+def test_what_a_tokenizer_lacks_is_named(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_checkpoint(saved)
+    assert caplog.text == ""
+    (saved / "chat_template.jinja").unlink()
+    (saved / "tokenizer_config.json").unlink()
+    load_checkpoint(saved)
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith(f"{saved} has no tokenizer_config.json: special tokens are")
+    assert second.startswith(
+        f"{saved} has no chat template (chat_template.jinja): prompts are written in plain"
+    )
+    assert all(
+        text.endswith("Copy the tokenizer files of the model it was trained from into it")
+        for text in (first, second)
+    )
+
+
 def test_chat_template_is_always_there(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
     several = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
