@@ -36,7 +36,7 @@ def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.co
 
 
 @triton.jit(do_not_specialize=["length", "batch_rows", "rate", "softcap"])
-def _stats_kernel(
+def logits_stats_kernel(
     logits_ptr,
     batch_rows,
     row_stride: tl.constexpr,
@@ -93,7 +93,7 @@ def _stats_kernel(
 
 
 @triton.jit(do_not_specialize=["length", "batch_rows", "grad_batch_rows", "rate", "softcap"])
-def _grad_kernel(
+def logits_grad_kernel(
     logits_ptr,
     batch_rows,
     row_stride: tl.constexpr,
@@ -197,7 +197,7 @@ def stats(
     layout = rows_of(logits)
     assert layout is not None
     if rows:
-        _stats_kernel[(rows,)](
+        logits_stats_kernel[(rows,)](
             logits, *layout, length, bias, target.contiguous(),
             None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy, rate,
             softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096),
@@ -222,7 +222,7 @@ def grad_(
     assert layout is not None
     assert grad_layout is not None
     if rows:
-        _grad_kernel[(rows,)](
+        logits_grad_kernel[(rows,)](
             logits, *layout, grad, *grad_layout, length, bias, target.contiguous(),
             None if mask is None else mask.contiguous().view(torch.uint8), normaliser,
             None if grad_entropy is None else entropy, grad_logprob.float().contiguous(),

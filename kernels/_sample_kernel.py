@@ -67,7 +67,7 @@ def _finite(value):
 
 
 @triton.jit
-def _kernel(
+def sample_tokens_kernel(
     logits_ptr,
     logits_stride,
     seeds_ptr,

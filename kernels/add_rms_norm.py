@@ -1,7 +1,7 @@
 """A residual sum and its RMS norm in one launch."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _reference(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -
 
 
 @triton.jit(do_not_specialize=["eps"])
-def _kernel(
+def add_rms_norm_kernel(
     x_ptr, x_stride, residual_ptr, residual_stride, weight_ptr, normed_ptr, total_ptr, eps,
     H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +51,7 @@ def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple
     normed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     total = torch.empty_like(normed)
     if rows:
-        _kernel[(rows,)](
+        add_rms_norm_kernel[(rows,)](
             x, x.stride(0), residual, 0 if residual is None else residual.stride(0), weight, normed, total,
             eps, H=width, BLOCK=triton.next_power_of_2(width), num_warps=8 if width >= 2048 else 4,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Mean of 1 - cos between the hidden state before each latent position and the latent's target."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load_unit(pointer, columns, inside, EPSILON: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def cosine_latent_kernel(
     hidden_ptr,
     hidden_stride,
     target_ptr,
@@ -82,7 +82,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _scale_kernel(grad_ptr, index_ptr, upstream_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr):
+def cosine_latent_scale_kernel(grad_ptr, index_ptr, upstream_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr):
     upstream = tl.load(upstream_ptr)
     # Mostly the upstream gradient is 1 and there is nothing to do, which only the device can know.
     if upstream != 1.0:
@@ -111,7 +111,7 @@ def _forward_op(
         cosine = torch.empty(index.shape, dtype=torch.float32, device=hidden.device)
         if index.numel():
             width = hidden.shape[1]
-            _forward_kernel[(index.numel(),)](
+            cosine_latent_kernel[(index.numel(),)](
                 hidden, hidden.stride(0), target, target.stride(0), index, scale, cosine, grad,
                 NEED_GRAD=need_grad, H=width, EPSILON=EPSILON, BLOCK_H=triton.next_power_of_2(width),
                 num_warps=8,
@@ -134,7 +134,7 @@ def _scale_op(grad: Tensor, index: Tensor, upstream: Tensor, backend: str) -> No
         grad.index_copy_(0, index - 1, (grad[index - 1].to(wide) * upstream.to(wide)).to(grad.dtype))
     elif index.numel():
         width = grad.shape[1]
-        _scale_kernel[(index.numel(),)](
+        cosine_latent_scale_kernel[(index.numel(),)](
             grad, index, upstream, H=width, BLOCK_H=triton.next_power_of_2(width), num_warps=8
         )
 

@@ -1,7 +1,7 @@
 """Advantages of GRPO: each reward relative to the other rollouts of its prompt."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _reference(rewards: Tensor, group_size: int, scale: str, eps: float) -> Tens
 
 
 @triton.jit(do_not_specialize=["rewards", "group_size"])
-def _kernel(
+def group_advantages_kernel(
     rewards_ptr,
     output_ptr,
     rewards,
@@ -74,7 +74,7 @@ def _advantages_op(rewards: Tensor, group_size: int, scale: str, eps: float, bac
     if not use_triton(backend, rewards):
         return _reference(rewards, group_size, scale, eps)
     output = torch.empty_like(rewards)
-    _kernel[(rewards.numel() // group_size,)](
+    group_advantages_kernel[(rewards.numel() // group_size,)](
         rewards, output, rewards.numel(), group_size, eps, SCALE=scale,
         BLOCK_G=triton.next_power_of_2(group_size), BLOCK_R=1024, num_warps=4,
     )  # fmt: skip

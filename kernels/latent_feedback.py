@@ -18,7 +18,7 @@ inside a block are ignored in both modes.
 """
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _reference(
 @triton.jit(
     do_not_specialize=["eos_count", "max_latents", "pad_id", "start_id", "end_id", "fill_id", "latent_size"]
 )
-def _kernel(
+def latent_feedback_kernel(
     sampled_ptr,
     hidden_ptr,
     hidden_stride,
@@ -259,7 +259,7 @@ def _step_op(
     rows, width = hidden.shape
     if rows == 0:
         return
-    _kernel[(rows,)](
+    latent_feedback_kernel[(rows,)](
         sampled, hidden, hidden.stride(0), embedding, embedding.stride(0), steps, phase, blocks,
         finished.view(torch.uint8), latents, latents.stride(1), latent_steps, latent_count, eos_ids, emitted,
         is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), eos_ids.numel(), latents.shape[1],

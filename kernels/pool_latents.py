@@ -1,7 +1,7 @@
 """Targets of the latents: per image, the mean of K contiguous runs of its merged vision features."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _reference(features: Tensor, counts: list[int], latent_size: int) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["latent_size"])
-def _kernel(
+def pool_latents_kernel(
     features_ptr,
     features_stride,
     starts_ptr,
@@ -72,7 +72,7 @@ def _pool_op(features: Tensor, counts: Tensor, latent_size: int, backend: str) -
         sizes = torch.tensor(rows, dtype=torch.int64)
         starts, sizes = (sizes.cumsum(0) - sizes).to(features.device), sizes.to(features.device)
         block = tile(width, 512)
-        _kernel[(output.shape[0], triton.cdiv(width, block))](
+        pool_latents_kernel[(output.shape[0], triton.cdiv(width, block))](
             features, features.stride(0), starts, sizes, output, latent_size,
             H=width, BLOCK_R=8, BLOCK_H=block, num_warps=8,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """A decode step's rotary embedding, with the new keys and values written to their place in the cache."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _reference(
 
 
 @triton.jit(do_not_specialize=["eps"])
-def _kernel(
+def rotary_append_kernel(
     query_ptr, query_stride, key_ptr, key_stride, value_ptr, value_stride, cos_ptr, cos_stride, sin_ptr,
     sin_stride, keys_ptr, keys_row, keys_head, keys_at, values_ptr, values_row, values_head, values_at,
     at_ptr, query_weight_ptr, key_weight_ptr, out_ptr, eps,
@@ -90,7 +90,7 @@ def _op(
     kv_heads = key.shape[1]
     out = torch.empty(rows, heads, width, dtype=query.dtype, device=query.device)
     if rows:
-        _kernel[(rows * (heads + 2 * kv_heads),)](
+        rotary_append_kernel[(rows * (heads + 2 * kv_heads),)](
             query, query.stride(0), key, key.stride(0), value, value.stride(0), cos, cos.stride(0), sin,
             sin.stride(0), keys, *keys.stride()[:3], values, *values.stride()[:3], at, query_weight,
             key_weight, out, eps, HEADS=heads, KV=kv_heads, D=width, num_warps=1,

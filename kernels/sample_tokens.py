@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ._common import NAMESPACE, tile, use_triton
-from ._sample_kernel import _kernel
+from ._sample_kernel import sample_tokens_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 
 __all__ = ["PRESENT", "REPEATED", "philox_uniform", "sample_tokens"]
@@ -65,7 +65,7 @@ def _sample_op(
             listed = None
             if top_k is not None or top_p is not None:
                 listed = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
-            _kernel[(rows,)](
+            sample_tokens_kernel[(rows,)](
                 logits, logits.stride(0), *dense, listed, ids, logprobs, sampled, V=vocabulary,
                 F=0 if forbidden is None else forbidden.shape[1],
                 TILES=triton.next_power_of_2(triton.cdiv(vocabulary, block)), BLOCK=block, num_warps=32,

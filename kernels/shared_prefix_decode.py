@@ -1,7 +1,7 @@
 """Decode attention of groups of rows that share their prompt: its keys and values are read once per group."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=["group_size", "splits", "span", "scale"])
-def _prompt_kernel(
+def prefix_decode_prompt_kernel(
     query_ptr,
     query_stride,
     key_ptr,
@@ -162,7 +162,7 @@ def _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D
 
 
 @triton.jit(do_not_specialize=["scale", "splits", "before"])
-def _own_kernel(
+def prefix_decode_own_kernel(
     query_ptr,
     query_stride,
     key_ptr,
@@ -226,7 +226,7 @@ def _own_kernel(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _merge_kernel(
+def prefix_decode_merge_kernel(
     partial_ptr, log_ptr, output_ptr, splits,
     REP: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
@@ -293,7 +293,7 @@ def _decode_op(
         together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
         queries = 16 if together <= 16 else 64
         own_base = prompt_starts is None  # in a pool, groups begin where prompt_starts says
-        _prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, queries))](
+        prefix_decode_prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, queries))](
             query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base, *prompt_key.stride()[1:3],
             prompt_value, prompt_value.stride(0) * own_base, *prompt_value.stride()[1:3], prompt_lengths,
             prompt_starts, order, row_starts, partial, logs, size, splits, span, scale, KV=kv_heads,
@@ -302,13 +302,13 @@ def _decode_op(
         )  # fmt: skip
     if rows:
         queries = max(16, triton.next_power_of_2(repeat))
-        _own_kernel[(rows * kv_heads, 1 if merge else own)](
+        prefix_decode_own_kernel[(rows * kv_heads, 1 if merge else own)](
             query, query.stride(0), key, *key.stride()[:3], value, *value.stride()[:3], lengths, partial,
             logs, output, splits, before, scale, KV=kv_heads, REP=repeat, D=width, SPLIT=SPLIT, BLOCK=BLOCK,
             QUERIES=queries, UPCAST=upcast, MERGE=merge, num_warps=4,
         )  # fmt: skip
         if not merge:
-            _merge_kernel[(rows * kv_heads,)](
+            prefix_decode_merge_kernel[(rows * kv_heads,)](
                 partial, logs, output, splits, REP=repeat, D=width, QUERIES=queries, num_warps=4
             )
     return output

@@ -1,7 +1,7 @@
 """silu(gate) * up in one launch."""
 
 # Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(gate_ptr, up_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(gate_ptr, up_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < H
     at = tl.program_id(0).to(tl.int64) * H + columns
@@ -36,7 +36,7 @@ def _op(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
     rows, width = gate.shape
     if gate.numel():
-        _kernel[(rows, triton.cdiv(width, BLOCK))](gate, up, out, H=width, BLOCK=BLOCK, num_warps=4)
+        silu_mul_kernel[(rows, triton.cdiv(width, BLOCK))](gate, up, out, H=width, BLOCK=BLOCK, num_warps=4)
     return out
 
 

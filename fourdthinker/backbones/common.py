@@ -22,7 +22,7 @@ from fourdthinker.backbones.merging import merged_state
 from fourdthinker.backbones.tower import use_packed_attention
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
-from fourdthinker.kernels.pool_latents import pool_latents
+from fourdthinker.kernels import pool_latents
 from fourdthinker.latents import LatentSpec
 from fourdthinker.samples import Batch
 from fourdthinker.vision import VisionSpec

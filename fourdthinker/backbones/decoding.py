@@ -16,9 +16,7 @@ from transformers import AttentionInterface
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
-from fourdthinker.kernels.add_rms_norm import add_rms_norm
-from fourdthinker.kernels.rotary_append import rotary_append_
-from fourdthinker.kernels.silu_mul import silu_mul
+from fourdthinker.kernels import add_rms_norm, rotary_append_, silu_mul
 
 
 class DecodeCache(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
+from fourdthinker.kernels import shared_prefix_decode
 from fourdthinker.sampler.store import KVStore, of_segment
 
 NAME = "fourdthinker_sampler"
@@ -42,6 +42,8 @@ def attention(
     pool = cache.prompt(module.layer_idx)  # type: ignore[arg-type]
     if query.is_cuda:
         layout = cache.layout
+        assert layout.lengths is not None  # on CUDA the layout says so
+        assert cache.steps is not None  # look_at has run
         mixed = shared_prefix_decode(
             query[:, :, 0], *pool, key, value, prompt_lengths=layout.lengths, lengths=cache.steps,
             prompt_starts=layout.starts, order=layout.order, row_starts=layout.row_starts,

@@ -12,8 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fourdthinker.backbones.decoding import decode_layers
-from fourdthinker.kernels.latent_feedback import forbidden_tokens, latent_feedback_step_, latent_state
-from fourdthinker.kernels.sample_tokens import PRESENT, REPEATED, sample_tokens
+from fourdthinker.kernels import (
+    PRESENT,
+    REPEATED,
+    forbidden_tokens,
+    latent_feedback_step_,
+    latent_state,
+    sample_tokens,
+)
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.config import SamplingConfig
 from fourdthinker.sampler.processors import Processors
@@ -140,7 +146,10 @@ class Stepper:
             broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
             scores = scores.masked_fill(broken[:, None], 0.0)
         ids, logprobs, sampled = sample_tokens(
-            scores, steps=state["steps"], forbidden=forbidden, **slots.drawing
+            scores,
+            steps=state["steps"],
+            forbidden=forbidden,
+            **slots.drawing,  # type: ignore[arg-type]  # tensors; none is called backend
         )
         if self.processors is not None:  # the policy is what the model says, not what processors make of it
             scaled = raw / config.temperature if config.temperature > 0 else raw
@@ -150,7 +159,7 @@ class Stepper:
             ids,
             hidden,
             backbone.embedding_weight,
-            **state,
+            **state,  # type: ignore[arg-type]  # tensors; none is called backend or mode
             eos_ids=self.eos_ids,
             pad_id=latents.pad_id,
             start_id=latents.start_id,

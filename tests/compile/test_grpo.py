@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels._metrics import LARGEST, METRICS
-from fourdthinker.kernels.group_advantages import SCALES, _kernel
-from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
 
+from fourdthinker.kernels._metrics import LARGEST, METRICS
+from fourdthinker.kernels.group_advantages import SCALES, group_advantages_kernel
+from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 
@@ -18,7 +18,7 @@ def test_group_advantages(arch):
             "eps": "fp32", "SCALE": scale, "BLOCK_G": 16, "BLOCK_R": 1024,
         }  # fmt: skip
         name = f"group_advantages {scale}"
-        binary = compile_kernel(_kernel, arguments, arch=arch, num_warps=4, name=name)
+        binary = compile_kernel(group_advantages_kernel, arguments, arch=arch, num_warps=4, name=name)
         assert binary.spills == binary.stack == 0
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import latent_feedback
-from fourdthinker.kernels._common import tile
 
+from fourdthinker.kernels._common import tile
+from fourdthinker.kernels.latent_feedback import latent_feedback_kernel
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 ARGUMENTS = {
@@ -24,7 +24,7 @@ ARGUMENTS = {
 def test_no_spills_and_wide_accesses(arch, width):
     arguments = {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, 4096)}
     binary = compile_kernel(
-        latent_feedback._kernel, arguments, arch=arch, num_warps=8, name=f"latent_feedback H={width}"
+        latent_feedback_kernel, arguments, arch=arch, num_warps=8, name=f"latent_feedback H={width}"
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import cosine_latent_loss, pool_latents
 
+from fourdthinker.kernels.cosine_latent_loss import cosine_latent_kernel, cosine_latent_scale_kernel
+from fourdthinker.kernels.pool_latents import pool_latents_kernel
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 
@@ -16,7 +17,7 @@ def test_pool_latents(arch, width):
         "output_ptr": "*bf16", "latent_size": "i32", "H": width, "BLOCK_R": 8, "BLOCK_H": 512,
     }  # fmt: skip
     binary = compile_kernel(
-        pool_latents._kernel, arguments, arch=arch, num_warps=8, name=f"pool_latents H={width}"
+        pool_latents_kernel, arguments, arch=arch, num_warps=8, name=f"pool_latents H={width}"
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16
@@ -31,7 +32,7 @@ def test_cosine_latent_loss(arch, width):
         "NEED_GRAD": True, "H": width, "EPSILON": 1e-8, "BLOCK_H": 4096 if width > 2048 else 2048,
     }  # fmt: skip
     binary = compile_kernel(
-        cosine_latent_loss._forward_kernel,
+        cosine_latent_kernel,
         arguments,
         arch=arch,
         num_warps=8,
@@ -42,7 +43,7 @@ def test_cosine_latent_loss(arch, width):
     assert max(binary.widths("st")) == 16
     scale = {k: arguments[k] for k in ("grad_ptr", "index_ptr", "H", "BLOCK_H")}
     binary = compile_kernel(
-        cosine_latent_loss._scale_kernel, {**scale, "upstream_ptr": "*fp32"}, arch=arch, num_warps=8,
+        cosine_latent_scale_kernel, {**scale, "upstream_ptr": "*fp32"}, arch=arch, num_warps=8,
         name=f"cosine scale H={width}",
     )  # fmt: skip
     assert binary.spills == binary.stack == 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import _logits
 
+from fourdthinker.kernels import _logits
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 
@@ -20,7 +20,7 @@ def test_no_spills_and_wide_accesses(arch, vocabulary, entropy):
     }  # fmt: skip
     label = f"V={vocabulary}{' entropy' if entropy else ''}"
     binary = compile_kernel(
-        _logits._stats_kernel, {**common, "logprob_ptr": "*fp32"},
+        _logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32"},
         arch=arch, num_warps=8, name=f"logits stats {label}",
     )  # fmt: skip
     assert binary.spills == binary.stack == 0
@@ -31,7 +31,11 @@ def test_no_spills_and_wide_accesses(arch, vocabulary, entropy):
         "WIDTH": _logits.padded(vocabulary),
     }  # fmt: skip
     binary = compile_kernel(
-        _logits._grad_kernel, {**common, **gradient}, arch=arch, num_warps=8, name=f"logits grad {label}"
+        _logits.logits_grad_kernel,
+        {**common, **gradient},
+        arch=arch,
+        num_warps=8,
+        name=f"logits grad {label}",
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

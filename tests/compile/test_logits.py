@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import _logits
 
+from fourdthinker.kernels import _logits
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 
@@ -27,12 +27,12 @@ def test_no_spills_and_wide_accesses(arch, vocabulary, dtype):
             "grad_logprob_ptr": "*fp32", "grad_entropy_ptr": "*fp32" if entropy else None,
         }  # fmt: skip
         for kernel, arguments in (
-            (_logits._stats_kernel, {**common, "logprob_ptr": "*fp32"}),
-            (_logits._grad_kernel, {**common, **gradient}),
+            (_logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32"}),
+            (_logits.logits_grad_kernel, {**common, **gradient}),
         ):
             binary = compile_kernel(
                 kernel, arguments, arch=arch, num_warps=8, name=f"given{kernel.__name__} {dtype} {vocabulary}"
             )
             assert binary.spills == binary.stack == 0
             assert max(binary.widths("ld")) == load
-            assert kernel is _logits._stats_kernel or max(binary.widths("st")) == 16
+            assert kernel is _logits.logits_stats_kernel or max(binary.widths("st")) == 16

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from fourdthinker.kernels import sample_tokens
-from fourdthinker.kernels._sample_kernel import _kernel
 
+from fourdthinker.kernels._sample_kernel import sample_tokens_kernel
+from fourdthinker.kernels.sample_tokens import TILE
 from tests.compile.aot import ARCHITECTURES, compile_kernel
 
 ARGUMENTS = {
     "logits_ptr": "*bf16", "logits_stride": "i32", "seeds_ptr": "*i64", "steps_ptr": "*i64",
     "temperature_ptr": "*fp32", "forbidden_ptr": "*i64", "ids_ptr": "*i64", "logprobs_ptr": "*fp32",
-    "sampled_ptr": "*fp32", "V": 151_936, "F": 3, "BLOCK": sample_tokens.TILE,
+    "sampled_ptr": "*fp32", "V": 151_936, "F": 3, "BLOCK": TILE,
     "TILES": 32,
 }  # fmt: skip
 OPTIONAL = {
@@ -25,6 +25,6 @@ OPTIONAL = {
 def test_no_spills_and_wide_accesses(arch, everything):
     arguments = ARGUMENTS | (OPTIONAL if everything else dict.fromkeys(OPTIONAL))
     name = "sample_tokens all" if everything else "sample_tokens plain"
-    binary = compile_kernel(_kernel, arguments, arch=arch, num_warps=32, name=name)
+    binary = compile_kernel(sample_tokens_kernel, arguments, arch=arch, num_warps=32, name=name)
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
-from fourdthinker.kernels import shared_prefix_decode as module
 
 from tests.compile.aot import ARCHITECTURES, compile_kernel
+
+# The name in the package is the function.
+module = importlib.import_module("fourdthinker.kernels.shared_prefix_decode")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -29,8 +33,8 @@ def test_no_spills_and_wide_accesses(arch, kv_heads, repeat):
         "SPLIT": module.SPLIT, "QUERIES": 16, "MERGE": True,
     }  # fmt: skip
     cases = [
-        (module._prompt_kernel, prompt, 8), (module._own_kernel, own, 4),
-        (module._own_kernel, own | {"MERGE": False}, 4),
+        (module.prefix_decode_prompt_kernel, prompt, 8), (module.prefix_decode_own_kernel, own, 4),
+        (module.prefix_decode_own_kernel, own | {"MERGE": False}, 4),
     ]  # fmt: skip
     for kernel, arguments, warps in cases:
         binary = compile_kernel(

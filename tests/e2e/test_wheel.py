@@ -8,9 +8,12 @@ import subprocess
 import sys
 import sysconfig
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.unit.kernels.test_types import said_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +60,7 @@ class Installed:
     """
 
     def __init__(self, folder: Path, wheel: Path):
+        self.wheel = wheel
         self.folder = folder / "empty"
         self.folder.mkdir()
         self.prefix = folder / "venv"
@@ -182,6 +186,20 @@ def test_trainers_start_without_a_clone(installed, trainer):
     )
     assert "usage" in out.lower()
     assert "--config" in out
+
+
+def test_each_kernel_is_inside_once_and_typed(installed, tmp_path):
+    names = [
+        name
+        for name in zipfile.ZipFile(installed.wheel).namelist()
+        if name.startswith("fourdthinker/kernels/")
+    ]
+    files = sorted(f"fourdthinker/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py"))
+    assert sorted(names) == files
+    assert (installed.site / "fourdthinker" / "py.typed").exists()
+    said = said_of(tmp_path, installed.site)
+    assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said
+    assert "Found 2 errors" in said, said
 
 
 def test_the_command_is_installed(installed):

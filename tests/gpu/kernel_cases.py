@@ -6,22 +6,25 @@ import math
 from typing import Any
 
 import torch
-from fourdthinker.kernels import GrpoOptions
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.cross_entropy import cross_entropy
-from fourdthinker.kernels.group_advantages import SCALES, group_advantages
-from fourdthinker.kernels.grpo_loss import grpo_loss
-from fourdthinker.kernels.grpo_token_loss import grpo_token_loss
-from fourdthinker.kernels.latent_feedback import latent_feedback_step_, latent_state
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
-from fourdthinker.kernels.logprobs import logprobs
-from fourdthinker.kernels.pool_latents import pool_latents
-from fourdthinker.kernels.sample_tokens import sample_tokens
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
 from torch import Tensor
 
+from fourdthinker.kernels import (
+    GrpoOptions,
+    cosine_latent_loss,
+    cross_entropy,
+    grpo_loss,
+    grpo_token_loss,
+    latent_feedback_step_,
+    latent_state,
+    linear_cross_entropy,
+    linear_grpo_loss,
+    linear_logprobs,
+    logprobs,
+    pool_latents,
+    sample_tokens,
+    shared_prefix_decode,
+)
+from fourdthinker.kernels.group_advantages import SCALES, group_advantages
 from tests.unit.kernels.options import with_options
 
 # 1e-6 in float32, a quarter step of the other dtypes.

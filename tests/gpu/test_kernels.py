@@ -7,14 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import triton
-from fourdthinker.kernels import GrpoOptions
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.cross_entropy import cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.pool_latents import pool_latents
-from fourdthinker.kernels.sample_tokens import sample_tokens
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
 
+from fourdthinker.kernels import (
+    GrpoOptions,
+    cosine_latent_loss,
+    cross_entropy,
+    linear_grpo_loss,
+    pool_latents,
+    sample_tokens,
+    shared_prefix_decode,
+)
 from tests.gpu import kernel_cases as cases
 from tests.unit.kernels.options import KINDS
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.add_rms_norm import add_rms_norm
-from fourdthinker.kernels.rotary_append import rotary_append_
-from fourdthinker.kernels.silu_mul import silu_mul
 
+from fourdthinker.kernels import add_rms_norm, rotary_append_, silu_mul
 from tests.interpreter.numerics import assert_close
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

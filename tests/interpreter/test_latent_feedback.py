@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.latent_feedback import latent_feedback_step_, latent_state
+
+from fourdthinker.kernels import latent_feedback_step_, latent_state
 
 PAD, START, END, EOS, FILL = 20, 21, 22, 7, 3
 

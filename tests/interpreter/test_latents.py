@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.pool_latents import pool_latents
 
+from fourdthinker.kernels import cosine_latent_loss, pool_latents
 from tests.interpreter.numerics import assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels._head import FusedHead, in_place_of
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_grpo_loss import linear_grpo_loss
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
 
+from fourdthinker.kernels import linear_cross_entropy, linear_grpo_loss, linear_logprobs
+from fourdthinker.kernels._head import FusedHead, in_place_of
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.cross_entropy import cross_entropy
-from fourdthinker.kernels.grpo_loss import grpo_loss
-from fourdthinker.kernels.logprobs import logprobs
 
+from fourdthinker.kernels import cross_entropy, grpo_loss, logprobs
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 

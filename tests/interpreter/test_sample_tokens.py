@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.sample_tokens import sample_tokens
+
+from fourdthinker.kernels import sample_tokens
 
 
 def rules(rows, vocabulary, features, generator, dtype=torch.float32):

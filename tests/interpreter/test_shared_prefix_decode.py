@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
 
+from fourdthinker.kernels import shared_prefix_decode
 from tests.interpreter.numerics import assert_close
 
 

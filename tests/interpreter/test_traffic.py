@@ -44,7 +44,7 @@ def pool_latents(load: Load) -> Case:
     return Case(
         lambda: load("pool_latents").pool_latents(features, counts, 4, backend="triton"),
         floor=(kept + 3 * 4) * width * F32,  # every feature that is pooled once
-        launches=["_kernel"],
+        launches=["pool_latents_kernel"],
     )
 
 
@@ -60,7 +60,9 @@ def cosine(load: Load, upstream: float) -> Case:
     # over the rows of the latents once more.
     again = 0 if upstream == 1 else 2 * latents
     return Case(
-        run, floor=(3 * latents + rows + again) * width * F32, launches=["_forward_kernel", "_scale_kernel"]
+        run,
+        floor=(3 * latents + rows + again) * width * F32,
+        launches=["cosine_latent_kernel", "cosine_latent_scale_kernel"],
     )
 
 
@@ -78,7 +80,7 @@ def latent_feedback_step(load: Load) -> Case:
             latent_size=2, backend="triton",
         ),
         floor=(2 * rows + recorded) * width * F32,  # B H read, B H written, and what goes into the history
-        launches=["_kernel"],
+        launches=["latent_feedback_kernel"],
     )  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def sample_tokens(load: Load, extra: str) -> Case:
             logits, seeds=zero, steps=zero, temperature=torch.ones(rows), **more, backend="triton"
         ),
         floor=reads * rows * vocabulary * F32,
-        launches=["_kernel"],
+        launches=["sample_tokens_kernel"],
     )
 
 
@@ -108,7 +110,7 @@ def group_advantages(load: Load) -> Case:
     return Case(
         lambda: load("group_advantages").group_advantages(rewards, 8, backend="triton"),
         floor=2 * rewards.numel() * F32,
-        launches=["_kernel"],
+        launches=["group_advantages_kernel"],
     )
 
 
@@ -170,7 +172,7 @@ def logits_case(load: Load, op: str, dtype: torch.dtype, inplace: bool = False) 
     return Case(
         run,
         floor=(3 * kept + (all_rows - kept)) * row,
-        launches=["_stats_kernel", *token_loss, "_grad_kernel"],
+        launches=["logits_stats_kernel", *token_loss, "logits_grad_kernel"],
     )
 
 
@@ -199,11 +201,11 @@ def linear(load: Load, op: str) -> Case:
     # One read for the log-probability, one read and write that turns the chunk into its gradient; a
     # sequence-level ratio reads all logits once more before.
     passes = 4 if "sequence" in kind else 3
-    launches = ["_stats_kernel"] * chunks if "sequence" in kind else []
+    launches = ["logits_stats_kernel"] * chunks if "sequence" in kind else []
     if op == "linear_logprobs":
-        launches = ["_stats_kernel"] * chunks + ["_grad_kernel"] * chunks
+        launches = ["logits_stats_kernel"] * chunks + ["logits_grad_kernel"] * chunks
     else:
-        launches += ["_stats_kernel", "_grad_kernel"] * chunks
+        launches += ["logits_stats_kernel", "logits_grad_kernel"] * chunks
     return Case(run, floor=passes * kept * vocabulary * F32, launches=launches)
 
 
@@ -225,7 +227,7 @@ def shared_prefix_decode(load: Load) -> Case:
             )
 
     floor = (2 * positions + 3 * size * heads) * width * 2  # both launches read the queries; output
-    return Case(run, floor, ["_prompt_kernel", "_own_kernel"])
+    return Case(run, floor, ["prefix_decode_prompt_kernel", "prefix_decode_own_kernel"])
 
 
 def add_rms_norm(load: Load) -> Case:
@@ -236,7 +238,7 @@ def add_rms_norm(load: Load) -> Case:
         floor=(4 * rows + rows)
         * width
         * F32,  # both in, both out; the weight, which a GPU finds in its cache
-        launches=["_kernel"],
+        launches=["add_rms_norm_kernel"],
     )
 
 
@@ -245,7 +247,7 @@ def silu_mul(load: Load) -> Case:
     return Case(
         lambda: load("silu_mul").silu_mul(gate, up, backend="triton"),
         floor=3 * gate.numel() * F32,
-        launches=["_kernel"],
+        launches=["silu_mul_kernel"],
     )
 
 
@@ -260,7 +262,7 @@ def rotary_append(load: Load) -> Case:
         # Every head is loaded twice, once with its halves exchanged, and cos and sin for each: a few hundred
         # bytes, out of the first cache. Then what is stored, and the values in and out.
         floor=rows * (5 * (heads + kv_heads) + 2 * kv_heads) * width * F32,
-        launches=["_kernel"],
+        launches=["rotary_append_kernel"],
     )
 
 

@@ -15,15 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from fourdthinker.backbones import load_backbone
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.kernels import cosine_latent_loss, linear_cross_entropy, linear_logprobs
 from fourdthinker.objectives import dift_objective
 from fourdthinker.positions import mrope_positions
 from fourdthinker.prompts import Prompt, Vision

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.latent_feedback import forbidden_tokens, latent_feedback_step_, latent_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fourdthinker.kernels import forbidden_tokens, latent_feedback_step_, latent_state
 
 VOCAB, WIDTH = 12, 6
 PAD, START, END, EOS, EOS2, FILL = 9, 10, 11, 7, 8, 3

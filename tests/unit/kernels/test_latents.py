@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.cosine_latent_loss import cosine_latent_loss
-from fourdthinker.kernels.pool_latents import pool_latents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fourdthinker.kernels import cosine_latent_loss, pool_latents
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,10 +6,9 @@ import time
 
 import pytest
 import torch
-from fourdthinker.kernels._head import chunk_size
-from fourdthinker.kernels.linear_cross_entropy import linear_cross_entropy
-from fourdthinker.kernels.linear_logprobs import linear_logprobs
 
+from fourdthinker.kernels import linear_cross_entropy, linear_logprobs
+from fourdthinker.kernels._head import chunk_size
 from tests.unit.kernels.memory import peak_bytes
 
 WIDTH, VOCAB = 13, 29

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+
+from fourdthinker.kernels import PRESENT, REPEATED, philox_uniform, sample_tokens
 from fourdthinker.kernels._sample_reference import _select
-from fourdthinker.kernels.sample_tokens import PRESENT, REPEATED, philox_uniform, sample_tokens
 
 
 def parameters(rows: int, **changes):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels.shared_prefix_decode import shared_prefix_decode
+
+from fourdthinker.kernels import shared_prefix_decode
 
 
 def case(groups, size, heads, kv_heads, prompt, own, width, dtype=torch.float64):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fourdthinker.kernels.sample_tokens import philox_uniform
 from torch import Tensor
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.kernels import philox_uniform
 from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import SamplingConfig
 

@@ -1,0 +1,51 @@
+"""What a type checker says to callers of the ops: real signatures, no Any."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+CALLS = """
+import torch
+from fourdthinker.kernels import GrpoOptions, linear_grpo_loss, sample_tokens
+
+x = torch.zeros(2, 3, 4)
+reveal_type(linear_grpo_loss)
+loss, logprobs, metrics = linear_grpo_loss(
+    x, x[0], x[0].long(), GrpoOptions(loss_type="dapo"), advantages=x[0, 0], mask=x[0] > 0
+)
+reveal_type(metrics)
+linear_grpo_loss(x, x[0], x[0].long(), advantages=x[0, 0], mask=x[0] > 0, nonsense=4)
+GrpoOptions(epsilom=0.2)
+"""
+
+
+def said_of(folder: Path, path: Path) -> str:
+    """What mypy says of the calls when the package lies in ``path``."""
+    file = folder / "calls.py"
+    file.write_text(CALLS)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file=",
+        f"--cache-dir={ROOT / 'build' / 'mypy-callers'}",
+    ]
+    command += ["--follow-imports=silent", "--ignore-missing-imports", str(file)]
+    environment = {**os.environ, "MYPYPATH": str(path)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_callers_see_real_signatures(tmp_path):
+    said = said_of(tmp_path, ROOT)
+    assert 'Revealed type is "def (input: torch._tensor.Tensor, weight: torch._tensor.Tensor' in said, said
+    assert 'Revealed type is "dict[str, torch._tensor.Tensor]"' in said or "builtins.dict" in said, said
+    assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said
+    assert 'Unexpected keyword argument "epsilom" for "GrpoOptions"' in said, said
+    assert "Found 2 errors" in said, said
