@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fourdthinker.kernels import GrpoOptions
 from torch import Tensor
 
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
 from tests.tiny import tiny_checkpoint
 

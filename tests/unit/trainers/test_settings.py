@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fourdthinker.kernels import GrpoOptions
 from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 from fourdthinker.trainers.settings_files import load_config, make_config, parse_command_line, save_config
 from fourdthinker.trainers.settings_help import settings_of, settings_page
