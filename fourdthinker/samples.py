@@ -29,7 +29,8 @@ class Vision:
     when `features` [sum t*h*w/4, (1 + D) * H] (as `Backbone.encode_vision` gives them) are there. kind:
     "video" or "image": which pad token stands for the features. seconds_per_grid: for videos, one number for
     each; None means 1.0. times: for videos, of each the seconds from its first frame to the middle of every
-    temporal patch; None: as seconds_per_grid has it.
+    temporal patch; None: as seconds_per_grid has it. times_from: how the times of a video were learnt
+    (`Frames`).
     """
 
     grid_thw: Tensor
@@ -38,6 +39,7 @@ class Vision:
     kind: str = "video"
     seconds_per_grid: list[float] | None = None
     times: list[list[float]] | None = None
+    times_from: str = "container"
 
     @classmethod
     def from_frames(cls, frames: Frames, spec: VisionSpec) -> Vision:
@@ -77,7 +79,8 @@ class Vision:
             for i in range(0, len(shown), spec.temporal_patch_size)
         ]
         seconds = [frames.seconds_per_grid]
-        return cls(grid, patches, seconds_per_grid=seconds, times=[middles] if middles else None)
+        times = [middles] if middles else None
+        return cls(grid, patches, seconds_per_grid=seconds, times=times, times_from=frames.times_from)
 
 
 @dataclass

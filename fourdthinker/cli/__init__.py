@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 
 from fourdthinker import __version__
-from fourdthinker.cli import demo, doctor, evaluate, generate, init, report
+from fourdthinker.cli import demo, doctor, evaluate, generate, init, probe, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 when `doctor` finds something missing or `generate` has failed
-    questions, 2 for an error, 130 on Ctrl-C.
+    """Run one command; the exit status: 0, 1 when `doctor` finds something missing, `probe` a fault, or
+    `generate` has failed questions, 2 for an error, 130 on Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     verbose = getattr(arguments, "verbose", False)
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="more log lines, and tracebacks of errors"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, generate, evaluate, report, init, doctor):
+    for module in (demo, generate, evaluate, report, init, probe, doctor):
         command = module.add(commands)
         command.add_argument(
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS

@@ -25,7 +25,8 @@ class Question:
     samples, None where nothing could be parsed. greedy: the parsed letter at temperature 0. texts,
     greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
     length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
-    "" otherwise; a failed question counts as answered wrongly.
+    "" otherwise; a failed question counts as answered wrongly. times_from: how the times of its clip were
+    learnt (`frames.Frames`).
     """
 
     id: str
@@ -40,6 +41,7 @@ class Question:
     lengths: tuple[int, ...] = ()
     truncated: int = 0
     failed: str = ""
+    times_from: str = "container"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +109,8 @@ class EvalResult:
         samples: samples a question; greedy, greedy_low, greedy_high (None when not run); entropy: mean
         answer entropy in nats; failed: questions without an answer, all in the denominator; parsed: share
         of completions with an answer; truncated: share of samples that met the length limit; length: mean
-        tokens of a sample; macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}.
+        tokens of a sample; times_not_from_container: clips whose times were sorted or counted from a rate;
+        macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}.
         """
         answered = [q for q in self.questions if not q.failed]
         drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
@@ -125,6 +128,9 @@ class EvalResult:
             "parsed": float(np.mean([a is not None for a in drawn])) if drawn else None,
             "truncated": sum(q.truncated for q in answered) / len(lengths) if lengths else None,
             "length": float(np.mean(lengths)) if lengths else None,
+            "times_not_from_container": len(
+                {q.cluster for q in self.questions if q.times_from != "container"}
+            ),
             "macro": scoring.macro_average(by_type),
             "by_type": by_type,
             "seconds": round(self.seconds, 3),

@@ -296,8 +296,9 @@ def _answered(
             truncated=some.truncated,
             greedy=parse_answer(one.texts[0], records[i].options) if greedy else None,
             greedy_text=one.texts[0] if greedy else None,
+            times_from=prompt.vision.times_from if prompt.vision is not None else "container",
         )
-        for i, some, one in zip(rows, drawn, best, strict=True)
+        for i, prompt, some, one in zip(rows, prompts, drawn, best, strict=True)
     ]
 
 

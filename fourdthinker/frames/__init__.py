@@ -7,6 +7,7 @@ from fourdthinker.frames.image_file import load_image
 from fourdthinker.frames.images import read_images
 from fourdthinker.frames.policy import FramePolicy
 from fourdthinker.frames.pool import in_order
+from fourdthinker.frames.probing import Probe, probe
 from fourdthinker.frames.read import iterate_frames, read_frames, read_many
 from fourdthinker.frames.request import FrameSource
 
@@ -16,10 +17,12 @@ __all__ = [
     "FramePolicy",
     "FrameSource",
     "Frames",
+    "Probe",
     "in_order",
     "iterate_frames",
     "load_image",
     "patchify",
+    "probe",
     "read_frames",
     "read_images",
     "read_many",

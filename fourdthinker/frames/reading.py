@@ -99,7 +99,7 @@ class Reading:
 
     def learn(self) -> Timeline:
         """The timeline alone."""
-        attempt = Attempt(self.request.threads, cached=False, quick=False)
+        attempt = Attempt(self.request.threads, quick=False)
         while True:
             try:
                 with self._opened(attempt, 1) as (container, video):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,32 @@ def test_summary_numbers() -> None:
     json.dumps(summary, allow_nan=False)
     with pytest.raises(ValueError, match="no greedy answers"):
         result_of("m", {"0/x": ("A",)}, greedy=False).scores(greedy=True)
+
+
+def test_clips_whose_times_are_not_the_containers_are_counted() -> None:
+    result = result_of("m", {"0/x": ("A",), "0/y": ("A",), "1/x": ("A",), "2/x": ("B",)})
+    told = ("sorted", "sorted", "container", "rate")
+    questions = tuple(
+        replace(question, times_from=how) for question, how in zip(result.questions, told, strict=True)
+    )
+    assert result.summary()["times_not_from_container"] == 0
+    assert replace(result, questions=questions).summary()["times_not_from_container"] == 2
+    assert Question.from_dict(questions[0].to_dict()).times_from == "sorted"
+
+
+def test_how_times_were_learnt_reaches_the_result(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, encoder, records = world
+    original = type(encoder).read
+
+    def sorted_times(self: Any, record: Record) -> Any:
+        vision = original(self, record)
+        return replace(vision, times_from="sorted")
+
+    monkeypatch.setattr(type(encoder), "read", sorted_times)
+    result = run((sampler, encoder, records[:2]), n=1)
+    assert [question.times_from for question in result.questions] == ["sorted", "sorted"]
 
 
 def test_greedy_alone_stands_in_for_the_samples(world: Any) -> None:

@@ -1,0 +1,92 @@
+"""What a video file holds and how its times are learnt, without converting its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames.checks import policy_of
+from fourdthinker.frames.container import Source, name_of, opened
+from fourdthinker.frames.convert import Normal
+from fourdthinker.frames.orientation import Orientation, orientation_of
+from fourdthinker.frames.pool import threads
+from fourdthinker.frames.reading import Reading
+from fourdthinker.frames.request import FrameSource, Request
+from fourdthinker.frames.times import TimesFrom
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A video file.
+
+    streams: (index, kind, codec) of each stream in the file; codec "" for an unknown one. stream: index of
+    the video stream that is read; codec: its decoder, by FFmpeg's name. size: (height, width) as stored;
+    orientation: what makes its pictures upright. frames: so many are shown, from `begin` to `end`, in
+    seconds; rate: frames a second, on average. times_from: how that was learnt (`times.times_of`). fault:
+    what is missing or damaged as far as the container tells, or None.
+    """
+
+    name: str
+    container: str
+    streams: tuple[tuple[int, str, str], ...]
+    stream: int
+    codec: str
+    size: tuple[int, int]
+    orientation: Orientation
+    frames: int
+    begin: float
+    end: float
+    rate: float
+    times_from: TimesFrom
+    fault: str | None
+
+
+def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Probe:
+    """Read through the packets of a video and decode its first picture.
+
+    source: a file, its bytes, or a FrameSource. timeout: seconds that it may take.
+
+    Raises VideoError naming the file and the cause for what cannot be read, ConfigError for wrong arguments.
+    """
+    if not isinstance(source, FrameSource):
+        source = FrameSource(source)
+    name = name_of(source.media)
+    request = Request(
+        source,
+        name,
+        policy_of(None),
+        False,
+        None,
+        None,
+        None,
+        "uint8",
+        "cpu",
+        Normal(),
+        True,
+        timeout,
+        threads(),
+    )
+    reading = Reading(request)
+    timeline = reading.learn()
+    with opened(source.media, source.stream, 1, reading.deadline) as (container, video):
+        frame = next((frame for frame in container.decode(video) if not frame.is_corrupt), None)
+        if frame is None:
+            raise VideoError(f"{name}: the first picture cannot be decoded; the file is damaged")
+        seconds = timeline.end - timeline.begin[0]
+        return Probe(
+            name,
+            container.format.name,
+            tuple(
+                (s.index, s.type, s.codec_context.name if s.codec_context else "") for s in container.streams
+            ),
+            video.index,
+            video.codec_context.name,
+            (frame.height, frame.width),
+            orientation_of(frame, name),
+            len(timeline.pts),
+            timeline.begin[0],
+            timeline.end,
+            len(timeline.pts) / seconds if seconds > 0 else 0.0,
+            timeline.times_from,
+            None if timeline.fault is None else f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}",
+        )
