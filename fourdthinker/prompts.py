@@ -133,11 +133,11 @@ class Encoder:
         Raises RecordError for text that holds control tokens, VideoError for media that cannot be read.
         """
         vision = self._vision(record, frames)
-        head, newline, opening = self._head(record, vision)
-        ids = head + newline if self.style.newline_after_assistant or opening else head
-        tokens = torch.tensor(ids + self._tokens(opening))
+        head, newline, prefix = self._head(record, vision)
+        ids = head + newline if self.style.newline_after_assistant or prefix else head
+        tokens = torch.tensor(ids + self._tokens(prefix))
         positions, following = self._positions(tokens, vision)
-        return Prompt(tokens, positions, following, vision, record, self.spec.family, opening)
+        return Prompt(tokens, positions, following, vision, record, self.spec.family, prefix)
 
     def sample(
         self,
@@ -155,17 +155,17 @@ class Encoder:
         if record.text_output is None:
             raise RecordError(f"{record.where}: text_output is missing; a record to fine-tune on needs it")
         vision = self._vision(record, frames)
-        head, newline, opening = self._head(record, vision)
+        head, newline, prefix = self._head(record, vision)
         text = record.text_output
-        if opening:
-            head, newline = head + newline + self._tokens(opening), []
-            if not text.lstrip().startswith(opening.strip()):
+        if prefix:
+            head, newline = head + newline + self._tokens(prefix), []
+            if not text.lstrip().startswith(prefix.strip()):
                 raise RecordError(
-                    f"{record.where}: text_output does not begin with {opening.strip()}, which the chat "
+                    f"{record.where}: text_output does not begin with {prefix.strip()}, which the chat "
                     "template of this model begins every answer with; add the reasoning, or use a model "
                     "whose template leaves the answer open"
                 )
-            text = text.lstrip().removeprefix(opening.strip()).lstrip()
+            text = text.lstrip().removeprefix(prefix.strip()).lstrip()
         pieces = text.split(IMAGERY)
         pictures, targets = self._imagery(record, imagery, len(pieces) - 1)
         block = [
@@ -262,7 +262,7 @@ class Encoder:
         text = self._render(self._messages(record, kind, len(counts)), True)
         cut = text.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in text else len(text.rstrip("\n"))
         newline = self._tokens("\n") if text[cut : cut + 1] == "\n" else []
-        opening = text[cut:].removeprefix("\n") if _ASSISTANT in text else ""
+        prefix = text[cut:].removeprefix("\n") if _ASSISTANT in text else ""
         text = text[:cut]
         if vision is not None and kind == "video" and self.spec.tokens_per_second is None:
             text, counts = self._with_times(text, vision)
@@ -281,7 +281,7 @@ class Encoder:
                 f"the chat template of the tokenizer made {found} {kind} slots for {len(counts)} {kind}s; "
                 f"it must write {self._name(pad)} once for each part of type {kind}"
             )
-        return ids, newline, opening
+        return ids, newline, prefix
 
     def _with_times(self, text: str, vision: Vision) -> tuple[str, list[int]]:
         """Text with a slot for every temporal patch of every clip, after its seconds, and the tokens of each.

@@ -88,8 +88,9 @@ class Prompt:
     """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position,
     pictures.
 
-    family: the model_type that it was made for; None: not known. opening: text of the answer that the prompt
-    already holds ("<think>\n" with Qwen3-VL Thinking), so that the whole answer is opening + what is sampled.
+    family: the model_type that it was made for; None: not known. assistant_prefix: text of the answer
+    that the prompt already holds ("<think>\n" with Qwen3-VL Thinking), so that the whole answer is
+    assistant_prefix + what is sampled.
     """
 
     input_ids: Tensor
@@ -98,7 +99,7 @@ class Prompt:
     vision: Vision | None = None
     record: Record | None = None
     family: str | None = None
-    opening: str = ""
+    assistant_prefix: str = ""
 
 
 def _none() -> Tensor:

@@ -145,7 +145,7 @@ class Thinker:
         stream = TextStream(
             self.encoder.tokenizer, backbone.latents, config.eos_ids or backbone.vision.eos_ids
         )
-        on_text(prompt.opening)
+        on_text(prompt.assistant_prefix)
         rollout = self.sampler.sample(
             [prompt], config=config, on_tokens=lambda row, ids, ended: on_text(stream.feed(ids))
         )
@@ -172,7 +172,7 @@ class Thinker:
             zip(texts, rollout.lengths.tolist(), rollout.group.tolist(), strict=True)
         ):
             prompt, mine = prompts[group], owners == row
-            text = prompt.opening + text
+            text = prompt.assistant_prefix + text
             answers.append(
                 Answer(
                     text=text_plain(text),

@@ -59,8 +59,8 @@ def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tenso
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )
-    at = torch.arange(length, device=query.device)
-    visible = at[None, :] <= at[length - piece :, None]
+    positions = torch.arange(length, device=query.device)
+    visible = positions[None, :] <= positions[length - piece :, None]
     if query.is_cuda:  # with a mask, no fused kernel takes fewer key-value heads
         repeat = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)

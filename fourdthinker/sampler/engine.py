@@ -36,11 +36,11 @@ class LatentSampler:
     Args:
         backbone: the model; it is in eval mode while it samples, and as it was afterwards.
         tokenizer: needed for stop strings only.
-        check_every: steps between looks at which rows have ended; no result depends on it. None: 1 on the
-            CPU, where looking is free, and 16 elsewhere.
+        check_every: steps after which the host asks which rows have ended; no result depends on it. None: 1
+            on the CPU, where asking is free, and 16 elsewhere.
         kv_budget: bytes that keys and values may take; what does not fit together waits. None: 0.8 of the
             GPU memory that is free or only cached by torch, or a quarter of the machine's on the CPU.
-        max_rows: rows in the batch at most; others wait for a free place.
+        max_rows: rows in the batch at most; others wait for a free slot.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class LatentSampler:
             seeds: one integer in [-2^63, 2^63) a row; None: `row_seed(config.seed, p, s)`.
             logits_processor: a `LogitsProcessorList` or any sequence of such callables, applied to the raw
                 logits before grammar, penalties and temperature. Called once for all rows in the batch whose
-                prompts have the same length, on prompt and emitted ids without padding; the place of a row
+                prompts have the same length, on prompt and emitted ids without padding; the slot of a row
                 within a call means nothing. What is returned for rows that have ended is ignored. Rows enter
                 only when all others have ended, and on CUDA no graph is used.
             features: of every prompt, as `encode_prompts` returns; None: it is called.
-            on_tokens: called with a row's index, its new ids and whether it has ended, at every look at which
-                it has new ones (`check_every`); together they are the ids of the rollout.
+            on_tokens: called with a row's index, its new ids and whether it has ended, every `check_every`
+                steps when there are new ones; together they are the ids of the rollout.
 
         Raises:
             ConfigError: no prompts, n < 1, seeds or features that do not fit, EOS ids the model does not
@@ -116,10 +116,10 @@ class LatentSampler:
         stops = self._stops(config, len(prompts) * n, eos_ids)
         row_seeds = _seeds(seeds, len(prompts), n, config.seed)
         vision_ids = (spec.image_token_id, spec.video_token_id)
-        clock = _Clock(backbone.device)
+        timer = _Timer(backbone.device)
         # Triton, events and streams go by the current device, which need not be the model's.
         with torch.cuda.device_of(backbone.embedding_weight), _evaluating(backbone):
-            with clock.measure("vision"):
+            with timer.measure("vision"):
                 features = encode_prompts(backbone, prompts) if features is None else features
             check_prompts(
                 prompts, features, vision_ids, new=config.max_new_tokens, context=backbone.max_positions
@@ -131,9 +131,9 @@ class LatentSampler:
                 processors = Processors(logits_processor, config.max_new_tokens, backbone.device)
             stepper = Stepper(backbone, config, eos_ids.to(backbone.device), processors)
             every = self.check_every or (1 if backbone.device.type == "cpu" else 16)
-            run = Run(stepper, plan, work, every, clock.measure)
+            run = Run(stepper, plan, work, every, timer.measure)
             output = run.run()
-            timing = clock.timing() | {"steps": float(run.steps)}
+            timing = timer.timing() | {"steps": float(run.steps)}
             if run.graphs is not None:
                 timing |= {"graphs": float(run.graphs.captured), "capture": run.graphs.seconds}
             group = torch.arange(len(prompts), device=backbone.device).repeat_interleave(n)
@@ -208,7 +208,7 @@ def _evaluating(backbone: Backbone) -> Iterator[None]:
             module.training = True
 
 
-class _Clock:
+class _Timer:
     """Seconds of parts of a call. What is not measured by itself counts as decoding."""
 
     def __init__(self, device: torch.device) -> None:

@@ -51,26 +51,26 @@ class Output:
         self._latents: list[tuple[list[int], Tensor, Tensor]] = []  # row of each, steps, vectors
 
     def take(
-        self, rows: Sequence[int], places: Sequence[int], slots: Slots, lengths: Sequence[int],
+        self, rows: Sequence[int], slot_ids: Sequence[int], slots: Slots, lengths: Sequence[int],
         thought: Sequence[int], reasons: Sequence[str | None],
     ) -> None:  # fmt: skip
-        """Take over `rows` from their `places` in the batch.
+        """Take over `rows` from their slots, `slot_ids`, in the batch.
 
         `lengths`: ids of each, `thought`: its latents, `reasons`: why it ended; None: EOS or the limit, which
         its last id tells in the end.
         """
         device = slots.positions.device
-        index, longest = torch.tensor(places, device=device), max(lengths)
+        index, longest = torch.tensor(slot_ids, device=device), max(lengths)
         kinds = {name: value[:, :longest].index_select(0, index) for name, value in slots.history.items()}
         self._pieces.append((list(rows), kinds))
         for row, length, reason in zip(rows, lengths, reasons, strict=True):
             self.lengths[row], self.reasons[row] = length, reason or ""
         pairs = [(i, k) for i, count in enumerate(thought) for k in range(count)]
         if pairs:
-            place = torch.tensor([places[i] for i, _ in pairs], device=device)
+            slot = torch.tensor([slot_ids[i] for i, _ in pairs], device=device)
             number = torch.tensor([k for _, k in pairs], device=device)
-            steps = slots.state["latent_steps"][place, number].long()
-            self._latents.append(([rows[i] for i, _ in pairs], steps, slots.state["latents"][place, number]))
+            steps = slots.state["latent_steps"][slot, number].long()
+            self._latents.append(([rows[i] for i, _ in pairs], steps, slots.state["latents"][slot, number]))
 
     def rollout(
         self, group: Tensor, pad_id: int, eos_ids: Sequence[int], timing: dict[str, float],

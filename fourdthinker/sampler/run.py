@@ -1,7 +1,7 @@
-"""One call of the sampler: rows enter and leave the batch, and the host looks now and then who has ended.
+"""One call of the sampler: rows enter and leave the batch, and the host asks now and then who has ended.
 
-Every row depends on its prompt, its seed and the settings alone: not on the other rows, on its place among
-them, on when it entered, or on how often the host looks.
+Every row depends on its prompt, its seed and the settings alone: not on the other rows, on its slot, on
+when it entered, or on how often the host asks.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROOM = {"cpu": 64, "cuda": 256}  # completion tokens there is room for at first
-COMPACT_BELOW = {"cpu": 0.75, "cuda": 0.5}  # free places leave the batch when no larger share is in use
+COMPACT_BELOW = {"cpu": 0.75, "cuda": 0.5}  # free slots leave the batch when no larger share is in use
 OnTokens = Callable[[int, list[int], bool], None]
 
 
 @dataclass
-class Look:
+class Poll:
     """What the host reads of a batch, on its way from the device."""
 
-    rows: list[int | None]  # of each place, when the look began
-    fed: list[int]  # ids of each place that earlier looks have shown
+    rows: list[int | None]  # of each slot, when the poll began
+    fed: list[int]  # ids of each slot that earlier polls have shown
     report: Tensor  # [3, r] long: ended, ids emitted, latents
     window: Tensor | None  # [r, w] long: ids from `fed` on
     event: torch.cuda.Event | None
@@ -72,7 +72,7 @@ class Run:
         self.output = Output(len(work.row_prompts))
         self.waiting = list(plan.chunks)
         self.slots: Slots | None = None
-        # Of every place: its row and that row's chunk and prompt, ids emitted at most, ids shown to the host.
+        # Of every slot: its row and that row's chunk and prompt, ids emitted at most, ids shown to the host.
         self.rows: list[int | None] = [None] * plan.slots
         self.owners: list[tuple[Chunk, int] | None] = [None] * plan.slots
         self.issued = [0] * plan.slots
@@ -87,35 +87,35 @@ class Run:
 
     @property
     def active(self) -> list[int]:
-        """Places whose row has not been found to have ended."""
-        return [place for place, row in enumerate(self.rows) if row is not None]
+        """Slots whose row has not been found to have ended."""
+        return [slot for slot, row in enumerate(self.rows) if row is not None]
 
     def run(self) -> Output:
         """Until every row has ended."""
-        pending: Look | None = None
+        pending: Poll | None = None
         while True:
             self._admit()
             active = self.active
             if not active:
                 return self.output
-            remaining = self.limit - min(self.issued[place] for place in active)
+            remaining = self.limit - min(self.issued[slot] for slot in active)
             count = min(self.every, remaining)
             for left in range(remaining, remaining - count, -1):
                 self._step(left)
-            look = self._begin_look()
+            poll = self._begin_poll()
             if self.device.type == "cpu":
-                self._finish_look(look)
+                self._finish_poll(poll)
                 continue
-            # What the last look asked for has long arrived; the device goes on meanwhile.
+            # What the last poll asked for has long arrived; the device goes on meanwhile.
             if pending is not None:
-                self._finish_look(pending)
-            pending = look
+                self._finish_poll(pending)
+            pending = poll
             if count == remaining:
-                self._finish_look(pending)
+                self._finish_poll(pending)
                 pending = None
 
     def _step(self, remaining: int) -> None:
-        needed = max(self.issued[place] for place in self.active)
+        needed = max(self.issued[slot] for slot in self.active)
         while needed > self.store.room:
             self.store.grow(min(2 * self.store.room, self.room_limit))
         slots, store = self.slots, self.store
@@ -128,13 +128,13 @@ class Run:
         else:
             self.graphs.run(store.version, lambda: self.stepper.step(slots, store, store.room), remaining)
         self.steps += 1
-        for place in self.active:
-            self.issued[place] = min(self.issued[place] + 1, self.limit)
+        for slot in self.active:
+            self.issued[slot] = min(self.issued[slot] + 1, self.limit)
 
     # -- who is in the batch
     def _admit(self) -> None:
-        """Let waiting rows take free places, prefilling their prompts; without any, close up the batch."""
-        free = [place for place, row in enumerate(self.rows) if row is None]
+        """Let waiting rows take free slots, prefilling their prompts; without any, close up the batch."""
+        free = [slot for slot, row in enumerate(self.rows) if row is None]
         if not self.waiting:
             self._compact(free)
             return
@@ -167,7 +167,7 @@ class Run:
             chunk.hidden = prefill(self.stepper.backbone, prompts, features, self.store, chunk.segment)
         return True
 
-    def _enter(self, places: list[int], entering: list[tuple[Chunk, int, int]]) -> None:
+    def _enter(self, slot_ids: list[int], entering: list[tuple[Chunk, int, int]]) -> None:
         work, stepper = self.work, self.stepper
         rows = [row for _, _, row in entering]
         fresh = Slots.fresh(
@@ -182,13 +182,13 @@ class Run:
         else:
             if self.slots is None:
                 self.slots = Slots.empty(stepper.backbone, stepper.config, len(self.rows), fresh)
-            index = torch.tensor(places, device=self.device)
+            index = torch.tensor(slot_ids, device=self.device)
             self.slots.put(index, fresh)
             if self.device.type == "cpu":  # its attention multiplies what is masked by 0, and NaN stays NaN
                 self.store.clear(index)
-        for place, (chunk, number, row) in zip(places, entering, strict=True):
-            self.rows[place], self.owners[place] = row, (chunk, number)
-            self.issued[place], self.fed[place] = 1, 0
+        for slot, (chunk, number, row) in zip(slot_ids, entering, strict=True):
+            self.rows[slot], self.owners[slot] = row, (chunk, number)
+            self.issued[slot], self.fed[slot] = 1, 0
         self._arrange()
 
     def _arrange(self) -> None:
@@ -199,82 +199,82 @@ class Run:
         self.store.arrange(owners)
 
     def _compact(self, free: list[int]) -> None:
-        """Let free places leave the batch."""
+        """Let free slots leave the batch."""
         kept = len(self.rows) - len(free)
         share = COMPACT_BELOW[self.device.type]
         if not kept or not free or kept > share * len(self.rows) or self.stepper.processors is not None:
             return
         assert self.slots is not None
-        places = self.active
-        index = torch.tensor(places, device=self.device)
+        slot_ids = self.active
+        index = torch.tensor(slot_ids, device=self.device)
         self.slots = self.slots.select(index)
         self.store.keep(index)
-        self.rows = [self.rows[place] for place in places]
-        self.owners = [self.owners[place] for place in places]
-        self.issued = [self.issued[place] for place in places]
-        self.fed = [self.fed[place] for place in places]
+        self.rows = [self.rows[slot] for slot in slot_ids]
+        self.owners = [self.owners[slot] for slot in slot_ids]
+        self.issued = [self.issued[slot] for slot in slot_ids]
+        self.fed = [self.fed[slot] for slot in slot_ids]
         self._arrange()
 
     # -- what the host sees
-    def _begin_look(self) -> Look:
+    def _begin_poll(self) -> Poll:
         """Ask which rows have ended and, where somebody wants them, for the ids since the last time."""
         slots = self.slots
         assert slots is not None
         state, window = slots.state, None
         report = torch.stack([state["finished"].long(), state["steps"], state["latent_count"].long()])
         if self.work.stops is not None or self.work.on_tokens is not None:
-            width = max(self.issued[place] - self.fed[place] for place in self.active)
+            width = max(self.issued[slot] - self.fed[slot] for slot in self.active)
             first = torch.tensor(self.fed)
             if self.device.type == "cuda":
                 first = first.pin_memory().to(self.device, non_blocking=True)
-            at = first[:, None] + torch.arange(max(width, 1), device=self.device)
-            window = slots.history["tokens"].gather(1, at.clamp(max=self.limit))
+            positions = first[:, None] + torch.arange(max(width, 1), device=self.device)
+            window = slots.history["tokens"].gather(1, positions.clamp(max=self.limit))
         event = None
         if self.device.type == "cuda":
             report = _to_host(report)
             window = None if window is None else _to_host(window)
             event = torch.cuda.Event()
             event.record()
-        look = Look(list(self.rows), list(self.fed), report, window, event)
+        poll = Poll(list(self.rows), list(self.fed), report, window, event)
         self.fed = list(self.issued)
-        return look
+        return poll
 
-    def _finish_look(self, look: Look) -> None:
-        if look.event is not None:
-            look.event.synchronize()
-        ended, steps, thought = look.report.tolist()
-        window = None if look.window is None else look.window.tolist()
-        places = {row: place for place, row in enumerate(self.rows) if row is not None}
-        leaving: list[tuple[int, int, int, int, str | None]] = []  # row, place, length, latents, reason
-        for old, row in enumerate(look.rows):
-            if row is None or row not in places:
+    def _finish_poll(self, poll: Poll) -> None:
+        if poll.event is not None:
+            poll.event.synchronize()
+        ended, steps, thought = poll.report.tolist()
+        window = None if poll.window is None else poll.window.tolist()
+        slot_of = {row: slot for slot, row in enumerate(self.rows) if row is not None}
+        leaving: list[tuple[int, int, int, int, str | None]] = []  # row, slot, length, latents, reason
+        for old, row in enumerate(poll.rows):
+            if row is None or row not in slot_of:
                 continue
             length, reason, done = steps[old], None, bool(ended[old])
             if window is not None:
-                ids = window[old][: length - look.fed[old]]
+                ids = window[old][: length - poll.fed[old]]
                 cut = None if self.work.stops is None else self.work.stops.feed(row, ids)
                 if cut is not None:
-                    ids = ids[: cut - look.fed[old]]
+                    ids = ids[: cut - poll.fed[old]]
                     length, reason, done = cut, "stop", True
                 if self.work.on_tokens is not None:
                     self.work.on_tokens(row, ids, done)
             if done:
-                leaving.append((row, places[row], length, thought[old], reason))
+                leaving.append((row, slot_of[row], length, thought[old], reason))
         if leaving:
             self._leave(leaving)
 
     def _leave(self, leaving: list[tuple[int, int, int, int, str | None]]) -> None:
-        rows, places, lengths, thought, reasons = zip(*leaving, strict=True)
+        rows, slot_ids, lengths, thought, reasons = zip(*leaving, strict=True)
         assert self.slots is not None
-        self.output.take(rows, places, self.slots, lengths, thought, reasons)
-        # A row cut at a stop string goes on until another takes its place, if it is not told.
-        index = torch.tensor(places)
+        self.output.take(rows, slot_ids, self.slots, lengths, thought, reasons)
+        # A row cut at a stop string goes on until another takes its slot, if it is not told.
+        index = torch.tensor(slot_ids)
         if self.device.type == "cuda":
             index = index.pin_memory().to(self.device, non_blocking=True)
         self.slots.state["finished"].index_fill_(0, index, True)
-        for place in places:
-            chunk = self.owners[place][0]  # type: ignore[index]
-            self.rows[place] = self.owners[place] = None
+        for slot in slot_ids:
+            chunk = self.owners[slot][0]  # type: ignore[index]
+            self.rows[slot] = self.owners[slot] = None
             chunk.left -= 1
             if not chunk.left:
                 assert chunk.segment is not None

@@ -1,4 +1,4 @@
-"""One decode step of all rows in the batch. Nothing in it looks at a value: the same function runs on the
+"""One decode step of all rows in the batch. The host reads no value in it, so the same function runs on the
 CPU and is captured by a CUDA graph."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HISTORY = ("tokens", "policy_mask", "logprobs", "sampled_logprobs")
 
 @dataclass
 class Slots:
-    """The places of the batch, [r] each: grammar, draws, what was emitted, and the input of the next step."""
+    """The rows in the batch, [r] each: grammar, draws, what was emitted, and the input of the next step."""
 
     state: dict[str, Tensor]  # see latent_feedback_step_
     drawing: dict[str, Tensor]  # per-row parameters of sample_tokens, those in use only
@@ -48,7 +48,7 @@ class Slots:
     def fresh(
         cls, backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
     ) -> Slots:
-        """Places for rows that continue `prompts` [r], none of which has emitted anything; `seeds` [r]."""
+        """Slots for rows that continue `prompts` [r], none of which has emitted anything; `seeds` [r]."""
         rows, device = len(prompts), backbone.device
         positions = torch.tensor([prompt.next_position for prompt in prompts])
         return cls._zeros(
@@ -57,7 +57,7 @@ class Slots:
 
     @classmethod
     def empty(cls, backbone: Backbone, config: SamplingConfig, rows: int, like: Slots) -> Slots:
-        """`rows` places that nothing stands in: their rows have ended."""
+        """`rows` slots that are empty: their rows have ended."""
         nothing = {name: value.new_ones(rows, *value.shape[1:]) for name, value in like.drawing.items()}
         slots = cls._zeros(backbone, config, rows, nothing, like.positions.new_zeros(rows))
         slots.state["finished"].fill_(True)
@@ -85,7 +85,7 @@ class Slots:
         return self.positions.numel()
 
     def put(self, index: Tensor, fresh: Slots) -> None:
-        """Let rows `fresh` [k] take the places `index` [k]."""
+        """Let rows `fresh` [k] take the slots `index` [k]."""
         for mine, theirs in (
             (self.state, fresh.state),
             (self.drawing, fresh.drawing),
@@ -97,7 +97,7 @@ class Slots:
         self.positions.index_copy_(0, index, fresh.positions)
 
     def select(self, index: Tensor) -> Slots:
-        """The places `index` [k] alone."""
+        """The slots `index` [k] alone."""
         state, drawing, history = (
             {name: value.index_select(0, index) for name, value in part.items()}
             for part in (self.state, self.drawing, self.history)
@@ -119,9 +119,9 @@ class Stepper:
     def step(self, slots: Slots, store: KVStore, span: int) -> None:
         """Feed what the rows emitted last, and emit the next ids; no row has more than `span` own tokens."""
         steps = slots.state["steps"]
-        store.look_at(steps, span)
-        at = steps - 1
-        hidden = decode_layers(self.backbone, slots.embeds, slots.positions + at, at, store, NAME)
+        store.set_steps(steps, span)
+        newest = steps - 1
+        hidden = decode_layers(self.backbone, slots.embeds, slots.positions + newest, newest, store, NAME)
         self.emit(slots, hidden.to(slots.embeds.dtype))
 
     def emit(self, slots: Slots, hidden: Tensor) -> None:
@@ -154,7 +154,7 @@ class Stepper:
         if self.processors is not None:  # the policy is what the model says, not what processors make of it
             scaled = raw / config.temperature if config.temperature > 0 else raw
             logprobs = scaled.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        at = state["steps"].clone()
+        column = state["steps"].clone()
         emitted, is_policy, _ = latent_feedback_step_(
             ids,
             hidden,
@@ -186,7 +186,7 @@ class Stepper:
             values[2].masked_fill_(broken, torch.nan)
         # An ended row's steps stand still, one past its last id: what it emits now is never read.
         for name, value in zip(HISTORY, values, strict=True):
-            slots.history[name].scatter_(1, at[:, None], value[:, None])
+            slots.history[name].scatter_(1, column[:, None], value[:, None])
 
 
 def _best(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor:

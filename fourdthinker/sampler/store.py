@@ -82,7 +82,7 @@ class KVStore:
         self.version = 0  # changes when a tensor moves
         self.layout = Layout()
         self.steps: Tensor | None = None  # [rows] own tokens of each slot, the newest included
-        self.span = room  # own positions looked at
+        self.span = room  # own positions that are attended to
         self.own_mask: Tensor | None = None
         self._pool = [self._zeros(1, self.heads, tokens, self.width) for _ in range(2 * self.layers)]
         self._own = [self._zeros(rows, self.heads, room, self.width) for _ in range(2 * self.layers)]
@@ -104,9 +104,9 @@ class KVStore:
         """Room for prompts of these lengths side by side, or None when there is none now."""
         spacing = max(lengths)
         wanted = spacing * len(lengths)
-        for place, (start, size) in enumerate(self._free):
+        for index, (start, size) in enumerate(self._free):
             if size >= wanted:
-                self._free[place : place + 1] = [(start + wanted, size - wanted)] if size > wanted else []
+                self._free[index : index + 1] = [(start + wanted, size - wanted)] if size > wanted else []
                 return Segment(start, spacing, list(lengths))
         return None
 
@@ -122,17 +122,17 @@ class KVStore:
 
     def grow(self, room: int) -> None:
         """More room for completions; a layer at a time, so that only one stands twice."""
-        for place, old in enumerate(self._own):
+        for index, old in enumerate(self._own):
             new = self._zeros(self.rows, self.heads, room, self.width)
             new[:, :, : self.room] = old
-            self._own[place] = new
+            self._own[index] = new
         self.room = room
         self.version += 1
 
     def keep(self, slots: Tensor) -> None:
         """Leave only the completions in `slots` [k]."""
-        for place, old in enumerate(self._own):
-            self._own[place] = old.index_select(0, slots)
+        for index, old in enumerate(self._own):
+            self._own[index] = old.index_select(0, slots)
         self.rows = slots.numel()
         self.version += 1
 
@@ -189,10 +189,10 @@ class KVStore:
         count = min(self.rows, self.prompts)
         order = [slot for _, _, rows in groups for slot in rows]
         sizes, starts, lengths = [0] * (count + 1), [0] * count, [0] * count
-        for place, (segment, number, rows) in enumerate(groups):
-            sizes[place + 1] = len(rows)
-            starts[place] = segment.start + number * segment.spacing
-            lengths[place] = segment.lengths[number]
+        for index, (segment, number, rows) in enumerate(groups):
+            sizes[index + 1] = len(rows)
+            starts[index] = segment.start + number * segment.spacing
+            lengths[index] = segment.lengths[number]
         new = [torch.tensor(values, dtype=torch.int32) for values in (order, sizes, starts, lengths)]
         new[1] = new[1].cumsum(0, dtype=torch.int32)
         old = (self.layout.order, self.layout.row_starts, self.layout.starts, self.layout.lengths)
@@ -203,7 +203,7 @@ class KVStore:
         for target, tensor in zip(old, new, strict=True):
             target.copy_(tensor.pin_memory(), non_blocking=True)  # type: ignore[union-attr]
 
-    def look_at(self, steps: Tensor, span: int) -> None:
+    def set_steps(self, steps: Tensor, span: int) -> None:
         """Before a step: `steps` [rows] long, own tokens of each slot with the new one; none above `span`."""
         self.steps, self.span = steps, span
         if self.device.type == "cpu":
@@ -214,7 +214,7 @@ class KVStore:
 
 class PrefillCache:
     """The cache of a prefill in pieces, as the layers of transformers use it: keys and values of a piece go
-    into the segment's place in the pool, and those of the prompts so far come back."""
+    into the room of the segment in the pool, and those of the prompts so far come back."""
 
     def __init__(self, store: KVStore, segment: Segment) -> None:
         self.store, self.segment, self.done = store, segment, 0
@@ -224,9 +224,9 @@ class PrefillCache:
         segment, piece = self.segment, key.shape[2]
         seen = []
         for pool, fresh in zip(self.store.prompt(layer_idx), (key, value), strict=True):
-            place = of_segment(pool, segment, 0, len(segment.lengths))
-            place[:, :, self.done : self.done + piece] = fresh
-            seen.append(place[:, :, : self.done + piece])
+            block = of_segment(pool, segment, 0, len(segment.lengths))
+            block[:, :, self.done : self.done + piece] = fresh
+            seen.append(block[:, :, : self.done + piece])
         return seen[0], seen[1]
 
 

@@ -151,7 +151,7 @@ class GrpoTrainer(LatentTrainer):
         )
         mine = [prompts[i] for i in rollout.group.tolist()]
         written = rollout.texts(self.checkpoint.tokenizer)
-        texts = [prompt.opening + text for prompt, text in zip(mine, written, strict=True)]
+        texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         records = [prompt.record for prompt in mine]
         rewards, parts = score(texts, records, self.rewards, config.reward_weights)
         # An open tower needs its pictures in the training forward, where gradients flow through it.

@@ -119,7 +119,7 @@ def test_kernels_of_a_layer(family, room):
         prefill(backbone, [prompt], [None], store, segment)
         store.arrange([(segment, 0)] * 8)
         steps = torch.ones(8, dtype=torch.int64, device=CUDA)
-        store.look_at(steps, room)
+        store.set_steps(steps, room)
         embeds = torch.randn(8, backbone.hidden_size, device=CUDA, dtype=torch.bfloat16)
 
         def step(backbone=backbone, embeds=embeds, steps=steps, store=store):

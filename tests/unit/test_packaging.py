@@ -1,15 +1,20 @@
 """The tools behind `make`: which torch is installed, what is missing, which lanes run; hosts in the repo."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pip
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools import install_torch, lanes, prepare
 
@@ -301,6 +306,72 @@ def test_the_only_package_host_named_is_the_cpu_index_of_the_makefile():
     assert named[0][1].startswith("TORCH_CPU_INDEX ?= ")
 
 
+# --- dependencies -----------------------------------------------------------------------------------------
+
+# Distribution -> what it is imported as, where the names differ.
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "opencv-python-headless": "cv2",
+    "qwen-vl-utils": "qwen_vl_utils",
+    "liger-kernel": "liger_kernel",
+    "pytest-benchmark": "pytest_benchmark",
+}
+# Never imported by us, and still needed.
+BY_NAME = {
+    "accelerate": "transformers' Trainer imports it",
+    "tensorboard": "transformers imports it for report_to=[tensorboard]",
+}
+# Programs, plug-ins and what builds the package, started by tests and by `make`.
+PROGRAMS = {
+    "coverage", "ruff", "mypy", "clang-format", "types-PyYAML",
+    "scikit-build-core", "nanobind", "cmake", "ninja",
+}  # fmt: skip
+SCOPES = {
+    "": ("fourdthinker", "kernels", "train"),
+    "train": ("fourdthinker",),
+    "zero": ("fourdthinker",),
+    "bench": ("bench",),
+    "dev": ("tests",),
+}
+
+
+def requirements() -> dict[str, dict[str, Requirement]]:
+    """Extra, "" for the core -> name -> requirement, as pyproject.toml has them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: {r.name: r for r in map(Requirement, lines)} for extra, lines in lists.items()}
+
+
+def imported(folders: Sequence[str]) -> set[str]:
+    """The first part of everything that is imported or looked for by name (importorskip, find_spec)."""
+    found = set()
+    for path in (p for folder in folders for p in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").partition(".")[0])
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
+                found.add(node.args[0].value.partition(".")[0])
+    return found
+
+
+def test_extras_hold_what_code_imports_and_nothing_else():
+    assert set(requirements()) == set(SCOPES)
+    for extra, found in requirements().items():
+        names = imported(SCOPES[extra])
+        unused = [n for n in found if IMPORTED_AS.get(n, n) not in names and n not in {*BY_NAME, *PROGRAMS}]
+        assert unused == [], f"nothing in {SCOPES[extra]} imports these of extra {extra!r}"
+
+
+def test_what_code_imports_is_declared():
+    declared = {IMPORTED_AS.get(n, n) for found in requirements().values() for n in found}
+    ours = {"fourdthinker", "kernels", "bench", "tools", "tests"}
+    foreign = imported(("fourdthinker", "kernels", "train")) - set(sys.stdlib_module_names) - ours
+    assert foreign - declared == set()
+
+
 def test_the_constraints_pin_what_the_package_allows():
     pins = dict(
         line.split("==")
@@ -309,3 +380,8 @@ def test_the_constraints_pin_what_the_package_allows():
     )
     assert pins["torch"].startswith("2.13.")
     assert all(re.fullmatch(r"[0-9][\w.]*", version) for version in pins.values()), json.dumps(pins)
+    installed = requirements()
+    for extra in ("", "train", "dev"):  # what `make` installs
+        for name, requirement in installed[extra].items():
+            pin = {canonicalize_name(n): v for n, v in pins.items()}[canonicalize_name(name)]
+            assert requirement.specifier.contains(pin), f"{name}: {pin} is pinned, {requirement} is allowed"

@@ -90,7 +90,7 @@ def test_prompt_ids_equal_the_makers(checkpoint: Checkpoint, files: Path, policy
     ids = encoder.tokenizer(expected, add_special_tokens=False).input_ids
     assert prompt.input_ids.tolist() == ids
     assert prompt.family == "qwen3_vl"
-    assert prompt.opening == ""
+    assert prompt.assistant_prefix == ""
 
 
 def test_patches_are_normalised_as_the_family_wants(checkpoint: Checkpoint, files: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_template_opens_the_answer(checkpoint: Checkpoint, newline: bool) ->
     prompt, sample = encoder.prompt(record), encoder.sample(record)
     asked = "<|im_start|>user\nLeft?<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert encoder.tokenizer.decode(prompt.input_ids) == asked
-    assert prompt.opening == "<think>\n"
+    assert prompt.assistant_prefix == "<think>\n"
     assert prompt.input_ids.tolist() == sample.input_ids[: len(prompt.input_ids)].tolist()
     supervised = sample.labels[sample.labels != -100]
     assert encoder.tokenizer.decode(supervised) == "I see. </think>\n<answer>A</answer><|im_end|>\n"

@@ -117,7 +117,7 @@ def test_the_layers_equal_those_of_transformers(talker: Checkpoint) -> None:
     for step in range(3):
         embeds = torch.randn(3, backbone.hidden_size, generator=torch.Generator().manual_seed(step))
         at = torch.full((3,), step)
-        store.look_at(at + 1, 64)
+        store.set_steps(at + 1, 64)
         got = decode_layers(backbone, embeds, at + 20, at, store, NAME)
         back = torch.empty_like(embeds).index_copy_(0, order, embeds)
         wanted = backbone.decode(back[:, None], torch.full((3, 3, 1), 20 + step), None, cache)[:, 0]
