@@ -184,7 +184,7 @@ def _save_latents(folder: Path, name: str, record: Record, answer: Answer) -> st
 def _about(record: Record) -> dict[str, Any]:
     media: dict[str, Any] = {"video": record.video} if record.video is not None else {}
     if record.frames:
-        media = {"images" if record.stills else "frames": record.frames}
+        media = {"images" if record.separate else "frames": record.frames}
     cut = {key: value for key in ("start", "end") if (value := getattr(record, key)) is not None}
     options = {"options": record.options} if record.options else {}
     return {"id": record.id, "question": record.question, **media, **cut, **options}

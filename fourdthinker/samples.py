@@ -59,7 +59,7 @@ class Vision:
                 )
             patches, grid = patchify(
                 frames.pixels,
-                stills=frames.kind == "image",
+                separate=frames.kind == "image",
                 patch=spec.patch_size,
                 merge=spec.merge_size,
                 temporal=spec.temporal_patch_size,
@@ -85,12 +85,17 @@ class Vision:
 
 @dataclass
 class Prompt:
-    """What the sampler starts from: input_ids [P] long, position_ids [3, P] long, the next text position,
-    pictures.
+    """What the sampler starts from.
 
-    family: the model_type that it was made for; None: not known. assistant_prefix: text of the answer
-    that the prompt already holds ("<think>\n" with Qwen3-VL Thinking), so that the whole answer is
-    assistant_prefix + what is sampled.
+    Attributes:
+        input_ids: int64 [P].
+        position_ids: int64 [3, P].
+        next_position: text position of the first sampled id.
+        vision: the pictures.
+        record: what the prompt was made of.
+        family: the model_type that it was made for; None: not known.
+        assistant_prefix: text of the answer that the prompt already holds ("<think>\n" with Qwen3-VL
+            Thinking); the whole answer is this and what is sampled.
     """
 
     input_ids: Tensor

@@ -219,7 +219,7 @@ def question_record(
         some = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         if not some:
             raise ConfigError("the list of images is empty; name at least one, or ask without images")
-        record.frames, record.stills = [_existing(image) for image in some], True
+        record.frames, record.separate = [_existing(image) for image in some], True
     for text in (question, *options, system or "", id, record.video or "", *(record.frames or ())):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ConfigError(

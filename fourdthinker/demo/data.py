@@ -125,7 +125,7 @@ def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArr
         for number, frame in enumerate(KEY_FRAMES):
             paths.append(overlay_path(job.folder, job.split, index, solid, number))
             write_image(paths[-1], overlay(pixels[frame], mask[frame]))
-        stored[index, solid] = read_images(paths, POLICY, stills=True).pixels
+        stored[index, solid] = read_images(paths, POLICY, separate=True).pixels
 
 
 def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -> dict[str, int]:

@@ -52,8 +52,8 @@ class Pictures:
     def overlays(self, split: str, index: int) -> Vision:
         """All overlays of a clip as patches: solid 0 at the key frames, then solid 1."""
         pixels = np.array(self.array(f"{split}.overlays")[index])
-        stills = torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:]))
-        patches, grid = patchify(stills, stills=True)
+        images = torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:]))
+        patches, grid = patchify(images, separate=True)
         return Vision(grid, patches, kind="image")
 
     def blank(self) -> Vision:

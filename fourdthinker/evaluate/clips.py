@@ -43,7 +43,7 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
     """Clips in the order in which they are first asked about."""
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        clock = (record.stills, record.fps, tuple(record.seconds or ()))
+        clock = (record.separate, record.fps, tuple(record.seconds or ()))
         rows[(cluster_of(record), record.start, record.end, *clock)].append(i)
     return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
 

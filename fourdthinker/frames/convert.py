@@ -25,16 +25,23 @@ _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BIC
 
 @dataclass
 class Frames:
-    """What was read.
+    """Frames of one clip, or separate images, and their times. Times are seconds of the source.
 
-    pixels: uint8 [T, H, W, 3] RGB, or None when patches were asked for. patches: [P, 3*2*patch*patch] in the
-    dtype asked for, in the tower's order, normalised; grid_thw: [n, 3] long, one row for a clip and one for
-    each still.
-    seconds: the time that each frame was asked for; shown: the time at which that frame's presentation
-    begins; both on the clock of the source. fps: frames a second of `seconds`. seconds_per_grid: seconds
-    between two temporal patches. kind: "video" for a clip, "image" for stills, which have no clock. decoder:
-    what decoded and converted them. times_from: how the times of a clip were learnt (`times.times_of`):
-    "container", "sorted" or "rate". fault: with partial=True, why the frames after these are not here.
+    Attributes:
+        pixels: uint8 [T, H, W, 3] RGB; None where patches were asked for.
+        patches: [P, 3 * 2 * patch * patch] in the dtype asked for, normalised, in the order in which the
+            vision tower takes them; None where pixels were asked for.
+        grid_thw: int64 [n, 3], (temporal, vertical, horizontal) patches: one row for a clip, one for each
+            separate image.
+        seconds: the T times that were asked for.
+        shown: when the presentation of each frame begins.
+        fps: frames a second of `seconds`.
+        source: the file or files, for messages.
+        seconds_per_grid: seconds between two temporal patches.
+        kind: "video" for a clip, "image" for separate images, which have no times.
+        decoder: what decoded and converted the frames.
+        times_from: how the times of a clip were learnt (`times.times_of`).
+        fault: with partial=True, why the frames after these are missing.
     """
 
     pixels: Tensor | None = None
@@ -52,11 +59,21 @@ class Frames:
 
 
 def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "lanczos") -> Tensor:
-    """Antialiased resize of uint8 [T, H, W, 3] to uint8 [T, h, w, 3], size = (h, w); equal to Pillow's
-    filters.
+    """Resize pictures with antialiasing, as Pillow's filters do.
 
-    Runs on the host, on as many threads as torch is set to use (one in the workers of a DataLoader). Raises
-    ConfigError for a size or filter that there is not, ValueError for pictures of another kind.
+    Runs on the host, on as many threads as torch is set to use (one in the workers of a DataLoader).
+
+    Args:
+        pixels: uint8 [T, H, W, 3].
+        size: (height, width) of the result.
+        resample: "lanczos" or "bicubic".
+
+    Returns:
+        uint8 [T, height, width, 3] on the CPU.
+
+    Raises:
+        ConfigError: a size or filter that does not exist.
+        ValueError: pixels of another type or shape.
     """
     size, resample = size_of(size), resample_of(resample)
     array = _host(pixels)
@@ -71,7 +88,13 @@ def resize(pixels: Tensor | np.ndarray, size: tuple[int, int], resample: str = "
 
 @dataclass(frozen=True)
 class Normal:
-    """How patches are cut and normalised: side of a patch, (value / 255 - mean) / std, and their dtype."""
+    """How patches are cut and normalised.
+
+    Attributes:
+        patch: side of a patch in pixels.
+        mean, std: of each channel; a value becomes (value / 255 - mean) / std.
+        dtype: of the patches.
+    """
 
     patch: int = 14
     mean: Sequence[float] = CLIP_MEAN
@@ -96,8 +119,21 @@ def convert(
     threads: int,
     device: torch.device,
 ) -> Tensor:
-    """Decoded planes to uint8 [T, h, w, 3], size = (h, w) once upright by `orientation`; or to patches,
-    as `patchify` makes them of that; on device, and by it where it and the extension can."""
+    """Turn decoded planes into pixels or patches, on the device where it and the extension can.
+
+    Args:
+        frames: the planes of each frame.
+        layout: how they are read.
+        size: (height, width) of an upright frame of the result.
+        resample: "lanczos" or "bicubic".
+        orientation: what makes the frames upright.
+        normal: how patches are made; None: pixels are wanted.
+        threads: threads to use on the CPU.
+        device: where the result is wanted.
+
+    Returns:
+        uint8 [T, height, width, 3], or the patches that `patchify` makes of that.
+    """
     module = native()
     if module is None:
         packed = np.stack([planes[0].reshape(planes[0].shape[0], -1, 3) for planes in frames])
@@ -113,10 +149,14 @@ def convert(
 def conversion(
     size: tuple[int, int], *, resample: str, orientation: Orientation, normal: Normal | None
 ) -> dict[str, Any]:
-    """The keywords of `_video.convert` about its output."""
-    options = {"height": size[0], "width": size[1], "resample": resample}
-    options |= {"rotation": 90 * orientation.quarter_turns}
-    options |= {"mirrored": True} if orientation.mirrored else {}
+    """The keywords of `_video.convert` that describe its output."""
+    options = {
+        "height": size[0],
+        "width": size[1],
+        "resample": resample,
+        "rotation": 90 * orientation.quarter_turns,
+        "mirrored": orientation.mirrored,
+    }
     if normal is None:
         return options
     values = {"mean": normal.mean, "std": normal.std, "dtype": DTYPES[normal.dtype], "patch": normal.patch}
@@ -124,7 +164,7 @@ def conversion(
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
-    """numpy has no bfloat16: the extension returns its bits as uint16."""
+    """The extension's array as a tensor; bfloat16, which numpy lacks, comes as its bits in uint16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
 
@@ -132,7 +172,7 @@ def _tensor(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
 def patchify(
     pixels: Tensor | np.ndarray,
     *,
-    stills: bool = False,
+    separate: bool = False,
     patch: int = 14,
     merge: int = 2,
     temporal: int = 2,
@@ -140,13 +180,29 @@ def patchify(
     std: Sequence[float] = CLIP_STD,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """uint8 [T, h, w, 3] to (patches [P, 3*temporal*patch*patch] of dtype, grid_thw).
+    """Cut pictures into normalised patches, in the order in which the vision tower takes them.
 
-    h and w must be multiples of patch * merge. A clip is one row of grid_thw; an incomplete last group of
-    `temporal` frames is filled up by repeating the last frame. Stills are a row each, each repeated to fill
-    its group. Normalised per channel: (value / 255 - mean) / std, computed in float32, rounded to dtype
-    (float32, float16 or bfloat16); rows run over time, then merge x merge blocks in raster order. Raises
-    ConfigError for numbers out of range, ValueError for pictures of another kind or size.
+    Rows run over time, then over blocks of merge x merge patches in raster order. Values are computed in
+    float32 and rounded to `dtype`.
+
+    Args:
+        pixels: uint8 [T, h, w, 3]; h and w are multiples of patch * merge.
+        separate: False: the pictures are the frames of one clip; where the last group of `temporal` frames
+            is incomplete, the last frame fills it. True: they are separate images, each repeated to fill a
+            group of its own.
+        patch: side of a patch in pixels.
+        merge: side, in patches, of a block that the tower merges into one feature.
+        temporal: frames that a patch spans.
+        mean, std: of each channel; a value becomes (value / 255 - mean) / std.
+        dtype: float32, float16 or bfloat16.
+
+    Returns:
+        patches [P, 3 * temporal * patch * patch] of `dtype`, and grid_thw, int64 [1, 3] for a clip, [T, 3]
+        for separate images.
+
+    Raises:
+        ConfigError: numbers out of range.
+        ValueError: pixels of another type, shape or size.
     """
     normal = Normal(patch, mean, std, dtype)
     whole("merge", merge, 1, "give the side of a block in patches")
@@ -160,9 +216,9 @@ def patchify(
             f"pictures of {h}x{w} pixels cannot be cut into patches of {patch} merged {merge}x{merge}; "
             f"resize them to multiples of {patch * merge} (FramePolicy.size)"
         )
-    groups = t if stills else -(-t // temporal)
+    groups = t if separate else -(-t // temporal)
     grid = torch.tensor([[groups, h // patch, w // patch]])
-    if stills:
+    if separate:
         grid = torch.tensor([[1, h // patch, w // patch]]).repeat(t, 1)
         clip = clip.repeat_interleave(temporal, 0)
     module = native()

@@ -29,7 +29,7 @@ def read_images(
     policy: FramePolicy | None = None,
     *,
     out: Literal["uint8", "patches"] = "uint8",
-    stills: bool = False,
+    separate: bool = False,
     fps: float | None = None,
     seconds: Sequence[float] | None = None,
     device: str | torch.device = "cpu",
@@ -37,18 +37,28 @@ def read_images(
     std: Sequence[float] = CLIP_STD,
     max_source_pixels: int | None = None,
 ) -> Frames:
-    """Read a folder or a list of pictures as a clip, or (stills=True) as separate pictures.
+    """Read a folder or a list of picture files, as the frames of a clip or as separate images.
 
-    A clip is sampled by the policy like a video whose frame k is shown from seconds[k], or else from k/fps,
-    or else from k/policy.fps (so that every frame counts unless there are more than max_frames). Stills are
-    all taken. Pictures are made upright 8-bit RGB as `load_image` does, and resized by the policy (default:
-    FramePolicy()); of a file with several, such as a GIF, the first is taken. A clip has the size of its
-    first picture; stills may differ in size when patches are asked for. mean, std: what patches are
-    normalised with. max_source_pixels: bound on the height * width of a picture in its file (default: the
-    environment variable FOURDTHINKER_MAX_SOURCE_PIXELS, else 2**26); one at a time is in memory.
+    Pictures become upright 8-bit RGB (see `load_image`) and are resized by the policy. Of a file that holds
+    several, such as a GIF, the first is taken.
 
-    Raises VideoError naming the file and the cause, ConfigError for arguments that are wrong whatever the
-    files.
+    Args:
+        paths: a folder, whose pictures are taken in the order of their names, one file, or a list of files.
+        policy: which frames, of what size; None: `FramePolicy()`.
+        out: "uint8" or "patches".
+        separate: False: a clip, sampled by the policy like a video; all frames must have the size of the
+            first. True: separate images, which are all taken; they may differ in size if `out` is "patches".
+        fps: frame k of a clip is shown from k / fps seconds; None: from k / policy.fps, so that every frame
+            is taken unless there are more than max_frames.
+        seconds: when each frame of a clip is shown, increasing; used instead of `fps`.
+        device: where the result is put.
+        mean, std: of each channel, to normalise patches with.
+        max_source_pixels: bound on height * width of a picture in its file; None: the environment variable
+            FOURDTHINKER_MAX_SOURCE_PIXELS, else 2**26. One picture at a time is in memory.
+
+    Raises:
+        VideoError: a file that cannot be read, or times or sizes that do not fit; names the file.
+        ConfigError: an argument that is wrong whatever the files.
     """
     policy, device = policy_of(policy), device_of(device)
     out_of(out)
@@ -58,7 +68,7 @@ def read_images(
         seconds = numbers("seconds", seconds, "give one finite time for each picture")
     normal = Normal(policy.factor // 2, mean, std)
     files, limit = _files(paths), source_limit(max_source_pixels)
-    if stills:
+    if separate:
         times = shown = [0.0] * len(files)
         fps_used, per_grid = policy.fps, 0.0
         sized = [_sized(file, policy, limit) for file in files]
@@ -71,7 +81,7 @@ def read_images(
         unique = _alike(files, sorted(set(chosen)), policy, limit)
         sized = [unique[i] for i in chosen]
     source = str(paths) if isinstance(paths, (str, os.PathLike)) else f"{files[0]} and {len(files) - 1} more"
-    kind = "image" if stills else "video"
+    kind = "image" if separate else "video"
     frames = Frames(
         seconds=times, shown=shown, fps=fps_used, source=source, seconds_per_grid=per_grid, kind=kind
     )
@@ -85,8 +95,8 @@ def read_images(
         return frames
     options = asdict(normal)
     parts = (
-        [patchify(s, stills=True, **options) for s in sized]
-        if stills
+        [patchify(s, separate=True, **options) for s in sized]
+        if separate
         else [patchify(torch.cat(sized), **options)]
     )
     frames.patches = torch.cat([p for p, _ in parts]).to(device)

@@ -86,7 +86,7 @@ def _dift(line: Line) -> Record:
     record.text_output = line.prose("text_output", line.data["text_output"], imagery=True)
     _media(line, record, "video", "image_input")
     single = line.data.get("image_input")  # one picture; a list, or the path of a folder, is a clip
-    record.stills = isinstance(single, str) and line.root.resolve(single)[0] in (record.frames or ())
+    record.separate = isinstance(single, str) and line.root.resolve(single)[0] in (record.frames or ())
     record.images = line.files("image_output")
     _placeholders(line, record, "image_output")
     _options(line, record)
@@ -120,8 +120,8 @@ def _ask(line: Line) -> Record:
     given = [key for key in ("video", "frames", "images") if key in line.data]
     if len(given) > 1:
         line.fail(f"keys {' and '.join(map(repr, given))} are there; keep the one that the question is about")
-    record.stills = given == ["images"]
-    _media(line, record, "video", "images" if record.stills else "frames", optional=True)
+    record.separate = given == ["images"]
+    _media(line, record, "video", "images" if record.separate else "frames", optional=True)
     _options(line, record)
     _answer(line, record)
     return record
@@ -157,7 +157,7 @@ def _mllm(line: Line) -> Record:
         line.fail("key 'conversations': no turn of gpt with text, and no 'solution'; one of them is needed")
     _media(line, record, "video", "image", optional=True)
     if record.frames:
-        record.stills = True
+        record.separate = True
     _slots(line, record, said["user"], question)
     _placeholders(line, record, "image_output")
     _options(line, record)

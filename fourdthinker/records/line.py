@@ -26,13 +26,26 @@ _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
 class Record:
     """One line of data. Paths are absolute and inside the media root.
 
-    kind: "dift" (has text_output), "rl" or "ask" (only to be answered). question: without placeholders; may
-    or may not hold the options as lines. options: letter to text, possibly empty. answer: letter of the
-    right option, or None. text_output: the reasoning to learn, with one `<output_image>` for each of images
-    (the overlays). The pictures asked about are either video (with start and end in seconds of its
-    presentation clock), or frames: a clip when stills is false, on the clock of seconds (one time for each
-    frame) or fps, else on the policy's; separate pictures when stills is true. type: kind of question.
-    extra: the other keys of the line. where: "file:line".
+    The pictures asked about are either `video` or `frames`, or there are none.
+
+    Attributes:
+        kind: "dift" (has text_output), "rl" or "ask" (only to be answered).
+        id: name of the record.
+        question: without placeholders; may or may not hold the options as lines.
+        options: letter to text, possibly empty.
+        answer: letter of the right option, or None.
+        text_output: the reasoning to learn, with one `<output_image>` for each of `images`.
+        video: path of a video.
+        start, end: part of the video in seconds of its presentation time; None: its start, its end.
+        frames: paths of picture files: a clip, or separate images where `separate` is true.
+        separate: whether `frames` are separate images.
+        fps: frames a second of a clip of `frames`; None: the frame policy's.
+        seconds: time of each of `frames` of a clip, used instead of `fps`.
+        images: paths of the overlays.
+        type: kind of question.
+        system: text of a system turn.
+        extra: the other keys of the line.
+        where: "file:line".
     """
 
     kind: str
@@ -45,7 +58,7 @@ class Record:
     start: float | None = None
     end: float | None = None
     frames: list[str] | None = None
-    stills: bool = False
+    separate: bool = False
     fps: float | None = None
     seconds: list[float] | None = None
     images: list[str] = field(default_factory=list)

@@ -100,7 +100,7 @@ def read_media(
         return read_frames(record.video, policy, start=record.start, end=record.end, out=out, **options)
     if not record.frames:
         return None
-    clock: dict[str, Any] = {"stills": record.stills, "fps": record.fps, "seconds": record.seconds}
+    clock: dict[str, Any] = {"separate": record.separate, "fps": record.fps, "seconds": record.seconds}
     return read_images(record.frames, policy, out=out, **clock, **options)
 
 
@@ -139,7 +139,7 @@ def _check_media(records: list[Record], policy: FramePolicy) -> Iterator[tuple[R
         try:
             read_media(record, policy)
             if record.images:
-                read_images(record.images, policy, out="patches", stills=True)
+                read_images(record.images, policy, out="patches", separate=True)
         except VideoError as error:
             return RecordError(f"{record.where}: {error}")
         return None
@@ -152,7 +152,7 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         inside = os.path.relpath(os.path.abspath(file), root)
         return os.path.abspath(file) if inside.startswith("..") else inside
 
-    if record.stills and record.frames and (len(record.frames) > 1 or record.kind != "dift"):
+    if record.separate and record.frames and (len(record.frames) > 1 or record.kind != "dift"):
         raise RecordError(
             f"{record.where}: separate pictures in a question have no place in this form of record"
         )
@@ -161,7 +161,7 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
     line: dict[str, Any] = {"id": record.id}
     if record.kind == "dift":
         line |= {"text_input": record.question, "text_output": record.text_output}
-        line |= {"video": video, "image_input": frames[0] if record.stills and frames else frames or None}
+        line |= {"video": video, "image_input": frames[0] if record.separate and frames else frames or None}
         line |= {"image_output": [place(file) for file in record.images]}
         line |= {"options": record.options or None, "answer": record.answer}
     elif not record.options or record.answer is None:

@@ -154,7 +154,7 @@ class VisionCache:
 
     def _clip_path(self, record: Record) -> Path:
         media = [record.video] if record.video is not None else record.frames or []
-        part = [record.start, record.end, record.stills, record.fps, record.seconds]
+        part = [record.start, record.end, record.separate, record.fps, record.seconds]
         return self._path({"clip": [_identity(path) for path in media], "part": part})
 
     def _imagery_path(self, record: Record) -> Path:

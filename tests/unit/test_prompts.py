@@ -148,8 +148,8 @@ def test_clock_of_positions(checkpoint: Checkpoint, files: Path) -> None:
 
 def test_pictures_text_only_and_system(checkpoint: Checkpoint, files: Path) -> None:
     encoder = encoder_of(checkpoint, replace(PLAIN, instruction=""))
-    stills = Record("rl", "r", "Same?", frames=[str(files / "0.png"), str(files / "2.png")], stills=True)
-    prompt = encoder.prompt(stills)
+    images = Record("rl", "r", "Same?", frames=[str(files / "0.png"), str(files / "2.png")], separate=True)
+    prompt = encoder.prompt(images)
     assert text_of(encoder, prompt.input_ids) == (
         "<|im_start|>user\n<|vision_start|><|vision_end|><|vision_start|><|vision_end|>Same?<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -292,7 +292,7 @@ def batch_of(checkpoint: Checkpoint, files: Path) -> tuple[Encoder, list[Sample]
     samples = [
         encoder.sample(record_of(files)),
         encoder.sample(Record("dift", "t", "Hello?", text_output="Hello.")),
-        encoder.sample(record_of(files, video=None, frames=[str(files / "2.png")], stills=True)),
+        encoder.sample(record_of(files, video=None, frames=[str(files / "2.png")], separate=True)),
         encoder.sample(record_of(files, text_output="No pictures.", images=[])),
     ]
     return encoder, samples, collate(samples, encoder.spec.pad_id)

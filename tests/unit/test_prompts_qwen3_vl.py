@@ -148,8 +148,8 @@ def test_times_of_clips(checkpoint: Checkpoint, files: Path) -> None:
 
 def test_pictures(checkpoint: Checkpoint, files: Path) -> None:
     encoder = encoder_of(checkpoint)
-    stills = Record("rl", "r", "Same?", frames=[str(files / f"{k}.png") for k in (0, 1)], stills=True)
-    prompt = encoder.prompt(stills)
+    images = Record("rl", "r", "Same?", frames=[str(files / f"{k}.png") for k in (0, 1)], separate=True)
+    prompt = encoder.prompt(images)
     slot = "<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>"
     assert encoder.tokenizer.decode(prompt.input_ids) == (
         f"<|im_start|>user\n{slot}{slot}Same?<|im_end|>\n<|im_start|>assistant\n"

@@ -75,10 +75,10 @@ def test_every_kind_of_media(thinker: Thinker, folder: Path) -> None:
     assert clip.vision.kind == "video"
     assert (clip.input_ids == spec.video_token_id).any()
     picture = folder / "frames" / "0.png"
-    stills = thinker.prompt(None, "What?", images=[picture, picture])
-    assert stills.vision is not None
-    assert stills.vision.grid_thw.shape[0] == 2
-    assert (stills.input_ids == spec.image_token_id).any()
+    images = thinker.prompt(None, "What?", images=[picture, picture])
+    assert images.vision is not None
+    assert images.vision.grid_thw.shape[0] == 2
+    assert (images.input_ids == spec.image_token_id).any()
     assert thinker.prompt(None, "What?", images=picture).vision is not None
     text = thinker.prompt(None, "What?")
     assert text.vision is None
@@ -272,12 +272,12 @@ def test_plain_questions_are_records(folder: Path, tmp_path: Path) -> None:
         {"Question": "Old?", "A": "x", "B": "y", "Correct": "A", "video_path": "a.mp4"},
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    video, clip, stills, text, old = read_records(data, kind="ask")
+    video, clip, images, text, old = read_records(data, kind="ask")
     assert (video.kind, video.start, video.options["B"]) == ("ask", 0.5, "y")
     assert len(clip.frames or ()) == 3
-    assert not clip.stills
-    assert len(stills.frames or ()) == 2
-    assert stills.stills
+    assert not clip.separate
+    assert len(images.frames or ()) == 2
+    assert images.separate
     assert text.video is None
     assert not text.frames
     assert (old.kind, old.answer) == ("ask", "A")

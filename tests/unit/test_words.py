@@ -17,6 +17,7 @@ RETIRED = {
     "spare": "non-reference",
     "echo": "duplicate",
     "opening": "assistant_prefix",
+    "stills": "separate, or images",
 }
 
 

@@ -133,9 +133,9 @@ class TestBeforeAnyFile:
         ],
     )
     def test_read_images(self, wrong: dict[str, Any], words: str) -> None:
-        for stills in (False, True):
+        for separate in (False, True):
             with pytest.raises(ConfigError, match=f"^{words}"):
-                read_images(["a.png", "b.png"], stills=stills, **wrong)
+                read_images(["a.png", "b.png"], separate=separate, **wrong)
 
     @pytest.mark.parametrize("source", [None, 5, ["v.mp4"], bytearray(b"v"), FrameSource])
     def test_sources(self, source: Any) -> None:

@@ -23,20 +23,20 @@ SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126}  # normal numbers; ulps 
 
 
 def stored(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """Frames, and their patches as stills: [3 frames, patches, 3, 2 halves, patch, patch]."""
+    """Frames, and their patches as separate images: [3 frames, patches, 3, 2 halves, patch, patch]."""
     with np.load(STORED, allow_pickle=False) as file:
-        frames, stills = file[f"{family}.frames"], file[f"{family}.stills"]
+        frames, images = file[f"{family}.frames"], file[f"{family}.stills"]
     patch = FAMILIES[family]["patch"]
-    return frames, stills.reshape(len(frames), -1, 3, 2, patch, patch)
+    return frames, images.reshape(len(frames), -1, 3, 2, patch, patch)
 
 
-def clip_of(stills: np.ndarray) -> np.ndarray:
+def clip_of(images: np.ndarray) -> np.ndarray:
     """Patches of the clip: the first half of each group from one frame, the second from the next one."""
     groups = [
-        np.stack([stills[t][:, :, 0], stills[min(t + 1, len(stills) - 1)][:, :, 1]], axis=2)
-        for t in range(0, len(stills), 2)
+        np.stack([images[t][:, :, 0], images[min(t + 1, len(images) - 1)][:, :, 1]], axis=2)
+        for t in range(0, len(images), 2)
     ]
-    return np.concatenate(groups).reshape(-1, stills[0][0].size)
+    return np.concatenate(groups).reshape(-1, images[0][0].size)
 
 
 def as_float32(patches: np.ndarray, dtype: str) -> np.ndarray:
@@ -62,20 +62,20 @@ def check(patches: np.ndarray, expected: np.ndarray, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patches_equal_the_processors(family: str, dtype: str) -> None:
-    frames, stills = stored(family)
+    frames, images = stored(family)
     height, width = frames.shape[1:3]
     options = {**FAMILIES[family], "dtype": dtype}
-    for still, expected in zip(frames, stills, strict=True):
+    for image, expected in zip(frames, images, strict=True):
         check(
-            video.resize_patches(still[None], height, width, **options),
+            video.resize_patches(image[None], height, width, **options),
             expected.reshape(len(expected), -1),
             dtype,
         )
-    check(video.resize_patches(frames, height, width, **options), clip_of(stills), dtype)
+    check(video.resize_patches(frames, height, width, **options), clip_of(images), dtype)
     # The same through the path that takes decoded frames.
     planes = [(frame.reshape(height, -1),) for frame in frames]
     out = video.convert(planes, height=height, width=width, chroma="rgb", out="patches", **options)
-    check(out, clip_of(stills), dtype)
+    check(out, clip_of(images), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -68,9 +68,9 @@ def test_exif_on_every_path(tmp_path: Path, value: int, suffix: str) -> None:
         check(torch.from_numpy(pixels[None]), matrix)
     check(read_frames(path).pixels, matrix)
     check(unpatched(read_frames(path, out="patches")), matrix)
-    check(read_images(path, stills=True).pixels, matrix)
+    check(read_images(path, separate=True).pixels, matrix)
     check(read_images([path]).pixels, matrix)
-    check(unpatched(read_images([path], out="patches", stills=True)), matrix)
+    check(unpatched(read_images([path], out="patches", separate=True)), matrix)
     (thumbnail,) = clip_pictures(video=None, frames=[str(path)], start=None, end=None, root=tmp_path)
     data = base64.b64decode(thumbnail.url.partition(",")[2])
     check(torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))[None]), matrix)
@@ -275,7 +275,7 @@ def test_one_picture_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(images, "load_image", counted)
     small = FramePolicy(max_pixels=28 * 28)
-    assert read_images(paths, small, stills=True).pixels.shape[0] == 6
+    assert read_images(paths, small, separate=True).pixels.shape[0] == 6
     assert read_images(paths, small).pixels.shape[0] == 6
     assert len(alive) == 12
 

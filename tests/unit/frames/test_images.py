@@ -1,4 +1,4 @@
-"""Frame folders, lists and stills; resizing and patches with and without the compiled extension."""
+"""Frame folders, lists and separate images; resizing and patches with and without the compiled extension."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_clip_as_patches_repeats_an_odd_last_frame(tmp_path: Path, path_taken: s
     assert torch.equal(odd.patches, even.patches)
 
 
-def test_stills_keep_their_sizes_and_a_row_each(tmp_path: Path, path_taken: str) -> None:
+def test_separate_images_keep_their_sizes_and_a_row_each(tmp_path: Path, path_taken: str) -> None:
     paths = [save(tmp_path, 1, (56, 56)), save(tmp_path, 2, (56, 112))]
-    frames = read_images(paths, out="patches", stills=True)
+    frames = read_images(paths, out="patches", separate=True)
     assert frames.kind == "image"
     assert frames.grid_thw.tolist() == [[1, 4, 4], [1, 4, 8]]
     assert frames.patches.shape == (16 + 32, 1176)
     one = frames.patches.view(-1, 3, 2, 14, 14)
     assert torch.equal(one[:, :, 0], one[:, :, 1])
     with pytest.raises(VideoError, match="112x56, 56x56 do not stack"):
-        read_images(paths, stills=True)
-    assert read_images(paths[:1], stills=True).pixels.shape == (1, 56, 56, 3)
+        read_images(paths, separate=True)
+    assert read_images(paths[:1], separate=True).pixels.shape == (1, 56, 56, 3)
 
 
 def test_patch_layout(path_taken: str) -> None:
@@ -159,7 +159,7 @@ def test_upright_and_rgb(tmp_path: Path) -> None:
     exif = gray.getexif()
     exif[0x0112] = 6  # shown turned by a quarter
     gray.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    assert read_images(tmp_path / "turned.jpg", stills=True).pixels.shape == (1, 84, 56, 3)
+    assert read_images(tmp_path / "turned.jpg", separate=True).pixels.shape == (1, 84, 56, 3)
 
 
 def test_bad_pictures(tmp_path: Path) -> None:

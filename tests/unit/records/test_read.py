@@ -84,8 +84,8 @@ def test_dift_variants(media: Path) -> None:
         {k: v for k, v in DIFT.items() if k != "image_output"} | {"text_output": "Words."},
         video,
     )
-    assert (still.stills, still.frames) == (True, [str(media / "a.jpg")])
-    assert (folder.stills, folder.frames) == (False, [str(media / "sub" / "c.jpg")])
+    assert (still.separate, still.frames) == (True, [str(media / "a.jpg")])
+    assert (folder.separate, folder.frames) == (False, [str(media / "sub" / "c.jpg")])
     assert (none.images, none.answer) == ([], None)
     assert (records.video, records.start, records.end) == (str(media / "v.mp4"), 1.0, 2.5)
 
@@ -127,7 +127,7 @@ def test_mllm4d(media: Path) -> None:
     assert (sft.kind, sft.question, sft.text_output) == ("dift", "How far?", "Two metres.")
     assert (rft.kind, rft.question, rft.answer) == ("rl", "Which way?\nA. left\nB. right", "B")
     assert rft.extra["solution"] == RFT["solution"]
-    assert (image.stills, image.system, image.question) == (True, "Be brief.", "Same?")
+    assert (image.separate, image.system, image.question) == (True, "Be brief.", "Same?")
     assert text.video is None
     assert text.frames is None
 
@@ -402,7 +402,7 @@ def test_writing_is_all_or_nothing(media: Path) -> None:
     assert len(read_records(media / "out.jsonl")) == 1
     assert not list(media.glob(".out*"))
     with pytest.raises(FourdError, match="separate pictures"):
-        write_records(media / "out.jsonl", [Record("dift", "x", "?", frames=["a", "b"], stills=True)])
+        write_records(media / "out.jsonl", [Record("dift", "x", "?", frames=["a", "b"], separate=True)])
     (media / "sub" / "far.jsonl").parent.mkdir(exist_ok=True)
     write_records(media / "sub" / "far.jsonl", [record])
     assert read_records(media / "sub" / "far.jsonl", media_root=media)[0].video == record.video
