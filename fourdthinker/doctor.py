@@ -15,15 +15,6 @@ from typing import Any, Literal
 
 Status = Literal["ok", "note", "missing"]
 
-# Oldest release that works, first release that is not known to (None: no upper bound).
-SUPPORTED: dict[str, tuple[str, str | None]] = {
-    "torch": ("2.11", "2.14"),
-    "triton": ("3.6", "3.8"),
-    "transformers": ("5.17", "6"),
-    "accelerate": ("1.10", None),
-    "numpy": ("2", None),
-    "av": ("16", None),
-}
 # module -> (what it is used for, how it is installed)
 EXTRAS: dict[str, tuple[str, str]] = {
     "tensorboard": (
@@ -77,26 +68,39 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, (oldest, first_unknown) in SUPPORTED.items():
-        upper = f" to below {first_unknown}" if first_unknown else " or newer"
+    for name, (oldest, first_unknown) in requirements().items():
+        wanted = f"'{name}>={oldest}'" if oldest else name
+        tested = f"{oldest} to below {first_unknown}" if first_unknown else f"{oldest} or newer"
         found = installed(name)
         if found is None and name == "triton":
-            yield Finding(
-                "note", name, "not installed: kernels run as plain torch", "comes with a CUDA build of torch"
-            )
+            text, remedy = "not installed: kernels run as plain torch", "comes with a CUDA build of torch"
+            yield Finding("note", name, text, remedy)
         elif found is None:
-            yield Finding("missing", name, "not installed", f"pip install '{name}>={oldest}'")
-        elif version(found) < version(oldest):
-            yield Finding("missing", name, f"{found}, too old", f"pip install '{name}>={oldest}'")
+            yield Finding("missing", name, "not installed", f"pip install {wanted}")
+        elif oldest and version(found) < version(oldest):
+            yield Finding("missing", name, f"{found}, too old", f"pip install {wanted}")
         elif first_unknown and version(found) >= version(first_unknown):
-            yield Finding(
-                "note",
-                name,
-                f"{found}, newer than tested ({oldest}{upper})",
+            text, remedy = (
+                f"{found}, newer than tested ({tested})",
                 "if something breaks, install an older one",
             )
+            yield Finding("note", name, text, remedy)
         else:
-            yield Finding("ok", name, f"{found} ({oldest}{upper})")
+            yield Finding("ok", name, f"{found} ({tested})" if oldest else found)
+
+
+def requirements() -> dict[str, tuple[str | None, str | None]]:
+    """Of every package that is always needed: the oldest release that works, and the first one that is not
+    known to (None: no bound), as the metadata of this package states them."""
+    found = {}
+    for line in importlib.metadata.requires("fourdthinker") or []:
+        requirement, _, marker = line.partition(";")
+        if "extra ==" in marker:
+            continue
+        name = re.match(r"[\w.-]+", requirement)[0]  # type: ignore[index]
+        bounds = dict(re.findall(r"(>=|<)\s*([\w.]+)", requirement))
+        found[name] = (bounds.get(">="), bounds.get("<"))
+    return found
 
 
 def _device() -> Iterator[Finding]:
@@ -197,10 +201,12 @@ def _extras() -> Iterator[Finding]:
             yield Finding("note", module, f"not installed; for {use}", remedy)
 
 
-def installed(module: str) -> str | None:
-    """The version of the distribution that provides a module; None when it cannot be found."""
-    names = _distributions().get(module)
-    return importlib.metadata.version(names[0]) if names else None
+def installed(name: str) -> str | None:
+    """The version of the distribution that provides a module, or that is called so; None without one."""
+    try:
+        return importlib.metadata.version(_distributions().get(name, [name])[0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @cache

@@ -64,7 +64,8 @@ def evaluate(
 
     Questions about the same clip share its decoding and its run through the vision tower; the n samples
     share the prefill. The seed of a sample comes from `config.seed`, the record's id and the sample's
-    number, so that neither batching nor resuming nor the other records change an answer.
+    number, so that neither batching nor resuming nor the other records change an answer (but where rounding
+    decides between two ids, see docs/sampler.md).
 
     Args:
         sampler, encoder: of the same checkpoint.

@@ -2,7 +2,9 @@
 
 import re
 import sys
+import tomllib
 import types
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,20 @@ from fourdthinker import doctor
 
 CPU = {"cuda": False, "why_no_cuda": "no nvcc was found", "archs": [], "nvdec_headers": False}
 CUDA = {"cuda": True, "why_no_cuda": None, "archs": ["80-real", "100"], "nvdec_headers": True}
+
+
+def test_bounds_are_those_of_the_package(monkeypatch):
+    """One list of versions: pyproject.toml's, through the metadata."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    stated, extra = project["dependencies"], "peft>=1; extra == 'train'"
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: [*stated, extra])
+    found = doctor.requirements()
+    assert found["torch"] == ("2.11", "2.14")
+    assert found["triton"] == ("3.6", "3.8")
+    assert found["rich"] == (None, None)
+    assert len(found) == len(stated)
+    assert "peft" not in found
+    assert all(doctor.installed(name) for name in found)
 
 
 OK = ("ok", "_video", "")

@@ -354,9 +354,18 @@ def test_doctor_names_what_is_missing(
 
 def test_doctor_survives_a_broken_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    findings = doctor.examine()
-    assert [f for f in findings if f.name == "decoding" and f.status == "missing"]
-    assert [f for f in findings if f.name == "Python"]
+
+    def _device() -> None:
+        raise OSError("libcudart is of another world")
+
+    monkeypatch.setattr(doctor, "_device", _device)
+    found = {f.name: f for f in doctor.examine()}
+    assert (found["FFmpeg"].status, found["FFmpeg"].remedy) == ("missing", "pip install av")
+    assert (found["device"].status, found["device"].text) == (
+        "missing",
+        "OSError: libcudart is of another world",
+    )
+    assert found["Python"].status == "ok"
 
 
 @pytest.mark.parametrize(
