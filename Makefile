@@ -18,7 +18,7 @@ export TORCH_CPU_INDEX
 
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint gpu-bundle clean
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	git ls-files '*.cpp' '*.hpp' '*.inl' '*.cu' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+gpu-bundle: $(READY)
+	$(VENV)/bin/python tools/gpu_bundle.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build

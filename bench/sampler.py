@@ -119,6 +119,8 @@ def sweep(arguments: argparse.Namespace) -> int:
                 "share_of_copy": round(read / step / copy, 3),
             })  # fmt: skip
         measure.show(f"{arguments.shape} on {device}, {batch} rows", [r for r in rows if r["batch"] == batch])
+    if arguments.profile:
+        _profile(ours(sampler, prompts, arguments.batch[-1], 64, CASES["plain"]), device)
     if arguments.save:
         measure.save(f"sampler {arguments.shape}", rows, device)
     sys.stdout.write(json.dumps({"shape": arguments.shape, "device": device, "rows": rows}) + "\n")
@@ -143,6 +145,17 @@ def _calls(
             lambda n, options=options: generate(backbone, prompts, batch, n, plain, options)  # type: ignore[misc]
         )
     return calls
+
+
+def _profile(call: Call, device: str) -> None:
+    """A table of what the device, or on a CPU the host, spends its time on in a call."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    order = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    sys.stdout.write(profile.key_averages().table(sort_by=order, row_limit=25) + "\n")
 
 
 def _noting_capture(call: Call, seconds: list[float]) -> Call:
@@ -194,6 +207,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cases", nargs="*", choices=list(CASES))
     parser.add_argument("--warm", action="store_true", help="an unmeasured round first")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument(
+        "--profile", action="store_true", help="with --shape: what 64 tokens of the last batch cost"
+    )
     parser.add_argument("--only", choices=["ours"], help="with --shape: without the peers")
     parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

@@ -347,6 +347,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="four small rows, at most 90 s; saves nothing")
     parser.add_argument("--videos", type=Path, default=VIDEOS, help="folder of real clips")
     parser.add_argument("--only", default="", help="only clips whose name holds this text")
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    parser.add_argument("--device", choices=there, help="only readers of this device (default: of all)")
     options = parser.parse_args(argv)
     start = time.monotonic()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -354,8 +356,7 @@ def main(argv: list[str]) -> int:
         rows = [row for row in _generated(QUICK, cache_folder(), options.only) if row.sampling == "1 fps"]
     else:
         rows = [*_generated(MATRIX, cache_folder(), options.only), *_real(options.videos, options.only)]
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
+    for device in [options.device] if options.device else there:
         before, measured, records = None, [], []
         for row in rows:
             row.outcomes = {}

@@ -99,7 +99,7 @@ def samples(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Sampl
     """Samples in memory, of unequal lengths, with 1 to 3 blocks, a third of them without pictures."""
     backbone = checkpoint.backbone
     latents, generator = backbone.latents, torch.Generator().manual_seed(seed)
-    result = []
+    width, result = (1 + backbone.deepstack_levels) * backbone.hidden_size, []
     for i in range(number):
         length = 40 + 7 * (i % 5)
         ids = torch.randint(0, 300, (length,), generator=generator)
@@ -115,7 +115,7 @@ def samples(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Sampl
         vision = None
         if i % 3:
             ids[2:10] = backbone.vision.video_token_id
-            vision = Vision(torch.tensor([[2, 4, 4]]), features=torch.randn(8, 32, generator=generator))
+            vision = Vision(torch.tensor([[2, 4, 4]]), features=torch.randn(8, width, generator=generator))
         result.append(
             Sample(
                 ids,
@@ -133,12 +133,12 @@ def samples(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Sampl
 def prompts(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Prompt]:
     """Prompts in memory, of unequal lengths, with a record each."""
     backbone, generator = checkpoint.backbone, torch.Generator().manual_seed(seed)
-    result = []
+    width, result = (1 + backbone.deepstack_levels) * backbone.hidden_size, []
     for i in range(number):
         length = 20 + 3 * (i % 4)
         ids = torch.randint(0, 300, (length,), generator=generator)
         ids[2:10] = backbone.vision.video_token_id
-        vision = Vision(torch.tensor([[2, 4, 4]]), features=torch.randn(8, 32, generator=generator))
+        vision = Vision(torch.tensor([[2, 4, 4]]), features=torch.randn(8, width, generator=generator))
         record = Record(
             "rl", f"p{i}", "?", options={"A": "left", "B": "right"}, answer="A", where=f"memory:{i}"
         )

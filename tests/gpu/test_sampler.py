@@ -23,6 +23,9 @@ class Eager:
 
     captured, seconds = 0, 0.0
 
+    def __init__(self, device):
+        self.device = device
+
     def run(self, key, step, remaining):
         step()
 

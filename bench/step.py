@@ -1,0 +1,92 @@
+"""One training step of a packed group: ``python -m bench step``.
+
+A model of random weights at true shapes runs forward and backward over one prompt and its completions in one
+sequence, with gradient checkpointing: seconds, peak memory, and the share of the machine's matmul rate. On a
+CPU a small model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import torch
+from fourdthinker.kernels import linear_cross_entropy
+from torch import Tensor
+
+from bench import _measure as measure
+from bench._sampler_cases import build
+from bench.kernels import rates
+from fourdthinker.backbones.common import Backbone
+
+
+def group_mask(prompt: int, completions: int, length: int, device: str) -> Tensor:
+    """[1, 1, S, S] bool: a completion sees the prompt and itself, both causally."""
+    size = prompt + completions * length
+    position = torch.arange(size, device=device)
+    owner = torch.where(position < prompt, -1, (position - prompt) // length)
+    causal = position[None, :] <= position[:, None]
+    visible = causal & ((owner[None, :] == -1) | (owner[None, :] == owner[:, None]))
+    return visible[None, None]
+
+
+def step(backbone: Backbone, prompt: int, completions: int, length: int) -> None:
+    """Forward and backward of the language model; the completions are the labels."""
+    device, size = backbone.device, prompt + completions * length
+    ids = torch.randint(0, 1000, (1, size), device=device)
+    offset = torch.arange(size, device=device)
+    offset = torch.where(offset < prompt, offset, prompt + (offset - prompt) % length)
+    hidden = backbone.decode(
+        backbone.embed_tokens(ids),
+        offset.expand(3, 1, -1),
+        group_mask(prompt, completions, length, str(device)),
+    )
+    labels = torch.where(torch.arange(size, device=device) < prompt, -100, ids[0])
+    loss = linear_cross_entropy(hidden[0, :-1], backbone.head_weight, labels[1:])
+    loss.backward()
+    backbone.zero_grad(set_to_none=True)
+
+
+def flops(backbone: Backbone, prompt: int, completions: int, length: int) -> float:
+    """Of a step that computes each layer's forward twice: 8 for each weight and token, 6 for the head."""
+    size = prompt + completions * length
+    weights = sum(p.numel() for p in backbone.hf.model.language_model.layers.parameters())
+    pairs = prompt * prompt / 2 + completions * length * (prompt + length / 2)
+    attention = 4 * backbone.num_layers * backbone.num_heads * backbone.head_dim * pairs
+    head = 6 * completions * length * backbone.head_weight.numel()
+    return 8 * weights * size + 4.5 * attention + head
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__)
+    parser.add_argument("--shape", help="of bench sampler (default: 3b, on a CPU tiny)")
+    parser.add_argument("--sizes", nargs=3, type=int, metavar=("PROMPT", "COMPLETIONS", "LENGTH"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    options = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    shape = options.shape or ("3b" if device == "cuda" else "tiny")
+    sizes = tuple(options.sizes or ((4096, 8, 512) if device == "cuda" else (64, 4, 16)))
+    backbone = build(shape, device, dtype)
+    backbone.freeze_vision()
+    backbone.gradient_checkpointing_enable()
+    backbone.train()
+
+    def call() -> None:
+        step(backbone, *sizes)
+
+    taken = measure.interleaved({"ours": call}, repeats=options.repeats, device=device)["ours"]
+    rate = flops(backbone, *sizes) / min(taken)
+    row = {
+        "shape": shape, "prompt": sizes[0], "completions": sizes[1], "length": sizes[2],
+        "attention": backbone.hf.model.language_model.config._attn_implementation,
+        "peak_bytes": measure.peak_allocated(call, device),
+        "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3), **measure.summary(taken),
+    }  # fmt: skip
+    measure.show(f"A packed training step on {device}", [row])
+    if options.save:
+        measure.save("step", [row], device)
+    sys.stdout.write(json.dumps({"device": device, "rows": [row]}) + "\n")
+    return 0

@@ -1,0 +1,189 @@
+"""Run the stages of the GPU day, each under its own time limit; `bash tools/gpu_check.sh` calls this.
+
+Nothing that fails stops the rest. In the folder of the results: results.json (of every stage its state, its
+seconds and the last line of JSON that it printed), the benches' rows, and logs.tar.gz. A table comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger("gpu_check")
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+TESTS = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
+BENCH = (PYTHON, "-m", "bench")
+CASES = "latent_feedback or group_advantages or sample_tokens"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the day.
+
+    commands run at the same time. rehearsal: what is run without a GPU, where it is not the same. seconds:
+    the time limit.
+    """
+
+    name: str
+    seconds: int
+    commands: tuple[tuple[str, ...], ...]
+    rehearsal: tuple[tuple[str, ...], ...] | None = None
+
+
+STAGES = (
+    Stage("machine", 30, ((*BENCH, "machine"), (PYTHON, "-m", "fourdthinker.cli", "doctor"))),
+    Stage("sampling, captured and eager", 60, ((*TESTS, "tests/gpu/test_long_sampling.py"),)),
+    Stage(
+        "gpu lane", 140,
+        (
+            (*TESTS, "tests/gpu/test_kernels.py"),
+            (*TESTS, "tests/gpu/test_sampler.py", "tests/gpu/test_attention.py"),
+            (*TESTS, "tests/gpu/test_video_cuda.py"),
+        ),
+    ),
+    Stage("training steps", 75, ((*TESTS, "tests/gpu/test_training.py"),)),
+    Stage("bench kernels", 75, ((*BENCH, "kernels", "--no-compile", "--repeats", "7"),),
+          ((*BENCH, "kernels", "--quick", "--only", "latents", "--repeats", "1", "--no-save"),)),
+    Stage("bench sampler, 3B", 90,
+          ((*BENCH, "sampler", "--shape", "3b", "--batch", "64", "--new-tokens", "512", "--only", "ours", "--save",
+            "--profile"),),
+          ((*BENCH, "sampler", "--shape", "tiny", "--batch", "2", "--new-tokens", "4", "--only", "ours"),)),
+    Stage("bench tower", 40, ((*BENCH, "tower", "--save"),), ((*BENCH, "tower", "--repeats", "1"),)),
+    Stage("bench step, 3B", 60, ((*BENCH, "step", "--save"),),
+          ((*BENCH, "step", "--sizes", "8", "2", "4", "--repeats", "1"),)),
+    Stage("bench video", 60, ((*BENCH, "video", "--only", "h264 720p 20 s GOP 250", "--device", "cuda"),),
+          ((*BENCH, "video", "--help"),)),
+    Stage("races", 60, (("compute-sanitizer", "--tool", "racecheck", *TESTS, "tests/gpu/test_kernels.py", "-k", CASES),),
+          ((*TESTS, "--collect-only", "tests/gpu/test_kernels.py", "-k", CASES),)),
+)  # fmt: skip
+
+
+def workplace() -> Path:
+    """A copy of tests, benches and tools without the package, so that the one installed is imported: the
+    folder fourdthinker/ of a checkout has no extension and no kernels."""
+    place = Path(tempfile.mkdtemp(prefix="gpu_check_"))
+    for name in ("tests", "bench", "tools"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", place)
+    shutil.rmtree(place / "bench" / "results")
+    return place
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(stage: Stage, number: int, place: Path, logs: Path, rehearse: bool) -> dict[str, object]:
+    """State, seconds and last JSON lines of a stage."""
+    commands = stage.rehearsal if rehearse and stage.rehearsal is not None else stage.commands
+    begin = time.monotonic()
+    started: list[tuple[subprocess.Popen[bytes], Path]] = []
+    problems: list[str] = []
+    for part, command in enumerate(commands):
+        path = logs / f"{number:02d}-{part}.log"
+        if shutil.which(command[0]) is None:
+            problems.append(f"{command[0]} is not installed")
+            continue
+        with open(path, "wb") as output:
+            output.write((" ".join(command) + "\n").encode())
+            output.flush()
+            process = subprocess.Popen(
+                command, cwd=place, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        started.append((process, path))
+    for process, path in started:
+        try:
+            code = process.wait(max(0.1, stage.seconds - (time.monotonic() - begin)))
+        except subprocess.TimeoutExpired:
+            problems.append(f"{path.name}: no end after {stage.seconds} s")
+        else:
+            if code != 0:
+                problems.append(f"{path.name}: status {code}: {last_line(path)}")
+        finally:
+            end(process)
+    return {
+        "stage": stage.name, "state": "; ".join(problems) or "ok",
+        "seconds": round(time.monotonic() - begin, 1),
+        "said": [last_line(path) for _, path in started], "found": [found(path) for _, path in started],
+    }  # fmt: skip
+
+
+def last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else ""
+
+
+def found(path: Path) -> object:
+    """The last line of JSON in a log, or None."""
+    for line in reversed(path.read_text(errors="replace").splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
+    return None
+
+
+def chosen_stages(text: str | None) -> list[int]:
+    """Numbers from 1, of "2,6" or of all."""
+    if text is None:
+        return list(range(1, len(STAGES) + 1))
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if not all(1 <= number <= len(STAGES) for number in numbers):
+        known = "\n".join(f"{k:3d}  {stage.name}" for k, stage in enumerate(STAGES, 1))
+        raise SystemExit(f"--stage {text}: give numbers of these stages, with commas between:\n{known}")
+    return numbers
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 1 when a stage did not end well."""
+    parser = argparse.ArgumentParser(prog="bash tools/gpu_check.sh", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "runs" / "gpu"))
+    parser.add_argument("--stage", help="numbers of stages, with commas between (default: all)")
+    parser.add_argument("--rehearse", action="store_true", help="small sizes, without a GPU")
+    options = parser.parse_args(argv)
+    numbers = chosen_stages(options.stage)
+    options.out.mkdir(parents=True, exist_ok=True)
+    place, results = workplace(), []
+    logs = place / "logs"
+    logs.mkdir()
+    for number in numbers:
+        results.append(run(STAGES[number - 1], number, place, logs, options.rehearse))
+        log.info(
+            "%2d  %-30s %6.1f s  %s", number, *(results[-1][key] for key in ("stage", "seconds", "state"))
+        )
+        # After each stage, so that nothing is lost when the machine goes.
+        (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        with tarfile.open(options.out / "logs.tar.gz", "w:gz") as archive:
+            archive.add(logs, "logs")
+        for path in (place / "bench").glob("results/*.json"):
+            shutil.copy(path, options.out)
+    shutil.rmtree(place)
+    log.info("\n%s: results.json, logs.tar.gz", options.out)
+    for number, result in zip(numbers, results, strict=True):
+        state = "ok" if result["state"] == "ok" else "FAILED"
+        said = str(result["said"][-1] if result["said"] else result["state"])  # type: ignore[index]
+        log.info("%2d  %-30s %-7s %6.1f s  %s", number, result["stage"], state, result["seconds"], said[:90])
+    return 0 if all(result["state"] == "ok" for result in results) else 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main(sys.argv[1:]))
