@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 TESTS = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
 BENCH = (PYTHON, "-m", "bench")
-CASES = "latent_feedback or group_advantages or sample_tokens"
+RACES = (*TESTS, "tests/gpu/test_kernels.py", "-k", "latent_feedback or group_advantages or sample_tokens")
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ STAGES = (
     Stage("bench kernels", 75, ((*BENCH, "kernels", "--no-compile", "--repeats", "7"),),
           ((*BENCH, "kernels", "--quick", "--only", "latents", "--repeats", "1", "--no-save"),)),
     Stage("bench sampler, 3B", 90,
-          ((*BENCH, "sampler", "--shape", "3b", "--batch", "64", "--new-tokens", "512", "--only", "ours", "--save",
-            "--profile"),),
+          ((*BENCH, "sampler", "--shape", "3b", "--batch", "64", "--new-tokens", "512", "--only", "ours",
+            "--save", "--profile"),),
           ((*BENCH, "sampler", "--shape", "tiny", "--batch", "2", "--new-tokens", "4", "--only", "ours"),)),
     Stage("bench tower", 40, ((*BENCH, "tower", "--save"),), ((*BENCH, "tower", "--repeats", "1"),)),
     Stage("bench step, 3B", 60, ((*BENCH, "step", "--save"),),
           ((*BENCH, "step", "--sizes", "8", "2", "4", "--repeats", "1"),)),
     Stage("bench video", 60, ((*BENCH, "video", "--only", "h264 720p 20 s GOP 250", "--device", "cuda"),),
           ((*BENCH, "video", "--help"),)),
-    Stage("races", 60, (("compute-sanitizer", "--tool", "racecheck", *TESTS, "tests/gpu/test_kernels.py", "-k", CASES),),
-          ((*TESTS, "--collect-only", "tests/gpu/test_kernels.py", "-k", CASES),)),
+    Stage("races", 60, (("compute-sanitizer", "--tool", "racecheck", *RACES),),
+          ((*RACES, "--collect-only"),)),
 )  # fmt: skip
 
 

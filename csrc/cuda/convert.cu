@@ -30,8 +30,10 @@ __global__ void __launch_bounds__(Horizontal<Source>::threads)
     pass.store(block, thread, sums);
 }
 
+// Four blocks a multiprocessor: 64 registers a thread. Left to itself ptxas aims at more, and spills.
 template <typename Source>
-__global__ void __launch_bounds__(Vertical<Source>::threads) vertical(const __grid_constant__ Vertical<Source> pass) {
+__global__ void __launch_bounds__(Vertical<Source>::threads, 4)
+    vertical(const __grid_constant__ Vertical<Source> pass) {
     pass.run({static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)},
              static_cast<int>(threadIdx.x));
 }

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "convert.hpp"
 
@@ -59,16 +60,21 @@ FOURD_HD inline std::uint32_t float_bits(float value) {
 
 FOURD_HD inline int clamped(int value, int last) { return value < 0 ? 0 : value > last ? last : value; }
 
-// Decoded frames, turned upright and converted where they are read.
-struct Surfaces {
-    Format format;
-    Frame frames[batch];
+// Which sample of the planes lies at (x, y) of the upright picture, a linear map. Computed once on the host: the
+// cases of orientation, taken in the kernels, cost registers.
+struct Upright {
+    int row, row_x, row_y, column, column_x, column_y;
 
-    // Rows first when staging: the bytes that lie together in memory are then read together.
-    FOURD_HD bool rows_first() const { return format.rotation == 90 || format.rotation == 270; }
+    explicit Upright(const Format& f) {
+        const auto [r0, c0] = at(f, 0, 0);
+        const auto [rx, cx] = at(f, 1, 0);
+        const auto [ry, cy] = at(f, 0, 1);
+        row = r0, row_x = rx - r0, row_y = ry - r0;
+        column = c0, column_x = cx - c0, column_y = cy - c0;
+    }
 
-    FOURD_HD std::uint32_t load(int frame, int y, int x) const {
-        const Format& f = format;
+private:
+    static std::pair<int, int> at(const Format& f, int x, int y) {
         if (f.mirrored) x = f.picture_width() - 1 - x;
         int row = y, column = x;
         if (f.rotation == 90) {
@@ -78,7 +84,25 @@ struct Surfaces {
         } else if (f.rotation == 270) {
             row = f.rows - 1 - x, column = y;
         }
-        row += f.top, column += f.left;
+        return {row + f.top, column + f.left};
+    }
+};
+
+// Decoded frames, turned upright and converted where they are read.
+struct Surfaces {
+    Format format;
+    Upright upright;
+    Frame frames[batch];
+
+    explicit Surfaces(const Format& f) : format(f), upright(f) {}
+
+    // Rows first when staging: the bytes that lie together in memory are then read together.
+    FOURD_HD bool rows_first() const { return upright.row_x != 0; }
+
+    FOURD_HD std::uint32_t load(int frame, int y, int x) const {
+        const Format& f = format;
+        const int row = upright.row + upright.row_x * x + upright.row_y * y;
+        const int column = upright.column + upright.column_x * x + upright.column_y * y;
         const Frame& from = frames[frame];
         if (f.planes == Planes::rgb) {
             const std::uint8_t* p = from.planes[0].data + row * from.planes[0].stride + 3 * column;

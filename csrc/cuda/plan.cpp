@@ -40,8 +40,7 @@ void convert(Machine& machine, const Format& format, std::span<const Frame> fram
     const TapsView rows = machine.taps(height, output.height, output.filter, tall);
     const TapsView columns = machine.taps(width, output.width, output.filter, wide);
 
-    Surfaces surfaces;
-    surfaces.format = format;
+    Surfaces surfaces(format);
     Sink sink;
     sink.out = out;
     sink.height = output.height, sink.width = output.width;

@@ -41,8 +41,9 @@ def test_grpo(family: str, share: bool, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(family=family)
     config = GrpoConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, num_generations=4, share_prompt=share,
-        max_completion_length=48, rewards=["tests.e2e.training:length_reward"], reward_weights=[1.0], loss={"beta": 0.01}, **COMMON,
+        max_completion_length=48, rewards=["tests.e2e.training:length_reward"], reward_weights=[1.0],
+        loss={"beta": 0.01}, **COMMON,
     )  # fmt: skip
     train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 4))
     for line in steps(tmp_path):
-        assert line["gap"] < 0.1  # sampler and trainer see the same policy
+        assert line["sampler_gap"] < 0.1  # sampler and trainer see the same policy

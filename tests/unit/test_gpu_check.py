@@ -22,7 +22,10 @@ def stage(name: str, *codes: str, seconds: int = 60) -> Stage:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    started = (
+        "import subprocess, sys, time; "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    )
     monkeypatch.setattr(
         gpu_check, "STAGES",
         (
