@@ -12,13 +12,13 @@ import json
 import sys
 
 import torch
-from fourdthinker.kernels import linear_cross_entropy
 from torch import Tensor
 
 from bench import _measure as measure
 from bench._sampler_cases import build
 from bench.kernels import rates
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.kernels import linear_cross_entropy
 
 
 def group_mask(prompt: int, completions: int, length: int, device: str) -> Tensor:
