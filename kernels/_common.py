@@ -49,7 +49,8 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """``1 / num_items`` as a scalar tensor on ``like``'s device, and 0 where ``num_items`` is 0.
 
-    A tensor is not looked at from the host, so this never synchronises.
+    A tensor is not looked at from the host, so this never synchronises: one that is NaN, infinite or negative
+    gives NaN, and with ``FOURDTHINKER_DEBUG=1`` a ``ValueError``.
     """
     if not isinstance(num_items, Tensor):
         if not 0 <= num_items < math.inf:
@@ -58,7 +59,10 @@ def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> T
     if num_items.numel() != 1:
         raise ValueError(f"num_items has shape {tuple(num_items.shape)}; pass a number or a scalar")
     items = num_items.detach().reshape(()).to(device=like.device, dtype=dtype)
-    return torch.where(items > 0, 1.0 / items.clamp(min=torch.finfo(dtype).tiny), torch.zeros_like(items))
+    if debugging() and not 0 <= float(items) < math.inf:
+        raise ValueError(f"num_items is {float(items)}; pass a finite number of items, zero or more")
+    broken = torch.where((items >= 0) & (items < math.inf), 0.0, math.nan).to(dtype)
+    return torch.where(items > 0, 1.0 / items.clamp(min=torch.finfo(dtype).tiny), 0.0) + broken
 
 
 def check_finite(**values: float | None) -> None:
@@ -69,6 +73,24 @@ def check_finite(**values: float | None) -> None:
             raise ValueError(f"{name} is {value}; pass a finite number")
 
 
+def check_floating(**tensors: Tensor | None) -> None:
+    """Raise ``ValueError`` naming the first tensor that holds no floating-point numbers."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; it must hold floating-point numbers")
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer, at least ``least``."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer, at least {least}")
+
+
+def debugging() -> bool:
+    """Whether values on the device are checked, which waits for it."""
+    return os.environ.get("FOURDTHINKER_DEBUG") == "1"
+
+
 def check_range(
     name: str, values: Tensor, low: int, high: int, *, at: Tensor | None = None, where: Tensor | None = None
 ) -> None:
@@ -76,7 +98,7 @@ def check_range(
 
     ``at`` (indices) and after it ``where`` (bool) say which of them matter.
     """
-    if os.environ.get("FOURDTHINKER_DEBUG") != "1":
+    if not debugging():
         return
     values = values if at is None else values[at]
     values = values if where is None else values[where]

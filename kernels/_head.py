@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_finite, check_range, use_triton
+from ._common import accumulation_dtype, check_count, check_finite, check_floating, check_range, use_triton
 from ._logits import grad_, padded, stats
 
 
@@ -20,8 +20,7 @@ def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bo
     memory there is to touch for the first time the better: a fresh page costs more than ten passes over it.
     """
     if chunk_rows is not None:
-        if chunk_rows < 1:
-            raise ValueError(f"chunk_rows is {chunk_rows}; it must be at least 1")
+        check_count("chunk_rows", chunk_rows)
         return chunk_rows
     if on_cpu:
         return min(max(rows, 1), max(512, min(4096, 2**24 // max(vocabulary, 1))))
@@ -38,6 +37,7 @@ def check_head(
 ) -> None:
     """Raise ``ValueError`` for shapes, dtypes, devices or coefficients that do not fit together."""
     check_finite(temperature=temperature, softcap=softcap)
+    check_floating(input=input, weight=weight, bias=bias)
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if softcap is not None and softcap <= 0:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, reciprocal, use_triton
+from ._common import NAMESPACE, accumulation_dtype, check_floating, debugging, reciprocal, use_triton
 
 WIDEST = 16384  # a row is held in registers
 EPSILON = 1e-8  # a vector of smaller norm counts as zero: cosine 0, gradient 0
@@ -26,7 +25,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     scaled = x / largest
     length = scaled.norm(dim=1, keepdim=True)
-    present = length * largest >= EPSILON
+    present = ~(length * largest < EPSILON)  # NaN, of NaN or infinite features, is no zero
     safe = torch.where(present, length, torch.ones_like(length))
     unit = torch.where(present, scaled / safe, torch.zeros_like(scaled))
     return unit, torch.where(present, 1.0 / safe / largest, torch.zeros_like(length))
@@ -48,7 +47,7 @@ def _load_unit(pointer, columns, inside, EPSILON: tl.constexpr):
     largest = tl.maximum(tl.max(tl.abs(x), axis=0), 1.1754943508222875e-38)
     x = x / largest
     length = tl.sqrt(tl.sum(x * x, axis=0))
-    present = length * largest >= EPSILON
+    present = (length * largest < EPSILON) == 0
     length = tl.where(present, length, 1.0)
     return tl.where(present, x / length, 0.0), tl.where(present, 1.0 / length / largest, 0.0)
 
@@ -183,7 +182,7 @@ def cosine_latent_loss(
     of the global batch (a number or a scalar tensor), by default n.
 
     Norms and dot products are float32 (float64 for float64 inputs). A vector of norm below 1e-8 has cosine 0
-    and gradient 0.
+    and gradient 0; one with NaN or infinity makes the loss and its row's gradient NaN.
 
     The forward reads the rows once and writes their gradient straight into the gradient of ``hidden``; the
     backward touches it again only when the upstream gradient is not 1. H may be up to 16384.
@@ -192,6 +191,7 @@ def cosine_latent_loss(
     graph, with zero gradients. Raises ``ValueError`` for wrong shapes, dtypes or devices; positions are
     range-checked only with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
+    check_floating(hidden=hidden, target=target)
     if hidden.dim() not in (2, 3) or target.dim() != 2 or hidden.shape[-1] != target.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} must be [.., H] and target {tuple(target.shape)} [n, H]"
@@ -211,7 +211,7 @@ def cosine_latent_loss(
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
     target = target.contiguous()
-    if os.environ.get("FOURDTHINKER_DEBUG") == "1" and index.numel():
+    if debugging() and index.numel():
         length = hidden.shape[1] if hidden.dim() == 3 else rows.shape[0]
         low, high = int((index % length).min()), int(index.max())
         if int(index.min()) < 1 or low == 0 or high > rows.shape[0]:

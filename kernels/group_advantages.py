@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, check_finite, use_triton
+from ._common import NAMESPACE, check_count, check_finite, use_triton
 
 SCALES = ("group", "none", "batch", "leave_one_out")
 
@@ -101,11 +101,14 @@ def group_advantages(
     needed.
     """
     check_finite(eps=eps)
+    if eps < 0:
+        raise ValueError(f"eps is {eps}; it must be 0 or more, or it would turn signs around")
+    check_count("group_size", group_size)
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; use one of {SCALES}")
     if rewards.dim() != 1:
         raise ValueError(f"rewards is {tuple(rewards.shape)}; it must be [R], groups one after the other")
-    if group_size < 1 or rewards.shape[0] % group_size:
+    if rewards.shape[0] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the {rewards.shape[0]} rewards")
     if group_size < 2 and scale in ("group", "leave_one_out"):
         raise ValueError(f"group_size is {group_size}, but scale={scale!r} needs 2 or more rollouts a prompt")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, use_triton
+from ._common import NAMESPACE, accumulation_dtype, check_floating, use_triton
 from ._grpo import check_like, check_reference, metrics_of, token_scale, token_terms
 from ._losses import DEFAULTS, GrpoOptions, fused_kl_term, fused_policy_term, smaller
 from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
@@ -302,6 +302,10 @@ def grpo_token_loss(
         raise ValueError(
             f"advantages is {tuple(advantages.shape)}; it must be ({rows},) or {tuple(logprobs.shape)}"
         )
+    check_floating(
+        logprobs=logprobs, advantages=advantages, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs, entropy=entropy,
+    )  # fmt: skip
     check_like(
         logprobs, mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy=entropy, entropy_mask=entropy_mask,

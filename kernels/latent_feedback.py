@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, check_range, tile, use_triton
+from ._common import NAMESPACE, check_count, check_range, tile, use_triton
 
 TEXT = 0
 MODES = ("exact", "reference")
@@ -325,8 +325,7 @@ def latent_feedback_step_(
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; use one of {MODES}")
-    if latent_size < 1:
-        raise ValueError(f"latent_size is {latent_size}; a block needs at least one latent")
+    check_count("latent_size", latent_size)
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [B, H] and [V, H]"

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, tile, use_triton
+from ._common import NAMESPACE, check_count, tile, use_triton
 
 
 def _reference(features: Tensor, counts: list[int], latent_size: int) -> Tensor:
@@ -101,8 +101,7 @@ def pool_latents(features: Tensor, counts: Tensor, latent_size: int, *, backend:
         raise ValueError(f"features is {tuple(features.shape)} {features.dtype}; it must be floating [M, H]")
     if counts.dim() != 1 or counts.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"counts is {tuple(counts.shape)} {counts.dtype}; it must be [I] integers")
-    if latent_size < 1:
-        raise ValueError(f"latent_size is {latent_size}; it must be at least 1")
+    check_count("latent_size", latent_size)
     if features.requires_grad and torch.is_grad_enabled():
         raise ValueError("features require gradients, but targets are constants; pass features.detach()")
     dense = features if features.shape[1] <= 1 or features.stride(1) == 1 else features.contiguous()

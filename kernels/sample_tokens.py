@@ -8,11 +8,13 @@ but its own seed, step and logits.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch import Tensor
 
-from ._common import NAMESPACE, tile, use_triton
+from ._common import NAMESPACE, debugging, tile, use_triton
 from ._sample_kernel import sample_tokens_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 
@@ -27,6 +29,37 @@ def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Ten
         return values
     inactive = values >= off if at_least else values <= off
     return None if bool(inactive.all()) else values
+
+
+# name: lowest, highest and what to pass. A penalty beyond these turns logits into infinity or all alike.
+LIMITS = {
+    "temperature": (0.0, math.inf, "0 (greedy) or more"),
+    "top_k": (0, math.inf, "0 (off) or more"),
+    "top_p": (0.0, 1.0, "0 to 1 (off)"),
+    "min_p": (0.0, 1.0, "0 (off) to 1"),
+    "repetition_penalty": (1e-3, 1e3, "0.001 to 1000; 1 is off"),
+    "presence_penalty": (-1e30, 1e30, "a finite number; 0 is off"),
+}
+
+
+def _check_values(vocabulary: int, forbidden: Tensor | None, **parameters: Tensor | None) -> None:
+    """Raise ``ValueError`` naming the first parameter with a value that means nothing."""
+    for name, values in parameters.items():
+        if values is None:
+            continue
+        low, high, allowed = LIMITS[name]
+        bad = ~((values >= low) & (values <= high))
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ValueError(f"{name} of row {row} is {values[row].item()}; it must be {allowed}")
+    if forbidden is not None:
+        bad = (forbidden < -1) | (forbidden >= vocabulary)
+        if bool(bad.any()):
+            row, column = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"forbidden of row {row} has id {int(forbidden[row, column])}; ids are 0 to {vocabulary - 1} "
+                "(-1: none)"
+            )
 
 
 @torch.library.custom_op(f"{NAMESPACE}::sample_tokens", mutates_args=())
@@ -44,7 +77,13 @@ def _sample_op(
     presence_penalty: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not use_triton(backend, logits):
+    fused = use_triton(backend, logits)
+    if not fused or debugging():
+        _check_values(
+            logits.shape[1], forbidden, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        )  # fmt: skip
+    if not fused:
         ids, logprobs, sampled = reference(
             logits, seeds, steps, temperature, _in_use(top_k, 0), _in_use(top_p, 1.0, at_least=True),
             _in_use(min_p, 0.0), forbidden, seen, repetition_penalty, presence_penalty,
@@ -126,8 +165,10 @@ def sample_tokens(
     One launch on CUDA: logits are read twice without truncation. Top-k and top-p do not sort: one more read
     lists the scores that may be at the threshold, which is then bisected over that list.
 
-    Raises ``ValueError`` for wrong shapes, and on the CPU for a row without a finite largest score (NaN or
-    infinite logits, or nothing left to choose). On CUDA such a row returns a NaN log-probability.
+    Raises ``ValueError`` for wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1``
+    because that synchronises, for parameters out of range (``LIMITS``) and forbidden ids outside [-1, V); on the CPU for a
+    row without a finite largest score (NaN or infinite logits, or nothing left to choose). On CUDA such a row
+    returns a NaN log-probability.
     """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating point [B, V]")

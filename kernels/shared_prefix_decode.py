@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_finite, use_triton
+from ._common import NAMESPACE, accumulation_dtype, check_finite, check_floating, use_triton
 
 SPLIT = 512  # positions per program, of a row; of a prompt at least
 PROGRAMS = 256  # of the prompt kernel, once that many positions are there: enough to fill a GPU
@@ -383,6 +383,7 @@ def shared_prefix_decode(
     longest = prompt_key.shape[2] if longest is None else longest
     scale = width**-0.5 if scale is None else scale
     check_finite(scale=scale)
+    check_floating(query=query)
     if groups == 0 or (rows % groups and not pooled):
         raise ValueError(f"the {rows} rows cannot be shared out evenly among {groups} prompts")
     if kv_heads == 0 or heads % kv_heads:

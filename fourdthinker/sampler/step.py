@@ -146,11 +146,9 @@ class Stepper:
             broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
             scores = scores.masked_fill(broken[:, None], 0.0)
         ids, logprobs, sampled = sample_tokens(
-            scores,
-            steps=state["steps"],
-            forbidden=forbidden,
+            scores, steps=state["steps"], forbidden=forbidden,
             **slots.drawing,  # type: ignore[arg-type]  # tensors; none is called backend
-        )
+        )  # fmt: skip
         if self.processors is not None:  # the policy is what the model says, not what processors make of it
             scaled = raw / config.temperature if config.temperature > 0 else raw
             logprobs = scaled.log_softmax(-1).gather(1, ids[:, None])[:, 0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+
 from fourdthinker.kernels import group_advantages, grpo_token_loss
 from fourdthinker.kernels.group_advantages import SCALES
-
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 
@@ -95,6 +97,30 @@ def test_long_rows_token_advantages_low_precision_and_single_tokens(kind):
     single = {k: v.nan_to_num(-0.5) if v.is_floating_point() else v for k, v in single.items()}
     single["mask"] = torch.ones(3, 1, dtype=torch.bool)
     compare(single, with_options(kind, beta=0.1, sampler_cap=2.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gap", [1e4, torch.nan])
+def test_infinite_and_nan_ratios(kind, gap):
+    """A ratio of infinity adds nothing without an advantage; NaN comes through."""
+    data = {k: v for k, v in inputs(3, 37, torch.float32).items() if k in ("logprobs", "advantages", "mask")}
+    old = data["logprobs"].clone()
+    old[0] -= gap
+    data["advantages"][0] = 0.0
+    losses = []
+    for backend in ("triton", "torch"):
+        leaf = data["logprobs"].clone().requires_grad_()
+        loss, _ = grpo_token_loss(
+            **{**data, "logprobs": leaf},
+            old_logprobs=old,
+            backend=backend,
+            **with_options(kind, max_length=40),
+        )
+        loss.backward()
+        assert leaf.grad.isnan().any() == math.isnan(gap)
+        assert leaf.grad[1:].isfinite().all()
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses, equal_nan=True)
 
 
 def test_nothing_counted_is_zero():

@@ -65,3 +65,17 @@ def test_cosine_without_gradient_without_latents_and_at_extremes():
     assert torch.isfinite(hard.grad).all()
     with torch.no_grad():
         assert cosine_latent_loss(hard, target, torch.tensor([2]).repeat(4), backend="triton")[0].item() < 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_features_are_no_zero_vectors(value):
+    for side in range(2):
+        hidden, target, index = torch.randn(6, 40), torch.randn(2, 40), torch.tensor([1, 4])
+        (hidden, target)[side][0, 2] = value
+        hidden.requires_grad_()
+        loss, cosine = cosine_latent_loss(hidden, target, index, backend="triton")
+        loss.backward()
+        assert loss.isnan()
+        assert cosine.isnan().tolist() == [True, False]
+        assert hidden.grad[0].isnan().any()
+        assert hidden.grad[3].isfinite().all()

@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 import torch
-from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
 from tests.unit.kernels.options import KINDS, with_options
 
 ROWS, LENGTH = 5, 7
@@ -64,6 +64,10 @@ def test_advantages_name_bad_input():
         group_advantages(torch.zeros(1), 1, scale="batch")
     with pytest.raises(ValueError, match="eps is nan"):
         group_advantages(torch.zeros(4), 2, eps=float("nan"))
+    with pytest.raises(ValueError, match="eps is -1"):
+        group_advantages(torch.zeros(4), 2, eps=-1)
+    with pytest.raises(ValueError, match=r"group_size is 2\.5"):
+        group_advantages(torch.zeros(5), 2.5)
     with pytest.raises(ValueError, match=r"rewards is \(2, 2\)"):
         group_advantages(torch.zeros(2, 2), 2)
 
@@ -263,6 +267,43 @@ def test_top_entropy_mask():
         top_entropy_mask(entropy, mask, 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_ratio_adds_nothing_without_an_advantage(kind):
+    """One such token of a group of equal rewards would else make the whole update NaN."""
+    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask", "old_logprobs")}
+    data["advantages"][0] = 0.0
+    options = with_options(kind, max_length=9)
+    quiet, _ = grpo_token_loss(**data, **options)
+    data["old_logprobs"][0, data["mask"][0]] = -1e4
+    logprobs = data.pop("logprobs").requires_grad_()
+    loss, metrics = grpo_token_loss(logprobs, **data, **options)
+    loss.backward()
+    assert metrics["ratio"].isinf()
+    torch.testing.assert_close(loss, quiet)
+    assert logprobs.grad.isfinite().all()
+    assert not logprobs.grad[0].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_comes_through(kind):
+    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask", "old_logprobs")}
+    data["advantages"][0] = 0.0  # whatever the advantage
+    data["logprobs"][0, data["mask"][0]] = torch.nan
+    assert grpo_token_loss(**data, **with_options(kind, max_length=9))[0].isnan()
+
+
+@pytest.mark.parametrize("items", [math.nan, -2.0, math.inf])
+def test_a_number_of_items_that_is_none_is_no_zero_loss(items, monkeypatch):
+    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask")}
+    assert grpo_token_loss(**data, num_items=torch.tensor(items))[0].isnan()
+    assert grpo_token_loss(**data, num_items=torch.tensor(0.0))[0] == 0
+    with pytest.raises(ValueError, match="num_items is"):
+        grpo_token_loss(**data, num_items=items)
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    with pytest.raises(ValueError, match="num_items is"):
+        grpo_token_loss(**data, num_items=torch.tensor(items))
+
+
 def test_bad_input_is_named():
     data = inputs()
     base = {k: data[k] for k in ("logprobs", "advantages", "mask")}
@@ -286,6 +327,7 @@ def test_bad_input_is_named():
         (r"advantages is \(4,\)", {"advantages": data["advantages"][:4]}),
         ("mask is torch.int64", {"mask": data["mask"].long()}),
         ("entropy_mask is torch.uint8", {"entropy_mask": data["mask"].byte()}),
+        ("logprobs is torch.int64", {"logprobs": data["logprobs"].long()}),
         (r"logprobs is \(5,\)", {"logprobs": data["logprobs"][:, 0]}),
     ]
     for message, change in bad:

@@ -111,10 +111,27 @@ def test_no_latents_is_zero_in_the_graph():
         assert not gradient.any()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("side", ["hidden", "target"])
+def test_broken_features_are_no_zero_vectors(value, side):
+    """A zero would switch supervision off unseen."""
+    hidden, target, index = torch.randn(2, 3, 4), torch.randn(2, 4), torch.tensor([1, 4])
+    (hidden[0] if side == "hidden" else target)[0, 2] = value
+    hidden.requires_grad_()
+    loss, cosine = cosine_latent_loss(hidden, target, index)
+    loss.backward()
+    assert loss.isnan()
+    assert cosine.isnan().tolist() == [True, False]
+    assert hidden.grad[0, 0].isnan().any()
+    assert hidden.grad[1].isfinite().all()
+
+
 def test_cosine_names_bad_input(monkeypatch):
     hidden, target, index = torch.randn(2, 3, 4), torch.randn(2, 4), torch.tensor([1, 4])
     with pytest.raises(ValueError, match=r"target .*\(2, 5\)"):
         cosine_latent_loss(hidden, torch.randn(2, 5), index)
+    with pytest.raises(ValueError, match=r"target is torch.int64"):
+        cosine_latent_loss(hidden, target.long(), index)
     with pytest.raises(ValueError, match=r"index is \(3,\)"):
         cosine_latent_loss(hidden, target, torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="target requires gradients"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels import grpo_token_loss, linear_grpo_loss, linear_logprobs
 
+from fourdthinker.kernels import grpo_loss, grpo_token_loss, linear_grpo_loss, linear_logprobs
 from tests.unit.kernels.memory import peak_bytes
 from tests.unit.kernels.options import KINDS, with_options
 
@@ -176,6 +176,25 @@ def test_peak_memory_is_one_chunk_of_logits(kind):
     assert peak_bytes(step) - given <= 1.1 * chunk * vocabulary * 4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_ratio_adds_nothing_without_an_advantage(kind):
+    (input, weight, bias), target, mask, advantages, _ = case()
+    advantages[0] = 0.0
+    old = linear_logprobs(input, weight, target, bias=bias).detach()
+    old[0] -= 1e4
+    mask[0, 0] = True
+    leaf = input.requires_grad_()
+    options = with_options(kind, max_length=9, advantages=advantages, mask=mask, old_logprobs=old)
+    for loss in (
+        linear_grpo_loss(leaf, weight, target, bias=bias, **options)[0],
+        grpo_loss(leaf @ weight.T + bias, target, **options)[0],
+    ):
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+        assert not gradient[0].any()
+
+
 def test_a_second_backward_through_a_retained_graph():
     (input, weight, bias), target, mask, advantages, _ = case()
     leaves = [x.requires_grad_() for x in (input, weight, bias)]
@@ -250,6 +269,9 @@ def test_bad_input_is_named():
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
         ("rows is on meta", {"rows": torch.zeros(1, dtype=torch.int64, device="meta")}),
         ("temperature is 0", {"temperature": 0.0}),
+        ("input is torch.int64", {"input": input.long()}),
+        ("weight is torch.int64", {"weight": weight.long()}),
+        ("chunk_rows is 1.5", {"chunk_rows": 1.5}),
     ]:
         with pytest.raises(ValueError, match=message):
             call(**changes)

@@ -272,3 +272,27 @@ def test_bad_input_is_named():
         sample_tokens(logits, **rules, repetition_penalty=torch.ones(3), seen=torch.zeros(3, 7))
     with pytest.raises(ValueError, match="forbidden is"):
         sample_tokens(logits, **rules, forbidden=torch.zeros(2, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0), ("temperature", math.nan), ("top_k", -1),
+        ("top_p", math.nan), ("top_p", 1.5), ("min_p", 2.0), ("min_p", math.nan),
+        ("repetition_penalty", 1e-38), ("repetition_penalty", 0.0), ("presence_penalty", math.nan),
+    ],
+)  # fmt: skip
+def test_a_parameter_is_named_not_the_logits(name, value):
+    rules = parameters(3)
+    good = {"temperature": 1.0, "top_k": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0}.get(name, 0.5)
+    rules[name] = torch.tensor([good, value, good])
+    if "penalty" in name:
+        rules["seen"] = torch.zeros(3, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=rf"{name} of row 1 is .*; it must be "):
+        sample_tokens(torch.randn(3, 8), **rules)
+
+
+def test_forbidden_ids_are_ids():
+    for bad in (8, -2):
+        with pytest.raises(ValueError, match=f"forbidden of row 2 has id {bad}; ids are 0 to 7"):
+            sample_tokens(torch.randn(3, 8), **parameters(3), forbidden=torch.tensor([[-1], [7], [bad]]))
