@@ -166,9 +166,9 @@ def sample_tokens(
     lists the scores that may be at the threshold, which is then bisected over that list.
 
     Raises ``ValueError`` for wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1``
-    because that synchronises, for parameters out of range (``LIMITS``) and forbidden ids outside [-1, V); on the CPU for a
-    row without a finite largest score (NaN or infinite logits, or nothing left to choose). On CUDA such a row
-    returns a NaN log-probability.
+    because that synchronises, for parameters out of range (``LIMITS``) and forbidden ids outside [-1, V); on
+    the CPU for a row without a finite largest score (NaN or infinite logits, or nothing left to choose). On
+    CUDA such a row returns a NaN log-probability.
     """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating point [B, V]")
