@@ -57,11 +57,12 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case
     does not matter and runs of whitespace count as one space. In this order:
 
-    1. a bare letter: ``B``, ``(b)``, ``B.``, ``B)``, ``B:``;
+    1. a letter and nothing else but marks: it may have ``(`` before it, and ``)``, ``.``, ``:``, ``).`` or
+       ``):`` behind it. ``B``, ``(b)``, ``B.``, ``(B``, ``B).``;
     2. the exact text of exactly one option: with an option "A cube" under B, the answer "A cube" means B;
-    3. a letter followed by ``.``, ``)`` or ``:`` and a space, or alone on the first line: ``B. left``;
-    4. a letter, optionally with one of these marks, followed by the text of that same option: ``B left``,
-    ``B.left``.
+    3. ``(B)``, ``B.``, ``B)`` or ``B:`` followed by a space, or one of these or ``B`` alone on the first
+       line: ``B. left``;
+    4. one of these or ``B`` followed by the text of that same option: ``B left``, ``B.left``.
 
     Anything else ("A and B", "A different cube", the text of two options) is None.
 

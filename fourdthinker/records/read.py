@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.files import PathLike, append_lines, atomic_writer
-from fourdthinker.frames import FramePolicy, Frames, in_order, read_frames, read_images
+from fourdthinker.frames import FramePolicy, Frames, read_frames, read_images
 from fourdthinker.records.forms import parse_line
 from fourdthinker.records.line import MediaRoot, Record, options_in
 
@@ -32,21 +32,25 @@ def read_records(
     kind: Literal["dift", "rl", "ask"] | None = None,
     on_bad_record: Literal["raise", "skip"] = "raise",
     rejected: PathLike | None = None,
-    policy: FramePolicy | None = None,
+    check: Callable[[list[Record]], Sequence[str | None]] | None = None,
 ) -> list[Record]:
     """Read a JSONL file (UTF-8, one object a line; blank lines are ignored) and validate every line of it.
 
-    media_root: the folder that relative paths start from and that no path may leave, by `..`, by an
-        absolute path or by a link; default the folder of the file. kind: what the records are for: "dift"
-        needs text_output, "rl" a right answer, "ask" nothing but the question. None: as each line says.
-        on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged, and appended to
-        the JSONL file `rejected` (when one is named) as {"where", "reason", "line"}. policy: when given,
-        every clip and picture is also read once, as training will read it, so that a file that cannot be
-        decoded shows now. Takes as long as reading all of them.
+    Args:
+        path: the file.
+        media_root: the folder that relative paths start from and that no path may leave, by `..`, by an
+            absolute path or by a link; None: the folder of the file.
+        kind: what the records are for: "dift" needs text_output, "rl" a right answer, "ask" nothing but the
+            question. None: as each line says.
+        on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged.
+        rejected: a JSONL file that skipped lines are appended to, as {"where", "reason", "line"}.
+        check: looks further at the valid records, at their media for example; gives for each of them what
+            is wrong, or None. What is wrong makes its line a bad one.
 
-    Raises RecordError naming file, line, key and remedy: malformed JSON, missing or unknown key, wrong
-    type, missing or empty file, path outside media_root, placeholders that do not match the overlays, an
-    answer that is no option, control tokens in text, media that cannot be read; and when no record is left.
+    Raises:
+        RecordError: names file, line, key and remedy: malformed JSON, missing or unknown key, wrong type,
+            missing or empty file, path outside media_root, placeholders that do not match the overlays, an
+            answer that is no option, control tokens in text, what `check` finds; and when no record is left.
     """
     if on_bad_record not in ("raise", "skip"):
         raise ConfigError(f"on_bad_record is {on_bad_record!r}; choose 'raise' or 'skip'")
@@ -68,17 +72,17 @@ def read_records(
         text = line.decode("utf-8", errors="replace")
         try:
             records.append(parse_line(line, where, root, kind))
-            if policy is not None:
+            if check is not None:
                 texts[where] = text
         except RecordError as error:
             reject(where, error, text)
-    if policy is not None:
+    if check is not None:
         good = []
-        for record, problem in _check_media(records, policy):
+        for record, problem in zip(records, check(records), strict=True):
             if problem is None:
                 good.append(record)
             else:
-                reject(record.where, problem, texts[record.where])
+                reject(record.where, RecordError(problem), texts[record.where])
         records = good
     if bad and rejected is not None:
         lines = [{"where": where, "reason": reason, "line": text} for where, reason, text in bad]
@@ -132,19 +136,6 @@ def _lines(name: str) -> Iterator[tuple[str, bytes]]:
                     yield where, line.rstrip(b"\r\n")
     except OSError as error:
         raise RecordError(f"{name}: the record file cannot be read ({error.strerror})") from error
-
-
-def _check_media(records: list[Record], policy: FramePolicy) -> Iterator[tuple[Record, RecordError | None]]:
-    def problem(record: Record) -> RecordError | None:
-        try:
-            read_media(record, policy)
-            if record.images:
-                read_images(record.images, policy, out="patches", separate=True)
-        except VideoError as error:
-            return RecordError(f"{record.where}: {error}")
-        return None
-
-    yield from zip(records, in_order(problem, records, min(8, os.cpu_count() or 1)), strict=True)
 
 
 def _to_dict(record: Record, root: str) -> dict[str, Any]:

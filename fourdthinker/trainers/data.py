@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import append_lines, make_folder
+from fourdthinker.files import make_folder
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
 from fourdthinker.trainers.batches import Items
@@ -77,6 +77,7 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         rejected.unlink(missing_ok=True)
+    check = None if encoder is None else functools.partial(_media_problems, args, encoder)
     records: list[Record] = []
     for path in config.data:
         records += read_records(
@@ -85,35 +86,13 @@ def load_records(
             kind=kind,
             on_bad_record=config.on_bad_record,
             rejected=rejected,
+            check=check,
         )
-    if encoder is not None:
-        records = _readable(config, args, records, encoder, rejected)
     logger.info("%d records from %s", len(records), ", ".join(config.data))
     return records
 
 
-def _readable(
-    config: TrainConfig,
-    args: TrainingArguments,
-    records: list[Record],
-    encoder: Encoder,
-    rejected: Path | None,
-) -> list[Record]:
-    """The records whose media can be read; with on_bad_record=raise RecordError for the first other one."""
-    problems = _media_problems(args, records, encoder)
-    bad = [(record, text) for record, text in zip(records, problems, strict=True) if text is not None]
-    if bad and config.on_bad_record == "raise":
-        raise RecordError(bad[0][1])
-    for _, text in bad:
-        logger.warning("skipped: %s", text)
-    if bad and rejected is not None:
-        append_lines(rejected, [{"where": record.where, "reason": text} for record, text in bad])
-    if len(bad) == len(records):
-        raise RecordError(f"{', '.join(config.data)}: no record is left: {bad[0][1]}")
-    return [record for record, text in zip(records, problems, strict=True) if text is None]
-
-
-def _media_problems(args: TrainingArguments, records: list[Record], encoder: Encoder) -> list[str | None]:
+def _media_problems(args: TrainingArguments, encoder: Encoder, records: list[Record]) -> list[str | None]:
     """For every record what is wrong with its texts, clip or pictures, or None."""
 
     def problem(record: Record) -> str | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
@@ -73,6 +76,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
     for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
         shared.pop(name)
+    _check_deepspeed(config)
     shared["save_strategy"] = "steps" if config.save_steps else "no"
     shared["save_steps"] = config.save_steps or 1
     try:
@@ -86,13 +90,35 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             disable_tqdm=not sys.stderr.isatty(),
             log_level="warning",
         )
+        get_reporting_integration_callbacks(args.report_to)
     except (ValueError, ImportError) as error:  # no such optimizer or schedule; a package that is missing
         text = " ".join(str(error).split())
         raise ConfigError(f"a setting that is passed on to transformers is wrong: {text}") from error
     _ = args.n_gpu  # sets devices up
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise ConfigError(
+            f"{started} processes were started, and without a GPU each would train by itself; "
+            "set use_cpu=true"
+        )
     # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
     args._n_gpu = min(args._n_gpu, 1)
     return args
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    if config.deepspeed is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, but the package is not installed; "
+            "pip install 'fourdthinker[zero]', or set deepspeed=null"
+        )
+    if not Path(config.deepspeed).is_file():
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, and there is no such file; in a YAML file the path is "
+            "relative to that file, on the command line to the current folder"
+        )
 
 
 class _LogBeforeSaving(TrainerCallback):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from fourdthinker.backbones import save_checkpoint
@@ -16,6 +17,7 @@ from fourdthinker.errors import CheckpointError, ConfigError, FourdError, Record
 from fourdthinker.frames import FramePolicy
 from fourdthinker.trainers import dift, grpo
 from fourdthinker.trainers.settings_files import load_config
+from fourdthinker.trainers.trainer import training_arguments
 from tests.e2e.training import metrics, settings, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -145,6 +147,8 @@ def test_a_mistake_in_a_command_is_one_line(
         (["learning_rate=nan"], "error: command line: learning_rate is 'nan'; give a finite number"),
         (["--config", str(tmp_path / "no.yaml")], "no.yaml: cannot read the config"),
         ([f"output_dir={tmp_path / 'run'}", "use_cpu=true"], "error: model is empty"),
+        (["use_cpu=true", "report_to=[nobody]"], "nobody is not supported"),
+        (["use_cpu=true", "dataloader_prefetch_factor=2"], "dataloader_num_workers"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -152,6 +156,25 @@ def test_a_mistake_in_a_command_is_one_line(
         shown = capsys.readouterr().err
         assert said in shown
         assert shown.count("\n") == 1
+
+
+def test_deepspeed_is_looked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"use_cpu": True, "deepspeed": str(tmp_path / "no.json"), "output_dir": str(tmp_path / "run")}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"not installed; pip install 'fourdthinker\[zero\]'"):
+        training_arguments(dift.DiftConfig(**values))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match=r"no\.json, and there is no such file; in a YAML file the path"):
+        training_arguments(dift.DiftConfig(**values))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the processes find each other")
+def test_processes_that_would_train_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"2 processes were started, .* set use_cpu=true"):
+        training_arguments(dift.DiftConfig(output_dir=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("trainer", ["dift", "grpo"])

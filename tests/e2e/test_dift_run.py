@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,43 @@ def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
         assert {k: a[k] for k in same} == {k: b[k] for k in same}
     a, b = (load_checkpoint(run / "final").backbone.state_dict() for run in (whole, broken))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def contents(run: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a run: when it was written, and what is in it."""
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_a_finished_run_that_is_resumed_changes_nothing(
+    base: dict[str, Any], tmp_path: Path, schedule: str
+) -> None:
+    # The schedule matters: with a constant one an update too many would change the weights.
+    run = tmp_path / "run"
+    config = base | {"output_dir": str(run), "resume_from_checkpoint": "auto", "lr_scheduler_type": schedule}
+    config |= {"max_steps": 5, "save_steps": 2}
+    final = train_dift(make_config(DiftConfig, config))
+    before = contents(run)
+    assert train_dift(make_config(DiftConfig, config)) == final
+    after = contents(run)
+    assert after.keys() == before.keys()
+    written = [name for name in before if after[name] != before[name]]
+    assert all(name == "rejected.jsonl" for name in written), written
+
+    # Killed between its last checkpoint and the final one: the weights of the checkpoint are the final ones.
+    config |= {"max_steps": 4, "output_dir": str(tmp_path / "other")}
+    final = train_dift(make_config(DiftConfig, config))
+    expected, lines = load_checkpoint(final).backbone.state_dict(), metrics(tmp_path / "other")
+    shutil.rmtree(final)
+    train_dift(make_config(DiftConfig, config))
+    got = load_checkpoint(final).backbone.state_dict()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert metrics(tmp_path / "other") == lines
+
+    # More updates than it was made with: it goes on.
+    train_dift(make_config(DiftConfig, config | {"max_steps": 6}))
+    assert [line["step"] for line in metrics(tmp_path / "other")][-1] == 6
 
 
 def test_log_lines_do_not_depend_on_where_a_run_was_resumed(base: dict[str, Any], tmp_path: Path) -> None:

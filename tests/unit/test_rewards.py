@@ -75,6 +75,19 @@ def test_what_counts_as_an_answer(content: str, letter: str | None) -> None:
     assert parse_answer(f"<think>A or C</think><answer>{content}</answer>", MOVES) == letter
 
 
+MARKED = {before + "B" + after for before in ("", "(") for after in ("", ")", ".", ":", ").", "):")}
+
+
+AFTER = ["", ")", ".", ":", ").", "):", ".)", ":)", "))", "..", "::", "]", ",", ";", " ."]
+
+
+@pytest.mark.parametrize("before", ["", "(", "((", "[", "."])
+@pytest.mark.parametrize("after", AFTER)
+def test_a_letter_alone_may_have_the_marks_that_the_docstring_names(before: str, after: str) -> None:
+    content = f"{before}B{after}"
+    assert parse_answer(f"<answer>{content}</answer>", MOVES) == ("B" if content in MARKED else None)
+
+
 @pytest.mark.parametrize(
     ("content", "letter"),
     [

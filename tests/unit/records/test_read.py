@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fourdthinker.errors import ConfigError, FourdError, RecordError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.records import Record, options_in, read_media, read_records, write_records
-from tests.clips import make_clip, picture
+from tests.clips import make_clip
 
 DIFT: dict[str, Any] = {
     "id": "one",
@@ -306,22 +305,27 @@ def test_byte_order_mark_and_media_root(media: Path, tmp_path_factory: pytest.Te
     assert read(media, absolute)[0].video == str(media / "v.mp4")
 
 
-def test_media_are_decoded_on_request(media: Path) -> None:
-    make_clip(media / "good.mp4", [0, 500, 1000])
-    Image.fromarray(picture(3, 28, 28)).save(media / "good.png")
-    good = RL | {"video_path": "good.mp4"}
-    overlay = DIFT | {"image_input": "good.png", "image_output": "o.png"}
-    policy = FramePolicy()
-    assert len(read(media, good, overlay | {"image_output": "good.png"}, policy=policy)) == 2
-    with pytest.raises(RecordError, match=r"data\.jsonl:2: .*v\.mp4: not a video that can be opened"):
-        read(media, good, RL, policy=policy)
-    with pytest.raises(RecordError, match=r"data\.jsonl:1: .*o\.png: not a readable picture"):
-        read(media, overlay, policy=policy)
-    late = good | {"start": 50}
-    kept = read(media, RL, late, good, policy=policy, on_bad_record="skip", rejected=media / "rejected.jsonl")
+def test_a_check_makes_lines_bad(media: Path) -> None:
+    """As the trainers check media: of all valid records at once."""
+    seen: list[list[str]] = []
+
+    def check(records: list[Record]) -> list[str | None]:
+        seen.append([record.where[-1] for record in records])
+        return [f"{r.where}: v.mp4 is broken" if r.id == "broken" else None for r in records]
+
+    broken, wrong = RL | {"id": "broken"}, RL | {"Correct": "Z"}
+    assert len(read(media, RL, RL, check=check)) == 2
+    with pytest.raises(RecordError, match=r"data\.jsonl:2: v\.mp4 is broken"):
+        read(media, RL, broken, check=check)
+    with pytest.raises(RecordError, match="all 1 lines were rejected"):
+        read(media, broken, check=check, on_bad_record="skip")
+    rejected = media / "rejected.jsonl"
+    kept = read(media, broken, wrong, RL, check=check, on_bad_record="skip", rejected=rejected)
     assert [record.where[-1] for record in kept] == ["3"]
-    reasons = [json.loads(line)["reason"] for line in (media / "rejected.jsonl").read_text().splitlines()]
-    assert "nothing lies between start 50" in reasons[1]
+    assert seen[-1] == ["1", "3"]
+    lines = [json.loads(line) for line in rejected.read_text().splitlines()]
+    assert sorted(line["where"][-1] for line in lines) == ["1", "2"]
+    assert sorted(json.loads(line["line"]).get("id", "") for line in lines) == ["", "broken"]
 
 
 def test_read_media(media: Path) -> None:
