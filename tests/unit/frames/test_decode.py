@@ -23,34 +23,52 @@ X265 = "log-level=none:frame-threads=1:pools=1"
 STREAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"bf": "3", "g": "30"}),
     "h264 pyramid, several references": (
-        "libx264", "mkv", {"x264-params": "bframes=7:b-adapt=0:b-pyramid=normal:ref=6:keyint=30"}
+        "libx264",
+        "mkv",
+        {"x264-params": "bframes=7:b-adapt=0:b-pyramid=normal:ref=6:keyint=30"},
     ),
     "h264 strict pyramid, open groups, slices": (
-        "libx264", "ts", {"x264-params": "bframes=5:b-adapt=0:b-pyramid=strict:open-gop=1:keyint=20:slices=3"}
+        "libx264",
+        "ts",
+        {"x264-params": "bframes=5:b-adapt=0:b-pyramid=strict:open-gop=1:keyint=20:slices=3"},
     ),
     "h264 fields": ("libx264", "mp4", {"x264-params": "tff=1:bframes=3:b-adapt=0:keyint=30"}),
     "h264 without keyframes but the first": (
-        "libx264", "mp4", {"x264-params": "intra-refresh=1:keyint=20:bframes=2:b-adapt=0"}
+        "libx264",
+        "mp4",
+        {"x264-params": "intra-refresh=1:keyint=20:bframes=2:b-adapt=0"},
     ),
     "hevc": ("libx265", "mp4", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=30:open-gop=0"}),
     "hevc open groups": (
-        "libx265", "mkv", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=20:open-gop=1"}
+        "libx265",
+        "mkv",
+        {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=20:open-gop=1"},
     ),
     "hevc temporal layers": (
-        "libx265", "mp4", {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=30:temporal-layers=3"}
+        "libx265",
+        "mp4",
+        {"x265-params": f"{X265}:bframes=4:b-adapt=0:keyint=30:temporal-layers=3"},
     ),
     "av1": ("libsvtav1", "mp4", {"preset": "10", "g": "30", "svtav1-params": "lp=1"}),
     "av1 in matroska": (
-        "libsvtav1", "mkv", {"preset": "10", "g": "20", "svtav1-params": "lp=1:hierarchical-levels=3"}
+        "libsvtav1",
+        "mkv",
+        {"preset": "10", "g": "20", "svtav1-params": "lp=1:hierarchical-levels=3"},
     ),
     "vp9": (
-        "libvpx-vp9", "webm", {"g": "30", "lag-in-frames": "16", "cpu-used": "8", "deadline": "realtime"}
+        "libvpx-vp9",
+        "webm",
+        {"g": "30", "lag-in-frames": "16", "cpu-used": "8", "deadline": "realtime"},
     ),
     "vp9 with hidden frames": (
-        "libvpx-vp9", "webm", {"g": "30", "lag-in-frames": "16", "auto-alt-ref": "6", "cpu-used": "5"}
+        "libvpx-vp9",
+        "webm",
+        {"g": "30", "lag-in-frames": "16", "auto-alt-ref": "6", "cpu-used": "5"},
     ),
     "vp8 with hidden frames": (
-        "libvpx", "webm", {"g": "30", "lag-in-frames": "10", "auto-alt-ref": "1", "cpu-used": "5"}
+        "libvpx",
+        "webm",
+        {"g": "30", "lag-in-frames": "10", "auto-alt-ref": "1", "cpu-used": "5"},
     ),
     "mpeg4": ("mpeg4", "mp4", {"bf": "2", "g": "12"}),
     "mpeg4 without reordering": ("mpeg4", "mkv", {"g": "12"}),
@@ -61,7 +79,15 @@ STREAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "mpeg1": ("mpeg1video", "mpg", {"bf": "2", "g": "12"}),
     "mjpeg": ("mjpeg", "mkv", {}),
     "ffv1": ("ffv1", "mkv", {}),
-}  # fmt: skip
+    "wmv1": ("wmv1", "wmv", {"g": "12"}),
+    "wmv2": ("wmv2", "wmv", {"g": "12"}),
+    "msmpeg4": ("msmpeg4", "avi", {"g": "12"}),
+    "flv1": ("flv", "flv", {"g": "12"}),
+    "h263": ("h263", "avi", {"g": "12"}),
+    "gif": ("gif", "gif", {}),
+    "apng": ("apng", "apng", {"pred": "none"}),
+}
+PIXELS = {"mjpeg": "yuvj420p", "gif": "rgb8", "apng": "rgb24"}  # fmt: skip
 
 
 def textured(number: int) -> np.ndarray:
@@ -75,7 +101,7 @@ def test_sparse_frames_are_those_of_decoding_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     codec, suffix, options = STREAMS[name]
-    fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    fmt = PIXELS.get(codec, "yuv420p")
     path = make_clip(
         tmp_path / f"clip.{suffix}", STAMPS, codec=codec, options=options, size=(96, 128), pixel_format=fmt,
         draw=textured, base=25,
