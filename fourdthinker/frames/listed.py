@@ -171,7 +171,9 @@ def suspect(packet: av.Packet, gap: int | None) -> bool:
 
 
 def stamp_of(packet: av.Packet, form: str) -> int | None:
-    """When a packet's picture is shown, by a container of this format."""
+    """When a packet's picture is shown, by a container of this format; None where it does not say."""
+    if form in _BARE:  # what FFmpeg counts
+        return None
     if form in _DECODING_TIMES and packet.dts is not None:
         return packet.dts
     return packet.pts

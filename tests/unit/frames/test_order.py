@@ -28,6 +28,7 @@ CODEC_OPTIONS: dict[str, dict[str, str]] = {
     "libx265": {"x265-params": "bframes=3:keyint=25:b-adapt=0:log-level=none:frame-threads=1:pools=1"},
     "mpeg4": {"bf": "2", "g": "25"},
     "mpeg2video": {"bf": "2", "g": "12"},
+    "libsvtav1": {"preset": "10", "g": "25", "svtav1-params": "lp=1"},
 }
 Stamp = Callable[[int, int], int]  # (place in decoding order, place in display order) -> milliseconds
 
@@ -146,7 +147,10 @@ def test_right_stamps_are_believed(tmp_path: Path) -> None:
     check(mux(tmp_path / "c.mkv", stamp=true), [STEP / 1000 * (k + 3) for k in range(COUNT)], "container")
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "h264"), ("libx265", "h265")])
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx264", "h264"), ("libx265", "h265"), ("mpeg2video", "m2v")],
+)
 def test_raw_streams_at_their_own_rate_or_the_one_given(tmp_path: Path, codec: str, suffix: str) -> None:
     path = mux(tmp_path / f"c.{suffix}", codec, None)
     check(path, [k / 25 for k in range(COUNT)], "rate")
@@ -154,6 +158,15 @@ def test_raw_streams_at_their_own_rate_or_the_one_given(tmp_path: Path, codec: s
     check(path, [k / 25 for k in range(COUNT)], "rate")  # not what is kept of the other rate
     ends = read_frames(FrameSource(path, fps=10), FramePolicy(fps=10))
     assert len(ends.seconds) == COUNT
+
+
+def test_raw_streams_that_name_no_rate(tmp_path: Path) -> None:
+    path = mux(tmp_path / "c.obu", "libsvtav1", None)
+    with pytest.raises(
+        VideoError, match=r"50 of 50 pictures have no time, and the stream names no rate; give"
+    ):
+        read_frames(path)
+    check(FrameSource(path, fps=10), [k / 10 for k in range(COUNT)], "rate")
 
 
 def test_a_rate_given_passes_over_the_times_of_the_file(tmp_path: Path) -> None:
