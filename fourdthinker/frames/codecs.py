@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fourdthinker.frames.bitstream import av1, display_order, mpeg, nal, vpx
+from fourdthinker.frames.bitstream import av1, display_order, gif, mpeg, nal, vpx
 from fourdthinker.frames.bitstream.display_order import Order
-from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Data, Flags, Test
+from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Damage, Data, Flags, Test
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Codec:
             threads.
         err_detect: for decoders that do not mark damaged pictures, what makes them fail instead.
         without_picture: a packet that shows nothing, which moves threads on.
-        has_hole: whether the data of a picture have a run of zero bytes where no encoder writes one; None
-            where that cannot be told.
+        damage: for decoders that say nothing of it, what shows in the data of a picture that some are missing
+            or overwritten; None: nothing does.
         siting: where the chroma samples lie: "left", "center" or "topleft".
         nvdec: the codec's name for `_video.Nvdec`; None: not decoded there.
         nvdec_header: what its parser takes at first.
@@ -68,7 +68,7 @@ class Codec:
     settable_delay: bool = False
     err_detect: str | None = None
     without_picture: Callable[[bytes], bytes] | None = None
-    has_hole: Callable[[bytes], Test] | None = None
+    damage: Callable[[bytes], Damage] | None = None
     siting: Callable[[bytes], str] = lambda _: "left"  # of MPEG-2 and what came after
     nvdec: str | None = None
     nvdec_header: Callable[[bytes], bytes] = lambda _: b""
@@ -91,7 +91,7 @@ CODECS = {
         flushes=True,
         settable_delay=True,
         without_picture=nal.H264.packet_without_picture,
-        has_hole=nal.H264.has_hole,
+        damage=nal.H264.damage,
         siting=nal.h264_siting,
         nvdec="h264",
         nvdec_sets=nal.H264.parameter_sets,
@@ -109,7 +109,7 @@ CODECS = {
         flushes=True,
         err_detect="crccheck+explode",
         without_picture=nal.H265.packet_without_picture,
-        has_hole=nal.H265.has_hole,
+        damage=nal.H265.damage,
         siting=nal.h265_siting,
         nvdec="hevc",
         nvdec_sets=nal.H265.parameter_sets,
@@ -130,7 +130,7 @@ CODECS = {
         flags=vpx.vp9_flags,
         keyframes_known=True,
         flushes=True,
-        has_hole=vpx.has_hole,
+        damage=vpx.damage,
         nvdec="vp9",
     ),
     "vp8": Codec(
@@ -138,7 +138,7 @@ CODECS = {
         flags=vpx.vp8_flags,
         keyframes_known=True,
         flushes=True,
-        has_hole=vpx.has_hole,
+        damage=vpx.damage,
         nvdec="vp8",
     ),
     "mpeg4": Codec(
@@ -175,11 +175,11 @@ CODECS = {
             "h263",
             "h263p",
             "theora",
-            "gif",
             "apng",
         ),
         flushes=True,
     ),
+    "gif": Codec(("gif",), damage=gif.damage, flushes=True),
     "realvideo": Codec(("rv30", "rv40"), reorders=True, frame_threads=False),
     "mjpeg": Codec(
         ("mjpeg",), flags=_each_alone, flushes=True, err_detect="explode", siting=lambda _: "center"

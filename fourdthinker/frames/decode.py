@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Test
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Damage
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Deadline
 from fourdthinker.frames.sink import Damaged, Missing, Sink
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 WORTH = 64  # packets; fewer are decoded before another decoder is opened
 TOGETHER = 0.8  # of a thread's time is spent decoding where threads decode one picture after the other
 LEFT = 8  # runs at most, but one, that are left to such threads
-HOLE = "a run of zero bytes, as a lost block leaves"
 SEEK = 400  # reading past so many packets costs about as much as a seek in the file
 
 
@@ -205,20 +204,22 @@ def packets_for(
         # Packets that have numbers for stamps are found by counting.
         leap = SEEK if seek and timeline.clock is None else len(timeline.coded) + timeline.skipped + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
-    has_hole = codec_of(context.name).has_hole
-    if has_hole is None:
+    damage = codec_of(context.name).damage
+    if damage is None:
         return packets
-    return _sound(packets, timeline, has_hole(context.extradata or b""))
+    return _sound(packets, timeline, damage(context.extradata or b""))
 
 
 def _sound(
-    packets: Iterator[av.Packet | int | None], timeline: Timeline, has_hole: Test
+    packets: Iterator[av.Packet | int | None], timeline: Timeline, damage: Damage
 ) -> Iterator[av.Packet | int | None]:
     import av
 
     for packet in packets:
-        if isinstance(packet, av.Packet) and packet.pts is not None and has_hole(bytes(packet)):
-            raise Damaged(HOLE, timeline, packet.pts)
+        if isinstance(packet, av.Packet) and packet.pts is not None:
+            cause = damage(bytes(packet))
+            if cause is not None:
+                raise Damaged(cause, timeline, packet.pts)
         yield packet
 
 

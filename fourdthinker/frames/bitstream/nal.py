@@ -19,6 +19,8 @@ from fourdthinker.frames.bitstream.pictures import (
     LAYERS,
     NON_REFERENCE,
     RANDOM_ACCESS,
+    ZEROS,
+    Damage,
     Data,
     Flags,
     Test,
@@ -88,24 +90,24 @@ class Syntax:
         length = self.length_size(extradata)
         return (len(self.delimiter).to_bytes(length, "big") if length else b"\0" + START) + self.delimiter
 
-    def has_hole(self, extradata: bytes) -> Test:
-        """Whether a unit of a picture has a run of zero bytes, as a lost block of a disk, a transfer or a
-        sparse file leaves it. A decoder makes pictures of them as of any other bits, and mostly without a
-        complaint."""
+    def damage(self, extradata: bytes) -> Damage:
+        """The cause, where a unit of a picture has a run of zero bytes, as a lost block of a disk, a transfer
+        or a sparse file leaves it. A decoder makes pictures of them as of any other bits, and mostly without
+        an error."""
         length = self.length_size(extradata)
 
-        def test(data: Data) -> bool:
+        def test(data: Data) -> str | None:
             data = bytes(data)
             if HOLE not in data:
-                return False
+                return None
             begin = -1 if length else data.find(START)
             # What stands before the first start code may have lost its own in the hole.
             lead = b"" if length else data[:begin] if begin >= 0 else data
             for unit in (lead, *units(data, length)):
                 content = bytes(unit).rstrip(b"\0")  # zeros may follow a unit
                 if content and self.kind(content) in self.slices and HOLE in content:
-                    return True
-            return False
+                    return ZEROS
+            return None
 
         return test
 

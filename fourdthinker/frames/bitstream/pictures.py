@@ -19,3 +19,5 @@ LAYER_SHIFT, LAYERS = 4, 7
 Data = bytes | memoryview
 Flags = Callable[[Data], int]  # the bits of a picture, given all data of its packet
 Test = Callable[[Data], bool]  # whether something holds of it
+Damage = Callable[[Data], str | None]  # the cause, where the data of a picture show that they are damaged
+ZEROS = "a run of zero bytes, as a lost block leaves"  # such a cause

@@ -7,7 +7,7 @@ next.
 
 from __future__ import annotations
 
-from fourdthinker.frames.bitstream.pictures import NOT_SHOWN, RANDOM_ACCESS, Data, Flags, Test
+from fourdthinker.frames.bitstream.pictures import NOT_SHOWN, RANDOM_ACCESS, ZEROS, Damage, Data, Flags
 
 # For their arithmetic coders a run of zero bytes is only improbable, so that it has to be long: 1,024 zero
 # bits are as many decisions for the branch 0 as cost 1,024 bits, with none for the branch 1 between.
@@ -27,9 +27,9 @@ def vp9_flags(extradata: bytes) -> Flags:
     return lambda data: RANDOM_ACCESS if len(data) and _vp9_key(data[0]) else 0
 
 
-def has_hole(extradata: bytes) -> Test:
-    """Whether a frame has a run of zero bytes, as a lost block leaves it."""
-    return lambda data: HOLE in bytes(data).rstrip(b"\0")  # zeros may fill up the end
+def damage(extradata: bytes) -> Damage:
+    """The cause, where a frame has a run of zero bytes, as a lost block leaves it."""
+    return lambda data: ZEROS if HOLE in bytes(data).rstrip(b"\0") else None  # zeros may fill up the end
 
 
 def _vp9_key(first: int) -> bool:

@@ -40,4 +40,4 @@ def test_of_an_unknown_codec_nothing_is_assumed() -> None:
     assert codec.flags(b"")(b"data") == 0
     assert codec.begins(b"")(b"data")
     assert (codec.flushes, codec.keyframes_known, codec.reorders) == (False, False, True)
-    assert (codec.has_hole, codec.nvdec, codec.siting(b"")) == (None, None, "left")
+    assert (codec.damage, codec.nvdec, codec.siting(b"")) == (None, None, "left")

@@ -8,7 +8,7 @@ import av
 import pytest
 
 from fourdthinker.frames.bitstream import nal
-from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE, RANDOM_ACCESS
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, ZEROS
 from fourdthinker.frames.codecs import codec_of
 from tests.clips import make_clip
 from tests.unit.frames.test_decode import STAMPS, textured
@@ -65,7 +65,7 @@ AVCC, HVCC = b"\x01" + bytes(3) + b"\xff\xe1\0", b"\x01" + bytes(20) + b"\xff\0"
 )
 def test_holes(codec: str, header: bytes | None, data: bytes, found: bool) -> None:
     syntax = nal.H264 if codec == "h264" else nal.H265
-    assert syntax.has_hole(header or b"")(data) is found
+    assert syntax.damage(header or b"")(data) == (ZEROS if found else None)
 
 
 def siting_of(container: av.container.InputContainer) -> str:

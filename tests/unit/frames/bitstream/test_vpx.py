@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.frames.bitstream import vpx
-from fourdthinker.frames.bitstream.pictures import NOT_SHOWN, RANDOM_ACCESS
+from fourdthinker.frames.bitstream.pictures import NOT_SHOWN, RANDOM_ACCESS, ZEROS
 
 DATA = bytes(range(40))
 
@@ -27,4 +27,4 @@ def test_frames_of_vp8_that_are_not_shown() -> None:
     ],
 )
 def test_holes(data: bytes, found: bool) -> None:
-    assert vpx.has_hole(b"")(data) is found
+    assert vpx.damage(b"")(data) == (ZEROS if found else None)
