@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from fourdthinker.frames import index_cache
-from tests.oracle.access import REFUSED, RIGHT, WRONG, Judged, decord_ways, judge, limits, ways
+from tests.oracle.access import REFUSED, RIGHT, WRONG, Judged, decord_ways, judge, limits, settled, ways
 from tests.oracle.files import make
 from tests.oracle.recipes import drawn
 from tests.oracle.refusals import refusal
@@ -50,6 +50,7 @@ def check(number: int, folder: Path, decord: bool) -> Judged:
     room, seek = draw.choice(((None, None), (None, None), (0, None), (0, 5)))
     os.environ[index_cache.VARIABLE] = draw.choice(("off", str(folder / "index")))
     with limits(room, seek):
+        clip = settled(clip)
         all_ways = ways(clip, draw)
         if decord and draw.random() < 0.3:
             all_ways += decord_ways(clip)

@@ -12,7 +12,7 @@ import torch
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, Frames, FrameSource, decode, iterate_frames, read_frames
-from fourdthinker.frames import attempts as holder
+from fourdthinker.frames import reading as holder
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD
 from tests.oracle.files import Clip, Truth
 from tests.oracle.marks import UPRIGHT, mark_of
@@ -106,7 +106,7 @@ def unpatched(frames: Frames) -> torch.Tensor:
 def middles(truth: Truth) -> list[float]:
     """A time within each picture's presentation; of the last, whose end may be open, near its beginning; of
     pictures without duration, when they begin."""
-    ends = [begin for begin, _ in truth.frames[1:]] + [truth.frames[-1][0] + 0.004]
+    ends = [begin for begin, _ in truth.frames[1:]] + [truth.frames[-1][0] + 1e-5]
     return [(begin + end) / 2 for (begin, _), end in zip(truth.frames, ends)]
 
 
@@ -147,6 +147,17 @@ def limits(room: int | None, seek: int | None) -> Iterator[None]:
         yield
     finally:
         holder.ROOM, decode.SEEK = before
+
+
+def settled(clip: Clip) -> Clip:
+    """The clip as this reader has it begin, among the ways that the file leaves open."""
+    if len(clip.moves) == 1:
+        return clip
+    try:
+        begin = read_frames(clip.path, SMALL).shown[0]
+    except VideoError:
+        return clip
+    return clip.moved(min(clip.moves, key=lambda move: abs(clip.truth.begin + move - begin)))
 
 
 def decord_ways(clip: Clip) -> list[Way]:

@@ -55,7 +55,8 @@ def _x265(params: str, **more: bool) -> Encoder:
 
 
 def _plain(codec: str, group: str = "12", bf: str = "0", **more: Any) -> Encoder:
-    options = (("g", group), ("b", "1M"), *((("bf", bf),) if bf != "0" else ()), *more.pop("options", ()))
+    b_frames = () if bf == "0" else (("bf", bf),)
+    options = (("g", group), ("b", "4M"), ("qmax", "6"), *b_frames, *more.pop("options", ()))
     return Encoder(codec, options, reorders=bf != "0", **more)
 
 
@@ -83,16 +84,17 @@ ENCODERS: dict[str, Encoder] = {
     "av1": Encoder("libsvtav1", (("preset", "8"), ("crf", "20"), ("g", "16"), _QUIET_SVT)),
     "mpeg4": _plain("mpeg4"),
     "mpeg4-b": _plain("mpeg4", bf="2", options=(("b_strategy", "0"),)),
-    "mpeg4-b-fields": _plain("mpeg4", bf="2", options=(("flags", "+ildct+ilme+mv4"),), field_coded=True),
+    "mpeg4-b-fields": _plain("mpeg4", bf="2", options=(("flags", "+ildct"),), field_coded=True),
+    "mpeg4-fields": _plain("mpeg4", options=INTERLACED, field_coded=True),
     "mpeg2": _plain("mpeg2video"),
     "mpeg2-b": _plain("mpeg2video", bf="2", open_groups=True),
     "mpeg2-b-fields": _plain("mpeg2video", bf="2", options=INTERLACED, field_coded=True),
     "mpeg1-b": _plain("mpeg1video", bf="2", open_groups=True),
     "mjpeg": Encoder("mjpeg", pixel_format="yuvj420p"),
-    "wmv1": _plain("wmv1"),
-    "wmv2": _plain("wmv2"),
-    "msmpeg4v3": _plain("msmpeg4"),
-    "msmpeg4v2": _plain("msmpeg4v2"),
+    "wmv1": _plain("wmv1", size=(96, 144)),
+    "wmv2": _plain("wmv2", size=(96, 144)),
+    "msmpeg4v3": _plain("msmpeg4", size=(96, 144)),
+    "msmpeg4v2": _plain("msmpeg4v2", size=(96, 144)),
     "flv1": _plain("flv"),
     "h263": _plain("h263", size=(96, 128)),
     "h263p": _plain("h263p"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,6 +61,7 @@ CONTAINERS = {
         Container("h261", "h261", stamped=False),
     )
 }
+DELAYED = ("lib", "mpeg")  # encoders of codecs whose decoders may hold pictures back
 RAW = ("h264", "hevc", "m4v", "m2v", "m1v", "mjpeg", "obu", "h261")
 _MP4 = ("mp4", "mov", "mkv", "ts")
 _OLD = ("avi", "asf", "nut")
@@ -93,7 +94,7 @@ HOLDS: dict[str, tuple[str, ...]] = {
     "huffyuv": ("avi", "nut"),
     "png": ("mov", "avi"),
     "gif": ("gif",),
-    "rawvideo": ("avi", "nut", "mov"),
+    "rawvideo": ("avi", "nut"),
 }
 TRUE, STORAGE, MISSING, SHIFTED = "true", "storage", "missing", "shifted"
 JITTERED, DUPLICATED, UNEVEN, EXCHANGED = "jittered", "duplicated", "uneven", "exchanged"
@@ -104,7 +105,8 @@ MATRIX, MESSAGE = "matrix", "message"
 def containers_for(encoder: str) -> list[str]:
     """Suffixes of the containers that take an encoder's packets."""
     suffixes = HOLDS[encoder.split("-")[0]]
-    return [s for s in suffixes if not (s == "ogv" and ENCODERS[encoder].hides)]
+    refused = {("vp8-hidden", "ogv"), ("h264-refresh", "mxf")}  # by FFmpeg's muxers
+    return [suffix for suffix in suffixes if (encoder, suffix) not in refused]
 
 
 def stamps_for(encoder: str, suffix: str) -> tuple[str, ...]:
@@ -174,9 +176,19 @@ class Truth:
 
 @dataclass
 class Clip:
+    """moves: seconds by which everything may be shown later or earlier, where a file does not say when its
+    first picture begins."""
+
     path: Path
     recipe: Recipe
     truth: Truth
+    moves: tuple[float, ...] = (0.0,)
+
+    def moved(self, seconds: float) -> Clip:
+        """The same, all of it shown so much later."""
+        frames = [(begin + seconds, number) for begin, number in self.truth.frames]
+        truth = replace(self.truth, frames=frames, end=self.truth.end + seconds)
+        return replace(self, truth=truth, moves=(0.0,))
 
 
 def make(recipe: Recipe, folder: Path) -> Clip:
@@ -205,7 +217,16 @@ def make(recipe: Recipe, folder: Path) -> Clip:
         surgery.write_matrix(path, recipe.orientation, *encoder.size)
     if recipe.stamps == MISSING:
         surgery.drop_stamps(path, draw)
-    return Clip(path, recipe, _truth(recipe, path, packets, pts, step))
+    truth = _truth(recipe, path, packets, pts, step)
+    return Clip(path, recipe, truth, _moves(recipe, packets, truth, step))
+
+
+def _moves(recipe: Recipe, packets: Sequence[Coded], truth: Truth, step: int) -> tuple[float, ...]:
+    """Decoding times, all that ASF keeps, and FFmpeg's own count in a raw stream begin by the delay of the
+    decoder before, or after, the first picture."""
+    if recipe.suffix not in (*RAW, "asf", "wmv") or not ENCODERS[recipe.encoder].codec.startswith(DELAYED):
+        return (0.0,)
+    return tuple(k * step / BASE for k in range(-4, 5) if truth.begin + k * step / BASE > -ROUNDING)
 
 
 def _times(recipe: Recipe, step: int, draw: random.Random) -> list[int]:
@@ -248,13 +269,20 @@ def _truth(recipe: Recipe, path: Path, packets: Sequence[Coded], written: Sequen
     numbers = sorted(coded.number for coded in packets if not coded.hidden)
     first_key = next(coded.number for coded in packets if coded.key)
     seconds = step / BASE
-    if recipe.suffix in RAW or (recipe.suffix == "avi" and ENCODERS[recipe.encoder].reorders):
+    if recipe.suffix == "avi":  # a picture, or a hidden one, in each step
+        return Truth([(number * seconds, number) for number in numbers], len(packets) * seconds)
+    if recipe.suffix in RAW:
         frames = [(k * seconds, number) for k, number in enumerate(numbers)]
         return Truth(_from(frames, first_key), len(numbers) * seconds)
-    listed = surgery.listed(path)
+    # The demuxer leaves out packets before the keyframe from which an edit list begins.
+    listed = [pts / BASE for pts in written] if recipe.hide else surgery.listed(path)
     if len(listed) != len(packets):
         raise AssertionError(f"{recipe}: {len(listed)} packets, not {len(packets)}")
     listed = [pts for pts, coded in zip(listed, packets) if not coded.hidden]
+    if CONTAINERS[recipe.suffix].muxer == "asf" and ENCODERS[recipe.encoder].reorders:
+        first = min(pts for pts in listed if pts is not None)  # the others FFmpeg makes of decoding times
+        frames = [(first + k * seconds, number) for k, number in enumerate(numbers)]
+        return Truth(frames, frames[-1][0] + seconds, slack=ROUNDING)
     if None in listed:
         # Which number is stored where, and so which of them has a stamp, is known.
         anchors = [p - c.number * seconds for p, c in zip(listed, packets) if p is not None]

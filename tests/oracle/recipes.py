@@ -29,7 +29,7 @@ def drawn(number: int) -> Recipe:
     encoder = draw.choice([name for name in ENCODERS if family(name) == chosen])
     suffix = draw.choice(containers_for(encoder))
     stamps = draw.choice(stamps_for(encoder, suffix))
-    rate = Fraction(25) if encoder.startswith(FIXED) else draw.choice(RATES)
+    rate = Fraction(25) if encoder.startswith(FIXED) or suffix == "obu" else draw.choice(RATES)
     count = draw.choice((9, 40, 40, 75, 150))
     more: dict[str, int | str] = {}
     kind = draw.random()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.oracle.coded import ENCODERS
-from tests.oracle.files import RAW, Recipe
+from tests.oracle.files import MISSING, RAW, STORAGE, Recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,22 @@ REFUSALS = (
         lambda recipe, way: recipe.suffix == "avi" and ENCODERS[recipe.encoder].reorders,
     ),
     Refusal(
-        r"decord (has no frame at|cannot read it)",
+        r"its type is not one of those read here",
+        "formats that are not read",
+        lambda recipe, way: recipe.suffix == "h261",
+    ),
+    Refusal(
+        r"pictures have no time, and the stream names no rate",
+        "stamps are missing and there is no rate to count by",
+        lambda recipe, way: recipe.suffix in ("mpg", "vob") or recipe.stamps == MISSING,
+    ),
+    Refusal(
+        r"an edit list hides pictures, and stamps do not tell in which order",
+        "an edit list in a file whose stamps are those of the order of storage",
+        lambda recipe, way: bool(recipe.hide) and recipe.stamps == STORAGE,
+    ),
+    Refusal(
+        r"reader='decord'|decord (has no frame at|cannot read it)",
         "decord's limits",
         lambda recipe, way: way.startswith("decord"),
     ),

@@ -21,7 +21,9 @@ from tests.shared import needs, shared
 SIDE = 24  # of the small gray pictures that are compared
 NEAR = 1.5  # levels of gray between two conversions of one picture, at most
 WRITTEN = 25  # pictures a second of the files that faults/video.py writes
-MADE = ("right.mp4", "mirrored.mp4", "bframes.avi", "raw.h264", "raw.h265", "wmv2.wmv", "flv1.flv",
+MADE = ("copied.mp4", "copied.mkv", "copied.mov", "copied.ts", "copied.flv", "copied_hevc.mp4",
+        "copied_mpeg4.mp4", "ordered.asf", "ordered.mxf", "ordered.mpg", "ordered.vob", "right.mp4",
+        "mirrored.mp4", "bframes.avi", "xvid_bframes.avi", "raw.h264", "raw.h265", "wmv2.wmv", "flv1.flv",
         "h263.avi", "anim.gif", "anim.apng")  # fmt: skip
 REFUSED = ("raw.h264", "raw.h265", "bframes.avi", "anim.apng")
 REAL = [
@@ -62,7 +64,7 @@ def decoded(path: Path, stream: int | None, orientation: int, rate: int | None) 
         frames = container.decode(container.streams[index])
         pictures = [small(VIEWER[orientation](frame.to_ndarray(format="rgb24"))) for frame in frames]
     if rate is not None:
-        first = 0 if path.suffix in (".avi", ".h264", ".h265") else packets[0].pts * base
+        first = 0 if path.suffix in (".avi", ".asf", ".h264", ".h265") else packets[0].pts * base
         begins = [float(first + Fraction(k, rate)) for k in range(len(pictures))]
     else:
         begins = [float(stamp * base) for stamp in sorted(stamps)]
@@ -140,7 +142,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", MADE)
 def test_made_files_show_what_plain_decoding_shows(made: Path, name: str) -> None:
-    rates = {"bframes.avi", "xvid_bframes.avi", "raw.h264", "raw.h265", "ordered.mpg", "ordered.vob"}
+    rates = {
+        "ordered.asf",
+        "bframes.avi",
+        "xvid_bframes.avi",
+        "raw.h264",
+        "raw.h265",
+        "ordered.mpg",
+        "ordered.vob",
+    }
     shown = decoded(made / name, None, 2 if name == "mirrored.mp4" else 1, WRITTEN if name in rates else None)
     found = check(shown, made / name)
     assert set(found) - {"error"} == set()

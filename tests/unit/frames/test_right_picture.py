@@ -1,0 +1,87 @@
+"""Files of each kind, read in each way: the picture that is shown then, and upright, or an error by name.
+
+One file stands for each kind; tests/fuzz/order.py draws many more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fourdthinker.frames import index_cache
+from tests.oracle.access import REFUSED, RIGHT, WRONG, judge, limits, settled, ways
+from tests.oracle.files import (
+    DUPLICATED,
+    EXCHANGED,
+    JITTERED,
+    MISSING,
+    SHIFTED,
+    STORAGE,
+    UNEVEN,
+    Recipe,
+    make,
+)
+from tests.oracle.refusals import refusal
+
+KINDS = [
+    *(Recipe("h264-b", suffix, STORAGE) for suffix in ("mp4", "mkv", "ts", "flv")),
+    Recipe("h264-pyramid", "mov", STORAGE),
+    Recipe("h264-open", "mp4", STORAGE, hide=5),
+    Recipe("h264-mbaff", "ts", STORAGE),
+    Recipe("hevc-b", "mp4", STORAGE),
+    Recipe("hevc-open", "mkv", STORAGE),
+    Recipe("mpeg4-b", "mp4", STORAGE),
+    Recipe("mpeg2-b", "ts", STORAGE),
+    Recipe("h264-b", "asf"),
+    Recipe("h264-b-flat", "mxf"),
+    Recipe("h264-b", "avi"),
+    Recipe("mpeg4-b", "avi"),
+    *(Recipe(name, "mpg") for name in ("h264-b", "hevc-b")),
+    Recipe("h264-b", "ts", MISSING, seed=1),
+    Recipe("mpeg2-b", "mpg", MISSING, seed=1),
+    Recipe("h264-pyramid", "mp4", UNEVEN, seed=2),
+    Recipe("vp9", "webm", UNEVEN, seed=2),
+    Recipe("hevc-b", "ts", SHIFTED, seed=2),
+    Recipe("h264-b", "mkv", JITTERED, seed=2),
+    Recipe("h264-b", "mp4", DUPLICATED, seed=2),
+    Recipe("h264-b", "mp4", EXCHANGED, seed=2),
+    Recipe("vp8-hidden", "webm", UNEVEN, seed=3),
+    Recipe("av1", "mp4", SHIFTED, seed=3),
+    Recipe("h264-b", "mp4", hide=7),
+    Recipe("h264-open", "mkv", cut=1),
+    Recipe("hevc-open", "mp4", cut=1),
+    Recipe("mpeg4-b-fields", "mp4"),
+    Recipe("h264-refresh", "ts"),
+    Recipe("wmv2", "wmv"),
+    Recipe("rv20", "rm"),
+    *(Recipe("h264-b", "mp4", orientation=orientation, count=9) for orientation in range(2, 9)),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recipe", KINDS, ids=str)
+def test_every_way_of_reading_gives_the_picture_shown_then(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make(recipe, tmp_path)
+    draw = random.Random(str(recipe))
+    if draw.random() < 0.5:
+        monkeypatch.setenv(index_cache.VARIABLE, str(tmp_path / "index"))
+    torch.set_num_threads(draw.choice((1, 2)))
+    with limits(*draw.choice(((None, None), (0, 5)))):
+        clip = settled(clip)
+        judged = judge(clip, ways(clip, draw, singles=4))
+    assert [f"{verdict.way}: {verdict.words}" for verdict in judged.of(WRONG)] == []
+    unlisted = [v for v in judged.of(REFUSED) if refusal(recipe, v.way, v.words) is None]
+    assert [f"{verdict.way}: {verdict.words}" for verdict in unlisted] == []
+    assert judged.of(RIGHT) or judged.of(REFUSED)
