@@ -88,19 +88,29 @@ def gradients(
     )
 
 
-def hand_over(
-    ctx: Any, upstream: Tensor, dtypes: tuple[torch.dtype | None, ...], again: Callable[[], Sequence[Tensor]]
+def scaled_gradients(
+    ctx: Any,
+    upstream: Tensor,
+    dtypes: tuple[torch.dtype | None, ...],
+    recompute: Callable[[], Sequence[Tensor]],
 ) -> list[Tensor | None]:
-    """The gradients ``ctx.grads`` times the scalar ``upstream``, each in its leaf's dtype; None where not
-    needed.
+    """The gradients that the forward computed, ``ctx.grads``, times the gradient of the loss.
 
-    One pass without a synchronisation. The memory of the forward is scaled in place and given away, since a
-    second dW would be the largest tensor of the step; a second backward through a retained graph gets its
-    gradients from ``again``.
+    One pass without a synchronisation. The memory of the forward is scaled in place and becomes the result,
+    since a second dW would be the largest tensor of the step.
+
+    Args:
+        ctx: of the autograd function; ``ctx.grads`` is dx, dw, db, or None once they have been returned.
+        upstream: scalar, the gradient of the loss.
+        dtypes: of the leaves, which the gradients are converted to.
+        recompute: gives dx, dw, db anew, for a second backward through a retained graph.
+
+    Returns:
+        dx, dw, db; None where not needed.
     """
     grads, ctx.grads = ctx.grads, None
     if grads is None:
-        grads = again()
+        grads = recompute()
     return [
         None if not needed
         else grad.mul_(upstream) if grad.dtype == dtype
@@ -181,7 +191,17 @@ class Head:
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
     ) -> Tensor:
-        """Turn z into the gradient of a, in its own memory.
+        """Turn the scores z into the gradient of the loss in the logits a, in the memory of z.
+
+        Args:
+            z: [m, V] from ``logits``; overwritten.
+            target: [m] int64.
+            normaliser, entropy: [m] from ``stats``.
+            grad_logprob: [m] gradient of the loss in each log-probability.
+            grad_entropy: [m] the same in each entropy, or None.
+
+        Returns:
+            [m, V], a view of the memory of z.
 
         d logprob / d z = onehot - p and d entropy / d z = -p * (log p + entropy).
         """
@@ -204,8 +224,13 @@ class Head:
                 part.mul_(slope)
         return z
 
-    def consume(self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:
-        """Write the rows' gradient into ``dx`` [m, H] and add to ``dw`` and ``db``."""
+    def backward_matmuls(
+        self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None
+    ) -> None:
+        """The two matmuls of the backward, with dz [m, V] from ``grad_`` and x [m, H].
+
+        Writes ``dx`` [m, H]; adds to ``dw`` [V, H] and ``db`` [V]. Those that are None are left out.
+        """
         if dx is not None:
             dx.copy_(dz @ self.weight)
         if dw is not None:
@@ -257,7 +282,9 @@ class FusedHead(Head):
         )  # fmt: skip
         return grad
 
-    def consume(self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:
+    def backward_matmuls(
+        self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None
+    ) -> None:
         x = x.to(self.dtype)
         if dx is not None:
             dx.copy_(dz @ self.weight)
@@ -271,7 +298,11 @@ class FusedHead(Head):
 
 
 def in_place_of(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of z's shape and another, not wider type whose rows begin where z's rows begin."""
+    """A view of the memory of ``z`` [m, V] as another, not wider ``dtype``, for a gradient that replaces z.
+
+    It has z's shape, and its rows begin where z's rows begin, so that a kernel may write row by row what it
+    has read.
+    """
     stride = z.stride(0) * z.element_size() // dtype.itemsize
     storage = z.as_strided((z.shape[0], z.stride(0)), (z.stride(0), 1))
     return storage.view(dtype).as_strided(z.shape, (stride, 1))

@@ -39,7 +39,17 @@ def latent_state(
 ) -> dict[str, Tensor]:
     """The state tensors of ``rows`` new rows, to be passed on as ``latent_feedback_step_(..., **state)``.
 
-    ``max_latents`` should be ``max_blocks * latent_size``.
+    Args:
+        rows: B.
+        hidden_size: H.
+        max_latents: L, the latents that a row can have: ``max_blocks * latent_size``.
+        dtype: of the hidden states.
+        device: where the rows are.
+
+    Returns:
+        Zeros: ``steps`` [B] int64 ids emitted, ``phase`` [B] int32 (0: TEXT, 1 + k: LATENT(k)),
+        ``blocks`` [B] int32 opened, ``finished`` [B] bool, ``latents`` [B, L, H] in ``dtype``,
+        ``latent_steps`` [B, L] int32 the step of each, ``latent_count`` [B] int32.
     """
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:

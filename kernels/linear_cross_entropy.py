@@ -15,8 +15,8 @@ from ._head import (
     full_precision,
     gather,
     gradients,
-    hand_over,
     make_head,
+    scaled_gradients,
 )
 
 
@@ -51,7 +51,7 @@ def _loss_op(
             if need_dx or need_dw or need_db:
                 z = head.grad_(z, label, normaliser, None, torch.where(counted, -scale, 0.0), None)
                 rows_dx = torch.empty_like(part) if need_dx else None
-                head.consume(z, part, rows_dx, dw if need_dw else None, db if need_db else None)
+                head.backward_matmuls(z, part, rows_dx, dw if need_dw else None, db if need_db else None)
                 if rows_dx is not None:
                     dx.index_copy_(0, chosen, rows_dx)
     return loss * scale, dx, dw, db
@@ -93,7 +93,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grads = hand_over(ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[1:])
+        grads = scaled_gradients(
+            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[1:]
+        )
         return (*grads, None, None, None, None, None, None, None)
 
 
@@ -124,9 +126,9 @@ def linear_cross_entropy(
     in place, so a training step is three matmuls; a frozen head or input saves one. Logits, sums and dW are
     float32 (float64 for float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``.
 
-    Returns the scalar float32 loss; without rows it is 0, part of the graph, with zero gradients. Twice
-    differentiable it is not. Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do not
-    fit. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
+    Returns the scalar float32 loss; without rows it is 0, part of the graph, with zero gradients. It
+    cannot be differentiated twice. Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do
+    not fit. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
     """
     check_head(input, weight, target, bias, temperature, softcap)
     flat = target.reshape(-1)

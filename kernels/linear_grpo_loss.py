@@ -20,8 +20,8 @@ from ._head import (
     full_precision,
     gather,
     gradients,
-    hand_over,
     make_head,
+    scaled_gradients,
 )
 from ._losses import DEFAULTS, GrpoOptions
 from ._metrics import METRICS, join
@@ -162,7 +162,7 @@ def _loss_and_gradients(
             bonus = share * -options.entropy_coef if options.entropy_coef else None
             z = head.grad_(z, label, normaliser, entropy, (slope + kl_slope) * share, bonus)
             rows_dx = torch.empty_like(hidden) if dx is not None else None
-            head.consume(z, hidden, rows_dx, dw, db)
+            head.backward_matmuls(z, hidden, rows_dx, dw, db)
             if dx is not None and rows_dx is not None:
                 dx.index_copy_(0, chosen, rows_dx)
     return loss, logprobs, sums
@@ -205,7 +205,9 @@ class _LinearGrpoLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grads = hand_over(ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[3:])
+        grads = scaled_gradients(
+            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[3:]
+        )
         return (*grads, None, None, None)
 
 

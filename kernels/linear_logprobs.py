@@ -84,7 +84,7 @@ def _backward_op(
                 None if grad_entropies is None else grad_entropies[chosen],
             )  # fmt: skip
             rows_dx = torch.empty_like(part) if need_dx else None
-            head.consume(dz, part, rows_dx, dw if need_dw else None, db if need_db else None)
+            head.backward_matmuls(dz, part, rows_dx, dw if need_dw else None, db if need_db else None)
             if rows_dx is not None:
                 dx.index_copy_(0, chosen, rows_dx)
     return dx, dw, db
