@@ -1,0 +1,203 @@
+"""Figures in README and docs are those of the files that they name: each row is made again from the file."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = "bench/results/2026-11-21-cpu-amd-epyc-2-cores.json"
+VIDEO = "bench/results/2026-11-28-cpu-amd-epyc-2-cores.json"
+SAMPLER = RESIZE = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
+LONG_GROUPS = tuple(f"h264 {size} GOP 250" for size in ("720p 20 s", "1080p 10 s"))
+
+
+def load(path: str) -> Any:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def span(values: list[float], digits: int) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+# --- README: speed and memory -----------------------------------------------------------------------------
+
+
+def sampler_rows() -> list[str]:
+    found = load(SAMPLER)["sampler --tiny"]["rows"]
+    rows = {row["case"]: row["hf"]["median"] / row["ours"]["median"] for row in found}
+    return [
+        "| sampling with top-p 0.9, 2 clips × 8 rows, 151,668 ids | Hugging Face `generate` "
+        f"| {rows['top_p']:.1f} | [S][S] |",
+        f"| the same at temperature 1, untruncated | | {rows['plain']:.1f} | [S][S] |",
+        f"| the same, greedy | | {rows['greedy']:.1f} | [S][S] |",
+    ]
+
+
+def kernel_rows() -> list[str]:
+    rows = load(KERNELS)["kernels must hold 151668"]["rows"]
+    faster = {(row["op"], row["head"]): 1 / row["over_eager"] for row in rows}
+    both = {
+        op: " / ".join(f"{faster[op, head]:.1f}" for head in ("trained", "frozen"))
+        for op in ("linear_cross_entropy", "linear_grpo_loss")
+    }
+    masked = span([row["masked_faster"] for row in rows], 1)
+    return [
+        "| `linear_cross_entropy`, 2,048 rows, 151,668 ids, head trained / frozen | eager torch "
+        f"| {both['linear_cross_entropy']} | [K][K] |",
+        "| `linear_grpo_loss`, the same | TRL's formula in eager torch "
+        f"| {both['linear_grpo_loss']} | [K][K] |",
+        f"| either, 90 % of the rows masked | itself, unmasked | {masked} | [K][K] |",
+    ]
+
+
+def video_ratios() -> dict[tuple[str, str], dict[str, float]]:
+    """(clip, sampling) -> peer -> its time by ours."""
+    medians: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in load(VIDEO)["video"]["rows"]:
+        if not row["fault"]:
+            medians[row["clip"], row["sampling"]][row["reader"]] = row["median"]
+    return {
+        key: {peer: value / found["ours"] for peer, value in found.items() if not peer.startswith("ours")}
+        for key, found in medians.items()
+    }
+
+
+def video_rows() -> list[str]:
+    ratios = video_ratios()
+    long_groups = [peers for (clip, _), peers in ratios.items() if clip in LONG_GROUPS]
+    torchcodec = [min(v for k, v in peers.items() if k.startswith("torchcodec")) for peers in long_groups]
+    best = [min(peers.values()) for (clip, _), peers in ratios.items() if "GOP" in clip]
+    return [
+        "| reading H.264 with B-frames, GOP 250, 720p and 1080p, at 1 a second or 16 uniform times "
+        f"| decord + Pillow | {span([peers['decord + Pillow'] for peers in long_groups], 1)} | [V][V] |",
+        f"| the same | the best mode of torchcodec | {span(torchcodec, 2)} | [V][V] |",
+        "| reading H.264, HEVC, VP9, AV1, GOP 30 and 250, 480p to 4K "
+        f"| the best of torchcodec, decord, PyAV, OpenCV | {span(best, 2)} | [V][V] |",
+    ]
+
+
+def resize_rows() -> list[str]:
+    rows = {(row["start"], row["what"]): row["ms a frame"] for row in load(RESIZE)["resize"]["rows"]}
+    ours = rows["rgb 720p", "ours, avx2"]
+    return [
+        "| resize 1280x720 to 588x336, Lanczos, one core with AVX2 | Pillow "
+        f"| {rows['rgb 720p', 'Pillow'] / ours:.1f} | [S][S] |",
+        f"| the same | torch `interpolate` | {rows['rgb 720p', 'torch'] / ours:.2f} | [S][S] |",
+    ]
+
+
+@pytest.mark.parametrize("rows", [sampler_rows, kernel_rows, video_rows, resize_rows])
+def test_speed_and_memory_in_the_readme(rows):
+    text = page("README.md")
+    assert [row for row in rows() if row not in text] == []
+
+
+def test_every_row_of_the_readme_is_made_here():
+    text = page("README.md")
+    table = text[text.index("| | against |") :].split("\n\n")[0].splitlines()[2:]
+    assert table == [row for rows in (sampler_rows, kernel_rows, video_rows, resize_rows) for row in rows()]
+    for letter, path in {"K": KERNELS, "V": VIDEO, "S": SAMPLER}.items():
+        assert f"[{letter}]: {path}" in text
+
+
+def test_sampler_page():
+    text = page("docs/sampler.md")
+    names = {"top_p": "temperature 1, top-p 0.9", "plain": "temperature 1", "greedy": "greedy"}
+    for row in load(SAMPLER)["sampler --tiny"]["rows"]:
+        theirs, ours = row["hf"]["median"], row["ours"]["median"]
+        assert f"| {names[row['case']]} | {theirs:.1f} s | {ours:.2f} s | {theirs / ours:.1f} |" in text
+    assert SAMPLER in text
+
+
+# --- damaged files ----------------------------------------------------------------------------------------
+
+
+def wrong_frames() -> dict[tuple[str, str], list[int]]:
+    """(file, reader) -> wrong frames without an error, by kind of damage."""
+    found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for row in load(VIDEO)["damage"]["rows"]:
+        found[row["file"], row["reader"]][row["kind"]] = row.get("wrong") or 0
+    kinds = ("zeroed", "random", "flipped", "removed")
+    return {key: [by_kind[kind] for kind in kinds] for key, by_kind in found.items()}
+
+
+def test_damage_in_the_readme():
+    wrong = wrong_frames()
+    ours = [sum(wrong[f"h264 {container}", "ours"]) for container in ("mp4", "mkv")]
+    theirs = [
+        {sum(wrong[f"h264 {container}", reader]) for reader in ("torchcodec", "decord")}
+        for container in ("mp4", "mkv")
+    ]
+    assert all(len(both) == 1 for both in theirs)
+    sentence = (
+        f"ours gave {ours[0]} and {ours[1]} wrong frames without an error, torchcodec and decord "
+        f"{theirs[0].pop()} and {theirs[1].pop()}"
+    )
+    assert sentence in " ".join(page("README.md").split())
+
+
+def test_damage_in_the_video_page():
+    names = {
+        "h264 mp4": "H.264 in MP4", "h264 mkv": "H.264 in Matroska", "h264 ts": "H.264 in MPEG-TS",
+        "hevc mp4": "H.265 in MP4", "hevc mkv": "H.265 in Matroska", "hevc ts": "H.265 in MPEG-TS",
+        "vp9 webm": "VP9 in WebM", "av1 mp4": "AV1 in MP4",
+    }  # fmt: skip
+    wrong, text = wrong_frames(), page("docs/video.md")
+    for file, name in names.items():
+        cells = [", ".join(map(str, wrong[file, reader])) for reader in ("ours", "torchcodec", "decord")]
+        cells[2] = "does not read it" if file == "av1 mp4" else cells[2]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    assert VIDEO in text
+
+
+# --- the demo ---------------------------------------------------------------------------------------------
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def accuracy(part: dict[str, Any], interval: bool = True) -> str:
+    bounds = f" ({percent(part['low'])} – {percent(part['high'])})" if interval else ""
+    return f"{percent(part['accuracy'])} %{bounds} | {percent(part['greedy'])} %"
+
+
+def points(part: dict[str, float]) -> str:
+    signed = [f"{100 * part[key]:+.1f}".replace("-", "−") for key in ("mean", "low", "high")]
+    return f"{signed[0]} ({signed[1]} … {signed[2]})"
+
+
+def demo_rows() -> list[str]:
+    seeds = [load(f"results/demo/seed{seed}.json") for seed in (0, 1)]
+    parts = {"majority class": "majority", "base model": "base", "after DIFT": "dift",
+             "control: more DIFT": "dift_control", "after 4DRL": "rl"}  # fmt: skip
+    rows = [f"| chance | {' | '.join(accuracy(seed['chance'], False) for seed in seeds)} |"]
+    rows += [
+        f"| {name} | {' | '.join(accuracy(seed[key]) for seed in seeds)} |" for name, key in parts.items()
+    ]
+    for name, key in {"DIFT": "rl_minus_dift", "control": "rl_minus_control"}.items():
+        cells = [f"{points(seed[key])} | {points(seed['greedy_' + key])}" for seed in seeds]
+        rows.append(f"| 4DRL − {name}, points | {' | '.join(cells)} |")
+    return rows
+
+
+def test_the_demo_in_the_readme():
+    text = page("README.md")
+    table = text[text.index("| | seed 0 |") :].split("\n\n")[0].splitlines()[2:]
+    assert table == demo_rows()
+    for seed in (0, 1):
+        found = load(f"results/demo/seed{seed}.json")
+        assert f"{found['dift']['n']:,}" in text
+        dift, control = found["dift"]["entropy"], found["dift_control"]["entropy"]
+        assert f"{dift:.2f} after DIFT, {control:.2f} for the control" in text
+        assert f"{percent(found['black_frames']['accuracy'])} %" in text
+        assert f"{percent(found['other_frames']['accuracy'])} %" in text
