@@ -117,8 +117,8 @@ def test_only_needed_packets_are_decoded(even: Path, monkeypatch: pytest.MonkeyP
     runs = []
     original = decode_module.plan
 
-    def spying(timeline, wanted, **how):
-        runs.append((timeline, original(timeline, wanted, **how)))
+    def spying(timeline, wanted, codec, **how):
+        runs.append((timeline, original(timeline, wanted, codec, **how)))
         return runs[-1][1]
 
     monkeypatch.setattr(decode_module, "plan", spying)
