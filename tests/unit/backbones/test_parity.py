@@ -139,23 +139,28 @@ def test_latent_targets(golden: Golden) -> None:
     assert_close(got, golden["latent_target"])
 
 
+def with_latents(_: Any, hidden: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What the objective of a training step sees: hidden states, and the latents computed for the batch."""
+    return hidden, batch["latents"]
+
+
 def test_hidden_states(golden: Golden, batch: dict[str, Any]) -> None:
     with torch.no_grad():
-        hidden = golden.backbone(batch, keep)
+        hidden, latents = golden.backbone(batch, with_latents)
     seen = golden["attention_mask"].bool()
     assert_close(hidden[seen], golden["hidden_states"][seen])
     assert_close(hidden.flatten(0, 1)[batch["latent_index"] - 1], golden["latent_pred"])
-    assert_close(batch["latents"], golden["latent_target"])
+    assert_close(latents, golden["latent_target"])
 
 
 def test_losses(golden: Golden, batch: dict[str, Any]) -> None:
     backbone, facts = golden.backbone, golden.facts
     with torch.no_grad():
-        hidden = backbone(batch, keep)
+        hidden, latents = backbone(batch, with_latents)
         ce = linear_cross_entropy(
             hidden.flatten(0, 1), backbone.head_weight, batch["target"].flatten(), rows=batch["rows"]
         )
-        similarity, cos = cosine_latent_loss(hidden, batch["latents"], batch["latent_index"])
+        similarity, cos = cosine_latent_loss(hidden, latents, batch["latent_index"])
     assert ce.item() == pytest.approx(facts["ce_loss"], rel=RELATIVE)
     assert similarity.item() == pytest.approx(facts["sim_loss"], rel=RELATIVE)
     total = backbone.latents.ce_loss_weight * ce + backbone.latents.sim_loss_weight * similarity

@@ -222,5 +222,5 @@ def test_prompts_of_the_other_family_are_refused() -> None:
     """Both prompts with pictures and text alone, by the sampler, before anything runs."""
     ours, other = tiny("qwen3_vl"), tiny("qwen2_5_vl")
     for prompt in prompts_of(other)[2:]:
-        with pytest.raises(ConfigError, match=r"prompt 0 .* for a qwen2_5_vl, and this model is a qwen3_vl"):
+        with pytest.raises(ConfigError, match=r"question .* for a qwen2_5_vl, and this model is a qwen3_vl"):
             LatentSampler(ours.backbone).sample([prompt], 1, SamplingConfig(max_new_tokens=1))
