@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourdthinker.backbones.adapters import ADAPTER, save_adapter
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
+from fourdthinker.files import PathLike, make_folder
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
 from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, Encoder, PromptStyle
@@ -54,7 +55,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str],
+    path: PathLike,
     subfolder: str | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -90,7 +91,7 @@ def load_checkpoint(
 
 
 def load_backbone(
-    path: str | os.PathLike[str], subfolder: str | None = None, *, dtype: torch.dtype | None = None
+    path: PathLike, subfolder: str | None = None, *, dtype: torch.dtype | None = None
 ) -> Backbone:
     """The model of a checkpoint alone, without tokenizer and policy. Errors as in :func:`load_checkpoint`."""
     path, where = _place(path, subfolder)
@@ -100,7 +101,7 @@ def load_backbone(
 
 
 def init_checkpoint(
-    path: str | os.PathLike[str],
+    path: PathLike,
     subfolder: str | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -128,16 +129,16 @@ def init_checkpoint(
     return Checkpoint(family(model), tokenizer, policy or own[0], style or own[1])
 
 
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
     """Write a complete checkpoint into the folder ``path``: safetensors weights, config, generation config,
     tokenizer, chat template, processor configs, frame policy and prompt style.
 
     The files are written beside the folder first and then moved in, config last, so that an interrupted save
     leaves no mixture that loads. A peft adapter is merged into the weights written, and kept in ``adapter``
     in peft's own format; the model in memory stays as it is. Other files in the folder are left alone.
+    Raises :class:`OutputError` when there is no such folder and none can be made.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = make_folder(path)
     backbone, policy = checkpoint.backbone, checkpoint.policy
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         backbone.latents.write_to(backbone.config)
@@ -158,7 +159,6 @@ def _move_into(source: Path, target: Path) -> None:
     """Move files of ``source`` into ``target``, config.json last, and drop weights of an earlier save."""
     if ADAPTER not in os.listdir(source):
         shutil.rmtree(target / ADAPTER, ignore_errors=True)
-    target.mkdir(exist_ok=True)
     names = sorted(os.listdir(source), key=lambda name: (name == "config.json", name))
     (target / "config.json").unlink(missing_ok=True)
     for old in target.glob("model*.safetensors*"):
@@ -170,7 +170,7 @@ def _move_into(source: Path, target: Path) -> None:
         os.replace(source / name, target / name)
 
 
-def _place(path: str | os.PathLike[str], subfolder: str | None) -> tuple[str, dict[str, str]]:
+def _place(path: PathLike, subfolder: str | None) -> tuple[str, dict[str, str]]:
     text = os.fspath(path)
     where = {"subfolder": subfolder} if subfolder else {}
     if os.path.isdir(text):
