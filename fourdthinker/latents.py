@@ -34,9 +34,12 @@ _MEAN_CHUNK = 8192
 class LatentSpec:
     """What a checkpoint's config says about latents.
 
-    ``latent_size`` is K, the number of latents in a block. The ids are those of the three tokens in the
-    checkpoint's own tokenizer. ``compress_strategy`` says how the merged features of an image become K
-    latents; ``"average"`` is the mean of K contiguous runs. The weights are those of the DIFT objective.
+    Attributes:
+        latent_size: K, the number of latents in a block.
+        pad_id, start_id, end_id: the three tokens in the checkpoint's own tokenizer.
+        compress_strategy: how the merged features of an image become K latents; "average" is the mean of K
+            contiguous runs.
+        ce_loss_weight, sim_loss_weight: weights of the DIFT objective.
     """
 
     latent_size: int
@@ -69,7 +72,8 @@ class LatentSpec:
     def from_config(cls, config: Any, where: str = "the model's config") -> LatentSpec:
         """Read the spec from a model config (the keys of the released 4DThinker checkpoints).
 
-        Raises :class:`CheckpointError` naming the missing keys when the config has none.
+        Raises:
+            CheckpointError: keys are missing, or hold values of the wrong kind.
         """
         names = {"latent_size": "latent_size", "latent_token_id": "pad_id"}
         names |= {"latent_start_id": "start_id", "latent_end_id": "end_id"}
@@ -113,14 +117,21 @@ def token_ids(tokenizer: Any) -> tuple[int, int, int] | None:
 def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = None) -> LatentSpec:
     """Give a model and its tokenizer the three latent tokens; both are changed in place.
 
-    ``model`` is any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL),
-    tied or untied. Matrices only ever grow: Qwen's have spare rows beyond the tokenizer, and those are used
-    and kept. The three rows (input, and output when untied) become the mean of the rows that belonged to
-    the tokenizer before, computed in float64. Done a second time nothing changes, except a ``latent_size``
-    that is given.
+    Matrices only ever grow: Qwen's have more rows than the tokenizer has ids, and those are used and kept.
+    The three rows (input, and output when untied) become the mean of the rows that belonged to the tokenizer
+    before, computed in float64. A second call changes nothing, except a `latent_size` that is given.
 
-    ``latent_size`` defaults to the config's, else to 4. Raises :class:`CheckpointError` when config and
-    tokenizer disagree about the ids.
+    Args:
+        model: any transformers vision-language model with one text vocabulary (Qwen2.5-VL, Qwen3-VL), tied
+            or untied.
+        tokenizer: its tokenizer.
+        latent_size: K; None: the config's, else 4.
+
+    Returns:
+        What the model's config now says about latents.
+
+    Raises:
+        CheckpointError: config and tokenizer disagree about the ids.
     """
     config = model.config
     known = sorted(i for token, i in tokenizer.get_vocab().items() if token not in LATENT_TOKENS)

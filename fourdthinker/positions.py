@@ -1,4 +1,4 @@
-"""M-RoPE positions of both families, with the clock of every clip exact.
+"""M-RoPE positions of both families, with the seconds of every clip exact.
 
 Three numbers a token: time, height, width. Text counts all three up by one. A picture or clip of ``t*h*w``
 merged tokens that starts at position p gets ``p + floor(i_t * seconds_per_grid * tokens_per_second)``, ``p
@@ -9,8 +9,8 @@ transformers 5.17 differs from that in two ways and cannot be used: it truncates
 integer, and it lets the text after a clip go on at ``p + max(h, w)``, below the clip's own times when the
 clip is long.
 
-In Qwen3-VL positions have no clock: every temporal patch of a clip is a picture of its own, with the seconds
-in the text before it (``per_frame``). Its positions equal those of transformers.
+In Qwen3-VL positions hold no seconds: every temporal patch of a clip is a picture of its own, with the
+seconds in the text before it (`per_frame`). Its positions equal those of transformers.
 """
 
 from __future__ import annotations
@@ -41,13 +41,23 @@ def mrope_positions(
 ) -> tuple[Tensor, int]:
     """Position ids of one unpadded sequence, and the position of the text token that would follow it.
 
-    ``input_ids`` [P] long. ``grid_thw`` [n, 3] long: the grids of all pictures and clips in the order of
-    the text, in patches before merging; each takes the next ``t * h * w / merge_size**2`` vision pads,
-    which must be adjacent and of one kind. ``seconds_per_grid``: one number for every clip (not for
-    pictures, which have no time), in order; None means 1.0. Latent pads are text.
+    The time index is computed in float32, as by those who trained the models. Latent pads are text.
 
-    Returns [3, P] long on the device of ``input_ids``, and the next position. The time index is computed in
-    float32, as by those who trained the models. Raises ValueError when pads, grids and seconds do not fit.
+    Args:
+        input_ids: int64 [P].
+        grid_thw: int64 [n, 3], the grids of all images and clips in the order of the text, in patches before
+            merging. Each takes the next `t * h * w / merge_size**2` vision pads, which must be adjacent and
+            of one kind.
+        seconds_per_grid: one number for every clip (none for images), in order; None: 1.0 each.
+        image_token_id, video_token_id: ids of the vision pads.
+        merge_size: side, in patches, of what is merged into one feature.
+        tokens_per_second: position steps a second.
+
+    Returns:
+        int64 [3, P] (time, height, width) on the device of `input_ids`, and the next position.
+
+    Raises:
+        ValueError: pads, grids and seconds do not fit.
     """
     if input_ids.ndim != 1:
         raise ValueError(
@@ -65,13 +75,13 @@ def mrope_positions(
             raise ValueError(f"{len(seconds)} seconds per grid for {sum(is_clip)} clips")
         if not all(math.isfinite(value) and value >= 0 for value in seconds):
             raise ValueError(f"seconds per grid are {seconds}; finite numbers >= 0 are needed")
-    clock = iter(seconds)
+    clip_seconds = iter(seconds)
 
     # Offsets within every grid; a run's first token carries the advance of the whole run, the others none.
     advance = torch.ones(len(ids), dtype=torch.long)
     offsets = torch.zeros(3, len(ids), dtype=torch.long)
     for (t, h, w), start, clip in zip(merged, starts, is_clip, strict=True):
-        scale = torch.tensor(next(clock) if clip else 0.0, dtype=torch.float32)
+        scale = torch.tensor(next(clip_seconds) if clip else 0.0, dtype=torch.float32)
         time = (torch.arange(t) * scale * tokens_per_second).long()
         axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
         run = slice(start, start + t * h * w)

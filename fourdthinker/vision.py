@@ -11,10 +11,17 @@ from fourdthinker.frames import CLIP_MEAN, CLIP_STD
 class VisionSpec:
     """What prompts and positions must know of the vision side of a checkpoint. Plain data, picklable.
 
-    ``patch_size`` and ``merge_size`` are in pixels and patches a side, ``temporal_patch_size`` in frames,
-    ``mean`` and ``std`` those that pixels in [0, 1] are normalised with. ``tokens_per_second`` is in position
-    steps; None: the family has no clock in its positions, and the seconds stand in the text, before every
-    temporal patch. ``eos_ids`` end a generation; ``pad_id`` fills up sequences. ``family`` is the model_type.
+    Attributes:
+        image_token_id, video_token_id, vision_start_id, vision_end_id: special tokens of the vocabulary.
+        eos_ids: ids that end a generation.
+        pad_id: id that fills up sequences.
+        patch_size: side of a patch in pixels.
+        merge_size: side, in patches, of what is merged into one feature.
+        temporal_patch_size: frames that a patch spans.
+        tokens_per_second: position steps a second; None: the family's positions hold no seconds, which stand
+            in the text before every temporal patch instead.
+        mean, std: of each channel; pixels in [0, 1] are normalised with them.
+        family: the model_type.
     """
 
     image_token_id: int

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL on unmodified transformers: windows in the tower, the clock in the positions."""
+"""Qwen2.5-VL on unmodified transformers: windows in the tower, seconds in the positions."""
 
 from __future__ import annotations
 

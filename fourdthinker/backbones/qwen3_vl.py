@@ -1,7 +1,7 @@
 """Qwen3-VL on unmodified transformers: DeepStack, interleaved M-RoPE, seconds written into the text.
 
 Its tower gives, besides the merged features, features of some of its middle layers, which are added to the
-hidden states after the first decoder layers (DeepStack). Positions have no clock: every temporal patch of a
+hidden states after the first decoder layers (DeepStack). Positions hold no seconds: every temporal patch of a
 clip is a picture of its own, and the text before it says when it is. The interleaving of the three axes of a
 position is inside the language model; positions are [3, B, S] as for Qwen2.5-VL.
 """

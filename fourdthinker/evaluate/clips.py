@@ -43,8 +43,8 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
     """Clips in the order in which they are first asked about."""
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        clock = (record.separate, record.fps, tuple(record.seconds or ()))
-        rows[(cluster_of(record), record.start, record.end, *clock)].append(i)
+        timing = (record.separate, record.fps, tuple(record.seconds or ()))
+        rows[(cluster_of(record), record.start, record.end, *timing)].append(i)
     return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
 
 
@@ -91,7 +91,7 @@ def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[
 
 
 def blacken(vision: Vision, spec: VisionSpec) -> Vision:
-    """The same clock and size with nothing to see, for a model of that spec."""
+    """The same times and size with nothing to see, for a model of that spec."""
     pixels = torch.zeros(1, spec.factor, spec.factor, 3, dtype=torch.uint8)
     black = Vision.from_frames(Frames(pixels=pixels, kind="image", source="black"), spec).patches
     assert black is not None

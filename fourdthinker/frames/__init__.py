@@ -1,6 +1,4 @@
-"""Frames of videos, frame folders and pictures: which ones (by presentation time), at what size, on what
-clock.
-"""
+"""Frames of videos, frame folders and pictures: which ones (by presentation time), at what size."""
 
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, patchify, resize
 from fourdthinker.frames.image_file import load_image

@@ -50,7 +50,7 @@ def numbers(label: str, values: Any, remedy: str) -> list[float]:
     return found
 
 
-def look(mean: Any, std: Any, dtype: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation_of(mean: Any, std: Any, dtype: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the normalisation of patches in this dtype."""
     three = "give three finite numbers, one for each of red, green and blue"
     parts = tuple(numbers("mean", mean, three)), tuple(numbers("std", std, f"{three}, above 0"))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fourdthinker.frames.checks import DTYPES, look, resample_of, size_of, whole
+from fourdthinker.frames.checks import DTYPES, normalisation_of, resample_of, size_of, whole
 from fourdthinker.frames.colour import Layout, Planes
 from fourdthinker.frames.gpu import convert as gpu
 from fourdthinker.frames.native import native
@@ -103,7 +103,7 @@ class Normal:
 
     def __post_init__(self) -> None:
         whole("patch", self.patch, 1, "give the side of a patch in pixels")
-        mean, std = look(self.mean, self.std, self.dtype)
+        mean, std = normalisation_of(self.mean, self.std, self.dtype)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 

@@ -11,7 +11,7 @@ from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.container import Deadline, Source, opened
 from fourdthinker.frames.orientation import Orientation, orientation_of
 
-NEAR = 1e-3  # seconds between decord's clock, which is in single precision, and ours
+NEAR = 1e-3  # seconds; decord's times are in single precision
 
 
 def pictures(
@@ -21,13 +21,25 @@ def pictures(
     begin: Sequence[float],
     batch: int,
     threads: int,
-    rest: Orientation,
+    remaining: Orientation,
 ) -> Iterator[np.ndarray]:
-    """uint8 [up to batch, H, W, 3], upright: the frames whose presentation begins at these times. rest: what
-    decord leaves to do for that.
+    """The upright frames whose presentation begins at given times.
 
-    Raises ConfigError where decord is not installed or cannot do what is asked, VideoError where it fails or
-    knows no such frame.
+    Args:
+        media: a file, or its bytes.
+        stream: must be None; decord reads the best video stream.
+        name: of the file, in messages.
+        begin: when the presentation of each frame begins, in seconds.
+        batch: frames that are yielded together.
+        threads: of the decoder.
+        remaining: what is still to do after decord's own turning (`orientation_left`).
+
+    Yields:
+        uint8 [up to batch, H, W, 3].
+
+    Raises:
+        ConfigError: decord is not installed or cannot do what is asked.
+        VideoError: decord fails or has no frame at such a time.
     """
     try:
         import decord  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -46,7 +58,7 @@ def pictures(
             if abs(shown[index] - time) > NEAR:
                 raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
         for first in range(0, len(indices), batch):
-            yield rest.apply(reader.get_batch(indices[first : first + batch].tolist()).asnumpy())
+            yield remaining.apply(reader.get_batch(indices[first : first + batch].tolist()).asnumpy())
     except decord.DECORDError as error:
         cause = str(error).strip().splitlines()[0]
         raise VideoError(f"{name}: decord cannot read it ({cause}); use reader='auto'") from error

@@ -73,7 +73,7 @@ def read_images(
         fps_used, per_grid = policy.fps, 0.0
         sized = [_sized(file, policy, limit) for file in files]
     else:
-        begin, end = _clock(files, policy, fps, seconds)
+        begin, end = _presentation_times(files, policy, fps, seconds)
         times = policy.times(end - begin[0], begin[0])
         chosen = [hold(begin, t) for t in times]
         shown = [begin[i] for i in chosen]
@@ -130,7 +130,7 @@ def image_as_video(request: Request, batch: int | None) -> Iterator[Frames]:
 
     Args:
         request: its source is a file for which `is_image` holds.
-        batch: times that are handed out at once; None: all.
+        batch: frames that are yielded together; None: all.
 
     Raises:
         VideoError: as `load_image`; a time other than 0, or another stream.
@@ -157,9 +157,10 @@ def image_as_video(request: Request, batch: int | None) -> Iterator[Frames]:
         yield frames
 
 
-def _clock(
+def _presentation_times(
     files: Sequence[str], policy: FramePolicy, fps: float | None, seconds: Sequence[float] | None
 ) -> tuple[list[float], float]:
+    """(when each file of a clip is shown, when the last one ends), in seconds."""
     step = 1.0 / (policy.fps if fps is None else fps)
     if seconds is None:
         return [k * step for k in range(len(files))], len(files) * step

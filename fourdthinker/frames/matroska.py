@@ -16,7 +16,7 @@ MAGIC = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 _VOID, _CRC = 0xEC, 0xBF
 MOST = 12  # bytes of an element's head
-OFTEN = 1024  # elements from one look at the clock to the next
+OFTEN = 1024  # elements between two checks of the deadline
 # SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags.
 _OTHERS = {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
 _PARTS = _OTHERS | {_CLUSTER, _VOID, _CRC}

@@ -37,7 +37,7 @@ class Orientation:
         return turned[..., ::-1, :] if self.mirrored else turned
 
     def after_turns(self, done: int) -> Orientation:
-        """What is left to do once the stored picture has been turned by so many quarters."""
+        """What remains to be done when the stored picture has already been turned by `done` quarters."""
         return Orientation((self.quarter_turns - done) % 4, self.mirrored)
 
     @staticmethod

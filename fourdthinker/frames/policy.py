@@ -1,4 +1,4 @@
-"""The one sampling rule: which frames of a video the model sees, at what size and on what clock."""
+"""The one sampling rule: which frames of a video the model sees, of what size, and at what rate."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ def _described(default: Any, text: str) -> Any:
 class FramePolicy:
     """One sampling rule for synthesis, training, evaluation and generation; saved with the checkpoint.
 
-    fps: frames a second. max_frames, min_frames: bounds on the number of frames. max_pixels, min_pixels:
-    bounds on height * width of a resized frame. factor: both sides are multiples of it (patch size * merge
-    size: 28 for Qwen2.5-VL, 32 for Qwen3-VL). resample: "lanczos" or "bicubic", both antialiased. The
-    defaults are those of the 4DThinker paper.
+    The defaults are those of the 4DThinker paper.
+
+    Attributes:
+        fps: frames a second.
+        max_frames, min_frames: bounds on the number of frames.
+        max_pixels, min_pixels: bounds on height * width of a resized frame.
+        factor: both sides of a resized frame are multiples of it (patch size * merge size: 28 for Qwen2.5-VL,
+            32 for Qwen3-VL).
+        resample: "lanczos" or "bicubic", both antialiased.
+
+    Raises:
+        ConfigError: a value out of range.
     """
 
     fps: float = _described(1.0, "Frames a second.")
@@ -65,10 +73,17 @@ class FramePolicy:
             )
 
     def times(self, duration: float, start: float = 0.0) -> list[float]:
-        """Times in seconds at which a clip of `duration` seconds that begins at `start` is looked at.
+        """Times, in seconds, of the frames that are taken of a clip.
 
-        N = max(1, ceil(duration * fps - 1e-6)) frames 1/fps apart. When N is out of [min_frames,
-        max_frames] the bound's number of frames is spread evenly, duration/N apart.
+        N = max(1, ceil(duration * fps - 1e-6)) frames, 1/fps apart. Where N is out of [min_frames,
+        max_frames], it becomes that bound, and the frames are duration/N apart.
+
+        Args:
+            duration: of the clip in seconds.
+            start: when it begins.
+
+        Raises:
+            ConfigError: a number that is not finite, or a negative duration.
         """
         if not (math.isfinite(duration) and duration >= 0 and math.isfinite(start)):
             raise ConfigError(
@@ -107,7 +122,7 @@ class FramePolicy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FramePolicy:
-        """Inverse of `to_dict`; absent keys take their defaults, unknown ones are a ConfigError."""
+        """Inverse of `to_dict`; absent keys take their defaults, unknown ones raise ConfigError."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -11,8 +11,7 @@ NEAR = 1e-6  # seconds: what rounding and decimal notation take away from a time
 
 
 def hold(begin: Sequence[float], time: float) -> int:
-    """Index of the frame whose presentation interval holds `time`; begin: when each frame's presentation
-    starts."""
+    """Index of the frame that is shown at `time`, by the times at which the presentation of each begins."""
     return max(0, bisect_right(begin, time + NEAR) - 1)
 
 

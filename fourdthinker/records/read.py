@@ -104,8 +104,8 @@ def read_media(
         return read_frames(record.video, policy, start=record.start, end=record.end, out=out, **options)
     if not record.frames:
         return None
-    clock: dict[str, Any] = {"separate": record.separate, "fps": record.fps, "seconds": record.seconds}
-    return read_images(record.frames, policy, out=out, **clock, **options)
+    timing: dict[str, Any] = {"separate": record.separate, "fps": record.fps, "seconds": record.seconds}
+    return read_images(record.frames, policy, out=out, **timing, **options)
 
 
 def write_records(path: PathLike, records: Iterable[Record]) -> None:

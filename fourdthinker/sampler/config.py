@@ -14,19 +14,26 @@ _RANGE = "a number that float32 holds"
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Settings of one call of the sampler. A wrong value raises `ConfigError` with the value and the range.
+    """Settings of one call of the sampler.
 
-    max_new_tokens: ids a row may emit at most, latent pads, START and END included.
-    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
-    presence_penalty: subtracted once from the logits of ids the row has emitted; 0 is off.
-    repetition_penalty: divides the logits of ids of prompt and row (multiplies negative ones); 1 is off.
-    mode: "exact": a block always has K latents. "reference": the model may end a block early, as in the
-        published code; for parity and generation only.
-    max_blocks: START is forbidden after this many blocks; 0 is text only.
-    stop_strings: a row ends with the first id after which its decoded text contains one of these.
-    eos_ids: ids that end a row; empty: the checkpoint's.
-    train_start: whether START counts as chosen by the policy (`Rollout.policy_mask`).
-    seed: rows without explicit seeds get one from this, the prompt's and the sample's index.
+    Attributes:
+        max_new_tokens: ids that a row may emit at most, latent pads, START and END included.
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        top_p: 1 is off.
+        min_p: 0 is off.
+        presence_penalty: subtracted once from the logits of ids that the row has emitted; 0 is off.
+        repetition_penalty: divides the logits of ids of prompt and row (multiplies negative ones); 1 is off.
+        mode: "exact": a block always has K latents. "reference": the model may end a block early, as in the
+            published code; for parity and generation only.
+        max_blocks: START is forbidden after this many blocks; 0 is text only.
+        stop_strings: a row ends with the first id after which its decoded text contains one of these.
+        eos_ids: ids that end a row; empty: the checkpoint's.
+        train_start: whether START counts as chosen by the policy (`Rollout.policy_mask`).
+        seed: rows without seeds of their own get one from this, the prompt's index and the sample's.
+
+    Raises:
+        ConfigError: a value out of range; names the value and the range.
     """
 
     max_new_tokens: int = 512

@@ -52,12 +52,17 @@ class Output:
 
     def take(
         self, rows: Sequence[int], slot_ids: Sequence[int], slots: Slots, lengths: Sequence[int],
-        thought: Sequence[int], reasons: Sequence[str | None],
+        latent_counts: Sequence[int], reasons: Sequence[str | None],
     ) -> None:  # fmt: skip
-        """Take over `rows` from their slots, `slot_ids`, in the batch.
+        """Take over rows that leave the batch.
 
-        `lengths`: ids of each, `thought`: its latents, `reasons`: why it ended; None: EOS or the limit, which
-        its last id tells in the end.
+        Args:
+            rows: their indices in the rollout.
+            slot_ids: the slot of each.
+            slots: all slots of the batch.
+            lengths: ids of each row.
+            latent_counts: latents of each row.
+            reasons: why each row ended; None: EOS or the limit, which its last id tells in the end.
         """
         device = slots.positions.device
         index, longest = torch.tensor(slot_ids, device=device), max(lengths)
@@ -65,7 +70,7 @@ class Output:
         self._pieces.append((list(rows), kinds))
         for row, length, reason in zip(rows, lengths, reasons, strict=True):
             self.lengths[row], self.reasons[row] = length, reason or ""
-        pairs = [(i, k) for i, count in enumerate(thought) for k in range(count)]
+        pairs = [(i, k) for i, count in enumerate(latent_counts) for k in range(count)]
         if pairs:
             slot = torch.tensor([slot_ids[i] for i, _ in pairs], device=device)
             number = torch.tensor([k for _, k in pairs], device=device)
@@ -76,8 +81,16 @@ class Output:
         self, group: Tensor, pad_id: int, eos_ids: Sequence[int], timing: dict[str, float],
         vision_ids: tuple[int, ...], like: Tensor,
     ) -> Rollout:  # fmt: skip
-        """All rows; those with a stop string are cut back to it. T is the longest row's length; `like`: a
-        hidden state, for the dtype of the latents."""
+        """The rollout of all rows; those with a stop string are cut back to it.
+
+        Args:
+            group: [R], index of each row's prompt.
+            pad_id: what fills up shorter rows.
+            eos_ids: ids that end a row.
+            timing: as `Rollout.timing`.
+            vision_ids: as `Rollout.vision_ids`.
+            like: a tensor [..., H] of the dtype and device of latents.
+        """
         device, longest = group.device, max(self.lengths)
         lengths = torch.tensor(self.lengths, device=device)
         valid = torch.arange(longest, device=device)[None, :] < lengths[:, None]

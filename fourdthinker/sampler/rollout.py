@@ -12,23 +12,25 @@ from torch import Tensor
 class Rollout:
     """R sampled rows, those of prompt 0 first, on the device of the model.
 
-    tokens [R, T] long: emitted ids (text, START, latent pads, END), filled with the checkpoint's pad id.
-    lengths [R] long: ids of the row, its EOS included.
-    policy_mask [R, T] bool: true where the policy chose the id: not at latent pads and END, at START only
-        with `train_start`, not after the end.
-    logprobs [R, T] float32: log-softmax(raw logits / temperature) at the id; greedy rows count as temperature
-        1. No grammar mask, truncation, penalty or logits processor enters: this is what a training forward
-        recomputes.
-    sampled_logprobs [R, T] float32: log-probability under the distribution that was drawn from (0 where
-        greedy). Both log-probabilities are 0 where `policy_mask` is false.
-    latents [N, H], dtype of the model: the hidden states that were fed back, ordered by row and step;
-        latent_rows, latent_steps [N] long: latent i was the input at the pad `tokens[latent_rows[i],
-            latent_steps[i]]`.
-    finish_reason [R]: "eos", "stop" (a stop string) or "length".
-    group [R] long: index of the row's prompt.
-    timing: seconds of "vision", "prefill" and "decode", and "steps", the number of decode steps; on CUDA also
-        "graphs", how many were captured, and "capture", the seconds that took (a part of "decode").
-    vision_ids: the token ids of a prompt that stand for vision features (`replay_batch` needs them).
+    Attributes:
+        tokens: int64 [R, T], emitted ids (text, START, latent pads, END), filled up with the checkpoint's pad
+            id.
+        lengths: int64 [R], ids of each row, its EOS included.
+        policy_mask: bool [R, T], true where the policy chose the id: not at latent pads and END, at START
+            only with `train_start`, not after the end.
+        logprobs: float32 [R, T], log-softmax(raw logits / temperature) at the id; greedy rows count as
+            temperature 1. No grammar mask, truncation, penalty or logits processor enters: a training forward
+            recomputes the same. 0 where `policy_mask` is false.
+        sampled_logprobs: float32 [R, T], log-prob under the distribution that was drawn from (0 where
+            greedy). 0 where `policy_mask` is false.
+        latents: [N, H], dtype of the model: the hidden states that were fed back, ordered by row and step.
+        latent_rows, latent_steps: int64 [N]; latent i was the input at the pad
+            `tokens[latent_rows[i], latent_steps[i]]`.
+        finish_reason: of each row: "eos", "stop" (a stop string) or "length".
+        group: int64 [R], index of each row's prompt.
+        timing: seconds of "vision", "prefill" and "decode", and "steps", the number of decode steps; on CUDA
+            also "graphs", how many were captured, and "capture", the seconds that took (a part of "decode").
+        vision_ids: the token ids of a prompt that stand for vision features (`replay_batch` needs them).
     """
 
     tokens: Tensor

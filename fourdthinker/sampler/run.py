@@ -242,7 +242,7 @@ class Run:
     def _finish_poll(self, poll: Poll) -> None:
         if poll.event is not None:
             poll.event.synchronize()
-        ended, steps, thought = poll.report.tolist()
+        ended, steps, latent_counts = poll.report.tolist()
         window = None if poll.window is None else poll.window.tolist()
         slot_of = {row: slot for slot, row in enumerate(self.rows) if row is not None}
         leaving: list[tuple[int, int, int, int, str | None]] = []  # row, slot, length, latents, reason
@@ -259,14 +259,14 @@ class Run:
                 if self.work.on_tokens is not None:
                     self.work.on_tokens(row, ids, done)
             if done:
-                leaving.append((row, slot_of[row], length, thought[old], reason))
+                leaving.append((row, slot_of[row], length, latent_counts[old], reason))
         if leaving:
             self._leave(leaving)
 
     def _leave(self, leaving: list[tuple[int, int, int, int, str | None]]) -> None:
-        rows, slot_ids, lengths, thought, reasons = zip(*leaving, strict=True)
+        rows, slot_ids, lengths, latent_counts, reasons = zip(*leaving, strict=True)
         assert self.slots is not None
-        self.output.take(rows, slot_ids, self.slots, lengths, thought, reasons)
+        self.output.take(rows, slot_ids, self.slots, lengths, latent_counts, reasons)
         # A row cut at a stop string goes on until another takes its slot, if it is not told.
         index = torch.tensor(slot_ids)
         if self.device.type == "cuda":
@@ -275,8 +275,8 @@ class Run:
         for slot in slot_ids:
             chunk = self.owners[slot][0]  # type: ignore[index]
             self.rows[slot] = self.owners[slot] = None
-            chunk.left -= 1
-            if not chunk.left:
+            chunk.unfinished -= 1
+            if not chunk.unfinished:
                 assert chunk.segment is not None
                 self.store.release(chunk.segment)
                 chunk.segment = chunk.hidden = None

@@ -24,10 +24,10 @@ class Chunk:
     segment: Segment | None = None
     hidden: Tensor | None = None  # [U, H] after each prompt's last token
     waiting: int = 0  # the first of `rows` that has not entered
-    left: int = field(init=False)  # rows that have not ended
+    unfinished: int = field(init=False)  # rows that have not ended
 
     def __post_init__(self) -> None:
-        self.left = len(self.rows)
+        self.unfinished = len(self.rows)
 
     @property
     def tokens(self) -> int:
@@ -52,11 +52,22 @@ def make_plan(
     names: Sequence[str], lengths: Sequence[int], rows: Sequence[Sequence[int]], max_new_tokens: int,
     *, token_bytes: int, budget: int, max_rows: int,
 ) -> Plan:  # fmt: skip
-    """Share `budget` bytes between prompts and completions.
+    """Share the memory for keys and values between prompts and completions.
 
-    `names`, `lengths`, `rows`: of every prompt its name in messages, its tokens, and the rows of the rollout
-    that continue it. A row is given room for all tokens it may come to have, so that no row ever has to
-    wait for memory half way. ConfigError when the longest prompt and one row of it do not fit.
+    A row is given room for all tokens that it may come to have, so that no row ever waits for memory half
+    way.
+
+    Args:
+        names: of the prompts, in messages.
+        lengths: tokens of each prompt.
+        rows: of each prompt, the rows of the rollout that continue it.
+        max_new_tokens: ids that a row may come to have.
+        token_bytes: bytes of keys and values of one token.
+        budget: bytes of keys and values in all.
+        max_rows: rows in the batch at most.
+
+    Raises:
+        ConfigError: the longest prompt and one row of it do not fit.
     """
     own = completion_room(max_new_tokens)
     room = budget // token_bytes

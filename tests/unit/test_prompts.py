@@ -121,7 +121,7 @@ def test_labels(checkpoint: Checkpoint, files: Path, newline: bool) -> None:
     assert sample.imagery.patches.shape == (16 + 24, 1176)
 
 
-def test_clock_of_positions(checkpoint: Checkpoint, files: Path) -> None:
+def test_seconds_in_positions(checkpoint: Checkpoint, files: Path) -> None:
     record = record_of(files)
     for style, policy, seconds in [
         (PLAIN, {"fps": 1.0}, 2.0),

@@ -244,7 +244,7 @@ def test_on_several_threads_a_picture_that_did_not_come_out_is_damaged(several: 
 
 
 def quiet() -> None:
-    """In the place of a look at the clock."""
+    """Instead of a check of the deadline."""
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_whole_files_have_no_gap(clips: dict[str, Path], mkv: bytes) -> None:
     assert walk(live[:-5], "", quiet).gap is not None
 
 
-def test_the_clock_is_looked_at_on_the_way() -> None:
+def test_the_deadline_is_checked_on_the_way() -> None:
     """A file of nothing but small elements, which takes long."""
     seen: list[int] = []
     head = b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + bytes([255]) * 7

@@ -32,7 +32,7 @@ def save(folder: Path, number: int, size: tuple[int, int] = (56, 56)) -> Path:
     return path
 
 
-def test_folder_and_list_are_a_clip_on_the_clock_of_the_policy(tmp_path: Path) -> None:
+def test_folder_and_list_are_a_clip_at_the_rate_of_the_policy(tmp_path: Path) -> None:
     paths = [save(tmp_path, k) for k in range(5)]
     (tmp_path / "notes.txt").write_text("not a picture")
     folder = read_images(tmp_path, FramePolicy(fps=2))
@@ -45,7 +45,7 @@ def test_folder_and_list_are_a_clip_on_the_clock_of_the_policy(tmp_path: Path) -
     assert reverse.seconds_per_grid == pytest.approx(2.0)
 
 
-def test_more_frames_than_allowed_are_spread_on_the_true_clock(tmp_path: Path) -> None:
+def test_more_frames_than_allowed_are_spread_over_the_true_times(tmp_path: Path) -> None:
     paths = [save(tmp_path, k) for k in range(10)]
     frames = read_images(paths, FramePolicy(max_frames=4))
     assert numbers(frames.pixels) == [0, 2, 5, 7]
@@ -53,7 +53,7 @@ def test_more_frames_than_allowed_are_spread_on_the_true_clock(tmp_path: Path) -
     assert frames.seconds_per_grid == pytest.approx(5.0)
 
 
-def test_own_clock_of_a_list(tmp_path: Path) -> None:
+def test_own_times_of_a_list(tmp_path: Path) -> None:
     paths = [save(tmp_path, k) for k in range(8)]
     assert numbers(read_images(paths, FramePolicy(fps=1), fps=4).pixels) == [0, 4]
     uneven = read_images(paths, FramePolicy(fps=1), seconds=[0, 0.1, 0.9, 1.0, 1.7, 2.5, 2.6, 2.7])

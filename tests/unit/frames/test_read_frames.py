@@ -62,7 +62,7 @@ def test_any_order_repeats_and_bytes(even: Path) -> None:
     assert again.source == "<bytes>"
 
 
-def test_policy_start_end_and_clock(even: Path) -> None:
+def test_policy_start_and_end(even: Path) -> None:
     frames = read_frames(even, TEN, start=1.0, end=1.5)
     assert frames.seconds == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
     assert numbers(frames.pixels) == [25, 27, 30, 32, 35]
