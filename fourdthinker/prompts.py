@@ -205,8 +205,8 @@ class Encoder:
 
         Raises VideoError for one that cannot be read, RecordError for one too small to make a block of.
         """
-        look: dict[str, Any] = {"out": "patches", "mean": self.spec.mean, "std": self.spec.std}
-        vision = Vision.from_frames(read_images(record.images, self.policy, separate=True, **look), self.spec)
+        form: dict[str, Any] = {"out": "patches", "mean": self.spec.mean, "std": self.spec.std}
+        vision = Vision.from_frames(read_images(record.images, self.policy, separate=True, **form), self.spec)
         self._check_size(vision, record)
         return vision
 

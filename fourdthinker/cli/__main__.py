@@ -1,3 +1,5 @@
+"""`python -m fourdthinker.cli` is the command `fourdthinker`."""
+
 import sys
 
 from fourdthinker.cli import main

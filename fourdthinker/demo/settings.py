@@ -37,6 +37,8 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
+    """Sizes of the demo's model, which is trained from nothing."""
+
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -75,6 +77,8 @@ class RlSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class EvaluateSettings:
+    """How the demo asks its held-out questions."""
+
     samples: int = 4
     max_tokens: int = 40
     batch: int = 64
@@ -82,6 +86,8 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class DemoSettings:
+    """Everything that a run of the demo depends on."""
+
     seed: int = 0
     render: RenderSettings = field(default_factory=RenderSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -53,7 +53,7 @@ def phases(run: Path) -> list[tuple[str, Path]]:
 
 
 def read_metrics(path: Path) -> Series:
-    """name -> [(step, value)] of every finite number; a line that is no JSON object with a step that is a
+    """Name -> [(step, value)] of every finite number; a line that is no JSON object with a step that is a
     number (or without one: its place in the file) is left out with a warning."""
     series: Series = {}
     entries, bad = read_lines(path)

@@ -19,6 +19,8 @@ _HEIGHT = 224  # twice what is shown, for dense screens
 
 @dataclass(frozen=True)
 class Picture:
+    """A picture as the page shows it: a data URL, its size in pixels, and when it is shown."""
+
     url: str
     width: int
     height: int

@@ -19,6 +19,8 @@ Entries = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
+    """One cell of the table of results."""
+
     text: str
     kind: str = ""  # CSS classes
     title: str = ""
@@ -26,6 +28,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """One model in the table of results."""
+
     label: str
     baseline: bool
     cells: list[Cell]
