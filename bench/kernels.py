@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss
 from torch import Tensor
 
 from bench import _measure as measure
 from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
 from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
+from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss
 
 MUST_HOLD = {"rows": (8, 256), "width": 256, "vocabularies": (32_000, 151_668), "faster": 5.0, "slower": 1.1}
 MISMATCH = 0.02  # losses further apart than this do not do the same work

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
-from fourdthinker.kernels import GrpoOptions
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from fourdthinker.kernels import GrpoOptions
 from tests.compile.aot import ARCHITECTURES
 
 NAMES = [path.stem for path in (Path(__file__).parents[2] / "kernels").glob("[!_]*.py")]

@@ -17,7 +17,6 @@ RETIRED = {
     "spare": "non-reference",
     "echo": "duplicate",
     "opening": "assistant_prefix",
-    "stills": "images, separate",
     "hand_over": "what is done: accumulate, consume",
     "away": "what is left out",
     "look": "poll, read: what is done",

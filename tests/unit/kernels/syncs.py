@@ -8,6 +8,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import GridExecutor
+
 from fourdthinker.kernels import (
     cosine_latent_loss,
     cross_entropy,
@@ -24,11 +29,6 @@ from fourdthinker.kernels import (
     sample_tokens,
     shared_prefix_decode,
 )
-from torch import Tensor
-from torch._library.custom_ops import OPDEFS
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.interpreter import GridExecutor
-
 from tests.unit.kernels.options import with_options
 
 WAITING = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fourdthinker.kernels import cross_entropy, grpo_loss, linear_grpo_loss, logprobs
 
+from fourdthinker.kernels import cross_entropy, grpo_loss, linear_grpo_loss, logprobs
 from tests.unit.kernels.memory import peak_bytes
 from tests.unit.kernels.options import KINDS, with_options
 

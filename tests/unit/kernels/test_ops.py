@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fourdthinker.kernels import (
     GrpoOptions,
     cosine_latent_loss,
