@@ -106,7 +106,7 @@ class Thinker:
         video: a video file, a folder of frames (a clip, in the order of their names), frames that have been
         read, or None. images: one or several separate pictures instead of a video; without both, the question
         is text alone. options: texts of 2 to 8 answers to choose from. start, end: seconds of a video file's
-        presentation clock. system: text of a system turn.
+        presentation time. system: text of a system turn.
 
         Raises ConfigError, RecordError (control tokens in a text) and VideoError (media that cannot be read).
         """

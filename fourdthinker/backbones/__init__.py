@@ -64,16 +64,22 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint with latent tokens from a folder (or a model id of the Hugging Face hub).
 
-    ``dtype`` None keeps the dtype the weights were saved in. A checkpoint of this package brings its frame
-    policy and prompt style in ``frame_policy.json``. One without that file gets the family's default policy
-    (1 frame a second), and when it is a Qwen2.5-VL, as the released 4DThinker checkpoints are, the style
-    ``RELEASED``.
+    A checkpoint of this package brings its frame policy and prompt style in `frame_policy.json`. One without
+    that file gets the family's default policy (1 frame a second) and, if it is a Qwen2.5-VL, as the released
+    4DThinker checkpoints are, the style `RELEASED`.
 
-    ``policy``, when given, must equal the checkpoint's; otherwise :class:`CheckpointError` names the fields
-    that differ, unless ``override_policy`` says that the given one shall count. Further reasons for
-    :class:`CheckpointError`: no latent tokens, missing files or weights, unknown family, pickled weights.
+    Args:
+        path: a folder, or a model id `owner/name`.
+        subfolder: folder of the checkpoint within `path`.
+        dtype: of the weights; None: the dtype that they were saved in.
+        policy: the frame policy that the caller means to use; None: the checkpoint's.
+        override_policy: use `policy` even where the checkpoint's is another one.
+
+    Raises:
+        CheckpointError: missing files or weights, no latent tokens, an unknown family, pickled weights, or a
+            `policy` that differs from the checkpoint's; names the fields that differ.
     """
-    path, where = _place(path, subfolder)
+    path, where = _located(path, subfolder)
     backbone = load_backbone(path, subfolder, dtype=dtype)
     tokenizer = _load_tokenizer(path, where)
     ids = token_ids(tokenizer)
@@ -93,8 +99,8 @@ def load_checkpoint(
 def load_backbone(
     path: PathLike, subfolder: str | None = None, *, dtype: torch.dtype | None = None
 ) -> Backbone:
-    """The model of a checkpoint alone, without tokenizer and policy. Errors as in :func:`load_checkpoint`."""
-    path, where = _place(path, subfolder)
+    """The model of a checkpoint alone, without tokenizer and policy. Errors as in `load_checkpoint`."""
+    path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
     LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
     return _load_weights(family.load, path, where, dtype=dtype)
@@ -112,11 +118,19 @@ def init_checkpoint(
 ) -> Checkpoint:
     """Make a checkpoint with latent tokens from a base model of a known family (as its makers publish it).
 
-    The vocabulary grows by the latent tokens; ``policy`` and ``style`` default to ours for the family. Where
-    the model has them already, policy and style are those of the checkpoint, with errors as in
-    :func:`load_checkpoint`. Save the result with :func:`save_checkpoint`.
+    The vocabulary grows by the latent tokens. Save the result with `save_checkpoint`.
+
+    Args:
+        path, subfolder, dtype: as for `load_checkpoint`.
+        policy: None: the family's default, or that of a checkpoint that has latent tokens already.
+        style: None: ours, or that of a checkpoint that has latent tokens already.
+        latent_size: K; None: 4, or that of a checkpoint that has latent tokens already.
+        override_policy: as for `load_checkpoint`.
+
+    Raises:
+        CheckpointError: as for `load_checkpoint`, but for the lack of latent tokens.
     """
-    path, where = _place(path, subfolder)
+    path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
     own = (family.default_policy(), PromptStyle())
     if getattr(config, "latent_token_id", None) is not None:
@@ -170,7 +184,7 @@ def _move_into(source: Path, target: Path) -> None:
         os.replace(source / name, target / name)
 
 
-def _place(path: PathLike, subfolder: str | None) -> tuple[str, dict[str, str]]:
+def _located(path: PathLike, subfolder: str | None) -> tuple[str, dict[str, str]]:
     text = os.fspath(path)
     where = {"subfolder": subfolder} if subfolder else {}
     if os.path.isdir(text):
@@ -198,7 +212,7 @@ def _family(path: str, subfolder: str | None, where: dict[str, str]) -> tuple[An
         "vision_config.depth": config.vision_config.depth,
     }
     for key, value in depths.items():
-        if not 1 <= value <= _MOST_LAYERS:  # the layers are made before the weights are looked at
+        if not 1 <= value <= _MOST_LAYERS:  # the layers are made before the weights are read
             raise CheckpointError(f"{name}: {key} in config.json is {value}; 1 to {_MOST_LAYERS} make sense")
     module, cls = FAMILIES[config.model_type]
     return config, getattr(importlib.import_module(module), cls)

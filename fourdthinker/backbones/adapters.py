@@ -24,9 +24,15 @@ def add_lora(
 ) -> None:
     """Freeze a backbone, and put a trainable adapter, which changes nothing yet, on its language model.
 
-    ``target_modules``: names of linear layers within a decoder layer, such as ``q_proj``. Raises
-    :class:`ConfigError` for names that there are not, for a model that has an adapter already, and where peft
-    is not installed.
+    Args:
+        backbone: changed in place.
+        r: rank of the adapter.
+        alpha: the adapter's output is scaled by alpha / r.
+        dropout: probability of dropout before the adapter.
+        target_modules: names of linear layers within a decoder layer, such as `q_proj`.
+
+    Raises:
+        ConfigError: an unknown name, a model that has an adapter already, or peft is not installed.
     """
     try:
         from peft import LoraConfig, get_peft_model

@@ -34,8 +34,9 @@ Objective = Callable[["Backbone", Tensor, Batch], Any]
 class DeepStack:
     """Vision features that are added to the hidden states after the first D decoder layers (Qwen3-VL).
 
-    ``index`` [M] long, ascending: flat positions b * S + p of the vision pads in a batch [B, S].
-    ``features`` [D, M, H]: what is added at them, level by level.
+    Attributes:
+        index: int64 [M], ascending: flat positions b * S + p of the vision pads in a batch [B, S].
+        features: [D, M, H], what is added at these positions, level by level.
     """
 
     index: Tensor
@@ -56,8 +57,10 @@ class DeepStack:
 class Inputs:
     """What the language model is fed.
 
-    ``embeds`` [B, S, H]. ``deepstack``: the levels of the vision features, None where there are none.
-    ``latents`` [N, H]: those at the latent pads of the batch, None where there are none.
+    Attributes:
+        embeds: [B, S, H].
+        deepstack: the levels of the vision features; None where there are none.
+        latents: [N, H], those at the latent pads of the batch; None where there are none.
     """
 
     embeds: Tensor
@@ -229,10 +232,18 @@ class Backbone(nn.Module, ABC):
     def encode_vision(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """Features of clips or images.
 
-        ``patches`` [sum t*h*w, patch_dim], ``grid_thw`` [n, 3] long in patches. Returns [sum t*h*w/4,
-        (1 + D) * H] in raster order of the merged tokens, in the tower's dtype: the merged features in the
-        first H columns, then D DeepStack levels of H columns each (D = 0 for Qwen2.5-VL). Without gradient
-        exactly when the tower is frozen.
+        Args:
+            patches: [sum t*h*w, patch_dim].
+            grid_thw: int64 [n, 3], the grids in patches.
+
+        Returns:
+            [sum t*h*w / merge_size^2, (1 + D) * H] in raster order of the merged features, in the tower's
+            dtype: the merged features in the first H columns, then D DeepStack levels of H columns each
+            (D = 0 for Qwen2.5-VL). Without gradient exactly when the tower is frozen.
+
+        Raises:
+            ValueError: patches and grids do not fit.
+            ConfigError: patches of another family.
         """
         visual = self.visual
         expected = int(grid_thw.prod(-1).sum())
@@ -281,12 +292,12 @@ class Backbone(nn.Module, ABC):
             if features is None:
                 features = self.encode_vision(batch["patches"], batch["grid_thw"])
             merged, deepstack = self._levels(index, features)
-            flat = _place(flat, index, merged, "vision features", "vision pads")
+            flat = _replace_rows(flat, index, merged, "vision features", "vision pads")
         index, latents = batch.get("latent_index"), batch.get("latents")
         if index is not None and index.numel():
             if latents is None:
                 latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-            flat = _place(flat, index, latents, "latents", "latent pads")
+            flat = _replace_rows(flat, index, latents, "latents", "latent pads")
         return Inputs(flat.view_as(embeds), deepstack, latents)
 
     def _levels(self, index: Tensor, features: Tensor) -> tuple[Tensor, DeepStack | None]:
@@ -317,11 +328,18 @@ class Backbone(nn.Module, ABC):
         *,
         deepstack: DeepStack | None = None,
     ) -> Tensor:
-        """Run the language model; returns the hidden states after the final norm, [B, S, H].
+        """Run the decoder layers of the language model.
 
-        ``inputs_embeds`` [B, S, H], ``position_ids`` [3, B, S] long, ``attention_mask`` [B, S_total] (1 where
-        a position of cache or input may be seen) or None without padding. ``cache`` is extended in place.
-        ``deepstack``: the levels of the vision pads among these S positions.
+        Args:
+            inputs_embeds: [B, S, H].
+            position_ids: int64 [3, B, S].
+            attention_mask: [B, S_total], 1 where a position of cache or input may be seen; None: nothing is
+                padded.
+            cache: keys and values so far; extended in place.
+            deepstack: the levels of the vision pads among these S positions.
+
+        Returns:
+            The hidden states after the final norm, [B, S, H].
         """
         refuse_cudnn_attention(inputs_embeds.device)
         extra = {} if deepstack is None else self._deepstack_arguments(deepstack, inputs_embeds.shape)
@@ -396,7 +414,7 @@ def refuse_cudnn_attention(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def _place(flat: Tensor, index: Tensor, values: Tensor, what: str, where: str) -> Tensor:
+def _replace_rows(flat: Tensor, index: Tensor, values: Tensor, what: str, where: str) -> Tensor:
     """``flat`` [N, H] with rows ``index`` replaced; differentiable in both."""
     if values.shape[0] != index.numel():
         raise ValueError(

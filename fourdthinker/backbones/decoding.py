@@ -27,15 +27,24 @@ class DecodeCache(Protocol):
 
 
 def decode_layers(
-    backbone: Backbone, embeds: Tensor, positions: Tensor, at: Tensor, cache: DecodeCache, attention: str
+    backbone: Backbone,
+    embeds: Tensor,
+    positions: Tensor,
+    cache_positions: Tensor,
+    cache: DecodeCache,
+    attention: str,
 ) -> Tensor:
     """Hidden states after the final norm, [R, H], for one token a row.
 
-    ``embeds`` [R, H], ``positions`` [R] long (the same on all three axes: text and latents), ``at`` [R]
-    long: the position in the row's own keys and values that the token takes. ``attention``: the name of an
-    implementation registered with transformers' ``AttentionInterface``; it is called as the layers of
-    transformers call it, query [R, heads, 1, D], keys and values of ``cache.own(layer)``, and
-    ``cache=cache`` besides.
+    Args:
+        backbone: the model.
+        embeds: [R, H], input of each row.
+        positions: int64 [R], the same on all three axes: text and latents.
+        cache_positions: int64 [R], the position in the row's own keys and values that the token takes.
+        cache: the rows' own keys and values.
+        attention: name of an implementation registered with transformers' `AttentionInterface`. It is called
+            as the layers of transformers call it, with query [R, heads, 1, D], keys and values of
+            `cache.own(layer)`, and `cache=cache` besides.
     """
     model = backbone.hf.model.language_model
     attend = AttentionInterface()[attention]
@@ -53,7 +62,9 @@ def decode_layers(
             for projected in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
         keys, values = cache.own(number)
-        query = rotary_append_(query, key, value, cos, sin, keys, values, at, **_head_norms(attn))
+        query = rotary_append_(
+            query, key, value, cos, sin, keys, values, cache_positions, **_head_norms(attn)
+        )
         mixed, _ = attend(attn, query[:, :, None], keys, values, None, scaling=attn.scaling, cache=cache)
         x = attn.o_proj(mixed.reshape(rows, -1)).to(embeds.dtype)
         normed, residual = _norm(layer.post_attention_layernorm, x, residual)
@@ -62,7 +73,7 @@ def decode_layers(
 
 
 def require_full_attention(backbone: Backbone) -> None:
-    """ConfigError for a model with sliding windows, which :func:`decode_layers` does not have."""
+    """ConfigError for a model with sliding windows, which `decode_layers` does not have."""
     config = backbone.hf.model.language_model.config
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"}:
