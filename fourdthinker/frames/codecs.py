@@ -87,6 +87,7 @@ CODECS = {
         reorders=True,
         display_order=display_order.h264,
         flags=nal.h264_flags,
+        begins=nal.h264_begins,
         keyframes_known=True,
         flushes=True,
         settable_delay=True,

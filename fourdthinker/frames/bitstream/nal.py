@@ -2,9 +2,9 @@
 
 Sources: ITU-T H.264 annex B and H.265 annex B (start codes); ISO/IEC 14496-15 5.3.3 and 8.3.3 (sizes, whose
 length the stream's header tells); H.264 7.3.1 and 7.4.1 (nal_ref_idc, nal_unit_type, no three zero bytes in
-a unit), 7.3.2.1.1 and E.1.1 (sequence parameter set), 7.3.2.4 (access unit delimiter); H.265 7.4.2 and
-7.4.2.2 (nal_unit_type, intra random access points, sub-layer non-reference pictures), 7.3.2.2 and E.2.1
-(sequence parameter set), 7.3.2.5 (access unit delimiter).
+a unit), 7.3.2.1.1 and E.1.1 (sequence parameter set), 7.3.2.3.1 and D.1.8 (recovery point message), 7.3.2.4
+(access unit delimiter); H.265 7.4.2 and 7.4.2.2 (nal_unit_type, intra random access points, sub-layer
+non-reference pictures), 7.3.2.2 and E.2.1 (sequence parameter set), 7.3.2.5 (access unit delimiter).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fourdthinker.frames.bitstream.pictures import (
 )
 
 START = b"\0\0\1"
+_RECOVERY_POINT = 6  # payloadType
 HOLE = bytes(8)  # no encoder writes it within a unit
 _SITINGS = ("left", "center", "topleft")  # chroma_sample_loc_type 0 to 2; others are hardly ever seen
 _HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profiles with chroma_format_idc
@@ -157,6 +158,46 @@ def h264_flags(extradata: bytes) -> Flags:
         return (NON_REFERENCE if pictures and non_reference else 0) | (RANDOM_ACCESS if random_access else 0)
 
     return flags
+
+
+def h264_begins(extradata: bytes) -> Test:
+    """Whether all pictures from this one on are right when decoding begins at it: not where a message says
+    that they are only some pictures later (a refresh by degrees)."""
+    length = H264.length_size(extradata)
+
+    def begins(data: Data) -> bool:
+        later = False
+        for unit in units(data, length):
+            kind = unit[0] & 31 if len(unit) else 0
+            if kind == 5:
+                return True
+            later = later or (kind == 6 and _recovers_later(unit))
+        return not later
+
+    return begins
+
+
+def _recovers_later(unit: Data) -> bool:
+    """Whether supplemental enhancement information of H.264 has a recovery point that is still to come."""
+    message, begin = content(unit), 1
+    while begin + 2 < len(message):  # two bytes, and those that end the unit
+        kind, begin = _code(message, begin)
+        size, begin = _code(message, begin)
+        if kind == _RECOVERY_POINT:
+            try:
+                return Bits(message[begin : begin + size]).ue() > 0
+            except ValueError:
+                return True  # cut off: nothing vouches for the picture
+        begin += size
+    return False
+
+
+def _code(message: bytes, begin: int) -> tuple[int, int]:
+    """(a number in bytes of 255 and one that is less, where it ends)."""
+    value = 0
+    while begin < len(message) and message[begin] == 255:
+        value, begin = value + 255, begin + 1
+    return value + (message[begin] if begin < len(message) else 0), begin + 1
 
 
 def h265_flags(extradata: bytes) -> Flags:

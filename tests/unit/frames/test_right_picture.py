@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourdthinker.frames import index_cache
-from tests.oracle.access import REFUSED, RIGHT, WRONG, judge, limits, settled, ways
+from fourdthinker.frames import index_cache, read_frames
+from tests.oracle.access import REFUSED, RIGHT, WRONG, Way, judge, limits, middles, settled, ways
 from tests.oracle.files import (
     DUPLICATED,
     EXCHANGED,
@@ -85,3 +85,14 @@ def test_every_way_of_reading_gives_the_picture_shown_then(
     unlisted = [v for v in judged.of(REFUSED) if refusal(recipe, v.way, v.words) is None]
     assert [f"{verdict.way}: {verdict.words}" for verdict in unlisted] == []
     assert judged.of(RIGHT) or judged.of(REFUSED)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_each_picture_of_a_stream_refreshed_by_degrees(tmp_path: Path, suffix: str) -> None:
+    """Its later keyframes are keyframes only for pictures that come several later."""
+    clip = make(Recipe("h264-refresh", suffix, count=75), tmp_path)
+    singles = [
+        Way(f"{time:.2f}", lambda time=time: [read_frames(clip.path, times=[time])])
+        for time in middles(clip.truth)[40:]
+    ]
+    assert judge(clip, singles).of(WRONG) == []
