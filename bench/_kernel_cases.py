@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import _kernel_peers as peers
 from fourdthinker.kernels import (
     GrpoOptions,
+    chunk_size,
     cosine_latent_loss,
     cross_entropy,
     group_advantages,
@@ -28,7 +29,6 @@ from fourdthinker.kernels import (
     sample_tokens,
     shared_prefix_decode,
 )
-from fourdthinker.kernels._head import chunk_size
 
 Call = Callable[[], object]
 

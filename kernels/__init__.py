@@ -5,6 +5,7 @@ as a top-level package ``kernels``, which transformers looks for and imports: th
 """
 
 if __name__ == "fourdthinker.kernels":
+    from ._head import chunk_size
     from ._losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
     from ._metrics import METRICS
     from .add_rms_norm import add_rms_norm
@@ -32,6 +33,7 @@ if __name__ == "fourdthinker.kernels":
         "REPEATED",
         "GrpoOptions",
         "add_rms_norm",
+        "chunk_size",
         "cosine_latent_loss",
         "cross_entropy",
         "forbidden_tokens",

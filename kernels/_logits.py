@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import tile
+from ._launch import launching
 
 
 @triton.jit
@@ -197,12 +198,13 @@ def stats(
     layout = rows_of(logits)
     assert layout is not None
     if rows:
-        logits_stats_kernel[(rows,)](
-            logits, *layout, length, bias, target.contiguous(),
-            None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy, rate,
-            softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096),
-            num_warps=8,
-        )  # fmt: skip
+        with launching("logits_stats", logits) as launch:
+            logits_stats_kernel[(rows,)](
+                logits, *layout, length, bias, target.contiguous(),
+                None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy,
+                rate, softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None,
+                BLOCK=tile(vocabulary, launch.block), **launch.options,
+            )  # fmt: skip
     return logprob, normaliser, entropy
 
 
@@ -222,11 +224,12 @@ def grad_(
     assert layout is not None
     assert grad_layout is not None
     if rows:
-        logits_grad_kernel[(rows,)](
-            logits, *layout, grad, *grad_layout, length, bias, target.contiguous(),
-            None if mask is None else mask.contiguous().view(torch.uint8), normaliser,
-            None if grad_entropy is None else entropy, grad_logprob.float().contiguous(),
-            None if grad_entropy is None else grad_entropy.float().contiguous(), rate, softcap or 1.0,
-            V=vocabulary, WIDTH=padded(vocabulary) if has_padding else vocabulary,
-            SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, 4096), num_warps=8,
-        )  # fmt: skip
+        with launching("logits_grad", logits) as launch:
+            logits_grad_kernel[(rows,)](
+                logits, *layout, grad, *grad_layout, length, bias, target.contiguous(),
+                None if mask is None else mask.contiguous().view(torch.uint8), normaliser,
+                None if grad_entropy is None else entropy, grad_logprob.float().contiguous(),
+                None if grad_entropy is None else grad_entropy.float().contiguous(), rate, softcap or 1.0,
+                V=vocabulary, WIDTH=padded(vocabulary) if has_padding else vocabulary,
+                SOFTCAP=softcap is not None, BLOCK=tile(vocabulary, launch.block), **launch.options,
+            )  # fmt: skip

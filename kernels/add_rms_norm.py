@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, use_triton
-
-LARGEST = 16384  # columns one program holds in registers
+from ._launch import WIDEST, launching, settings
 
 
 def _reference(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -51,10 +50,12 @@ def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple
     normed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     total = torch.empty_like(normed)
     if rows:
-        add_rms_norm_kernel[(rows,)](
-            x, x.stride(0), residual, 0 if residual is None else residual.stride(0), weight, normed, total,
-            eps, H=width, BLOCK=triton.next_power_of_2(width), num_warps=8 if width >= 2048 else 4,
-        )  # fmt: skip
+        narrow = width < settings("add_rms_norm_narrow", x.device).block
+        with launching("add_rms_norm_narrow" if narrow else "add_rms_norm", x) as launch:
+            add_rms_norm_kernel[(rows,)](
+                x, x.stride(0), residual, 0 if residual is None else residual.stride(0), weight, normed,
+                total, eps, H=width, BLOCK=triton.next_power_of_2(width), **launch.options,
+            )  # fmt: skip
     return normed, total
 
 
@@ -84,8 +85,8 @@ def add_rms_norm(
         )
     if not use_triton(backend, x):
         return _reference(x, residual, weight, eps)
-    if x.shape[1] > LARGEST:
-        raise ValueError(f"x is {x.shape[1]} wide; the kernel takes at most {LARGEST} columns")
+    if x.shape[1] > WIDEST:
+        raise ValueError(f"x is {x.shape[1]} wide; the kernel takes at most {WIDEST} columns")
     if x.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
         raise ValueError(f"x has strides {x.stride()}; its rows and those of residual must be dense")
     normed, total = _op(x, residual, weight, eps)

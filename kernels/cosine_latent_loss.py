@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, debugging, reciprocal, use_triton
+from ._launch import WIDEST, launching
 
-WIDEST = 16384  # a row is held in registers
 EPSILON = 1e-8  # a vector of smaller norm counts as zero: cosine 0, gradient 0
 
 
@@ -110,11 +110,12 @@ def _forward_op(
         cosine = torch.empty(index.shape, dtype=torch.float32, device=hidden.device)
         if index.numel():
             width = hidden.shape[1]
-            cosine_latent_kernel[(index.numel(),)](
-                hidden, hidden.stride(0), target, target.stride(0), index, scale, cosine, grad,
-                NEED_GRAD=need_grad, H=width, EPSILON=EPSILON, BLOCK_H=triton.next_power_of_2(width),
-                num_warps=8,
-            )  # fmt: skip
+            with launching("cosine_latent", hidden) as launch:
+                cosine_latent_kernel[(index.numel(),)](
+                    hidden, hidden.stride(0), target, target.stride(0), index, scale, cosine, grad,
+                    NEED_GRAD=need_grad, H=width, EPSILON=EPSILON, BLOCK_H=triton.next_power_of_2(width),
+                    **launch.options,
+                )  # fmt: skip
     return (1.0 - cosine).sum() * scale, cosine, grad
 
 
@@ -133,9 +134,10 @@ def _scale_op(grad: Tensor, index: Tensor, upstream: Tensor, backend: str) -> No
         grad.index_copy_(0, index - 1, (grad[index - 1].to(wide) * upstream.to(wide)).to(grad.dtype))
     elif index.numel():
         width = grad.shape[1]
-        cosine_latent_scale_kernel[(index.numel(),)](
-            grad, index, upstream, H=width, BLOCK_H=triton.next_power_of_2(width), num_warps=8
-        )
+        with launching("cosine_latent_scale", grad) as launch:
+            cosine_latent_scale_kernel[(index.numel(),)](
+                grad, index, upstream, H=width, BLOCK_H=triton.next_power_of_2(width), **launch.options
+            )
 
 
 @_scale_op.register_fake

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_count, check_finite, use_triton
+from ._launch import launching
 
 SCALES = ("group", "none", "batch", "leave_one_out")
 
@@ -74,10 +75,11 @@ def _advantages_op(rewards: Tensor, group_size: int, scale: str, eps: float, bac
     if not use_triton(backend, rewards):
         return _reference(rewards, group_size, scale, eps)
     output = torch.empty_like(rewards)
-    group_advantages_kernel[(rewards.numel() // group_size,)](
-        rewards, output, rewards.numel(), group_size, eps, SCALE=scale,
-        BLOCK_G=triton.next_power_of_2(group_size), BLOCK_R=1024, num_warps=4,
-    )  # fmt: skip
+    with launching("group_advantages", rewards) as launch:
+        group_advantages_kernel[(rewards.numel() // group_size,)](
+            rewards, output, rewards.numel(), group_size, eps, SCALE=scale,
+            BLOCK_G=triton.next_power_of_2(group_size), BLOCK_R=launch.block, **launch.options,
+        )  # fmt: skip
     return output
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, use_triton
 from ._grpo import check_like, check_reference, metrics_of, token_scale, token_terms
+from ._launch import launching
 from ._losses import DEFAULTS, GrpoOptions, fused_kl_term, fused_policy_term, smaller
 from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
 
@@ -182,14 +183,16 @@ def _fused(
         bytes_ = [None if t is None else t.contiguous().view(torch.uint8) for t in (mask, entropy_mask)]
         dense = [None if t is None else t.contiguous() for t in (old, ref, sampler, entropy)]
         advantages = advantages.contiguous()
-        grpo_token_loss_kernel[(rows,)](
-            logprobs.contiguous(), advantages, bytes_[0], *dense, bytes_[1], scale, losses, grad,
-            entropy_grad, sums, length, advantages.stride(0), step, options.beta, options.low, options.high,
-            options.ratio_bound, options.sampler_cap or 0.0, options.entropy_coef, TERM=options.term,
-            KL=options.kl, PER_SEQUENCE=options.per_sequence, POOLS_SLOPES=options.pools_slopes,
-            PER_LENGTH=options.per_length, CORRECTED=options.sampler_cap is not None, METRICS=len(METRICS),
-            LARGEST=LARGEST, BLOCK=256, num_warps=4,
-        )  # fmt: skip
+        with launching("grpo_token_loss", logprobs) as launch:
+            grpo_token_loss_kernel[(rows,)](
+                logprobs.contiguous(), advantages, bytes_[0], *dense, bytes_[1], scale, losses, grad,
+                entropy_grad, sums, length, advantages.stride(0), step, options.beta, options.low,
+                options.high, options.ratio_bound, options.sampler_cap or 0.0, options.entropy_coef,
+                TERM=options.term, KL=options.kl, PER_SEQUENCE=options.per_sequence,
+                POOLS_SLOPES=options.pools_slopes, PER_LENGTH=options.per_length,
+                CORRECTED=options.sampler_cap is not None, METRICS=len(METRICS), LARGEST=LARGEST,
+                BLOCK=launch.block, **launch.options,
+            )  # fmt: skip
     return losses.sum(), grad, grad.new_empty(0) if entropy_grad is None else entropy_grad, join(sums)
 
 

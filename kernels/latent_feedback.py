@@ -29,9 +29,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_count, check_range, tile, use_triton
+from ._launch import launching
 
 TEXT = 0
+MOST_EOS = 1024  # ids that end a row
 MODES = ("exact", "reference")
+Expected = tuple[Tensor, tuple[int, ...], torch.dtype]  # an argument, and what its shape and dtype must be
 
 
 def latent_state(
@@ -269,18 +272,49 @@ def _step_op(
     rows, width = hidden.shape
     if rows == 0:
         return
-    latent_feedback_kernel[(rows,)](
-        sampled, hidden, hidden.stride(0), embedding, embedding.stride(0), steps, phase, blocks,
-        finished.view(torch.uint8), latents, latents.stride(1), latent_steps, latent_count, eos_ids, emitted,
-        is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), eos_ids.numel(), latents.shape[1],
-        pad_id, start_id, end_id, fill_id, latent_size, H=width, EARLY_END=early_end, TRAIN_START=train_start,
-        BLOCK_E=tile(eos_ids.numel(), 1024), BLOCK_H=tile(width, 4096), num_warps=8,
-    )  # fmt: skip
+    with launching("latent_feedback", hidden) as launch:
+        latent_feedback_kernel[(rows,)](
+            sampled, hidden, hidden.stride(0), embedding, embedding.stride(0), steps, phase, blocks,
+            finished.view(torch.uint8), latents, latents.stride(1), latent_steps, latent_count, eos_ids,
+            emitted, is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), eos_ids.numel(),
+            latents.shape[1], pad_id, start_id, end_id, fill_id, latent_size, H=width, EARLY_END=early_end,
+            TRAIN_START=train_start, BLOCK_E=tile(eos_ids.numel(), MOST_EOS),
+            BLOCK_H=tile(width, launch.block), **launch.options,
+        )  # fmt: skip
 
 
 @_step_op.register_fake
 def _(*arguments: Tensor | int | bool | str) -> None:
     return None
+
+
+def _check_vectors(hidden: Tensor, embedding: Tensor, latents: Tensor) -> None:
+    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [B, H] and [V, H]"
+        )
+    if hidden.dtype != embedding.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} but embedding is {embedding.dtype}; cast one of them")
+    if latents.dim() != 3:
+        raise ValueError(f"latents is {tuple(latents.shape)}; it must be [B, L, H]")
+
+
+def _check_layouts(expected: dict[str, Expected], hidden: Tensor, embedding: Tensor) -> None:
+    for name, (tensor, shape, dtype) in expected.items():
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != hidden.device:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
+                f"it must be {shape} {dtype} on {hidden.device}"
+            )
+    for name, (tensor, _, _) in expected.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}; pass it contiguous")
+    for name, tensor in (("hidden", hidden), ("embedding", embedding)):
+        if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}; its rows must be dense")
+    eos_ids = expected["eos_ids"][0]
+    if eos_ids.numel() > MOST_EOS:
+        raise ValueError(f"eos_ids has {eos_ids.numel()} ids; at most {MOST_EOS} are supported")
 
 
 def latent_feedback_step_(
@@ -336,16 +370,9 @@ def latent_feedback_step_(
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; use one of {MODES}")
     check_count("latent_size", latent_size)
-    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [B, H] and [V, H]"
-        )
-    if hidden.dtype != embedding.dtype:
-        raise ValueError(f"hidden is {hidden.dtype} but embedding is {embedding.dtype}; cast one of them")
-    if latents.dim() != 3:
-        raise ValueError(f"latents is {tuple(latents.shape)}; it must be [B, L, H]")
+    _check_vectors(hidden, embedding, latents)
     rows, width = hidden.shape
-    expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
+    expected: dict[str, Expected] = {
         "sampled": (sampled, (rows,), torch.int64),
         "steps": (steps, (rows,), torch.int64),
         "phase": (phase, (rows,), torch.int32),
@@ -365,20 +392,7 @@ def latent_feedback_step_(
     expected["emitted"] = (emitted, (rows,), torch.int64)
     expected["is_policy"] = (is_policy, (rows,), torch.bool)
     expected["next_embeds"] = (next_embeds, (rows, width), hidden.dtype)
-    for name, (tensor, shape, dtype) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != hidden.device:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
-                f"it must be {shape} {dtype} on {hidden.device}"
-            )
-    for name, (tensor, _, _) in expected.items():
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tensor.stride()}; pass it contiguous")
-    for name, tensor in (("hidden", hidden), ("embedding", embedding)):
-        if tensor.shape[1] > 1 and tensor.stride(1) != 1:
-            raise ValueError(f"{name} has strides {tensor.stride()}; its rows must be dense")
-    if eos_ids.numel() > 1024:
-        raise ValueError(f"eos_ids has {eos_ids.numel()} ids; at most 1024 are supported")
+    _check_layouts(expected, hidden, embedding)
     check_range("sampled", sampled, 0, embedding.shape[0])
     with torch.no_grad():
         _step_op(

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_count, tile, use_triton
+from ._launch import launching
 
 
 def _reference(features: Tensor, counts: list[int], latent_size: int) -> Tensor:
@@ -71,11 +72,12 @@ def _pool_op(features: Tensor, counts: Tensor, latent_size: int, backend: str) -
     if output.numel():
         sizes = torch.tensor(rows, dtype=torch.int64)
         starts, sizes = (sizes.cumsum(0) - sizes).to(features.device), sizes.to(features.device)
-        block = tile(width, 512)
-        pool_latents_kernel[(output.shape[0], triton.cdiv(width, block))](
-            features, features.stride(0), starts, sizes, output, latent_size,
-            H=width, BLOCK_R=8, BLOCK_H=block, num_warps=8,
-        )  # fmt: skip
+        with launching("pool_latents", features) as launch:
+            block = tile(width, launch.block)
+            pool_latents_kernel[(output.shape[0], triton.cdiv(width, block))](
+                features, features.stride(0), starts, sizes, output, latent_size,
+                H=width, BLOCK_R=launch.rows, BLOCK_H=block, **launch.options,
+            )  # fmt: skip
     return output
 
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, use_triton
+from ._launch import launching
 
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -90,11 +91,12 @@ def _op(
     kv_heads = key.shape[1]
     out = torch.empty(rows, heads, width, dtype=query.dtype, device=query.device)
     if rows:
-        rotary_append_kernel[(rows * (heads + 2 * kv_heads),)](
-            query, query.stride(0), key, key.stride(0), value, value.stride(0), cos, cos.stride(0), sin,
-            sin.stride(0), keys, *keys.stride()[:3], values, *values.stride()[:3], at, query_weight,
-            key_weight, out, eps, HEADS=heads, KV=kv_heads, D=width, num_warps=1,
-        )  # fmt: skip
+        with launching("rotary_append", query) as launch:
+            rotary_append_kernel[(rows * (heads + 2 * kv_heads),)](
+                query, query.stride(0), key, key.stride(0), value, value.stride(0), cos, cos.stride(0), sin,
+                sin.stride(0), keys, *keys.stride()[:3], values, *values.stride()[:3], at, query_weight,
+                key_weight, out, eps, HEADS=heads, KV=kv_heads, D=width, **launch.options,
+            )  # fmt: skip
     return out
 
 

@@ -15,12 +15,11 @@ import triton
 from torch import Tensor
 
 from ._common import NAMESPACE, debugging, tile, use_triton
+from ._launch import launching
 from ._sample_kernel import sample_tokens_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 
 __all__ = ["PRESENT", "REPEATED", "philox_uniform", "sample_tokens"]
-
-TILE = 8192
 
 
 def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Tensor | None:
@@ -100,15 +99,17 @@ def _sample_op(
                 for t in (seeds, steps, temperature, top_k, top_p, min_p, forbidden, seen, repetition_penalty,
                           presence_penalty)
             ]  # fmt: skip
-            block = tile(vocabulary, TILE)
             listed = None
             if top_k is not None or top_p is not None:
                 listed = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
-            sample_tokens_kernel[(rows,)](
-                logits, logits.stride(0), *dense, listed, ids, logprobs, sampled, V=vocabulary,
-                F=0 if forbidden is None else forbidden.shape[1],
-                TILES=triton.next_power_of_2(triton.cdiv(vocabulary, block)), BLOCK=block, num_warps=32,
-            )  # fmt: skip
+            with launching("sample_tokens", logits) as launch:
+                block = tile(vocabulary, launch.block)
+                sample_tokens_kernel[(rows,)](
+                    logits, logits.stride(0), *dense, listed, ids, logprobs, sampled, V=vocabulary,
+                    F=0 if forbidden is None else forbidden.shape[1],
+                    TILES=triton.next_power_of_2(triton.cdiv(vocabulary, block)), BLOCK=block,
+                    **launch.options,
+                )  # fmt: skip
     if logits.device.type == "cpu":
         bad = ~(torch.isfinite(logprobs) & torch.isfinite(sampled))
         if bool(bad.any()):

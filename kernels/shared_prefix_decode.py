@@ -12,10 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_finite, check_floating, use_triton
-
-SPLIT = 512  # positions per program, of a row; of a prompt at least
-PROGRAMS = 256  # of the prompt kernel, once that many positions are there: enough to fill a GPU
-BLOCK = 64  # positions per step
+from ._launch import Launch, launching, settings
 
 
 def _reference(
@@ -243,12 +240,62 @@ def prefix_decode_merge_kernel(
     tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
 
 
-def prompt_span(heads: int, longest: int) -> int:
+def prompt_span(heads: int, longest: int, launch: Launch) -> int:
     """Positions of a prompt per program: what a program leaves for the merge is traffic, so no more programs
-    than fill a GPU, and never fewer than ``SPLIT`` positions. ``heads`` counts key-value heads of all groups.
+    than fill a GPU, and never fewer than ``launch.span``. ``heads`` counts key-value heads of all groups.
     """
-    splits = max(1, PROGRAMS // max(heads, 1))
-    return max(SPLIT, triton.cdiv(triton.cdiv(longest, splits), BLOCK) * BLOCK)
+    splits = max(1, launch.programs // max(heads, 1))
+    return max(launch.span, triton.cdiv(triton.cdiv(longest, splits), launch.block) * launch.block)
+
+
+def _fused(
+    query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor,
+    prompt_lengths: Tensor, lengths: Tensor, prompt_starts: Tensor | None, order: Tensor | None,
+    row_starts: Tensor | None, longest: int, scale: float,
+) -> Tensor:  # fmt: skip
+    rows, heads, width = query.shape
+    kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0]
+    repeat = heads // kv_heads
+    query = query.contiguous()
+    output = torch.empty_like(query)
+    many = settings("prefix_decode_prompt", query.device)
+    few = settings("prefix_decode_prompt_few", query.device)
+    span = prompt_span(groups * kv_heads, longest, many)
+    before = triton.cdiv(longest, span)
+    own = triton.cdiv(key.shape[2], settings("prefix_decode_own", query.device).span)
+    merge = own <= 1
+    splits = before if merge else before + own
+    partial = torch.empty(rows, heads, splits, width, dtype=torch.float32, device=query.device)
+    logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=query.device)
+    # The interpreter's bf16 dot is wrong; on a GPU the tensor cores take it.
+    upcast = not query.is_cuda
+    size = rows // groups
+    if rows and before:
+        together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
+        own_base = prompt_starts is None  # in a pool, groups begin where prompt_starts says
+        kind = "prefix_decode_prompt_few" if together <= few.rows else "prefix_decode_prompt"
+        with launching(kind, query) as launch:
+            prefix_decode_prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, launch.rows))](
+                query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base,
+                *prompt_key.stride()[1:3], prompt_value, prompt_value.stride(0) * own_base,
+                *prompt_value.stride()[1:3], prompt_lengths, prompt_starts, order, row_starts, partial, logs,
+                size, splits, span, scale, KV=kv_heads, REP=repeat, D=width, BLOCK=launch.block,
+                QUERIES=launch.rows, UPCAST=upcast, **launch.options,
+            )  # fmt: skip
+    if rows:
+        queries = max(16, triton.next_power_of_2(repeat))
+        with launching("prefix_decode_own", query) as launch:
+            prefix_decode_own_kernel[(rows * kv_heads, 1 if merge else own)](
+                query, query.stride(0), key, *key.stride()[:3], value, *value.stride()[:3], lengths, partial,
+                logs, output, splits, before, scale, KV=kv_heads, REP=repeat, D=width, SPLIT=launch.span,
+                BLOCK=launch.block, QUERIES=queries, UPCAST=upcast, MERGE=merge, **launch.options,
+            )  # fmt: skip
+        if not merge:
+            with launching("prefix_decode_merge", query) as launch:
+                prefix_decode_merge_kernel[(rows * kv_heads,)](
+                    partial, logs, output, splits, REP=repeat, D=width, QUERIES=queries, **launch.options
+                )
+    return output
 
 
 @torch.library.custom_op(f"{NAMESPACE}::shared_prefix_decode", mutates_args=())
@@ -274,44 +321,10 @@ def _decode_op(
             )
         with torch.autocast(query.device.type, enabled=False):
             return _reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
-    rows, heads, width = query.shape
-    kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0]
-    repeat = heads // kv_heads
-    query = query.contiguous()
-    output = torch.empty_like(query)
-    span = prompt_span(groups * kv_heads, longest)
-    before = triton.cdiv(longest, span)
-    own = triton.cdiv(key.shape[2], SPLIT)
-    merge = own <= 1
-    splits = before if merge else before + own
-    partial = torch.empty(rows, heads, splits, width, dtype=torch.float32, device=query.device)
-    logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=query.device)
-    # The interpreter's bf16 dot is wrong; on a GPU the tensor cores take it.
-    upcast = not query.is_cuda
-    size = rows // groups
-    if rows and before:
-        together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
-        queries = 16 if together <= 16 else 64
-        own_base = prompt_starts is None  # in a pool, groups begin where prompt_starts says
-        prefix_decode_prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, queries))](
-            query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base, *prompt_key.stride()[1:3],
-            prompt_value, prompt_value.stride(0) * own_base, *prompt_value.stride()[1:3], prompt_lengths,
-            prompt_starts, order, row_starts, partial, logs, size, splits, span, scale, KV=kv_heads,
-            REP=repeat, D=width, BLOCK=BLOCK, QUERIES=queries, UPCAST=upcast,
-            num_warps=4 if queries == 16 else 8,
-        )  # fmt: skip
-    if rows:
-        queries = max(16, triton.next_power_of_2(repeat))
-        prefix_decode_own_kernel[(rows * kv_heads, 1 if merge else own)](
-            query, query.stride(0), key, *key.stride()[:3], value, *value.stride()[:3], lengths, partial,
-            logs, output, splits, before, scale, KV=kv_heads, REP=repeat, D=width, SPLIT=SPLIT, BLOCK=BLOCK,
-            QUERIES=queries, UPCAST=upcast, MERGE=merge, num_warps=4,
-        )  # fmt: skip
-        if not merge:
-            prefix_decode_merge_kernel[(rows * kv_heads,)](
-                partial, logs, output, splits, REP=repeat, D=width, QUERIES=queries, num_warps=4
-            )
-    return output
+    return _fused(
+        query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, prompt_starts, order,
+        row_starts, longest, scale,
+    )  # fmt: skip
 
 
 def _of_each_row(
@@ -329,6 +342,22 @@ def _of_each_row(
 @_decode_op.register_fake
 def _(query: Tensor, *rest: Tensor | float | str | None) -> Tensor:
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
+
+
+def _check_tensors(shapes: dict[str, tuple[Tensor, tuple[int, ...]]], query: Tensor) -> None:
+    for name, (tensor, shape) in shapes.items():
+        if tuple(tensor.shape) != shape or tensor.device != query.device:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} on {tensor.device}; it must be {shape} on {query.device}"
+            )
+        if tensor.dim() == 4 and tensor.dtype != query.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")
+        if tensor.dim() == 4 and tensor.stride(3) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}; its last dimension must be dense")
+        if tensor.dim() == 1 and (
+            tensor.dtype not in (torch.int32, torch.int64) or not tensor.is_contiguous()
+        ):
+            raise ValueError(f"{name} is {tensor.dtype}; it must be contiguous int32 or int64")
 
 
 def shared_prefix_decode(
@@ -402,19 +431,7 @@ def shared_prefix_decode(
             "order": (order, (rows,)),
             "row_starts": (row_starts, (groups + 1,)),
         }
-    for name, (tensor, shape) in shapes.items():
-        if tuple(tensor.shape) != shape or tensor.device != query.device:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} on {tensor.device}; it must be {shape} on {query.device}"
-            )
-        if tensor.dim() == 4 and tensor.dtype != query.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")
-        if tensor.dim() == 4 and tensor.stride(3) != 1:
-            raise ValueError(f"{name} has strides {tensor.stride()}; its last dimension must be dense")
-        if tensor.dim() == 1 and (
-            tensor.dtype not in (torch.int32, torch.int64) or not tensor.is_contiguous()
-        ):
-            raise ValueError(f"{name} is {tensor.dtype}; it must be contiguous int32 or int64")
+    _check_tensors(shapes, query)
     if use_triton(backend, query) and (width & (width - 1) or not 16 <= width <= 256):
         raise ValueError(f"query is {width} wide; the kernel takes a power of two from 16 to 256")
     with torch.no_grad():

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, use_triton
-
-BLOCK = 1024
+from ._launch import launching
 
 
 def _reference(gate: Tensor, up: Tensor) -> Tensor:
@@ -36,7 +35,10 @@ def _op(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
     rows, width = gate.shape
     if gate.numel():
-        silu_mul_kernel[(rows, triton.cdiv(width, BLOCK))](gate, up, out, H=width, BLOCK=BLOCK, num_warps=4)
+        with launching("silu_mul", gate) as launch:
+            silu_mul_kernel[(rows, triton.cdiv(width, launch.block))](
+                gate, up, out, H=width, BLOCK=launch.block, **launch.options
+            )
     return out
 
 

@@ -13,9 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ARCHITECTURES = (80, 90, 100)
-REGISTERS = 65536  # per multiprocessor, on all three
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+from fourdthinker.kernels._launch import ARCHITECTURES, Launch
+
+REGISTERS = 65536  # per multiprocessor, on all of them
 WARPS = 64
 TABLE: list[str] = []
 
@@ -42,12 +42,11 @@ def compile_kernel(
     arguments: Mapping[str, object],
     *,
     arch: int,
-    num_warps: int,
+    launch: Launch,
     name: str = "",
     unaligned: tuple[str, ...] = (),
-    num_stages: int = 3,
 ) -> Binary:
-    """Compile for ``sm_<arch>``.
+    """Compile for ``sm_<arch>`` with the settings of ``launch``.
 
     ``arguments`` maps every parameter to a Triton type (``"*bf16"``, ``"i32"``) or, for a constant, to its
     value. Pointers, and the integers whose name ends in ``stride``, are taken to be divisible by 16 as they
@@ -67,7 +66,7 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options=launch.options,
     )
     ptx = compiled.asm["ptx"]
     target = re.search(r"\.target (sm_\w+)", ptx)
@@ -85,12 +84,12 @@ def compile_kernel(
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
     stack = int(re.search(r"(\d+) bytes stack frame", report)[1])
     shared = compiled.metadata.shared
-    threads = num_warps * 32
-    blocks = min(REGISTERS // (threads * (registers + 7 & ~7)), WARPS // num_warps, 32)
+    threads = launch.num_warps * 32
+    blocks = min(REGISTERS // (threads * (registers + 7 & ~7)), WARPS // launch.num_warps, 32)
     if shared:
-        blocks = min(blocks, SHARED[arch] // (shared + 1024))
-    binary = Binary(ptx, registers, spills, stack, shared, blocks * num_warps / WARPS)
+        blocks = min(blocks, ARCHITECTURES[arch].shared // (shared + 1024))
+    binary = Binary(ptx, registers, spills, stack, shared, blocks * launch.num_warps / WARPS)
     label = name or kernel.__name__
-    line = f"{label:<34}{arch:>6}{registers:>11}{shared:>10}{spills:>9}{stack:>9}{num_warps:>7}"
+    line = f"{label:<34}{arch:>6}{registers:>11}{shared:>10}{spills:>9}{stack:>9}{launch.num_warps:>7}"
     TABLE.append(line + f"{binary.occupancy:>11.2f}")
     return binary

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels.add_rms_norm import add_rms_norm_kernel
 from fourdthinker.kernels.rotary_append import rotary_append_kernel
 from fourdthinker.kernels.silu_mul import silu_mul_kernel
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from tests.compile.aot import compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -19,7 +20,11 @@ def test_add_rms_norm(arch, width):
         "BLOCK": 2048 if width == 2048 else 4096,
     }  # fmt: skip
     binary = compile_kernel(
-        add_rms_norm_kernel, arguments, arch=arch, num_warps=8, name=f"add_rms_norm {width}"
+        add_rms_norm_kernel,
+        arguments,
+        arch=arch,
+        launch=row("add_rms_norm", arch),
+        name=f"add_rms_norm {width}",
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16
@@ -38,14 +43,20 @@ def test_rotary_append(arch, normed):
         "HEADS": 32 if normed else 16, "KV": 8 if normed else 2, "D": 128,
     }  # fmt: skip
     binary = compile_kernel(
-        rotary_append_kernel, arguments, arch=arch, num_warps=1, name=f"rotary_append {normed}"
+        rotary_append_kernel,
+        arguments,
+        arch=arch,
+        launch=row("rotary_append", arch),
+        name=f"rotary_append {normed}",
     )
     assert binary.spills == binary.stack == 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_silu_mul(arch):
-    arguments = {"gate_ptr": "*bf16", "up_ptr": "*bf16", "out_ptr": "*bf16", "H": 11008, "BLOCK": 1024}
-    binary = compile_kernel(silu_mul_kernel, arguments, arch=arch, num_warps=4, name="silu_mul")
+    launch = row("silu_mul", arch)
+    pointers = {f"{name}_ptr": "*bf16" for name in ("gate", "up", "out")}
+    arguments = {**pointers, "H": 11008, "BLOCK": launch.block}
+    binary = compile_kernel(silu_mul_kernel, arguments, arch=arch, launch=launch, name="silu_mul")
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

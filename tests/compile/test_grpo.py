@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import pytest
 
+from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels._metrics import LARGEST, METRICS
 from fourdthinker.kernels.group_advantages import SCALES, group_advantages_kernel
 from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from tests.compile.aot import compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_group_advantages(arch):
+    launch = row("group_advantages", arch)
     for scale in SCALES:
         arguments = {
             "rewards_ptr": "*fp32", "output_ptr": "*fp32", "rewards": "i32", "group_size": "i32",
-            "eps": "fp32", "SCALE": scale, "BLOCK_G": 16, "BLOCK_R": 1024,
+            "eps": "fp32", "SCALE": scale, "BLOCK_G": 16, "BLOCK_R": launch.block,
         }  # fmt: skip
         name = f"group_advantages {scale}"
-        binary = compile_kernel(group_advantages_kernel, arguments, arch=arch, num_warps=4, name=name)
+        binary = compile_kernel(group_advantages_kernel, arguments, arch=arch, launch=launch, name=name)
         assert binary.spills == binary.stack == 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token"])
 def test_grpo_token_loss(arch, kind):
+    launch = row("grpo_token_loss", arch)
     floats = ("logprobs", "advantages", "old", "ref", "sampler", "entropy", "scale", "loss", "grad",
               "entropy_grad", "sums")  # fmt: skip
     arguments = {
@@ -33,10 +36,15 @@ def test_grpo_token_loss(arch, kind):
         "high": "fp32", "delta": "fp32", "sampler_cap": "fp32", "entropy_coef": "fp32",
         "TERM": "cispo" if "cispo" in kind else "clip", "KL": "k3", "PER_SEQUENCE": "sequence" in kind,
         "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "CORRECTED": True,
-        "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": 256,
+        "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": launch.block,
     }  # fmt: skip
     name = f"grpo_token_loss {kind}"
     binary = compile_kernel(
-        grpo_token_loss_kernel, arguments, arch=arch, num_warps=4, name=name, unaligned=("advantage_stride",)
+        grpo_token_loss_kernel,
+        arguments,
+        arch=arch,
+        launch=launch,
+        name=name,
+        unaligned=("advantage_stride",),
     )
     assert binary.spills == binary.stack == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels._common import tile
+from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels.latent_feedback import latent_feedback_kernel
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from tests.compile.aot import compile_kernel
 
 ARGUMENTS = {
     "sampled_ptr": "*i64", "hidden_ptr": "*bf16", "hidden_stride": "i32", "embedding_ptr": "*bf16",
@@ -22,9 +23,10 @@ ARGUMENTS = {
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("width", [2048, 3584])
 def test_no_spills_and_wide_accesses(arch, width):
-    arguments = {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, 4096)}
+    launch = row("latent_feedback", arch)
+    arguments = {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, launch.block)}
     binary = compile_kernel(
-        latent_feedback_kernel, arguments, arch=arch, num_warps=8, name=f"latent_feedback H={width}"
+        latent_feedback_kernel, arguments, arch=arch, launch=launch, name=f"latent_feedback H={width}"
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_kernel, cosine_latent_scale_kernel
 from fourdthinker.kernels.pool_latents import pool_latents_kernel
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from tests.compile.aot import compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("width", [2048, 3584])
 def test_pool_latents(arch, width):
+    launch = row("pool_latents", arch)
     arguments = {
         "features_ptr": "*bf16", "features_stride": "i32", "starts_ptr": "*i64", "counts_ptr": "*i64",
-        "output_ptr": "*bf16", "latent_size": "i32", "H": width, "BLOCK_R": 8, "BLOCK_H": 512,
+        "output_ptr": "*bf16", "latent_size": "i32", "H": width,
+        "BLOCK_R": launch.rows, "BLOCK_H": launch.block,
     }  # fmt: skip
     binary = compile_kernel(
-        pool_latents_kernel, arguments, arch=arch, num_warps=8, name=f"pool_latents H={width}"
+        pool_latents_kernel, arguments, arch=arch, launch=launch, name=f"pool_latents H={width}"
     )
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16
@@ -35,7 +38,7 @@ def test_cosine_latent_loss(arch, width):
         cosine_latent_kernel,
         arguments,
         arch=arch,
-        num_warps=8,
+        launch=row("cosine_latent", arch),
         name=f"cosine forward H={width}",
     )
     assert binary.spills == binary.stack == 0
@@ -43,7 +46,7 @@ def test_cosine_latent_loss(arch, width):
     assert max(binary.widths("st")) == 16
     scale = {k: arguments[k] for k in ("grad_ptr", "index_ptr", "H", "BLOCK_H")}
     binary = compile_kernel(
-        cosine_latent_scale_kernel, {**scale, "upstream_ptr": "*fp32"}, arch=arch, num_warps=8,
-        name=f"cosine scale H={width}",
+        cosine_latent_scale_kernel, {**scale, "upstream_ptr": "*fp32"}, arch=arch,
+        launch=row("cosine_latent_scale", arch), name=f"cosine scale H={width}",
     )  # fmt: skip
     assert binary.spills == binary.stack == 0

@@ -5,36 +5,38 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels import _logits
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from fourdthinker.kernels._launch import ARCHITECTURES, row
+from tests.compile.aot import compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("vocabulary", [151_668, 151_936])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_no_spills_and_wide_accesses(arch, vocabulary, entropy):
+    launch, grad_launch = row("logits_stats", arch), row("logits_grad", arch)
     common = {
         "logits_ptr": "*fp32", "batch_rows": "i32", "row_stride": _logits.padded(vocabulary),
         "length": "i32", "bias_ptr": None, "target_ptr": "*i64", "mask_ptr": None, "normaliser_ptr": "*fp32",
         "entropy_ptr": "*fp32" if entropy else None, "rate": "fp32", "softcap": "fp32", "V": vocabulary,
-        "SOFTCAP": False, "BLOCK": 4096,
+        "SOFTCAP": False, "BLOCK": launch.block,
     }  # fmt: skip
     label = f"V={vocabulary}{' entropy' if entropy else ''}"
     binary = compile_kernel(
         _logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32"},
-        arch=arch, num_warps=8, name=f"logits stats {label}",
+        arch=arch, launch=launch, name=f"logits stats {label}",
     )  # fmt: skip
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16
     gradient = {
         "grad_ptr": "*bf16", "grad_batch_rows": "i32", "grad_row_stride": 2 * _logits.padded(vocabulary),
         "grad_logprob_ptr": "*fp32", "grad_entropy_ptr": "*fp32" if entropy else None,
-        "WIDTH": _logits.padded(vocabulary),
+        "WIDTH": _logits.padded(vocabulary), "BLOCK": grad_launch.block,
     }  # fmt: skip
     binary = compile_kernel(
         _logits.logits_grad_kernel,
         {**common, **gradient},
         arch=arch,
-        num_warps=8,
+        launch=grad_launch,
         name=f"logits grad {label}",
     )
     assert binary.spills == binary.stack == 0

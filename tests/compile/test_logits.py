@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels import _logits
-from tests.compile.aot import ARCHITECTURES, compile_kernel
+from fourdthinker.kernels._launch import ARCHITECTURES, row
+from tests.compile.aot import compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -19,20 +20,20 @@ def test_no_spills_and_wide_accesses(arch, vocabulary, dtype):
             "logits_ptr": f"*{dtype}", "batch_rows": "i32", "row_stride": vocabulary, "length": "i32",
             "bias_ptr": None, "target_ptr": "*i64", "mask_ptr": "*u8", "normaliser_ptr": "*fp32",
             "entropy_ptr": "*fp32" if entropy else None, "rate": "fp32", "softcap": "fp32", "V": vocabulary,
-            "SOFTCAP": False, "BLOCK": 4096,
+            "SOFTCAP": False,
         }  # fmt: skip
         gradient = {
             "grad_ptr": f"*{dtype}", "grad_batch_rows": "i32", "grad_row_stride": _logits.padded(vocabulary),
             "WIDTH": _logits.padded(vocabulary),
             "grad_logprob_ptr": "*fp32", "grad_entropy_ptr": "*fp32" if entropy else None,
         }  # fmt: skip
-        for kernel, arguments in (
-            (_logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32"}),
-            (_logits.logits_grad_kernel, {**common, **gradient}),
+        for kernel, arguments, launch in (
+            (_logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32"}, row("logits_stats", arch)),
+            (_logits.logits_grad_kernel, {**common, **gradient}, row("logits_grad", arch)),
         ):
-            binary = compile_kernel(
-                kernel, arguments, arch=arch, num_warps=8, name=f"given{kernel.__name__} {dtype} {vocabulary}"
-            )
+            name = f"given{kernel.__name__} {dtype} {vocabulary}"
+            arguments["BLOCK"] = launch.block
+            binary = compile_kernel(kernel, arguments, arch=arch, launch=launch, name=name)
             assert binary.spills == binary.stack == 0
             assert max(binary.widths("ld")) == load
             assert kernel is _logits.logits_stats_kernel or max(binary.widths("st")) == 16

@@ -10,7 +10,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -218,11 +218,12 @@ def shared_prefix_decode(load: Load) -> Case:
     cache += [torch.ones(size, 1, own, width, dtype=torch.float16) for _ in range(2)]
     prompt_lengths, lengths = torch.tensor([prompt - 100]), torch.full((size,), 33)
     positions = int(prompt_lengths.sum()) + int(lengths.sum())  # the prompt's once for all of the group
-    module = load("shared_prefix_decode")
+    table = load("_launch").DEFAULT
+    fewer = {"prefix_decode_prompt": replace(table["prefix_decode_prompt"], programs=4)}
 
     def run() -> None:
-        with mock.patch.object(module, "PROGRAMS", 4):
-            module.shared_prefix_decode(
+        with mock.patch.dict(table, fewer):
+            load("shared_prefix_decode").shared_prefix_decode(
                 query, *cache, prompt_lengths=prompt_lengths, lengths=lengths, backend="triton"
             )
 

@@ -7,8 +7,7 @@ import time
 import pytest
 import torch
 
-from fourdthinker.kernels import linear_cross_entropy, linear_logprobs
-from fourdthinker.kernels._head import chunk_size
+from fourdthinker.kernels import chunk_size, linear_cross_entropy, linear_logprobs
 from tests.unit.kernels.memory import peak_bytes
 
 WIDTH, VOCAB = 13, 29

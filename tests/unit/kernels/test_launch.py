@@ -1,0 +1,69 @@
+"""The table of launch settings: which row a device takes, and what the build reads from the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fourdthinker.kernels import _launch
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def capabilities(monkeypatch):
+    """Two made-up GPUs, 0 of sm_90 and 1 of sm_121; gives the indices that were asked about."""
+    asked = []
+
+    def capability(index):
+        asked.append(index)
+        return [(9, 0), (12, 1)][index]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    _launch._capability.cache_clear()
+    yield asked
+    _launch._capability.cache_clear()
+
+
+def test_the_architecture_is_asked_once_per_device(capabilities):
+    for _ in range(2):
+        assert _launch.architecture(torch.device("cuda", 0)) == 90
+        assert _launch.architecture(torch.device("cuda", 1)) == 121
+    assert _launch.architecture(torch.device("cpu")) is None
+    assert capabilities == [0, 1]
+
+
+def test_a_gpu_takes_its_own_row_and_else_the_default(capabilities, monkeypatch):
+    own = _launch.Launch(num_warps=2, block=256)
+    made_up = _launch.Architecture(shared=0, rows={"silu_mul": own})
+    monkeypatch.setitem(_launch.ARCHITECTURES, 121, made_up)
+    assert _launch.settings("silu_mul", torch.device("cuda", 1)) == own
+    for op, device in (("silu_mul", "cuda:0"), ("silu_mul", "cpu"), ("sample_tokens", "cuda:1")):
+        assert _launch.settings(op, torch.device(device)) == _launch.DEFAULT[op]
+    monkeypatch.delitem(_launch.ARCHITECTURES, 121)
+    assert _launch.settings("silu_mul", torch.device("cuda", 1)) == _launch.DEFAULT["silu_mul"]
+
+
+def test_no_architecture_has_a_row_for_an_unknown_op():
+    for architecture in _launch.ARCHITECTURES.values():
+        assert set(architecture.rows) <= set(_launch.DEFAULT)
+
+
+def test_no_other_file_holds_settings():
+    files = [path for path in (ROOT / "kernels").glob("*.py") if path.name != "_launch.py"]
+    text = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert len(text) > 20
+    setting = re.compile(r"num_warps|num_stages|\bBLOCK\w*=\d|tile\(\w+, \d")
+    assert [name for name in text if setting.search(text[name])] == []
+
+
+def test_the_build_reads_the_architectures_from_the_table():
+    cmake = (ROOT / "csrc" / "cuda" / "find.cmake").read_text(encoding="utf-8")
+    line = re.search(r'CMAKE_CUDA_ARCHITECTURES REGEX "([^"]+)"', cmake)
+    assert line is not None
+    table = (ROOT / "kernels" / "_launch.py").read_text(encoding="utf-8")
+    listed = [int(text.split(":")[0]) for text in re.findall(line[1] + ".*", table, re.MULTILINE)]
+    assert listed == sorted(_launch.ARCHITECTURES)  # the last is compiled for what comes after it, too
