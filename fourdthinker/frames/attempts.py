@@ -15,8 +15,8 @@ applies decides:
 |                                             | the first pictures    | far pictures are reordered |
 | the order of display was learnt by decoding | careful; then it is   | what is shown may depend on where |
 |                                             | the error             | decoding began |
-| packets do not tell the order of display,   | the order learnt by   | stamps follow the order of storage, |
-| or the decoder gives another one            | decoding              | lack, or are wrong |
+| packets do not tell the order of display,   | the order learnt by   | only the decoder knows it |
+| or the decoder gives another one            | decoding              |  |
 | a picture is missing                        | careful               | it may need what was left out |
 | the same, careful, several threads          | one thread            | threads may lose the error |
 | the same, careful, one thread               | the order learnt by   | some packets show nothing |

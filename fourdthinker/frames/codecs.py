@@ -24,7 +24,8 @@ class Codec:
 
     Attributes:
         decoders: FFmpeg's names of them, by which the codec is found.
-        reorders: pictures may be stored in another order than they are shown in.
+        reorders: pictures may be stored in another order than they are shown in, if FFmpeg's decoder holds
+            any back.
         display_order: where it does, when a picture is shown, as `bitstream.display_order` has it; None: only
             the decoder knows.
         flags: what the data of a picture tell (`bitstream.pictures`).

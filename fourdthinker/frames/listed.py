@@ -92,10 +92,7 @@ def build_timeline(
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     if display is None:
-        # In the order of storage, or before the first keyframe: either may be right, or wrong.
-        if not whole or increases(known) or min(known) < known[0]:
-            return None
-        display = sorted(range(len(known)), key=known.__getitem__)
+        return None  # whatever the stamps are like: a reading of some pictures would not find out
     believed = whole and increases([known[place] for place in display])
     numbers, clock = known, None
     times_from: TimesFrom = "container"
@@ -282,7 +279,10 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec, probed: b
     """Places in decoding order in the order in which pictures are shown; None where only a decoder knows."""
     context = video.codec_context
     places = [place for place, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
-    if not codec.reorders or context.codec.intra_only or (probed and not context.has_b_frames):
+    # A decoder that does not hold pictures back cannot change their order.
+    if not codec.reorders or context.codec.intra_only or not context.codec.delay:
+        return places
+    if codec.display_order is not None and probed and not context.has_b_frames:
         return places
     keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
     if len(keys) < len(packets.stamps) or len(set(keys.values())) < len(keys):
