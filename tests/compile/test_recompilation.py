@@ -18,7 +18,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from fourdthinker.kernels import GrpoOptions
-from tests.compile.aot import ARCHITECTURES
 
 NAMES = [path.stem for path in (Path(__file__).parents[2] / "kernels").glob("[!_]*.py")]
 OPS = {name: importlib.import_module(f"fourdthinker.kernels.{name}") for name in NAMES}
@@ -30,7 +29,7 @@ Keys = set[tuple[str, str]]
 def asked(monkeypatch) -> Keys:
     """Names and specialisations of the binaries that launches ask for."""
     keys: Keys = set()
-    target = GPUTarget("cuda", ARCHITECTURES[1], 32)
+    target = GPUTarget("cuda", 90, 32)
     fake = SimpleNamespace(
         get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: target
     )
