@@ -141,18 +141,17 @@ class Converter:
     def by_decord(
         self, timeline: Timeline, chosen: Sequence[int], aspect: float, threads: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `converted`, with frames of decord, which finds them by the times in the file."""
+        """As `converted`, with frames of decord, of which the k-th is the k-th of the timeline."""
         source, self.decoder = self.request.source, "decord"
         if timeline.times_from != "container":
             raise VideoError(
                 f"{self.request.name}: reader='decord' knows a picture by the time that the file gives it, "
                 "and these times are missing or wrong; use reader='auto'"
             )
-        begin = [timeline.begin[index] for index in chosen]
         orientation, rest = decord_reader.orientation_left(source.media, self.deadline)
         aspect = 1.0 / aspect if orientation.transposed else aspect
         for pixels in decord_reader.pictures(
-            source.media, source.stream, self.request.name, begin, CHUNK, threads, rest
+            source.media, source.stream, self.request.name, timeline, chosen, CHUNK, threads, rest
         ):
             self.deadline.check()
             size = self.target(pixels.shape[1:3], aspect)

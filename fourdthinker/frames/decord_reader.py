@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.container import Deadline, Source, opened
 from fourdthinker.frames.orientation import Orientation, orientation_of
+from fourdthinker.frames.timeline import Timeline
 
-NEAR = 1e-3  # seconds; decord's times are in single precision
+NEAR = 1e-3  # seconds between decord's clock, which is in single precision, and ours
 
 
 def pictures(
     media: Source,
     stream: int | None,
     name: str,
-    begin: Sequence[float],
+    timeline: Timeline,
+    chosen: Sequence[int],
     batch: int,
     threads: int,
-    remaining: Orientation,
+    rest: Orientation,
 ) -> Iterator[np.ndarray]:
-    """The upright frames whose presentation begins at given times.
+    """uint8 [up to batch, H, W, 3], upright: the pictures of these numbers of the timeline, increasing. rest:
+    what decord leaves to do for that.
 
-    Args:
-        media: a file, or its bytes.
-        stream: must be None; decord reads the best video stream.
-        name: of the file, in messages.
-        begin: when the presentation of each frame begins, in seconds.
-        batch: frames that are yielded together.
-        threads: of the decoder.
-        remaining: what is still to do after decord's own turning (`orientation_left`).
-
-    Yields:
-        uint8 [up to batch, H, W, 3].
-
-    Raises:
-        ConfigError: decord is not installed or cannot do what is asked.
-        VideoError: decord fails or has no frame at such a time.
+    decord's seeks lead to other pictures, so that all are read from the first one on; and what it says that
+    the file holds must be what the timeline says. Raises ConfigError where decord is not installed or cannot
+    do what is asked, VideoError where it fails or has other pictures.
     """
     try:
         import decord  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -49,19 +41,38 @@ def pictures(
         ) from error
     if stream is not None:
         raise ConfigError(f"reader='decord' cannot read stream {stream} of a file; use reader='auto'")
+    wanted, found = set(chosen), []
     try:
         given = io.BytesIO(media) if isinstance(media, bytes) else name
         reader = decord.VideoReader(given, num_threads=threads)
-        shown = reader.get_frame_timestamp(list(range(len(reader))))[:, 0]
-        indices = np.searchsorted(shown, np.asarray(begin) - NEAR).clip(max=len(shown) - 1)
-        for index, time in zip(indices, begin, strict=True):
-            if abs(shown[index] - time) > NEAR:
-                raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
-        for first in range(0, len(indices), batch):
-            yield remaining.apply(reader.get_batch(indices[first : first + batch].tolist()).asnumpy())
-    except decord.DECORDError as error:
-        cause = str(error).strip().splitlines()[0]
+        _check_same(reader, timeline, name)
+        for number in range(chosen[-1] + 1):
+            picture = reader.next()
+            if number in wanted:
+                found.append(picture.asnumpy())
+            if len(found) == batch or (found and number == chosen[-1]):
+                yield rest.apply(np.stack(found))
+                found = []
+    except StopIteration as error:
+        raise VideoError(f"{name}: decord has fewer pictures than the file; use reader='auto'") from error
+    except (decord.DECORDError, RuntimeError) as error:
+        cause = str(error).strip().partition("\n")[0]
         raise VideoError(f"{name}: decord cannot read it ({cause}); use reader='auto'") from error
+
+
+def _check_same(reader: Any, timeline: Timeline, name: str) -> None:
+    """Whether decord counts the pictures that are shown, with their times."""
+    count = len(reader)
+    if count != len(timeline.pts):
+        raise VideoError(
+            f"{name}: decord has {count} pictures where {len(timeline.pts)} are shown; use reader='auto'"
+        )
+    begin = np.asarray(timeline.begin)
+    theirs = reader.get_frame_timestamp(list(range(count)))[:, 0]
+    differing = np.flatnonzero(np.abs(theirs - begin) > NEAR)
+    if len(differing):
+        time = begin[differing[0]]
+        raise VideoError(f"{name}: decord has no frame at {time:.3f} s; use reader='auto'")
 
 
 def orientation_left(media: Source, deadline: Deadline) -> tuple[Orientation, Orientation]:

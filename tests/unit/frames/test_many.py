@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -245,6 +246,41 @@ def test_decord_gives_the_same_frames(even: Path, monkeypatch: pytest.MonkeyPatc
     ]
     with pytest.raises(ConfigError, match="cannot read stream 0"):
         read_frames(FrameSource(even, stream=0, reader="decord"), TEN)
+
+
+class Other:
+    """A VideoReader with pictures other than those shown."""
+
+    times = np.arange(3) / 10
+
+    def __init__(self, path: str, num_threads: int) -> None:
+        if self.times is None:
+            raise RuntimeError("Error reading c.mp4\nand a stack")
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def get_frame_timestamp(self, indices: list[int]) -> np.ndarray:
+        return np.stack([self.times, self.times], axis=1)[indices]
+
+    def next(self) -> None:
+        raise StopIteration
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(None, "cannot read it .Error reading c.mp4."), ("count", "has 3 pictures where"),
+                     (0.05, "has no frame at"), (0.0, "has fewer pictures")]
+)  # fmt: skip
+def test_decord_with_other_pictures_is_refused(
+    even: Path, monkeypatch: pytest.MonkeyPatch, shift: float | str | None, words: str
+) -> None:
+    times = Other.times if shift == "count" else None if shift is None else np.arange(100) / 25 + shift
+    monkeypatch.setattr(Other, "times", times)
+    monkeypatch.setitem(
+        __import__("sys").modules, "decord", SimpleNamespace(VideoReader=Other, DECORDError=KeyError)
+    )
+    with pytest.raises(VideoError, match=f"decord {words}"):
+        read_frames(FrameSource(even, reader="decord"), times=[1.0])
 
 
 def test_decord_is_optional(even: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ class Decord:
     """As decord's VideoReader reads a file: turned by the angle of the container's matrix, never mirrored."""
 
     def __init__(self, path: str, num_threads: int) -> None:
+        self.following = 0
         with av.open(path) as container:
             decoded = list(container.decode(video=0))
         self.times = np.array([[frame.time, frame.time] for frame in decoded])
@@ -162,8 +163,10 @@ class Decord:
     def get_frame_timestamp(self, indices: list[int]) -> np.ndarray:
         return self.times[indices]
 
-    def get_batch(self, indices: list[int]) -> Any:
-        return SimpleNamespace(asnumpy=lambda: self.pictures[indices])
+    def next(self) -> Any:
+        picture = self.pictures[self.following]
+        self.following += 1
+        return SimpleNamespace(asnumpy=lambda: picture)
 
 
 @eight
