@@ -92,12 +92,8 @@ _AXES = {
 }
 
 
-def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
-    """Of a decoded frame of the file `name`; `frame.rotation`, an angle, does not tell mirrored pictures.
-
-    Raises:
-        VideoError: the frame is shown turned by another angle than quarters.
-    """
+def matrix_of(frame: av.VideoFrame) -> bytes | None:
+    """The display matrix that comes with a decoded frame."""
     from av.sidedata.sidedata import Type
 
     try:
@@ -105,10 +101,23 @@ def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
     except ValueError:
         _accept_unknown(Type)
         data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None:
+    return None if data is None else bytes(data)
+
+
+def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
+    """Of a decoded frame of the file `name`; `frame.rotation`, an angle, does not tell mirrored pictures.
+
+    A matrix in H.264 or H.265 itself comes with the first picture of a sequence only, and holds for all of
+    it: `sink.Sink` leaves it in `opaque` of the others.
+
+    Raises:
+        VideoError: the frame is shown turned by another angle than quarters.
+    """
+    data = matrix_of(frame) or frame.opaque
+    if not isinstance(data, bytes):
         return Orientation()
     try:
-        return Orientation.of_matrix(bytes(data))
+        return Orientation.of_matrix(data)
     except ValueError as error:
         raise VideoError(
             f"{name}: its display matrix {error} turns the picture by other than quarters, or shears it; "

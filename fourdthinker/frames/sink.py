@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fourdthinker.frames.bitstream.pictures import NON_REFERENCE
+from fourdthinker.frames.orientation import matrix_of
 from fourdthinker.frames.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Sink:
         self.latest: int | None = None  # the stamp that came out last
         self.several = several
         self.out: set[int] = set()  # the stamps that came out
+        self.matrix: bytes | None = None  # the last display matrix, since the last keyframe
         self.whole = 0  # before this place, all that was decoded came out
 
     def land(self, stamp: int) -> None:
@@ -70,6 +72,11 @@ class Sink:
         """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
         pending = self.pending
         for frame in frames:
+            found = matrix_of(frame)
+            if found is not None or frame.key_frame:
+                self.matrix = found
+            elif self.matrix is not None:
+                frame.opaque = self.matrix
             if not self.timeline.coded:
                 if frame.is_corrupt:
                     continue

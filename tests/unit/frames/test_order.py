@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import pytest
@@ -353,7 +354,8 @@ def test_the_guard() -> None:
     timeline = Timeline(Fraction(1, 25), range(4), 4 / 25, range(4), bytes([1, 0, 0, 0]))
 
     class Frame:
-        is_corrupt = False
+        is_corrupt = key_frame = False
+        side_data = MappingProxyType({})
 
         def __init__(self, pts: int) -> None:
             self.pts = pts

@@ -18,6 +18,7 @@ from tests.oracle.files import (
     DUPLICATED,
     EXCHANGED,
     JITTERED,
+    MESSAGE,
     MISSING,
     SHIFTED,
     STORAGE,
@@ -96,3 +97,12 @@ def test_each_picture_of_a_stream_refreshed_by_degrees(tmp_path: Path, suffix: s
         for time in middles(clip.truth)[40:]
     ]
     assert judge(clip, singles).of(WRONG) == []
+
+
+def test_orientation_that_the_first_picture_of_a_sequence_tells(tmp_path: Path) -> None:
+    """A message in H.264 comes with keyframes alone and holds for the pictures after them."""
+    clip = make(Recipe("h264-open", "ts", orientation=7, by=MESSAGE), tmp_path)
+    times = middles(clip.truth)
+    every = [Way("all", lambda: [read_frames(clip.path, times=times)], count=len(times))]
+    every += [Way(f"{t:.2f}", lambda t=t: [read_frames(clip.path, times=[t])]) for t in times[1::6]]
+    assert {verdict.outcome for verdict in judge(clip, every).verdicts} == {RIGHT}
