@@ -27,6 +27,8 @@ DAMAGED = "the data end here or are damaged"
 _DECODING_TIMES = ("avi", "asf")
 # Formats of bare streams, for whose rate FFmpeg takes 25 unless they say another.
 _BARE = ("h264", "hevc", "vvc", "m4v", "mpegvideo", "obu", "av1", "evc", "cavsvideo")
+# More pictures a second than that are the ticks of MPEG-4's clock, which FFmpeg takes for its rate.
+TICKS = 1000
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 Decodable = Callable[[int, int], Collection[int]]
 
@@ -186,6 +188,8 @@ def pace(
     bare = video.container.format.name in _BARE
     rate = Fraction(fps).limit_denominator(1_000_000) if fps is not None else None
     rate = rate or (video.codec_context.framerate if bare else video.average_rate)
+    if fps is None and bare and rate and rate > TICKS:
+        rate = None
     missing = stamps.count(None)
     if not rate:
         if missing:

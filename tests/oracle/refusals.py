@@ -39,7 +39,7 @@ REFUSALS = (
     Refusal(
         r"pictures have no time, and the stream names no rate",
         "stamps are missing and there is no rate to count by",
-        lambda recipe, way: recipe.suffix in ("mpg", "vob", "obu") or recipe.stamps == MISSING,
+        lambda recipe, way: recipe.suffix in ("mpg", "vob", "obu", "m4v") or recipe.stamps == MISSING,
     ),
     Refusal(
         r"an edit list hides pictures, and stamps do not tell in which order",

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
-from fourdthinker.frames import index_cache, read_frames
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import FrameSource, index_cache, read_frames
 from tests.oracle.access import REFUSED, RIGHT, WRONG, Way, judge, limits, middles, settled, ways
 from tests.oracle.files import (
     DUPLICATED,
@@ -106,3 +108,11 @@ def test_orientation_that_the_first_picture_of_a_sequence_tells(tmp_path: Path) 
     every = [Way("all", lambda: [read_frames(clip.path, times=times)], count=len(times))]
     every += [Way(f"{t:.2f}", lambda t=t: [read_frames(clip.path, times=[t])]) for t in times[1::6]]
     assert {verdict.outcome for verdict in judge(clip, every).verdicts} == {RIGHT}
+
+
+def test_the_ticks_of_a_bare_stream_are_not_its_rate(tmp_path: Path) -> None:
+    clip = make(Recipe("mpeg4", "m4v", rate=Fraction(30000, 1001)), tmp_path)
+    with pytest.raises(VideoError, match="names no rate; give FrameSource"):
+        read_frames(clip.path, times=[0.1])
+    source = FrameSource(clip.path, fps=30000 / 1001)
+    assert judge(clip, [Way("all", lambda: [read_frames(source, times=[0.01, 1.0])])]).of(RIGHT)
