@@ -123,7 +123,7 @@ def sampling_rules(device: str, rows: int, vocabulary: int, features: tuple[str,
     if "top_k" in features:
         rules["top_k"] = torch.randint(0, 100, (rows,), device=device, dtype=torch.int32)
     if "top_p" in features:
-        rules["top_p"] = torch.rand(rows, device=device) + 0.1
+        rules["top_p"] = (torch.rand(rows, device=device) + 0.1).clamp(max=1)
     if "min_p" in features:
         rules["min_p"] = torch.rand(rows, device=device) * 0.1
     if "penalties" in features:

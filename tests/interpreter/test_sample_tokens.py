@@ -21,7 +21,7 @@ def rules(rows, vocabulary, features, generator, dtype=torch.float32):
     if "top_k" in features:
         out["top_k"] = (uniform(rows) * min(vocabulary, 60)).int()
     if "top_p" in features:
-        out["top_p"] = uniform(rows) * 1.2
+        out["top_p"] = (uniform(rows) * 1.2).clamp(max=1)
     if "min_p" in features:
         out["min_p"] = (uniform(rows) - 0.3).clamp(min=0)
     if "forbidden" in features:
