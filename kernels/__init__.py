@@ -21,7 +21,7 @@ if __name__ == "fourdthinker.kernels":
     from .logprobs import logprobs
     from .pool_latents import pool_latents
     from .rotary_append import rotary_append_
-    from .sample_tokens import PRESENT, REPEATED, philox_uniform, sample_tokens
+    from .sample_tokens import PRESENT, REPEATED, SAMPLING_LIMITS, philox_uniform, sample_tokens
     from .shared_prefix_decode import shared_prefix_decode
     from .silu_mul import silu_mul
 
@@ -31,6 +31,7 @@ if __name__ == "fourdthinker.kernels":
         "PRESENT",
         "RATIO_LEVELS",
         "REPEATED",
+        "SAMPLING_LIMITS",
         "GrpoOptions",
         "add_rms_norm",
         "chunk_size",

@@ -19,7 +19,7 @@ from ._launch import launching
 from ._sample_kernel import sample_tokens_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 
-__all__ = ["PRESENT", "REPEATED", "philox_uniform", "sample_tokens"]
+__all__ = ["PRESENT", "REPEATED", "SAMPLING_LIMITS", "philox_uniform", "sample_tokens"]
 
 
 def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Tensor | None:
@@ -30,14 +30,15 @@ def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Ten
     return None if bool(inactive.all()) else values
 
 
-# name: lowest, highest and what to pass. A penalty beyond these turns logits into infinity or all alike.
-LIMITS = {
-    "temperature": (0.0, math.inf, "0 (greedy) or more"),
-    "top_k": (0, math.inf, "0 (off) or more"),
-    "top_p": (0.0, 1.0, "0 to 1 (off)"),
-    "min_p": (0.0, 1.0, "0 (off) to 1"),
-    "repetition_penalty": (1e-3, 1e3, "0.001 to 1000; 1 is off"),
-    "presence_penalty": (-1e30, 1e30, "a finite number; 0 is off"),
+# name: off, lowest, highest and what to pass. A penalty beyond these turns logits into infinity or all alike;
+# a temperature below is 0 on a processor that flushes float32's denormal numbers.
+SAMPLING_LIMITS = {
+    "temperature": (0.0, 1e-38, math.inf, "0 (greedy), or 1e-38 or more"),
+    "top_k": (0, 0, math.inf, "0 (off) or more"),
+    "top_p": (1.0, 0.0, 1.0, "0 to 1 (off)"),
+    "min_p": (0.0, 0.0, 1.0, "0 (off) to 1"),
+    "repetition_penalty": (1.0, 1e-3, 1e3, "0.001 to 1000; 1 is off"),
+    "presence_penalty": (0.0, -1e30, 1e30, "-1e30 to 1e30; 0 is off"),
 }
 
 
@@ -46,8 +47,8 @@ def _check_values(vocabulary: int, forbidden: Tensor | None, **parameters: Tenso
     for name, values in parameters.items():
         if values is None:
             continue
-        low, high, allowed = LIMITS[name]
-        bad = ~((values >= low) & (values <= high))
+        off, low, high, allowed = SAMPLING_LIMITS[name]
+        bad = ~((values == off) | (values >= low) & (values <= high))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise ValueError(f"{name} of row {row} is {values[row].item()}; it must be {allowed}")
@@ -167,9 +168,9 @@ def sample_tokens(
     lists the scores that may be at the threshold, which is then bisected over that list.
 
     Raises ``ValueError`` for wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1``
-    because that synchronises, for parameters out of range (``LIMITS``) and forbidden ids outside [-1, V); on
-    the CPU for a row without a finite largest score (NaN or infinite logits, or nothing left to choose). On
-    CUDA such a row returns a NaN log-probability.
+    because that synchronises, for parameters out of range (``SAMPLING_LIMITS``) and forbidden ids outside
+    [-1, V); on the CPU for a row without a finite largest score (NaN or infinite logits, or nothing left to
+    choose). On CUDA such a row returns a NaN log-probability.
     """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating point [B, V]")

@@ -6,10 +6,14 @@ import hashlib
 from dataclasses import dataclass
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.kernels import SAMPLING_LIMITS
 
 MODES = ("exact", "reference")
 _FLOAT32_MAX = 3.4e38
-_RANGE = "a number that float32 holds"
+_UNUSUAL = {
+    "top_p": 0,
+    "min_p": 1,
+}  # only the likeliest id, which is temperature 0: meant as "off", if at all
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,13 @@ class SamplingConfig:
             value = getattr(self, name)
             self._require(name, _is_int(value) and least <= value < 2**31, f"an integer in [{least}, 2^31)")
         self._require("seed", _is_int(self.seed), "an integer")
-        self._require(
-            "temperature", _finite(self.temperature) and self.temperature >= 0, f"{_RANGE}, >= 0; 0 is greedy"
-        )
-        self._require("top_p", _finite(self.top_p) and 0 < self.top_p <= 1, "in (0, 1]; 1 switches it off")
-        self._require("min_p", _finite(self.min_p) and 0 <= self.min_p < 1, "in [0, 1); 0 switches it off")
-        self._require("presence_penalty", _finite(self.presence_penalty), f"{_RANGE}; 0 switches it off")
-        self._require(
-            "repetition_penalty",
-            _finite(self.repetition_penalty) and self.repetition_penalty > 0,
-            f"{_RANGE}, > 0; 1 switches it off",
-        )
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            off, low, high, wanted = SAMPLING_LIMITS[name]
+            if name in _UNUSUAL:
+                wanted = f"{wanted}, and not {_UNUSUAL[name]:g}"
+            good = _finite(value) and (value == off or low <= value <= high) and value != _UNUSUAL.get(name)
+            self._require(name, good, wanted)
         self._require("mode", self.mode in MODES, f"one of {', '.join(MODES)}")
         for name, good, wanted in (
             ("stop_strings", lambda x: isinstance(x, str) and x != "", "a tuple of texts that are not empty"),

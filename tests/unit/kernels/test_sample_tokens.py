@@ -277,7 +277,7 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("temperature", -1.0), ("temperature", math.nan), ("top_k", -1),
+        ("temperature", -1.0), ("temperature", 1e-40), ("temperature", math.nan), ("top_k", -1),
         ("top_p", math.nan), ("top_p", 1.5), ("min_p", 2.0), ("min_p", math.nan),
         ("repetition_penalty", 1e-38), ("repetition_penalty", 0.0), ("presence_penalty", math.nan),
     ],

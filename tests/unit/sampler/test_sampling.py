@@ -579,6 +579,10 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         {"min_p": 1.0},
         {"presence_penalty": math.inf},
         {"repetition_penalty": 0},
+        {"repetition_penalty": 1e-38},
+        {"repetition_penalty": 1e38},
+        {"presence_penalty": 1e38},
+        {"temperature": 1e-40},
         {"mode": "fast"},
         {"max_blocks": -1},
         {"stop_strings": "</answer>"},
@@ -594,6 +598,14 @@ def test_bad_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as error:
         SamplingConfig(**wrong)
     assert f"{name} is {value!r}; it must be" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [{"temperature": 0}, {"temperature": 1e-38}, {"repetition_penalty": 1e3}, {"min_p": 0}, {"top_p": 1}],
+)
+def test_good_settings(right: dict[str, Any]) -> None:
+    SamplingConfig(**right)
 
 
 def test_settings_from_yaml_lists() -> None:
