@@ -67,7 +67,6 @@ def build_timeline(
     check: Callable[[], None],
     *,
     fps: float | None = None,
-    probed: bool = True,
     decodable: Decodable = lambda skipped, count: (),
 ) -> Timeline | None:
     """Read through the packets of a stream. None when they do not tell which pictures are shown when.
@@ -77,9 +76,8 @@ def build_timeline(
     pictures' own headers tell that; where they do not, or some are missing, see `times_of`.
 
     walk: of the file, for data that are missing. check is called for each packet. fps: pictures a second,
-    whatever the times in the file. probed: FFmpeg has decoded the first pictures, and so knows whether they
-    are reordered. decodable: of the first `count` packets behind those skipped, the places of those whose
-    pictures come out when decoding begins with them. VideoError when no frame is left.
+    whatever the times in the file. decodable: of the first `count` packets behind those skipped, the places
+    of those whose pictures come out when decoding begins with them. VideoError when no frame is left.
     """
     codec = codec_of(video.codec_context.name)
     base = video.time_base or Fraction(1)
@@ -90,7 +88,7 @@ def build_timeline(
         return None
     flags = _settled(packets, video, codec)
     stamps = packets.stamps
-    display = _display_order(packets, video, codec, probed)
+    display = _display_order(packets, video, codec)
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     if display is None:
@@ -279,14 +277,15 @@ def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
     return codec.settle(flags)
 
 
-def _display_order(packets: Packets, video: VideoStream, codec: Codec, probed: bool) -> list[int] | None:
-    """Places in decoding order in the order in which pictures are shown; None where only a decoder knows."""
+def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[int] | None:
+    """Places in decoding order in the order in which pictures are shown; None where only a decoder knows.
+
+    FFmpeg's `has_b_frames` is not asked: it tells of the first pictures alone.
+    """
     context = video.codec_context
     places = [place for place, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
     # A decoder that does not hold pictures back cannot change their order.
     if not codec.reorders or context.codec.intra_only or not context.codec.delay:
-        return places
-    if codec.display_order is not None and probed and not context.has_b_frames:
         return places
     keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
     if len(keys) < len(packets.stamps) or len(set(keys.values())) < len(keys):

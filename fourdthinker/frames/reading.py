@@ -180,7 +180,6 @@ class Reading:
             self.walk,
             check,
             fps=source.fps,
-            probed=not attempt.quick,
             decodable=shown,
         )
         self.held = held.packets

@@ -1,0 +1,60 @@
+"""Files joined of several pieces: the right picture, or a refusal by name."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from fourdthinker.frames import read_frames
+from fourdthinker.frames.probing import probe
+from tests.clips import numbers, picture
+
+RATE = 25
+
+
+def encoded(codec: str, first: int, count: int, bf: int) -> list[av.Packet]:
+    """Pictures from number `first` on, with bf B-pictures between two others; stamps count pictures."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width, context.pix_fmt = 48, 64, "yuv420p"
+    context.time_base, context.framerate, context.gop_size = Fraction(1, RATE), Fraction(RATE), 12
+    context.max_b_frames = bf
+    if codec == "libx264":
+        context.options = {"x264-params": f"log=-1:bframes={bf}:b-adapt=0:scenecut=0:repeat-headers=1"}
+    packets = []
+    for number in range(first, first + count):
+        frame = av.VideoFrame.from_ndarray(picture(number % 256), format="rgb24")
+        frame.pts, frame.time_base = number, context.time_base
+        packets += context.encode(frame)
+    return packets + context.encode(None)
+
+
+def joined(path: Path, codec: str, first: int, second: int) -> Path:
+    """`first` pictures without B-pictures, then `second` with them; the stamps go on."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for place, packet in enumerate(encoded(codec, 0, first, 0) + encoded(codec, first, second, 2)):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.duration = stream, Fraction(1, RATE), 1
+            copy.pts, copy.dts, copy.is_keyframe = packet.pts, place - 4, packet.is_keyframe
+            container.mux(copy)
+    return path
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "ts"), ("libx264", "flv"), ("mpeg4", "ts")])
+def test_a_probe_before_single_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, suffix: str
+) -> None:
+    """FFmpeg looks at the first 16 s at most, and holds the file for one without B-pictures."""
+    monkeypatch.setenv("FOURDTHINKER_INDEX_CACHE", str(tmp_path / "index"))
+    path = joined(tmp_path / f"c.{suffix}", codec, 400, 36)
+    with av.open(str(path)) as container:
+        assert not container.streams.video[0].codec_context.has_b_frames
+    known = probe(path)
+    assert (known.frames, known.times_from) == (436, "container")
+    for number in range(401, 436, 3):
+        time = known.begin + (number + 0.5) / RATE
+        assert numbers(read_frames(path, times=[time]).pixels) == [number % 256]
