@@ -20,6 +20,22 @@ RESOLVED_CONFIG = "config.yaml"
 C = TypeVar("C", bound=TrainConfig)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice; of two, YAML itself takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in lines:
+                    raise yaml.YAMLError(
+                        f"the key {key.value!r} stands in lines {lines[key.value]} and {line}; keep one of them"
+                    )
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def make_config(
     cls: type[C], values: Mapping[str, Any], *, place: Callable[[str], str] = lambda key: ""
 ) -> C:
@@ -78,7 +94,7 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config ({error}); give an existing YAML file") from error
     except yaml.YAMLError as error:

@@ -234,3 +234,13 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 def test_configs_are_shipped() -> None:
     assert len(list(CONFIGS.glob("dift*.yaml"))) >= 2
     assert len(list(CONFIGS.glob("grpo*.yaml"))) >= 2
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("max_steps: 3\nseed: 1\nmax_steps: 4\n")
+    with pytest.raises(ConfigError, match=r"'max_steps' stands in lines 1 and 3; keep one"):
+        load_config(DiftConfig, path)
+    path.write_text("frames:\n  fps: 1\n  fps: 2\n")
+    with pytest.raises(ConfigError, match=r"'fps' stands in lines 2 and 3; keep one"):
+        load_config(DiftConfig, path)
