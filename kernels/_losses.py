@@ -73,8 +73,8 @@ def _option(default: Any, help: str, **limits: Any) -> Any:
 class GrpoOptions:
     """The options of the GRPO family, checked when they are made.
 
-    Each field's metadata holds its ``help`` and its limits (``choices``, ``minimum``, ``above``), from which
-    settings and documentation can be made.
+    Each field's metadata holds its ``help`` and its limits (``choices``, ``minimum``, ``above``, ``integer``), from
+    which settings and documentation can be made.
 
     Raises:
         ValueError: an option has a value that is not allowed, or two do not fit together.
@@ -109,7 +109,7 @@ class GrpoOptions:
     )
     entropy_coef: float = _option(0.0, "weight of the entropy bonus")
     max_length: int | None = _option(
-        None, "tokens that a completion may have; dr_grpo divides by it", minimum=1
+        None, "tokens that a completion may have; dr_grpo divides by it", minimum=1, integer=True
     )
 
     def __post_init__(self) -> None:
@@ -173,6 +173,8 @@ class GrpoOptions:
         for (name, limits), number in zip(LIMITS.items(), numbers, strict=True):
             choices = limits.get("choices")
             values[name] = choices[int(number)] if choices else None if math.isnan(number) else number
+            if limits.get("integer") and values[name] is not None:
+                values[name] = int(number)
         return cls(**values)
 
 
@@ -198,6 +200,7 @@ def _check(
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
     above: float | None = None,
+    integer: bool = False,
     optional: bool = False,
 ) -> None:
     """Raise ``ValueError`` unless ``value`` is within the limits of the option ``name``."""
@@ -207,6 +210,8 @@ def _check(
     elif value is None:
         if not optional:
             raise ValueError(f"{name} is None; pass a number")
+    elif not isinstance(value, int if integer else (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; pass {'an integer' if integer else 'a number'}")
     # Not math.isfinite, on which torch.compile breaks once a number has changed between calls.
     elif not -math.inf < value < math.inf:
         raise ValueError(f"{name} is {value}; pass a finite number")
@@ -217,6 +222,12 @@ def _check(
 
 
 DEFAULTS = GrpoOptions()
+
+
+def check_options(options: object) -> None:
+    """Raise ``ValueError`` for what is no ``GrpoOptions``."""
+    if not isinstance(options, GrpoOptions):
+        raise ValueError(f"options is {options!r}; pass GrpoOptions(loss_type=..., ...)")
 
 
 def policy_term(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ._common import NAMESPACE, accumulation_dtype, check_floating, use_triton
 from ._grpo import check_like, check_reference, metrics_of, token_scale, token_terms
 from ._launch import launching
-from ._losses import DEFAULTS, GrpoOptions, fused_kl_term, fused_policy_term, smaller
+from ._losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
 from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
 
 
@@ -298,6 +298,7 @@ def grpo_token_loss(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an option lacks its input.
     """
+    check_options(options)
     if logprobs.dim() != 2:
         raise ValueError(f"logprobs is {tuple(logprobs.shape)}; it must be [R, T]")
     rows = logprobs.shape[0]

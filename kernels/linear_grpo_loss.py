@@ -23,7 +23,7 @@ from ._head import (
     make_head,
     scaled_gradients,
 )
-from ._losses import DEFAULTS, GrpoOptions
+from ._losses import DEFAULTS, GrpoOptions, check_options
 from ._metrics import METRICS, join
 
 
@@ -297,9 +297,10 @@ def linear_grpo_loss(
         ``grpo_token_loss``. Without rows the loss is 0, part of the graph, with zero gradients.
 
     Raises:
-        ValueError: shapes, dtypes, devices or options do not fit. Indices are range-checked only with
-            ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+        ValueError: shapes, dtypes, devices or options do not fit. Indices are range-checked on the
+            CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
+    check_options(options)
     check_head(input, weight, target, bias, temperature, softcap)
     check_reference(options, ref_logprobs)
     check_like(

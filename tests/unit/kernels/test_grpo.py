@@ -314,6 +314,10 @@ def test_bad_input_is_named():
         ("GSPO is loss_type='grpo' with ratio_level='sequence'", {"loss_type": "gspo"}),
         ("ratio_level is 'word'", {"ratio_level": "word"}),
         ("epsilon is None", {"epsilon": None}),
+        ("epsilon is True; pass a number", {"epsilon": True}),
+        ("epsilon is '0.2'; pass a number", {"epsilon": "0.2"}),
+        (r"max_length is 1\.5; pass an integer", {"max_length": 1.5}),
+        ("max_length is True; pass an integer", {"max_length": True}),
         ("beta is nan", {"beta": float("nan")}),
         ("beta is -1", {"beta": -1}),
         ("no ref_logprobs", {"beta": 0.1}),
@@ -333,3 +337,6 @@ def test_bad_input_is_named():
     for message, change in bad:
         with pytest.raises(ValueError, match=message):
             grpo_token_loss(**{**base, **with_options(**change)})
+    for options in ("grpo", {"loss_type": "grpo"}, None):
+        with pytest.raises(ValueError, match=r"options is .*; pass GrpoOptions"):
+            grpo_token_loss(**base, options=options)
