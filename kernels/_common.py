@@ -86,19 +86,31 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer, at least {least}")
 
 
+def check_integer(name: str, value: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be an integer")
+
+
 def debugging() -> bool:
     """Whether values on the device are checked, which waits for it."""
     return os.environ.get("FOURDTHINKER_DEBUG") == "1"
 
 
+def readable(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device; those of a traced call do not exist."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_range(
     name: str, values: Tensor, low: int, high: int, *, at: Tensor | None = None, where: Tensor | None = None
 ) -> None:
-    """With ``FOURDTHINKER_DEBUG=1`` (it synchronises): raise unless all ``values`` are in [low, high).
+    """Raise ``ValueError`` unless all ``values`` are in [low, high).
 
-    ``at`` (indices) and after it ``where`` (bool) say which of them matter.
+    Values on a device are looked at only with ``FOURDTHINKER_DEBUG=1``, which waits for it; those of a traced
+    call do not exist. ``at`` (indices) and after it ``where`` (bool) say which of them matter.
     """
-    if not debugging():
+    if not debugging() and not readable(values):
         return
     values = values if at is None else values[at]
     values = values if where is None else values[where]

@@ -38,6 +38,11 @@ def check_head(
     """Raise ``ValueError`` for shapes, dtypes, devices or coefficients that do not fit together."""
     check_finite(temperature=temperature, softcap=softcap)
     check_floating(input=input, weight=weight, bias=bias)
+    if len({tensor.dtype == torch.float64 for tensor in (input, weight, bias) if tensor is not None}) > 1:
+        raise ValueError(
+            f"input is {input.dtype}, weight {weight.dtype}{'' if bias is None else f', bias {bias.dtype}'}; "
+            "make all of them float64, or none"
+        )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if softcap is not None and softcap <= 0:

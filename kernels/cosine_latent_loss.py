@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_floating, debugging, reciprocal, use_triton
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_floating,
+    debugging,
+    readable,
+    reciprocal,
+    use_triton,
+)
 from ._launch import WIDEST, launching
 
 EPSILON = 1e-8  # a vector of smaller norm counts as zero: cosine 0, gradient 0
@@ -191,7 +199,7 @@ def cosine_latent_loss(
 
     Returns the scalar float32 loss and ``cos`` [n], detached. Without latents the loss is 0, part of the
     graph, with zero gradients. Raises ``ValueError`` for wrong shapes, dtypes or devices; positions are
-    range-checked only with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    range-checked on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_floating(hidden=hidden, target=target)
     if hidden.dim() not in (2, 3) or target.dim() != 2 or hidden.shape[-1] != target.shape[1]:
@@ -213,7 +221,7 @@ def cosine_latent_loss(
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
     target = target.contiguous()
-    if debugging() and index.numel():
+    if (debugging() or readable(index)) and index.numel():
         length = hidden.shape[1] if hidden.dim() == 3 else rows.shape[0]
         low, high = int((index % length).min()), int(index.max())
         if int(index.min()) < 1 or low == 0 or high > rows.shape[0]:

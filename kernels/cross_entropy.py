@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import accumulation_dtype, reciprocal
+from ._common import accumulation_dtype, check_integer, reciprocal
 from .logprobs import logprobs
 
 
@@ -30,6 +30,7 @@ def cross_entropy(
     graph, with zero gradients. Raises ``ValueError`` for shapes, dtypes, devices and numbers that do not fit.
     Where the logits do not exist yet, ``linear_cross_entropy`` never makes them all.
     """
+    check_integer("ignore_index", ignore_index)
     mask = target != ignore_index
     values = logprobs(
         logits, target, mask=mask, temperature=temperature, inplace_backward=inplace_backward, backend=backend

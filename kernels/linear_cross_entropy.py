@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_range, reciprocal
+from ._common import NAMESPACE, accumulation_dtype, check_integer, check_range, reciprocal
 from ._head import (
     check_head,
     check_rows,
@@ -128,9 +128,12 @@ def linear_cross_entropy(
 
     Returns the scalar float32 loss; without rows it is 0, part of the graph, with zero gradients. It
     cannot be differentiated twice. Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do
-    not fit. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
+    not fit; for other targets outside [0, V) on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because
+    that synchronises (without it their loss means nothing). Source: the chunked
+    fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
     """
     check_head(input, weight, target, bias, temperature, softcap)
+    check_integer("ignore_index", ignore_index)
     flat = target.reshape(-1)
     kept = flat != ignore_index
     if rows is None:

@@ -165,7 +165,7 @@ def logprobs(
 
     Returns float32 (float64 for float64 logits) shaped as ``target``; with ``return_entropy`` a pair. Raises
     ``ValueError`` for shapes, dtypes, devices and temperatures that do not fit; targets are range-checked
-    only with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_finite(temperature=temperature)
     if temperature <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -88,6 +89,9 @@ def counting_syncs() -> Iterator[list[str]]:
                 watch.paused = False
 
         stack.enter_context(mock.patch.object(GridExecutor, "__call__", unseen))
+        for module in ("_common", "cosine_latent_loss"):  # as on a GPU, where values are not checked
+            name = f"fourdthinker.kernels.{module}"
+            stack.enter_context(mock.patch.object(sys.modules[name], "readable", return_value=False))
         stack.enter_context(watch)
         yield seen
 

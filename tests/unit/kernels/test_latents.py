@@ -140,6 +140,9 @@ def test_cosine_names_bad_input(monkeypatch):
         cosine_latent_loss(hidden, target.detach(), index, num_items=float("nan"))
     with pytest.raises(ValueError, match="num_items has shape"):
         cosine_latent_loss(hidden, target.detach(), index, num_items=torch.ones(2))
+    for wrong in (0, 7):  # no position before it; beyond the end
+        with pytest.raises(ValueError, match="a latent needs a position before it in its own row"):
+            cosine_latent_loss(hidden, target.detach(), torch.tensor([1, wrong]))
     monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
     cosine_latent_loss(hidden, target.detach(), index)
     with pytest.raises(ValueError, match="a latent needs a position before it in its own row"):

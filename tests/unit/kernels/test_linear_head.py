@@ -238,9 +238,10 @@ def test_masked_rows_cost_nothing():
     assert seconds(sparse) * 4 < seconds(full)
 
 
-def test_indices_are_checked_when_debugging(monkeypatch):
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_indices_are_checked(debug, monkeypatch):
     input, weight, _, target = case(torch.float32)
-    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", debug)
     linear_cross_entropy(input, weight, target)
     with pytest.raises(ValueError, match=r"target has values from .* to 29; they must be in \[0, 29\)"):
         linear_cross_entropy(input, weight, torch.where(target < 0, 29, target))
@@ -273,6 +274,12 @@ def test_bad_input_is_named():
             op(input, weight, target[:2])
         with pytest.raises(ValueError, match="weight is on meta"):
             op(input, weight.to("meta"), target)
+        with pytest.raises(ValueError, match=r"weight torch.float64; make all of them float64, or none"):
+            op(input, weight.double(), target.clamp(min=0))
+        with pytest.raises(ValueError, match=r"bias torch.float64; make all of them float64, or none"):
+            op(input, weight, target.clamp(min=0), bias=bias.double())
+    with pytest.raises(ValueError, match=r"ignore_index is 1.5; it must be an integer"):
+        linear_cross_entropy(input, weight, target, ignore_index=1.5)
     with pytest.raises(ValueError, match="num_items is -1"):
         linear_cross_entropy(input, weight, target, num_items=-1)
     with pytest.raises(ValueError, match="mask and rows say the same thing"):
