@@ -73,8 +73,8 @@ def _option(default: Any, help: str, **limits: Any) -> Any:
 class GrpoOptions:
     """The options of the GRPO family, checked when they are made.
 
-    Each field's metadata holds its ``help`` and its limits (``choices``, ``minimum``, ``above``, ``integer``), from
-    which settings and documentation can be made.
+    A field's metadata holds its ``help`` and limits (``choices``, ``minimum``, ``above``, ``integer``),
+    from which settings and documentation can be made.
 
     Raises:
         ValueError: an option has a value that is not allowed, or two do not fit together.

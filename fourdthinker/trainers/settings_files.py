@@ -30,7 +30,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in lines:
                     raise yaml.YAMLError(
-                        f"the key {key.value!r} stands in lines {lines[key.value]} and {line}; keep one of them"
+                        f"the key {key.value!r} stands in lines {lines[key.value]} and {line}; keep one"
                     )
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
