@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from fourdthinker.errors import OutputError
+from fourdthinker.errors import ConfigError, OutputError
 
 PathLike = str | os.PathLike[str]
 LETTERS = "ABCDEFGH"  # of the options of a question, in order
@@ -69,6 +69,22 @@ def check_output(path: PathLike) -> None:
     target = output_path(path)
     if target.exists():
         os.close(_open_locked(target, os.fspath(path)))
+
+
+def read_regular(path: PathLike) -> bytes:
+    """The content of a regular file; a named pipe, which nobody may ever write to, is not waited for.
+
+    Raises:
+        ConfigError: a folder, device, pipe or socket of that name, or a file that cannot be read.
+    """
+    name = os.fspath(path)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error.strerror}); give a readable file") from error
+    raise ConfigError(f"{name} is a {_kind(mode)}, not a regular file; move it away or give a file")
 
 
 def make_folder(path: PathLike) -> Path:

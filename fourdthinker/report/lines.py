@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.evaluate.table import number
+from fourdthinker.files import read_regular
 
 _LARGEST = 1e300  # of numbers that are shown; sums and differences of them are still finite
 
@@ -24,7 +26,7 @@ def parse(text: str) -> Any:
 def read_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], int]:
     """The objects of a JSONL file, each with the number of its line from 0; and how many lines are none."""
     entries, bad = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with io.StringIO(read_regular(path).decode("utf-8", "replace"), newline=None) as file:
         for index, line in enumerate(file):
             if not line.strip():
                 continue

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import PathLike, write_text
+from fourdthinker.files import PathLike, read_regular, write_text
 from fourdthinker.report.curves import make_phase, phases, read_metrics
 from fourdthinker.report.lines import parse
 from fourdthinker.report.results import make_facts, make_results
@@ -28,7 +28,8 @@ def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int 
         groups: rollout groups shown of each log.
 
     Raises:
-        ConfigError: the folder holds none of the three, or results.json is no JSON object.
+        ConfigError: the folder holds none of the three, results.json is no JSON object, or one is no
+            regular file.
         OutputError: `out` cannot be written.
     """
     run = Path(run_dir)
@@ -71,7 +72,7 @@ def _results(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        results = parse(path.read_text(encoding="utf-8", errors="replace"))
+        results = parse(read_regular(path).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); evaluate again") from error
     if not isinstance(results, dict):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -503,3 +504,14 @@ def test_numbers_in_charts_are_short() -> None:
     assert len(thin([(i, i) for i in range(1001)], 100)) <= 100
     assert thin([(0, 0), (1, 2)], 1) == [(0.5, 1.0)]
     assert smooth([(i, 3.0) for i in range(50)]) == [(i, 3.0) for i in range(50)]
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "rollouts.jsonl"])
+def test_what_is_no_regular_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"{name} is a folder, not a regular file"):
+        write_report(tmp_path)
+    (tmp_path / name).rmdir()
+    os.mkfifo(tmp_path / name)  # reading it would wait for a writer for ever
+    with pytest.raises(ConfigError, match=rf"{name} is a named pipe, not a regular file"):
+        write_report(tmp_path)
