@@ -222,7 +222,8 @@ def cosine_latent_loss(
     rows = rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
     target = target.contiguous()
     if (debugging() or readable(index)) and index.numel():
-        length = hidden.shape[1] if hidden.dim() == 3 else rows.shape[0]
+        # Position N of [N, H] is the one after the last row, which predicts it.
+        length = hidden.shape[1] if hidden.dim() == 3 else rows.shape[0] + 1
         low, high = int((index % length).min()), int(index.max())
         if int(index.min()) < 1 or low == 0 or high > rows.shape[0]:
             raise ValueError(
