@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
 from fourdthinker.frames.codecs import codec_of
-from fourdthinker.frames.listed import DAMAGED, end_of, hidden_by_edits, numbered, pace, stamp_of, suspect
+from fourdthinker.frames.listed import (
+    DAMAGED,
+    end_of,
+    hidden_by_edits,
+    numbered,
+    pace,
+    stamp_of,
+    suspect,
+)
+from fourdthinker.frames.sink import repeats
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.times import increases, times_of
 
@@ -121,6 +130,7 @@ def _decode(
     # A decoder told to fail at damage fails before the first keyframe.
     begun = codec.err_detect is None
     last: int | None = None
+    before: av.VideoFrame | None = None
     try:
         for packet in container.demux(video):
             check()
@@ -142,8 +152,9 @@ def _decode(
                 run.stamps.append(stamp)
                 run.durations.append(packet.duration or 0)
             for frame in packet.decode() if begun else ():
-                if not frame.is_corrupt:
+                if not frame.is_corrupt and not repeats(frame, before):
                     run.shown.append(frame.pts)
+                before = frame
     except av.error.FFmpegError as error:
         run.fault = error.strerror
     return run

@@ -42,6 +42,15 @@ class Damaged(Exception):
         self.stamp, self.seconds = stamp, timeline.seconds(stamp)
 
 
+def repeats(frame: av.VideoFrame, before: av.VideoFrame | None) -> bool:
+    """Whether a decoder gives the picture `before` once more, as MPEG-4's does where B-pictures begin.
+
+    The same number alone does not say so, for a packet may hold two pictures; these are two in memory."""
+    if before is None or frame.pts is None or frame.pts != before.pts:
+        return False
+    return [plane.buffer_ptr for plane in frame.planes] == [plane.buffer_ptr for plane in before.planes]
+
+
 class Sink:
     """Sorts what a decoder gives into the frames wanted.
 
@@ -59,6 +68,7 @@ class Sink:
         self.held: deque[tuple[int, av.VideoFrame]] = deque()  # with the stamp that has to be seen first
         self.seen = self.landed = timeline.pts[0]  # frames shown before `landed` may lack what they refer to
         self.latest: int | None = None  # the stamp that came out last
+        self.before: av.VideoFrame | None = None  # that came out last
         self.several = several
         self.out: set[int] = set()  # the stamps that came out
         self.matrix: bytes | None = None  # the last display matrix, since the last keyframe
@@ -66,7 +76,7 @@ class Sink:
 
     def land(self, stamp: int) -> None:
         """Decoding goes on at a keyframe of this stamp, with an empty decoder."""
-        self.landed, self.latest = stamp, None
+        self.landed, self.latest, self.before = stamp, None, None
 
     def take(self, frames: Sequence[av.VideoFrame], limit: int | None = None) -> Iterator[av.VideoFrame]:
         """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
@@ -81,6 +91,9 @@ class Sink:
                 if frame.is_corrupt:
                     continue
                 frame.pts = 0 if self.latest is None else self.latest + 1
+            elif repeats(frame, self.before):
+                continue
+            self.before = frame
             pts = frame.pts
             if pts is None or pts < self.landed:
                 continue

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -222,6 +222,8 @@ def test_pictures_are_chosen_when_their_thread_is_free(clips: dict[str, Path]) -
 class Picture:
     pts: int
     is_corrupt: bool = False
+    key_frame: bool = False
+    side_data: Mapping[str, object] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize("several", [False, True])

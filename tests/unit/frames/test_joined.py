@@ -58,3 +58,22 @@ def test_a_probe_before_single_readings(
     for number in range(401, 436, 3):
         time = known.begin + (number + 0.5) / RATE
         assert numbers(read_frames(path, times=[time]).pixels) == [number % 256]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "m4v"])
+def test_a_picture_that_leaves_the_decoder_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """FFmpeg's MPEG-4 gives the last picture before the first B-picture once more."""
+    monkeypatch.setenv("FOURDTHINKER_INDEX_CACHE", str(tmp_path / "index"))
+    path = tmp_path / f"c.{suffix}"
+    if suffix == "m4v":
+        path.write_bytes(b"".join(map(bytes, encoded("mpeg4", 0, 60, 0) + encoded("mpeg4", 60, 36, 2))))
+    else:
+        joined(path, "mpeg4", 60, 36)
+    known = probe(path)
+    assert known.frames == 96
+    times = [known.begin + (number + 0.5) / RATE for number in range(96)]
+    for source_times in (times, times[50:], times[-1:]):
+        expected = [times.index(time) for time in source_times]
+        assert numbers(read_frames(path, times=source_times).pixels) == expected

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import av
 import pytest
@@ -359,6 +359,7 @@ def test_the_guard() -> None:
 
         def __init__(self, pts: int) -> None:
             self.pts = pts
+            self.planes = [SimpleNamespace(buffer_ptr=id(self))]
 
     for stamps in ([0, 2, 1], [0, 1, 1]):
         with pytest.raises(Disordered):
@@ -367,6 +368,8 @@ def test_the_guard() -> None:
     list(sink.take([Frame(0), Frame(2)]))
     sink.land(1)  # decoding begins anew
     list(sink.take([Frame(1)]))
+    twice = Frame(0)
+    assert list(Sink(timeline, [0], several=False).take([twice, twice])) == [twice]  # one picture
 
 
 def test_unknown_codecs_may_reorder() -> None:
