@@ -212,10 +212,11 @@ class Encoder:
 
     def check_text(self, record: Record) -> None:
         """Raise RecordError where a text of the record would become a control token of this tokenizer."""
-        texts = {"the question": question_text(record), "the system text": record.system}
-        for key, text in (texts | {"text_output": record.text_output}).items():
-            if text is not None:
-                self._data(text, record, key)
+        texts = [("the question", question_text(record)), ("the system text", record.system or "")]
+        # What stands for a block is no text of its own: a tokenizer of words has no id for it.
+        texts += [("text_output", piece) for piece in (record.text_output or "").split(IMAGERY)]
+        for key, text in texts:
+            self._data(text, record, key)
 
     # -- text
     def _name(self, token: int) -> str:

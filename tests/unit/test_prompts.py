@@ -16,8 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.demo.model import make_tokenizer
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames
+from fourdthinker.latents import IMAGERY
 from fourdthinker.positions import mrope_positions
 from fourdthinker.prompts import (
     RELEASED,
@@ -380,3 +382,12 @@ def test_prompt_and_patches_are_plain_data(checkpoint: Checkpoint, files: Path) 
     assert pixels is not None
     assert prompt.vision is not None
     assert torch.equal(patchify(pixels)[0], prompt.vision.patches)
+
+
+def test_what_stands_for_a_block_is_no_text(checkpoint: Checkpoint) -> None:
+    """A tokenizer of words has no id for it; what it does not know in a text is refused."""
+    encoder = encoder_of(replace(checkpoint, tokenizer=make_tokenizer()), replace(PLAIN, instruction=""))
+    known = encoder.tokenizer.convert_ids_to_tokens(5)
+    encoder.check_text(Record("dift", "r", known, text_output=f"{known} {IMAGERY} {known}", where="a:1"))
+    with pytest.raises(RecordError, match=r"a:1: text_output holds the control token <unk>"):
+        encoder.check_text(Record("dift", "r", known, text_output=f"{known} {IMAGERY} zebra", where="a:1"))
