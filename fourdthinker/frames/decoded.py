@@ -13,6 +13,7 @@ from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.listed import (
     DAMAGED,
+    check_joined,
     end_of,
     hidden_by_edits,
     numbered,
@@ -189,6 +190,7 @@ def _timeline(
     if fps is not None:
         stored = [None] * len(shown)
     step, base = pace(video, name, base, stored, fps)
+    check_joined(name, [stored[place] for place in display], step, base)
     clock, times_from = times_of(stored, display, step)
     if run.discarded and not believed:
         raise hidden_by_edits(name)

@@ -8,12 +8,14 @@ from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import KEYFRAME, NOT_SHOWN, RANDOM_ACCESS
 from fourdthinker.frames.codecs import Codec, codec_of
 from fourdthinker.frames.matroska import Walk
+from fourdthinker.frames.sink import REORDERED
 from fourdthinker.frames.timeline import Held, Timeline
 from fourdthinker.frames.times import TimesFrom, increases, times_of
 
@@ -100,6 +102,7 @@ def build_timeline(
     if not believed or fps is not None:
         stored = stamps if fps is None else [None] * len(stamps)
         step, base = pace(video, name, base, stored, fps)
+        check_joined(name, [stored[place] for place in display], step, base)
         clock, times_from = times_of(stored, display, step)
         numbers = numbered(display, len(stamps))
         if not believed:
@@ -197,6 +200,25 @@ def pace(
             )
         return Fraction(0), base
     return (Fraction(1), 1 / rate) if missing == len(stamps) else (1 / (rate * base), base)
+
+
+def check_joined(name: str, stamps: Sequence[int | None], step: Fraction, base: Fraction) -> None:
+    """Whether stamps, in the order of display, begin anew: files put one behind the other, whose pictures
+    would be sorted into each other. No order of storage falls back over more than REORDERED pictures.
+
+    step: from one picture to the next, where stamps are missing.
+    """
+    known = [stamp for stamp in stamps if stamp is not None]
+    ranks = {stamp: rank for rank, stamp in enumerate(sorted(set(known)))}
+    whole = len(known) == len(stamps)
+    for before, after in pairwise(known):
+        fallen = ranks[before] - ranks[after] if whole else (before - after) / step
+        if fallen > REORDERED:
+            raise VideoError(
+                f"{name}: stamps fall back from {float(before * base):.3f} s to {float(after * base):.3f} s, "
+                "as where files are put one behind the other; join them with a muxer (ffmpeg -i FILE -c copy "
+                "out.mkv), or give FrameSource(..., fps=)"
+            )
 
 
 def hidden_by_edits(name: str) -> VideoError:

@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import pytest
 
-from fourdthinker.frames import read_frames
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import FrameSource, read_frames
 from fourdthinker.frames.probing import probe
 from tests.clips import numbers, picture
 
@@ -77,3 +78,29 @@ def test_a_picture_that_leaves_the_decoder_twice(
     for source_times in (times, times[50:], times[-1:]):
         expected = [times.index(time) for time in source_times]
         assert numbers(read_frames(path, times=source_times).pixels) == expected
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "ts"])
+def test_files_put_one_behind_the_other_are_refused(tmp_path: Path, suffix: str) -> None:
+    """Their stamps begin anew, and would be sorted into each other; the rate tells when they are shown."""
+    data = b""
+    for first in (0, 100):
+        part = tmp_path / f"{first}.{suffix}"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=RATE)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            stream.codec_context.max_b_frames = 2
+            for number in range(first, first + 37):
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+                frame.pts, frame.time_base = number - first, Fraction(1, RATE)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        data += part.read_bytes()
+    path = tmp_path / f"c.{suffix}"
+    path.write_bytes(data)
+    for partial in (False, True):
+        with pytest.raises(VideoError, match=r"stamps fall back from \d\.\d+ s to 0\.\d+ s.*with a muxer"):
+            read_frames(path, times=[0.6], partial=partial)
+    if suffix == "mpg":
+        frames = read_frames(FrameSource(path, fps=RATE), times=[k / RATE for k in range(74)])
+        assert numbers(frames.pixels) == [*range(37), *range(100, 137)]
