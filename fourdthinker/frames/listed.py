@@ -102,11 +102,12 @@ def build_timeline(
     if not believed or fps is not None:
         stored = stamps if fps is None else [None] * len(stamps)
         step, base = pace(video, name, base, stored, fps)
-        check_joined(name, [stored[place] for place in display], step, base)
+        shown_stamps = [stored[place] for place in display if place not in packets.discarded]
+        check_joined(name, shown_stamps, step, base)
         clock, times_from = times_of(stored, display, step)
         numbers = numbered(display, len(stamps))
-        if not believed:
-            _check_hidden(packets, name, numbers)
+        if not believed and not _hidden_known(packets, numbers):
+            return None
     seen = _seen(packets, display, numbers, decodable if codec.leading_told else None)
     if not seen:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
@@ -315,17 +316,14 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[i
     return sorted(places, key=keys.__getitem__)
 
 
-def _check_hidden(packets: Packets, name: str, numbers: Sequence[int]) -> None:
+def _hidden_known(packets: Packets, numbers: Sequence[int]) -> bool:
     """An edit list hides times. The container tells for which packets, by their stamps; where pictures have
     other times than their packets, those are other pictures, and decoders leave out the packets'."""
-    if not packets.discarded:
-        return
     sorted_places = sorted(
         range(len(numbers)), key=lambda place: (packets.stamps[place] is None, packets.stamps[place] or 0)
     )
     hidden = {k for k, place in enumerate(sorted_places) if place in packets.discarded}
-    if {numbers[place] for place in packets.discarded} != hidden:
-        raise hidden_by_edits(name)
+    return {numbers[place] for place in packets.discarded} == hidden
 
 
 def _check_length(
