@@ -107,7 +107,7 @@ def build_timeline(
         clock, times_from = times_of(stored, display, step)
         numbers = numbered(display, len(stamps))
         if not believed and not _hidden_known(packets, numbers):
-            return None
+            raise hidden_by_edits(name)  # of several segments FFmpeg gives later stamps than the file says
     seen = _seen(packets, display, numbers, decodable if codec.leading_told else None)
     if not seen:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
