@@ -94,7 +94,12 @@ def build_timeline(
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     if display is None:
-        return None  # whatever the stamps are like: a reading of some pictures would not find out
+        # Without a reader of the codec's headers no stamps are believed: a reading of some pictures would
+        # not find out. Where some headers are damaged, stamps that tell of reordering are.
+        reordered = whole and not increases(known) and min(known) >= known[0]
+        if codec.display_order is None or not reordered:
+            return None
+        display = sorted(range(len(known)), key=known.__getitem__)
     believed = whole and increases([known[place] for place in display])
     numbers, clock = known, None
     times_from: TimesFrom = "container"
@@ -303,7 +308,7 @@ def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
 def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[int] | None:
     """Places in decoding order in the order in which pictures are shown; None where only a decoder knows.
 
-    FFmpeg's `has_b_frames` is not asked: it tells of the first pictures alone.
+    FFmpeg's `has_b_frames` is not believed by itself: it tells of the first pictures alone.
     """
     context = video.codec_context
     places = [place for place, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
@@ -312,7 +317,11 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[i
         return places
     keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
     if len(keys) < len(packets.stamps) or len(set(keys.values())) < len(keys):
-        return None
+        # Headers of some pictures cannot be read, as where data are damaged. Where all stamps increase, and
+        # the stream's header tells of no reordering, nothing is reordered.
+        known = [stamp for stamp in packets.stamps if stamp is not None]
+        told = len(known) == len(packets.stamps) and increases(known)
+        return places if told and not context.has_b_frames else None
     return sorted(places, key=keys.__getitem__)
 
 
