@@ -94,12 +94,9 @@ def build_timeline(
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     if display is None:
-        # Without a reader of the codec's headers no stamps are believed: a reading of some pictures would
-        # not find out. Where some headers are damaged, stamps that tell of reordering are.
-        reordered = whole and not increases(known) and min(known) >= known[0]
-        if codec.display_order is None or not reordered:
+        display = _order_of_stamps(known, codec) if whole else None
+        if display is None:
             return None
-        display = sorted(range(len(known)), key=known.__getitem__)
     believed = whole and increases([known[place] for place in display])
     numbers, clock = known, None
     times_from: TimesFrom = "container"
@@ -323,6 +320,14 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[i
         told = len(known) == len(packets.stamps) and increases(known)
         return places if told and not context.has_b_frames else None
     return sorted(places, key=keys.__getitem__)
+
+
+def _order_of_stamps(stamps: Sequence[int], codec: Codec) -> list[int] | None:
+    """The order of display where some headers are damaged, if the stamps tell of reordering. None without a
+    reader of the codec's headers: a reading of some pictures would not find out that stamps are wrong."""
+    if codec.display_order is None or increases(stamps) or min(stamps) < stamps[0]:
+        return None
+    return sorted(range(len(stamps)), key=stamps.__getitem__)
 
 
 def _hidden_known(packets: Packets, numbers: Sequence[int]) -> bool:
