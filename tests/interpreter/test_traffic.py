@@ -123,8 +123,9 @@ def grpo_token_loss(load: Load, kind: str, everything: bool) -> Case:
     terms = {"beta": 0.1, "entropy_coef": 0.1, "sampler_cap": 2.0} if everything else {}
 
     def run() -> None:
+        chosen = with_options(kind, load("_losses").GrpoOptions, **options, **terms)
         loss = load("grpo_token_loss").grpo_token_loss(
-            leaf, randn(rows), mask, **others, **with_options(kind, **options, **terms), backend="triton"
+            leaf, randn(rows), mask, **others, **chosen, backend="triton"
         )[0]
         loss.backward()
 
@@ -160,10 +161,10 @@ def logits_case(load: Load, op: str, dtype: torch.dtype, inplace: bool = False) 
         elif op == "cross_entropy":
             loss = module.cross_entropy(logits, torch.where(mask, target, -100), **options)
         else:
+            chosen = with_options(kind, load("_losses").GrpoOptions, beta=0.1, entropy_coef=0.1)
             loss = module.grpo_loss(
-                logits, target, advantages=advantages, mask=mask, ref_logprobs=ref,
-                **with_options(kind, beta=0.1, entropy_coef=0.1), **options,
-            )[0]  # fmt: skip
+                logits, target, advantages=advantages, mask=mask, ref_logprobs=ref, **chosen, **options
+            )[0]
         torch.autograd.grad(loss, logits)
 
     op, _, kind = op.partition(" ")
@@ -193,8 +194,9 @@ def linear(load: Load, op: str) -> Case:
         elif op == "linear_logprobs":
             loss = module.linear_logprobs(*leaves, target, mask=mask, **options).sum()
         else:
+            chosen = with_options(kind, load("_losses").GrpoOptions)
             loss = module.linear_grpo_loss(
-                *leaves, target, advantages=torch.ones(1), mask=mask, **with_options(kind), **options
+                *leaves, target, advantages=torch.ones(1), mask=mask, **chosen, **options
             )[0]
         torch.autograd.grad(loss, leaves)
 

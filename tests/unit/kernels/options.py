@@ -11,8 +11,15 @@ KINDS = [f"{loss_type} {level}" for loss_type in LOSS_TYPES for level in RATIO_L
 NAMES = {option.name for option in fields(GrpoOptions)}
 
 
-def with_options(kind: str = "grpo token", **given: Any) -> dict[str, Any]:
-    """``given`` with those that are options of the loss gathered in ``options``; ``kind`` as in ``KINDS``."""
+def with_options(
+    kind: str = "grpo token", make: type[GrpoOptions] = GrpoOptions, **given: Any
+) -> dict[str, Any]:
+    """``given`` with those that are options of the loss gathered in ``options``.
+
+    Args:
+        kind: one of ``KINDS``.
+        make: the class of the options; a copy of the kernels has one of its own.
+    """
     loss_type, level = kind.split()
     chosen = {name: given.pop(name) for name in NAMES & given.keys()}
-    return {**given, "options": GrpoOptions(**{"loss_type": loss_type, "ratio_level": level, **chosen})}
+    return {**given, "options": make(**{"loss_type": loss_type, "ratio_level": level, **chosen})}
