@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, use_triton
-from ._grpo import check_like, check_reference, metrics_of, token_scale, token_terms
+from ._grpo_reference import check_like, check_reference, metrics_of, token_scale, token_terms
 from ._launch import launching
 from ._losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
 from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics

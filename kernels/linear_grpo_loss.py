@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_range
-from ._grpo import check_like, check_reference, metrics_of, sequence_sums, token_scale, token_terms
+from ._grpo_reference import check_like, check_reference, metrics_of, sequence_sums, token_scale, token_terms
 from ._head import (
     Head,
     check_head,

@@ -18,9 +18,8 @@ from fourdthinker.files import PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
 from fourdthinker.frames.image_file import load_image, source_limit
-from fourdthinker.frames.policy import FramePolicy
+from fourdthinker.frames.policy import FramePolicy, hold, rate
 from fourdthinker.frames.request import Request, times_wanted
-from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.timeline import Timeline
 
 

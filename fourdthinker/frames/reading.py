@@ -24,8 +24,8 @@ from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
 from fourdthinker.frames.listed import build_timeline
 from fourdthinker.frames.matroska import Walk, walk
+from fourdthinker.frames.policy import hold, rate
 from fourdthinker.frames.request import Request, times_wanted
-from fourdthinker.frames.sampling import hold, rate
 from fourdthinker.frames.sink import Damaged, Missing
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Held, Timeline

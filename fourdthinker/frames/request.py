@@ -12,8 +12,7 @@ from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.checks import above_zero, device_of, number, numbers, out_of, path_of, whole
 from fourdthinker.frames.container import Source
 from fourdthinker.frames.convert import Normal
-from fourdthinker.frames.policy import FramePolicy
-from fourdthinker.frames.sampling import NEAR
+from fourdthinker.frames.policy import NEAR, FramePolicy
 from fourdthinker.frames.timeline import Timeline
 
 

@@ -1,15 +1,13 @@
-"""Token ids and processor files of the families, read from a model's configs and written beside it."""
+"""The special token ids of a model, read from its configs and checked against its embedding matrix."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fourdthinker.errors import CheckpointError
-from fourdthinker.frames import FramePolicy
-from fourdthinker.vision import VisionSpec
 
 
-def token_spec(model: Any) -> dict[str, Any]:
+def token_ids(model: Any) -> dict[str, Any]:
     """The token ids of a :class:`VisionSpec`, from the configs of a transformers model of any family."""
     config, text, generation = model.config, model.config.get_text_config(), model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else _token(text, "eos")
@@ -39,25 +37,3 @@ def token_spec(model: Any) -> dict[str, Any]:
 
 def _token(config: Any, name: str) -> Any:
     return getattr(config, f"{name}_token_id", None)  # Qwen3-VL's text config has no eos of its own
-
-
-def processor_settings(spec: VisionSpec, policy: FramePolicy, processor: str) -> dict[str, Any]:
-    """What the processor files of the families have in common.
-
-    We write them ourselves because the processors of transformers need torchvision even to be constructed.
-    """
-    return {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-        "merge_size": spec.merge_size,
-        "patch_size": spec.patch_size,
-        "processor_class": processor,
-        "resample": {"lanczos": 1, "bicubic": 3}[policy.resample],  # PIL's numbers
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels},
-        "temporal_patch_size": spec.temporal_patch_size,
-    }
