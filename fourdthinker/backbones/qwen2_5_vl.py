@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.processor_files import processor_settings
-from fourdthinker.backbones.token_ids import token_ids
+from fourdthinker.backbones.special_tokens import special_token_ids
 from fourdthinker.backbones.tower import frame_arguments, window_arguments
 from fourdthinker.frames import FramePolicy
 from fourdthinker.vision import VisionSpec
@@ -25,7 +25,7 @@ class Qwen2_5_VL(Backbone):
     def vision_spec(cls, model: Any) -> VisionSpec:
         vision = model.config.vision_config
         return VisionSpec(
-            **token_ids(model),
+            **special_token_ids(model),
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,

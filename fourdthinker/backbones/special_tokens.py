@@ -7,7 +7,7 @@ from typing import Any
 from fourdthinker.errors import CheckpointError
 
 
-def token_ids(model: Any) -> dict[str, Any]:
+def special_token_ids(model: Any) -> dict[str, Any]:
     """The token ids of a :class:`VisionSpec`, from the configs of a transformers model of any family."""
     config, text, generation = model.config, model.config.get_text_config(), model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else _token(text, "eos")
