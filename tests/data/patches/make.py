@@ -2,11 +2,11 @@
 
     python tests/data/patches/make.py
 
-For Qwen2.5-VL and Qwen3-VL: `<family>.frames` uint8 [3, h, w, 3] and `<family>.stills` float32, the result of
+For Qwen2.5-VL and Qwen3-VL: `<family>.frames` uint8 [3, h, w, 3] and `<family>.images` float32, the result of
 transformers' Qwen2VLImageProcessorPil (the one that needs no torchvision; Qwen3-VL uses the same class with
-patches of 16 and mean and deviation 0.5) for each frame by itself, unresized. A still fills both frames of
-its temporal group with the same picture; the tests put the halves of neighbouring frames together for clips,
-which is what the video processors do. The stored file was made with transformers 5.17 and numpy 2.4.
+patches of 16 and mean and deviation 0.5) for each frame by itself, unresized. An image fills both frames of its
+temporal group with the same picture; the tests put the halves of neighbouring frames together for clips, which
+is what the video processors do. The stored file was made with transformers 5.17 and numpy 2.4.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def main() -> None:
         images = [Image.fromarray(picture) for picture in pictures]
         result = processor(images=images, do_resize=False, return_tensors="np")
         stored[f"{family}.frames"] = pictures
-        stored[f"{family}.stills"] = result["pixel_values"].astype(np.float32)
+        stored[f"{family}.images"] = result["pixel_values"].astype(np.float32)
     np.savez_compressed(Path(__file__).with_name("patches.npz"), **stored)
 
 

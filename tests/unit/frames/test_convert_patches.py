@@ -25,7 +25,7 @@ SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126}  # normal numbers; ulps 
 def stored(family: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames, and their patches as separate images: [3 frames, patches, 3, 2 halves, patch, patch]."""
     with np.load(STORED, allow_pickle=False) as file:
-        frames, images = file[f"{family}.frames"], file[f"{family}.stills"]
+        frames, images = file[f"{family}.frames"], file[f"{family}.images"]
     patch = FAMILIES[family]["patch"]
     return frames, images.reshape(len(frames), -1, 3, 2, patch, patch)
 
