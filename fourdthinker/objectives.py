@@ -49,7 +49,10 @@ def dift_objective(
         hidden: [B, S, H], after the final norm.
         batch: `target` [B, S] and `rows` [M] (flat positions with a target), `latent_index` [N], `latents`
             [N, H].
-        num_tokens, num_latents: how many of each the update has, over all its micro-batches and ranks.
+        num_tokens: tokens with a target in the whole update, over all its micro-batches and ranks.
+        num_latents: latents in the whole update, likewise.
+        ce_weight: of the cross-entropy; None: the checkpoint's, which is 0.1 by default.
+        sim_weight: of the cosine term; None: the checkpoint's, which is 1.0 by default.
 
     Returns:
         This batch's share of the loss (float32 scalar) and the metrics `ce`, `cosine`, `latent_cos` and, for

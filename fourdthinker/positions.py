@@ -49,7 +49,8 @@ def mrope_positions(
             merging. Each takes the next `t * h * w / merge_size**2` vision pads, which must be adjacent and
             of one kind.
         seconds_per_grid: one number for every clip (none for images), in order; None: 1.0 each.
-        image_token_id, video_token_id: ids of the vision pads.
+        image_token_id: id of the vision pad of images.
+        video_token_id: id of the vision pad of clips.
         merge_size: side, in patches, of what is merged into one feature.
         tokens_per_second: position steps a second.
 

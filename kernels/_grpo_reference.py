@@ -81,7 +81,8 @@ def token_terms(
         old: log-probabilities before the first update.
         advantages: spread over the tokens.
         counted: bool. Other entries must be finite everywhere; their terms are rubbish.
-        ref, sampler: log-probabilities of the reference model and of the sampler.
+        ref: log-probabilities of the reference model.
+        sampler: log-probabilities of the sampler.
         entropy: of the policy, with ``options.entropy_coef``.
         entropy_mask: bool, where the policy term is kept.
 

@@ -201,7 +201,8 @@ class Head:
         Args:
             z: [m, V] from ``logits``; overwritten.
             target: [m] int64.
-            normaliser, entropy: [m] from ``stats``.
+            normaliser: [m] from ``stats``.
+            entropy: [m] from ``stats``; None if it has no gradient.
             grad_logprob: [m] gradient of the loss in each log-probability.
             grad_entropy: [m] the same in each entropy, or None.
 

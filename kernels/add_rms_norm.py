@@ -27,6 +27,7 @@ def add_rms_norm_kernel(
     x_ptr, x_stride, residual_ptr, residual_stride, weight_ptr, normed_ptr, total_ptr, eps,
     H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Program: one row. BLOCK covers its H columns, so that the row is read once."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < H

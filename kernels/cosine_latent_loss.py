@@ -75,6 +75,7 @@ def cosine_latent_kernel(
     EPSILON: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """Program: one latent. Its cosine, and the gradient in the hidden state that predicts it."""
     item = tl.program_id(0).to(tl.int64)
     row = tl.load(index_ptr + item) - 1
     columns = tl.arange(0, BLOCK_H)
@@ -90,6 +91,7 @@ def cosine_latent_kernel(
 
 @triton.jit
 def cosine_latent_scale_kernel(grad_ptr, index_ptr, upstream_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Program: one latent. Multiplies the gradient that the forward pass left by the upstream gradient."""
     upstream = tl.load(upstream_ptr)
     # Mostly the upstream gradient is 1 and there is nothing to do, which only the device can know.
     if upstream != 1.0:

@@ -42,6 +42,7 @@ def group_advantages_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    """Program: one group, whose rewards fit into BLOCK_G."""
     members = tl.arange(0, BLOCK_G)
     inside = members < group_size
     first = tl.program_id(0).to(tl.int64) * group_size

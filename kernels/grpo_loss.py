@@ -37,7 +37,11 @@ def grpo_loss(
         options: as in ``grpo_token_loss``. The entropy is computed only when ``entropy_coef`` is not 0.
         advantages: [R] or [R, T].
         mask: [R, T] bool. Only rows where it is true are read.
-        old_logprobs, ref_logprobs, sampler_logprobs, entropy_mask, num_items: as in ``grpo_token_loss``.
+        old_logprobs: as in ``grpo_token_loss``.
+        ref_logprobs: as in ``grpo_token_loss``.
+        sampler_logprobs: as in ``grpo_token_loss``.
+        entropy_mask: as in ``grpo_token_loss``.
+        num_items: as in ``grpo_token_loss``.
         temperature: the one that the tokens were sampled at.
         inplace_backward: as in ``logprobs``.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.

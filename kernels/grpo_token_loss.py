@@ -76,6 +76,7 @@ def grpo_token_loss_kernel(
     PER_LENGTH: tl.constexpr, CORRECTED: tl.constexpr, METRICS: tl.constexpr, LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Program: one sequence. Its share of the loss and of the metrics, and the gradients of its tokens."""
     row = tl.program_id(0).to(tl.int64)
     base = row * length
     advantages_ptr += row * advantage_stride

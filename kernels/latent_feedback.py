@@ -179,6 +179,7 @@ def latent_feedback_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """Program: one row. Its next state, the token emitted, the next input (embedding or hidden state)."""
     row = tl.program_id(0).to(tl.int64)
     sampled = tl.load(sampled_ptr + row)
     step = tl.load(steps_ptr + row)

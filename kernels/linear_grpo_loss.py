@@ -281,8 +281,10 @@ def linear_grpo_loss(
         advantages: [R] or, unless packed, [R, T].
         mask: bool, shaped as ``target``. Only rows where it is true are computed.
         bias: [V], added to the logits.
-        old_logprobs, ref_logprobs, sampler_logprobs, entropy_mask: as in ``grpo_token_loss``, shaped as
-            ``target``.
+        old_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
+        ref_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
+        sampler_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
+        entropy_mask: as in ``grpo_token_loss``, shaped as ``target``.
         sequence_ids: [N] int64, the sequence of each position; needed with a packed input, and only with one.
         rows: [M] int64, flat indices of the rows where ``mask`` is true. Finding them synchronises on CUDA.
         num_items: as in ``grpo_token_loss``.

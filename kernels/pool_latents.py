@@ -39,6 +39,7 @@ def pool_latents_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """Program: BLOCK_H columns of one latent of one image. The mean over its run of features, in float32."""
     item = tl.program_id(0)
     image = item // latent_size
     run = tl.load(counts_ptr + image) // latent_size

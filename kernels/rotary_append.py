@@ -46,6 +46,7 @@ def rotary_append_kernel(
     at_ptr, query_weight_ptr, key_weight_ptr, out_ptr, eps,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
+    """Program: one head of one row. Rotates a query; rotates and stores a key; stores a value."""
     row = (tl.program_id(0) // (HEADS + 2 * KV)).to(tl.int64)
     head = tl.program_id(0) % (HEADS + 2 * KV)
     columns = tl.arange(0, D)

@@ -97,6 +97,7 @@ def prefix_decode_prompt_kernel(
     QUERIES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """Program: one split of a prompt's keys, one KV head, QUERIES of the queries that share them."""
     group = (tl.program_id(0) // KV).to(tl.int64)
     head = tl.program_id(0) % KV
     split = tl.program_id(1)
@@ -227,6 +228,7 @@ def prefix_decode_merge_kernel(
     partial_ptr, log_ptr, output_ptr, splits,
     REP: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
+    """Program: one KV head of one row. Joins the partial results of all splits."""
     queries = tl.arange(0, QUERIES)
     valid = queries < REP
     columns = tl.arange(0, D)

@@ -21,6 +21,7 @@ def _reference(gate: Tensor, up: Tensor) -> Tensor:
 
 @triton.jit
 def silu_mul_kernel(gate_ptr, up_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr):
+    """Program: BLOCK columns of one row."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < H
     at = tl.program_id(0).to(tl.int64) * H + columns

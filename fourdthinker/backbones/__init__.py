@@ -121,7 +121,9 @@ def init_checkpoint(
     The vocabulary grows by the latent tokens. Save the result with `save_checkpoint`.
 
     Args:
-        path, subfolder, dtype: as for `load_checkpoint`.
+        path: as for `load_checkpoint`.
+        subfolder: as for `load_checkpoint`.
+        dtype: as for `load_checkpoint`.
         policy: None: the family's default, or that of a checkpoint that has latent tokens already.
         style: None: ours, or that of a checkpoint that has latent tokens already.
         latent_size: K; None: 4, or that of a checkpoint that has latent tokens already.

@@ -139,6 +139,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def hidden_size(self) -> int:
+        """H, the width of the language model's hidden states."""
         return self._text_config.hidden_size
 
     @property
@@ -188,10 +189,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Of the weights: inputs must be on it."""
         return self.embedding_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights, and so of embeddings and hidden states."""
         return self.embedding_weight.dtype
 
     @property
@@ -371,6 +374,7 @@ class Backbone(nn.Module, ABC):
         self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep the activations of all layers for the backward pass."""
         self.hf.gradient_checkpointing_disable()
 
     # -- files

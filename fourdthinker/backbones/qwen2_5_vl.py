@@ -23,6 +23,7 @@ class Qwen2_5_VL(Backbone):
 
     @classmethod
     def vision_spec(cls, model: Any) -> VisionSpec:
+        """Sizes from the vision config; position ids depend on the seconds between frames."""
         vision = model.config.vision_config
         return VisionSpec(
             **special_token_ids(model),
@@ -35,9 +36,11 @@ class Qwen2_5_VL(Backbone):
 
     @classmethod
     def default_policy(cls) -> FramePolicy:
+        """The defaults of `FramePolicy`, which are this family's."""
         return FramePolicy()
 
     def processor_files(self, policy: FramePolicy) -> dict[str, dict[str, Any]]:
+        """The configs of transformers' processors; the pixel bounds are those of a frame."""
         common = processor_settings(self.vision, policy, "Qwen2_5_VLProcessor")
         common |= {"max_pixels": policy.max_pixels, "min_pixels": policy.min_pixels}
         return {

@@ -30,6 +30,7 @@ class Qwen3_VL(Backbone):
 
     @classmethod
     def vision_spec(cls, model: Any) -> VisionSpec:
+        """Sizes from the vision config; times are in the prompt's text, not in position ids."""
         vision = model.config.vision_config
         return VisionSpec(
             **special_token_ids(model),
@@ -48,6 +49,7 @@ class Qwen3_VL(Backbone):
         return FramePolicy(factor=32, max_pixels=256 * 32 * 32, min_pixels=32 * 32)
 
     def processor_files(self, policy: FramePolicy) -> dict[str, dict[str, Any]]:
+        """The configs of transformers' processors; pixel bounds of videos are those of a clip."""
         common = processor_settings(self.vision, policy, "Qwen3VLProcessor")
         # The video processor of Qwen3-VL bounds the pixels of a whole clip, ours those of a frame.
         clip = {
@@ -69,6 +71,7 @@ class Qwen3_VL(Backbone):
 
     @property
     def deepstack_levels(self) -> int:
+        """How many layers of the tower give features of their own."""
         return len(self.config.vision_config.deepstack_visual_indexes)
 
     def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:

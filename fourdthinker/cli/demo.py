@@ -9,6 +9,7 @@ from fourdthinker.cli.shared import Commands
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker demo`."""
     parser = commands.add_parser("demo", help="the whole loop on rendered scenes, on a CPU in minutes")
     parser.add_argument(
         "--quick", action="store_true", help="at most 2 minutes; shows that it runs, not that it learns"
@@ -24,6 +25,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run the demo, or go on with one that was interrupted, and write its report."""
     from fourdthinker.demo import run_demo
     from fourdthinker.errors import FourdError
 

@@ -9,12 +9,14 @@ from fourdthinker.cli.shared import Commands
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker doctor`."""
     parser = commands.add_parser("doctor", help="what this machine can do, and what is missing")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print one line a finding, with its remedy. Returns 1 if something that is needed is missing, else 0."""
     from fourdthinker.doctor import examine
 
     findings = examine()

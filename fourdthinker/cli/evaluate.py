@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker eval`."""
     parser = commands.add_parser("eval", help="accuracy on records, with intervals")
     add_model(parser)
     parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="JSONL", help="record files")
@@ -38,6 +39,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Evaluate a checkpoint: answers.jsonl and results.json in the folder `--out`, a table on stdout."""
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, types_table

@@ -29,6 +29,7 @@ for training are accepted too.
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker generate`."""
     parser = commands.add_parser(
         "generate",
         help="answer questions about videos, pictures or text",
@@ -60,6 +61,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Answer one question on standard output as it is sampled, or many into the file `--out`.
+
+    Returns:
+        The exit status: 0, or 1 if a question of `--out` failed.
+    """
     from fourdthinker.errors import ConfigError
 
     config = sampling(arguments)

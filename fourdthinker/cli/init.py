@@ -10,6 +10,7 @@ from fourdthinker.cli.shared import Commands
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker init`."""
     parser = commands.add_parser("init", help="give a Qwen2.5-VL or Qwen3-VL checkpoint its latent tokens")
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the base model")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
@@ -21,6 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Give a base model its latent tokens and write it as a checkpoint into a new folder."""
     from fourdthinker.backbones import init_checkpoint, save_checkpoint
     from fourdthinker.errors import ConfigError
 

@@ -10,6 +10,7 @@ from fourdthinker.cli.shared import Commands
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker report`."""
     parser = commands.add_parser("report", help="one HTML page about a run")
     parser.add_argument(
         "run_dir", type=Path, metavar="RUN", help="folder of a demo, a training run or an evaluation"
@@ -20,6 +21,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Write the page about a run, and its path to standard output."""
     from fourdthinker.errors import ConfigError
     from fourdthinker.files import check_output
     from fourdthinker.report import write_report

@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say which checkpoint is loaded, how and where."""
     parser.add_argument(
         "--checkpoint", required=True, help="folder or hub id of a checkpoint with latent tokens"
     )
@@ -28,10 +29,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_name(arguments: argparse.Namespace) -> str:
+    """The checkpoint as it was named, with its subfolder: what results and journals call it."""
     return "/".join(filter(None, (arguments.checkpoint, arguments.subfolder)))
 
 
 def thinker(arguments: argparse.Namespace) -> Thinker:
+    """Load the checkpoint that the options of `add_model` name."""
     import torch
 
     from fourdthinker.thinker import Thinker
@@ -67,6 +70,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None
 
 
 def sampling(arguments: argparse.Namespace) -> SamplingConfig:
+    """Sampling settings: what was given, else the preset's, else the command's defaults."""
     from dataclasses import fields
 
     from fourdthinker.sampler import SamplingConfig

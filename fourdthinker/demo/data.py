@@ -49,14 +49,17 @@ class Job:
 
 
 def video_path(folder: str | Path, split: str, index: int) -> Path:
+    """Where the clip of world `index` of a split is rendered to."""
     return Path(folder) / split / f"{index:05d}.mp4"
 
 
 def overlay_path(folder: str | Path, split: str, index: int, solid: int, number: int) -> Path:
+    """Where overlay `number` of a solid is rendered to."""
     return Path(folder) / split / f"{index:05d}.solid{solid}.{number}.png"
 
 
 def render_jobs(settings: DemoSettings, folder: Path) -> list[Job]:
+    """All worlds of all splits, in jobs of a few each, so that processes share them evenly."""
     counts = {"train": settings.render.train, "rl": settings.render.rl, "test": settings.render.test}
     return [
         Job(str(folder), split, start, min(count, start + _CHUNK), settings.seed, settings.render)

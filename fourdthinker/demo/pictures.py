@@ -39,6 +39,7 @@ class Pictures:
         self._arrays: dict[str, np.ndarray] = {}
 
     def array(self, name: str) -> np.ndarray:
+        """An array of the render folder, mapped into memory when it is first asked for."""
         if name not in self._arrays:
             self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return self._arrays[name]
@@ -92,18 +93,22 @@ class Features:
         self._arrays: dict[str, Tensor] = {}
 
     def array(self, name: str) -> Tensor:
+        """A tensor of the feature folder, read when it is first asked for."""
         if name not in self._arrays:
             self._arrays[name] = torch.from_numpy(np.load(self.folder / f"{name}.npy"))
         return self._arrays[name]
 
     def clip(self, record: Record) -> Vision:
+        """The clip of a record as features, in place of patches."""
         split, index = place(record)
         return replace(self.shape, features=self.array(f"{split}.clips")[index])
 
     def prompt(self, record: Record, encoder: Encoder) -> Prompt:
+        """A record's prompt, with the features of its clip."""
         return encoder.prompt(record, self.clip(record))
 
     def sample(self, record: Record, encoder: Encoder) -> Sample:
+        """A record as a training example, with the features of its clip and its latent targets."""
         split, index = place(record)
         latents = self.array(f"{split}.imagery")[index, solid_of(record)]
         return encoder.sample(record, self.clip(record), latents)

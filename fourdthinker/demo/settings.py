@@ -111,10 +111,12 @@ class DemoSettings:
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DemoSettings:
+        """Of what `to_dict` gave. Raises TypeError or KeyError for other keys."""
         kinds: dict[str, Any] = {
             "render": RenderSettings,
             "model": ModelSettings,

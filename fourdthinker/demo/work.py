@@ -68,6 +68,7 @@ def is_done(run: Path, phase: str, settings: DemoSettings) -> bool:
 
 
 def mark_done(run: Path, phase: str, settings: DemoSettings, seconds: float) -> None:
+    """Note that a phase is finished, and what its outputs were made from, for `is_done`."""
     write_json(run / phase / DONE, {"key": settings.key(phase), "seconds": round(seconds, 1)})
 
 
@@ -86,12 +87,15 @@ class Work:
 
     @property
     def features(self) -> Features:
+        """What the base phase made of every clip and overlay."""
         return Features(self.run / "features", self.pictures)
 
     def records(self, name: str, kind: Any) -> list[Record]:
+        """The records of one file of the render folder; `kind` as for `read_records`."""
         return read_records(self.run / "render" / f"{name}.jsonl", kind=kind)
 
     def final(self, phase: str) -> Path:
+        """The checkpoint that a training phase leaves."""
         return self.run / phase / FINAL
 
     def common(self, phase: str, train: TrainSettings) -> dict[str, Any]:
@@ -141,6 +145,7 @@ class Work:
         make_features(backbone, self.pictures, self.run / "features", self.counts, self.rank, self.world)
 
     def dift(self) -> None:
+        """Fine-tune the base model on reasoning with imagery."""
         self._dift("dift", "dift", "base", self.settings.dift)
 
     def dift_control(self) -> None:
@@ -158,6 +163,7 @@ class Work:
         train_dift(DiftConfig(**self.common(phase, train)), checkpoint=checkpoint, samples=samples)
 
     def rl(self) -> None:
+        """4DRL from the checkpoint that DIFT left."""
         train: RlSettings = self.settings.rl
         checkpoint = load_checkpoint(self.final("dift"))
         encoder, features = checkpoint.encoder(), self.features
@@ -175,6 +181,7 @@ class Work:
         train_grpo(config, checkpoint=checkpoint, prompts=prompts)
 
     def evaluate(self) -> None:
+        """Evaluate the final models on held-out questions, this rank's share of them, each to a JSON file."""
         records, features = self.records("test", "rl"), self.features
         settings = self.settings.evaluate
         for name in list(ARMS)[self.rank :: self.world]:

@@ -44,10 +44,12 @@ class Question:
     times_from: str = "container"
 
     def to_dict(self) -> dict[str, Any]:
+        """For a line of the journal; `from_dict` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Question:
+        """Of a line that `to_dict` gave; lists become tuples. Raises TypeError for other keys."""
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**given)
 
@@ -82,6 +84,7 @@ class EvalResult:
 
     @property
     def clusters(self) -> list[str]:
+        """The clip of each question: questions about one clip are not independent."""
         return [q.cluster for q in self.questions]
 
     @property

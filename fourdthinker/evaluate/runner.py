@@ -68,22 +68,24 @@ def evaluate(
     decides between two ids, see docs/sampler.md).
 
     Args:
-        sampler, encoder: of the same checkpoint.
+        sampler: of the model to evaluate.
+        encoder: of the same checkpoint.
         records: multiple-choice records with unique ids and an answer.
         n: samples a question; 0 for greedy alone.
         greedy: whether to answer at temperature 0 too.
-        config: sampling settings, SamplingConfig() by default.
+        config: sampling settings; None: `SamplingConfig()`.
         batch_prompts: prompts in one call of the sampler, n rows each.
-        frames_override: "black" shows black frames, "other" the frames of another source (a deterministic
-        exchange in
-            which nothing keeps its place). What is answered then has not come from the pixels.
-        prompts: already encoded prompts, one for each record, best with `vision.features`; `encoder` reads
-        nothing then. journal: a JSONL file to which answers are appended as they come, and from which a
-        killed run is resumed. name: the model's name in results and journal; a journal of another name is
-        refused. progress: a progress bar on standard error.
+        frames_override: "black" shows black frames, "other" those of another clip, by a deterministic
+            exchange that leaves no clip where it was. What is still answered does not come from the pixels.
+        prompts: one encoded prompt for each record, best with `vision.features`; None: `encoder` makes them.
+        journal: a JSONL file to which answers are appended as they come, and from which an evaluation that
+            was interrupted goes on; None: none is kept.
+        name: the model's name in results and journal; a journal of another name is refused.
+        progress: whether a progress bar is shown on standard error.
 
-    A clip that cannot be read makes its questions *failed*, and so do NaN logits: they count as wrong and are
-    reported beside the accuracy.
+    Returns:
+        The answers, in the order of `records`. Questions of a clip that cannot be read, or with NaN logits,
+        are *failed*: they count as wrong and are reported beside the accuracy.
 
     Raises:
         RecordError: a record without options or answer, or two with the same id.

@@ -86,6 +86,7 @@ def device_of(device: Any) -> torch.device:
 
 
 def above_zero(label: str, value: Any, remedy: str, *, finite: bool = True) -> float:
+    """A number above 0, and finite unless `finite` is False; else ConfigError with `remedy`."""
     found = number(label, value, remedy)
     if found <= 0 or (finite and math.isinf(found)):
         raise ConfigError(f"{label} is {short(value)}; {remedy}")
@@ -101,6 +102,7 @@ def path_of(label: str, value: Any, remedy: str) -> str:
 
 
 def out_of(out: Any) -> str:
+    """ "uint8" or "patches"."""
     if out not in ("uint8", "patches"):
         raise ConfigError(f"out is {short(out)}; choose 'uint8' or 'patches'")
     return str(out)
@@ -116,6 +118,7 @@ def size_of(size: Any) -> tuple[int, int]:
 
 
 def resample_of(resample: Any) -> str:
+    """The name of a known resampling filter."""
     if resample not in RESAMPLES:
         raise ConfigError(f"resample is {short(resample)}; choose one of {', '.join(RESAMPLES)}")
     return str(resample)

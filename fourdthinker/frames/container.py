@@ -39,17 +39,20 @@ class Deadline:
         self.until = None if timeout is None else time.monotonic() + timeout
 
     def check(self) -> None:
+        """Raise VideoError if the time is over."""
         if self.until is not None and time.monotonic() > self.until:
             raise VideoError(
                 f"{self.name}: not read within {self.timeout:g} s; raise timeout, or drop the file"
             )
 
     def left(self) -> float | None:
+        """Seconds that are left, at least 0.001; None without a limit. Raises VideoError if none are."""
         self.check()
         return None if self.until is None else max(0.001, self.until - time.monotonic())
 
 
 def name_of(source: Source) -> str:
+    """What messages call a source: its absolute path, or "<bytes>"."""
     return "<bytes>" if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
 
 

@@ -92,7 +92,8 @@ class Normal:
 
     Attributes:
         patch: side of a patch in pixels.
-        mean, std: of each channel; a value becomes (value / 255 - mean) / std.
+        mean: of each channel; a value becomes (value / 255 - mean) / std.
+        std: of each channel.
         dtype: of the patches.
     """
 
@@ -193,7 +194,8 @@ def patchify(
         patch: side of a patch in pixels.
         merge: side, in patches, of a block that the tower merges into one feature.
         temporal: frames that a patch spans.
-        mean, std: of each channel; a value becomes (value / 255 - mean) / std.
+        mean: of each channel; a value becomes (value / 255 - mean) / std.
+        std: of each channel.
         dtype: float32, float16 or bfloat16.
 
     Returns:

@@ -158,6 +158,13 @@ class Converter:
             yield len(pixels), resize(pixels, size, self.request.policy.resample)
 
     def convert(self, group: Group, straight: bool, threads: int) -> Tensor:
+        """Pictures of a group of decoded frames, made on the host from their planes.
+
+        Args:
+            group: frames of one layout and orientation; the size to make must be known.
+            straight: whether normalised patches are made in the same pass, instead of uint8 pictures.
+            threads: of the native code.
+        """
         if self.size is None:
             raise AssertionError("a group of frames without a size")
         request = self.request

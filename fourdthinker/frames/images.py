@@ -51,9 +51,14 @@ def read_images(
             is taken unless there are more than max_frames.
         seconds: when each frame of a clip is shown, increasing; used instead of `fps`.
         device: where the result is put.
-        mean, std: of each channel, to normalise patches with.
+        mean: of each channel; a value of a patch becomes (value / 255 - mean) / std.
+        std: of each channel.
         max_source_pixels: bound on height * width of a picture in its file; None: the environment variable
             FOURDTHINKER_MAX_SOURCE_PIXELS, else 2**26. One picture at a time is in memory.
+
+    Returns:
+        The pictures, in the order of `paths` or of their names; `shown` says when each is shown, and
+        `seconds` for which time it was chosen.
 
     Raises:
         VideoError: a file that cannot be read, or times or sizes that do not fit; names the file.

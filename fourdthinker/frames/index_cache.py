@@ -171,6 +171,7 @@ def _pack(timeline: Timeline, key: str) -> bytes:
 
 
 def signed(rest: bytes) -> bytes:
+    """Data with their CRC-32 before them, by which a damaged file is told."""
     return b"%08x" % zlib.crc32(rest) + rest
 
 

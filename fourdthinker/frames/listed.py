@@ -225,6 +225,7 @@ def check_joined(name: str, stamps: Sequence[int | None], step: Fraction, base: 
 
 
 def hidden_by_edits(name: str) -> VideoError:
+    """The error for an edit list whose hidden pictures cannot be told from the others."""
     return VideoError(
         f"{name}: an edit list hides pictures, and stamps do not tell in which order they are shown, so that "
         "it is not known which; make the file again from its source"

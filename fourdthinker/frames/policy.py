@@ -120,6 +120,7 @@ class FramePolicy:
         return new_h, new_w
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: a checkpoint's frame_policy.json. `from_dict` reads it back."""
         return asdict(self)
 
     @classmethod

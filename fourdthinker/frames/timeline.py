@@ -81,6 +81,7 @@ class Held:
     packets: list[av.Packet] | None = field(default_factory=list)
 
     def keep(self, packet: av.Packet) -> None:
+        """Add a packet; when there is no more room, all are dropped for good."""
         if self.packets is None:
             return
         self.room -= packet.size

@@ -12,6 +12,7 @@ TimesFrom = Literal["container", "sorted", "rate"]
 
 
 def increases(stamps: Sequence[int]) -> bool:
+    """Whether each stamp is above the one before it."""
     return all(a < b for a, b in pairwise(stamps))
 
 

@@ -140,9 +140,11 @@ class Line:
         self.data, self.where, self.root = data, where, root
 
     def fail(self, message: str) -> NoReturn:
+        """Raise a RecordError that begins with file and line."""
         raise RecordError(f"{self.where}: {message}")
 
     def known(self, form: str, keys: Collection[str]) -> None:
+        """Refuse keys that records of this form do not have, naming the nearest that they do."""
         for key in self.data:
             if key not in keys:
                 close = difflib.get_close_matches(key, keys, 1)
@@ -150,9 +152,11 @@ class Line:
                 self.fail(f"unknown key {key!r} in a {form} record; {hint} Remove or rename it")
 
     def missing(self, key: str, remedy: str) -> NoReturn:
+        """Raise for a key that is not there."""
         self.fail(f"missing key {key!r}; {remedy}")
 
     def wrong(self, key: str, wanted: str) -> NoReturn:
+        """Raise for a value that is not as `wanted` says."""
         value = self.data[key]
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -189,6 +193,7 @@ class Line:
         return text
 
     def number(self, key: str, *, low: float = -math.inf) -> float | None:
+        """A finite number of at least `low`; None where the key is missing."""
         if key not in self.data:
             return None
         value = self.data[key]

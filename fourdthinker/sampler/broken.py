@@ -23,8 +23,10 @@ def refuse_broken(
     """Raise where a log-probability is NaN or a latent is not finite.
 
     Args:
-        rollout: of these prompts; looked at with one wait for the device.
-        prompts, features: as they were sampled from.
+        rollout: of these prompts; checked with one synchronisation.
+        prompts: what was sampled from.
+        features: of every prompt, as `encode_prompts` returns.
+        backbone: of the sampler; on failure its weights are searched for the cause.
 
     Raises:
         SamplingError: names every prompt with such a row, and where the fault comes from.

@@ -83,6 +83,7 @@ class LatentSampler:
 
         Args:
             prompts: at least one. Equal prompts are prefilled once, equal clips encoded once.
+            n: rows a prompt, at least 1.
             config: the settings; None: `SamplingConfig()`.
             seeds: one integer in [-2^63, 2^63) a row; None: `row_seed(config.seed, p, s)`.
             logits_processor: a `LogitsProcessorList` or any sequence of such callables, applied to the raw

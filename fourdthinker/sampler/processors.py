@@ -38,6 +38,11 @@ class Processors:
             self.calls.append((torch.tensor(rows, device=self.device), length, ids))
 
     def __call__(self, raw: Tensor) -> Tensor:
+        """Apply all processors, in their order, to the raw logits [r, V] of the rows that run.
+
+        Returns:
+            A new tensor, [r, V] of the same dtype; `raw` stays as it is.
+        """
         scores = torch.empty_like(raw)
         for rows, length, ids in self.calls:
             part = raw[rows]

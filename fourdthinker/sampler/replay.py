@@ -42,7 +42,8 @@ def replay_batch(
     At latent pads the input is the latent that the row fed back, never the embedding of the pad.
 
     Args:
-        rollout, prompts: a result of the sampler and what it was sampled from.
+        rollout: a result of the sampler.
+        prompts: what it was sampled from.
         rows: which rows, each at most once, in this order; None: all.
         pad_id: fills up `input_ids`; it is masked and has no effect.
         features: of every prompt, as `encode_prompts` returns, so that a clip is encoded once for all its

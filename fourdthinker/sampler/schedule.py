@@ -31,6 +31,7 @@ class Chunk:
 
     @property
     def tokens(self) -> int:
+        """Positions that the chunk takes in the pool, padding included."""
         return max(self.lengths) * len(self.lengths)
 
 

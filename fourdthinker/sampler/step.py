@@ -82,6 +82,7 @@ class Slots:
 
     @property
     def rows(self) -> int:
+        """How many slots there are, whether their rows have ended or not."""
         return self.positions.numel()
 
     def put(self, index: Tensor, fresh: Slots) -> None:

@@ -39,6 +39,7 @@ class Segment:
 
     @property
     def tokens(self) -> int:
+        """Positions that it takes in the pool, padding included."""
         return self.spacing * len(self.lengths)
 
 

@@ -59,6 +59,7 @@ class ShardedBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Trainer calls it before each epoch, which is shuffled in an order of its own."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -118,6 +119,7 @@ class DiftCollator:
         self.pad_id = pad_id
 
     def __call__(self, items: list[tuple[int, Sample]]) -> dict[str, Any]:
+        """Pad (index, sample) pairs to one batch, as `collate` does."""
         batch = collate([sample for _, sample in items], self.pad_id)
         batch["sample_index"] = torch.tensor([index for index, _ in items])
         return batch

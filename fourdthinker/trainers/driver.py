@@ -121,7 +121,8 @@ def run_command(
         train_with: trains by settings.
         settings: their class.
         argv: the arguments; None: those of the process.
-        program, description: for `--help`.
+        program: how the command is called, for `--help`.
+        description: what it does, for `--help`.
     """
     start_logging()
     try:

@@ -93,7 +93,8 @@ class VisionCache:
         Args:
             backbone: whose tower computes.
             records: what will be asked for.
-            rank, world_size: which share of the work is this one's.
+            rank: this process's number.
+            world_size: how many processes share the work.
             workers: processes that read the media.
 
         Returns:

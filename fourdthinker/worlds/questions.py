@@ -75,6 +75,7 @@ class Question:
 
     @property
     def answer_text(self) -> str:
+        """The text of the right option."""
         return self.options[self.answer]
 
 

@@ -48,6 +48,7 @@ class Solid:
 
     @property
     def name(self) -> str:
+        """As questions call it: colour and shape, such as "red cube"."""
         return f"{self.colour} {self.shape}"
 
 
@@ -72,6 +73,7 @@ class World:
 
     @property
     def fps(self) -> float:
+        """Frames a second; they are evenly spaced."""
         return float(1.0 / (self.seconds[1] - self.seconds[0]))
 
     @property

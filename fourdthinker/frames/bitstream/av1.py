@@ -13,6 +13,7 @@ from fourdthinker.frames.bitstream.pictures import NON_REFERENCE, RANDOM_ACCESS,
 
 
 def flags(extradata: bytes) -> Flags:
+    """The flags of each temporal unit, in decoding order; `extradata` is av1C or empty."""
     return _Stream(extradata).flags
 
 

@@ -24,5 +24,6 @@ class Bits:
         return self.take(2 * zeros + 1) - 1
 
     def skip_ue(self, count: int) -> None:
+        """Skip `count` numbers in Exp-Golomb code."""
         for _ in range(count):
             self.ue()

@@ -38,10 +38,12 @@ _PICTURE_SETS_264, _PICTURE_SETS_265 = 8, 34
 
 
 def h264(extradata: bytes) -> Order:
+    """H.264, by picture order count; `extradata` is avcC, or parameter sets with start codes."""
     return _H264(extradata).order
 
 
 def h265(extradata: bytes) -> Order:
+    """H.265, by picture order count; `extradata` is hvcC, or parameter sets with start codes."""
     return _H265(extradata).order
 
 
@@ -51,6 +53,8 @@ def mpeg2(extradata: bytes) -> Order:
 
 
 def mpeg4(extradata: bytes) -> Order:
+    """MPEG-4 part 2. None for a packet that holds several pictures."""
+
     def kind(data: bytes) -> int | None:
         return None if data.find(VOP, data.find(VOP) + 1) > 0 else field(data, VOP, 0, 6, 3)
 

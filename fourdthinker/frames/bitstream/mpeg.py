@@ -22,6 +22,7 @@ def mpeg2_begins(extradata: bytes) -> Test:
 
 
 def mpeg2_flags(extradata: bytes) -> Flags:
+    """The flags of MPEG-1 and MPEG-2: NON_REFERENCE for B-pictures. The header does not matter."""
     return _mpeg2_flags
 
 
@@ -36,10 +37,12 @@ def _mpeg2_flags(data: Data) -> int:
 
 
 def mpeg4_begins(extradata: bytes) -> Test:
+    """Whether decoding can begin at a picture: an I-picture; in interlaced streams only the first one."""
     return _Mpeg4Start(extradata).begins
 
 
 def mpeg4_flags(extradata: bytes) -> Flags:
+    """The flags of MPEG-4: DUPLICATE where a picture may be shown twice. The header does not matter."""
     return _mpeg4_flags
 
 

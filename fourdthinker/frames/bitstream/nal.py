@@ -143,6 +143,7 @@ def units(data: Data, length: int) -> Iterator[Data]:
 
 
 def h264_flags(extradata: bytes) -> Flags:
+    """The flags of H.264: by nal_ref_idc (NON_REFERENCE) and IDR slices (RANDOM_ACCESS)."""
     length = H264.length_size(extradata)
 
     def flags(data: Data) -> int:
@@ -201,6 +202,7 @@ def _code(message: bytes, begin: int) -> tuple[int, int]:
 
 
 def h265_flags(extradata: bytes) -> Flags:
+    """The flags of H.265, by NAL unit types (7.4.2.2), and the temporal layer for `settle_layers`."""
     length = H265.length_size(extradata)
 
     def flags(data: Data) -> int:
@@ -252,6 +254,7 @@ def h264_siting(extradata: bytes) -> str:
 
 
 def h265_siting(extradata: bytes) -> str:
+    """Where the chroma samples lie, as `h264_siting` says."""
     return _siting(H265, extradata)
 
 

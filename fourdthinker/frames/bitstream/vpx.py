@@ -15,6 +15,8 @@ HOLE = bytes(128)
 
 
 def vp8_flags(extradata: bytes) -> Flags:
+    """The flags of VP8, by its frame tag: key frames (RANDOM_ACCESS), and NOT_SHOWN."""
+
     def flags(data: Data) -> int:
         if not len(data):
             return 0
@@ -24,6 +26,7 @@ def vp8_flags(extradata: bytes) -> Flags:
 
 
 def vp9_flags(extradata: bytes) -> Flags:
+    """The flags of VP9: RANDOM_ACCESS for key frames."""
     return lambda data: RANDOM_ACCESS if len(data) and _vp9_key(data[0]) else 0
 
 

@@ -181,6 +181,11 @@ class ParserInput:
         self._read(extradata or b"")
 
     def packet(self, packet: av.Packet, first: bool) -> bytes:
+        """The bytes for the parser; `first` says that decoding begins here, so that parameter sets go before.
+
+        Raises:
+            NvdecError: the packet is not what its header says.
+        """
         if packet.has_sidedata("new_extradata"):
             self._read(bytes(packet.get_sidedata("new_extradata")))
             first = True

@@ -4,9 +4,9 @@
 
 For Qwen2.5-VL and Qwen3-VL: `<family>.frames` uint8 [3, h, w, 3] and `<family>.images` float32, the result of
 transformers' Qwen2VLImageProcessorPil (the one that needs no torchvision; Qwen3-VL uses the same class with
-patches of 16 and mean and deviation 0.5) for each frame by itself, unresized. An image fills both frames of its
-temporal group with the same picture; the tests put the halves of neighbouring frames together for clips, which
-is what the video processors do. The stored file was made with transformers 5.17 and numpy 2.4.
+patches of 16 and mean and deviation 0.5) for each frame by itself, unresized. An image fills both frames of
+its temporal group with the same picture; the tests put the halves of neighbouring frames together for clips,
+which is what the video processors do. The stored file was made with transformers 5.17 and numpy 2.4.
 """
 
 from pathlib import Path
