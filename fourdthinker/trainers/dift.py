@@ -17,9 +17,9 @@ from fourdthinker.objectives import dift_objective
 from fourdthinker.samples import Batch, Sample
 from fourdthinker.trainers.batches import DiftCollator, ShardedBatches
 from fourdthinker.trainers.data import Kept
-from fourdthinker.trainers.driver import Parts, Recipe, run_command, train
+from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.trainer import Forward, LatentTrainer
+from fourdthinker.trainers.trainer import Forward, LatentTrainer, Parts
 
 
 class DiftTrainer(LatentTrainer):
@@ -90,7 +90,7 @@ def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:
         seed=config.seed,
     )
     collator = DiftCollator(parts.checkpoint.backbone.vision.pad_id)
-    return DiftTrainer(parts.checkpoint, config, parts.args, parts.items, batches, collator)
+    return DiftTrainer(config, parts, batches, collator)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import FourdError
@@ -25,29 +25,9 @@ from fourdthinker.trainers.model import add_adapter, load_model, reference_model
 from fourdthinker.trainers.run_folder import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
-from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, training_arguments
-
-if TYPE_CHECKING:
-    from fourdthinker.backbones.common import Backbone
+from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, Parts, training_arguments
 
 C = TypeVar("C", bound=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a trainer is made of.
-
-    Attributes:
-        args: of Trainer.
-        checkpoint: what is trained.
-        items: the data set.
-        reference: the frozen model that training started from, if the recipe wants one.
-    """
-
-    args: TrainingArguments
-    checkpoint: Checkpoint
-    items: Items[Any]
-    reference: Backbone | None
 
 
 @dataclass(frozen=True)

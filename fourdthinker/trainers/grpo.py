@@ -25,7 +25,7 @@ from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches, same
 from fourdthinker.trainers.data import Kept
-from fourdthinker.trainers.driver import Parts, Recipe, run_command, train
+from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.experience import (
     Experience,
     Scored,
@@ -39,7 +39,7 @@ from fourdthinker.trainers.experience import (
 from fourdthinker.trainers.packing import Chunk, replay_chunks
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.trainer import Forward, LatentTrainer
+from fourdthinker.trainers.trainer import Forward, LatentTrainer, Parts
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -66,7 +66,7 @@ class GrpoTrainer(LatentTrainer):
     def __init__(
         self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: dict[str, Reward]
     ) -> None:
-        super().__init__(parts.checkpoint, config, parts.args, parts.items, batches, same)
+        super().__init__(config, parts, batches, same)
         self.rewards, self.reference = rewards, parts.reference
         if self.reference is not None:
             self.reference.to(self.args.device)

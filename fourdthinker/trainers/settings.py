@@ -111,7 +111,9 @@ class TrainConfig(Section):
     model: Text = Field("", description="Folder or hub name of a checkpoint with latent tokens.")
     subfolder: Text | None = Field(None, description="Folder inside `model` that holds the checkpoint.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights; auto: as they were saved."
+        "auto",
+        description="Type of the weights; auto: as they were saved. Of bfloat16 weights that are trained the "
+        "optimizer keeps float32 copies; float16 needs DeepSpeed.",
     )
     freeze_vision: Bool = Field(True, description="Leave the vision tower as it is.")
     lora: LoraSettings | None = Field(

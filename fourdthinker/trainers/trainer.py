@@ -25,12 +25,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
-from fourdthinker.backbones.common import Objective
+from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines, write_json
 from fourdthinker.objectives import Metrics
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.batches import Items, ShardedBatches
+from fourdthinker.trainers.masters import MasterWeights
 from fourdthinker.trainers.run_folder import (
     FINAL,
     FINISHED,
@@ -121,6 +122,23 @@ def _check_deepspeed(config: TrainConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of.
+
+    Attributes:
+        args: of Trainer.
+        checkpoint: what is trained, in place.
+        items: the data set.
+        reference: the frozen model that training started from, if the recipe wants one.
+    """
+
+    args: TrainingArguments
+    checkpoint: Checkpoint
+    items: Items[Any]
+    reference: Backbone | None
+
+
 class _LogBeforeSaving(TrainerCallback):
     """A log line is a mean over the steps since the last one, and a resumed run knows none from before its
     checkpoint: so that it writes the same lines as an unbroken one, a line ends at every checkpoint."""
@@ -137,30 +155,31 @@ class LatentTrainer(Trainer):
     update is stopped there), the optimizer, `log`, `save_model`.
 
     Args:
-        checkpoint: what is trained, in place.
         config: the settings.
-        args: of `training_arguments`.
-        items: the data set.
-        batches: which of them this rank sees when.
+        parts: what is trained, on which data.
+        batches: which of the items this rank sees when.
         collator: makes a batch of items.
+
+    Raises:
+        ConfigError: weights of a type that cannot be trained.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
         config: TrainConfig,
-        args: TrainingArguments,
-        items: Items[Any],
+        parts: Parts,
         batches: ShardedBatches,
         collator: Callable[[list[Any]], Any],
     ) -> None:
-        self.checkpoint, self.settings, self.items, self.batches = checkpoint, config, items, batches
-        backbone = checkpoint.backbone
+        self.settings, self.batches = config, batches
+        self.checkpoint, self.items, args = parts.checkpoint, parts.items, parts.args
+        backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
+        self.masters = None if args.deepspeed else MasterWeights(backbone)
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
         use_cache = getattr(backbone.config, "use_cache", None)
-        super().__init__(model=backbone, args=args, data_collator=collator, train_dataset=items)
+        super().__init__(model=backbone, args=args, data_collator=collator, train_dataset=self.items)
         if use_cache is None:  # Trainer sets it to False, and it would be saved so
             del backbone.config.use_cache
         else:
@@ -351,14 +370,24 @@ class LatentTrainer(Trainer):
                 "step %d: %s", entry["step"], ", ".join(f"{k} {entry[k]:.4g}" for k in shown if k in entry)
             )
 
-    # ---- checkpoints
+    # ---- the optimizer and checkpoints
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's own, on float32 copies of weights that are bfloat16."""
+        optimizer = super().create_optimizer(model)
+        if self.masters is not None:
+            self.masters.attach(optimizer)
+        return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a complete checkpoint into `output_dir`, from the first process."""
+        """Write a complete checkpoint into `output_dir`, from the first process; one that training goes on
+        from (`_internal_call`, of Trainer) has the float32 weights too."""
         folder = output_dir or self.settings.output_dir
         with self.whole_parameters():
             if self.args.should_save:
                 save_checkpoint(folder, self.checkpoint)
+        if self.args.should_save and _internal_call and not self.args.save_only_model and self.masters:
+            self.masters.save(Path(folder))
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:
@@ -376,11 +405,11 @@ class LatentTrainer(Trainer):
         backbone = self.checkpoint.backbone
         if self.settings.lora is not None:
             load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
-            return
-        if self._weights_loaded:
-            return
-        saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
-        backbone.load_state_dict(saved.backbone.state_dict())
+        elif not self._weights_loaded:
+            saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
+            backbone.load_state_dict(saved.backbone.state_dict())
+        if self.masters is not None:
+            self.masters.load(Path(resume_from_checkpoint))
 
     # ---- the run
 

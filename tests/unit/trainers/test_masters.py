@@ -1,0 +1,114 @@
+"""Training in bfloat16 learns what training in float32 learns, and goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.masters import MASTERS, MasterWeights
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.e2e.training import metrics, samples
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "logging_steps": 1,
+    "warmup_steps": 0,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 2,
+    "save_steps": 2,
+    "save_total_limit": None,
+}
+
+
+def half(dtype: torch.dtype = torch.bfloat16) -> Any:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    checkpoint.backbone.to(dtype)
+    return checkpoint
+
+
+def train(folder: Path, checkpoint: Any, **extra: Any) -> None:
+    items = samples(checkpoint, 6)
+    config = make_config(DiftConfig, BASE | {"output_dir": str(folder)} | extra)
+    train_dift(config, checkpoint=checkpoint, samples=items)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+    """The share of weights that differ."""
+    differing = sum(int((before[name].float() != after[name].float()).sum()) for name in after)
+    return differing / sum(value.numel() for value in after.values())
+
+
+def test_small_updates_of_bfloat16_weights_are_not_lost() -> None:
+    """Every weight has a gradient, as in a large model: 20 updates of 1e-6."""
+    torch.manual_seed(0)
+    shares = {}
+    for kept in (False, True):
+        layer = torch.nn.Linear(256, 256, bias=False).bfloat16()
+        masters, before = MasterWeights(layer), layer.weight.detach().clone()
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-6)
+        if kept:
+            masters.attach(optimizer)
+        for _ in range(20):
+            layer.weight.grad = torch.randn_like(layer.weight) + 1
+            optimizer.step()
+            optimizer.zero_grad()
+        after = masters.wide["weight"] if kept else layer.weight
+        shares[kept] = changed({"": before}, {"": after.detach()})
+        assert torch.equal(layer.weight, after.bfloat16())
+    assert shares[False] < 0.05, "what is measured here no longer shows the fault"
+    assert shares[True] > 0.999
+
+
+def test_a_run_in_bfloat16_updates_as_one_in_float32(tmp_path: Path) -> None:
+    """20 updates at 1e-6: the float32 weights of the checkpoint, against where training started."""
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        checkpoint = half(dtype)
+        before = {n: p.detach().float().clone() for n, p in checkpoint.backbone.named_parameters()}
+        folder = tmp_path / str(dtype)
+        train(folder, checkpoint, learning_rate=1e-6, max_steps=20, save_steps=20)
+        if dtype == torch.bfloat16:
+            masters = MasterWeights(checkpoint.backbone)
+            masters.load(folder / "checkpoint-20")
+            after = {name: p.detach() for name, p in masters.wide.items()}
+        else:
+            after = {n: p.detach() for n, p in checkpoint.backbone.named_parameters() if p.requires_grad}
+        moved[dtype] = torch.cat([(after[n] - before[n]).flatten() for n in sorted(after)])
+    wide, narrow = moved[torch.float32], moved[torch.bfloat16]
+    assert (narrow != 0).sum() > 0.99 * (wide != 0).sum()
+    assert torch.cosine_similarity(wide, narrow, dim=0) > 0.9
+
+
+def test_a_resumed_run_in_bfloat16_is_the_unbroken_one(tmp_path: Path) -> None:
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    one, two = half(), half()
+    train(whole, one, learning_rate=1e-4, max_steps=4)
+    train(rest, two, learning_rate=1e-4, max_steps=4, resume_from_checkpoint=str(whole / "checkpoint-2"))
+    assert [line["loss"] for line in metrics(rest)] == [line["loss"] for line in metrics(whole)][2:]
+    for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (whole / "checkpoint-4" / MASTERS).is_file()
+    assert not (whole / "final" / MASTERS).exists()
+    assert load_checkpoint(whole / "final").backbone.dtype == torch.bfloat16
+
+
+def test_without_its_float32_weights_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run", half(), learning_rate=1e-4, max_steps=2)
+    (tmp_path / "run" / "checkpoint-2" / MASTERS).unlink()
+    resume = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
+    with pytest.raises(CheckpointError, match=r"masters\.safetensors: the float32 weights cannot be read"):
+        train(tmp_path / "rest", half(), learning_rate=1e-4, max_steps=4, **resume)
+
+
+def test_float16_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dtype: the weights are float16.*set dtype=bfloat16"):
+        train(tmp_path / "run", half(torch.float16))
