@@ -86,7 +86,7 @@ class Sink:
             if found is not None or frame.key_frame:
                 self.matrix = found
             elif self.matrix is not None:
-                frame.opaque = self.matrix
+                frame.opaque = bytes(bytearray(self.matrix))  # one object for each: freeing one frees it
             if not self.timeline.coded:
                 if frame.is_corrupt:
                     continue

@@ -167,11 +167,11 @@ class Truth:
     def shown(self, time: float) -> set[int]:
         """Numbers of the pictures that may be shown then: several where they begin together, or within the
         slack of a change."""
-        numbers: set[int] = set()
-        for moment in (time - self.slack, time + self.slack):
-            latest = max((begin for begin, _ in self.frames if begin <= moment), default=self.begin)
-            numbers |= {number for begin, number in self.frames if abs(begin - latest) < LEAST / 2}
-        return numbers
+        early, late = time - self.slack, time + self.slack
+        first = max((begin for begin, _ in self.frames if begin <= early), default=self.begin)
+        last = max((begin for begin, _ in self.frames if begin <= late), default=self.begin)
+        near = LEAST / 2
+        return {number for begin, number in self.frames if first - near < begin < last + near}
 
 
 @dataclass
@@ -187,7 +187,9 @@ class Clip:
     def moved(self, seconds: float) -> Clip:
         """The same, all of it shown so much later."""
         frames = [(begin + seconds, number) for begin, number in self.truth.frames]
-        truth = replace(self.truth, frames=frames, end=self.truth.end + seconds)
+        # What ASF keeps is rounded to milliseconds; the steps by which it may move are not.
+        slack = max(self.truth.slack, ROUNDING) if self.recipe.suffix in ("asf", "wmv") else self.truth.slack
+        truth = replace(self.truth, frames=frames, end=self.truth.end + seconds, slack=slack)
         return replace(self, truth=truth, moves=(0.0,))
 
 
@@ -287,7 +289,7 @@ def _truth(recipe: Recipe, path: Path, packets: Sequence[Coded], written: Sequen
         # Which number is stored where, and so which of them has a stamp, is known.
         anchors = [p - c.number * seconds for p, c in zip(listed, packets) if p is not None]
         # FFmpeg's parser may give the stamp of a PES packet to two pictures, one of them wrong.
-        anchor = sorted(anchors)[len(anchors) // 2] if len(anchors) > 2 else min(anchors)
+        anchor = sorted(anchors)[len(anchors) // 2] if len(anchors) > 2 else min(anchors, default=0.0)
         frames = [(anchor + number * seconds, number) for number in numbers]
         return Truth(_from(frames, first_key), frames[-1][0] + seconds, slack=ROUNDING)
     begins = sorted(listed)

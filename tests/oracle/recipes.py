@@ -30,6 +30,8 @@ def drawn(number: int) -> Recipe:
     suffix = draw.choice(containers_for(encoder))
     stamps = draw.choice(stamps_for(encoder, suffix))
     rate = Fraction(25) if encoder.startswith(FIXED) or suffix == "obu" else draw.choice(RATES)
+    if suffix == "mxf" and rate == 10:  # which its muxer does not take
+        rate = Fraction(25)
     count = draw.choice((9, 40, 40, 75, 150))
     more: dict[str, int | str] = {}
     kind = draw.random()

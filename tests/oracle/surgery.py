@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
+from fourdthinker.frames.bitstream.nal import units
+
 if TYPE_CHECKING:
     from tests.oracle.coded import Coded
 
@@ -22,6 +24,7 @@ MATRICES = {
 # (flip, turns of 90 degrees against the clock after it) of the display orientation message.
 MESSAGES = {2: ("horizontal", 0), 3: ("", 180), 4: ("vertical", 0), 5: ("horizontal", 90), 6: ("", 270),
             7: ("horizontal", 270), 8: ("", 90)}  # fmt: skip
+_MESSAGE = 6  # the unit of H.264 that holds supplemental information
 _PES = b"\x00\x00\x01\xe0"
 
 
@@ -60,10 +63,22 @@ def orientation_message(packets: Sequence[Coded], stream: Any, orientation: int)
     bitstream = av.BitStreamFilterContext(settings, stream)
     result = []
     for coded in packets:
-        (packet,) = bitstream.filter(coded.packet)
-        packet.stream = stream
+        (filtered,) = bitstream.filter(coded.packet)
+        packet = av.Packet(_messages_first(bytes(filtered)))
+        packet.pts, packet.dts, packet.duration = filtered.pts, filtered.dts, filtered.duration
+        packet.time_base, packet.is_keyframe, packet.stream = filtered.time_base, filtered.is_keyframe, stream
         result.append(replace(coded, packet=packet))
     return result
+
+
+def _messages_first(data: bytes) -> bytes:
+    """H.264 with start codes, the messages before the slices, which the filter may put behind them."""
+    parts = [bytes(unit) for unit in units(data, 0)]
+    slices = (1, 2, 3, 4, 5)
+    first = next(k for k, part in enumerate(parts) if part[0] & 31 in slices)
+    behind = [part for part in parts[first:] if part[0] & 31 == _MESSAGE]
+    rest = [part for part in parts[first:] if part[0] & 31 != _MESSAGE]
+    return b"".join(b"\0\0\0\1" + part for part in (*parts[:first], *behind, *rest))
 
 
 def hidden_references(packets: Sequence[Coded], every: int) -> list[Coded]:

@@ -15,6 +15,10 @@ import torch
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FrameSource, index_cache, read_frames
+from fourdthinker.frames.container import Deadline, opened
+from fourdthinker.frames.decode import frames_at
+from fourdthinker.frames.orientation import Orientation, orientation_of
+from fourdthinker.frames.timeline import Timeline
 from tests.oracle.access import REFUSED, RIGHT, WRONG, Way, judge, limits, middles, settled, ways
 from tests.oracle.files import (
     DUPLICATED,
@@ -108,6 +112,18 @@ def test_orientation_that_the_first_picture_of_a_sequence_tells(tmp_path: Path) 
     every = [Way("all", lambda: [read_frames(clip.path, times=times)], count=len(times))]
     every += [Way(f"{t:.2f}", lambda t=t: [read_frames(clip.path, times=[t])]) for t in times[1::6]]
     assert {verdict.outcome for verdict in judge(clip, every).verdicts} == {RIGHT}
+
+
+def test_the_orientation_of_a_sequence_stays_with_each_of_its_frames(tmp_path: Path) -> None:
+    """Frames are freed one by one, while others of the same sequence still wait to be converted."""
+    clip = make(Recipe("h264-open", "ts", orientation=7, by=MESSAGE), tmp_path)
+    deadline = Deadline(str(clip.path), None)
+    with opened(clip.path, None, 1, deadline) as (container, video):
+        timeline = Timeline(Fraction(1, 25), range(clip.recipe.count), clip.truth.end)
+        frames = list(frames_at(container, video, timeline, range(12), deadline))
+    del frames[4]
+    found = {orientation_of(frame, "clip") for frame in frames}
+    assert found == {Orientation.of_exif(7)}
 
 
 def test_the_ticks_of_a_bare_stream_are_not_its_rate(tmp_path: Path) -> None:
