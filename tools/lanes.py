@@ -1,7 +1,7 @@
-"""Run test lanes. A lane is a directory of tests that runs on one kind of hardware, in one process.
+"""Run test lanes. A lane is a directory of tests that runs on one kind of hardware.
 
 python tools/lanes.py                 all lanes but gpu, with line coverage of the package over all of them
-python tools/lanes.py LANE [ARG ...]  one lane; arguments after it go to pytest
+python tools/lanes.py LANE [ARG ...]  one lane; arguments after it go to pytest, which then is one process
 """
 
 import logging
@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
 ON_REQUEST = ("gpu",)
+SHARED_OUT = ("unit", "interpreter")  # many short tests: a process for each core takes from one list
+PROCESSES = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal"]
 COVERAGE = ROOT / "build" / "coverage"
 LEAST_COVERAGE = 90
 NO_TESTS_COLLECTED = 5  # pytest's exit status
@@ -51,7 +53,8 @@ def run_lane(lane: str, arguments: list[str], coverage: bool) -> int:
         return 0
     log.info("== %s", lane)
     runner = ["-m", "coverage", "run", "-m", "pytest"] if coverage else ["-m", "pytest"]
-    command = [sys.executable, *runner, str(TESTS / lane), "-q", "--durations=5", *arguments]
+    processes = PROCESSES if lane in SHARED_OUT and not arguments else []
+    command = [sys.executable, *runner, str(TESTS / lane), "-q", "--durations=5", *processes, *arguments]
     code = subprocess.run(
         command, cwd=ROOT, env=environment(lane, coverage), stdin=subprocess.DEVNULL, check=False
     ).returncode
