@@ -67,6 +67,9 @@ def generate_file(
         name: of the model, part of the key.
         progress: whether to show a progress bar on standard error.
 
+    Returns:
+        How many questions were answered now and before, and which failed.
+
     Raises:
         RecordError: two records with the same id.
         ConfigError: n or batch below 1; `out` holds other lines than answers, or answers to the same ids from

@@ -90,10 +90,17 @@ def dift_objective(
 
 
 def policy_logprobs(backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Log-probability of every token that the policy chose, [R, T] float32, 0 elsewhere.
+    """Log-probability of every token that the policy chose: the objective of a pass of the reference model.
 
-    Used as the objective of a forward pass without gradient: the reference model's. The batch is one of
-    `sampler.replay_batch`: `source_index`, `chosen_ids`, `completion_index` [M] and `policy_mask` [R, T].
+    Args:
+        backbone: gives the output matrix.
+        hidden: [B, S, H], after the final norm.
+        batch: of `sampler.replay_batch`: `source_index`, `chosen_ids` and `completion_index` [M], and
+            `policy_mask` [R, T].
+        temperature: divides the logits; the one sampled with.
+
+    Returns:
+        [R, T] float32, 0 where the policy did not choose the token.
     """
     logprobs = linear_logprobs(
         hidden.flatten(0, 1)[batch["source_index"]],

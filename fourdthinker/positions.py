@@ -23,7 +23,14 @@ from torch import Tensor
 
 
 def per_frame(grid_thw: Tensor) -> Tensor:
-    """Grids [n, 3] with every temporal patch as a grid of its own, [sum t, 3]."""
+    """Make every temporal patch a grid of its own, as Qwen3-VL's prompts lay them out.
+
+    Args:
+        grid_thw: int64 [n, 3].
+
+    Returns:
+        int64 [sum t, 3], with t = 1.
+    """
     single = grid_thw.repeat_interleave(grid_thw[:, 0], dim=0)
     single[:, 0] = 1
     return single

@@ -35,10 +35,16 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def answer_text(text: str) -> str | None:
-    """The stripped content of the last closed ``<answer>...</answer>`` of `text`, or None when there is none.
+    """What a completion gives as its answer: the last closed ``<answer>...</answer>``.
 
     Tags are matched whatever their case. An answer that was opened and never closed does not count, so a
     completion cut by the length limit falls back on the last complete answer, or has none.
+
+    Args:
+        text: a decoded completion.
+
+    Returns:
+        The stripped content, or None when there is none.
     """
     opened: int | None = None
     content: str | None = None
@@ -52,7 +58,7 @@ def answer_text(text: str) -> str | None:
 
 
 def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the option that a completion chose, or None when it chose none.
+    """Which option a completion chose.
 
     Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case
     does not matter and runs of whitespace count as one space. In this order:
@@ -69,6 +75,9 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     Args:
         text: a decoded completion.
         options: letter -> option text; letters are single upper-case characters.
+
+    Returns:
+        A letter of `options`, or None.
     """
     content = answer_text(text)
     if not content or not options:
@@ -109,7 +118,14 @@ def _normalise(text: str) -> str:
 
 
 def accuracy_reward(text: str, record: Record) -> float:
-    """1.0 when `parse_answer` finds the record's answer in the completion, else 0.0.
+    """1.0 for the right option, else 0.0.
+
+    Args:
+        text: a decoded completion; `parse_answer` finds the option in it.
+        record: the question, with options and the right answer.
+
+    Returns:
+        1.0 or 0.0.
 
     Raises:
         ConfigError: the record has no options or no answer, so nothing can be right.
@@ -123,24 +139,37 @@ def accuracy_reward(text: str, record: Record) -> float:
 
 
 def format_reward(text: str, record: Record) -> float:
-    """1.0 when the completion is ``<think>...</think>`` then ``<answer>...</answer>`` and nothing else, else
-    0.0.
+    """1.0 for ``<think>...</think>``, then ``<answer>...</answer>`` and nothing else; else 0.0.
 
     Each tag stands exactly once (whatever its case), only whitespace stands around the two parts, and the
-    answer is not empty. Imagery blocks may stand inside the thinking. `record` is not used.
+    answer is not empty. Imagery blocks may stand inside the thinking.
+
+    Args:
+        text: a decoded completion.
+        record: not used.
+
+    Returns:
+        1.0 or 0.0.
     """
     match = _FORMAT.fullmatch(text)
     return 1.0 if match and match.group("answer").strip() else 0.0
 
 
 def st_reward(text: str, record: Record) -> float:
-    """The spatio-temporal reward of MLLM-4D, in [0, 1], for records with a `solution`.
+    """The spatio-temporal reward of MLLM-4D.
 
     0.2 format (half of it for a thinking and an answer part, 0.4 for naming both kinds of centre, 0.1 for
     thinking of more than 20 characters) + 0.6 the right answer + 0.1 camera centres + 0.1 object centres.
     Centres are `Camera Center: [x, y, z]` and `Object Center: [x, y, z]`, in the order of the solution,
     `null` ones left out on both sides; they score exp(-mean distance), 0 when their number differs, 1 when
     rightly there are none.
+
+    Args:
+        text: a decoded completion.
+        record: the question, with a `solution`.
+
+    Returns:
+        A number in [0, 1].
 
     Raises:
         ConfigError: the record has no solution.
@@ -189,7 +218,13 @@ def _centres_score(text: str, kind: str, truth: Any) -> float:
 
 
 def load_reward(path: str) -> Reward:
-    """Import a reward function by ``"package.module:function"``.
+    """Import a reward function.
+
+    Args:
+        path: ``"package.module:function"``.
+
+    Returns:
+        The function: of a decoded completion and its record, a finite number.
 
     Raises:
         ConfigError: the path has another form, the module cannot be imported, or it has no such callable.

@@ -72,9 +72,20 @@ class Thinker:
     ) -> Thinker:
         """Load a checkpoint with latent tokens from a folder or the Hugging Face hub, ready to sample.
 
-        dtype None keeps that of the weights. device None is the first GPU, or the CPU without one. policy and
-        override_policy as in `load_checkpoint`. Raises CheckpointError, and ConfigError for a device that
-        torch does not have.
+        Args:
+            path_or_id: a folder, or a model id `owner/name`.
+            subfolder: folder of the checkpoint within it.
+            dtype: of the weights; None: the dtype that they were saved in.
+            device: where the model runs; None: the first GPU, or the CPU without one.
+            policy: as for `load_checkpoint`.
+            override_policy: as for `load_checkpoint`.
+
+        Returns:
+            The model with everything around it, in eval mode.
+
+        Raises:
+            CheckpointError: as for `load_checkpoint`.
+            ConfigError: a device that torch does not have.
         """
         try:
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -101,14 +112,25 @@ class Thinker:
         end: float | None = None,
         system: str | None = None,
     ) -> Prompt:
-        """A question as the sampler takes it.
+        """A question as the sampler takes it; without a video and without images it is text alone.
 
-        video: a video file, a folder of frames (a clip, in the order of their names), frames that have been
-        read, or None. images: one or several separate pictures instead of a video; without both, the question
-        is text alone. options: texts of 2 to 8 answers to choose from. start, end: seconds of a video file's
-        presentation time. system: text of a system turn.
+        Args:
+            video: a video file, a folder of frames (a clip, in the order of their names), frames that have
+                been read, or None.
+            question: what is asked.
+            images: one or several separate pictures instead of a video.
+            options: texts of 2 to 8 answers to choose from; none: an open question.
+            start: second of a video file's presentation time from which it is read; None: from its beginning.
+            end: second up to which it is read; None: to its end.
+            system: text of a system turn; None: that of the chat template, if it has one.
 
-        Raises ConfigError, RecordError (control tokens in a text) and VideoError (media that cannot be read).
+        Returns:
+            The prompt, for `sample` and `answer`.
+
+        Raises:
+            ConfigError: arguments that do not fit, or a path that does not exist.
+            RecordError: control tokens in a text.
+            VideoError: media that cannot be read.
         """
         frames = video if isinstance(video, Frames) else None
         path = None if isinstance(video, Frames) else video
@@ -128,16 +150,37 @@ class Thinker:
         on_text: Callable[[str], None] | None = None,
         **asked: Any,
     ) -> Answer:
-        """Answer one question: `prompt` with the arguments `asked`, then `answer`; errors of both."""
+        """Answer one question: `prompt`, then `answer`; errors of both.
+
+        Args:
+            video: as for `prompt`.
+            question: as for `prompt`.
+            config: as for `answer`.
+            on_text: as for `answer`.
+            asked: further arguments of `prompt`: images, options, start, end, system.
+
+        Returns:
+            The answer.
+        """
         return self.answer(self.prompt(video, question, **asked), config, on_text=on_text)
 
     def answer(
         self, prompt: Prompt, config: SamplingConfig = GREEDY, *, on_text: Callable[[str], None] | None = None
     ) -> Answer:
-        """Sample one row of a prompt, greedily unless `config` says otherwise.
+        """Sample one row of a prompt.
 
-        on_text: called with each new piece of the text as it comes; the pieces joined are the answer's text.
-        Errors as of `LatentSampler.sample`.
+        Args:
+            prompt: as `prompt` returns.
+            config: sampling settings; greedy unless they are given.
+            on_text: called with each new piece of the text as it comes; the pieces joined are the answer's
+                text.
+
+        Returns:
+            The row, to be read.
+
+        Raises:
+            ConfigError: as for `LatentSampler.sample`.
+            SamplingError: as for `LatentSampler.sample`.
         """
         if on_text is None:
             return self.answers(self.sampler.sample([prompt], config=config), [prompt])[0]
@@ -159,11 +202,29 @@ class Thinker:
         config: SamplingConfig | None = None,
         **options: Any,
     ) -> Rollout:
-        """`n` rows of every prompt at temperature 1, or as `config` says; see `LatentSampler.sample`."""
+        """Sample several rows of every prompt; see `LatentSampler.sample`.
+
+        Args:
+            prompts: as `prompt` returns.
+            n: rows of each prompt.
+            config: sampling settings; None: temperature 1.
+            options: further arguments of `LatentSampler.sample`.
+
+        Returns:
+            The rows, as tensors; `answers` makes them readable.
+        """
         return self.sampler.sample(prompts, n, config, **options)
 
     def answers(self, rollout: Rollout, prompts: Sequence[Prompt]) -> list[Answer]:
-        """The rows of a rollout of these prompts, to be read; row p * n + s is sample s of prompt p."""
+        """The rows of a rollout, to be read.
+
+        Args:
+            rollout: as `sample` returns.
+            prompts: what it was sampled from.
+
+        Returns:
+            An answer for each row; row p * n + s is sample s of prompt p.
+        """
         texts = rollout.texts(self.encoder.tokenizer)
         tokens, latents = rollout.tokens.cpu(), rollout.latents.cpu()
         owners, steps = rollout.latent_rows.cpu(), rollout.latent_steps.cpu()
@@ -197,9 +258,23 @@ def question_record(
     system: str | None = None,
     id: str = "question",
 ) -> Record:
-    """A record that only wants an answer; arguments as in `Thinker.prompt`, whose paths must exist.
+    """A record that only wants an answer.
 
-    Raises ConfigError naming the value and the remedy.
+    Args:
+        video: a video file, a folder of frames, or None.
+        question: what is asked.
+        images: one or several separate pictures instead of a video.
+        options: texts of 2 to 8 answers to choose from; none: an open question.
+        start: second of the video's presentation time from which it is read.
+        end: second up to which it is read.
+        system: text of a system turn.
+        id: of the record.
+
+    Returns:
+        The record. Its paths exist; whether they can be read is not known yet.
+
+    Raises:
+        ConfigError: names the value and the remedy.
     """
     if not question.strip():
         raise ConfigError("the question is blank; ask something")

@@ -16,8 +16,20 @@ from ._logits import grad_, padded, stats
 def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bool = False) -> int:
     """Rows of logits that exist at a time: a fixed rule, so that runs repeat on any machine.
 
-    On a GPU the matmuls want thousands of rows. On a CPU a few hundred keep them as fast, and the less
-    memory there is to touch for the first time the better: a fresh page costs more than ten passes over it.
+    On a GPU the matmuls want thousands of rows. On a CPU a few hundred keep them as fast, and the less memory
+    there is to touch for the first time the better: a fresh page costs more than ten passes over it.
+
+    Args:
+        rows: all rows that there are.
+        vocabulary: V, the logits in a row.
+        chunk_rows: the caller's choice, at least 1; None: the rule decides.
+        on_cpu: whether the matmuls run on a CPU.
+
+    Returns:
+        A number of rows, at least 1.
+
+    Raises:
+        ValueError: ``chunk_rows`` is no whole number above 0.
     """
     if chunk_rows is not None:
         check_count("chunk_rows", chunk_rows)

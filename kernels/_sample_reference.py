@@ -24,7 +24,15 @@ _FEW = 256  # a top-k up to which a heap of the largest is cheaper than histogra
 
 
 def philox_uniform(seeds: Tensor, steps: Tensor) -> Tensor:
-    """One float64 in [0, 1) with 53 random bits for each (seed, step), both int64 of the same shape."""
+    """One random number for each (seed, step): Philox 4x32-10, as ``sample_tokens`` draws.
+
+    Args:
+        seeds: int64 of any shape: the key.
+        steps: int64 of the same shape: the counter.
+
+    Returns:
+        float64 in [0, 1) of that shape, with 53 random bits.
+    """
     # int64 products wrap around modulo 2^64, and shifting then masking recovers the unsigned halves.
     key_a, key_b = seeds & _MASK32, (seeds >> 32) & _MASK32
     c0, c1 = steps & _MASK32, (steps >> 32) & _MASK32

@@ -70,13 +70,22 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """The RMS norm of ``residual + x``, and that sum.
 
-    ``x``, ``residual`` [R, H] of one dtype (rows dense), ``weight`` [H]. Without ``residual`` the sum is
-    ``x`` itself. The sum is rounded to the dtype of ``x``; its norm is computed in float32, rounded, and then
-    multiplied by ``weight``, as the Qwen families of transformers do. One launch on CUDA, 4 * R * H elements
-    read and written. No gradient.
+    The sum is rounded to the dtype of ``x``; its norm is computed in float32, rounded, and then multiplied by
+    ``weight``, as the Qwen families of transformers do. One launch on CUDA, 4 * R * H elements read and
+    written. No gradient.
 
-    Returns ``normed`` [R, H] and ``total`` [R, H]. Raises ``ValueError`` for shapes that do not fit and for
-    H above 16384.
+    Args:
+        x: [R, H], rows dense.
+        residual: [R, H] of the dtype of ``x``, rows dense; None: the sum is ``x`` itself.
+        weight: [H].
+        eps: added to the mean square.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        ``normed`` and ``total``, both [R, H] in the dtype of ``x``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or on CUDA H is above 16384.
     """
     if x.dim() != 2 or tuple(weight.shape) != (x.shape[1],):
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [R, H] and [H]")

@@ -188,20 +188,27 @@ def cosine_latent_loss(
 ) -> tuple[Tensor, Tensor]:
     """``sum(1 - cos(h[index - 1], target)) / num_items`` and the cosine of every latent.
 
-    ``hidden`` [B, T, H] or [N, H] (after the final norm), ``target`` [n, H] (a constant: it must not require
-    gradients), ``index`` [n] int64 the flattened positions b * T + p of the latent pads, all different; the
-    hidden state read is the one at p - 1, which predicts position p. ``num_items`` is the number of latents
-    of the global batch (a number or a scalar tensor), by default n.
-
     Norms and dot products are float32 (float64 for float64 inputs). A vector of norm below 1e-8 has cosine 0
     and gradient 0; one with NaN or infinity makes the loss and its row's gradient NaN.
 
     The forward reads the rows once and writes their gradient straight into the gradient of ``hidden``; the
     backward touches it again only when the upstream gradient is not 1. H may be up to 16384.
 
-    Returns the scalar float32 loss and ``cos`` [n], detached. Without latents the loss is 0, part of the
-    graph, with zero gradients. Raises ``ValueError`` for wrong shapes, dtypes or devices; positions are
-    range-checked on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    Args:
+        hidden: [B, T, H] or [N, H], after the final norm.
+        target: [n, H], a constant: it must not require gradients.
+        index: [n] int64, the flat positions b * T + p of the latent pads, all different. The hidden state
+            read is the one at p - 1, which predicts position p.
+        num_items: latents of the whole update, a number or a scalar tensor; None: n.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        The scalar float32 loss and the cosines [n], detached. Without latents the loss is 0, part of the
+        graph, with zero gradients.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. Positions are range-checked on the CPU, and on CUDA
+            with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_floating(hidden=hidden, target=target)
     if hidden.dim() not in (2, 3) or target.dim() != 2 or hidden.shape[-1] != target.shape[1]:

@@ -21,14 +21,24 @@ def cross_entropy(
 ) -> Tensor:
     """``sum of -log softmax(logits / temperature)[target] / num_items`` over targets not ``ignore_index``.
 
-    ``logits`` [N, V] or [B, T, V], ``target`` [N] or [B, T] int64, already aligned (entry i is what row i
-    predicts). Rows whose target is ``ignore_index`` are not read. ``num_items`` is the global normaliser (a
-    number or a scalar tensor), by default the number of rows that count. Precision, launches, the gradient
-    and ``inplace_backward`` are those of ``logprobs``; there is no host synchronisation.
+    Precision, launches and the gradient are those of ``logprobs``; there is no host synchronisation. Where
+    the logits do not exist yet, ``linear_cross_entropy`` never makes them all.
 
-    Returns the scalar float32 loss (float64 for float64 logits); without rows that count it is 0, part of the
-    graph, with zero gradients. Raises ``ValueError`` for shapes, dtypes, devices and numbers that do not fit.
-    Where the logits do not exist yet, ``linear_cross_entropy`` never makes them all.
+    Args:
+        logits: [N, V] or [B, T, V].
+        target: [N] or [B, T] int64, already aligned: entry i is what row i predicts.
+        ignore_index: rows with this target are not read.
+        num_items: the global normaliser, a number or a scalar tensor; None: the number of rows that count.
+        temperature: divides the logits; above 0.
+        inplace_backward: as in ``logprobs``.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        The scalar float32 loss (float64 for float64 logits); without rows that count it is 0, part of the
+        graph, with zero gradients.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or numbers do not fit.
     """
     check_integer("ignore_index", ignore_index)
     mask = target != ignore_index

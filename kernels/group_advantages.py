@@ -92,16 +92,24 @@ def _(rewards: Tensor, group_size: int, scale: str, eps: float, backend: str) ->
 def group_advantages(
     rewards: Tensor, group_size: int, *, scale: str = "group", eps: float = 1e-4, backend: str = "auto"
 ) -> Tensor:
-    """Advantages [R] of ``rewards`` [R], whose groups are ``group_size`` consecutive entries.
+    """How much better each rollout is than its group, from the rewards. One launch.
 
-    ``scale``: ``"group"`` (r - mean) / (std + eps) of the group (GRPO, arXiv 2402.03300); ``"none"``
-    r - mean (Dr. GRPO, arXiv 2503.20783); ``"batch"`` (r - group mean) / (std of all rewards + eps);
-    ``"leave_one_out"`` r - mean of the others (RLOO, arXiv 2402.14740). Standard deviations are unbiased. A
-    group whose rewards are all equal gets exactly 0.
+    Args:
+        rewards: [R], groups one after the other.
+        group_size: consecutive entries that make a group; divides R.
+        scale: ``"group"`` (r - mean) / (std + eps) of the group (GRPO, arXiv 2402.03300); ``"none"`` r - mean
+            (Dr. GRPO, arXiv 2503.20783); ``"batch"`` (r - group mean) / (std of all rewards + eps);
+            ``"leave_one_out"`` r - mean of the others (RLOO, arXiv 2402.14740). Deviations are unbiased.
+        eps: added to a deviation; 0 or more.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
-    One launch. Returns float32 (float64 for float64 rewards), detached. Raises ``ValueError`` for an unknown
-    scale, a group size that does not divide R, or fewer than 2 rewards where a deviation or the others are
-    needed.
+    Returns:
+        Advantages [R], float32 (float64 for float64 rewards), detached. A group whose rewards are all equal
+        gets exactly 0.
+
+    Raises:
+        ValueError: an unknown scale, a group size that does not divide R, or fewer than 2 rewards where a
+            deviation or the others are needed.
     """
     check_finite(eps=eps)
     if eps < 0:

@@ -22,7 +22,19 @@ from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_met
 
 
 def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The ``fraction`` of the tokens in ``mask`` with the highest entropy (ties kept), without a sync."""
+    """The ``fraction`` of the counted tokens with the highest entropy, without a host synchronisation.
+
+    Args:
+        entropy: [R, T] in nats.
+        mask: [R, T] bool, the tokens that count.
+        fraction: above 0, at most 1.
+
+    Returns:
+        [R, T] bool, a part of ``mask``; ties at the border are all kept.
+
+    Raises:
+        ValueError: the fraction is out of range.
+    """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1")
     values = entropy.detach().masked_fill(~mask, -math.inf).flatten()

@@ -72,10 +72,21 @@ def latent_state(
 def forbidden_tokens(
     phase: Tensor, blocks: Tensor, *, pad_id: int, start_id: int, end_id: int, max_blocks: int
 ) -> Tensor:
-    """Ids that may not be sampled in this step, ``[B, 3]`` int64 with -1 for none (for ``sample_tokens``).
+    """Ids that may not be sampled in this step, for ``sample_tokens``.
 
     In TEXT: PAD and END always, START once ``blocks >= max_blocks``. In LATENT nothing is forbidden: what is
     sampled there is ignored, or (mode ``"reference"``) may be END.
+
+    Args:
+        phase: [B] int32 of ``latent_state``.
+        blocks: [B] int32 of ``latent_state``.
+        pad_id: of the latent pad.
+        start_id: opens a block.
+        end_id: closes a block.
+        max_blocks: blocks that a row may open.
+
+    Returns:
+        [B, 3] int64, -1 for none.
     """
     ids = torch.stack(
         (
@@ -345,28 +356,45 @@ def latent_feedback_step_(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance the decode grammar of every row by one step, without a host synchronisation.
 
-    ``sampled`` [B] int64 are the ids sampled from the logits of ``hidden`` [B, H] (after the final norm),
-    ``embedding`` [V, H] the input embedding matrix in the dtype of ``hidden``, ``eos_ids`` [E] int64 (E may
-    be 0).
+    Rows never depend on each other. One launch on CUDA, which a CUDA graph may capture; it reads and writes B
+    * H elements. There rows of ``hidden``, ``embedding`` and ``next_embeds`` must be dense, everything else
+    contiguous, and ``eos_ids`` at most 1024.
 
-    State, changed in place (``latent_state`` allocates it): ``steps`` [B] int64, ids emitted so far by the
-    row, that is the index of the id emitted now and in the end the row's length; ``phase`` [B] int32, 0 TEXT
-    or 1 + k LATENT(k); ``blocks`` [B] int32, blocks begun; ``finished`` [B] bool (the caller may set it too,
-    for example on a stop string); ``latents`` [B, L, H], the history of fed-back hidden states;
-    ``latent_steps`` [B, L] int32, the step whose emitted PAD the latent stands for; ``latent_count`` [B]
-    int32. A row that thinks more than L latents keeps counting but records no more: check
-    ``latent_count <= L`` when the batch is done.
+    The state is changed in place; ``latent_state`` allocates it.
 
-    Returns ``emitted`` [B] int64, ``is_policy`` [B] bool (true where an unfinished row in TEXT chose the id;
-    START counts only if ``train_start``) and ``next_embeds`` [B, H], written into the given tensors when
-    there are any. Rows never depend on each other.
+    Args:
+        sampled: [B] int64, the ids sampled from the logits of ``hidden``.
+        hidden: [B, H], after the final norm.
+        embedding: [V, H], the input embedding matrix, in the dtype of ``hidden``.
+        steps: state, [B] int64, ids emitted so far: the index of the id emitted now, and in the end the
+            length.
+        phase: state, [B] int32, 0 TEXT or 1 + k LATENT(k).
+        blocks: state, [B] int32, blocks begun.
+        finished: state, [B] bool; the caller may set it too, for example on a stop string.
+        latents: state, [B, L, H], the hidden states that were fed back.
+        latent_steps: state, [B, L] int32, the step whose emitted PAD the latent stands for.
+        latent_count: state, [B] int32. A row that has more than L latents keeps counting but records no more:
+            check ``latent_count <= L`` when the batch is done.
+        eos_ids: [E] int64, each of which ends a row in TEXT; E may be 0.
+        pad_id: emitted for a latent.
+        start_id: opens a block when it is sampled in TEXT.
+        end_id: closes a block.
+        fill_id: emitted by rows that are finished.
+        latent_size: K, the latents of a block.
+        mode: ``"exact"``: always K latents; ``"reference"``: END that is sampled closes a block early.
+        train_start: whether START counts as chosen by the policy.
+        emitted: [B] int64 to write into; None: a new tensor.
+        is_policy: [B] bool to write into; None: a new tensor.
+        next_embeds: [B, H] to write into; None: a new tensor.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``, the reference.
 
-    One launch on CUDA (``backend="triton"`` forces it, ``"torch"`` the reference), which a CUDA graph may
-    capture; it reads and writes B * H elements. There rows of ``hidden``, ``embedding`` and ``next_embeds``
-    must be dense, everything else contiguous, and ``eos_ids`` at most 1024.
+    Returns:
+        ``emitted``; ``is_policy``, true where an unfinished row in TEXT chose the id; ``next_embeds``, the
+        next inputs.
 
-    Raises ``ValueError`` for a wrong shape, dtype, layout or mode; ids are range-checked only with
-    ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    Raises:
+        ValueError: a shape, dtype, layout or mode does not fit. Ids are range-checked only with
+            ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; use one of {MODES}")

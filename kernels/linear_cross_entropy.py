@@ -115,22 +115,34 @@ def linear_cross_entropy(
 ) -> Tensor:
     """``sum over rows of -log softmax(z)[target] / num_items`` with z = input . weight^T / temperature.
 
-    ``input`` [N, H] or [B, T, H], ``weight`` [V, H], ``target`` [N] or [B, T] int64, already aligned with
-    ``input`` (entry i is what row i predicts); entries equal to ``ignore_index`` have no loss and cost
-    nothing, since rows are gathered before the matmul. ``rows`` [M] int64, the flat indices of all entries
-    that are not ignored, all different, spares finding them (which synchronises on CUDA). ``num_items`` is
-    the global normaliser (a number or a scalar tensor), by default the number of rows that count.
-    ``softcap`` c replaces logits a by c * tanh(a / c). ``bias`` [V].
+    Logits exist for ``chunk_rows`` rows at a time and are turned into their gradient in place, so a training
+    step is three matmuls; a frozen head or input saves one. Logits, sums and dW are float32 (float64 for
+    float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``. It cannot be
+    differentiated twice. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989), formulated anew.
 
-    Logits exist for ``chunk_rows`` rows at a time (default: a fixed rule) and are turned into their gradient
-    in place, so a training step is three matmuls; a frozen head or input saves one. Logits, sums and dW are
-    float32 (float64 for float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``.
+    Args:
+        input: hidden states, [N, H] or [B, T, H].
+        weight: [V, H], the output matrix.
+        target: [N] or [B, T] int64, already aligned with ``input``: entry i is what row i predicts.
+        bias: [V], added to the logits.
+        ignore_index: rows with this target have no loss and cost nothing: rows are gathered before the
+            matmul.
+        num_items: the global normaliser, a number or a scalar tensor; None: the number of rows that count.
+        rows: [M] int64, the flat indices of all entries that are not ignored, all different; None: they are
+            found, which synchronises on CUDA.
+        temperature: divides the logits; above 0.
+        softcap: logits a become ``softcap * tanh(a / softcap)``; None: they stay.
+        chunk_rows: rows of logits that exist at a time; None: ``chunk_size`` decides.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
-    Returns the scalar float32 loss; without rows it is 0, part of the graph, with zero gradients. It
-    cannot be differentiated twice. Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do
-    not fit; for other targets outside [0, V) on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because
-    that synchronises (without it their loss means nothing). Source: the chunked
-    fusion of Liger-Kernel (arXiv 2410.10989) in our own formulation.
+    Returns:
+        The scalar float32 loss (float64 for float64 inputs); without rows it is 0, part of the graph, with
+        zero gradients.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or coefficients do not fit. Targets outside [0, V) are found on
+            the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises; without it their
+            loss means nothing.
     """
     check_head(input, weight, target, bias, temperature, softcap)
     check_integer("ignore_index", ignore_index)

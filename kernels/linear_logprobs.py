@@ -155,17 +155,29 @@ def linear_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``log softmax(input . weight^T / temperature)[target]``, and the entropy of that softmax if asked for.
 
-    ``input`` [N, H] or [B, T, H], ``weight`` [V, H], ``target`` [N] or [B, T] int64 (entry i is what row i
-    predicts). Only rows where ``mask`` (bool, shaped as ``target``) is true are computed, or only those that
-    ``rows`` [M] int64 lists (flat, all different; no synchronisation); give one of the two, or neither for
-    all. Masked entries are 0 and may hold any target. ``softcap``, ``bias``, ``chunk_rows`` and precision are
-    those of ``linear_cross_entropy``.
-
     The forward keeps one number a row (two with entropy); the backward recomputes the logits chunk by chunk
-    and takes per-token upstream gradients for both outputs.
+    and takes per-token upstream gradients for both outputs. Precision is that of ``linear_cross_entropy``.
 
-    Returns float32 (float64 for float64 inputs) shaped as ``target``; with ``return_entropy`` a pair.
-    Raises ``ValueError`` for shapes, dtypes, devices and coefficients that do not fit.
+    Args:
+        input: hidden states, [N, H] or [B, T, H].
+        weight: [V, H], the output matrix.
+        target: [N] or [B, T] int64; entry i is what row i predicts.
+        bias: [V], added to the logits.
+        mask: bool, shaped as ``target``; only rows where it is true are computed. None: all.
+        rows: [M] int64, flat and all different: the rows to compute, instead of ``mask`` and without its
+            synchronisation.
+        temperature: divides the logits; above 0.
+        softcap: logits a become ``softcap * tanh(a / softcap)``; None: they stay.
+        return_entropy: whether the entropy is returned too.
+        chunk_rows: rows of logits that exist at a time; None: ``chunk_size`` decides.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        Log-probabilities, float32 (float64 for float64 inputs), shaped as ``target``; with ``return_entropy``
+        a pair with the entropies in nats. Entries that are not computed are 0 and may hold any target.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or coefficients do not fit.
     """
     check_head(input, weight, target, bias, temperature, softcap)
     if mask is not None and rows is not None:

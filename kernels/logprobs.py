@@ -152,20 +152,28 @@ def logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``log softmax(logits / temperature)[target]``, and the entropy of that softmax if asked for.
 
-    ``logits`` [N, V] or [B, T, V], float32, float16 or bfloat16 (a slice such as ``logits[:, :-1]`` is taken
-    as it lies), ``target`` [N] or [B, T] int64, entry i being what row i predicts. Entries where ``mask``
-    (bool, shaped as ``target``) is false are 0, may hold any target and are not read.
-
     One launch that reads the rows in ``mask`` once; the backward is one more that reads them once and writes
     the gradient, 0 outside ``mask``, without a host synchronisation (the reference finds the rows with one).
-    With ``inplace_backward`` the gradient takes the place of the logits, which spares as much memory as they
-    have: nothing else may need them afterwards, and autograd raises if it does.
-
     Where the logits do not exist yet, ``linear_logprobs`` never makes them all.
 
-    Returns float32 (float64 for float64 logits) shaped as ``target``; with ``return_entropy`` a pair. Raises
-    ``ValueError`` for shapes, dtypes, devices and temperatures that do not fit; targets are range-checked
-    on the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
+    Args:
+        logits: [N, V] or [B, T, V], float32, float16 or bfloat16; a slice (``logits[:, :-1]``) is taken as it
+            lies.
+        target: [N] or [B, T] int64; entry i is what row i predicts.
+        mask: bool, shaped as ``target``; entries where it is false are not read. None: all are.
+        temperature: divides the logits; above 0.
+        return_entropy: whether the entropy is returned too.
+        inplace_backward: whether the gradient takes the memory of the logits, which saves as much as they
+            have: nothing else may need them afterwards, and autograd raises if it does.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        Log-probabilities, float32 (float64 for float64 logits), shaped as ``target``; with ``return_entropy``
+        a pair with the entropies in nats. Masked entries are 0 and may hold any target.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the temperature do not fit. Targets are range-checked on the
+            CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_finite(temperature=temperature)
     if temperature <= 0:

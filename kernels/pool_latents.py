@@ -90,15 +90,23 @@ def _(features: Tensor, counts: Tensor, latent_size: int, backend: str) -> Tenso
 def pool_latents(features: Tensor, counts: Tensor, latent_size: int, *, backend: str = "auto") -> Tensor:
     """Pool the features of I images into K = ``latent_size`` vectors each.
 
-    ``features`` [M, H] are the images' merged features one after the other in raster order, ``counts`` [I]
-    int64 says how many rows each image has (keep it on the CPU: elsewhere it is copied to the host). Of an
-    image with n rows the trailing ``n mod K`` are dropped and each of the K contiguous runs of ``n // K``
-    rows is averaged, in float32 (float64 for float64 features).
+    Of an image with n rows the trailing ``n mod K`` are dropped and each of the K contiguous runs of ``n //
+    K`` rows is averaged, in float32 (float64 for float64 features). One launch that reads the features once.
+    Targets are constants: there is no gradient. Source: the target pooling of 4DThinker (arXiv 2605.05997),
+    strategy "average".
 
-    One launch that reads the features once. Returns [I * K, H] in the dtype of ``features``; no images give
-    [0, H]. Targets are constants: there is no gradient. Raises ``ValueError`` when the features require one,
-    when the counts do not add up to M, or when an image has fewer than K rows. Source: the target pooling of
-    4DThinker (arXiv 2605.05997), strategy "average".
+    Args:
+        features: [M, H], the images' merged features one after the other in raster order.
+        counts: [I] int64, rows of each image, best on the CPU: from elsewhere it is copied to the host.
+        latent_size: K.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        [I * K, H] in the dtype of ``features``; no images give [0, H].
+
+    Raises:
+        ValueError: the features require gradients, the counts do not add up to M, or an image has fewer than
+            K rows.
     """
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(f"features is {tuple(features.shape)} {features.dtype}; it must be floating [M, H]")

@@ -123,13 +123,28 @@ def rotary_append_(
 ) -> Tensor:
     """Rotate one new token per row and append its key and value to the row's cache.
 
-    ``query`` [R, heads, D], ``key``, ``value`` [R, kv_heads, D] (heads of a row side by side), ``cos``,
-    ``sin`` [R, D] of the rows' positions, the halves alike. ``keys``, ``values`` [R, kv_heads, T, D], changed
-    in place at position ``at`` [R] int64, which must be below T. ``query_weight``, ``key_weight`` [D], both
-    or neither: an RMS norm of every head before it is turned (Qwen3). The arithmetic is float32; on CUDA only
-    what is normed and what is turned are rounded. One launch on CUDA; D must be a power of two there.
+    The arithmetic is float32; on CUDA only what is normed and what is turned are rounded. One launch on CUDA;
+    D must be a power of two there.
 
-    Returns the rotated query [R, heads, D]. Raises ``ValueError`` for shapes that do not fit.
+    Args:
+        query: [R, heads, D], heads of a row side by side.
+        key: [R, kv_heads, D], likewise.
+        value: [R, kv_heads, D], likewise.
+        cos: [R, D] of the rows' positions, the halves alike.
+        sin: [R, D], likewise.
+        keys: the cache, [R, kv_heads, T, D], changed in place.
+        values: the cache, [R, kv_heads, T, D], changed in place.
+        at: [R] int64, the position in the cache that is written, below T.
+        query_weight: [D], of an RMS norm of every query head before it is turned (Qwen3); None: no norm.
+        key_weight: [D], the same for the keys; both or neither.
+        eps: added to the mean square of that norm.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        The rotated query [R, heads, D].
+
+    Raises:
+        ValueError: shapes do not fit.
     """
     rows, _, width = query.shape
     shape = (rows, keys.shape[1], width)

@@ -144,33 +144,42 @@ def sample_tokens(
     presence_penalty: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one id per row of ``logits`` [B, V]; every parameter is per row.
-
-    ``seeds``, ``steps`` [B] int64 name the random number; ``temperature`` [B] float (0: greedy, the first of
-    equal maxima); ``top_k`` [B] int32 (0: off), ``top_p`` [B] (1: off), ``min_p`` [B] (0: off);
-    ``forbidden`` [B, F] int64 ids with weight zero (-1: none), as ``forbidden_tokens`` returns;
-    ``seen`` [B, V] uint8 of the bits ``REPEATED`` and ``PRESENT``, for ``repetition_penalty`` [B] (logits
-    are divided by it, or multiplied when negative) and ``presence_penalty`` [B] (subtracted once). A
-    generated id sets both bits: ``seen.scatter_(1, ids[:, None], REPEATED | PRESENT)``. None switches a
-    feature off for all rows.
+    """Draw one id per row; every parameter is per row, and a row's result does not depend on the other rows.
 
     With the penalised logits z in float32 (float64 for float64 logits), w = exp((z - max z) / temperature)
-    over what truncation keeps and u = ``philox_uniform(seed, step)``, the id is the first i with
-    w_0 + ... + w_i > u * sum(w). Weights are float32 and summed so within a tile (reference 1,024, kernel
-    8,192), tiles in float64; so their ids differ where u * sum(w) falls within a rounding error of a border.
-
-    Returns ``ids`` [B] int64; ``logprobs`` [B] float32, the log-softmax of the untouched logits / temperature
-    at the id (of the logits where the temperature is 0: no penalty, no truncation, no forbidden id counts);
-    ``sampled_logprobs`` [B] float32, the log-probability under the distribution drawn from (0 where greedy).
-    A row's result does not depend on the other rows.
+    over what truncation keeps and u = ``philox_uniform(seed, step)``, the id is the first i with w_0 + ... +
+    w_i > u * sum(w). Weights are float32 and summed so within a tile (reference 1,024, kernel 8,192), tiles
+    in float64; so their ids differ where u * sum(w) falls within a rounding error of a border.
 
     One launch on CUDA: logits are read twice without truncation. Top-k and top-p do not sort: one more read
     lists the scores that may be at the threshold, which is then bisected over that list.
 
-    Raises ``ValueError`` for wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1``
-    because that synchronises, for parameters out of range (``SAMPLING_LIMITS``) and forbidden ids outside
-    [-1, V); on the CPU for a row without a finite largest score (NaN or infinite logits, or nothing left to
-    choose). On CUDA such a row returns a NaN log-probability.
+    Args:
+        logits: [B, V] floating.
+        seeds: [B] int64; names the random number, with ``steps``.
+        steps: [B] int64.
+        temperature: [B] floating; 0: greedy, the first of equal maxima.
+        top_k: [B] int32; 0 or None: off.
+        top_p: [B] floating; 1 or None: off.
+        min_p: [B] floating; 0 or None: off.
+        forbidden: [B, F] int64, ids with weight zero (-1: none), as ``forbidden_tokens`` returns.
+        seen: [B, V] uint8 of the bits ``REPEATED`` and ``PRESENT``, for the penalties. A generated id sets
+            both: ``seen.scatter_(1, ids[:, None], REPEATED | PRESENT)``.
+        repetition_penalty: [B]; logits of repeated ids are divided by it, or multiplied when negative.
+        presence_penalty: [B]; subtracted once from the logits of ids that are present.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        ``ids`` [B] int64; ``logprobs`` [B] float32, the log-softmax of the untouched logits / temperature at
+        the id (of the logits where the temperature is 0: no penalty, no truncation, no forbidden id counts);
+        ``sampled_logprobs`` [B] float32, the log-probability under the distribution drawn from (0 where
+        greedy).
+
+    Raises:
+        ValueError: wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1`` because
+            that synchronises, parameters out of range (``SAMPLING_LIMITS``) and forbidden ids outside [-1,
+            V); on the CPU a row without a finite largest score (NaN or infinite logits, or nothing left to
+            choose). On CUDA such a row returns a NaN log-probability.
     """
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating point [B, V]")

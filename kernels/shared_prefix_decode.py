@@ -187,8 +187,7 @@ def prefix_decode_own_kernel(
     UPCAST: tl.constexpr,
     MERGE: tl.constexpr,
 ):
-    """A row's own positions. With MERGE they are all this program's, which also adds the prompt's parts;
-    without, it stores its part behind the ``before`` parts of the prompt."""
+    """Program: one KV head of a row, one split of its own keys; with MERGE all, and the prompt's parts."""
     row = (tl.program_id(0) // KV).to(tl.int64)
     head = tl.program_id(0) % KV
     queries = tl.arange(0, QUERIES)
@@ -243,9 +242,9 @@ def prefix_decode_merge_kernel(
 
 
 def prompt_span(heads: int, longest: int, launch: Launch) -> int:
-    """Positions of a prompt per program: what a program leaves for the merge is traffic, so no more programs
-    than fill a GPU, and never fewer than ``launch.span``. ``heads`` counts key-value heads of all groups.
-    """
+    """Positions of a prompt per program: no more programs than fill a GPU, since each leaves parts to merge.
+
+    ``heads`` counts key-value heads of all groups."""
     splits = max(1, launch.programs // max(heads, 1))
     return max(launch.span, triton.cdiv(triton.cdiv(longest, splits), launch.block) * launch.block)
 
@@ -380,26 +379,34 @@ def shared_prefix_decode(
 ) -> Tensor:
     """Attention of one new token per row over its group's prompt and its own past.
 
-    ``query`` [R, heads, D]; ``prompt_key``, ``prompt_value`` [N, kv_heads, P, D] of the N groups, whose rows
-    are consecutive (R = N * G); ``key``, ``value`` [R, kv_heads, T, D] of the rows, the new token's included.
-    ``prompt_lengths`` [N] and ``lengths`` [R] int32 or int64 say how many of the P and T positions hold
-    something; they stay on the device, so a CUDA graph may be replayed while they change. Query head h reads
-    key-value head h // (heads / kv_heads). ``scale`` defaults to D ** -0.5. The last dimension must be
-    dense; the others may have any strides, as slices of a larger cache have.
+    Groups of one size have consecutive rows (R = N * G). For groups of any size and rows in any order,
+    ``prompt_key`` and ``prompt_value`` are one pool; then give ``prompt_starts``, ``order`` and
+    ``row_starts``. Lengths and starts are int32 or int64, on the device: a CUDA graph may see them change.
 
-    Groups of different sizes, rows in any order, prompts of very different lengths: with ``prompt_starts``
-    [N], ``order`` [R] and ``row_starts`` [N + 1] (int32 or int64, on the device, given together),
-    ``prompt_key`` and ``prompt_value`` are one pool [1, kv_heads, positions, D] in which prompt n begins at
-    ``prompt_starts[n]``, and its rows are ``order[row_starts[n] : row_starts[n + 1]]``; ``order`` holds
-    every row once. ``longest`` bounds the ``prompt_lengths`` (default: all positions there are).
+    One launch reads every prompt key and value once per group, a second adds the row's own and merges by
+    log-sum-exp; where T is above 512 the row's own are split, and a third merges. Softmax and sums are
+    float32. No gradient. On CUDA D must be a power of two from 16 to 256.
 
-    Two launches: the first reads every prompt key and value once per group, 512 positions a program or more,
-    for all rows of the group together; the second adds the row's own and merges by log-sum-exp. Where T is
-    above 512 the row's own are split likewise, and a third launch merges. Softmax and sums are float32. No
-    gradient. On CUDA D must be a power of two from 16 to 256.
+    Args:
+        query: [R, heads, D]. Head h reads key-value head h // (heads / kv_heads).
+        prompt_key: [N, kv_heads, P, D], or the pool [1, kv_heads, positions, D]. Here and below D is dense.
+        prompt_value: as ``prompt_key``.
+        key: [R, kv_heads, T, D] of the rows, the new token's included.
+        value: as ``key``.
+        prompt_lengths: [N], how many of the P positions hold something.
+        lengths: [R], how many of the T positions hold something.
+        prompt_starts: [N], where each prompt begins in the pool.
+        order: [R], every row once; those of prompt n are ``order[row_starts[n] : row_starts[n + 1]]``.
+        row_starts: [N + 1].
+        longest: bounds ``prompt_lengths``; None: all positions there are.
+        scale: of the scores; None: D ** -0.5.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
-    Returns [R, heads, D] in the dtype of ``query``; a row without any position gives 0. Raises
-    ``ValueError`` for shapes, dtypes, layouts and devices that do not fit.
+    Returns:
+        [R, heads, D] in the dtype of ``query``; 0 for a row without any position.
+
+    Raises:
+        ValueError: shapes, dtypes, layouts or devices do not fit.
     """
     if query.dim() != 3 or prompt_key.dim() != 4 or key.dim() != 4:
         raise ValueError(

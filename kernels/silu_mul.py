@@ -49,10 +49,21 @@ def _(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
-    """``silu(gate) * up`` of two tensors [R, H] of one dtype.
+    """``silu(gate) * up``.
 
     silu is computed in float32 and rounded before the product, as the modules it stands for do. One launch on
-    CUDA; 3 * R * H elements read and written. No gradient. Raises ``ValueError`` when the two do not fit.
+    CUDA; 3 * R * H elements read and written. No gradient.
+
+    Args:
+        gate: [R, H] floating.
+        up: [R, H] of the same dtype.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        [R, H] of that dtype.
+
+    Raises:
+        ValueError: the two do not fit.
     """
     if gate.dim() != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(

@@ -75,6 +75,9 @@ def load_checkpoint(
         policy: the frame policy that the caller means to use; None: the checkpoint's.
         override_policy: use `policy` even where the checkpoint's is another one.
 
+    Returns:
+        Model, tokenizer, frame policy and prompt style; the model is on the CPU and in eval mode.
+
     Raises:
         CheckpointError: missing files or weights, no latent tokens, an unknown family, pickled weights, or a
             `policy` that differs from the checkpoint's; names the fields that differ.
@@ -99,7 +102,19 @@ def load_checkpoint(
 def load_backbone(
     path: PathLike, subfolder: str | None = None, *, dtype: torch.dtype | None = None
 ) -> Backbone:
-    """The model of a checkpoint alone, without tokenizer and policy. Errors as in `load_checkpoint`."""
+    """The model of a checkpoint alone, without tokenizer and frame policy.
+
+    Args:
+        path: as for `load_checkpoint`.
+        subfolder: as for `load_checkpoint`.
+        dtype: as for `load_checkpoint`.
+
+    Returns:
+        The model, on the CPU and in eval mode.
+
+    Raises:
+        CheckpointError: as for `load_checkpoint`.
+    """
     path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
     LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
@@ -124,10 +139,14 @@ def init_checkpoint(
         path: as for `load_checkpoint`.
         subfolder: as for `load_checkpoint`.
         dtype: as for `load_checkpoint`.
-        policy: None: the family's default, or that of a checkpoint that has latent tokens already.
-        style: None: ours, or that of a checkpoint that has latent tokens already.
+        policy: the frame policy; None: the family's default, or that of a checkpoint that has latent tokens
+            already.
+        style: the prompt style; None: ours, or that of a checkpoint that has latent tokens already.
         latent_size: K; None: 4, or that of a checkpoint that has latent tokens already.
         override_policy: as for `load_checkpoint`.
+
+    Returns:
+        The checkpoint, in memory.
 
     Raises:
         CheckpointError: as for `load_checkpoint`, but for the lack of latent tokens.
@@ -146,13 +165,18 @@ def init_checkpoint(
 
 
 def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
-    """Write a complete checkpoint into the folder ``path``: safetensors weights, config, generation config,
-    tokenizer, chat template, processor configs, frame policy and prompt style.
+    """Write a complete checkpoint: weights, configs, tokenizer, chat template, frame policy and prompt style.
 
     The files are written beside the folder first and then moved in, config last, so that an interrupted save
-    leaves no mixture that loads. A peft adapter is merged into the weights written, and kept in ``adapter``
-    in peft's own format; the model in memory stays as it is. Other files in the folder are left alone.
-    Raises :class:`OutputError` when there is no such folder and none can be made.
+    leaves no mixture that loads. Weights are safetensors. A peft adapter is merged into the weights written,
+    and kept in ``adapter`` in peft's own format; the model in memory stays as it is.
+
+    Args:
+        path: the folder, made where there is none. Other files in it are left alone.
+        checkpoint: what to write.
+
+    Raises:
+        OutputError: there is no such folder and none can be made.
     """
     target = make_folder(path)
     backbone, policy = checkpoint.backbone, checkpoint.policy

@@ -7,7 +7,19 @@ from pathlib import Path
 
 
 def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, seed: int = 0) -> Path:
-    """See `fourdthinker.demo.pipeline.run_demo`, imported when it is called: torch is slow to import."""
+    """Render, train, evaluate and report on a small scale; see `fourdthinker.demo.pipeline.run_demo`.
+
+    Args:
+        out: folder of the run.
+        quick: every phase in seconds, without learning anything.
+        seed: of scenes, weights and sampling.
+
+    Returns:
+        The path of results.json.
+
+    Raises:
+        RuntimeError: a training process failed.
+    """
     from fourdthinker.demo.pipeline import run_demo as run
 
     return run(out, quick=quick, seed=seed)

@@ -32,13 +32,21 @@ PROCESSES = 2  # also on machines with more cores: the numbers shall not depend 
 
 
 def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, seed: int = 0) -> Path:
-    """Run the demo into folder `out` and return the path of its results.json.
+    """Run the demo; a phase that has been finished is not done again.
 
-    A phase whose outputs are in `out`, made from the same settings and seed, is not done again; a killed
-    demo is resumed by the same command. `quick`: every phase in seconds on a handful of clips; nothing is
-    learned.
+    A phase counts as finished when its outputs are in `out`, made from the same settings and seed: a demo
+    that was killed goes on by the same command.
 
-    Raises RuntimeError when a training process fails; its own error stands above on standard error.
+    Args:
+        out: folder of the run.
+        quick: every phase in seconds on a handful of clips; nothing is learned.
+        seed: of scenes, weights and sampling.
+
+    Returns:
+        The path of results.json.
+
+    Raises:
+        RuntimeError: a training process failed; its own error stands above on standard error.
     """
     started = time.perf_counter()
     run = Path(out)

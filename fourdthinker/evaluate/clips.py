@@ -40,7 +40,14 @@ class Clip:
 
 
 def group_clips(records: Sequence[Record]) -> list[Clip]:
-    """Clips in the order in which they are first asked about."""
+    """Find the questions that are about the same clip.
+
+    Args:
+        records: the questions.
+
+    Returns:
+        The clips in the order in which they are first asked about, each with the rows of its questions.
+    """
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         timing = (record.separate, record.fps, tuple(record.seconds or ()))
@@ -49,8 +56,16 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
 
 
 def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | VideoError | None]:
-    """The pictures of each clip in turn as `Encoder.read` gives them, or the error that it raised; a few
-    clips are read ahead."""
+    """Read clips one after the other; a few are decoded ahead.
+
+    Args:
+        clips: as `group_clips` returns.
+        encoder: says how pictures are read.
+
+    Returns:
+        For each clip its pictures, as `Encoder.read` gives them, or the error that it raised; None for a
+        question without pictures.
+    """
 
     def read(clip: Clip) -> Vision | VideoError | None:
         try:

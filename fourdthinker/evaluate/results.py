@@ -152,10 +152,15 @@ class EvalResult:
 
 
 def paired_difference(a: EvalResult, b: EvalResult, *, greedy: bool = False) -> dict[str, float]:
-    """Accuracy of a minus accuracy of b over the same questions, {"mean", "low", "high"} (95 %, clips as
-    clusters).
+    """How much more accurate one model is than another, on the same questions.
 
-    Questions are paired by id, whatever their order.
+    Args:
+        a: the one; questions are paired by id, whatever their order.
+        b: the other, whose accuracy is subtracted.
+        greedy: whether answers at temperature 0 are compared, not sampled ones.
+
+    Returns:
+        {"mean", "low", "high"}: the difference and its 95 % interval, clips as clusters.
 
     Raises:
         ValueError: the two results are not about the same questions.
@@ -173,10 +178,15 @@ def paired_difference(a: EvalResult, b: EvalResult, *, greedy: bool = False) -> 
 
 
 def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """What can be reached without looking: {"chance": ..., "majority": ...}, each in the form of `summary`.
+    """What can be reached without seeing anything.
 
-    chance: a uniform guess (exact, so low = high). majority: the best constant answer of each type, chosen
-    on these records themselves, with its interval over questions.
+    Args:
+        records: questions with options and answers.
+
+    Returns:
+        {"chance": ..., "majority": ...}, each in the form of `EvalResult.summary`. chance: a uniform guess
+        (exact, so low = high). majority: the best constant answer of each type, chosen on these records
+        themselves, with its interval over questions.
     """
     from fourdthinker.evaluate.clips import cluster_of
 

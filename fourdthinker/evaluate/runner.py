@@ -188,7 +188,16 @@ def _settings(
 
 
 def sample_seed(seed: int, record_id: str, number: int) -> int:
-    """Seed of one sample, in [0, 2^63): a hash of the run's seed, the record and the sample's number."""
+    """The seed of one sample, whatever else is asked in the same evaluation.
+
+    Args:
+        seed: that of the evaluation.
+        record_id: of the question.
+        number: of the sample, from 0.
+
+    Returns:
+        A hash of the three, in [0, 2^63).
+    """
     digest = hashlib.blake2b(f"{seed}\n{number}\n{record_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

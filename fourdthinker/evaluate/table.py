@@ -67,7 +67,15 @@ def span(entry: Mapping[str, Any], *, difference: bool = False) -> str:
 
 
 def results_table(results: Mapping[str, Any], title: str = "") -> Table:
-    """Rows: every model or baseline, then every comparison. For `rich.console.Console.print`."""
+    """The table of an evaluation, for `rich.console.Console.print`.
+
+    Args:
+        results: the contents of a results.json.
+        title: stands above the table.
+
+    Returns:
+        A row for every model or baseline, then one for every comparison.
+    """
     table = Table(title=title or None)
     table.add_column("")
     for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
@@ -88,7 +96,14 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
 
 
 def types_table(entry: Mapping[str, Any]) -> Table:
-    """One model's accuracy by type of question, and their mean. `entry`: a model of a results.json."""
+    """One model's accuracy by type of question, and their mean.
+
+    Args:
+        entry: a model of a results.json.
+
+    Returns:
+        A table for `rich.console.Console.print`.
+    """
     table = Table()
     table.add_column("type")
     for column in ("accuracy", "95 % interval", "greedy", "questions"):

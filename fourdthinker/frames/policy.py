@@ -84,6 +84,9 @@ class FramePolicy:
             duration: of the clip in seconds.
             start: when it begins.
 
+        Returns:
+            N times, increasing, the first of them `start`.
+
         Raises:
             ConfigError: a number that is not finite, or a negative duration.
         """
@@ -97,12 +100,22 @@ class FramePolicy:
         return [start + k * step for k in range(kept)]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Size (height, width) that a picture of that size is resized to.
+        """The size that a picture is resized to.
 
         Above max_pixels: scaled by the square root of the ratio, each side floored to a multiple of factor.
         Otherwise each side is rounded to the nearest multiple. Where that falls below min_pixels, sides are
-        scaled up and rounded up; where it exceeds max_pixels, they are floored as above. No side is below
-        one factor, and no size above max_pixels (extreme shapes lose their ratio for it).
+        scaled up and rounded up; where it exceeds max_pixels, they are floored as above. No side is below one
+        factor, and no size above max_pixels (extreme shapes lose their ratio for it).
+
+        Args:
+            height: of the picture, in pixels.
+            width: of the picture, in pixels.
+
+        Returns:
+            (height, width) of the result, multiples of `factor`.
+
+        Raises:
+            ConfigError: a side below 1.
         """
         if height < 1 or width < 1:
             raise ConfigError(f"frame size: a picture of {height}x{width} pixels has no content")

@@ -24,10 +24,16 @@ def threads() -> int:
 def in_order(
     call: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
 ) -> Iterator[Result]:
-    """call(item) of each item, in order, on `workers` threads.
+    """Call a function for each item on several threads, and give the results in the items' order.
 
-    No more than `ahead` results (default: twice the workers) wait for the caller, however slow it is. What
-    call raises, it raises here, when the item's turn has come.
+    Args:
+        call: the function. What it raises, the iterator raises when the item's turn has come.
+        items: read as it goes; may be endless.
+        workers: threads.
+        ahead: results that may wait for the caller, however slow it is; None: twice the workers.
+
+    Returns:
+        An iterator over the results.
     """
     share = max(1, torch.get_num_threads() // workers)
     rest = iter(items)

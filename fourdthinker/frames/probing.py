@@ -44,9 +44,16 @@ class Probe:
 def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Probe:
     """Read through the packets of a video and decode its first picture.
 
-    source: a file, its bytes, or a FrameSource. timeout: seconds that it may take.
+    Args:
+        source: a file, its bytes, or a FrameSource.
+        timeout: seconds that it may take; None: no limit.
 
-    Raises VideoError naming the file and the cause for what cannot be read, ConfigError for wrong arguments.
+    Returns:
+        What the file holds.
+
+    Raises:
+        VideoError: what cannot be read; names the file and the cause.
+        ConfigError: wrong arguments.
     """
     if not isinstance(source, FrameSource):
         source = FrameSource(source)

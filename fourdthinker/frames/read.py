@@ -42,19 +42,34 @@ def read_frames(
 ) -> Frames:
     """Read the frames of a video that are shown at given times.
 
-    source: a file, its bytes, or a FrameSource. All times are seconds of the file's presentation clock, whose
-    first frame need not be at 0. times: the times wanted, in any order, at most 1 microsecond outside the
-    clip; without it, those of the policy between start and end (default: all of the clip; both are clipped to
-    it). Pictures are turned upright and resized by the policy (default: FramePolicy()); with times and no
-    policy, and out="uint8", they keep their size. stream: index of the stream in the container; default the
-    best video stream. out: "uint8" pixels [T, H, W, 3], or "patches" with grid_thw, normalised by mean and
-    std in dtype. partial: where the file is damaged or cut off, return the frames before that, and the
-    reason in `fault`. timeout: seconds that the reading may take.
+    All times are seconds of the file's presentation clock, whose first frame need not be at 0.
 
-    Raises VideoError naming file, time and cause: an empty, missing or unreadable file, no video stream, no
-    frames, a time outside the clip, damaged or missing data that a wanted frame needs, as far as the
-    decoder tells: damage within a picture that FFmpeg repairs without a word is not seen. Raises ConfigError
-    for arguments that are wrong whatever the file.
+    Args:
+        source: a file, its bytes, or a FrameSource.
+        policy: which frames, and their size; None: `FramePolicy()`. Pictures are turned upright and resized
+            by it; with `times`, no policy and out="uint8" they keep their size.
+        times: the times wanted, in any order, at most 1 microsecond outside the clip; None: those of the
+            policy between `start` and `end`.
+        start: where the clip begins; None: with the file. One outside the file is moved to its bound.
+        end: where the clip ends; None: with the file. One outside the file is moved to its bound.
+        stream: index of the stream in the container; None: the best video stream.
+        device: "cpu", or a CUDA device to decode (where NVDEC can) and to resize on.
+        out: "uint8" pixels [T, H, W, 3], or "patches" with grid_thw, normalised by `mean` and `std`.
+        mean: of each channel; a value of a patch becomes (value / 255 - mean) / std.
+        std: of each channel.
+        dtype: of patches: float32, float16 or bfloat16.
+        partial: where the file is damaged or cut off, return the frames before that, and the reason in
+            `fault`.
+        timeout: seconds that the reading may take; None: no limit.
+
+    Returns:
+        The frames, in the order of the times.
+
+    Raises:
+        VideoError: names file, time and cause: an empty, missing or unreadable file, no video stream, no
+            frames, a time outside the clip, damaged or missing data that a wanted frame needs, as far as the
+            decoder tells: damage within a picture that FFmpeg repairs without a word is not seen.
+        ConfigError: arguments that are wrong whatever the file.
     """
     request = _request(
         source, policy, times, start, end, stream, device, out, Normal(14, mean, std, dtype), partial, timeout
@@ -78,10 +93,28 @@ def iterate_frames(
     dtype: torch.dtype = torch.float32,
     batch: int = 64,
 ) -> Iterator[Frames]:
-    """The same frames as `read_frames`, `batch` at a time, in memory that does not depend on their number.
+    """The same frames as `read_frames`, a few at a time, in memory that does not depend on their number.
 
-    times must not decrease. With out="patches", batch is a whole number of temporal patches (even). The file
-    stays open until the iterator is used up or closed. Raises as `read_frames`, when the fault is met.
+    Args:
+        source: as for `read_frames`.
+        policy: as for `read_frames`.
+        times: as for `read_frames`, but they must not decrease.
+        start: as for `read_frames`.
+        end: as for `read_frames`.
+        stream: as for `read_frames`.
+        device: as for `read_frames`.
+        out: as for `read_frames`.
+        mean: as for `read_frames`.
+        std: as for `read_frames`.
+        dtype: as for `read_frames`.
+        batch: frames at a time; for patches an even number, whole temporal patches.
+
+    Returns:
+        An iterator; the file stays open until it is used up or closed.
+
+    Raises:
+        VideoError: as `read_frames`, when the fault is met.
+        ConfigError: as `read_frames`, and for times that decrease.
     """
     remedy = "give a number of frames above 0, even for patches"
     whole("batch", batch, 1, remedy)
@@ -108,10 +141,27 @@ def read_many(
     partial: bool = False,
     timeout: float | None = TIMEOUT,
 ) -> Iterator[Frames | VideoError]:
-    """`read_frames` of each of many videos, in order, on a pool of threads; for a file that fails, its error.
+    """`read_frames` of each of many videos, in order, on a pool of threads.
 
-    workers: files read at the same time; default one for each processor. At most three times so many results
-    are in memory. timeout: seconds that each file may take. sources is read as it goes and may be endless.
+    At most three times as many results as `workers` are in memory.
+
+    Args:
+        sources: videos as for `read_frames`; read as it goes, and may be endless.
+        policy: as for `read_frames`.
+        workers: files read at the same time; None: one for each processor.
+        device: as for `read_frames`.
+        out: as for `read_frames`.
+        mean: as for `read_frames`.
+        std: as for `read_frames`.
+        dtype: as for `read_frames`.
+        partial: as for `read_frames`.
+        timeout: seconds that each file may take; None: no limit.
+
+    Returns:
+        An iterator over the frames of each video, or over its error where it cannot be read.
+
+    Raises:
+        ConfigError: arguments that are wrong whatever the files.
     """
     if isinstance(sources, (str, bytes, os.PathLike, FrameSource)) or not isinstance(sources, Iterable):
         raise ConfigError(f"sources is of type {type(sources).__name__}; give a list of videos")

@@ -75,8 +75,14 @@ def is_number(value: Any) -> bool:
 
 
 def options_in(text: str) -> dict[str, str]:
-    """Options that a question lists as lines "A. text" or "A) text", from A on without a gap; {} when it
-    lists none."""
+    """The options that a question lists itself, as lines "A. text" or "A) text".
+
+    Args:
+        text: the question.
+
+    Returns:
+        Letter -> text, from A on without a gap; {} when it lists none.
+    """
     found = [match for line in text.splitlines() if (match := _OPTION.fullmatch(line))]
     letters = "".join(match[1] for match in found)
     if len(found) < 2 or letters != LETTERS[: len(found)]:

@@ -44,8 +44,11 @@ def read_records(
             question. None: as each line says.
         on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged.
         rejected: a JSONL file that skipped lines are appended to, as {"where", "reason", "line"}.
-        check: looks further at the valid records, at their media for example; gives for each of them what
-            is wrong, or None. What is wrong makes its line a bad one.
+        check: checks the valid records further, their media for example; gives for each of them what is
+            wrong, or None. What is wrong makes its line a bad one.
+
+    Returns:
+        The valid records, at least one, in the order of the file.
 
     Raises:
         RecordError: names file, line, key and remedy: malformed JSON, missing or unknown key, wrong type,
@@ -96,9 +99,19 @@ def read_records(
 def read_media(
     record: Record, policy: FramePolicy, *, out: Literal["uint8", "patches"] = "patches", **options: Any
 ) -> Frames | None:
-    """The pictures a record asks about, read by the policy; None for a record of text only.
+    """Read the pictures that a record asks about.
 
-    options: those of `read_frames` and `read_images` alike (mean, std, device). Raises VideoError.
+    Args:
+        record: names them.
+        policy: which frames, of what size.
+        out: "uint8" or "patches".
+        options: those of `read_frames` and `read_images` alike: mean, std, device.
+
+    Returns:
+        The frames; None for a record of text only.
+
+    Raises:
+        VideoError: what cannot be read.
     """
     if record.video is not None:
         return read_frames(record.video, policy, start=record.start, end=record.end, out=out, **options)
@@ -109,10 +122,14 @@ def read_media(
 
 
 def write_records(path: PathLike, records: Iterable[Record]) -> None:
-    """Write records as lines that `read_records` reads back, all or nothing (the file is replaced at once).
+    """Write records as lines that `read_records` reads back, all or nothing: the file is replaced at once.
 
-    Paths inside the folder of the file become relative to it. Raises RecordError for a record that the
-    format cannot hold, and then leaves the old file.
+    Args:
+        path: the file. Paths inside its folder become relative to it.
+        records: what to write.
+
+    Raises:
+        RecordError: a record that the format cannot hold; the old file stays.
     """
     root = os.path.realpath(os.path.dirname(os.path.abspath(path)))  # as `read_records` finds it
     with atomic_writer(path) as file:

@@ -18,7 +18,7 @@ ROLLOUTS = "rollouts.jsonl"
 
 
 def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int = 6) -> Path:
-    """Write a run's page and return its path.
+    """Write the page about a run.
 
     Args:
         run_dir: folder of the run. results.json (`evaluate.results_table` says of what form), metrics.jsonl
@@ -27,9 +27,12 @@ def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int 
         out: the file to write; None: report.html in `run_dir`.
         groups: rollout groups shown of each log.
 
+    Returns:
+        The path of the page.
+
     Raises:
-        ConfigError: the folder holds none of the three, results.json is no JSON object, or one is no
-            regular file.
+        ConfigError: the folder holds none of the three, results.json is no JSON object, or one is no regular
+            file.
         OutputError: `out` cannot be written.
     """
     run = Path(run_dir)

@@ -9,11 +9,15 @@ from fourdthinker.evaluate.table import comparisons, models, number, percent, po
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on a results.json: where the model stands, and what 4DRL did against DIFT and against the
-    control.
+    """Where a model stands, in words, and what 4DRL did against DIFT and against the control.
 
-    A comparison is called a gain or a loss only when its interval excludes zero. Empty when the results
-    hold neither a "dift" nor an "rl" entry.
+    A comparison is called a gain or a loss only when its interval excludes zero.
+
+    Args:
+        results: the contents of a results.json.
+
+    Returns:
+        Sentences; none when the results hold neither a "dift" nor an "rl" entry.
     """
     entries, differences = models(results), comparisons(results)
     out = []

@@ -82,7 +82,16 @@ class SamplingConfig:
 
 
 def row_seed(seed: int, prompt: int, sample: int) -> int:
-    """The seed of one row, in [0, 2^63): a hash of the call's seed and the indices of prompt and sample."""
+    """The seed of one row that is given none of its own.
+
+    Args:
+        seed: of the call.
+        prompt: index of the prompt.
+        sample: number of the sample of that prompt.
+
+    Returns:
+        A hash of the three, in [0, 2^63).
+    """
     digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -95,6 +95,9 @@ class LatentSampler:
             on_tokens: called with a row's index, its new ids and whether it has ended, every `check_every`
                 steps when there are new ones; together they are the ids of the rollout.
 
+        Returns:
+            The rows: ids, latents, log-probabilities and why each ended, on the device of the model.
+
         Raises:
             ConfigError: no prompts, n < 1, seeds or features that do not fit, EOS ids the model does not
                 have, prompts that are longer than the model's context, of another family, or whose vision

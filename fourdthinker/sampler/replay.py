@@ -109,13 +109,15 @@ def replay_batch(
 
 
 def replay_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [R, T] float32 of a `replay_batch`, as the training forward sees them, 0 where not
-    chosen.
+    """Log-probabilities of a rollout as the training forward sees them.
 
     Args:
         backbone: in eval mode, when the result is compared with what the sampler recorded.
         batch: of `replay_batch`.
         temperature: the one sampled with; 1 for greedy rows.
+
+    Returns:
+        [R, T] float32, 0 where the policy did not choose the token.
     """
     return backbone(batch, functools.partial(policy_logprobs, temperature=temperature))
 

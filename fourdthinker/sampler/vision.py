@@ -19,9 +19,16 @@ _PROBES = 64
 
 
 def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
-    """The features of each, [M, (1 + D) * H], as `Backbone.encode_vision` gives them.
+    """The vision features of clips and images, in few calls of the tower.
 
     Whether gradients flow is the backbone's business: they do when its tower is open.
+
+    Args:
+        backbone: whose tower computes.
+        visions: clips or images, with patches.
+
+    Returns:
+        For each of `visions` its features [M, (1 + D) * H], as `Backbone.encode_vision` gives them.
     """
     merged = backbone.vision.merge_size**2
     for part in _parts(visions, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
@@ -30,17 +37,32 @@ def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Te
 
 
 def encode_imagery(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
-    """The latents [n * K, H] of the n images of each, detached."""
+    """The latents of images: what training takes as targets.
+
+    Args:
+        backbone: whose tower computes.
+        visions: images, with patches.
+
+    Returns:
+        For each of `visions`, of n images, the latents [n * K, H], detached.
+    """
     for part in _parts(visions, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
         sizes = [vision.grid_thw.shape[0] * backbone.latents.latent_size for vision in part]
         yield from backbone.imagery_targets(*_joined(part)).split(sizes)
 
 
 def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor | None]:
-    """The vision features of every prompt, [M, (1 + D) * H], or None for a prompt without pictures.
+    """The vision features of prompts, each distinct clip encoded once.
 
-    Features that a prompt brings along are used as they are; of the others each distinct clip is encoded
-    once. Whether gradients flow is the backbone's business, as in `encode_visions`.
+    Features that a prompt brings along are used as they are. Whether gradients flow is the backbone's
+    business, as in `encode_visions`.
+
+    Args:
+        backbone: whose tower computes.
+        prompts: of the same family.
+
+    Returns:
+        For each prompt its features [M, (1 + D) * H] on the device of the backbone, or None without pictures.
 
     Raises:
         ConfigError: a prompt of another family, or one whose pictures have neither patches nor features.

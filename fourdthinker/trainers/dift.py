@@ -81,7 +81,15 @@ def train_dift(
 
 
 def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:
-    """The trainer, with batches that use up every epoch."""
+    """The trainer of DIFT, with batches that use up every epoch.
+
+    Args:
+        config: the settings.
+        parts: what it is made of.
+
+    Returns:
+        A trainer that has not begun.
+    """
     batches = ShardedBatches(
         len(parts.items),
         config.per_device_train_batch_size,

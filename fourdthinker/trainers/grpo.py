@@ -110,7 +110,12 @@ class GrpoTrainer(LatentTrainer):
         return Forward(chunk.batch | old, objective, chunk.items, number)
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
-        """Keep the log-probs of the policy that is about to be updated for the first time."""
+        """Keep the log-probs of the policy that is about to be updated for the first time.
+
+        Args:
+            forward: the one that was run.
+            outputs: of its objective: the log-probs.
+        """
         (logprobs,) = outputs
         if self.settings.num_iterations > 1:
             self._old_logprobs.setdefault(forward.number, logprobs)
@@ -271,7 +276,15 @@ def train_grpo(
 
 
 def make_trainer(config: GrpoConfig, rewards: dict[str, Reward], parts: Parts) -> GrpoTrainer:
-    """The trainer, with batches that fill whole updates.
+    """The trainer of 4DRL, with batches that fill whole updates.
+
+    Args:
+        config: the settings.
+        rewards: the reward functions by name.
+        parts: what it is made of.
+
+    Returns:
+        A trainer that has not begun.
 
     Raises:
         ConfigError: a record without an answer, with the reward that compares answers.
