@@ -1,4 +1,4 @@
-"""What the model is fed: prompts, training samples, and batches of samples. Plain data, picklable."""
+"""What the model is fed: prompts, training samples, and batches of them. Plain data, picklable."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ class Thinker:
             ConfigError: a device that torch does not have.
         """
         try:
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.zeros(1, device=place).item()
+            target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.zeros(1, device=target).item()
         except (
             RuntimeError,
             AssertionError,
@@ -98,7 +98,7 @@ class Thinker:
         checkpoint = load_checkpoint(
             path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy
         )
-        checkpoint.backbone.to(place).eval()
+        checkpoint.backbone.to(target).eval()
         return cls(checkpoint)
 
     def prompt(

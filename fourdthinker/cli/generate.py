@@ -42,8 +42,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--video", type=Path, nargs="+", default=[], metavar="PATH", help="video files or folders of frames"
     )
     asked.add_argument("--image", type=Path, nargs="+", metavar="PATH", help="pictures of one question")
-    asked.add_argument("--start", type=float, metavar="S", help="look from this second on")
-    asked.add_argument("--end", type=float, metavar="S", help="look up to this second")
+    asked.add_argument("--start", type=float, metavar="S", help="second of the video file to begin at")
+    asked.add_argument("--end", type=float, metavar="S", help="second of the video file to end at")
     asked.add_argument("--question", nargs="+", default=[], metavar="TEXT", help="asked of each video")
     asked.add_argument(
         "--options", nargs="+", default=[], metavar="TEXT", help="answers to choose from, 2 to 8"

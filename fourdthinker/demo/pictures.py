@@ -20,7 +20,7 @@ from fourdthinker.records import Record
 _CHUNK = 64
 
 
-def place(record: Record) -> tuple[str, int]:
+def clip_of(record: Record) -> tuple[str, int]:
     """Split and number of the clip that a record asks about."""
     path = Path(record.video or "")
     return path.parent.name, int(path.stem)
@@ -69,7 +69,7 @@ class LazySamples(Sequence[Sample]):
     def __init__(self, records: Sequence[Record], encoder: Encoder, pictures: Pictures) -> None:
         blank = pictures.blank()
         self.samples = [encoder.sample(record, blank) for record in records]
-        self.places = [place(record) for record in records]
+        self.clips = [clip_of(record) for record in records]
         self.pictures = pictures
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class LazySamples(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return replace(self.samples[index], vision=self.pictures.clip(*self.places[index]))
+        return replace(self.samples[index], vision=self.pictures.clip(*self.clips[index]))
 
 
 class Features:
@@ -100,7 +100,7 @@ class Features:
 
     def clip(self, record: Record) -> Vision:
         """The clip of a record as features, in place of patches."""
-        split, index = place(record)
+        split, index = clip_of(record)
         return replace(self.shape, features=self.array(f"{split}.clips")[index])
 
     def prompt(self, record: Record, encoder: Encoder) -> Prompt:
@@ -109,7 +109,7 @@ class Features:
 
     def sample(self, record: Record, encoder: Encoder) -> Sample:
         """A record as a training example, with the features of its clip and its latent targets."""
-        split, index = place(record)
+        split, index = clip_of(record)
         latents = self.array(f"{split}.imagery")[index, solid_of(record)]
         return encoder.sample(record, self.clip(record), latents)
 

@@ -156,7 +156,7 @@ def _lines(name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _to_dict(record: Record, root: str) -> dict[str, Any]:
-    def place(file: str) -> str:
+    def relative(file: str) -> str:
         inside = os.path.relpath(os.path.abspath(file), root)
         return os.path.abspath(file) if inside.startswith("..") else inside
 
@@ -164,13 +164,13 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         raise RecordError(
             f"{record.where}: separate pictures in a question have no place in this form of record"
         )
-    frames = [place(file) for file in record.frames or ()]
-    video = None if record.video is None else place(record.video)
+    frames = [relative(file) for file in record.frames or ()]
+    video = None if record.video is None else relative(record.video)
     line: dict[str, Any] = {"id": record.id}
     if record.kind == "dift":
         line |= {"text_input": record.question, "text_output": record.text_output}
         line |= {"video": video, "image_input": frames[0] if record.separate and frames else frames or None}
-        line |= {"image_output": [place(file) for file in record.images]}
+        line |= {"image_output": [relative(file) for file in record.images]}
         line |= {"options": record.options or None, "answer": record.answer}
     elif not record.options or record.answer is None:
         raise RecordError(f"{record.where}: a 4DRL record needs options and an answer; this one has not both")

@@ -45,28 +45,28 @@ def line_chart(
     left, right, top, bottom = 46, 8, 8, 20
     first, last = raw[0][0], raw[-1][0]
 
-    def at(x: float, y: float) -> str:
+    def point(x: float, y: float) -> str:
         along = (x - first) / (last - first) if last > first else 0.5
         up = (min(max(y, low), high) - low) / (high - low)
-        x_at = left + along * (width - left - right)
-        return f"{x_at:.1f},{height - bottom - up * (height - top - bottom):.1f}"
+        column = left + along * (width - left - right)
+        return f"{column:.1f},{height - bottom - up * (height - top - bottom):.1f}"
 
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
     parts.append(
         f"<title>{escape(title)}: {short(raw[0][1])} at the start, {short(mean[-1][1])} at the end</title>"
     )
     for tick in ticks:
-        y = at(first, tick).split(",")[1]
+        y = point(first, tick).split(",")[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{left - 6}" y="{y}" dy="0.32em" text-anchor="end">{short(tick)}</text>')
     for step, anchor in ((first, "start"), (last, "end")):
-        x = at(step, low).split(",")[0]
+        x = point(step, low).split(",")[0]
         parts.append(f'<text x="{x}" y="{height - 4}" text-anchor="{anchor}">{short(step)}</text>')
     if len(raw) > 1:
-        parts.append(f'<polyline class="raw" points="{" ".join(at(*p) for p in raw)}"/>')
-        parts.append(f'<polyline class="curve" points="{" ".join(at(*p) for p in mean)}"/>')
+        parts.append(f'<polyline class="raw" points="{" ".join(point(*p) for p in raw)}"/>')
+        parts.append(f'<polyline class="curve" points="{" ".join(point(*p) for p in mean)}"/>')
     else:
-        x, y = at(*raw[0]).split(",")
+        x, y = point(*raw[0]).split(",")
         parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>')
     return "".join(parts) + "</svg>"
 
@@ -90,7 +90,7 @@ def interval_chart(
     step, top, left, right = 30, 26 if lines else 8, 214, 66
     height = top + step * len(bars) + 24
 
-    def at(value: float) -> float:
+    def px(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - right)
 
     parts = [
@@ -99,17 +99,17 @@ def interval_chart(
     parts.append(f"<title>{escape(title)}</title>")
     for tick in ticks:
         parts.append(
-            f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top}" y2="{height - 22}"/>'
+            f'<line class="grid" x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="{top}" y2="{height - 22}"/>'
         )
         parts.append(
-            f'<text x="{at(tick):.1f}" y="{height - 6}" text-anchor="middle">{100 * tick:.4g}</text>'
+            f'<text x="{px(tick):.1f}" y="{height - 6}" text-anchor="middle">{100 * tick:.4g}</text>'
         )
     ends: list[float] = []  # right ends of the names already placed, to keep them apart
     for name, value in sorted(lines, key=lambda line: line[1]):
-        x = max(at(value), *(e + 8 for e in ends)) if ends else at(value)
+        x = max(px(value), *(e + 8 for e in ends)) if ends else px(value)
         ends.append(x + 6.4 * len(name))
         parts.append(
-            f'<line class="reference" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="16" y2="{height - 22}"/>'
+            f'<line class="reference" x1="{px(value):.1f}" x2="{px(value):.1f}" y1="16" y2="{height - 22}"/>'
         )
         parts.append(f'<text class="reference" x="{x:.1f}" y="12">{escape(name)}</text>')
     for i, bar in enumerate(bars):
@@ -120,12 +120,12 @@ def interval_chart(
         )
         if bar.low is not None and bar.high is not None:
             parts.append(
-                f'<line class="whisker" x1="{at(max(bar.low, low)):.1f}" x2="{at(min(bar.high, high)):.1f}" '
+                f'<line class="whisker" x1="{px(max(bar.low, low)):.1f}" x2="{px(min(bar.high, high)):.1f}" '
                 f'y1="{y}" y2="{y}"/>'
             )
         if bar.mark is not None:
-            parts.append(f'<circle class="mark" cx="{at(bar.mark):.1f}" cy="{y}" r="4.5"/>')
-        parts.append(f'<circle class="dot" cx="{at(bar.value):.1f}" cy="{y}" r="4.5"/>')
+            parts.append(f'<circle class="mark" cx="{px(bar.mark):.1f}" cy="{y}" r="4.5"/>')
+        parts.append(f'<circle class="dot" cx="{px(bar.value):.1f}" cy="{y}" r="4.5"/>')
         parts.append(
             f'<text class="value" x="{width - 4}" y="{y}" dy="0.32em" text-anchor="end">'
             f"{100 * bar.value:.1f} %</text>"

@@ -45,12 +45,12 @@ def _standing(entries: Mapping[str, Mapping[str, Any]]) -> str:
     head = f"After DIFT the model answers {percent(dift['accuracy'])} of the questions right"
     if isinstance(dift.get("n"), int):
         head = head.replace("the questions", f"{dift['n']:,} held-out questions")
-    floors = [k for k in ("chance", "majority") if k in entries]
-    if not floors:
+    baselines = [k for k in ("chance", "majority") if k in entries]
+    if not baselines:
         return head + "."
     names = {"chance": "a blind guess", "majority": "always giving the most frequent answer"}
-    told = " and ".join(f"{names[k]} {percent(entries[k]['accuracy'])}" for k in floors)
-    best = max(entries[k]["accuracy"] for k in floors)
+    told = " and ".join(f"{names[k]} {percent(entries[k]['accuracy'])}" for k in baselines)
+    best = max(entries[k]["accuracy"] for k in baselines)
     low, high = number(dift.get("low")), number(dift.get("high"))
     if low is not None and low > best:
         return f"{head}, clearly more than what needs no eyes: {told}."

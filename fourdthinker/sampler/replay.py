@@ -76,17 +76,17 @@ def replay_batch(
 
     ids = torch.full(layout.shape, pad_id)
     positions = torch.ones(3, *layout.shape, dtype=torch.long)
-    segment = torch.full(layout.shape, -1)  # 0: the prompt, 1 + r: the completion of row r, -1: padding
+    part = torch.full(layout.shape, -1)  # 0: the prompt, 1 + r: the completion of row r, -1: padding
     for b, p in enumerate(layout.prompt_of):
         count = prompts[p].input_ids.numel()
         ids[b, :count] = prompts[p].input_ids
         positions[:, b, :count] = prompts[p].position_ids
-        segment[b, :count] = 0
+        part[b, :count] = 0
     where = flat[inside]
     ids.view(-1)[where] = tokens[inside]
     following = torch.tensor([prompts[p].next_position for p in layout.group])
     positions.view(3, -1)[:, where] = (following[:, None] + steps)[inside]
-    segment.view(-1)[where] = torch.arange(1, len(chosen) + 1)[:, None].expand_as(flat)[inside]
+    part.view(-1)[where] = torch.arange(1, len(chosen) + 1)[:, None].expand_as(flat)[inside]
 
     row_of = torch.full((rollout.tokens.shape[0],), -1)
     row_of[chosen] = torch.arange(len(chosen))
@@ -95,7 +95,7 @@ def replay_batch(
     batch: Batch = {
         "input_ids": ids,
         "position_ids": positions,
-        "attention_mask": _block_mask(segment) if share else (segment >= 0).long(),
+        "attention_mask": _block_mask(part) if share else (part >= 0).long(),
         "latent_index": flat[owner[kept], rollout.latent_steps.cpu()[kept]],
         "latents": rollout.latents[kept.to(rollout.latents.device)],
         "source_index": torch.where(steps == 0, layout.before[:, None], flat - 1)[mask],
@@ -183,11 +183,11 @@ def _rows(rows: Sequence[int] | Tensor | None, total: int) -> list[int]:
     return chosen
 
 
-def _block_mask(segment: Tensor) -> Tensor:
-    """[B, 1, S, S] bool of `segment` [B, S]. Padding sees itself: a softmax over nothing is not a number."""
-    query, key = segment[:, :, None], segment[:, None, :]
-    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
-    itself = torch.eye(segment.shape[1], dtype=torch.bool)
+def _block_mask(part: Tensor) -> Tensor:
+    """[B, 1, S, S] bool of `part` [B, S]. Padding sees itself: a softmax over nothing is not a number."""
+    query, key = part[:, :, None], part[:, None, :]
+    causal = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
+    itself = torch.eye(part.shape[1], dtype=torch.bool)
     return ((causal & (query >= 0) & ((key == 0) | (key == query))) | itself)[:, None]
 
 

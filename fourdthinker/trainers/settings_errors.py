@@ -29,19 +29,19 @@ _KINDS = {
 
 
 def explain(
-    error: ValidationError, settings: type[BaseModel], place: Callable[[str], str] = lambda key: ""
+    error: ValidationError, settings: type[BaseModel], origin: Callable[[str], str] = lambda key: ""
 ) -> str:
     """All problems of an error in one line.
 
     Args:
         error: what pydantic raised.
         settings: the class whose values were wrong; its keys are what unknown ones are compared with.
-        place: where the value of a dotted key was given, such as a file; "" when nobody knows.
+        origin: where the value of a dotted key was given, such as a file; "" when nobody knows.
     """
     problems = []
     for problem in error.errors(include_url=False):
         key = _dotted(problem["loc"])
-        where = place(key)
+        where = origin(key)
         if problem["type"] == "extra_forbidden":
             text = unknown(key, keys(settings))
         else:

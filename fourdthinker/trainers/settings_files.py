@@ -37,26 +37,26 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def make_config(
-    cls: type[C], values: Mapping[str, Any], *, place: Callable[[str], str] = lambda key: ""
+    cls: type[C], values: Mapping[str, Any], *, origin: Callable[[str], str] = lambda key: ""
 ) -> C:
     """Settings from plain values, as YAML gives them.
 
     Args:
         cls: `DiftConfig` or `GrpoConfig`.
         values: by key; nested sections are mappings.
-        place: where the value of a dotted key was given, for messages.
+        origin: where the value of a dotted key was given, for messages.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range, or values that do not fit together.
     """
     for key in values:
         if not isinstance(key, str):
-            raise ConfigError(f"{place(str(key))}: the key {key!r} is no text; write `key: value` lines")
+            raise ConfigError(f"{origin(str(key))}: the key {key!r} is no text; write `key: value` lines")
     try:
         return cls(**values)
     except ConfigError as error:
         if isinstance(error.__cause__, ValidationError):
-            raise ConfigError(explain(error.__cause__, cls, place)) from error
+            raise ConfigError(explain(error.__cause__, cls, origin)) from error
         raise
 
 
@@ -82,14 +82,14 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
             section = section[name]
         section[names[-1]] = value
 
-    def place(key: str) -> str:
+    def origin(key: str) -> str:
         ours = any(f"{key}.".startswith(f"{'.'.join(names)}.") for names, _ in given)
         everywhere = "command line" if path is None else str(path)
         if not key and path is not None and given:
             return f"{path} and command line"
         return "command line" if ours else everywhere
 
-    return make_config(cls, values, place=place)
+    return make_config(cls, values, origin=origin)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _empty(rng: np.random.Generator, camera: str, frames: int, fps: float, size:
     )
 
 
-def _place(rng: np.random.Generator, world: World, colour: str, direction: str | None) -> Solid:
+def _random_solid(rng: np.random.Generator, world: World, colour: str, direction: str | None) -> Solid:
     """A solid somewhere in the camera's reach that moves to `direction`, or stands."""
     half = float(rng.uniform(0.42, 0.55))
     y = rng.uniform(3.2, 5.8)
@@ -204,7 +204,7 @@ def make_world(
         solids: list[Solid] = []
         for _ in range(60):
             number = len(solids)
-            solid = _place(rng, world, colours[number], direction if number == 0 else None)
+            solid = _random_solid(rng, world, colours[number], direction if number == 0 else None)
             if _fits(world, solid, solids, in_view=number < 2):
                 solids.append(solid)
             if len(solids) == 3:
@@ -246,8 +246,8 @@ def _hit_can(origin: Array, ray: Array, centre: Array, half: float) -> tuple[Arr
     side = np.where(np.abs(z) <= half, side, np.inf)
     down = np.where(ray[..., 2] < -1e-6, ray[..., 2], -1e-6)
     cap = (half - offset[..., 2]) / down
-    at = offset[..., :2] + cap[..., None] * ray[..., :2]
-    cap = np.where(((at**2).sum(-1) <= radius * radius) & (cap > 0), cap, np.inf)
+    hit = offset[..., :2] + cap[..., None] * ray[..., :2]
+    cap = np.where(((hit**2).sum(-1) <= radius * radius) & (cap > 0), cap, np.inf)
     return np.minimum(side, cap).astype(np.float32), (cap < side).astype(np.float32)
 
 
@@ -309,8 +309,8 @@ def render(world: World) -> Clip:
     colour[sky] = np.array([0.55, 0.68, 0.85], np.float32)
     frame_of = np.broadcast_to(np.arange(frames)[:, None], depth.shape)
     ground = solid == 0
-    at = origin[frame_of[ground]] + depth[ground][:, None] * ray[ground]
-    colour[ground] = _ground_colour(world, at[:, 0], at[:, 1], depth[ground], frame_of[ground])
+    hit = origin[frame_of[ground]] + depth[ground][:, None] * ray[ground]
+    colour[ground] = _ground_colour(world, hit[:, 0], hit[:, 1], depth[ground], frame_of[ground])
     for k, item in enumerate(world.solids):
         mine = solid == k + 1
         index = frame_of[mine]

@@ -1,6 +1,6 @@
 """Who may import whom, circles, private names, sizes: read from the source with `ast`, nothing is imported.
 
-docs/architecture.md shows the same table of floors; `test_the_document_shows_the_same_floors` compares them.
+docs/architecture.md shows the same table of tiers; `test_the_document_shows_the_same_tiers` compares them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# From the top floor to the ground. A room imports rooms of its own floor and of those below, never of those
-# above, and the last floor imports nothing of the package.
-FLOORS: tuple[tuple[str, ...], ...] = (
+# From the top tier to the lowest. A component imports components of its own tier and of those below, never of
+# those above, and the lowest tier imports nothing of the package.
+TIERS: tuple[tuple[str, ...], ...] = (
     ("cli", "train"),
     ("trainers", "synth", "serve", "report", "integrations", "demo", "doctor"),
     ("evaluate", "audit", "generate", "thinker"),
@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Reached by everyone through their `__init__` alone.
 FACES = ("frames", "kernels", "records", "sampler")
-# Outside the house: they may import any room, and no room imports them.
+# Outside the package: they may import any component, and no component imports them.
 OUTSIDE = ("bench", "tools", "tests")
 
 MOST_LINES = 450
@@ -84,8 +84,8 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def room(name: str) -> str:
-    """The part of the house that a module of ours belongs to: frames, thinker, kernels, train, bench, ..."""
+def component(name: str) -> str:
+    """The component that a module of ours belongs to: frames, thinker, kernels, train, bench, ..."""
     first, _, rest = name.partition(".")
     return rest.partition(".")[0] if first == "fourdthinker" else first
 
@@ -127,11 +127,11 @@ def imports() -> tuple[tuple[Module, Import], ...]:
     return tuple((m, i) for m in modules().values() for i in imports_of(m) if i.module in ours)
 
 
-def floor(name: str) -> int:
-    for number, rooms in enumerate(FLOORS):
-        if name in rooms:
+def tier(name: str) -> int:
+    for number, components in enumerate(TIERS):
+        if name in components:
             return number
-    raise AssertionError(f"{name} stands on no floor: put it into FLOORS and into docs/architecture.md")
+    raise AssertionError(f"{name} stands on no tier: put it into TIERS and into docs/architecture.md")
 
 
 # --- who may import whom ----------------------------------------------------------------------------------
@@ -140,12 +140,12 @@ def floor(name: str) -> int:
 def upward_imports() -> set[str]:
     wrong = set()
     for module, found in imports():
-        importer, imported = room(module.name), room(found.module)
+        importer, imported = component(module.name), component(found.module)
         if importer in OUTSIDE or importer == imported or not importer:
             continue
         if not imported:  # the package's own __init__, which holds the version
             continue
-        if imported in OUTSIDE or floor(imported) < floor(importer) or floor(importer) == len(FLOORS) - 1:
+        if imported in OUTSIDE or tier(imported) < tier(importer) or tier(importer) == len(TIERS) - 1:
             wrong.add(f"{module.where} imports {found.module}")
     return wrong
 
@@ -153,7 +153,7 @@ def upward_imports() -> set[str]:
 def imports_past_a_face() -> set[str]:
     wrong = set()
     for module, found in imports():
-        importer, imported = room(module.name), room(found.module)
+        importer, imported = component(module.name), component(found.module)
         face = f"fourdthinker.{imported}"
         if importer != imported and imported in FACES and found.module != face and importer not in OUTSIDE:
             wrong.add(f"{module.where} imports {found.module}")
@@ -161,13 +161,13 @@ def imports_past_a_face() -> set[str]:
 
 
 def private_names_of_others() -> set[str]:
-    """Private modules, names and attributes of another room; the bench and the tools are others too."""
+    """Private modules, names and attributes of another component; the bench and the tools are others too."""
     wrong = set()
     for module in modules().values():
         aliases: dict[str, str] = {}
         for found in imports_of(module):
             other = found.module.partition(".")[0] in {"fourdthinker", "bench", "tools", "train"}
-            if not other or room(found.module) in {room(module.name), "_video"}:
+            if not other or component(found.module) in {component(module.name), "_video"}:
                 continue
             for part in (*found.module.split("."), found.name):
                 if part.startswith("_") and not part.startswith("__"):
@@ -196,8 +196,8 @@ def circles() -> set[str]:
         if found.module not in edges:
             continue
         edges[module.name].add(found.module)
-        face = f"fourdthinker.{room(found.module)}"
-        if room(found.module) != room(module.name) and face in edges:
+        face = f"fourdthinker.{component(found.module)}"
+        if component(found.module) != component(module.name) and face in edges:
             edges[module.name].add(face)
     for name, targets in edges.items():
         targets.discard(name)
@@ -293,27 +293,27 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_house_keeps_its_rules(rule):
+def test_the_package_keeps_its_rules(rule):
     allowed = set(LONG_FUNCTIONS) if rule == "long_functions" else set()
     assert RULES[rule]() == allowed
 
 
-def test_every_room_stands_on_one_floor():
-    names = [name for rooms in FLOORS for name in rooms]
+def test_every_component_stands_on_one_tier():
+    names = [name for components in TIERS for name in components]
     assert len(names) == len(set(names))
     for name in modules():
-        if room(name) and room(name) not in OUTSIDE:
-            floor(room(name))
+        if component(name) and component(name) not in OUTSIDE:
+            tier(component(name))
 
 
-def test_the_document_shows_the_same_floors():
+def test_the_document_shows_the_same_tiers():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| *\d+ *\|([^|]*)\|", text, re.MULTILINE)
-    assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == FLOORS
+    assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == TIERS
 
 
 def test_every_rule_catches_what_it_forbids(monkeypatch, tmp_path):
-    """The rules themselves, on a small house that breaks each of them."""
+    """The rules themselves, on a small package that breaks each of them."""
     files = {
         "fourdthinker/__init__.py": "",
         "fourdthinker/errors.py": "from fourdthinker.frames import read",  # upward
