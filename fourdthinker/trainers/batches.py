@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,6 +112,17 @@ class Items(Dataset[tuple[int, T]]):
         item = self.items[index]
         record: Record | None = item.record if isinstance(item, (Prompt, Sample)) else item
         return f"item {index}" if record is None else f"record {record.id!r} ({record.where})"
+
+    def fingerprint(self) -> str:
+        """A hash of what the items are and of their order. Media are known by their paths alone."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            if isinstance(item, (Prompt, Sample)):
+                digest.update(item.input_ids.cpu().numpy().tobytes())
+            else:  # a record, wherever its line stands
+                digest.update(repr(dataclasses.replace(item, where="")).encode())
+            digest.update(b";")
+        return digest.hexdigest()[:24]
 
 
 class DiftCollator:

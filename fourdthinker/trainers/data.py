@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
@@ -17,7 +18,9 @@ from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.files import make_folder
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
+from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.run_folder import REJECTED
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.vision_cache import VisionCache
@@ -45,31 +48,79 @@ def load_items(
 ) -> Items[Any]:
     """The records of `config.data` as items that encode themselves on access: samples or prompts.
 
-    Every record is validated, and with `config.check_media` every clip and picture read once. With
-    `config.cache_dir` the vision features in `kept` are computed.
+    Every record is validated, and with `config.check_media` every clip and picture read once and every record
+    measured. With `config.cache_dir` the vision features in `kept` are computed.
 
     Raises:
         RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
         ConfigError: no data is named.
     """
     encoder = checkpoint.encoder()
+    checks = Checks(encoder, Lengths.of(config, checkpoint.backbone.max_positions), kind)
     # Filling the cache reads everything too, but cannot leave a record out.
     covered = config.cache_dir is not None and kept.clips and config.on_bad_record == "raise"
-    records = load_records(config, args, kind, encoder if config.check_media and not covered else None)
+    records = load_records(config, args, kind, checks if config.check_media and not covered else None)
     source: Encoder | VisionCache = encoder
     if config.cache_dir is not None:
-        source = _filled_cache(config, args, checkpoint, encoder, records, kept)
+        source = cache = _filled_cache(config, args, checkpoint, encoder, records, kept)
+        if config.check_media and covered:
+            for problem in _shared_out(args, records, lambda r: checks.length(r, cache.outline(r))):
+                if problem is not None:
+                    raise RecordError(problem)
     encode: Callable[[Record], Any] = source.sample if kind == "dift" else source.prompt
     return Items(records, encode)
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What is looked at in a record beyond its line: its texts, its media, its length.
+
+    Attributes:
+        encoder: of the model.
+        lengths: the limits of the run.
+        kind: whether it becomes a sample or a prompt.
+    """
+
+    encoder: Encoder
+    lengths: Lengths
+    kind: Literal["dift", "rl"]
+
+    def media(self, record: Record) -> str | None:
+        """What is wrong with the texts, clip, pictures or length of a record, or None."""
+        try:
+            self.encoder.check_text(record)
+            vision = self.encoder.read(record)
+            if record.kind == "dift" and record.images:
+                self.encoder.overlays(record)
+        except VideoError as error:
+            return f"{record.where}: {error}"
+        except RecordError as error:
+            return str(error)
+        return self.length(record, vision)
+
+    def length(self, record: Record, vision: Vision | None) -> str | None:
+        """What is too long about a record whose clip is `vision`, with or without its pixels; or None."""
+        item: Prompt | Sample
+        try:
+            if self.kind == "rl":
+                item = self.encoder.prompt(record, vision)
+            else:
+                # Their number is all that matters of the latents.
+                latents = torch.zeros(len(record.images) * self.encoder.latents.latent_size, 1)
+                item = self.encoder.sample(record, vision, latents)
+        except RecordError as error:
+            return str(error)
+        problem = self.lengths.problem(item)
+        return None if problem is None else f"{record.where}: {problem}"
+
+
 def load_records(
-    config: TrainConfig, args: TrainingArguments, kind: Literal["dift", "rl"], encoder: Encoder | None
+    config: TrainConfig, args: TrainingArguments, kind: Literal["dift", "rl"], checks: Checks | None
 ) -> list[Record]:
     """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
 
-    With an encoder every clip and picture is read once too, the ranks sharing the work, so that what cannot
-    be decoded or is too small shows before the first step.
+    With checks every clip and picture is read once too, the ranks sharing the work, so that what cannot be
+    decoded, is too small or too long shows before the first step.
     """
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
@@ -77,7 +128,7 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         rejected.unlink(missing_ok=True)
-    check = None if encoder is None else functools.partial(_media_problems, args, encoder)
+    check = None if checks is None else functools.partial(_shared_out, args, problem=checks.media)
     records: list[Record] = []
     for path in config.data:
         records += read_records(
@@ -88,25 +139,17 @@ def load_records(
             rejected=rejected,
             check=check,
         )
+    skipped = 0 if rejected is None or not rejected.exists() else len(rejected.read_bytes().splitlines())
+    if skipped:
+        logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), rejected)
     logger.info("%d records from %s", len(records), ", ".join(config.data))
     return records
 
 
-def _media_problems(args: TrainingArguments, encoder: Encoder, records: list[Record]) -> list[str | None]:
-    """For every record what is wrong with its texts, clip or pictures, or None."""
-
-    def problem(record: Record) -> str | None:
-        try:
-            encoder.check_text(record)
-            encoder.read(record)
-            if record.kind == "dift" and record.images:
-                encoder.overlays(record)
-        except VideoError as error:
-            return f"{record.where}: {error}"
-        except RecordError as error:
-            return str(error)
-        return None
-
+def _shared_out(
+    args: TrainingArguments, records: list[Record], problem: Callable[[Record], str | None]
+) -> list[str | None]:
+    """For every record what is wrong with it, or None; the ranks share the work."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(problem, records[args.process_index :: args.world_size]))
     shares: list[list[str | None]] = [found]

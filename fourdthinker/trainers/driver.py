@@ -19,13 +19,15 @@ from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import FourdError
+from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
+from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.model import add_adapter, load_model, reference_model
-from fourdthinker.trainers.run_folder import find_resume
+from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
-from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, Parts, training_arguments
+from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, Parts
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -81,6 +83,8 @@ def train(
     if items is None:
         data = load_items(config, args, checkpoint, recipe.kind, recipe.kept)
     else:
+        if isinstance(items, list):  # others may be made on access
+            Lengths.of(config, checkpoint.backbone.max_positions).check(items)
         data = Items(items)
     trainer = recipe.make_trainer(Parts(args, checkpoint, data, reference))
     loaded = resume is not None and given is None

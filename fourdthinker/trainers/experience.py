@@ -88,18 +88,23 @@ def sampling_config(config: GrpoConfig) -> SamplingConfig:
     )
 
 
-def rollout_seeds(seed: int, step: int, rank: int, indices: Sequence[int], samples: int) -> list[int]:
-    """One seed for every rollout, a hash of (seed, step, rank, prompt, sample).
+def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int) -> list[int]:
+    """One seed for every rollout, a hash of (seed, step, slot, sample).
 
-    A prompt that is there twice, as in a data set smaller than an update, counts its samples on.
+    A slot is the position of a prompt in the update of all ranks, so that rollouts do not depend on how many
+    ranks share the update, and a prompt that is there twice draws twice.
     """
-    base = row_seed(seed, step, rank)
-    seen: Counter[int] = Counter()
-    seeds = []
-    for index in indices:
-        seeds += [row_seed(base, index, seen[index] * samples + sample) for sample in range(samples)]
-        seen[index] += 1
-    return seeds
+    base = row_seed(seed, step, 0)
+    return [row_seed(base, slot, sample) for slot in slots for sample in range(samples)]
+
+
+def update_slots(batches: int, batch_size: int, rank: int, world_size: int) -> list[int]:
+    """The positions in the update of all ranks of one rank's prompts, batch after batch."""
+    return [
+        (batch * world_size + rank) * batch_size + position
+        for batch in range(batches)
+        for position in range(batch_size)
+    ]
 
 
 def score(

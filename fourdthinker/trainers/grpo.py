@@ -33,6 +33,7 @@ from fourdthinker.trainers.experience import (
     rollout_seeds,
     sampling_config,
     score,
+    update_slots,
     with_advantages,
     write_rollouts,
 )
@@ -126,8 +127,9 @@ class GrpoTrainer(LatentTrainer):
     def _sample(self, batches: list[Any]) -> Replay:
         started = time.perf_counter()
         config, step = self.settings, self.state.global_step + 1
-        indices = [index for batch, _ in batches for index in batch]
-        seeds = rollout_seeds(config.seed, step, self.args.process_index, indices, config.num_generations)
+        size, rank = config.per_device_train_batch_size, self.args.process_index
+        slots = update_slots(len(batches), size, rank, self.args.world_size)
+        seeds = rollout_seeds(config.seed, step, slots, config.num_generations)
         scored = []
         with self.accelerator.autocast(), self.whole_parameters():
             for batch, prompts in batches:

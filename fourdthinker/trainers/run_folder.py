@@ -1,4 +1,4 @@
-"""The folder of a run: where a run goes on, and what stands in it when training begins."""
+"""The folder of a run: what stands in it when training begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import TrainingArguments
 
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import CheckpointError
 from fourdthinker.files import make_folder, write_text
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import save_config
@@ -18,43 +18,14 @@ METRICS = "metrics.jsonl"
 REJECTED = "rejected.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 FINAL = "final"
-FINISHED = "finished.json"  # in `final`: how many updates its weights have seen
 _STATE = "trainer_state.json"
-
-
-def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
-    """The checkpoint folder that a run goes on from, or None to begin anew. Writes nothing.
-
-    Raises:
-        ConfigError: the folder holds a former run and neither resuming nor overwriting was asked for, or the
-            named checkpoint is missing or incomplete.
-    """
-    folder = Path(config.output_dir)
-    former = _checkpoints(folder)
-    if config.resume_from_checkpoint == "auto":
-        complete = [path for path in former if _incomplete(path, args) is None]
-        newest = max(complete, key=resumed_updates, default=None)
-        return str(newest) if newest else None
-    if config.resume_from_checkpoint is not None:
-        resume = Path(config.resume_from_checkpoint)
-        if missing := _incomplete(resume, args):
-            raise ConfigError(
-                f"resume_from_checkpoint: {resume} has no {missing}, so it is no complete checkpoint of a "
-                f"run with {args.world_size} processes; name another, or 'auto' for the newest complete one"
-            )
-        return str(resume)
-    if (former or (folder / METRICS).exists()) and not config.overwrite_output_dir:
-        raise ConfigError(
-            f"output_dir {folder} holds a former run; choose another folder, resume_from_checkpoint=auto, "
-            "or overwrite_output_dir=true"
-        )
-    return None
 
 
 def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) -> None:
     """Make the folder ready: the resolved settings are in it, and nothing that this run will write again.
 
-    Every rank calls it, once every rank has found where to go on.
+    What is not of this run is renamed: it could be taken for its own when it is resumed. Every rank calls it,
+    once every rank has found where to go on.
     """
     folder = Path(config.output_dir)
     if args.world_size > 1:
@@ -62,14 +33,36 @@ def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) 
     if args.process_index == 0:
         make_folder(folder)
         save_config(config, folder)
+        updates = resumed_updates(resume) if resume else 0
         for name in (METRICS, ROLLOUTS):
-            _cut_lines(folder / name, resumed_updates(resume) if resume else 0)
-        if config.overwrite_output_dir and resume is None:
-            for path in _checkpoints(folder):
-                # An old checkpoint-N would be taken for one of this run when it is resumed.
-                path.rename(path.with_name(f"former-{path.name}"))
+            _cut_lines(folder / name, updates)
+        for path in checkpoints(folder):
+            if not (resume and _is_before(path, updates)):
+                _set_aside(path)
+        if resume is None and (folder / FINAL).is_dir():
+            _set_aside(folder / FINAL)
     if args.world_size > 1:
         dist.barrier()
+
+
+def _is_before(path: Path, updates: int) -> bool:
+    try:
+        return resumed_updates(path) <= updates
+    except CheckpointError:
+        return False
+
+
+def _set_aside(path: Path) -> None:
+    number, target = 1, path.with_name(f"former-{path.name}")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"former-{number}-{path.name}")
+    path.rename(target)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, complete or not."""
+    return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
 
 
 def resumed_updates(checkpoint: str | Path) -> int:
@@ -81,36 +74,10 @@ def resumed_updates(checkpoint: str | Path) -> int:
     path = Path(checkpoint)
     try:
         return int(json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: {_STATE} cannot be read ({error}); name another checkpoint"
         ) from error
-
-
-def finished_updates(final: Path) -> int | None:
-    """How many updates the weights of a final checkpoint have seen; None where there is none."""
-    try:
-        return int(json.loads((final / FINISHED).read_text(encoding="utf-8"))["updates"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
-
-
-def _incomplete(path: Path, args: TrainingArguments) -> str | None:
-    """What a checkpoint folder lacks to be resumed from, or None. A killed process leaves halves of them."""
-    rng = [f"rng_state_{i}.pth" for i in range(args.world_size)] if args.world_size > 1 else ["rng_state.pth"]
-    needed = ["config.json", "scheduler.pt", *rng] + ([] if args.deepspeed else ["optimizer.pt"])
-    for name in needed:
-        if not (path / name).is_file():
-            return name
-    try:
-        resumed_updates(path)  # written last
-    except CheckpointError:
-        return f"readable {_STATE}"
-    return None
 
 
 def _cut_lines(path: Path, last_step: int) -> None:

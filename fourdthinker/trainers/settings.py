@@ -131,6 +131,12 @@ class TrainConfig(Section):
         True,
         description="Read every clip and picture once before training. Filling a cache does so anyway.",
     )
+    max_prompt_tokens: Int | None = Field(
+        None,
+        ge=1,
+        description="Tokens before the answer at most, those of pictures included; a longer record is a bad "
+        "one. null: as many as fit into the model's context with the answer.",
+    )
     frames: Annotated[FramePolicy | None, BeforeValidator(_frames)] = Field(
         None, description="Which frames are seen, and at what size; null: the checkpoint's own frame policy."
     )
@@ -147,7 +153,8 @@ class TrainConfig(Section):
     )
     resume_from_checkpoint: Text | None = Field(
         None,
-        description="Checkpoint folder to go on from; auto: the newest complete one in output_dir, if any.",
+        description="Checkpoint folder to go on from; auto: the newest complete one in output_dir, or a new "
+        "run where there is none.",
     )
     max_bad_steps: Int = Field(
         3, ge=0, description="Updates skipped for a non-finite loss or gradient before the run ends."
@@ -211,6 +218,11 @@ class TrainConfig(Section):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(
                 f"max_steps is {self.max_steps}; give a number above 0, or -1 to use num_train_epochs"
+            )
+        if self.max_prompt_tokens is not None and not self.check_media:
+            raise ValueError(
+                f"max_prompt_tokens is {self.max_prompt_tokens} and check_media false: how long a prompt is "
+                "shows when its clip is read; set check_media=true"
             )
         if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise ValueError(

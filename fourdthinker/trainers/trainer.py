@@ -1,16 +1,14 @@
 """The training loop: `transformers.Trainer` around a backbone, for both trainers.
 
-This is the only file that touches private members of `transformers` and `accelerate`; each one says why.
+Beside `arguments.py` the only file that touches private members of `transformers` and `accelerate`; each one
+says why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib.util
+import functools
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +18,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import append_lines, write_json
+from fourdthinker.files import append_lines
 from fourdthinker.objectives import Metrics
+from fourdthinker.sampler import row_seed
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.batches import Items, ShardedBatches
 from fourdthinker.trainers.masters import MasterWeights
+from fourdthinker.trainers.resume import RunState, check_data, finished_updates, run_state
 from fourdthinker.trainers.run_folder import (
     FINAL,
-    FINISHED,
     METRICS,
     begin_run,
-    finished_updates,
     resumed_updates,
 )
 from fourdthinker.trainers.settings import TrainConfig
@@ -65,61 +62,6 @@ class Forward:
     objective: Objective
     items: Tensor
     number: int = 0
-
-
-def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """The `TrainingArguments` of a config: settings of the same name are passed on, the rest is fixed.
-
-    Raises:
-        ConfigError: transformers refuses a setting, or a package that it needs is missing.
-    """
-    names = {f.name for f in dataclasses.fields(TrainingArguments)}
-    shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
-    for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
-        shared.pop(name)
-    _check_deepspeed(config)
-    shared["save_strategy"] = "steps" if config.save_steps else "no"
-    shared["save_steps"] = config.save_steps or 1
-    try:
-        args = TrainingArguments(
-            **shared,
-            logging_nan_inf_filter=False,  # non-finite losses are handled here
-            remove_unused_columns=False,
-            # With a frozen tower every trainable parameter is used by every batch; an open tower may meet a
-            # batch of text.
-            ddp_find_unused_parameters=not config.freeze_vision,
-            disable_tqdm=not sys.stderr.isatty(),
-            log_level="warning",
-        )
-        get_reporting_integration_callbacks(args.report_to)
-    except (ValueError, ImportError) as error:  # no such optimizer or schedule; a package that is missing
-        text = " ".join(str(error).split())
-        raise ConfigError(f"a setting that is passed on to transformers is wrong: {text}") from error
-    _ = args.n_gpu  # sets devices up
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != args.world_size:
-        raise ConfigError(
-            f"{started} processes were started, and without a GPU each would train by itself; "
-            "set use_cpu=true"
-        )
-    # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
-    args._n_gpu = min(args._n_gpu, 1)
-    return args
-
-
-def _check_deepspeed(config: TrainConfig) -> None:
-    if config.deepspeed is None:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"deepspeed is {config.deepspeed}, but the package is not installed; "
-            "pip install 'fourdthinker[zero]', or set deepspeed=null"
-        )
-    if not Path(config.deepspeed).is_file():
-        raise ConfigError(
-            f"deepspeed is {config.deepspeed}, and there is no such file; in a YAML file the path is "
-            "relative to that file, on the command line to the current folder"
-        )
 
 
 @dataclass(frozen=True)
@@ -386,8 +328,17 @@ class LatentTrainer(Trainer):
         with self.whole_parameters():
             if self.args.should_save:
                 save_checkpoint(folder, self.checkpoint)
-        if self.args.should_save and _internal_call and not self.args.save_only_model and self.masters:
-            self.masters.save(Path(folder))
+        if self.args.should_save and _internal_call:
+            self._write_run_state(Path(folder), self.state.global_step)
+            if self.masters is not None and not self.args.save_only_model:
+                self.masters.save(Path(folder))
+
+    def _write_run_state(self, folder: Path, updates: int) -> None:
+        run_state(self.settings, self.args, updates, self._data).write(folder)
+
+    @functools.cached_property
+    def _data(self) -> str:
+        return self.items.fingerprint()
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:
@@ -411,6 +362,17 @@ class LatentTrainer(Trainer):
         if self.masters is not None:
             self.masters.load(Path(resume_from_checkpoint))
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called by Trainer when it resumes. On another number of processes there is no state of each: they
+        draw on from the seed, the step and their rank. Rollouts do not depend on it."""
+        if checkpoint is None:
+            return
+        if RunState.read(Path(checkpoint)).processes == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        step = self.state.global_step
+        set_seed(row_seed(self.settings.seed, step, self.args.process_index) % 2**32)
+
     # ---- the run
 
     def run(
@@ -430,9 +392,19 @@ class LatentTrainer(Trainer):
         self._weights_loaded = weights_loaded
         final = Path(self.settings.output_dir) / FINAL
         *_, updates = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        if resume is not None and finished_updates(final) == updates:
-            logger.info("%s: this run is finished, all %d updates are made", final, updates)
-            return final
+        if self.settings.resume_from_checkpoint is not None:
+            finished = finished_updates(final)
+            if resume is not None or finished is not None:
+                check_data(final if resume is None else Path(resume), self._data)
+            if finished == updates:
+                logger.info("%s: this run is finished, all %d updates are made", final, updates)
+                return final
+            if resume is None and finished is not None:
+                raise ConfigError(
+                    f"resume_from_checkpoint=auto: {final} has seen {finished} updates, {updates} are asked "
+                    "for, and no checkpoint is there to go on from; begin a run of its own with "
+                    f"model={final}, or set save_steps in a new one"
+                )
         begin_run(self.settings, self.args, resume)
         if resume is not None and resumed_updates(resume) >= updates:
             self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
@@ -442,7 +414,7 @@ class LatentTrainer(Trainer):
             done = self.state.global_step
         self.save_model(str(final))
         if self.is_world_process_zero():
-            write_json(final / FINISHED, {"updates": done})
+            self._write_run_state(final, done)
         if self.args.world_size > 1:
             dist.barrier()
         return final

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -140,14 +141,19 @@ class VisionCache:
             raise ValueError(f"{record.where}: no media to compute features of")
         return vision
 
-    def _clip(self, record: Record) -> Vision | None:
+    def outline(self, record: Record) -> Vision | None:
+        """The clip of a record without its features, as the cache keeps it: enough to count its tokens."""
+        return self._clip(record, without=("features",))
+
+    def _clip(self, record: Record, without: tuple[str, ...] = ()) -> Vision | None:
         if not (self.clips and _has_clip(record)):
             return None
-        stored = load_file(self._clip_path(record))
+        with safe_open(self._clip_path(record), framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118
         seconds, times = stored.get("seconds_per_grid"), stored.get("times")
         return Vision(
             stored["grid_thw"],
-            features=stored["features"],
+            features=stored.get("features"),
             kind="image" if seconds is None else "video",
             seconds_per_grid=None if seconds is None else seconds.tolist(),
             times=None if times is None else [times.tolist()],

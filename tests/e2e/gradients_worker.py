@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from fourdthinker.trainers import experience, grpo
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.driver import process_group
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
@@ -57,20 +56,12 @@ def dift_gradients(folder: Path, *, batch: int, accumulation: int) -> dict[str, 
 
 
 def grpo_gradients(folder: Path, *, batch: int, accumulation: int, rows: int) -> dict[str, torch.Tensor]:
-    """With seeds that depend on the prompt alone, so that any number of ranks samples the same."""
-
-    def seeds(seed: int, step: int, rank: int, indices: list[int], count: int) -> list[int]:
-        return experience.rollout_seeds(seed, step, 0, indices, count)
-
+    """Any number of ranks samples the same."""
     checkpoint, keep = tiny_checkpoint(hidden=32, layers=1, tied=False), KeepGradients()
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     extra = {"rows_per_forward": rows, "output_dir": str(folder / "grpo")}
     config = make_config(GrpoConfig, GRPO | sizes | extra)
-    original, grpo.rollout_seeds = grpo.rollout_seeds, seeds  # type: ignore[assignment]
-    try:
-        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8), callbacks=[keep])
-    finally:
-        grpo.rollout_seeds = original
+    train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8), callbacks=[keep])
     return keep.gradients
 
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fourdthinker.backbones import save_checkpoint
+from fourdthinker.backbones import load_checkpoint, save_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError, RecordError
 from fourdthinker.frames import FramePolicy
+from fourdthinker.records import read_records
 from fourdthinker.trainers import dift, grpo
+from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.settings_files import load_config
-from fourdthinker.trainers.trainer import training_arguments
-from tests.e2e.training import metrics, settings, write_data, write_model
+from tests.e2e.training import metrics, prompts, settings, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -177,6 +178,15 @@ def test_processes_that_would_train_apart_are_refused(
         training_arguments(dift.DiftConfig(output_dir=str(tmp_path / "run")))
 
 
+def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"4 processes .* has 2 GPUs; start one a GPU .*_node 2\)"):
+        training_arguments(dift.DiftConfig(output_dir=str(tmp_path / "run")))
+
+
 @pytest.mark.parametrize("trainer", ["dift", "grpo"])
 def test_settings(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -211,8 +221,6 @@ def test_former_run_is_not_overwritten(base: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_answers_are_checked_for_the_accuracy_reward(base: dict[str, Any], tmp_path: Path) -> None:
-    from tests.e2e.training import prompts
-
     checkpoint = tiny_checkpoint(layers=1)
     items = prompts(checkpoint, 2)
     items[1].record.answer = None  # type: ignore[union-attr]
@@ -266,3 +274,76 @@ def test_incomplete_checkpoint_is_named(base: dict[str, Any], tmp_path: Path) ->
         start("dift", base, tmp_path / "run", data=str(tmp_path / "none.jsonl"))
     message = refused("dift", base, tmp_path / "run", resume_from_checkpoint=str(tmp_path / "plain"))
     assert "scheduler.pt" in message
+
+
+def _long(base: dict[str, Any], trainer: str, name: str) -> str:
+    """Records of which the third has a question of some 100 tokens more."""
+    data = Path(base["dift" if trainer == "dift" else "rl"])
+    key = "text_input" if trainer == "dift" else "Question"
+    records = lines(str(data))
+    records[2][key] = "Which way? " * 20 + records[2][key]
+    path = data.with_name(name)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+CACHED: dict[str, dict[str, Any]] = {"dift": {"cache_video": True}, "grpo": {}}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_a_prompt_that_is_too_long_is_found_first(
+    trainer: str, cached: bool, base: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = _long(base, trainer, f"long_{trainer}.jsonl")
+    extra: dict[str, Any] = {"data": data, "max_prompt_tokens": 120}
+    extra |= {"max_completion_length": 4} if trainer == "grpo" else {}
+    if cached:
+        extra |= {"cache_dir": str(tmp_path / "cache")} | CACHED[trainer]
+    message = refused(trainer, base, tmp_path / "run", **extra)
+    assert f"{data}:3: the prompt has" in message
+    assert "max_prompt_tokens is 120; raise it" in message
+    with caplog.at_level(logging.WARNING):
+        start(trainer, base, tmp_path / "skip", **extra, on_bad_record="skip")
+    assert "1 records skipped, 2 left" in caplog.text
+    assert f"{data}:3" in (tmp_path / "skip" / "rejected.jsonl").read_text()
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_the_length_is_that_of_the_encoded_record(trainer: str, base: dict[str, Any], tmp_path: Path) -> None:
+    """At the limit nothing is said, one token below everything is; pictures count."""
+    loaded = load_checkpoint(base["model"])
+    encoder, (record, *_) = loaded.encoder(), read_records(base["rl" if trainer == "grpo" else "dift"])
+    prompt = encoder.prompt(record)
+    # The newline after `assistant` is supervised in DIFT.
+    length = prompt.input_ids.numel() - (trainer == "dift" and loaded.style.newline_after_assistant)
+    assert int((prompt.input_ids == loaded.backbone.vision.video_token_id).sum()) == 8
+    extra: dict[str, Any] = {"max_completion_length": 4} if trainer == "grpo" else {}
+    one = tmp_path / "one.jsonl"
+    one.write_text(Path(base["rl" if trainer == "grpo" else "dift"]).read_text().splitlines()[0] + "\n")
+    extra |= {"data": str(one), "media_root": str(Path(base["rl"]).parent)}
+    start(trainer, base, tmp_path / "run", max_prompt_tokens=length, **extra)
+    message = refused(trainer, base, tmp_path / "less", max_prompt_tokens=length - 1, **extra)
+    assert f"the prompt has {length} tokens" in message
+
+
+def test_what_does_not_fit_into_the_context_is_found_first(base: dict[str, Any], tmp_path: Path) -> None:
+    message = refused("grpo", base, tmp_path / "run", max_completion_length=4090)
+    assert "rl.jsonl:1: the prompt has" in message
+    assert "4090 of max_completion_length" in message
+    assert "made for 4096" in message
+    data = Path(base["dift"])
+    records = lines(str(data))
+    records[1]["text_output"] = records[1]["text_output"].replace("and ", "and " * 5000)
+    path = data.with_name("context.jsonl")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "context.jsonl:2: the prompt has" in refused("dift", base, tmp_path / "dift", data=str(path))
+
+
+def test_prompts_in_memory_are_measured_too(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(layers=1)
+    config = grpo.GrpoConfig(use_cpu=True, output_dir=str(tmp_path / "run"), max_prompt_tokens=22)
+    with pytest.raises(ConfigError, match="memory:1: the prompt has 23 tokens and max_prompt_tokens is 22"):
+        grpo.train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 2))
+    with pytest.raises(ConfigError, match="set check_media=true"):
+        grpo.GrpoConfig(max_prompt_tokens=22, check_media=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config, make_config
 from fourdthinker.trainers.vision_cache import VisionCache
-from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
+from tests.e2e.training import finish, kill, killed, metrics, settings, torchrun, write_data, write_model
 
 MODULE = ("-m", "fourdthinker.trainers.dift")
 
@@ -77,6 +78,30 @@ def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
         assert {k: a[k] for k in same} == {k: b[k] for k in same}
     a, b = (load_checkpoint(run / "final").backbone.state_dict() for run in (whole, broken))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes_on_the_cpu_go_on(base: dict[str, Any], tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    two = base | {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 1}
+    config = two | {"output_dir": str(broken), "resume_from_checkpoint": "auto"}
+    killed(2, "dift", 3, *settings(config))
+    finish(torchrun(2, *MODULE, *settings(config)))
+    finish(torchrun(2, *MODULE, *settings(two | {"output_dir": str(whole)})))
+    expected, got = metrics(whole), metrics(broken)
+    assert [line["step"] for line in got] == [1, 2, 3, 4]
+    assert [line["loss"] for line in got] == [line["loss"] for line in expected]
+
+
+def test_a_silent_process_ends_the_run_after_ddp_timeout(base: dict[str, Any], tmp_path: Path) -> None:
+    config = base | {"output_dir": str(tmp_path / "run"), "ddp_timeout": 5}
+    process = torchrun(2, str(Path(__file__).with_name("silent_worker.py")), *settings(config))
+    try:
+        output, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    assert process.returncode != 0
+    assert "Timed out waiting 5000ms" in output, output[-4000:]
 
 
 def contents(run: Path) -> dict[str, tuple[int, bytes]]:

@@ -94,6 +94,25 @@ def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_goes_on_with_another_number_of_processes(base: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes die after their first checkpoint; one goes on, with the same prompts, rollouts and losses
+    as one that did everything."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    one = base | {"gradient_accumulation_steps": 2, "save_steps": 2, "max_steps": 4}
+    unbroken = torchrun(1, *MODULE, *settings(one | {"output_dir": str(whole)}))
+    config = {"output_dir": str(broken), "resume_from_checkpoint": "auto"}
+    killed(2, "grpo", 3, *settings(base | {"save_steps": 2, "max_steps": 4} | config))
+    finish(unbroken)
+    finish(torchrun(1, *MODULE, *settings(one | config)))
+    expected, got = metrics(whole), metrics(broken)
+    assert [line["step"] for line in got] == [1, 2, 3, 4]
+    for a, b in zip(expected, got, strict=True):
+        assert a.keys() == b.keys()
+        for name in ("loss", "grad_norm", "kl", "entropy", "reward", "completion_length"):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-6), (name, a["step"])
+
+
 def test_equal_groups_can_be_left_out(base: dict[str, Any], tmp_path: Path) -> None:
     # Accuracy alone is 0 for all rollouts of an untrained model, so that nothing is left to train on.
     before = load_checkpoint(base["model"]).backbone.state_dict()

@@ -13,7 +13,14 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.objectives import policy_logprobs
 from fourdthinker.prompts import Prompt, Vision
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
-from fourdthinker.trainers.experience import Experience, equal_groups, rollout_seeds, score
+from fourdthinker.trainers.batches import ShardedBatches
+from fourdthinker.trainers.experience import (
+    Experience,
+    equal_groups,
+    rollout_seeds,
+    score,
+    update_slots,
+)
 from fourdthinker.trainers.packing import replay_chunks
 from tests.tiny import tiny_checkpoint
 
@@ -168,12 +175,21 @@ def test_equal_groups_are_found_by_equality() -> None:
 
 
 def test_seeds_differ_in_every_part() -> None:
-    def seeds(seed: int = 0, step: int = 1, rank: int = 0) -> list[int]:
-        return rollout_seeds(seed, step, rank, [5, 9, 5], 4)
+    everything = rollout_seeds(0, 1, [0, 1], 4) + rollout_seeds(1, 1, [0, 1], 4) + rollout_seeds(0, 2, [0], 4)
+    assert len(everything) == len(set(everything)) == 20
+    assert rollout_seeds(0, 1, [0, 1], 4) == everything[:8]
 
-    assert seeds() == seeds()
-    everything = seeds() + seeds(seed=1) + seeds(step=2) + seeds(rank=1)
-    assert len(everything) == len(set(everything)) == 48
+
+@pytest.mark.parametrize(("ranks", "batch", "accumulation"), [(1, 4, 3), (2, 2, 3), (4, 1, 3), (2, 1, 6)])
+def test_a_slot_is_the_position_in_the_whole_update(ranks: int, batch: int, accumulation: int) -> None:
+    """However the update is divided, the prompt in a slot is the same, and so are its seeds."""
+    order = [i for part in ShardedBatches(24, 24, seed=3, whole_updates=True) for i in part]
+    for rank in range(ranks):
+        batches = ShardedBatches(
+            24, batch, rank=rank, world_size=ranks, seed=3, accumulation=accumulation, whole_updates=True
+        )
+        mine = [i for part in list(batches)[:accumulation] for i in part]
+        assert mine == [order[slot] for slot in update_slots(accumulation, batch, rank, ranks)]
 
 
 def test_rewards_are_weighted_and_checked() -> None:

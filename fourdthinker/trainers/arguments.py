@@ -1,0 +1,113 @@
+"""`TrainingArguments` of the settings, and the processes of a run.
+
+Beside `trainer.py` the only file that touches private members of `transformers`; each says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.settings import TrainConfig
+
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """The `TrainingArguments` of a config: settings of the same name are passed on, the rest is fixed.
+
+    Raises:
+        ConfigError: transformers refuses a setting, or a package that it needs is missing.
+    """
+    names = {f.name for f in dataclasses.fields(TrainingArguments)}
+    shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
+    for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
+        shared.pop(name)
+    _check_deepspeed(config)
+    _check_processes(config)
+    shared["save_strategy"] = "steps" if config.save_steps else "no"
+    shared["save_steps"] = config.save_steps or 1
+    try:
+        with _cpu_processes(config):
+            args = TrainingArguments(
+                **shared,
+                logging_nan_inf_filter=False,  # non-finite losses are handled here
+                remove_unused_columns=False,
+                # With a frozen tower every trainable parameter is used by every batch; an open tower may meet
+                # a batch of text.
+                ddp_find_unused_parameters=not config.freeze_vision,
+                disable_tqdm=not sys.stderr.isatty(),
+                log_level="warning",
+            )
+            _ = args.n_gpu  # sets devices up
+        get_reporting_integration_callbacks(args.report_to)
+    except (ValueError, ImportError) as error:  # no such optimizer or schedule; a package that is missing
+        text = " ".join(str(error).split())
+        raise ConfigError(f"a setting that is passed on to transformers is wrong: {text}") from error
+    # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
+    args._n_gpu = min(args._n_gpu, 1)
+    return args
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    if config.deepspeed is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, but the package is not installed; "
+            "pip install 'fourdthinker[zero]', or set deepspeed=null"
+        )
+    if not Path(config.deepspeed).is_file():
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, and there is no such file; in a YAML file the path is "
+            "relative to that file, on the command line to the current folder"
+        )
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """ConfigError where the processes that were started could not work together."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1 or config.use_cpu:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{started} processes were started, and without a GPU each would train by itself; "
+            "set use_cpu=true"
+        )
+    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", started)), torch.cuda.device_count()
+    if here > devices:
+        raise ConfigError(
+            f"{here} processes were started on this machine, which has {devices} GPUs; start one a GPU "
+            f"(torchrun --nproc_per_node {devices}), or set use_cpu=true"
+        )
+
+
+@contextlib.contextmanager
+def _cpu_processes(config: TrainConfig) -> Iterator[None]:
+    """Several processes on the CPU find each other before accelerate lets them: it would not pass the
+    time-out on, and would call the device "cpu:0", to which torch loads no checkpoint."""
+    if not config.use_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=config.ddp_timeout))
+    before = os.environ.get(_DEVICE)
+    os.environ[_DEVICE] = "cpu"
+    try:
+        yield
+    finally:
+        del os.environ[_DEVICE]
+        if before is not None:
+            os.environ[_DEVICE] = before

@@ -1,0 +1,235 @@
+"""Where a run goes on: which checkpoint, and whether it is one of this run.
+
+A checkpoint says in `run.json` what its optimizer state, its data order and its random numbers depend on. A
+run that differs in that is refused, since the difference would be ignored; everything else may be changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.files import write_json
+from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoints, resumed_updates
+from fourdthinker.trainers.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+# Settings that the state of the optimizer, the weights or the order of the data depend on.
+_HELD = (
+    "model",
+    "subfolder",
+    "dtype",
+    "freeze_vision",
+    "lora",
+    "latent_size",
+    "seed",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+    "num_iterations",
+)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint belongs to.
+
+    Attributes:
+        updates: how many its weights have seen.
+        settings: those that a run that goes on from it must have too.
+        records_per_update: on all processes together.
+        processes: that wrote it.
+        deepspeed: whether DeepSpeed did.
+        resumable: whether it has the state of the optimizer.
+        data: a hash of the records.
+    """
+
+    updates: int
+    settings: dict[str, Any]
+    records_per_update: int
+    processes: int
+    deepspeed: bool
+    resumable: bool
+    data: str
+
+    def write(self, folder: Path) -> None:
+        """Into `folder`/run.json."""
+        write_json(folder / RUN, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState:
+        """Of a checkpoint.
+
+        Raises:
+            CheckpointError: it has none that can be read.
+        """
+        try:
+            return cls(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / RUN} cannot be read ({error}); name a checkpoint that a run of this version wrote"
+            ) from error
+
+
+def run_state(config: TrainConfig, args: TrainingArguments, updates: int, data: str) -> RunState:
+    """What a checkpoint of this run belongs to after so many updates."""
+    held = {name: value for name, value in config.model_dump(mode="json").items() if name in _HELD}
+    return RunState(
+        updates=updates,
+        settings=held,
+        records_per_update=records_per_update(config, args),
+        processes=args.world_size,
+        deepspeed=bool(args.deepspeed),
+        resumable=not args.save_only_model,
+        data=data,
+    )
+
+
+def records_per_update(config: TrainConfig, args: TrainingArguments) -> int:
+    """Records (in 4DRL prompts) of one update, on all processes together."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * args.world_size
+
+
+def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
+    """The checkpoint folder that a run goes on from, or None to begin anew. Writes nothing.
+
+    Raises:
+        ConfigError: the folder holds a former run and neither resuming nor overwriting was asked for; no
+            checkpoint can be gone on from, though there are some; or the settings are not those of the run.
+    """
+    folder = Path(config.output_dir)
+    former = checkpoints(folder)
+    if config.resume_from_checkpoint is None:
+        if (former or (folder / METRICS).exists()) and not config.overwrite_output_dir:
+            raise ConfigError(
+                f"output_dir {folder} holds a former run; choose another folder, "
+                "resume_from_checkpoint=auto, or overwrite_output_dir=true"
+            )
+        return None
+    if config.resume_from_checkpoint == "auto":
+        resume = _newest(former)
+        if resume is None and (folder / FINAL / RUN).is_file():
+            _check_settings(config, args, folder / FINAL)  # `run` sees whether it is finished
+        if resume is None:
+            return None
+    else:
+        resume = Path(config.resume_from_checkpoint)
+        if problem := _problem(resume):
+            raise ConfigError(
+                f"resume_from_checkpoint: {resume} {problem}; name another, or 'auto' for the newest "
+                "complete one"
+            )
+    _check_settings(config, args, resume)
+    return str(resume)
+
+
+def _newest(former: Sequence[Path]) -> Path | None:
+    """The newest checkpoint that can be gone on from; None where no whole one was ever written."""
+    problems = {path: _problem(path) for path in former}
+    complete = [path for path, problem in problems.items() if problem is None]
+    if complete:
+        return max(complete, key=resumed_updates)
+    whole = {path: problem for path, problem in problems.items() if not _cut_off(path)}
+    if whole:
+        raise ConfigError(
+            "resume_from_checkpoint=auto: no checkpoint can be gone on from: "
+            f"{', '.join(f'{path} {problem}' for path, problem in whole.items())}; "
+            "name a complete one of another folder, or begin anew with overwrite_output_dir=true and "
+            "resume_from_checkpoint=null"
+        )
+    if former:
+        logger.warning("%s: saving was cut off; the run begins anew", ", ".join(map(str, former)))
+    return None
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether a process was killed while it wrote the checkpoint: the state of Trainer is written last."""
+    try:
+        resumed_updates(path)
+    except CheckpointError:
+        return True
+    return False
+
+
+def _problem(path: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint folder, or None."""
+    if not (path / "config.json").is_file():
+        return "has no config.json, so it is no complete checkpoint"
+    if _cut_off(path):
+        return "has no readable trainer_state.json, so it is no complete checkpoint of a run"
+    try:
+        state = RunState.read(path)
+    except CheckpointError as error:
+        return f"is of another version ({error})"
+    if not state.resumable:
+        return "was written with save_only_model=true, without the state of the optimizer"
+    random = ["rng_state.pth"]
+    if state.processes > 1:
+        random = [f"rng_state_{rank}.pth" for rank in range(state.processes)]
+    needed = ["scheduler.pt", *random] + ([] if state.deepspeed else ["optimizer.pt"])
+    missing = [name for name in needed if not (path / name).is_file()]
+    return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run" if missing else None
+
+
+def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) -> None:
+    """ConfigError when the run differs from that of a checkpoint in what the checkpoint holds."""
+    old, new = RunState.read(path), run_state(config, args, 0, "")
+    changed = [
+        f"{name} is {new.settings.get(name)!r} and was {value!r}"
+        for name, value in old.settings.items()
+        if new.settings.get(name) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"a run that goes on from {path} keeps its settings, but {', '.join(changed)}; set them back, or "
+            f"begin a run of its own with model={path}"
+        )
+    if old.deepspeed != new.deepspeed or (new.deepspeed and old.processes != new.processes):
+        kind = {True: "with DeepSpeed", False: "without DeepSpeed"}
+        raise ConfigError(
+            f"{path} was written by {old.processes} processes {kind[old.deepspeed]}, and this run has "
+            f"{new.processes} {kind[new.deepspeed]}: DeepSpeed's state cannot be divided anew; start as then"
+        )
+    if old.records_per_update != new.records_per_update:
+        each = config.per_device_train_batch_size * new.processes
+        fits = old.records_per_update % each == 0
+        remedy = f"gradient_accumulation_steps={old.records_per_update // each}" if fits else "them so"
+        raise ConfigError(
+            f"{path} was written with {old.records_per_update} records an update, and {new.processes} "
+            f"processes * per_device_train_batch_size {config.per_device_train_batch_size} * "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps} are "
+            f"{new.records_per_update}; the order of the data would be another, so set {remedy}"
+        )
+
+
+def finished_updates(final: Path) -> int | None:
+    """How many updates the weights of a final checkpoint have seen; None where there is none."""
+    try:
+        return RunState.read(final).updates
+    except CheckpointError:
+        return None
+
+
+def check_data(path: Path, data: str) -> None:
+    """ConfigError when a checkpoint was trained on other records than those with the hash `data`."""
+    if RunState.read(path).data != data:
+        raise ConfigError(
+            f"data: the records are not those that {path} was trained on (some were added, left out or "
+            f"changed); give it its data, or begin a run of its own with model={path}"
+        )

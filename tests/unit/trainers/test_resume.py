@@ -1,0 +1,171 @@
+"""Going on: never begun anew over checkpoints, nothing deleted, no changed setting ignored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.e2e.training import metrics, samples
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "logging_steps": 1,
+    "warmup_steps": 0,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 2,
+    "save_steps": 2,
+    "max_steps": 4,
+    "resume_from_checkpoint": "auto",
+}
+
+
+def train(folder: Path, *, number: int = 6, content: int = 0, **extra: Any) -> Path:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(DiftConfig, BASE | {"output_dir": str(folder)} | extra)
+    return train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, number, seed=content))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(finished: Path, tmp_path: Path) -> Path:
+    """A run that was killed after its second update."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in ("checkpoint-4", "final"):
+        shutil.rmtree(folder / name)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(folder: Path, **extra: Any) -> str:
+    before = files(folder)
+    with pytest.raises(ConfigError) as error:
+        train(folder, **extra)
+    assert files(folder) == before, "a refusal changes nothing"
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1e-4),
+        ("seed", 7),
+        ("weight_decay", 0.5),
+        ("lr_scheduler_type", "constant"),
+        ("warmup_steps", 3),
+        ("adam_beta2", 0.95),
+        ("optim", "sgd"),
+        ("freeze_vision", False),
+        ("dtype", "float32"),
+        ("model", "elsewhere"),
+    ],
+)
+def test_a_changed_setting_is_refused(stopped: Path, name: str, value: Any) -> None:
+    message = refused(stopped, **{name: value})
+    assert f"checkpoint-2 keeps its settings, but {name} is" in message
+    assert "set them back" in message
+
+
+def test_a_changed_batch_is_refused_with_what_fits(stopped: Path) -> None:
+    message = refused(stopped, per_device_train_batch_size=1)
+    assert "written with 2 records an update" in message
+    assert "set gradient_accumulation_steps=2" in message
+
+
+def test_other_records_are_refused(stopped: Path) -> None:
+    assert "data: the records are not those" in refused(stopped, number=5)
+    assert "data: the records are not those" in refused(stopped, content=1)
+
+
+def test_what_a_checkpoint_does_not_hold_is_used(stopped: Path) -> None:
+    train(stopped, max_steps=3, logging_steps=2, save_steps=3)
+    assert [path.name for path in sorted(stopped.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_the_same_update_divided_otherwise_is_the_same(stopped: Path, finished: Path) -> None:
+    train(stopped, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    got, expected = (load_checkpoint(run / "final").backbone for run in (stopped, finished))
+    for a, b in zip(got.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_of_the_model_alone_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, save_only_model=True, max_steps=2)
+    shutil.rmtree(folder / "final")
+    for given in ("auto", str(folder / "checkpoint-2")):
+        message = refused(folder, resume_from_checkpoint=given)
+        assert "checkpoint-2 was written with save_only_model=true, without the state of the" in message
+
+
+def test_a_checkpoint_that_lacks_a_file_does_not_make_the_run_begin_anew(stopped: Path) -> None:
+    (stopped / "checkpoint-2" / "optimizer.pt").unlink()
+    message = refused(stopped)
+    assert "checkpoint-2 has no optimizer.pt" in message
+    assert "overwrite_output_dir=true" in message
+
+
+def test_a_checkpoint_that_was_cut_off_is_set_aside(stopped: Path) -> None:
+    """Killed while it wrote its first checkpoint, and started again by the queue."""
+    (stopped / "checkpoint-2" / "trainer_state.json").unlink()
+    train(stopped)
+    assert [line["step"] for line in metrics(stopped)] == [1, 2, 3, 4]
+    assert (stopped / "former-checkpoint-2" / "optimizer.pt").is_file()
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    before = files(folder)
+    train(folder)
+    assert files(folder) == before
+    assert "final has seen 4 updates, 6 are asked for" in refused(folder, max_steps=6)
+    assert "learning_rate is 0.1" in refused(folder, learning_rate=0.1)
+
+
+def test_beginning_anew_deletes_nothing_and_is_resumed_as_itself(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    anew = {"overwrite_output_dir": True, "resume_from_checkpoint": None, "learning_rate": 1e-2}
+    for number in ("", "2-"):
+        train(folder, **anew)
+        for name in ("checkpoint-2", "checkpoint-4", "final"):
+            assert (folder / f"former-{number}{name}" / "config.json").is_file()
+    # As killed after its second update: the final checkpoint of the run before is not taken for its own.
+    for name in ("checkpoint-4", "final"):
+        shutil.rmtree(folder / name)
+    train(folder, learning_rate=1e-2)
+    assert (folder / "checkpoint-4").is_dir()
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    train(folder, resume_from_checkpoint=str(folder / "checkpoint-2"), max_steps=5)
+    assert (folder / "former-checkpoint-4" / "optimizer.pt").is_file()
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5]
