@@ -21,13 +21,19 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--media-root", type=Path, help="paths in the records start here (default: folder of the file)"
     )
     parser.add_argument(
-        "--on-bad-record", choices=("raise", "skip"), default="raise", help="(default: %(default)s)"
+        "--on-bad-record",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what a line that is wrong does (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/eval"), help="folder of the results (default: %(default)s)"
     )
     parser.add_argument(
-        "--samples", type=int, default=4, help="a question; 0: greedy alone (default: %(default)s)"
+        "--samples",
+        type=int,
+        default=4,
+        help="samples of each question; 0: greedy alone (default: %(default)s)",
     )
     parser.add_argument("--batch", type=int, default=16, help="questions in one batch (default: %(default)s)")
     parser.add_argument(

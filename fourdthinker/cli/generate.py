@@ -50,10 +50,19 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     asked.add_argument("--data", type=Path, metavar="JSONL", help="questions, one JSON object a line")
     asked.add_argument("--media-root", type=Path, help="paths in --data start here (default: its folder)")
-    asked.add_argument("--on-bad-record", choices=("raise", "skip"), default="raise", help="of --data")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="of a question (default: 1)")
+    asked.add_argument(
+        "--on-bad-record",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what a line of --data that is wrong does (default: raise)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="answers to each question (default: 1)"
+    )
     parser.add_argument("--out", type=Path, metavar="JSONL", help="answers; the same command goes on with it")
-    parser.add_argument("--latents-out", type=Path, metavar="FOLDER", help="safetensors of the latents")
+    parser.add_argument(
+        "--latents-out", type=Path, metavar="FOLDER", help="one safetensors file an answer, with its latents"
+    )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
     add_sampling(parser, temperature=0.0)
     parser.set_defaults(run=run)

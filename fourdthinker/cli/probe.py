@@ -21,7 +21,7 @@ TIMES = {
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker probe`."""
     parser = commands.add_parser("probe", help="what video files hold, and how their times are learnt")
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="video files")
     parser.add_argument("--fps", type=float, metavar="X", help="pictures a second, whatever times a file has")
     parser.set_defaults(run=run)
     return parser

@@ -23,8 +23,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", required=True, help="folder or hub id of a checkpoint with latent tokens"
     )
-    parser.add_argument("--subfolder", help="of the checkpoint")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument("--subfolder", help="folder within --checkpoint that holds the model")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights; auto: as they were saved (default: auto)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
 
 
@@ -59,7 +64,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None
         ("--repetition-penalty", float, "divides the logits of ids of prompt and answer; 1 is off"),
         ("--max-new-tokens", int, "ids of an answer, latents included (default: 512)"),
         ("--max-blocks", int, "imagery blocks of an answer; 0 is text only"),
-        ("--seed", int, "(default: 0)"),
+        ("--seed", int, "of the random draws (default: 0)"),
     ):
         group.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
     group.add_argument("--mode", choices=("exact", "reference"), help="reference: blocks may end early")

@@ -325,7 +325,7 @@ BY_NAME = {
 # Programs, plug-ins and what builds the package, started by tests and by `make`.
 PROGRAMS = {
     "coverage", "ruff", "mypy", "clang-format", "types-PyYAML",
-    "scikit-build-core", "nanobind", "cmake", "ninja",
+    "scikit-build-core", "nanobind", "cmake", "ninja", "pytest-xdist",
 }  # fmt: skip
 SCOPES = {
     "": ("fourdthinker", "kernels", "train"),
