@@ -15,6 +15,11 @@ if __name__.startswith("kernels."):
     )
 NAMESPACE = f"{__name__.partition('.')[0]}_kernels"  # tests copy the folder to a package of another name
 BACKENDS = ("auto", "triton", "torch")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (int, torch.SymInt)
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+LARGEST = 1e38  # of a number: kernels take them as float32
+COLDEST = 1e-38  # temperature: what is smaller is 0 where float32's denormal numbers are flushed
 
 
 def use_triton(backend: str, tensor: Tensor) -> bool:
@@ -22,8 +27,8 @@ def use_triton(backend: str, tensor: Tensor) -> bool:
 
     float64 is for checking the references and never takes a kernel.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; use one of {BACKENDS}")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"backend is {shown(backend)}; use one of {BACKENDS}")
     if backend == "auto":
         return tensor.is_cuda and tensor.dtype != torch.float64
     if backend == "triton" and tensor.dtype == torch.float64:
@@ -52,44 +57,103 @@ def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> T
     A tensor is not looked at from the host, so this never synchronises: one that is NaN, infinite or negative
     gives NaN, and with ``FOURDTHINKER_DEBUG=1`` a ``ValueError``.
     """
+    smallest = torch.finfo(dtype).tiny
     if not isinstance(num_items, Tensor):
-        if not 0 <= num_items < math.inf:
-            raise ValueError(f"num_items is {num_items}; pass a finite number of items, zero or more")
-        return torch.full((), 1.0 / num_items if num_items else 0.0, dtype=dtype, device=like.device)
-    if num_items.numel() != 1:
-        raise ValueError(f"num_items has shape {tuple(num_items.shape)}; pass a number or a scalar")
+        check_number("num_items", num_items, minimum=0)
+        rate = 1.0 / max(num_items, smallest) if num_items else 0.0
+        return torch.full((), rate, dtype=dtype, device=like.device)
+    if num_items.numel() != 1 or num_items.dtype == torch.bool or num_items.is_complex():
+        raise ValueError(
+            f"num_items is {tuple(num_items.shape)} {num_items.dtype}; pass a number or a scalar tensor"
+        )
     items = num_items.detach().reshape(()).to(device=like.device, dtype=dtype)
     if debugging() and not 0 <= float(items) < math.inf:
         raise ValueError(f"num_items is {float(items)}; pass a finite number of items, zero or more")
     broken = torch.where((items >= 0) & (items < math.inf), 0.0, math.nan).to(dtype)
-    return torch.where(items > 0, 1.0 / items.clamp(min=torch.finfo(dtype).tiny), 0.0) + broken
+    return torch.where(items > 0, 1.0 / items.clamp(min=smallest), 0.0) + broken
 
 
-def check_finite(**values: float | None) -> None:
-    """Raise ``ValueError`` naming the first coefficient that is NaN or infinite."""
-    for name, value in values.items():
-        # Not math.isfinite, on which torch.compile breaks once a number has changed between calls.
-        if value is not None and not -math.inf < value < math.inf:
-            raise ValueError(f"{name} is {value}; pass a finite number")
+def check_tensors(*optional: str, **tensors: object) -> None:
+    """Raise ``ValueError`` unless all are dense tensors on one device; those named first may be None."""
+    first: tuple[str, Tensor] | None = None
+    for name, value in tensors.items():
+        if value is None and name in optional:
+            continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is {shown(value)}; pass a tensor{' or None' * (name in optional)}")
+        if value.layout != torch.strided:
+            raise ValueError(f"{name} is a {value.layout} tensor; pass a dense one, {name}.to_dense()")
+        first = first or (name, value)
+        if value.device != first[1].device:
+            raise ValueError(
+                f"{name} is on {value.device} but {first[0]} is on {first[1].device}; move one of them"
+            )
 
 
 def check_floating(**tensors: Tensor | None) -> None:
-    """Raise ``ValueError`` naming the first tensor that holds no floating-point numbers."""
+    """Raise ``ValueError`` naming the first tensor whose dtype is none of ``FLOATS``."""
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype}; it must hold floating-point numbers")
+        if tensor is not None and tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{name} is {tensor.dtype}; it must hold floating-point numbers of 16, 32 or 64 bits"
+            )
 
 
-def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer, at least ``least``."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer, at least {least}")
+def check_number(
+    name: str,
+    value: object,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    integer: bool = False,
+    optional: bool = False,
+) -> None:
+    """Raise ``ValueError`` unless ``value`` is a finite number in range, or None where that is allowed.
+
+    A bool is no number here. ``LARGEST`` bounds all numbers, since kernels take them as float32.
+    """
+    if value is None and optional:
+        return
+    if not isinstance(value, INTEGERS if integer else NUMBERS) or isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}; pass {'an integer' if integer else 'a number'}")
+    # Not math.isfinite, on which torch.compile breaks once a number has changed between calls.
+    bound = 2**63 if isinstance(value, INTEGERS) else LARGEST
+    if not -bound < value < bound:
+        raise ValueError(f"{name} is {shown(value)}; pass a finite number, below {bound:g}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} is {value}; it must be {minimum} or more")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} is {value}; it must be above {above}")
 
 
-def check_integer(name: str, value: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be an integer")
+def check_temperature(value: object) -> None:
+    """Raise ``ValueError`` for what no logits can be divided by in float32."""
+    check_number("temperature", value, minimum=COLDEST)
+
+
+def check_integer(name: str, value: object, *, least: int = -(2**63)) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of 64 bits, at least ``least``."""
+    if not isinstance(value, INTEGERS) or isinstance(value, bool) or not least <= value < 2**63:
+        bound = "" if least < 0 else f", at least {least}"
+        raise ValueError(f"{name} is {shown(value)}; it must be an integer{bound}")
+
+
+def check_flags(**flags: object) -> None:
+    """Raise ``ValueError`` naming the first that is not True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {shown(value)}; pass True or False")
+
+
+def shown(value: object) -> str:
+    """An argument as a message shows it: short, and never an error of its own."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    kind = "" if value is None or isinstance(value, (int, float, str)) else f" ({type(value).__name__})"
+    return f"{text if len(text) <= 40 else text[:37] + '...'}{kind}"
 
 
 def debugging() -> bool:
@@ -100,6 +164,16 @@ def debugging() -> bool:
 def readable(values: Tensor) -> bool:
     """Whether values can be looked at without waiting for a device; those of a traced call do not exist."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def debug_ranges(**values: tuple[Tensor | None, int]) -> None:
+    """With ``FOURDTHINKER_DEBUG=1``, on the CPU too: ``ValueError`` unless all are in [0, their bound).
+
+    For what every layer of a decode step calls.
+    """
+    for name, (tensor, bound) in values.items():
+        if debugging() and tensor is not None:
+            check_range(name, tensor, 0, bound)
 
 
 def check_range(

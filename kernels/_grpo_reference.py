@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import reciprocal
+from ._common import check_floating, check_tensors, reciprocal
 from ._losses import GrpoOptions, kl_term, policy_term
 from ._metrics import named_metrics, sum_tokens, token_values
 
 
 def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
-    """Raise ``ValueError`` unless all have the shape and device of ``target`` and the masks are bool."""
+    """Raise ``ValueError`` unless all are tensors of ``target``'s shape and device and of their dtype.
+
+    Masks are bool; entropies and log-probabilities are floating.
+    """
+    check_tensors(*others, mask=mask, **others)
+    check_floating(**{name: v for name, v in others.items() if name.endswith(("logprobs", "entropy"))})
     for name, value in {"mask": mask, **others}.items():
         if value is not None and (value.shape != target.shape or value.device != target.device):
             raise ValueError(

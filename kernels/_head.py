@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_count, check_finite, check_floating, check_range, use_triton
+from ._common import (
+    accumulation_dtype,
+    check_floating,
+    check_integer,
+    check_number,
+    check_range,
+    check_temperature,
+    check_tensors,
+    use_triton,
+)
 from ._logits import grad_, padded, stats
 
 
@@ -31,8 +40,10 @@ def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bo
     Raises:
         ValueError: ``chunk_rows`` is no whole number above 0.
     """
+    check_integer("rows", rows, least=0)
+    check_integer("vocabulary", vocabulary, least=0)
     if chunk_rows is not None:
-        check_count("chunk_rows", chunk_rows)
+        check_integer("chunk_rows", chunk_rows, least=1)
         return chunk_rows
     if on_cpu:
         return min(max(rows, 1), max(512, min(4096, 2**24 // max(vocabulary, 1))))
@@ -48,17 +59,15 @@ def check_head(
     softcap: float | None,
 ) -> None:
     """Raise ``ValueError`` for shapes, dtypes, devices or coefficients that do not fit together."""
-    check_finite(temperature=temperature, softcap=softcap)
+    check_tensors("bias", input=input, weight=weight, target=target, bias=bias)
+    check_temperature(temperature)
+    check_number("softcap", softcap, above=0, optional=True)
     check_floating(input=input, weight=weight, bias=bias)
     if len({tensor.dtype == torch.float64 for tensor in (input, weight, bias) if tensor is not None}) > 1:
         raise ValueError(
             f"input is {input.dtype}, weight {weight.dtype}{'' if bias is None else f', bias {bias.dtype}'}; "
             "make all of them float64, or none"
         )
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; it must be above 0, or None for no cap")
     if input.dim() not in (2, 3) or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"input {tuple(input.shape)} must be [N, H] or [B, T, H] and weight {tuple(weight.shape)} [V, H]"
@@ -69,13 +78,11 @@ def check_head(
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias is {tuple(bias.shape)}; it must be ({weight.shape[0]},)")
-    for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(f"{name} is on {tensor.device} but input is on {input.device}; move one of them")
 
 
 def check_rows(rows: Tensor, target: Tensor) -> None:
     """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``."""
+    check_tensors(rows=rows)
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows is {tuple(rows.shape)} {rows.dtype}; it must be [M] int64 flat indices")
     if rows.device != target.device:

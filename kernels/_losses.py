@@ -37,6 +37,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._common import check_number, shown
+
 
 class Loss(NamedTuple):
     """What a loss type stands for."""
@@ -207,18 +209,8 @@ def _check(
     if choices is not None:
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; {REFUSED.get((name, value), f'use one of {choices}')}")
-    elif value is None:
-        if not optional:
-            raise ValueError(f"{name} is None; pass a number")
-    elif not isinstance(value, int if integer else (int, float)) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; pass {'an integer' if integer else 'a number'}")
-    # Not math.isfinite, on which torch.compile breaks once a number has changed between calls.
-    elif not -math.inf < value < math.inf:
-        raise ValueError(f"{name} is {value}; pass a finite number")
-    elif minimum is not None and value < minimum:
-        raise ValueError(f"{name} is {value}; it must be {minimum} or more")
-    elif above is not None and value <= above:
-        raise ValueError(f"{name} is {value}; it must be above {above}")
+    else:
+        check_number(name, value, minimum=minimum, above=above, integer=integer, optional=optional)
 
 
 DEFAULTS = GrpoOptions()
@@ -227,7 +219,7 @@ DEFAULTS = GrpoOptions()
 def check_options(options: object) -> None:
     """Raise ``ValueError`` for what is no ``GrpoOptions``."""
     if not isinstance(options, GrpoOptions):
-        raise ValueError(f"options is {options!r}; pass GrpoOptions(loss_type=..., ...)")
+        raise ValueError(f"options is {shown(options)}; pass GrpoOptions(loss_type=..., ...)")
 
 
 def policy_term(

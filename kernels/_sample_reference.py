@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ._common import check_tensors
+
 REPEATED = 1  # bit of `seen`: the repetition penalty applies (ids of the prompt's text and generated ids)
 PRESENT = 2  # bit of `seen`: the presence penalty applies (generated ids)
 
@@ -33,6 +35,12 @@ def philox_uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     Returns:
         float64 in [0, 1) of that shape, with 53 random bits.
     """
+    check_tensors(seeds=seeds, steps=steps)
+    if seeds.shape != steps.shape or {seeds.dtype, steps.dtype} != {torch.int64}:
+        raise ValueError(
+            f"seeds {tuple(seeds.shape)} {seeds.dtype} and steps {tuple(steps.shape)} {steps.dtype} must be "
+            "int64 of one shape"
+        )
     # int64 products wrap around modulo 2^64, and shifting then masking recovers the unsigned halves.
     key_a, key_b = seeds & _MASK32, (seeds >> 32) & _MASK32
     c0, c1 = steps & _MASK32, (steps >> 32) & _MASK32

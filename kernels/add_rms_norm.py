@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, use_triton
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_floating,
+    check_number,
+    check_tensors,
+    use_triton,
+)
 from ._launch import WIDEST, launching, settings
 
 
@@ -85,8 +92,11 @@ def add_rms_norm(
         ``normed`` and ``total``, both [R, H] in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or on CUDA H is above 16384.
+        ValueError: shapes, dtypes or devices do not fit, ``eps`` is negative, or on CUDA H is above 16384.
     """
+    check_tensors("residual", x=x, residual=residual, weight=weight)
+    check_floating(x=x, weight=weight)
+    check_number("eps", eps, minimum=0)
     if x.dim() != 2 or tuple(weight.shape) != (x.shape[1],):
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [R, H] and [H]")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):

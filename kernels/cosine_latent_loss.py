@@ -17,6 +17,7 @@ from ._common import (
     NAMESPACE,
     accumulation_dtype,
     check_floating,
+    check_tensors,
     debugging,
     readable,
     reciprocal,
@@ -210,6 +211,7 @@ def cosine_latent_loss(
         ValueError: shapes, dtypes or devices do not fit. Positions are range-checked on the CPU, and on CUDA
             with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
+    check_tensors(hidden=hidden, target=target, index=index)
     check_floating(hidden=hidden, target=target)
     if hidden.dim() not in (2, 3) or target.dim() != 2 or hidden.shape[-1] != target.shape[1]:
         raise ValueError(
@@ -218,10 +220,6 @@ def cosine_latent_loss(
     if index.dtype != torch.int64 or tuple(index.shape) != (target.shape[0],):
         raise ValueError(
             f"index is {tuple(index.shape)} {index.dtype}; it must be ({target.shape[0]},) int64"
-        )
-    if not hidden.device == target.device == index.device:
-        raise ValueError(
-            f"hidden is on {hidden.device}, target on {target.device}, index on {index.device}; move them"
         )
     if hidden.shape[-1] > WIDEST:
         raise ValueError(f"hidden is {hidden.shape[-1]} wide; at most {WIDEST} is supported")

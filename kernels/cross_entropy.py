@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import accumulation_dtype, check_integer, reciprocal
+from ._common import accumulation_dtype, check_integer, check_tensors, reciprocal
 from .logprobs import logprobs
 
 
@@ -40,11 +40,11 @@ def cross_entropy(
     Raises:
         ValueError: shapes, dtypes, devices or numbers do not fit.
     """
+    check_tensors(logits=logits, target=target)
     check_integer("ignore_index", ignore_index)
     mask = target != ignore_index
     values = logprobs(
         logits, target, mask=mask, temperature=temperature, inplace_backward=inplace_backward, backend=backend
     )
-    assert isinstance(values, Tensor)
     scale = reciprocal(mask.sum() if num_items is None else num_items, logits, accumulation_dtype(logits))
     return -torch.sum(values) * scale

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, check_count, check_finite, use_triton
+from ._common import NAMESPACE, check_integer, check_number, check_tensors, shown, use_triton
 from ._launch import launching
 
 SCALES = ("group", "none", "batch", "leave_one_out")
@@ -111,12 +111,13 @@ def group_advantages(
         ValueError: an unknown scale, a group size that does not divide R, or fewer than 2 rewards where a
             deviation or the others are needed.
     """
-    check_finite(eps=eps)
-    if eps < 0:
-        raise ValueError(f"eps is {eps}; it must be 0 or more, or it would turn signs around")
-    check_count("group_size", group_size)
-    if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}; use one of {SCALES}")
+    check_tensors(rewards=rewards)
+    check_number("eps", eps, minimum=0)  # a negative one would turn signs around
+    check_integer("group_size", group_size, least=1)
+    if not isinstance(scale, str) or scale not in SCALES:
+        raise ValueError(f"scale is {shown(scale)}; use one of {SCALES}")
+    if rewards.is_complex():
+        raise ValueError(f"rewards is {rewards.dtype}; it must hold real numbers")
     if rewards.dim() != 1:
         raise ValueError(f"rewards is {tuple(rewards.shape)}; it must be [R], groups one after the other")
     if rewards.shape[0] % group_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ._common import check_tensors
 from ._losses import DEFAULTS, GrpoOptions, check_options
 from .grpo_token_loss import grpo_token_loss
 from .logprobs import logprobs
@@ -54,6 +55,7 @@ def grpo_loss(
         ValueError: shapes, dtypes or devices do not fit, or an option lacks its input.
     """
     check_options(options)
+    check_tensors(logits=logits, mask=mask)
     if logits.dim() != 3:
         raise ValueError(f"logits is {tuple(logits.shape)}; it must be [R, T, V]")
     values = logprobs(

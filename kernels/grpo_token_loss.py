@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_floating, use_triton
+from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
 from ._grpo_reference import check_like, check_reference, metrics_of, token_scale, token_terms
 from ._launch import launching
 from ._losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
@@ -33,8 +33,12 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
         [R, T] bool, a part of ``mask``; ties at the border are all kept.
 
     Raises:
-        ValueError: the fraction is out of range.
+        ValueError: shapes or dtypes do not fit, or the fraction is out of range.
     """
+    check_tensors(entropy=entropy, mask=mask)
+    check_floating(entropy=entropy)
+    check_like(entropy, mask)
+    check_number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1")
     values = entropy.detach().masked_fill(~mask, -math.inf).flatten()
@@ -312,6 +316,7 @@ def grpo_token_loss(
         ValueError: shapes, dtypes or devices do not fit, or an option lacks its input.
     """
     check_options(options)
+    check_tensors(logprobs=logprobs, advantages=advantages)
     if logprobs.dim() != 2:
         raise ValueError(f"logprobs is {tuple(logprobs.shape)}; it must be [R, T]")
     rows = logprobs.shape[0]
@@ -319,10 +324,7 @@ def grpo_token_loss(
         raise ValueError(
             f"advantages is {tuple(advantages.shape)}; it must be ({rows},) or {tuple(logprobs.shape)}"
         )
-    check_floating(
-        logprobs=logprobs, advantages=advantages, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        sampler_logprobs=sampler_logprobs, entropy=entropy,
-    )  # fmt: skip
+    check_floating(logprobs=logprobs, advantages=advantages)
     check_like(
         logprobs, mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy=entropy, entropy_mask=entropy_mask,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_range
+from ._common import NAMESPACE, accumulation_dtype, check_flags, check_floating, check_range, check_tensors
 from ._grpo_reference import check_like, check_reference, metrics_of, sequence_sums, token_scale, token_terms
 from ._head import (
     Head,
@@ -303,6 +303,9 @@ def linear_grpo_loss(
             CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_options(options)
+    check_flags(return_entropy=return_entropy)
+    check_tensors(input=input, advantages=advantages)
+    check_floating(advantages=advantages)
     check_head(input, weight, target, bias, temperature, softcap)
     check_reference(options, ref_logprobs)
     check_like(
@@ -310,6 +313,8 @@ def linear_grpo_loss(
         sampler_logprobs=sampler_logprobs, entropy_mask=entropy_mask, sequence_ids=sequence_ids,
     )  # fmt: skip
     packed = input.dim() == 2
+    if sequence_ids is not None and sequence_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"sequence_ids is {sequence_ids.dtype}; it must be torch.int64")
     if packed != (sequence_ids is not None):
         raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
     count = advantages.numel() if packed else input.shape[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_range
+from ._common import NAMESPACE, accumulation_dtype, check_flags, check_range, check_tensors
 from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
 
 
@@ -139,6 +139,36 @@ class _LinearLogprobs(torch.autograd.Function):
         return (*out, None, None, None, None, None, None, None)
 
 
+@overload
+def linear_logprobs(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: Literal[False] = False,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def linear_logprobs(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: Literal[True],
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
 def linear_logprobs(
     input: Tensor,
     weight: Tensor,
@@ -180,6 +210,8 @@ def linear_logprobs(
         ValueError: shapes, dtypes, devices or coefficients do not fit.
     """
     check_head(input, weight, target, bias, temperature, softcap)
+    check_tensors("mask", target=target, mask=mask)
+    check_flags(return_entropy=return_entropy)
     if mask is not None and rows is not None:
         raise ValueError("mask and rows say the same thing; pass one of them")
     if mask is not None and (mask.shape != target.shape or mask.dtype != torch.bool):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_finite, check_range, use_triton
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_flags,
+    check_floating,
+    check_range,
+    check_temperature,
+    check_tensors,
+    use_triton,
+)
 from ._logits import empty_rows, grad_, rows_of, stats
 
 
@@ -140,6 +149,39 @@ class _Logprobs(torch.autograd.Function):
         return grad, None, None, None, None, None, None
 
 
+@overload
+def logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    return_entropy: Literal[False] = False,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    return_entropy: Literal[True],
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    return_entropy: bool,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def logprobs(
     logits: Tensor,
     target: Tensor,
@@ -175,22 +217,18 @@ def logprobs(
         ValueError: shapes, dtypes, devices or the temperature do not fit. Targets are range-checked on the
             CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
-    check_finite(temperature=temperature)
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
-    if logits.dim() not in (2, 3) or not logits.is_floating_point() or logits.shape[-1] == 0:
-        raise ValueError(
-            f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating [N, V] or [B, T, V]"
-        )
+    check_tensors("mask", logits=logits, target=target, mask=mask)
+    check_floating(logits=logits)
+    check_temperature(temperature)
+    check_flags(return_entropy=return_entropy, inplace_backward=inplace_backward)
+    if logits.dim() not in (2, 3) or logits.shape[-1] == 0:
+        raise ValueError(f"logits is {tuple(logits.shape)}; it must be [N, V] or [B, T, V] with a vocabulary")
     if target.shape != logits.shape[:-1] or target.dtype != torch.int64:
         raise ValueError(
             f"target is {tuple(target.shape)} {target.dtype}; it must be {tuple(logits.shape[:-1])} int64"
         )
     if mask is not None and (mask.shape != target.shape or mask.dtype != torch.bool):
         raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; it must be {tuple(target.shape)} bool")
-    for name, tensor in (("target", target), ("mask", mask)):
-        if tensor is not None and tensor.device != logits.device:
-            raise ValueError(f"{name} is on {tensor.device} but logits is on {logits.device}; move one")
     check_range("target", target, 0, logits.shape[-1], where=mask)
     shared = any(n > 1 and step < logits.shape[-1] for n, step in zip(target.shape, logits.stride()))
     if rows_of(logits) is None or (inplace_backward and shared):  # rows in one place have a gradient each

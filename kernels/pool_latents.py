@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, check_count, tile, use_triton
+from ._common import NAMESPACE, check_floating, check_integer, check_tensors, tile, use_triton
 from ._launch import launching
 
 
@@ -108,11 +108,14 @@ def pool_latents(features: Tensor, counts: Tensor, latent_size: int, *, backend:
         ValueError: the features require gradients, the counts do not add up to M, or an image has fewer than
             K rows.
     """
-    if features.dim() != 2 or not features.is_floating_point():
-        raise ValueError(f"features is {tuple(features.shape)} {features.dtype}; it must be floating [M, H]")
+    check_tensors(features=features)
+    check_tensors(counts=counts)  # on the CPU, wherever the features are
+    check_floating(features=features)
+    if features.dim() != 2:
+        raise ValueError(f"features is {tuple(features.shape)}; it must be [M, H]")
     if counts.dim() != 1 or counts.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"counts is {tuple(counts.shape)} {counts.dtype}; it must be [I] integers")
-    check_count("latent_size", latent_size)
+    check_integer("latent_size", latent_size, least=1)
     if features.requires_grad and torch.is_grad_enabled():
         raise ValueError("features require gradients, but targets are constants; pass features.detach()")
     dense = features if features.shape[1] <= 1 or features.stride(1) == 1 else features.contiguous()

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, use_triton
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_floating,
+    check_number,
+    check_tensors,
+    debug_ranges,
+    use_triton,
+)
 from ._launch import launching
 
 
@@ -144,8 +152,19 @@ def rotary_append_(
         The rotated query [R, heads, D].
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes, dtypes or devices do not fit. ``at`` is looked at with ``FOURDTHINKER_DEBUG=1`` alone.
     """
+    check_tensors(
+        "query_weight", "key_weight", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys,
+        values=values, at=at, query_weight=query_weight, key_weight=key_weight,
+    )  # fmt: skip
+    check_floating(query=query)
+    check_number("eps", eps, minimum=0)
+    if query.dim() != 3 or keys.dim() != 4:
+        raise ValueError(
+            f"query {tuple(query.shape)} and keys {tuple(keys.shape)} must be [R, heads, D] and "
+            "[R, kv_heads, T, D]"
+        )
     rows, _, width = query.shape
     shape = (rows, keys.shape[1], width)
     if tuple(key.shape) != shape or tuple(value.shape) != shape or tuple(keys.shape[::3]) != (rows, width):
@@ -153,6 +172,13 @@ def rotary_append_(
             f"key {tuple(key.shape)}, value {tuple(value.shape)} and cache {tuple(keys.shape)} do not fit "
             f"the query {tuple(query.shape)}; they must be [R, kv_heads, D] and [R, kv_heads, T, D]"
         )
+    of_one_dtype = {
+        "key": key, "value": value, "cos": cos, "sin": sin, "keys": keys, "values": values,
+        "query_weight": query_weight, "key_weight": key_weight,
+    }  # fmt: skip
+    for name, tensor in of_one_dtype.items():
+        if tensor is not None and tensor.dtype != query.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")
     if values.shape != keys.shape or tuple(at.shape) != (rows,) or at.dtype != torch.int64:
         raise ValueError(
             f"values {tuple(values.shape)} must be as keys {tuple(keys.shape)}, at {tuple(at.shape)} "
@@ -162,6 +188,10 @@ def rotary_append_(
         raise ValueError(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must be {(rows, width)}")
     if (query_weight is None) != (key_weight is None):
         raise ValueError("query_weight and key_weight go together; give both or neither")
+    for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
+        if weight is not None and tuple(weight.shape) != (width,):
+            raise ValueError(f"{name} is {tuple(weight.shape)}; it must be ({width},)")
+    debug_ranges(at=(at, keys.shape[2]))
     if not use_triton(backend, query):
         return _reference(query, key, value, cos, sin, keys, values, at, query_weight, key_weight, eps)
     if width & (width - 1) or width < 2:

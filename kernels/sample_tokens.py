@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ._common import NAMESPACE, debugging, tile, use_triton
+from ._common import COLDEST, LARGEST, NAMESPACE, check_floating, check_tensors, debugging, tile, use_triton
 from ._launch import launching
 from ._sample_kernel import sample_tokens_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
@@ -33,7 +33,7 @@ def _in_use(values: Tensor | None, off: float, *, at_least: bool = False) -> Ten
 # name: off, lowest, highest and what to pass. A penalty beyond these turns logits into infinity or all alike;
 # a temperature below is 0 on a processor that flushes float32's denormal numbers.
 SAMPLING_LIMITS = {
-    "temperature": (0.0, 1e-38, math.inf, "0 (greedy), or 1e-38 or more"),
+    "temperature": (0.0, COLDEST, LARGEST, "0 (greedy), or 1e-38 to 1e38"),
     "top_k": (0, 0, math.inf, "0 (off) or more"),
     "top_p": (1.0, 0.0, 1.0, "0 to 1 (off)"),
     "min_p": (0.0, 0.0, 1.0, "0 (off) to 1"),
@@ -181,8 +181,17 @@ def sample_tokens(
             V); on the CPU a row without a finite largest score (NaN or infinite logits, or nothing left to
             choose). On CUDA such a row returns a NaN log-probability.
     """
-    if logits.dim() != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits is {tuple(logits.shape)} {logits.dtype}; it must be floating point [B, V]")
+    optional = {
+        "top_k": top_k, "top_p": top_p, "min_p": min_p, "forbidden": forbidden, "seen": seen,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+    }  # fmt: skip
+    check_tensors(*optional, logits=logits, seeds=seeds, steps=steps, temperature=temperature, **optional)
+    check_floating(
+        logits=logits, temperature=temperature, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+    )  # fmt: skip
+    if logits.dim() != 2:
+        raise ValueError(f"logits is {tuple(logits.shape)}; it must be [B, V]")
     rows, vocabulary = logits.shape
     if vocabulary == 0:
         raise ValueError(f"logits is {tuple(logits.shape)}; the vocabulary must not be empty")
@@ -191,15 +200,20 @@ def sample_tokens(
         "min_p": min_p, "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
     }  # fmt: skip
     for name, value in per_row.items():
-        if value is not None and (tuple(value.shape) != (rows,) or value.device != logits.device):
-            raise ValueError(
-                f"{name} is {tuple(value.shape)} on {value.device}; it must be ({rows},) on {logits.device}"
-            )
+        if value is not None and tuple(value.shape) != (rows,):
+            raise ValueError(f"{name} is {tuple(value.shape)}; it must be ({rows},), one entry a row")
     for name, value in (("seeds", seeds), ("steps", steps)):
         if value.dtype != torch.int64:
             raise ValueError(f"{name} is {value.dtype}; it must be torch.int64")
-    if forbidden is not None and (forbidden.dim() != 2 or forbidden.shape[0] != rows):
-        raise ValueError(f"forbidden is {tuple(forbidden.shape)}; it must be [{rows}, F] ids, -1 for none")
+    if top_k is not None and top_k.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"top_k is {top_k.dtype}; it must be torch.int32 or torch.int64")
+    if forbidden is not None and (
+        forbidden.dim() != 2 or forbidden.shape[0] != rows or forbidden.dtype != torch.int64
+    ):
+        raise ValueError(
+            f"forbidden is {tuple(forbidden.shape)} {forbidden.dtype}; it must be [{rows}, F] int64 ids, "
+            "-1 for none"
+        )
     if (seen is None) != (repetition_penalty is None and presence_penalty is None):
         raise ValueError("seen is needed with repetition_penalty or presence_penalty, and only with them")
     if seen is not None and (tuple(seen.shape) != (rows, vocabulary) or seen.dtype != torch.uint8):

@@ -11,34 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_finite, check_floating, use_triton
+from ._common import (
+    NAMESPACE,
+    check_floating,
+    check_number,
+    check_tensors,
+    debug_ranges,
+    use_triton,
+)
+from ._decode_reference import of_each_row, reference
 from ._launch import Launch, launching, settings
-
-
-def _reference(
-    query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor,
-    prompt_lengths: Tensor, lengths: Tensor, scale: float,
-) -> Tensor:  # fmt: skip
-    rows, heads, width = query.shape
-    groups, kv_heads, prompt, _ = prompt_key.shape
-    wide = accumulation_dtype(query)
-    q = (query.to(wide) * scale).reshape(groups, rows // groups, kv_heads, heads // kv_heads, width)
-    shared = torch.einsum("ngkhd,nkpd->ngkhp", q, prompt_key.to(wide))
-    past = torch.arange(prompt, device=query.device) >= prompt_lengths[:, None]
-    # What lies past a length may be anything, NaN included, and 0 * NaN is NaN.
-    prompt_value = prompt_value.masked_fill(past[:, None, :, None], 0.0)
-    shared = shared.masked_fill(past[:, None, None, None, :], -torch.inf).flatten(0, 1)
-    own = torch.einsum("rkhd,rktd->rkht", q.flatten(0, 1), key.to(wide))
-    past = torch.arange(key.shape[2], device=query.device) >= lengths[:, None]
-    value = value.masked_fill(past[:, None, :, None], 0.0)
-    own = own.masked_fill(past[:, None, None, :], -torch.inf)
-    # A row without any position has only -inf: its softmax is NaN, its result 0.
-    scores = torch.cat((shared, own), dim=-1)
-    weights = scores.softmax(dim=-1).masked_fill((scores == -torch.inf).all(dim=-1, keepdim=True), 0.0)
-    ours = weights[..., :prompt].unflatten(0, (groups, rows // groups))
-    out = torch.einsum("ngkhp,nkpd->ngkhd", ours, prompt_value.to(wide)).flatten(0, 1)
-    out = out + torch.einsum("rkht,rktd->rkhd", weights[..., prompt:], value.to(wide))
-    return out.reshape(rows, heads, width).to(query.dtype)
 
 
 @triton.jit
@@ -317,27 +299,15 @@ def _decode_op(
 ) -> Tensor:
     if not use_triton(backend, query):
         if prompt_starts is not None and order is not None and row_starts is not None:
-            prompt_key, prompt_value, prompt_lengths = _of_each_row(
+            prompt_key, prompt_value, prompt_lengths = of_each_row(
                 prompt_key, prompt_value, prompt_starts, prompt_lengths, order, row_starts, longest
             )
         with torch.autocast(query.device.type, enabled=False):
-            return _reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
+            return reference(query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, scale)
     return _fused(
         query, prompt_key, prompt_value, key, value, prompt_lengths, lengths, prompt_starts, order,
         row_starts, longest, scale,
     )  # fmt: skip
-
-
-def _of_each_row(
-    key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, row_starts: Tensor,
-    longest: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Prompt keys, values and lengths with one group for every row, for the reference."""
-    rank = torch.empty_like(order).scatter_(0, order.long(), torch.arange(len(order)).to(order))
-    group = torch.searchsorted(row_starts, rank.to(row_starts.dtype), right=True) - 1
-    at = starts[group][:, None] + torch.arange(longest, device=key.device)
-    at = at.clamp(max=max(key.shape[2] - 1, 0)).long()
-    return key[0][:, at].transpose(0, 1), value[0][:, at].transpose(0, 1), lengths[group]
 
 
 @_decode_op.register_fake
@@ -346,11 +316,10 @@ def _(query: Tensor, *rest: Tensor | float | str | None) -> Tensor:
 
 
 def _check_tensors(shapes: dict[str, tuple[Tensor, tuple[int, ...]]], query: Tensor) -> None:
+    check_floating(query=query)
     for name, (tensor, shape) in shapes.items():
-        if tuple(tensor.shape) != shape or tensor.device != query.device:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} on {tensor.device}; it must be {shape} on {query.device}"
-            )
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}; it must be {shape}")
         if tensor.dim() == 4 and tensor.dtype != query.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")
         if tensor.dim() == 4 and tensor.stride(3) != 1:
@@ -359,6 +328,13 @@ def _check_tensors(shapes: dict[str, tuple[Tensor, tuple[int, ...]]], query: Ten
             tensor.dtype not in (torch.int32, torch.int64) or not tensor.is_contiguous()
         ):
             raise ValueError(f"{name} is {tensor.dtype}; it must be contiguous int32 or int64")
+
+
+def _check_sharing(rows: int, groups: int, heads: int, kv_heads: int, pooled: bool) -> None:
+    if groups == 0 or (rows % groups and not pooled):
+        raise ValueError(f"the {rows} rows cannot be shared out evenly among {groups} prompts")
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"{heads} query heads do not divide among {kv_heads} key-value heads")
 
 
 def shared_prefix_decode(
@@ -406,8 +382,14 @@ def shared_prefix_decode(
         [R, heads, D] in the dtype of ``query``; 0 for a row without any position.
 
     Raises:
-        ValueError: shapes, dtypes, layouts or devices do not fit.
+        ValueError: shapes, dtypes, layouts or devices do not fit. Lengths and indices are looked at with
+            ``FOURDTHINKER_DEBUG=1`` alone.
     """
+    pool = {"prompt_starts": prompt_starts, "order": order, "row_starts": row_starts}
+    check_tensors(
+        *pool, query=query, prompt_key=prompt_key, prompt_value=prompt_value, key=key, value=value,
+        prompt_lengths=prompt_lengths, lengths=lengths, **pool,
+    )  # fmt: skip
     if query.dim() != 3 or prompt_key.dim() != 4 or key.dim() != 4:
         raise ValueError(
             f"query {tuple(query.shape)} must be [R, heads, D], prompt_key {tuple(prompt_key.shape)} and key "
@@ -417,15 +399,12 @@ def shared_prefix_decode(
     pooled = prompt_starts is not None
     if pooled != (order is not None) or pooled != (row_starts is not None):
         raise ValueError("prompt_starts, order and row_starts go together; give all three or none")
-    kv_heads, groups = prompt_key.shape[1], prompt_lengths.shape[0] if pooled else prompt_key.shape[0]
+    kv_heads, groups = prompt_key.shape[1], prompt_lengths.numel() if pooled else prompt_key.shape[0]
     longest = prompt_key.shape[2] if longest is None else longest
-    scale = width**-0.5 if scale is None else scale
-    check_finite(scale=scale)
-    check_floating(query=query)
-    if groups == 0 or (rows % groups and not pooled):
-        raise ValueError(f"the {rows} rows cannot be shared out evenly among {groups} prompts")
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"{heads} query heads do not divide among {kv_heads} key-value heads")
+    scale = max(width, 1) ** -0.5 if scale is None else scale
+    check_number("scale", scale)
+    check_number("longest", longest, minimum=0, integer=True)
+    _check_sharing(rows, groups, heads, kv_heads, pooled)
     shapes = {
         "prompt_key": (prompt_key, (1 if pooled else groups, kv_heads, prompt_key.shape[2], width)),
         "prompt_value": (prompt_value, tuple(prompt_key.shape)),
@@ -434,13 +413,14 @@ def shared_prefix_decode(
         "prompt_lengths": (prompt_lengths, (groups,)),
         "lengths": (lengths, (rows,)),
     }
-    if prompt_starts is not None and order is not None and row_starts is not None:
-        shapes |= {
-            "prompt_starts": (prompt_starts, (groups,)),
-            "order": (order, (rows,)),
-            "row_starts": (row_starts, (groups + 1,)),
-        }
+    sizes = (groups, rows, groups + 1)
+    shapes |= {name: (t, (size,)) for (name, t), size in zip(pool.items(), sizes) if t is not None}
     _check_tensors(shapes, query)
+    debug_ranges(
+        prompt_lengths=(prompt_lengths, longest + 1), lengths=(lengths, key.shape[2] + 1),
+        prompt_starts=(prompt_starts, prompt_key.shape[2] + 1), order=(order, rows),
+        row_starts=(row_starts, rows + 1),
+    )  # fmt: skip
     if use_triton(backend, query) and (width & (width - 1) or not 16 <= width <= 256):
         raise ValueError(f"query is {width} wide; the kernel takes a power of two from 16 to 256")
     with torch.no_grad():

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, use_triton
+from ._common import NAMESPACE, check_floating, check_tensors, use_triton
 from ._launch import launching
 
 
@@ -65,6 +65,8 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     Raises:
         ValueError: the two do not fit.
     """
+    check_tensors(gate=gate, up=up)
+    check_floating(gate=gate)
     if gate.dim() != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} must be [R, H] of "

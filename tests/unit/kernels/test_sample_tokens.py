@@ -223,7 +223,7 @@ def test_extreme_temperatures():
         )  # fmt: skip
         assert torch.equal(ids, logits.argmax(dim=1))
         assert not sampled.any()
-    for temperature in (1e30, torch.inf):
+    for temperature in (1e30, 1e38):
         rate = torch.full((4,), temperature)
         _, raw, sampled = sample_tokens(logits, seeds=zero, steps=zero, temperature=rate, min_p=half)
         torch.testing.assert_close(raw, torch.full((4,), -math.log(300)))

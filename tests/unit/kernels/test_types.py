@@ -10,16 +10,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 CALLS = """
 import torch
-from fourdthinker.kernels import GrpoOptions, linear_grpo_loss, sample_tokens
+from fourdthinker.kernels import GrpoOptions, linear_grpo_loss, linear_logprobs, logprobs
 
 x = torch.zeros(2, 3, 4)
 reveal_type(linear_grpo_loss)
-loss, logprobs, metrics = linear_grpo_loss(
+loss, current, metrics = linear_grpo_loss(
     x, x[0], x[0].long(), GrpoOptions(loss_type="dapo"), advantages=x[0, 0], mask=x[0] > 0
 )
 reveal_type(metrics)
 linear_grpo_loss(x, x[0], x[0].long(), advantages=x[0, 0], mask=x[0] > 0, nonsense=4)
 GrpoOptions(epsilom=0.2)
+linear_logprobs(x, x[0], x[0].long()).mean()
+logprobs(x, x[0].long()).mean()
+values, entropies = linear_logprobs(x, x[0], x[0].long(), return_entropy=True)
+values, entropies = logprobs(x, x[0].long(), return_entropy=True)
+reveal_type(entropies)
+logprobs(x, x[0].long(), return_entropy=True).mean()
 """
 
 
@@ -48,4 +54,6 @@ def test_callers_see_real_signatures(tmp_path):
     assert 'Revealed type is "dict[str, torch._tensor.Tensor]"' in said or "builtins.dict" in said, said
     assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said
     assert 'Unexpected keyword argument "epsilom" for "GrpoOptions"' in said, said
-    assert "Found 2 errors" in said, said
+    assert 'Revealed type is "torch._tensor.Tensor"' in said, said
+    assert '"tuple[Tensor, Tensor]" has no attribute "mean"' in said, said
+    assert "Found 3 errors" in said, said
