@@ -152,7 +152,8 @@ def rotary_append_(
         The rotated query [R, heads, D].
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. ``at`` is looked at with ``FOURDTHINKER_DEBUG=1`` alone.
+        ValueError: shapes, dtypes or devices do not fit; with ``FOURDTHINKER_DEBUG=1`` alone, ``at`` is out
+            of range.
     """
     check_tensors(
         "query_weight", "key_weight", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys,
