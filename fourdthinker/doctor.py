@@ -29,8 +29,9 @@ DECODERS = ("h264", "hevc", "vp9", "av1")
 
 @dataclass(frozen=True)
 class Finding:
-    """status: "ok"; "note": works, with what the text says; "missing": something needed is absent or too
-    old.
+    """One thing that was checked.
+
+    status: "ok"; "note": works, with what the text says; "missing": something needed is absent or too old.
     """
 
     status: Status
@@ -90,8 +91,10 @@ def _packages() -> Iterator[Finding]:
 
 
 def requirements() -> dict[str, tuple[str | None, str | None]]:
-    """Of every package that is always needed: the oldest release that works, and the first one that is not
-    known to (None: no bound), as the metadata of this package states them."""
+    """The bounds of every package that is always needed, from the metadata of this package.
+
+    Of each: the oldest release that works, and the first one that is not known to (None: no bound).
+    """
     found = {}
     for line in importlib.metadata.requires("fourdthinker") or []:
         requirement, _, marker = line.partition(";")

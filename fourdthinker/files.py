@@ -218,8 +218,11 @@ class JsonLines:
         os.close(self._handle)
 
     def lines(self) -> list[bytes]:
-        """The whole lines of the file. A last line without its newline counts when it is whole JSON, or is
-        nothing that this class has written; then it is for the caller to judge."""
+        """The whole lines of the file.
+
+        A last line without its newline counts when it is whole JSON, or is nothing that this class has
+        written; then it is for the caller to judge.
+        """
         return self._lines(self._read())
 
     def keep(self, lines: Sequence[bytes]) -> None:

@@ -1,5 +1,7 @@
-"""Records to token ids, positions and labels, and samples to batches. Plain data: no model, no CUDA,
-picklable."""
+"""Records to token ids, positions and labels, and training samples to batches.
+
+Plain data: no model, no CUDA, picklable.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,7 @@ RELEASED = PromptStyle(newline_after_assistant=False, seconds_per_grid=1.0)
 
 
 def question_text(record: Record, instruction: str = "") -> str:
-    """The user's turn: the question, its options as "A. text" lines unless they are in it, and the
-    instruction."""
+    """The user's turn: question, options as "A. text" lines unless they are in it, and the instruction."""
     parts = [record.question]
     if record.options and options_in(record.question) != record.options:
         parts.append("\n".join(f"{letter}. {text}" for letter, text in record.options.items()))
@@ -86,8 +87,9 @@ def question_text(record: Record, instruction: str = "") -> str:
 
 
 class Encoder:
-    """Makes prompts and training samples of records. Reads media, needs no model, can be sent to worker
-    processes.
+    """Makes prompts and training samples of records.
+
+    It reads media, needs no model, and can be sent to worker processes.
 
     Text of records is data: one that would become a control token, which is any token added to the
     tokenizer's words (`<|im_end|>`, `<|video_pad|>`, and where the tokenizer has them `<tool_call>`,
@@ -98,8 +100,10 @@ class Encoder:
     def __init__(
         self, tokenizer: Any, vision: VisionSpec, latents: LatentSpec, policy: FramePolicy, style: PromptStyle
     ) -> None:
-        """Raises ConfigError when the policy's factor is not the patch size times the merge size of the
-        model, and for an instruction with control tokens."""
+        """Raise ConfigError for a policy of another family, or an instruction with control tokens.
+
+        The policy's factor must be the patch size times the merge size of the model.
+        """
         if policy.factor != vision.factor:
             raise ConfigError(
                 f"frame policy: factor is {policy.factor}{_made_for(policy.factor)}, and this model needs "
@@ -195,8 +199,11 @@ class Encoder:
         )
 
     def read(self, record: Record) -> Vision | None:
-        """The pictures that a record asks about, as the model takes them; None for text alone. Raises
-        VideoError."""
+        """The pictures that a record asks about, as the model takes them; None for text alone.
+
+        Raises:
+            VideoError: what cannot be read.
+        """
         frames = read_media(record, self.policy, mean=self.spec.mean, std=self.spec.std)
         return None if frames is None else Vision.from_frames(frames, self.spec)
 
@@ -254,8 +261,11 @@ class Encoder:
         return [{"role": "system", "content": record.system}, user]
 
     def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int], str]:
-        """Ids up to and including `<|im_start|>assistant`, those of the newline after it (if the template has
-        it), and the text that the template goes on with."""
+        """A prompt's ids up to the answer, in parts.
+
+        Ids up to and including `<|im_start|>assistant`, those of the newline after it (if the template has
+        it), and the text that the template goes on with.
+        """
         kind = "video" if vision is None else vision.kind
         counts: list[int] = []
         if vision is not None:

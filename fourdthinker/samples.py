@@ -22,15 +22,18 @@ IGNORE = -100
 
 @dataclass
 class Vision:
-    """Pictures of one sample. Rows of `features` are merged features in raster order, clip or image after
-    image.
+    """Pictures of one prompt or training sample, clip after clip or image after image.
 
-    grid_thw: [n, 3] long, patches in time, height and width. patches: [sum t*h*w, patch_dim] float32, or None
-    when `features` [sum t*h*w/4, (1 + D) * H] (as `Backbone.encode_vision` gives them) are there. kind:
-    "video" or "image": which pad token stands for the features. seconds_per_grid: for videos, one number for
-    each; None means 1.0. times: for videos, of each the seconds from its first frame to the middle of every
-    temporal patch; None: as seconds_per_grid has it. times_from: how the times of a video were learnt
-    (`Frames`).
+    Attributes:
+        grid_thw: int64 [n, 3], patches in time, height and width.
+        patches: float32 [sum t*h*w, patch_dim]; None when there are `features`.
+        features: [sum t*h*w/4, (1 + D) * H], as `Backbone.encode_vision` gives them: merged features in
+            raster order; None when there are only `patches`.
+        kind: "video" or "image": which pad token stands for the features.
+        seconds_per_grid: for videos, one number for each; None: 1.0.
+        times: for videos, of each the seconds from its first frame to the middle of every temporal patch;
+            None: as `seconds_per_grid` has it.
+        times_from: how the times of a video were learnt (`Frames`).
     """
 
     grid_thw: Tensor
@@ -113,12 +116,17 @@ def _none() -> Tensor:
 
 @dataclass
 class Sample:
-    """One training sequence: input_ids [S] long, position_ids [3, S] long, labels [S] long (-100: not
-    supervised).
+    """One training sequence.
 
-    imagery: the pictures that the blocks stand for, in order; or latents [N, H]: their cached targets, K a
-    block. vision_index, latent_index: positions of the vision pads and of the latent pads in input_ids.
-    family: the model_type that it was made for; None: not known.
+    Attributes:
+        input_ids: int64 [S].
+        position_ids: int64 [3, S].
+        labels: int64 [S], -100 where nothing is supervised.
+        imagery: the pictures that the blocks stand for, in order.
+        latents: instead of `imagery`: their cached targets [N, H], K a block.
+        vision_index: positions of the vision pads in `input_ids`.
+        latent_index: positions of the latent pads in `input_ids`.
+        family: the model_type that it was made for; None: not known.
     """
 
     input_ids: Tensor

@@ -1,9 +1,8 @@
-"""What the model families share: a transformers model with latent tokens, cut into the steps that training
-and sampling need.
+"""What the model families share: a transformers model with latent tokens, cut into steps.
 
-Everything that this package knows about the insides of the transformers implementations is in this
-folder: ``model.model.visual``, ``model.model.language_model``, ``inputs_embeds``, DeepStack, explicit
-position ids and caches.
+The steps are those that training and sampling need. Everything that this package knows about the insides of
+the transformers implementations is in this folder: ``model.model.visual``, ``model.model.language_model``,
+``inputs_embeds``, DeepStack, explicit position ids and caches.
 """
 
 from __future__ import annotations
@@ -43,8 +42,10 @@ class DeepStack:
     features: Tensor
 
     def part(self, width: int, start: int, stop: int) -> DeepStack | None:
-        """Those of the positions ``start <= p < stop`` of a batch [B, ``width``], for a prefill in pieces;
-        None when there are none."""
+        """The features at positions ``start <= p < stop``, for a prefill in pieces; None when there are none.
+
+        ``width`` is S of the batch [B, S] that ``index`` counts in.
+        """
         row, column = self.index // width, self.index % width
         inside = (column >= start) & (column < stop)
         if not inside.any():
@@ -110,7 +111,9 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def _tower(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """Features [N, (1 + D) * H] of the vision tower: merged features, then the DeepStack levels.
-        ``grid_thw`` is on the host."""
+
+        ``grid_thw`` is on the host.
+        """
 
     def _deepstack_arguments(self, deepstack: DeepStack, shape: torch.Size) -> dict[str, Any]:
         """``deepstack`` as arguments of the language model, for input embeddings [B, S, H]."""
@@ -174,7 +177,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def embedding_weight(self) -> Tensor:
-        """[V, H]"""
+        """The input embeddings, [V, H]."""
         return _plain_weight(self.hf.get_input_embeddings(), "token embedding")
 
     @property
@@ -204,8 +207,10 @@ class Backbone(nn.Module, ABC):
 
     @contextmanager
     def set_attention(self, name: str) -> Iterator[None]:
-        """Let the language model run with another attention implementation of transformers' for the time of
-        a block; the vision tower keeps its own."""
+        """Use another attention implementation in the language model for the time of a block.
+
+        The vision tower keeps its own.
+        """
         config = self._text_config
         before = config._attn_implementation
         config._attn_implementation = name
@@ -276,7 +281,7 @@ class Backbone(nn.Module, ABC):
 
     # -- language
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """[...] long -> [..., H]"""
+        """Ids [...] int64 to embeddings [..., H]."""
         return self.hf.get_input_embeddings()(ids)
 
     def embed_inputs(self, batch: Batch) -> Inputs:
@@ -356,10 +361,10 @@ class Backbone(nn.Module, ABC):
         ).last_hidden_state
 
     def forward(self, batch: Batch, objective: Objective) -> Any:
-        """``objective(self, hidden [B, S, H], batch)`` of a whole batch, which gets its latents if they were
-        computed here.
+        """``objective(self, hidden [B, S, H], batch)`` of a whole batch.
 
-        The loss is computed in here so that a DistributedDataParallel wrapper sees every parameter used.
+        The batch gets its latents if they were computed here. The loss is computed here too, so that a
+        DistributedDataParallel wrapper sees every parameter used.
         """
         inputs, mask = self.embed_inputs(batch), batch.get("attention_mask")
         hidden = self.decode(inputs.embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)

@@ -1,5 +1,6 @@
-"""One decode step of the decoder layers, one new token per row, on fused kernels and without allocating
-caches: what a CUDA graph captures.
+"""One decode step of the decoder layers, one new token per row: what a CUDA graph captures.
+
+It is made of fused kernels and allocates no caches.
 
 The modules and their order are those of the two families' layers in transformers; adapters inside the linear
 layers take part. Norms with their residual sums, rotary embedding with the write into the cache, and SiLU

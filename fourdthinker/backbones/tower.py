@@ -115,8 +115,10 @@ def frame_arguments(visual: Any, grid_thw: Tensor, device: torch.device) -> dict
 
 
 def window_arguments(visual: Any, grid_thw: Tensor, device: torch.device) -> dict[str, Any]:
-    """Arguments of a tower with layers that attend within windows: the order of patches, and the windows'
-    bounds. The arguments are those of :func:`frame_arguments`."""
+    """For a tower with layers that attend within windows: the order of patches, and the windows' bounds.
+
+    The arguments are those of :func:`frame_arguments`.
+    """
     config = visual.config
     index, bounds = get_vision_window_index(
         grid_thw, config.spatial_merge_size, config.window_size, config.patch_size
@@ -129,8 +131,10 @@ def window_arguments(visual: Any, grid_thw: Tensor, device: torch.device) -> dic
 
 
 def interpolation_arguments(visual: Any, grid_thw: Tensor, device: torch.device) -> dict[str, Any]:
-    """Arguments of a tower with a table of position embeddings: where each patch reads it. The arguments are
-    those of :func:`frame_arguments`."""
+    """For a tower with a table of position embeddings: where each patch reads it.
+
+    The arguments are those of :func:`frame_arguments`.
+    """
     indices, weights = get_vision_interpolation_indices_and_weights(
         grid_thw,
         num_grid_per_side=visual.num_grid_per_side,

@@ -1,7 +1,8 @@
-"""`fourdthinker ...`: what is not training. (Training: `torchrun -m fourdthinker.trainers.dift`, `.grpo`.)
+"""`fourdthinker ...`: all commands but training.
 
-One file a command. Results go to standard output, progress and log lines to standard error. An error that
-the user can mend is one line and exit status 2; `-v` shows where it came from.
+Training is `torchrun -m fourdthinker.trainers.dift` and `.grpo`. One file a command. Results go to standard
+output, progress and log lines to standard error. An error that the user can mend is one line and exit status
+2; `-v` shows where it came from.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from fourdthinker.cli import demo, doctor, evaluate, generate, init, probe, repo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 when `doctor` finds something missing, `probe` a fault, or
-    `generate` has failed questions, 2 for an error, 130 on Ctrl-C.
+    """Run one command.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit status: 0; 1 when `doctor` finds something missing, `probe` a fault, or `generate` has failed
+        questions; 2 for an error; 130 on Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     verbose = getattr(arguments, "verbose", False)

@@ -69,9 +69,11 @@ def render_jobs(settings: DemoSettings, folder: Path) -> list[Job]:
 
 
 def render_clips(settings: DemoSettings, folder: Path, processes: int) -> Iterator[tuple[Job, list[World]]]:
-    """Render every split into `folder`, in order. Also writes <split>.frames.npy (uint8 [n, T, h, w, 3],
-    the videos as the frame policy reads them back) and, but for the test split, <split>.overlays.npy ([n, 2
-    solids, key frames, h, w, 3])."""
+    """Render every split into `folder`, in order.
+
+    Also writes <split>.frames.npy (uint8 [n, T, h, w, 3], the videos as the frame policy reads them back)
+    and, but for the test split, <split>.overlays.npy ([n, 2 solids, key frames, h, w, 3]).
+    """
     height, width = POLICY.size(settings.render.size, settings.render.size)
     frames = len(POLICY.times(settings.render.frames / POLICY.fps))
     for split in SPLITS:
@@ -132,8 +134,10 @@ def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArr
 
 
 def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -> dict[str, int]:
-    """Write captions.jsonl, dift.jsonl, rl.jsonl, control.jsonl and test.jsonl; how many records each
-    holds."""
+    """Write captions.jsonl, dift.jsonl, rl.jsonl, control.jsonl and test.jsonl.
+
+    Returns how many records each holds.
+    """
     questions = {
         split: ask_all(worlds[split], seed * len(SPLITS) + number) for number, split in enumerate(SPLITS)
     }

@@ -63,8 +63,7 @@ class Pictures:
 
 
 class LazySamples(Sequence[Sample]):
-    """Encoded records whose patches are made when a sample is taken: all of them would not fit into
-    memory."""
+    """Encoded records; patches are made on access, since all of them would not fit into memory."""
 
     def __init__(self, records: Sequence[Record], encoder: Encoder, pictures: Pictures) -> None:
         blank = pictures.blank()
@@ -117,8 +116,7 @@ class Features:
 def make_features(
     backbone: Backbone, pictures: Pictures, folder: Path, counts: dict[str, int], rank: int, world: int
 ) -> None:
-    """Fill the files that `Features` reads with this process's share. They are created by
-    `create_features`."""
+    """Write this process's share of what `Features` reads, into the files that `create_features` has made."""
     for split, count in counts.items():
         share = range(rank * count // world, (rank + 1) * count // world)
         for start in range(share.start, share.stop, _CHUNK):
@@ -149,11 +147,12 @@ def create_features(backbone: Backbone, pictures: Pictures, folder: Path, counts
 
 @torch.no_grad()
 def match_scale(backbone: Backbone, pictures: Pictures) -> float:
-    """Scale the tower's output so that latents are on average as long as the hidden states that generation
-    feeds back in their place (sqrt of the width after the final norm); returns the factor.
+    """Scale the tower's output, and return the factor.
 
-    A tower trained from nothing ends several times too long. Training shows a model the targets, generation
-    its own hidden states: of another length, they would be something that it has never seen.
+    Afterwards latents are on average as long as the hidden states that generation feeds back in their place
+    (sqrt of the width, after the final norm). A tower trained from nothing ends several times too long.
+    Training shows a model the targets, generation its own hidden states: of another length, they would be
+    something that it has never seen.
     """
     shown = range(min(64, len(pictures.array("train.overlays"))))
     targets = backbone.imagery_targets(*_joined([pictures.overlays("train", i) for i in shown]))

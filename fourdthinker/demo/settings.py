@@ -66,8 +66,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RlSettings(TrainSettings):
-    """`train_start`: the choice to open a block is trained as well. The paper leaves it out; then a block
-    opened in a wrong place is never itself penalised, and long runs drift (LOG.md)."""
+    """4DRL.
+
+    `train_start`: the choice to open a block is trained as well. The paper leaves it out; then a block opened
+    at a wrong position is never itself penalised, and long runs drift (LOG.md).
+    """
 
     generations: int = 8
     max_tokens: int = 40

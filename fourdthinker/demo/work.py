@@ -1,5 +1,6 @@
-"""The phases that need the model, run by two processes at once: `torchrun -m fourdthinker.demo.work
-RUN_FOLDER`.
+"""The phases of the demo that need the model, run by two processes at once.
+
+They are started by `torchrun -m fourdthinker.demo.work RUN_FOLDER`.
 
 Training is data parallel, exactly as with `train/dift.py` and `train/grpo.py`. The evaluations of the
 checkpoints are shared out between the processes.

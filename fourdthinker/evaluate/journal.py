@@ -1,6 +1,4 @@
-"""The journal of an evaluation: one JSON line per answered question, so that a killed run goes on where it
-was.
-"""
+"""The journal of an evaluation: one JSON line per answered question, from which it can be resumed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Statistics over questions, in plain numpy: accuracies with intervals, paired differences, entropies,
-baselines.
+"""Statistics over questions: accuracies with intervals, paired differences, entropies, baselines.
 
 Everything here is deterministic (closed-form intervals, no resampling) and knows nothing of models. One
 *question* is one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a
@@ -82,9 +81,7 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
 
 
 def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Mean of any quantity [Q] with its normal 95 % interval; the interval is infinite with fewer than two
-    clusters.
-    """
+    """Mean of any quantity [Q] with its normal 95 % interval, infinite with fewer than two clusters."""
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
@@ -107,9 +104,7 @@ def paired_interval(
 
 
 def answer_entropy(answers: Sequence[str | None]) -> float:
-    """Entropy in nats of the distribution of the parsed answers of one question; None (nothing parsed) is a
-    class.
-    """
+    """Entropy, in nats, of the distribution of the parsed answers of one question; None is a class too."""
     if not answers:
         return math.nan
     shares = np.array(list(Counter(answers).values()), dtype=np.float64) / len(answers)
@@ -122,9 +117,7 @@ def macro_average(by_type: Mapping[str, Mapping[str, float]], key: str = "accura
 
 
 def chance_level(option_counts: Sequence[int]) -> float:
-    """Accuracy of a uniform guess: the mean of 1/options; a question without options cannot be guessed and
-    counts 0.
-    """
+    """Accuracy of a uniform guess, the mean of 1/options; without options nothing can be guessed: 0."""
     if not option_counts:
         return math.nan
     return float(np.mean([1.0 / n if n else 0.0 for n in option_counts]))

@@ -24,8 +24,11 @@ _SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
 
 
 def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Record:
-    """The record of one line. RecordError naming file, line, key and remedy when anything is wrong with
-    it."""
+    """The record of one line.
+
+    Raises:
+        RecordError: names file, line, key and remedy.
+    """
     line = Line(_object(raw, where), where, root)
     if "conversations" in line.data:
         record = _mllm(line)

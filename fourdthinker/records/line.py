@@ -1,5 +1,7 @@
-"""One line of data: typed access to its keys, confined access to the files it names, and errors that say
-where."""
+"""One line of data: typed access to its keys, and confined access to the files it names.
+
+Errors say where.
+"""
 
 from __future__ import annotations
 
@@ -91,8 +93,7 @@ def options_in(text: str) -> dict[str, str]:
 
 
 def letter_of(label: str, options: Mapping[str, str]) -> str | None:
-    """The option that a label names: "B", "(b)", "B. its exact text", or its exact text; None when it names
-    none."""
+    """The option that a label names: "B", "(b)", "B. its exact text", or its exact text; None for none."""
     label = " ".join(label.split())
     bare = label.strip("().:").upper()
     if bare in options:
@@ -208,8 +209,7 @@ class Line:
         return float(value)
 
     def file(self, key: str, value: Any, *, folder: bool = False) -> str:
-        """Path of a file that exists, is not empty and lies in the media root (or of a folder, where one
-        may stand)."""
+        """Path of a file that exists, is not empty and lies in the media root; or of a folder, if allowed."""
         if not isinstance(value, str) or not value or "\0" in value:
             self.wrong(key, "a path, or a list of paths")
         self.characters(key, value)
@@ -234,8 +234,7 @@ class Line:
         return path
 
     def files(self, key: str) -> list[str]:
-        """Paths of one file, of the files of a list, or of the pictures of a folder; [] when the key is
-        absent."""
+        """Paths of one file, of a list of files, or of the pictures of a folder; [] without the key."""
         value = self.data.get(key, [])
         if isinstance(value, list):
             return [self.file(key, item) for item in value]

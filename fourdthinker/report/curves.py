@@ -42,9 +42,7 @@ Series = dict[str, list[tuple[float, float]]]
 
 
 def phases(run: Path) -> list[tuple[str, Path]]:
-    """(name, metrics file) of the run itself and of the folders in it; known phases in the order they are
-    run.
-    """
+    """(name, metrics file) of the run and of the folders in it; known phases in the order they are run."""
     found = [(path.parent.name, path) for path in run.glob(f"*/{METRICS}")]
     order = list(PHASES)
     found.sort(key=lambda item: (order.index(item[0]) if item[0] in PHASES else len(order), item[0]))
@@ -53,8 +51,11 @@ def phases(run: Path) -> list[tuple[str, Path]]:
 
 
 def read_metrics(path: Path) -> Series:
-    """Name -> [(step, value)] of every finite number; a line that is no JSON object with a step that is a
-    number (or without one: its place in the file) is left out with a warning."""
+    """Name -> [(step, value)] of every finite number.
+
+    A line without a step counts by its position in the file. One that is no JSON object, or whose step is no
+    number, is left out with a warning.
+    """
     series: Series = {}
     entries, bad = read_lines(path)
     for index, entry in entries:
@@ -90,8 +91,10 @@ class Phase:
 
 
 def make_phase(name: str, series: Series) -> Phase | None:
-    """The curves of one phase; None when nothing was logged. A metric logged once is a number, not a curve,
-    and left out."""
+    """The curves of one phase; None when nothing was logged.
+
+    A metric logged once is a number, not a curve, and left out.
+    """
     curves = {k: sorted(v) for k, v in series.items() if k not in _HIDDEN and len(v) > 1}
     if not curves:
         return None

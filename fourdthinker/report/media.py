@@ -40,8 +40,9 @@ def clip_pictures(
     root: Path,
     most: int = 8,
 ) -> list[Picture]:
-    """At most `most` frames, evenly over the clip. Relative paths are looked for in `root`, then where they
-    point.
+    """At most `most` frames, evenly over the clip.
+
+    Relative paths are looked for in `root`, then where they point.
 
     Raises:
         VideoError: the video or an image cannot be read.

@@ -70,9 +70,7 @@ def read_groups(path: Path) -> list[Group]:
 
 
 def choose(groups: Sequence[Group], most: int) -> list[Group]:
-    """A third from the first logged step, the others from the last one; groups with differing rewards
-    first.
-    """
+    """A third from the first logged step, the rest from the last one; groups with differing rewards first."""
     if not groups:
         return []
     first, last = min(g.step for g in groups), max(g.step for g in groups)
@@ -85,8 +83,10 @@ def choose(groups: Sequence[Group], most: int) -> list[Group]:
 
 @dataclass(frozen=True)
 class Completion:
-    """A row as it is shown. kind: "gain", "loss" or "". left, width: of the advantage's bar, in percent.
-    parts: see `text_parts`."""
+    """A row as it is shown.
+
+    kind: "gain", "loss" or "". left, width: of the advantage's bar, in percent. parts: see `text_parts`.
+    """
 
     reward: str
     kind: str

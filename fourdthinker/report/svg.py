@@ -12,9 +12,7 @@ _MOST_POINTS = 300  # more do not show at this width
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of an interval chart; all numbers are fractions. mark: a second, hollow dot (greedy
-    accuracy).
-    """
+    """One line of an interval chart; numbers are fractions. mark: a second, hollow dot (greedy accuracy)."""
 
     label: str
     value: float
@@ -78,8 +76,9 @@ def interval_chart(
     lines: Sequence[tuple[str, float]] = (),
     width: int = 720,
 ) -> str:
-    """Values with their 95 % intervals, one under the other; `lines` are named references drawn from top to
-    bottom.
+    """Values with their 95 % intervals, one under the other.
+
+    `lines` are named references, drawn from top to bottom.
     """
     values = [v for b in bars for v in (b.value, b.low, b.high, b.mark) if v is not None] + [
         v for _, v in lines
@@ -156,8 +155,9 @@ def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` + 1 round numbers (steps of 1, 2 or 5 times a power of ten) that cover [low, high];
-    never fewer than 2.
+    """About `count` + 1 round numbers that cover [low, high], never fewer than 2.
+
+    Steps are 1, 2 or 5 times a power of ten.
     """
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         around = abs(low) * 0.1 or 1.0

@@ -1,5 +1,7 @@
-"""Rows whose logits or latents are not finite: found when a call ends, and refused by the names of their
-prompts."""
+"""Rows whose logits or latents are not finite.
+
+They are found when a call ends, and refused by the names of their prompts.
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ MIN_REPLAYS = 8  # steps still to come for which capturing pays
 
 
 class Graphs:
-    """Runs a step eagerly the first time a shape of the batch is seen, which also compiles its kernels, and
-    from a graph afterwards. One graph is kept: a batch that has changed does not come back.
+    """Runs a step eagerly the first time a shape of the batch is seen, and from a CUDA graph afterwards.
+
+    The first time also compiles the kernels. One graph is kept: a batch that has changed does not come back.
 
     Args:
         device: the CUDA device that the step runs on.
@@ -78,6 +79,8 @@ class Graphs:
 
 @cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream a device: torch's own is on the device of the first capture, and each stream costs a cuBLAS
-    workspace."""
+    """One stream a device to capture on.
+
+    torch's own is on the device of the first capture, and each stream costs a cuBLAS workspace.
+    """
     return torch.cuda.Stream(device)

@@ -28,8 +28,12 @@ def check_prompts(
     new: int,
     context: int,
 ) -> None:
-    """Raise `ConfigError` for a prompt that is empty, whose pads and features differ in number, or that with
-    `new` ids after it is longer than the model's `context`."""
+    """Refuse prompts that the model cannot take.
+
+    Raises:
+        ConfigError: a prompt is empty, its pads and features differ in number, or with `new` ids after it it
+            is longer than the model's `context`.
+    """
     for index, prompt in enumerate(prompts):
         name, length = describe(prompt, index), prompt.input_ids.numel()
         if prompt.input_ids.dim() != 1 or length == 0:

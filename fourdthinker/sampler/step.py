@@ -1,5 +1,7 @@
-"""One decode step of all rows in the batch. The host reads no value in it, so the same function runs on the
-CPU and is captured by a CUDA graph."""
+"""One decode step of all rows in the batch.
+
+The host reads no value in it, so the same function runs on the CPU and is captured by a CUDA graph.
+"""
 
 from __future__ import annotations
 

@@ -214,8 +214,11 @@ class KVStore:
 
 
 class PrefillCache:
-    """The cache of a prefill in pieces, as the layers of transformers use it: keys and values of a piece go
-    into the room of the segment in the pool, and those of the prompts so far come back."""
+    """The cache of a prefill in pieces, as the layers of transformers use it.
+
+    Keys and values of a piece go into the memory of the segment in the pool, and those of the prompts so far
+    come back.
+    """
 
     def __init__(self, store: KVStore, segment: Segment) -> None:
         self.store, self.segment, self.done = store, segment, 0

@@ -96,8 +96,11 @@ def _check_processes(config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def _cpu_processes(config: TrainConfig) -> Iterator[None]:
-    """Several processes on the CPU find each other before accelerate lets them: it would not pass the
-    time-out on, and would call the device "cpu:0", to which torch loads no checkpoint."""
+    """Let several processes on the CPU find each other before accelerate does it.
+
+    accelerate would not pass the time-out on, and would call the device "cpu:0", to which torch loads no
+    checkpoint.
+    """
     if not config.use_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

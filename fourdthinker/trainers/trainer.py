@@ -82,8 +82,11 @@ class Parts:
 
 
 class _LogBeforeSaving(TrainerCallback):
-    """A log line is a mean over the steps since the last one, and a resumed run knows none from before its
-    checkpoint: so that it writes the same lines as an unbroken one, a line ends at every checkpoint."""
+    """Ends a log line at every checkpoint, so that a resumed run writes the same lines as an unbroken one.
+
+    A log line is a mean over the steps since the last one, and a resumed run knows none from before its
+    checkpoint.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log |= control.should_save
@@ -235,14 +238,18 @@ class LatentTrainer(Trainer):
         return False
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Called once per update where gradients are clipped. Nothing is to be clipped in a void one: what
-        was accumulated before the bad micro-batch was never reduced."""
+        """Called once per update where gradients are clipped; in a void update nothing is.
+
+        What was accumulated before the bad micro-batch was never reduced.
+        """
         return torch.zeros(()) if self._skip_update else super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called once per update, between the backward passes and the optimizer step, on every rank: the one
-        point at which an update can still be taken back. An optimizer leaves parameters without a gradient as
-        they are."""
+        """The one point at which an update can still be taken back.
+
+        Called once per update, between the backward passes and the optimizer step, on every rank. An
+        optimizer leaves parameters without a gradient as they are.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self._skip_update:
             self._void_update("loss")
@@ -322,8 +329,10 @@ class LatentTrainer(Trainer):
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a complete checkpoint into `output_dir`, from the first process; one that training goes on
-        from (`_internal_call`, of Trainer) has the float32 weights too."""
+        """Write a complete checkpoint into `output_dir`, from the first process.
+
+        One that training goes on from (`_internal_call`, of Trainer) has the float32 weights too.
+        """
         folder = output_dir or self.settings.output_dir
         with self.whole_parameters():
             if self.args.should_save:
@@ -363,8 +372,11 @@ class LatentTrainer(Trainer):
             self.masters.load(Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called by Trainer when it resumes. On another number of processes there is no state of each: they
-        draw on from the seed, the step and their rank. Rollouts do not depend on it."""
+        """Called by Trainer when it resumes.
+
+        On another number of processes there is no state of each: they draw on from the seed, the step and
+        their rank. Rollouts do not depend on it.
+        """
         if checkpoint is None:
             return
         if RunState.read(Path(checkpoint)).processes == self.args.world_size:

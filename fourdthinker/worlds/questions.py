@@ -39,8 +39,7 @@ def camera_motion(world: World) -> str:
 
 
 def object_direction(world: World, index: int = 0) -> str:
-    """Where solid `index` goes over the ground, in the words of the first view; the camera's motion plays
-    no part."""
+    """Where solid `index` goes over the ground, in the words of the first view, whatever the camera does."""
     step = world.solids[index].centre[-1] - world.solids[index].centre[0]
     if np.linalg.norm(step) < 1e-3:
         raise ValueError(f"solid {index} ({world.solids[index].name}) does not move: ask about another one")
@@ -52,8 +51,10 @@ def object_direction(world: World, index: int = 0) -> str:
 
 
 def distance_change(world: World, index: int) -> str | None:
-    """How solid `index`'s distance to the camera changes from the first frame to the last: closer, farther,
-    same, or None where the change is too small to be named and too large to be none."""
+    """How solid `index`'s distance to the camera changes from the first frame to the last.
+
+    "closer", "farther" or "same"; None where the change is too small to be named and too large to be none.
+    """
     distance = np.linalg.norm(world.solids[index].centre - world.position, axis=-1)
     ratio = float(distance[-1] / distance[0])
     if ratio < _CLOSER:
@@ -80,8 +81,7 @@ class Question:
 
 
 def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """Lettered options for `answer` and its letter: wrong ones uniform from the family's others, order
-    shuffled."""
+    """Options in random order, wrong ones drawn from the family's others, and the answer's letter."""
     others = [text for text in FAMILIES[family] if text != answer]
     wrong = rng.permutation(others)[: MAX_OPTIONS - 1]
     texts = [str(text) for text in rng.permutation([answer, *wrong])]
@@ -134,8 +134,7 @@ def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
 
 
 def spot(world: World, index: int, frame: int) -> str:
-    """Where solid `index` is seen in `frame`, as three numbers: column and row in eighths of the image, and
-    size."""
+    """Where solid `index` is seen in `frame`: column and row in eighths of the image, and its size."""
     x, y, depth = world.project(world.solids[index].centre)[frame]
     cell = world.size / 8
     wide = 2 * world.solids[index].size / depth * world.focal * (64 / world.size)
@@ -144,8 +143,10 @@ def spot(world: World, index: int, frame: int) -> str:
 
 
 def _flows(world: World) -> list[tuple[float, float]]:
-    """How the ground slides near the camera and farther off, halfway through the clip: pixels per frame (of a
-    64-pixel image), to the right and down."""
+    """How the ground slides near the camera and farther off, halfway through the clip.
+
+    Pixels a frame of a 64-pixel image, to the right and down.
+    """
     flows = []
     middle = len(world.seconds) // 2
     for row in (0.85, 0.5):
@@ -179,8 +180,10 @@ def _signed(value: float) -> str:
 
 
 def scan(world: World, frame: int) -> str:
-    """What stands where in `frame`, from left to right: for each eighth of the image's width the colour of
-    the nearest solid in its middle, or a dot."""
+    """What is seen in `frame` from left to right.
+
+    For each eighth of the image's width the colour of the nearest solid in its middle, or a dot.
+    """
     seen = world.project(np.stack([solid.centre for solid in world.solids], 1))[frame]
     found = []
     for k in range(8):
@@ -195,8 +198,10 @@ def scan(world: World, frame: int) -> str:
 
 
 def caption(world: World, frames: Iterable[int]) -> str:
-    """What the pixels show and no answer: at `frames` the solids from left to right, then where each of them
-    is seen, and how the ground slides."""
+    """What the pixels show, without an answer.
+
+    At `frames` the solids from left to right, then where each of them is seen, and how the ground slides.
+    """
     times = list(frames)
     parts = [scan(world, frame) for frame in times]
     for index in sorted(range(len(world.solids)), key=lambda k: list(COLOURS).index(world.solids[k].colour)):
@@ -206,8 +211,11 @@ def caption(world: World, frames: Iterable[int]) -> str:
 
 
 def narrate(world: World, question: Question) -> str:
-    """A short chain of thought with one <output_image> per overlay (the solid in the first and in the last
-    frame), the facts that the answer follows from, and the answer in words."""
+    """A short chain of thought, and the answer in words.
+
+    It has one <output_image> per overlay (the solid in the first and in the last frame) and the facts that
+    the answer follows from.
+    """
     name = world.solids[question.index].name
     first, last = (spot(world, question.index, frame).split() for frame in KEY_FRAMES)
     thought = "" if question.family == "distance" else f"the ground slides {ground_slide(world)} . "
@@ -218,8 +226,7 @@ def narrate(world: World, question: Question) -> str:
 
 
 def words() -> list[str]:
-    """Every word that questions, captions and narration can hold, in a fixed order, for a word-level
-    tokenizer."""
+    """Every word of questions, captions and narration, in a fixed order, for a word-level tokenizer."""
     numbers = [str(n) for n in range(10)] + [_signed(n) for n in range(-6, 7) if n]
     text = (
         "<think> </think> <answer> </answer> how does the camera move ? which way distance to change "

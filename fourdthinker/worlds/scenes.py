@@ -94,8 +94,7 @@ class World:
         return np.stack([right, down, forward], 1).astype(np.float32)
 
     def project(self, points: Array) -> Array:
-        """World points [T, ..., 3] to [T, ..., 3]: pixel x, pixel y and depth along the optical axis in
-        metres."""
+        """World points [T, ..., 3] to pixel x, pixel y and depth (metres along the optical axis)."""
         extra = (1,) * (points.ndim - 2)
         local = points - self.position.reshape(-1, *extra, 3)
         camera = np.einsum("tij,t...j->t...i", self.rotation, local)
@@ -106,8 +105,11 @@ class World:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered world: `pixels` [T, H, W, 3] uint8, `solid` [T, H, W] int8 (-1 sky, 0 ground, 1 + index of
-    a solid), `depth` [T, H, W] float32 (metres along the ray, infinite for the sky)."""
+    """A rendered world.
+
+    `pixels` [T, H, W, 3] uint8, `solid` [T, H, W] int8 (-1 sky, 0 ground, 1 + index of a solid), `depth` [T,
+    H, W] float32 (metres along the ray, infinite for the sky).
+    """
 
     world: World
     pixels: NDArray[np.uint8]
@@ -165,8 +167,11 @@ def _random_solid(rng: np.random.Generator, world: World, colour: str, direction
 
 
 def _fits(world: World, solid: Solid, others: list[Solid], in_view: bool) -> bool:
-    """Whether a solid is in view (or need not be), touches no other, and hides at most a part of one, and one
-    of it, in the key frames."""
+    """Whether a solid can be added to a world.
+
+    It is in view (or need not be), touches no other, and hides at most a part of one, and one of it, in the
+    key frames.
+    """
     seen = world.project(solid.centre)
     margin = 0.09 * world.size
     if seen[:, 2].min() < 1.5:
@@ -194,9 +199,12 @@ def make_world(
     fps: float = 4.0,
     size: int = 64,
 ) -> World:
-    """A random world whose camera does `camera` (one of CAMERA_MOTIONS) while solid 0 moves to `direction`
-    (one of DIRECTIONS, as the first camera sees it, the camera's own motion removed). The two solids that
-    questions may be about (0, moving, and 1, at rest) stay in view."""
+    """A random world in which the camera and solid 0 move as told.
+
+    The camera does `camera` (one of CAMERA_MOTIONS) while solid 0 moves to `direction` (one of DIRECTIONS, as
+    the first camera sees it, the camera's own motion removed). The two solids that questions may be about (0,
+    moving, and 1, at rest) stay in view.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(200):
         world = _empty(rng, camera, frames, fps, size)
