@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.backbones.adapters import ADAPTER, save_adapter
+from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import PathLike, make_folder
 from fourdthinker.frames import FramePolicy
@@ -66,7 +66,7 @@ def load_checkpoint(
 
     A checkpoint of this package brings its frame policy and prompt style in `frame_policy.json`. One without
     that file gets the family's default policy (1 frame a second) and, if it is a Qwen2.5-VL, as the released
-    4DThinker checkpoints are, the style `RELEASED`.
+    4DThinker checkpoints are, the style `RELEASED`. An adapter beside the weights (`adapter`) is put on them.
 
     Args:
         path: a folder, or a model id `owner/name`.
@@ -118,7 +118,16 @@ def load_backbone(
     path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
     LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
-    return _load_weights(family.load, path, where, dtype=dtype)
+    backbone = _load_weights(family.load, path, where, dtype=dtype)
+    config_file, weights = (_find(path, name, where) for name in ADAPTER_FILES)
+    if config_file is not None:
+        if weights is None:
+            raise CheckpointError(
+                f"{_name(path, subfolder)} has {ADAPTER_FILES[0]} and no {ADAPTER_FILES[1]}; copy it from "
+                "the run that wrote it, or remove the folder to use the model without its adapter"
+            )
+        load_adapter(backbone, Path(config_file).parent)
+    return backbone
 
 
 def init_checkpoint(

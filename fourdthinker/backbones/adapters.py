@@ -1,4 +1,9 @@
-"""LoRA adapters (peft) on the language model of a backbone: added, saved beside the weights, loaded again."""
+"""LoRA adapters (peft) on the language model of a backbone: added, saved beside the weights, loaded,
+merged.
+
+A checkpoint keeps base and adapter apart: merged into bfloat16 weights, a young adapter is mostly rounded
+away.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fourdthinker.backbones.adapted import adapted_layers
 from fourdthinker.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +23,11 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"  # folder within a checkpoint, in peft's own format
 _WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{_WEIGHTS}")
+MERGE_FIRST = (
+    "merge it into a model of its own with `fourdthinker convert --merge CHECKPOINT OUT`, and name that"
+)
+_INSTALL = "which is not installed; pip install 'fourdthinker[train]'"
 
 
 def add_lora(
@@ -37,11 +48,9 @@ def add_lora(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ConfigError(
-            "lora needs peft, which is not installed; pip install 'fourdthinker[train]'"
-        ) from error
+        raise ConfigError(f"lora needs peft, {_INSTALL}") from error
     if backbone.model is not backbone.hf:
-        raise ConfigError("the model has an adapter already; leave the lora settings out, or merge it first")
+        raise ConfigError(f"the model has an adapter already; {MERGE_FIRST}")
     layer = backbone.hf.model.language_model.layers[0]
     known = {n.rpartition(".")[2] for n, module in layer.named_modules() if isinstance(module, nn.Linear)}
     if unknown := sorted(set(target_modules) - known):
@@ -57,6 +66,26 @@ def add_lora(
         target_modules=rf".*language_model\.layers\..*\.(?:{names})",  # towers have layers of these names too
     )
     backbone.model = get_peft_model(backbone.hf, config)
+
+
+def load_adapter(backbone: Backbone, folder: Path) -> None:
+    """Put the adapter that is saved in ``folder`` on a backbone, whose weights are frozen by it.
+
+    Raises:
+        CheckpointError: peft is not installed, or the adapter does not fit the model.
+    """
+    try:
+        from peft import PeftModel
+        from safetensors import SafetensorError
+    except ImportError as error:
+        raise CheckpointError(f"{folder} holds an adapter, which needs peft, {_INSTALL}") from error
+    try:
+        backbone.model = PeftModel.from_pretrained(backbone.hf, str(folder), torch_device="cpu")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder}: the adapter cannot be loaded ({said}); copy the folder from the run that wrote it"
+        ) from error
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:
@@ -97,3 +126,47 @@ def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(whole[name])
+
+
+@torch.no_grad()
+def merge_adapter(backbone: Backbone, dtype: torch.dtype) -> tuple[Backbone, float]:
+    """Add the adapter of a model to its weights, in float32, and round them to a dtype.
+
+    Args:
+        backbone: with an adapter; used up.
+        dtype: of the weights that come out.
+
+    Returns:
+        The model without an adapter, and the part of what the adapter does that the rounding takes away:
+        |rounded - exact| / |adapter|, over all adapted weights. Near 1 the adapter is gone.
+
+    Raises:
+        CheckpointError: no adapter, or one that is more than a sum of weights.
+    """
+    layers = adapted_layers(backbone.hf)
+    if not layers:
+        raise CheckpointError("the checkpoint has no adapter; there is nothing to merge")
+    lost = total = 0.0
+    _set_dtype(backbone, torch.float32)
+    for name, layer in layers.items():
+        plain = hasattr(layer, "get_delta_weight") and not getattr(layer, "lora_variant", {})
+        if not plain or any(getattr(layer, "lora_bias", {}).values()):
+            raise CheckpointError(
+                f"{name} has an adapter of type {type(layer).__name__} that is more than a sum of weights; "
+                "merge it with peft (merge_and_unload())"
+            )
+        for adapter in layer.active_adapters:
+            if adapter in layer.lora_A:
+                delta = layer.get_delta_weight(adapter)
+                exact = layer.base_layer.weight + delta
+                lost += float((exact.to(dtype).float() - exact).double().square().sum())
+                total += float(delta.double().square().sum())
+    merged = type(backbone)(backbone.model.merge_and_unload(), backbone.latents)
+    _set_dtype(merged, dtype)
+    return merged, (lost / total) ** 0.5 if total else 0.0
+
+
+def _set_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Of the parameters alone; the frequencies of rope are buffers, and stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

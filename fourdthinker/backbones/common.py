@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from fourdthinker.backbones.merging import merged_state
+from fourdthinker.backbones.adapted import base_state
 from fourdthinker.backbones.tower import use_packed_attention
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
@@ -407,9 +407,9 @@ class Backbone(nn.Module, ABC):
     def save(self, folder: str) -> None:
         """Write weights (safetensors), config.json and generation_config.json into ``folder``.
 
-        LoRA adapters are added to the weights that are written, not to those in memory.
+        A LoRA adapter is left out: what is written are the weights below it.
         """
-        self.hf.save_pretrained(folder, state_dict=merged_state(self.hf))
+        self.hf.save_pretrained(folder, state_dict=base_state(self.hf))
 
 
 def refuse_cudnn_attention(device: torch.device) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from fourdthinker import __version__
-from fourdthinker.cli import demo, doctor, evaluate, generate, init, probe, report
+from fourdthinker.cli import convert, demo, doctor, evaluate, generate, init, probe, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="more log lines, and tracebacks of errors"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, generate, evaluate, report, init, probe, doctor):
+    for module in (demo, generate, evaluate, report, init, convert, probe, doctor):
         command = module.add(commands)
         command.add_argument(
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS

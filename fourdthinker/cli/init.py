@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fourdthinker.cli.shared import Commands
+from fourdthinker.cli.shared import Commands, new_folder
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -28,8 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.latent_size < 1:
         raise ConfigError(f"--latent-size is {arguments.latent_size}; give at least 1")
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise ConfigError(f"{arguments.out} is not empty; name a new folder")
+    out = new_folder(arguments.out)
     checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
-    save_checkpoint(arguments.out, checkpoint)
-    sys.stdout.write(f"{arguments.out}\n")
+    save_checkpoint(out, checkpoint)
+    sys.stdout.write(f"{out}\n")

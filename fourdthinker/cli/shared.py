@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # heavy modules are imported by the commands that need them, so that --help is instant
@@ -31,6 +32,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="of the weights; auto: as they were saved (default: auto)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
+
+
+def new_folder(path: Path) -> Path:
+    """A folder to write to, as it was named; ConfigError when something is in it."""
+    from fourdthinker.errors import ConfigError
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is not empty; name a new folder")
+    return path
 
 
 def model_name(arguments: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
-from fourdthinker.backbones.adapters import add_lora
+from fourdthinker.backbones.adapters import MERGE_FIRST, add_lora
 from fourdthinker.errors import ConfigError
 from fourdthinker.trainers.settings import DiftConfig, TrainConfig
 
@@ -34,6 +34,8 @@ def load_model(
         resume = None
     if checkpoint is None:
         checkpoint = _load(config, resume)
+        if checkpoint.backbone.model is not checkpoint.backbone.hf:
+            raise ConfigError(f"model {resume or config.model} has an adapter; {MERGE_FIRST}")
     elif config.frames is not None and config.frames != checkpoint.policy:
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
     checkpoint.backbone.to(args.device)

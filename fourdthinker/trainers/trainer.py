@@ -363,7 +363,7 @@ class LatentTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
         backbone = self.checkpoint.backbone
-        if self.settings.lora is not None:
+        if backbone.model is not backbone.hf:
             load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
         elif not self._weights_loaded:
             saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)

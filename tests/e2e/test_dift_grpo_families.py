@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import PeftModel
 
+from fourdthinker import cli
 from fourdthinker.backbones import FAMILIES, init_checkpoint, load_checkpoint, save_checkpoint
-from fourdthinker.backbones.adapters import add_lora
+from fourdthinker.backbones.adapters import add_lora, merge_adapter
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import ConfigError
 from fourdthinker.sampler import replay
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
@@ -75,7 +76,11 @@ def grpo(data: Path, run: Path, **changes: Any) -> Path:
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder).backbone.hf.state_dict()
+    """Of a checkpoint, its adapter merged in float32."""
+    backbone = load_checkpoint(folder).backbone
+    if backbone.model is not backbone.hf:
+        backbone, _ = merge_adapter(backbone, torch.float32)
+    return backbone.hf.state_dict()
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -146,11 +151,16 @@ def test_lora(data: Path, tmp_path: Path, family: str) -> None:
     again = dift(data, broken, model=model, lora=lora, save_steps=2, resume_from_checkpoint="auto")
     assert not changed(weights(first), weights(again))
     shutil.copytree(tmp_path / "dift" / "checkpoint-2", tmp_path / "other" / "checkpoint-2")
-    with pytest.raises(CheckpointError, match=r"another adapter: .* is \[4, .* in it and \[3, "):
+    with pytest.raises(ConfigError, match=r"keeps its settings, but lora is \{'r': 3, .* and was \{'r': 4, "):
         dift(data, tmp_path / "other", model=model, lora=lora | {"r": 3}, resume_from_checkpoint="auto")
 
     # The rows of the latent tokens are trained now: from here on the adapter alone learns.
     lora = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+    for settings_ in ({"lora": lora}, {}):
+        with pytest.raises(ConfigError, match=r"model .* has an adapter; merge it .* convert --merge"):
+            grpo(data, tmp_path / "rl", model=str(first), **settings_)
+    assert cli.main(["convert", "--merge", str(first), str(tmp_path / "merged")]) == 0
+    first = tmp_path / "merged"
     final = grpo(data, tmp_path / "rl", model=str(first), lora=lora, save_steps=2)
     lines = metrics(tmp_path / "rl")
     assert all(line["sampler_gap"] < 1e-4 for line in lines)

@@ -24,6 +24,7 @@ from fourdthinker.backbones import (
     load_checkpoint,
     save_checkpoint,
 )
+from fourdthinker.backbones.adapters import merge_adapter
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import CheckpointError
 from fourdthinker.frames import FramePolicy
@@ -405,37 +406,75 @@ def lora(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     )
 
 
+def hidden(backbone: Backbone) -> torch.Tensor:
+    batch = {"input_ids": torch.arange(12)[None], "position_ids": torch.arange(12).expand(3, 1, -1)}
+    with torch.no_grad():
+        return backbone(batch, lambda _, hidden, __: hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_lora_is_merged_into_what_is_saved(tmp_path: Path, family: str) -> None:
+def test_base_and_adapter_are_kept_apart(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    """What is loaded is the policy that was saved, bit for bit."""
     torch.manual_seed(0)
-    checkpoint = lora(tiny_checkpoint(family=family))
-    backbone = checkpoint.backbone
-    ids = torch.arange(12)[None]
-    batch = {"input_ids": ids, "position_ids": torch.arange(12).expand(3, 1, -1)}
-
-    def hidden(backbone: Backbone) -> torch.Tensor:
-        with torch.no_grad():
-            return backbone(batch, lambda _, hidden, __: hidden)
-
-    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    save_checkpoint(tmp_path / "wide", tiny_checkpoint(family=family))
+    plain = load_checkpoint(tmp_path / "wide", dtype=dtype)
+    save_checkpoint(tmp_path / "plain", plain)
+    before = hidden(plain.backbone)
+    backbone = (checkpoint := lora(plain)).backbone
     save_checkpoint(tmp_path / "c", checkpoint)
-    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     assert names(tmp_path / "c") == FILES | {"adapter"}
     loaded = load_checkpoint(tmp_path / "c").backbone
-    plain = tiny_checkpoint(family=family).backbone
-    assert loaded.hf.state_dict().keys() == plain.hf.state_dict().keys()
-    torch.testing.assert_close(hidden(loaded), hidden(backbone), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(hidden(loaded), hidden(plain), atol=1e-3)
-    with backbone.without_adapter():
-        torch.testing.assert_close(hidden(backbone), hidden(plain))
+    assert loaded.dtype == dtype
+    assert torch.equal(hidden(loaded), hidden(backbone))
+    assert not torch.allclose(hidden(loaded), before, atol=1e-3)
+    with loaded.without_adapter():
+        assert torch.equal(hidden(loaded), before)
+    weights = "model.safetensors"
+    assert (tmp_path / "c" / weights).read_bytes() == (tmp_path / "plain" / weights).read_bytes()
 
+    save_checkpoint(tmp_path / "again", load_checkpoint(tmp_path / "c"))
+    assert torch.equal(hidden(load_checkpoint(tmp_path / "again").backbone), hidden(backbone))
     backbone.model.merge_adapter()
-    save_checkpoint(tmp_path / "merged", checkpoint)
-    assert same_weights(load_checkpoint(tmp_path / "merged").backbone, loaded)
+    with pytest.raises(CheckpointError, match=r"merged into .* in memory, .* call unmerge_adapter\(\) first"):
+        save_checkpoint(tmp_path / "merged", checkpoint)
 
 
-def test_adapters_that_cannot_be_merged_into_a_copy(tmp_path: Path) -> None:
+def test_a_broken_adapter_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", lora(tiny_checkpoint()))
+    file = tmp_path / "c" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="adapter: the adapter cannot be loaded"):
+        load_checkpoint(tmp_path / "c")
+    file.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"has adapter/adapter_config\.json and no adapter/adapter_model"
+    ):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_an_adapter_is_merged_in_float32(tmp_path: Path) -> None:
+    """A young adapter is far below the last bit of bfloat16 weights: merged in float32 it is whole."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "wide", tiny_checkpoint())
+    checkpoint = lora(load_checkpoint(tmp_path / "wide", dtype=torch.bfloat16))
+    for name, parameter in checkpoint.backbone.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(1e-4)
+    save_checkpoint(tmp_path / "c", checkpoint)
+    reference = load_checkpoint(tmp_path / "c", dtype=torch.float32).backbone
+    wide, lost = merge_adapter(load_checkpoint(tmp_path / "c").backbone, torch.float32)
+    assert lost < 1e-2
+    torch.testing.assert_close(hidden(wide), hidden(reference), atol=1e-5, rtol=1e-5)
+    narrow, lost = merge_adapter(load_checkpoint(tmp_path / "c").backbone, torch.bfloat16)
+    assert lost > 0.9
+    assert narrow.dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match="nothing to merge"):
+        merge_adapter(wide, torch.float32)
+
+
+def test_adapters_that_cannot_be_merged() -> None:
     with pytest.raises(CheckpointError, match="more than a sum of weights"):
-        save_checkpoint(tmp_path / "c", lora(tiny_checkpoint(), use_dora=True))
+        merge_adapter(lora(tiny_checkpoint(), use_dora=True).backbone, torch.float32)
     with pytest.raises(CheckpointError, match="output head is adapted"):
         _ = lora(tiny_checkpoint(tied=False), modules_to_save=["lm_head"]).backbone.head_weight

@@ -1,0 +1,85 @@
+"""LoRA on bfloat16 weights: what is loaded, and what goes on, is the policy that was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.adapters import merge_adapter
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.prompts import collate
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.e2e.training import metrics, samples
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "logging_steps": 1,
+    "warmup_steps": 0,
+    "learning_rate": 1e-5,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 2,
+    "max_steps": 20,
+    "save_steps": 10,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    checkpoint = tiny_checkpoint(layers=1)
+    backbone = checkpoint.backbone
+    with torch.no_grad():  # as one that has learnt to open blocks
+        backbone.head_weight[list(backbone.latents.ids)] += torch.randn(3, 32)
+    save_checkpoint(tmp_path / "model", checkpoint)
+    return tmp_path / "model"
+
+
+def loaded(path: Path) -> Checkpoint:
+    return load_checkpoint(path, dtype=torch.bfloat16)
+
+
+def train(folder: Path, checkpoint: Checkpoint, **extra: Any) -> Path:
+    config = make_config(DiftConfig, BASE | {"lora": {"r": 4}, "output_dir": str(folder)} | extra)
+    return train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 6))
+
+
+def hidden(backbone: Backbone) -> torch.Tensor:
+    checkpoint = tiny_checkpoint(layers=1)
+    batch = collate(samples(checkpoint, 3), checkpoint.backbone.vision.pad_id)
+    with torch.no_grad():
+        return backbone.eval()(batch, lambda b, hidden, batch: hidden)
+
+
+def test_base_and_adapter_reloaded_are_the_trained_policy(model: Path, tmp_path: Path) -> None:
+    checkpoint = loaded(model)
+    final = train(tmp_path / "run", checkpoint)
+    again = load_checkpoint(final).backbone
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(hidden(again), hidden(checkpoint.backbone))
+    weights = {n: p for n, p in checkpoint.backbone.named_parameters() if "lora_" in n}
+    assert {p.dtype for p in weights.values()} == {torch.float32}
+    assert any(p.any() for n, p in weights.items() if "lora_B" in n), "nothing was trained"
+    # What used to be written: base and adapter as one, in the type of the base.
+    _, lost = merge_adapter(load_checkpoint(final).backbone, torch.bfloat16)
+    assert lost > 0.5
+    _, lost = merge_adapter(load_checkpoint(final).backbone, torch.float32)
+    assert lost < 0.01
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_a_resumed_run_is_the_unbroken_one(model: Path, tmp_path: Path, embeddings: bool) -> None:
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    lora = {"r": 4, "train_embeddings": embeddings}
+    one, two = loaded(model), loaded(model)
+    train(whole, one, lora=lora)
+    train(rest, two, lora=lora, resume_from_checkpoint=str(whole / "checkpoint-10"))
+    assert [line["loss"] for line in metrics(rest)] == [line["loss"] for line in metrics(whole)][10:]
+    for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
