@@ -1,5 +1,4 @@
-"""LoRA adapters (peft) on the language model of a backbone: added, saved beside the weights, loaded,
-merged.
+"""LoRA adapters (peft) on the language model of a backbone: added, saved, loaded, merged.
 
 A checkpoint keeps base and adapter apart: merged into bfloat16 weights, a young adapter is mostly rounded
 away.
