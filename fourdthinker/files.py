@@ -33,10 +33,13 @@ log = logging.getLogger(__name__)
 
 
 def output_path(path: PathLike) -> Path:
-    """Where a file named by the user is written: its absolute path, symbolic links followed.
+    """Where a file named by the user is written.
 
     Args:
         path: an existing regular file, or a name in an existing folder.
+
+    Returns:
+        The absolute path, symbolic links followed.
 
     Raises:
         OutputError: a folder, device, pipe or socket of that name; no such folder; no permission.
@@ -72,7 +75,13 @@ def check_output(path: PathLike) -> None:
 
 
 def read_regular(path: PathLike) -> bytes:
-    """The content of a regular file; a named pipe, which nobody may ever write to, is not waited for.
+    """Read a regular file; a named pipe, which nobody may ever write to, is not waited for.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
 
     Raises:
         ConfigError: a folder, device, pipe or socket of that name, or a file that cannot be read.
@@ -89,6 +98,12 @@ def read_regular(path: PathLike) -> bytes:
 
 def make_folder(path: PathLike) -> Path:
     """Create a folder, and those above it, where they do not exist.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The same path.
 
     Raises:
         OutputError: a file stands in the way, or no permission.
@@ -133,7 +148,13 @@ def atomic_writer(path: PathLike, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: PathLike, data: bytes, *, sync: bool = True) -> None:
-    """Write a whole file at once, as `atomic_writer` does; errors likewise."""
+    """Write a whole file at once, as `atomic_writer` does; errors likewise.
+
+    Args:
+        path: as for `output_path`.
+        data: the content.
+        sync: as for `atomic_writer`.
+    """
     with atomic_writer(path, sync=sync) as file:
         file.write(data)
 
@@ -141,13 +162,23 @@ def write_bytes(path: PathLike, data: bytes, *, sync: bool = True) -> None:
 def write_text(path: PathLike, text: str) -> None:
     """Write a whole UTF-8 file at once, as `atomic_writer` does; errors likewise.
 
-    What UTF-8 cannot hold (half of a surrogate pair) is written as its escape, "\\udc80".
+    Args:
+        path: as for `output_path`.
+        text: the content. What UTF-8 cannot hold (half of a surrogate pair) is written as its escape,
+            "\\udc80".
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: PathLike, value: Any) -> Path:
-    """Write strict JSON (no NaN) at once, creating the folder; returns the path as given.
+    """Write strict JSON (no NaN) at once, creating the folder.
+
+    Args:
+        path: as for `output_path`, but that the folder need not exist.
+        value: what is written.
+
+    Returns:
+        The path as given.
 
     Raises:
         OutputError: as `make_folder` and `atomic_writer`.
@@ -168,6 +199,10 @@ def append_lines(path: PathLike, entries: Iterable[Any]) -> None:
     """Append JSON lines to a log, in one write. For files that are only read by eye or by `report`.
 
     A journal that work is resumed from is a `JsonLines`, which no other process can write.
+
+    Args:
+        path: as for `output_path`.
+        entries: one for each line.
 
     Raises:
         OutputError: as `output_path`, or the disk is full.

@@ -72,6 +72,13 @@ class LatentSpec:
     def from_config(cls, config: Any, where: str = "the model's config") -> LatentSpec:
         """Read the spec from a model config (the keys of the released 4DThinker checkpoints).
 
+        Args:
+            config: of transformers.
+            where: what messages call it.
+
+        Returns:
+            The spec; what the config may leave out has its default.
+
         Raises:
             CheckpointError: keys are missing, or hold values of the wrong kind.
         """
@@ -108,7 +115,14 @@ class LatentSpec:
 
 
 def token_ids(tokenizer: Any) -> tuple[int, int, int] | None:
-    """Pad, start and end id in a tokenizer, or None unless it has all three tokens."""
+    """Find the latent tokens in a tokenizer.
+
+    Args:
+        tokenizer: of transformers.
+
+    Returns:
+        The ids of pad, START and END, or None unless it has all three.
+    """
     vocabulary = tokenizer.get_vocab()
     ids = tuple(vocabulary.get(token) for token in LATENT_TOKENS)
     return None if None in ids else ids  # type: ignore[return-value]

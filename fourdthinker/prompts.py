@@ -77,7 +77,15 @@ RELEASED = PromptStyle(newline_after_assistant=False, seconds_per_grid=1.0)
 
 
 def question_text(record: Record, instruction: str = "") -> str:
-    """The user's turn: question, options as "A. text" lines unless they are in it, and the instruction."""
+    """The user's turn: question, options as "A. text" lines unless they are in it, and the instruction.
+
+    Args:
+        record: the question and its options.
+        instruction: what the prompt style adds to every question; "": nothing.
+
+    Returns:
+        The parts with a blank line between.
+    """
     parts = [record.question]
     if record.options and options_in(record.question) != record.options:
         parts.append("\n".join(f"{letter}. {text}" for letter, text in record.options.items()))
@@ -132,9 +140,18 @@ class Encoder:
         self._clip_slot = f"{start}{self._name(vision.video_token_id)}{end}"
 
     def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
-        """The prompt of a record; decodes its media by the policy unless `frames` is given.
+        """The prompt of a record.
 
-        Raises RecordError for text that holds control tokens, VideoError for media that cannot be read.
+        Args:
+            record: the question.
+            frames: its pictures; None: they are read by the frame policy.
+
+        Returns:
+            What the sampler starts from.
+
+        Raises:
+            RecordError: text that holds control tokens.
+            VideoError: media that cannot be read.
         """
         vision = self._vision(record, frames)
         head, newline, prefix = self._head(record, vision)
@@ -151,10 +168,21 @@ class Encoder:
     ) -> Sample:
         """The training sequence of a record with text_output.
 
-        `imagery` may be given read (Frames), as Vision, or as cached targets [N, H]; otherwise the overlays
-        of the record are read. Labels: everything through `<|im_start|>assistant` (and through what the chat
-        template opens the answer with), and latent pads, are -100; the rest, START and END included, is
-        supervised. Raises RecordError and VideoError.
+        Everything through `<|im_start|>assistant` (and through what the chat template begins the answer with),
+        and latent pads, have the label -100; the rest, START and END included, is supervised.
+
+        Args:
+            record: the question and the answer to learn.
+            frames: the pictures of the question; None: they are read by the frame policy.
+            imagery: what the blocks stand for, as pictures or as cached targets [N, H]; None: the overlays of
+                the record are read.
+
+        Returns:
+            The sequence.
+
+        Raises:
+            RecordError: text that holds control tokens, or an answer that does not fit the chat template.
+            VideoError: media that cannot be read.
         """
         if record.text_output is None:
             raise RecordError(f"{record.where}: text_output is missing; a record to fine-tune on needs it")
@@ -210,7 +238,15 @@ class Encoder:
     def overlays(self, record: Record) -> Vision:
         """The pictures that the blocks of a record stand for.
 
-        Raises VideoError for one that cannot be read, RecordError for one too small to make a block of.
+        Args:
+            record: names them.
+
+        Returns:
+            Their patches.
+
+        Raises:
+            VideoError: one that cannot be read.
+            RecordError: one that is too small to make a block of.
         """
         form: dict[str, Any] = {"out": "patches", "mean": self.spec.mean, "std": self.spec.std}
         vision = Vision.from_frames(read_images(record.images, self.policy, separate=True, **form), self.spec)

@@ -46,9 +46,17 @@ class Vision:
 
     @classmethod
     def from_frames(cls, frames: Frames, spec: VisionSpec) -> Vision:
-        """Patches of what was read, as a model of that spec takes them; uint8 pixels are cut into them first.
+        """Make patches of what was read, as a model takes them.
 
-        ConfigError for pixels that are no multiple of the spec's patches, and patches of another size.
+        Args:
+            frames: pixels, which are cut into patches, or patches.
+            spec: of the model.
+
+        Returns:
+            The patches with their grids and times.
+
+        Raises:
+            ConfigError: pixels that are no multiple of the spec's patches, or patches of another size.
         """
         patches, grid = frames.patches, frames.grid_thw
         if patches is None or grid is None:
@@ -142,16 +150,22 @@ class Sample:
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """Samples to one batch of tensors, padded on the right.
+    """Training samples to one batch of tensors, padded on the right.
 
-    input_ids, attention_mask, labels [B, S] long; position_ids [3, B, S] long; target [B, S] long: labels
-    shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N], vision_index [Mv]:
-    flat positions of latent and of vision pads. When there are any: patches [P, patch_dim] with grid_thw
-    [n, 3], or vision_features [Mv, (1 + D) * H]; and imagery_patches with imagery_grid_thw, or latents
-    [N, H].
+    Args:
+        samples: B of them, at least one.
+        pad_id: fills up `input_ids`.
 
-    Raises ConfigError when some samples bring patches and others cached features (or pictures and cached
-    latents).
+    Returns:
+        input_ids, attention_mask, labels [B, S] int64; position_ids [3, B, S] int64; target [B, S] int64:
+        labels shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N],
+        vision_index [Mv]: flat positions of latent and of vision pads. When there are any: patches [P,
+        patch_dim] with grid_thw [n, 3], or vision_features [Mv, (1 + D) * H]; and imagery_patches with
+        imagery_grid_thw, or latents [N, H].
+
+    Raises:
+        ConfigError: no samples; some bring patches and others cached features (or pictures and cached
+            latents).
     """
     if not samples:
         raise ConfigError("a batch of no samples cannot be made")

@@ -15,7 +15,14 @@ _PARTS = re.compile(rf"(?P<block>{_BLOCK})|(?P<tag></?(?:think|answer)>|<\|im_en
 
 
 def text_plain(text: str) -> str:
-    """The text with every latent block as "[imagery × 4]", 4 being its number of latents."""
+    """Make a completion readable.
+
+    Args:
+        text: with latent blocks as tokens.
+
+    Returns:
+        The text with every block as "[imagery × 4]", 4 being its number of latents.
+    """
     return _PARTS.sub(lambda m: m[0] if m["block"] is None else _mark(m[0].count(LATENT_PAD)), text)
 
 
@@ -24,7 +31,14 @@ def _mark(latents: int) -> str:
 
 
 def text_parts(text: str) -> list[tuple[str, str]]:
-    """The text in pieces of a kind: ("text", ...), ("tag", a control tag), ("imagery", number of latents)."""
+    """Cut a completion into pieces of one kind each.
+
+    Args:
+        text: with latent blocks as tokens.
+
+    Returns:
+        Pairs: ("text", ...), ("tag", a control tag), ("imagery", number of latents).
+    """
     parts, begin = [], 0
     for match in _PARTS.finditer(text):
         if match.start() > begin:

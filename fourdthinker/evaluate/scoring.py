@@ -23,7 +23,17 @@ Array = npt.NDArray[np.float64]
 
 
 def question_means(correct: npt.ArrayLike) -> Array:
-    """Mean over the samples of each question: [Q, n] or [Q] of bool/float -> float64 [Q]."""
+    """Mean over the samples of each question.
+
+    Args:
+        correct: [Q, n] or [Q] of bool or float.
+
+    Returns:
+        float64 [Q].
+
+    Raises:
+        ValueError: another shape, or no samples.
+    """
     values = np.asarray(correct, dtype=np.float64)
     if values.ndim == 1:
         return values
@@ -35,12 +45,20 @@ def question_means(correct: npt.ArrayLike) -> Array:
 
 
 def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> float:
-    """Standard error of the mean of ``values`` [Q].
+    """Standard error of a mean.
 
-    Without clusters sqrt(var(ddof=1) / Q). With clusters the cluster-robust estimate
-    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has
-    one member. nan when there are fewer than two clusters: one clip says nothing about the spread between
-    clips.
+    Without clusters sqrt(var(ddof=1) / Q). With clusters the cluster-robust estimate sqrt(G/(G-1) * sum_g
+    (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has one member.
+
+    Args:
+        values: [Q].
+        clusters: what each of the Q values belongs to; None: each to itself.
+
+    Returns:
+        The error; nan with fewer than two clusters: one clip says nothing about the spread between clips.
+
+    Raises:
+        ValueError: not one cluster for each value.
     """
     x = np.asarray(values, dtype=np.float64)
     if clusters is None:
@@ -59,11 +77,17 @@ def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None)
 
 
 def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Accuracy with its 95 % interval over questions: {"mean", "low", "high"}.
+    """Accuracy with its 95 % interval over questions.
 
-    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and
-    keeps a width at 0 % and 100 %, where the normal interval has none. ``correct`` is [Q, n] or [Q]; all
-    nan when Q is 0.
+    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and keeps
+    a width at 0 % and 100 %, where the normal interval has none.
+
+    Args:
+        correct: [Q, n] or [Q].
+        clusters: as for `standard_error`.
+
+    Returns:
+        {"mean", "low", "high"}; all nan when Q is 0.
     """
     means = question_means(correct)
     if means.size == 0:
@@ -81,7 +105,15 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
 
 
 def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Mean of any quantity [Q] with its normal 95 % interval, infinite with fewer than two clusters."""
+    """Mean of any quantity with its normal 95 % interval.
+
+    Args:
+        values: [Q].
+        clusters: as for `standard_error`.
+
+    Returns:
+        {"mean", "low", "high"}; the bounds are infinite with fewer than two clusters, all nan when Q is 0.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
@@ -94,7 +126,19 @@ def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) 
 def paired_interval(
     a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Any] | None = None
 ) -> dict[str, float]:
-    """Mean of a - b over the same questions in the same order ([Q, n] or [Q] each), with a 95 % interval."""
+    """Mean of a - b over the same questions in the same order, with a 95 % interval.
+
+    Args:
+        a: [Q, n] or [Q].
+        b: [Q, n] or [Q].
+        clusters: as for `standard_error`.
+
+    Returns:
+        {"mean", "low", "high"}.
+
+    Raises:
+        ValueError: other numbers of questions.
+    """
     left, right = question_means(a), question_means(b)
     if left.shape != right.shape:
         raise ValueError(
@@ -104,7 +148,14 @@ def paired_interval(
 
 
 def answer_entropy(answers: Sequence[str | None]) -> float:
-    """Entropy, in nats, of the distribution of the parsed answers of one question; None is a class too."""
+    """Entropy of the distribution of the parsed answers of one question.
+
+    Args:
+        answers: of its samples; None, where nothing could be parsed, is a class too.
+
+    Returns:
+        The entropy in nats; nan without answers.
+    """
     if not answers:
         return math.nan
     shares = np.array(list(Counter(answers).values()), dtype=np.float64) / len(answers)
@@ -112,12 +163,27 @@ def answer_entropy(answers: Sequence[str | None]) -> float:
 
 
 def macro_average(by_type: Mapping[str, Mapping[str, float]], key: str = "accuracy") -> float:
-    """Unweighted mean over types; nan without types."""
+    """Unweighted mean over types of questions.
+
+    Args:
+        by_type: type -> its numbers.
+        key: which of the numbers.
+
+    Returns:
+        The mean; nan without types.
+    """
     return float(np.mean([entry[key] for entry in by_type.values()])) if by_type else math.nan
 
 
 def chance_level(option_counts: Sequence[int]) -> float:
-    """Accuracy of a uniform guess, the mean of 1/options; without options nothing can be guessed: 0."""
+    """Accuracy of a uniform guess.
+
+    Args:
+        option_counts: how many options each question has; 0: nothing can be guessed.
+
+    Returns:
+        The mean of 1/options; nan without questions.
+    """
     if not option_counts:
         return math.nan
     return float(np.mean([1.0 / n if n else 0.0 for n in option_counts]))
@@ -126,11 +192,21 @@ def chance_level(option_counts: Sequence[int]) -> float:
 def majority_correct(
     answers: Sequence[str | None], options: Sequence[Mapping[str, str]], types: Sequence[str | None]
 ) -> npt.NDArray[np.bool_]:
-    """Which questions [Q] the best constant answer of each type gets right.
+    """Which questions the best constant answer of each type gets right.
 
-    The constant may be a letter ("always B") or an option's text ("always left"); of both the better is
-    taken for each type. It is chosen on these very questions, so it is the strictest baseline that sees no
-    pixel.
+    The constant may be a letter ("always B") or an option's text ("always left"); of both the better is taken
+    for each type. It is chosen on these very questions, so it is the strictest baseline that sees no pixel.
+
+    Args:
+        answers: the right letter of each question.
+        options: letter -> text of each question.
+        types: the type of each question.
+
+    Returns:
+        bool [Q].
+
+    Raises:
+        ValueError: the three differ in length.
     """
     if not len(answers) == len(options) == len(types):
         raise ValueError(

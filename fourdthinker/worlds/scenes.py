@@ -201,9 +201,22 @@ def make_world(
 ) -> World:
     """A random world in which the camera and solid 0 move as told.
 
-    The camera does `camera` (one of CAMERA_MOTIONS) while solid 0 moves to `direction` (one of DIRECTIONS, as
-    the first camera sees it, the camera's own motion removed). The two solids that questions may be about (0,
-    moving, and 1, at rest) stay in view.
+    The two solids that questions may be about (0, moving, and 1, at rest) stay in view.
+
+    Args:
+        seed: of everything that is random.
+        camera: one of CAMERA_MOTIONS.
+        direction: one of DIRECTIONS: where solid 0 moves, as the first camera sees it, the camera's own
+            motion removed.
+        frames: how many.
+        fps: frames a second.
+        size: height and width of the pictures, in pixels.
+
+    Returns:
+        The world; `render` makes pictures of it.
+
+    Raises:
+        RuntimeError: no world was found in 200 tries.
     """
     rng = np.random.default_rng(seed)
     for _ in range(200):
@@ -291,7 +304,14 @@ _HITS = {"ball": _hit_ball, "box": _hit_box, "can": _hit_can}
 
 
 def render(world: World) -> Clip:
-    """Ray-cast every frame of `world`."""
+    """Ray-cast every frame of a world.
+
+    Args:
+        world: what is seen.
+
+    Returns:
+        Pictures, and for each pixel what is seen and how far away.
+    """
     size, frames = world.size, len(world.seconds)
     grid = (np.arange(size, dtype=np.float32) + 0.5 - size / 2) / world.focal
     local = np.stack([*np.meshgrid(grid, grid), np.ones((size, size), np.float32)], -1).reshape(-1, 3)
@@ -331,14 +351,33 @@ def render(world: World) -> Clip:
 
 
 def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float = 0.75) -> NDArray[np.uint8]:
-    """`frame` [H, W, 3] with the masked pixels tinted red."""
+    """Tint the pixels of a mask red.
+
+    Args:
+        frame: uint8 [H, W, 3].
+        mask: bool [H, W].
+        strength: share of red in these pixels.
+
+    Returns:
+        A new picture, uint8 [H, W, 3].
+    """
     out = frame.astype(np.float32)
     out[mask] = (1 - strength) * out[mask] + strength * np.array([255, 0, 0], np.float32)
     return (out + 0.5).astype(np.uint8)
 
 
 def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
-    """Write uint8 [T, H, W, 3] as H.264 in mp4. H and W must be even."""
+    """Write a video, H.264 in mp4.
+
+    Args:
+        path: the file.
+        pixels: uint8 [T, H, W, 3]; H and W are even.
+        fps: frames a second; rounded to a whole number.
+        crf: quality, as x264 counts it: 0 is lossless.
+
+    Raises:
+        ValueError: an odd side.
+    """
     import av  # only here, so that a machine without PyAV can render
 
     if pixels.shape[1] % 2 or pixels.shape[2] % 2:
@@ -358,6 +397,11 @@ def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: i
 
 
 def write_image(path: PathLike, pixels: NDArray[np.uint8]) -> None:
-    """Write uint8 [H, W, 3] as PNG."""
+    """Write a PNG.
+
+    Args:
+        path: the file.
+        pixels: uint8 [H, W, 3].
+    """
     with atomic_writer(path) as file:
         Image.fromarray(pixels).save(file, "PNG", compress_level=1)
