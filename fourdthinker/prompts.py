@@ -168,8 +168,8 @@ class Encoder:
     ) -> Sample:
         """The training sequence of a record with text_output.
 
-        Everything through `<|im_start|>assistant` (and through what the chat template begins the answer with),
-        and latent pads, have the label -100; the rest, START and END included, is supervised.
+        Everything through `<|im_start|>assistant` (and through the beginning of the answer that the chat
+        template gives), and latent pads, have the label -100; the rest, START and END included, is supervised.
 
         Args:
             record: the question and the answer to learn.
