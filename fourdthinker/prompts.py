@@ -169,7 +169,7 @@ class Encoder:
         """The training sequence of a record with text_output.
 
         Everything through `<|im_start|>assistant` (and through the beginning of the answer that the chat
-        template gives), and latent pads, have the label -100; the rest, START and END included, is supervised.
+        template gives), and latent pads, are labelled -100; the rest, START and END included, is supervised.
 
         Args:
             record: the question and the answer to learn.
