@@ -94,13 +94,14 @@ _AXES = {
 
 def matrix_of(frame: av.VideoFrame) -> bytes | None:
     """The display matrix that comes with a decoded frame."""
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
+    # Not frame.side_data, which refers back to its frame: their memory would wait for the garbage collector.
     try:
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
     except ValueError:
         _accept_unknown(Type)
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
     return None if data is None else bytes(data)
 
 

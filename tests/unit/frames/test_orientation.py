@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import sys
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from fourdthinker.frames.attempts import Attempt
 from fourdthinker.frames.colour import planes_of
 from fourdthinker.frames.gpu import convert as gpu_convert
 from fourdthinker.frames.gpu import nvdec
-from fourdthinker.frames.orientation import Orientation
+from fourdthinker.frames.orientation import Orientation, matrix_of
 from tests.clips import make_clip
 
 # a, b, c, d: the stored point (p, q), q downwards, is shown at (a p + c q, b p + d q).
@@ -232,6 +233,17 @@ def test_nearly_straight_scaled_and_empty_matrices(tmp_path: Path) -> None:
     assert of(-2, 0, 0, 0.5) == Orientation(0, True)
     assert of(0, 0, 0, 0) == Orientation()
     check(read_frames(clip_of(tmp_path, (0, 0, 0, 0))).pixels, MATRICES["upright"])
+
+
+def test_a_frame_whose_matrix_was_read_is_freed_at_once(tmp_path: Path) -> None:
+    """Not when the garbage collector runs, which does not know how large pictures are."""
+    path = make_clip(tmp_path / "clip.mp4", [0, 40])
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        gc.collect()
+        matrix_of(frame)
+        del frame
+        assert gc.collect() == 0
 
 
 def test_frames_with_side_data_that_pyav_does_not_know(tmp_path: Path) -> None:

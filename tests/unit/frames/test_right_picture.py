@@ -5,6 +5,7 @@ One file stands for each kind; tests/fuzz/order.py draws many more.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from fractions import Fraction
@@ -122,6 +123,7 @@ def test_the_orientation_of_a_sequence_stays_with_each_of_its_frames(tmp_path: P
         timeline = Timeline(Fraction(1, 25), range(clip.recipe.count), clip.truth.end)
         frames = list(frames_at(container, video, timeline, range(12), deadline))
     del frames[4]
+    gc.collect()
     found = {orientation_of(frame, "clip") for frame in frames}
     assert found == {Orientation.of_exif(7)}
 
