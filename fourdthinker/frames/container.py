@@ -96,7 +96,7 @@ def opened(
     if not isinstance(source, bytes) and not os.access(name, os.R_OK):
         raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
     left = deadline.left()
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "ignore_editlist": "1"}
     if quick and _tells_enough(source, name):
         options["codec_whitelist"] = "none"  # for what avformat opens itself
     try:

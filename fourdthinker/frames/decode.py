@@ -202,7 +202,7 @@ def packets_for(
         packets = _from_memory(held, timeline, chosen)
     else:
         # Packets that have numbers for stamps are found by counting.
-        leap = SEEK if seek and timeline.clock is None else len(timeline.coded) + timeline.skipped + 1
+        leap = SEEK if seek and timeline.stamps is None else len(timeline.coded) + timeline.skipped + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
     damage = codec_of(context.name).damage
     if damage is None:
@@ -246,7 +246,7 @@ def _from_memory(
     for place, begin in chosen:
         if begin is None:
             packet = held[place]
-            if timeline.clock is not None:
+            if timeline.stamps is not None:
                 packet.pts = timeline.coded[place]
             yield packet
             fresh = False
@@ -267,7 +267,7 @@ def _from_file(
     """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
     import av.error
 
-    packets, counts = container.demux(video), timeline.clock is not None
+    packets, counts = container.demux(video), timeline.stamps is not None
     at = -1 - timeline.skipped if counts else -1  # the place of the packet last read
     begun = False
     for place, begin in chosen:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
 from fourdthinker.frames.codecs import codec_of
+from fourdthinker.frames.edits import Segment, edited
 from fourdthinker.frames.listed import (
     DAMAGED,
     check_joined,
     end_of,
-    hidden_by_edits,
     numbered,
     pace,
     stamp_of,
@@ -23,7 +23,7 @@ from fourdthinker.frames.listed import (
 )
 from fourdthinker.frames.sink import repeats
 from fourdthinker.frames.timeline import Timeline
-from fourdthinker.frames.times import increases, times_of
+from fourdthinker.frames.times import times_of
 
 if TYPE_CHECKING:
     import av
@@ -43,9 +43,8 @@ class _Run:
     stamps: list[int | None] = field(default_factory=list)  # of all packets
     durations: list[int] = field(default_factory=list)
     flags: bytearray = field(default_factory=bytearray)
-    discarded: set[int] = field(default_factory=set)
     shown: list[int | None] = field(default_factory=list)
-    broken: tuple[float, str] | None = None  # as the container says
+    broken: tuple[int | None, str] | None = None  # from this stamp on, as the container says
     fault: str | None = None  # as the decoder says
 
 
@@ -58,17 +57,18 @@ def decoded_timeline(
     gap: int | None,
     check: Callable[[], None],
     fps: float | None = None,
+    segments: Sequence[Segment] = (),
 ) -> Timeline:
     """The timeline of the pictures that a decoder shows, for streams whose packets do not tell.
 
     Packets are counted instead of stamped, so that each picture names its packet whatever the stamps say.
 
     listed: what the packets said. gap: where in the file data are missing. fps: pictures a second, whatever
-    the times in the file. VideoError when more than a few packets in a row show nothing, when decoding fails,
-    or when there are no frames; partial: only when there are none, else the timeline ends before the fault.
+    the times in the file. segments: of its edit list. VideoError when more than a few packets in a row show
+    nothing, when decoding fails, or when there are no frames; partial: only when there are none, else the
+    timeline ends before the fault.
     """
-    base = video.time_base or Fraction(1)
-    run = _decode(container, video, base, gap, check)
+    run = _decode(container, video, gap, check)
     if not run.shown:
         if run.fault is not None:
             raise VideoError(
@@ -82,7 +82,7 @@ def decoded_timeline(
         known = set(places)
         shown = [packet for packet in shown if packet in known]
         lost = _lost(places, shown)
-    timeline = _timeline(run, shown, video, name, base, fps)
+    timeline = _timeline(run, shown, video, name, segments, fps)
     if listed is not None and lost is not None:
         seconds = listed.seconds(listed.coded[lost - listed.skipped])
         if not (partial and len(timeline.pts) and timeline.begin[0] < seconds):
@@ -94,9 +94,9 @@ def decoded_timeline(
             raise VideoError(
                 f"{name}: the data cannot be decoded after {last:.3f} s ({run.fault}); the file is damaged"
             )
-        timeline.fault = min(filter(None, ((last, fault), run.broken)))
-    else:
-        timeline.fault = run.broken if listed is None else listed.fault
+        timeline.fault = min(filter(None, ((last, fault), timeline.fault)))
+    elif listed is not None:
+        timeline.fault = listed.fault
     return timeline
 
 
@@ -121,7 +121,7 @@ def _whole(frames: Sequence[av.VideoFrame]) -> Iterator[int]:
 
 
 def _decode(
-    container: InputContainer, video: VideoStream, base: Fraction, gap: int | None, check: Callable[[], None]
+    container: InputContainer, video: VideoStream, gap: int | None, check: Callable[[], None]
 ) -> _Run:
     import av.error
 
@@ -138,14 +138,12 @@ def _decode(
             stamp = stamp_of(packet, form)
             if run.broken is None and (suspect(packet, gap) or (gap is not None and not packet.size)):
                 near = [time for time in (stamp, packet.dts, last) if time is not None]
-                run.broken = float(min(near, default=0) * base), DAMAGED
+                run.broken = min(near, default=None), DAMAGED
             last = stamp if stamp is not None else last
             if packet.size:
                 begun = begun or packet.is_keyframe
                 if not begun:
                     run.skipped += 1
-                if packet.is_discard:
-                    run.discarded.add(len(run.stamps))
                 data = memoryview(packet)
                 key = packet.is_keyframe and begins(data)
                 run.flags.append(flags_of(data) | (KEYFRAME if key else 0))
@@ -166,9 +164,10 @@ def _timeline(
     shown: Sequence[int | None],
     video: VideoStream,
     name: str,
-    base: Fraction,
+    segments: Sequence[Segment],
     fps: float | None,
 ) -> Timeline:
+    base = stored_base = video.time_base or Fraction(1)
     packets = [packet for packet in shown if packet is not None]
     named = len(packets) == len(shown) == len(set(packets))
     if named:
@@ -179,26 +178,25 @@ def _timeline(
     else:
         # Some packets hold several pictures, others none: as many of the ones as of the others, or it is only
         # known when the first is shown.
-        every = [k for k in range(run.skipped, len(run.stamps)) if k not in run.discarded]
-        stored = [run.stamps[packet] for packet in every[: len(shown)]]
-        if len(every) != len(shown):
+        stored = run.stamps[run.skipped : run.skipped + len(shown)]
+        if len(run.stamps) - run.skipped != len(shown):
             stored = [stored[0], *[None] * (len(shown) - 1)]
         display = list(range(len(shown)))
-    stamped = [stored[place] for place in display]
-    known = [stamp for stamp in stamped if stamp is not None]
-    believed = named and len(known) == len(shown) and increases(known)
     if fps is not None:
         stored = [None] * len(shown)
     step, base = pace(video, name, base, stored, fps)
     check_joined(name, [stored[place] for place in display], step, base)
-    clock, times_from = times_of(stored, display, step)
-    if run.discarded and not believed:
-        raise hidden_by_edits(name)
-    duration = round(step) if times_from == "rate" else run.durations[packets[-1]] if named else 0
-    end = end_of(base, clock[-2:], duration, video)
-    pts = array("q", range(len(shown)))
+    stamps, times_from = times_of(stored, display, step)
+    edit = edited(segments if fps is None else (), range(len(shown)), stamps)
+    if not edit.shown:
+        raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden")
+    stamps = array("q", edit.stamps or stamps)
+    pts = array("q", edit.shown)
+    duration = round(step) if times_from == "rate" else run.durations[packets[pts[-1]]] if named else 0
+    end = end_of(base, [stamps[number] for number in pts[-2:]], duration, video)
+    fault = None if run.broken is None else (edit.seconds(run.broken[0], stored_base), run.broken[1])
     if not named:
-        return Timeline(base, pts, end, clock=clock, times_from=times_from, skipped=run.skipped)
+        return Timeline(base, pts, end, (), b"", fault, stamps, times_from, run.skipped)
     count = len(run.stamps) - run.skipped
     coded = numbered([packet - run.skipped for packet in packets], count)
     codec = codec_of(video.codec_context.name)
@@ -206,7 +204,7 @@ def _timeline(
     if not codec.flushes or count != len(shown) or max(flags) >= DUPLICATE:
         # Decoded through from the first one, as here: what is shown may depend on it.
         flags = bytes([KEYFRAME]) + bytes(count - 1)
-    return Timeline(base, pts, end, array("q", coded), flags, None, clock, times_from, run.skipped)
+    return Timeline(base, pts, end, array("q", coded), flags, fault, stamps, times_from, run.skipped)
 
 
 def _until(timeline: Timeline, seconds: float, cause: str) -> Timeline:
@@ -219,7 +217,7 @@ def _until(timeline: Timeline, seconds: float, cause: str) -> Timeline:
         timeline.coded,
         timeline.flags,
         (seconds, cause),
-        timeline.clock,
+        timeline.stamps,
         timeline.times_from,
         timeline.skipped,
     )

@@ -27,7 +27,7 @@ from fourdthinker.files import UNFINISHED, make_folder, write_bytes
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.times import TimesFrom
 
-VERSION = 9
+VERSION = 10
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 ROOM = 256 << 20  # bytes of disk that all indices may take
@@ -154,18 +154,19 @@ def _place(key: str) -> Path | None:
 
 def _pack(timeline: Timeline, key: str) -> bytes:
     """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers: pictures shown, packets coded,
-    clock (all as differences), flags."""
-    clock = timeline.clock or ()
-    body = b"".join(map(_differences, (timeline.pts, timeline.coded, clock))) + timeline.flags
+    stamps (all as differences), flags."""
+    stamps = timeline.stamps or ()
+    body = b"".join(map(_differences, (timeline.pts, timeline.coded, stamps))) + timeline.flags
     packed = zlib.compress(body, 1)
     head = {
         "key": key,
         "base": [timeline.base.numerator, timeline.base.denominator],
         "end": timeline.end,
         "fault": timeline.fault,
-        "counts": [len(timeline.pts), len(timeline.coded), len(clock)],
+        "counts": [len(timeline.pts), len(timeline.coded), len(stamps)],
         "times_from": timeline.times_from,
         "skipped": timeline.skipped,
+        "origin": timeline.origin,
     }
     return signed(json.dumps(head).encode() + b"\n" + packed)
 
@@ -195,11 +196,11 @@ def _unpack(data: bytes, key: str) -> Timeline:
     end, fault = float(head["end"]), head["fault"]
     if not math.isfinite(end) or any(b <= a for a, b in pairwise(pts)):
         raise ValueError("times that do not increase")
-    clock = _sums(body[8 * (shown + coded) : 8 * (shown + coded + timed)]) if timed else None
+    stamps = _sums(body[8 * (shown + coded) : 8 * (shown + coded + timed)]) if timed else None
     if coded and not set(pts) <= set(order):
         raise ValueError("frames without packets")
-    if clock is not None and (pts[0] < 0 or pts[-1] >= timed or any(b < a for a, b in pairwise(clock))):
-        raise ValueError("a clock that does not count the frames")
+    if stamps is not None and (pts[0] < 0 or pts[-1] >= timed or any(b < a for a, b in pairwise(stamps))):
+        raise ValueError("stamps that are not those of the frames")
     times_from, skipped = head["times_from"], int(head["skipped"])
     if times_from not in get_args(TimesFrom) or skipped < 0:
         raise ValueError(f"times from {times_from!r}, {skipped} packets before them")
@@ -207,9 +208,9 @@ def _unpack(data: bytes, key: str) -> Timeline:
         fault = float(fault[0]), str(fault[1])
     base = Fraction(int(head["base"][0]), int(head["base"][1]))
     if base <= 0:
-        raise ValueError(f"a clock of {base} seconds")
+        raise ValueError(f"stamps of {base} seconds")
     flags = body[8 * (shown + coded + timed) :]
-    return Timeline(base, pts, end, order, flags, fault, clock, times_from, skipped)
+    return Timeline(base, pts, end, order, flags, fault, stamps, times_from, skipped, int(head["origin"]))
 
 
 def _differences(numbers: object) -> bytes:

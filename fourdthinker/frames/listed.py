@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from array import array
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import KEYFRAME, NOT_SHOWN, RANDOM_ACCESS
 from fourdthinker.frames.codecs import Codec, codec_of
+from fourdthinker.frames.edits import Edited, Segment, edited
 from fourdthinker.frames.matroska import Walk
 from fourdthinker.frames.sink import REORDERED
 from fourdthinker.frames.timeline import Held, Timeline
@@ -40,24 +40,23 @@ class Packets:
     """What the packets of a stream say, in decoding order, from its first keyframe on.
 
     stamps: presentation times, None for one that has none. own: as the packets carry them. keys: what tells
-    the order of display (`bitstream.display_order`). discarded: places of packets that an edit list hides.
-    skipped, count: packets before, and of the whole stream. earliest: of all stamps. whole: what is read
-    after the last packet is not shown before this stamp. fault: (seconds, cause) of damage that the container
-    shows. changed: a packet brings a new header, for itself and those after it.
+    the order of display (`bitstream.display_order`). skipped, count: packets before, and of the whole stream.
+    earliest: of all stamps. whole: what is read after the last packet is not shown before this stamp. fault:
+    (stamp, cause) of damage that the container shows. changed: a packet brings a new header, for itself and
+    those after it.
     """
 
     stamps: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
     flags: bytearray = field(default_factory=bytearray)
     keys: list[int | None] = field(default_factory=list)
-    discarded: set[int] = field(default_factory=set)
     own: bool = True
     changed: bool = False
     skipped: int = 0
     count: int = 0
     earliest: int | None = None
     whole: int | None = None
-    fault: tuple[float, str] | None = None
+    fault: tuple[int | None, str] | None = None
 
 
 def build_timeline(
@@ -69,6 +68,7 @@ def build_timeline(
     check: Callable[[], None],
     *,
     fps: float | None = None,
+    segments: Sequence[Segment] = (),
     decodable: Decodable = lambda skipped, count: (),
 ) -> Timeline | None:
     """Read through the packets of a stream. None when they do not tell which pictures are shown when.
@@ -78,12 +78,13 @@ def build_timeline(
     pictures' own headers tell that; where they do not, or some are missing, see `times_of`.
 
     walk: of the file, for data that are missing. check is called for each packet. fps: pictures a second,
-    whatever the times in the file. decodable: of the first `count` packets behind those skipped, the places
-    of those whose pictures come out when decoding begins with them. VideoError when no frame is left.
+    whatever the times in the file. segments: of its edit list. decodable: of the first `count` packets behind
+    those skipped, the places of those whose pictures come out when decoding begins with them. VideoError when
+    no frame is left.
     """
     codec = codec_of(video.codec_context.name)
-    base = video.time_base or Fraction(1)
-    packets = _packets(container, video, name, codec, base, held, walk.gap, check)
+    base = stored_base = video.time_base or Fraction(1)
+    packets = _packets(container, video, name, codec, held, walk.gap, check)
     if not packets.count:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
     if not packets.stamps:
@@ -98,52 +99,52 @@ def build_timeline(
         if display is None:
             return None
     believed = whole and increases([known[place] for place in display])
-    numbers, clock = known, None
+    numbers: Sequence[int] = known
+    stamps_shown: Sequence[int] | None = None
     times_from: TimesFrom = "container"
     step = Fraction(0)
-    if not believed or fps is not None:
+    if not believed or fps is not None or len(segments) > 1:
         stored = stamps if fps is None else [None] * len(stamps)
         step, base = pace(video, name, base, stored, fps)
-        shown_stamps = [stored[place] for place in display if place not in packets.discarded]
-        check_joined(name, shown_stamps, step, base)
-        clock, times_from = times_of(stored, display, step)
+        check_joined(name, [stored[place] for place in display], step, base)
+        stamps_shown, times_from = times_of(stored, display, step)
         numbers = numbered(display, len(stamps))
-        if not believed and not _hidden_known(packets, numbers):
-            raise hidden_by_edits(name)  # of several segments FFmpeg gives later stamps than the file says
-    seen = _seen(packets, display, numbers, decodable if codec.leading_told else None)
+    edit = edited(segments if fps is None else (), [numbers[place] for place in display], stamps_shown)
+    kept = set(edit.shown)
+    shown_places = [place for place in display if numbers[place] in kept]
+    seen = _seen(shown_places, packets.skipped, numbers, decodable if codec.leading_told else None)
     if not seen:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
     pts = array("q", [numbers[place] for place in seen])
-    shown = [number if clock is None else clock[number] for number in pts[-2:]]
+    last = [(number if edit.stamps is None else edit.stamps[number]) - edit.origin for number in pts[-2:]]
     duration = packets.durations[seen[-1]] if times_from != "rate" else round(step)
+    fault = packets.fault
     timeline = Timeline(
         base,
         pts,
-        end_of(base, shown, duration, video),
+        end_of(base, last, duration, video),
         array("q", numbers),
         flags,
-        packets.fault,
-        clock,
+        None if fault is None else (edit.seconds(fault[0], stored_base), fault[1]),
+        edit.stamps,
         times_from,
         packets.skipped,
+        edit.origin,
     )
     if not walk.complete:
-        _check_length(timeline, packets, container, video)
+        _check_length(timeline, packets, edit, container, video)
     return timeline
 
 
-def _seen(
-    packets: Packets, display: Sequence[int], numbers: Sequence[int], decodable: Decodable | None
-) -> list[int]:
-    """Places of the pictures that are shown, in the order of display.
+def _seen(seen: list[int], skipped: int, numbers: Sequence[int], decodable: Decodable | None) -> list[int]:
+    """Of the places of pictures, in the order of display, those whose pictures are shown.
 
     Those before the first keyframe in that order may need what is not in the file: a decoder tells, or (None)
     they do not count."""
-    seen = [place for place in display if place not in packets.discarded]
     leading = [place for place in seen if numbers[place] < numbers[0]]
     if not leading:
         return seen
-    whole = decodable(packets.skipped, max(leading) + 1) if decodable is not None else ()
+    whole = decodable(skipped, max(leading) + 1) if decodable is not None else ()
     return [place for place in seen if numbers[place] >= numbers[0] or place in whole]
 
 
@@ -224,20 +225,11 @@ def check_joined(name: str, stamps: Sequence[int | None], step: Fraction, base: 
             )
 
 
-def hidden_by_edits(name: str) -> VideoError:
-    """The error for an edit list whose hidden pictures cannot be told from the others."""
-    return VideoError(
-        f"{name}: an edit list hides pictures, and stamps do not tell in which order they are shown, so that "
-        "it is not known which; make the file again from its source"
-    )
-
-
 def _packets(
     container: InputContainer,
     video: VideoStream,
     name: str,
     codec: Codec,
-    base: Fraction,
     held: Held,
     gap: int | None,
     check: Callable[[], None],
@@ -258,7 +250,7 @@ def _packets(
             pts, dts, duration = stamp_of(packet, form), packet.dts, packet.duration or 0
             if found.fault is None and suspect(packet, gap):
                 times = [time for time in (pts, dts, found.whole) if time is not None]
-                found.fault = _seconds(min(times, default=None), base), DAMAGED
+                found.fault = min(times, default=None), DAMAGED
             if pts is not None:
                 found.earliest = pts if found.earliest is None else min(pts, found.earliest)
             if dts is not None:
@@ -272,8 +264,6 @@ def _packets(
             if not found.stamps and not key:
                 found.skipped += 1
                 continue
-            if packet.is_discard:
-                found.discarded.add(len(found.stamps))
             found.changed = found.changed or (bool(found.stamps) and packet.has_sidedata("new_extradata"))
             found.own = found.own and pts == packet.pts
             found.stamps.append(pts)
@@ -286,9 +276,9 @@ def _packets(
         if not found.stamps:
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
         cause = f"the data cannot be read further ({error.strerror})"
-        found.fault = found.fault or (_seconds(found.whole, base), cause)
+        found.fault = found.fault or (found.whole, cause)
     if gap is not None and found.fault is None:
-        found.fault = _seconds(found.whole, base), DAMAGED
+        found.fault = found.whole, DAMAGED
     return found
 
 
@@ -331,32 +321,21 @@ def _order_of_stamps(stamps: Sequence[int], codec: Codec) -> list[int] | None:
     return sorted(range(len(stamps)), key=stamps.__getitem__)
 
 
-def _hidden_known(packets: Packets, numbers: Sequence[int]) -> bool:
-    """An edit list hides times. The container tells for which packets, by their stamps; where pictures have
-    other times than their packets, those are other pictures, and decoders leave out the packets'."""
-    sorted_places = sorted(
-        range(len(numbers)), key=lambda place: (packets.stamps[place] is None, packets.stamps[place] or 0)
-    )
-    hidden = {k for k, place in enumerate(sorted_places) if place in packets.discarded}
-    return {numbers[place] for place in packets.discarded} == hidden
-
-
 def _check_length(
-    timeline: Timeline, packets: Packets, container: InputContainer, video: VideoStream
+    timeline: Timeline, packets: Packets, edit: Edited, container: InputContainer, video: VideoStream
 ) -> None:
-    """Whether the header announces more than there is: the file is cut off."""
+    """Whether the header announces more than there is, of what is shown: the file is cut off."""
     base = video.time_base
     if timeline.fault is not None or packets.earliest is None or base is None:
         return
     announced = _announced(container, video, packets.count, float(packets.earliest * base))
+    if announced is not None and edit.segments:
+        last, stamp = edit.segments[-1].end, round(announced / base)
+        announced = edit.seconds(stamp if last is None else min(stamp, last), base)
     step = (timeline.end - timeline.begin[0]) / len(timeline.pts)
     if announced is not None and timeline.end < announced - max(0.25, 2 * step):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
-        timeline.fault = min(timeline.end, _seconds(packets.whole, base)), cause
-
-
-def _seconds(stamp: int | None, base: Fraction) -> float:
-    return -math.inf if stamp is None else float(stamp * base)
+        timeline.fault = min(timeline.end, edit.seconds(packets.whole, base)), cause
 
 
 def _announced(container: InputContainer, video: VideoStream, count: int, start: float) -> float | None:

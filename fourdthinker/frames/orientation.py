@@ -97,11 +97,12 @@ def matrix_of(frame: av.VideoFrame) -> bytes | None:
     from av.sidedata.sidedata import SideDataContainer, Type
 
     # Not frame.side_data, which refers back to its frame: their memory would wait for the garbage collector.
+    read: Any = SideDataContainer
     try:
-        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+        data = read(frame).get(Type.DISPLAYMATRIX)
     except ValueError:
         _accept_unknown(Type)
-        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+        data = read(frame).get(Type.DISPLAYMATRIX)
     return None if data is None else bytes(data)
 
 

@@ -20,6 +20,7 @@ from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
 from fourdthinker.frames.decode import frames_at, shares, single_packet
 from fourdthinker.frames.decoded import decodable, decoded_timeline
+from fourdthinker.frames.edits import Segment, segments_of
 from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
 from fourdthinker.frames.listed import build_timeline
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 def _long(attempt: Attempt, timeline: Timeline) -> bool:
     """Whether the decoder is told to hold back as much as it can: where it matters, or where nothing vouches
     for what the stream says of it."""
-    return attempt.careful or timeline.clock is not None
+    return attempt.careful or timeline.stamps is not None
 
 
 class Reading:
@@ -145,11 +146,12 @@ class Reading:
                     self.walk.gap,
                     check,
                     source.fps,
+                    self._segments(its_video, whole),
                 )
         else:
             self.timeline = index_cache.load(key) if key is not None and attempt.cached else None
             self.from_cache = self.timeline is not None and (
-                self.timeline.clock is not None or self.timeline.base == video.time_base
+                self.timeline.stamps is not None or self.timeline.base == video.time_base
             )
             if not self.from_cache:
                 self.timeline, unread = self._listed(attempt, container, video), False
@@ -180,10 +182,17 @@ class Reading:
             self.walk,
             check,
             fps=source.fps,
+            segments=self._segments(video, container),
             decodable=shown,
         )
         self.held = held.packets
         return timeline
+
+    def _segments(self, video: VideoStream, container: InputContainer) -> tuple[Segment, ...]:
+        """Of the edit list, which no other format than MP4 and MOV has."""
+        if video.time_base is None or not container.format.name.startswith("mov"):
+            return ()
+        return segments_of(self.request.source.media, self.request.name, video.id, video.time_base)
 
     def _emit(
         self,

@@ -23,15 +23,16 @@ class Timeline:
 
     Where presentation times can be believed, the numbers are the stamps of the packets, which their pictures
     leave the decoder with. Else they count pictures in display order, packets get them for stamps before they
-    are decoded, and `clock` tells when each is shown.
+    are decoded, and `stamps` tells when each is shown.
 
-    base: seconds to one unit of stamps. pts: the numbers of the pictures shown, increasing. end: when the
-    last one ends, in seconds. coded: numbers of the packets in decoding order, beginning at the first
-    keyframe; empty where pictures can only be counted as they leave the decoder. flags: for each packet, bits
-    of `bitstream.pictures`. fault: (seconds, cause) of damage that the container shows; from that time on
-    frames may be missing or wrong. clock: by number, the stamp at which it is shown, never decreasing; None
-    where the numbers are stamps themselves. times_from: how the times were learnt. skipped: packets before
-    the first one of `coded`, or before the first one to be decoded where that is empty.
+    base: seconds to one unit of stamps. origin: the stamp that is shown at 0 s. pts: the numbers of the
+    pictures shown, increasing. end: when the last one ends, in seconds. coded: numbers of the packets in
+    decoding order, beginning at the first keyframe; empty where pictures can only be counted as they leave
+    the decoder. flags: for each packet, bits of `bitstream.pictures`. fault: (seconds, cause) of damage that
+    the container shows; from that time on frames may be missing or wrong. stamps: by number, the one at which
+    it is shown, never decreasing; None where the numbers are stamps themselves. times_from: how the times
+    were learnt. skipped: packets before the first one of `coded`, or before the first one to be decoded where
+    that is empty.
     """
 
     base: Fraction
@@ -40,9 +41,10 @@ class Timeline:
     coded: Sequence[int] = ()
     flags: bytes = b""
     fault: tuple[float, str] | None = None
-    clock: Sequence[int] | None = None
+    stamps: Sequence[int] | None = None
     times_from: TimesFrom = "container"
     skipped: int = 0
+    origin: int = 0
     begin: Sequence[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,8 +52,8 @@ class Timeline:
 
     def seconds(self, number: int) -> float:
         """When the picture of a number is shown, or a stamp."""
-        stamp = number if self.clock is None else self.clock[min(number, len(self.clock) - 1)]
-        return stamp * self.base.numerator / self.base.denominator
+        stamp = number if self.stamps is None else self.stamps[min(number, len(self.stamps) - 1)]
+        return (stamp - self.origin) * self.base.numerator / self.base.denominator
 
     def shows(self, number: int) -> bool:
         """Whether the picture of this number is shown."""

@@ -20,22 +20,21 @@ from fourdthinker.frames import FramePolicy, Frames, read_frames, read_many
 from tests.clips import make_clip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-LIMIT = 160 << 20  # above what the imports take, which differs from machine to machine
+LIMIT = 400 << 20  # the imports among it, about 230
 
 CONSUMER = """
-import ctypes, json, sys
+import json, sys
 from fourdthinker.frames import FramePolicy, iterate_frames
 
 def resident(field):
     line = next(line for line in open("/proc/self/status") if line.startswith(field))
     return int(line.split()[1]) * 1024
 
-count, last, sizes, trim = 0, -1.0, [], ctypes.CDLL(None).malloc_trim
+count, last, sizes = 0, -1.0, []
 before = resident("VmRSS")
 for part in iterate_frames(sys.argv[1], FramePolicy(fps=5.0, max_frames=10**9), batch=64):
     assert part.shown[0] > last and len(part.seconds) <= 64
     count, last = count + len(part.seconds), part.shown[-1]
-    trim(0)  # freed blocks that the allocator keeps are no leak
     sizes.append(resident("VmRSS"))
 print(json.dumps({"count": count, "last": last, "before": before, "peak": resident("VmHWM"), "sizes": sizes}))
 """
@@ -82,9 +81,10 @@ def test_an_hour_in_batches(hour: Path, kept: bool) -> None:
     found = json.loads(run.stdout)
     assert found["count"] == 18000
     assert found["last"] == pytest.approx(3599.8)
-    assert found["peak"] - found["before"] < LIMIT, found
-    half, late = found["sizes"][len(found["sizes"]) // 2], found["sizes"][-1]
-    assert late - half < 16 << 20  # before, freed blocks of other sizes still gather in the heap
+    assert found["peak"] < LIMIT, found
+    quarter = len(found["sizes"]) // 4  # the first half fills the heap with freed blocks of all sizes
+    third, last = found["sizes"][2 * quarter : 3 * quarter], found["sizes"][3 * quarter :]
+    assert min(last) - min(third) < 8 << 20, found
 
 
 def test_eight_threads_and_two_hundred_files(tmp_path: Path) -> None:

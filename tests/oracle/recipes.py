@@ -6,7 +6,18 @@ import random
 from fractions import Fraction
 
 from tests.oracle.coded import ENCODERS
-from tests.oracle.files import MATRIX, MESSAGE, STORAGE, TRUE, Recipe, containers_for, stamps_for
+from tests.oracle.files import (
+    DUPLICATED,
+    EXCHANGED,
+    JITTERED,
+    MATRIX,
+    MESSAGE,
+    STORAGE,
+    TRUE,
+    Recipe,
+    containers_for,
+    stamps_for,
+)
 
 FAMILIES = ("h264", "h264", "hevc", "mpeg4", "mpeg2", "mpeg1", "vp8", "vp9", "av1", "others", "others")
 MAIN = frozenset(FAMILIES)
@@ -14,6 +25,7 @@ RATES = (Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(10), Fracti
 # Of encoders, or their containers, that know few rates.
 FIXED = ("mpeg1", "mpeg2", "h263", "h261", "rv10", "rv20", "dnxhr", "gif")
 WITH_EDITS = ("mp4", "mov")
+EDITED = (TRUE, STORAGE, JITTERED, DUPLICATED, EXCHANGED)  # stamps of files with an edit list
 CUTS = [(TRUE, suffix) for suffix in ("mp4", "mov", "mkv", "ts", "flv", "nut")]
 
 
@@ -39,7 +51,7 @@ def drawn(number: int) -> Recipe:
         more = {"orientation": draw.randrange(2, 9), "by": MATRIX}
     elif kind < 0.3 and encoder.startswith("h264") and suffix == "ts":  # repeated at each keyframe
         more = {"orientation": draw.randrange(2, 9), "by": MESSAGE}
-    elif kind < 0.5 and suffix in WITH_EDITS and stamps in (TRUE, STORAGE):
+    elif kind < 0.5 and suffix in WITH_EDITS and stamps in EDITED:
         more = {"hide": draw.randrange(1, count // 2)}
     elif kind < 0.6 and ENCODERS[encoder].open_groups and (stamps, suffix) in CUTS and count >= 40:
         more = {"cut": draw.choice((1, 2))}

@@ -6,49 +6,52 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.oracle.coded import ENCODERS
-from tests.oracle.files import MISSING, RAW, STORAGE, Recipe
+from tests.oracle.files import MISSING, Recipe
+
+
+def _no_recipe(recipe: Recipe, way: str) -> bool:
+    """Kinds that tests make by hand."""
+    return False
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """words: of the message, a pattern. why: the reason, as docs/video.md gives it. kinds: the files, and
-    ways of reading, that it may concern."""
+    """words: of the message, a pattern. kind: the files, as the table of docs/video.md calls them. recipes:
+    those of the oracle, and ways of reading them, that it may concern."""
 
     words: str
-    why: str
-    kinds: Callable[[Recipe, str], bool]
+    kind: str
+    recipes: Callable[[Recipe, str], bool] = _no_recipe
 
 
 REFUSALS = (
     Refusal(
-        r"zero frames: stream 0 holds nothing that decodes to frames with times",
-        "a raw stream has no times",
-        lambda recipe, way: recipe.suffix in RAW,
-    ),
-    Refusal(
-        r"AVI does not say when each is shown",
-        "AVI with pictures that are not stored in the order of display",
-        lambda recipe, way: recipe.suffix == "avi" and ENCODERS[recipe.encoder].reorders,
-    ),
-    Refusal(
         r"its type is not one of those read here",
-        "formats that are not read",
-        lambda recipe, way: recipe.suffix == "h261",
+        "formats that are not named here, such as JPEGs one after the other",
+        lambda recipe, way: recipe.suffix in ("h261", "mjpeg"),
     ),
     Refusal(
         r"pictures have no time, and the stream names no rate",
-        "stamps are missing and there is no rate to count by",
+        "stamps missing, and the stream names no rate: AV1 (OBU), MPEG-4 that names only its ticks",
         lambda recipe, way: recipe.suffix in ("mpg", "vob", "obu", "m4v") or recipe.stamps == MISSING,
     ),
+    Refusal(r"its edit list", "edit lists that repeat or exchange parts, or change their speed"),
     Refusal(
-        r"an edit list hides pictures, and stamps do not tell in which order",
-        "an edit list in a file whose stamps are those of the order of storage",
-        lambda recipe, way: bool(recipe.hide) and recipe.stamps == STORAGE,
+        r"stamps fall back from",
+        "program streams and TS put one behind the other (`cat`), whose stamps begin anew",
     ),
     Refusal(
+        r"pictures leave the decoder in another order than when",
+        "a decoder that gives another order than when the file was read through",
+    ),
+    Refusal(
+        r"its display matrix .* turns the picture",
+        "display matrices of other angles than quarters, or of shear",
+    ),
+    Refusal(r"The file is cut off", "a header that announces more than there is"),
+    Refusal(
         r"reader='decord'|decord (has |cannot read it)",
-        "decord's limits",
+        '`reader="decord"`',
         lambda recipe, way: way.startswith("decord"),
     ),
 )
@@ -56,5 +59,5 @@ REFUSALS = (
 
 def refusal(recipe: Recipe, way: str, words: str) -> Refusal | None:
     """The entry that allows this error for this kind of file."""
-    found = (entry for entry in REFUSALS if entry.kinds(recipe, way) and re.search(entry.words, words))
+    found = (entry for entry in REFUSALS if entry.recipes(recipe, way) and re.search(entry.words, words))
     return next(found, None)
