@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 
+MANY = 1000  # pictures that have come out are remembered before those of no more use are forgotten
 REORDERED = 16  # pictures at most that precede another in decoding and follow it in presentation
 
 
@@ -108,7 +109,8 @@ class Sink:
             if pending and pts == pending[-1]:
                 pending.pop()
                 self.held.append((self._last_before(pts), frame))
-            self.out.add(pts)
+            if self.several and self.timeline.coded:
+                self.out.add(pts)
             self.seen = max(self.seen, pts)
             while self.held and self.held[0][0] <= self.seen:
                 yield self._release()
@@ -131,6 +133,8 @@ class Sink:
                 if shown and stamp not in self.out:
                     raise Damaged("a picture that others need did not come out", timeline, stamp)
             self.whole = max(self.whole, place)
+            if len(self.out) > MANY:
+                self.out = {stamp for stamp in self.out if timeline.order.get(stamp, place) >= self.whole}
         return frame
 
     def rescue(self, context: VideoCodecContext, stamp: int) -> Iterator[av.VideoFrame]:

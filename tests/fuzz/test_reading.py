@@ -39,3 +39,11 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_random_clips_at_random_times() -> None:
     assert "'same'" in run("times", "--cases", "400", "--seconds", "45")
+
+
+def test_files_of_every_kind_read_in_every_way() -> None:
+    """The same files each time; more by hand: python -m tests.fuzz.order --cases N."""
+    last = run("order", "--first", "7000", "--cases", "50").strip().splitlines()[-1]
+    assert last.startswith("50 files in ")
+    assert last.endswith(", 0 wrong; 0 files failed")
+    assert int(last.partition(" right")[0].split()[-1]) > 900

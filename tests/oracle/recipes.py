@@ -45,6 +45,8 @@ def drawn(number: int) -> Recipe:
     if suffix == "mxf" and rate == 10:  # which its muxer does not take
         rate = Fraction(25)
     count = draw.choice((9, 40, 40, 75, 150))
+    if suffix == "mxf" and count == 150:  # its muxer has no index for so many with B-pictures
+        count = 75
     more: dict[str, int | str] = {}
     kind = draw.random()
     if kind < 0.3 and suffix in WITH_EDITS:
