@@ -18,17 +18,14 @@ from bench import _measure as measure
 from bench._sampler_cases import build
 from bench.kernels import rates
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.packed import packed_mask
 from fourdthinker.kernels import linear_cross_entropy
 
 
-def group_mask(prompt: int, completions: int, length: int, device: str) -> Tensor:
-    """[1, 1, S, S] bool: a completion sees the prompt and itself, both causally."""
-    size = prompt + completions * length
-    position = torch.arange(size, device=device)
-    owner = torch.where(position < prompt, -1, (position - prompt) // length)
-    causal = position[None, :] <= position[:, None]
-    visible = causal & ((owner[None, :] == -1) | (owner[None, :] == owner[:, None]))
-    return visible[None, None]
+def group_segments(prompt: int, completions: int, length: int, device: torch.device) -> Tensor:
+    """[1, S]: 0 in the prompt, then 1 + the number of the completion."""
+    position = torch.arange(prompt + completions * length, device=device)
+    return torch.where(position < prompt, 0, 1 + (position - prompt) // length)[None].int()
 
 
 def step(backbone: Backbone, prompt: int, completions: int, length: int) -> None:
@@ -40,7 +37,7 @@ def step(backbone: Backbone, prompt: int, completions: int, length: int) -> None
     hidden = backbone.decode(
         backbone.embed_tokens(ids),
         offset.expand(3, 1, -1),
-        group_mask(prompt, completions, length, str(device)),
+        packed_mask(group_segments(prompt, completions, length, device)),
     )
     labels = torch.where(torch.arange(size, device=device) < prompt, -100, ids[0])
     loss = linear_cross_entropy(hidden[0, :-1], backbone.head_weight, labels[1:])
@@ -81,7 +78,7 @@ def main(argv: list[str]) -> int:
     rate = flops(backbone, *sizes) / min(taken)
     row = {
         "shape": shape, "prompt": sizes[0], "completions": sizes[1], "length": sizes[2],
-        "attention": backbone.hf.model.language_model.config._attn_implementation,
+        "mask": type(packed_mask(group_segments(*sizes, backbone.device))).__name__,
         "peak_bytes": measure.peak_allocated(call, device),
         "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3), **measure.summary(taken),
     }  # fmt: skip

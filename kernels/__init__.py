@@ -14,7 +14,7 @@ if __name__ == "fourdthinker.kernels":
     from .group_advantages import group_advantages
     from .grpo_loss import grpo_loss
     from .grpo_token_loss import grpo_token_loss, top_entropy_mask
-    from .latent_feedback import forbidden_tokens, latent_feedback_step_, latent_state
+    from .latent_feedback import Recording, forbidden_tokens, latent_feedback_step_, latent_state
     from .linear_cross_entropy import linear_cross_entropy
     from .linear_grpo_loss import linear_grpo_loss
     from .linear_logprobs import linear_logprobs
@@ -33,6 +33,7 @@ if __name__ == "fourdthinker.kernels":
         "REPEATED",
         "SAMPLING_LIMITS",
         "GrpoOptions",
+        "Recording",
         "add_rms_norm",
         "chunk_size",
         "cosine_latent_loss",

@@ -17,21 +17,17 @@ In mode ``"reference"`` an END sampled in LATENT(k<K) is emitted and closes the 
 inside a block are ignored in both modes.
 """
 
-# Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN201
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_integer, check_range, tile, use_triton
+from ._feedback import Recording, forbidden_tokens, latent_feedback_kernel, reference
 from ._launch import launching
 
-TEXT = 0
+__all__ = ["Recording", "forbidden_tokens", "latent_feedback_step_", "latent_state"]
+
 MOST_EOS = 1024  # ids that end a row
 MODES = ("exact", "reference")
 Expected = tuple[Tensor, tuple[int, ...], torch.dtype]  # an argument, and what its shape and dtype must be
@@ -69,234 +65,55 @@ def latent_state(
     }
 
 
-def forbidden_tokens(
-    phase: Tensor, blocks: Tensor, *, pad_id: int, start_id: int, end_id: int, max_blocks: int
-) -> Tensor:
-    """Ids that may not be sampled in this step, for ``sample_tokens``.
-
-    In TEXT: PAD and END always, START once ``blocks >= max_blocks``. In LATENT nothing is forbidden: what is
-    sampled there is ignored, or (mode ``"reference"``) may be END.
-
-    Args:
-        phase: [B] int32 of ``latent_state``.
-        blocks: [B] int32 of ``latent_state``.
-        pad_id: of the latent pad.
-        start_id: opens a block.
-        end_id: closes a block.
-        max_blocks: blocks that a row may open.
-
-    Returns:
-        [B, 3] int64, -1 for none.
-    """
-    ids = torch.stack(
-        (
-            torch.full_like(blocks, pad_id, dtype=torch.int64),
-            torch.full_like(blocks, end_id, dtype=torch.int64),
-            torch.where(blocks >= max_blocks, start_id, -1).to(torch.int64),
-        ),
-        dim=1,
-    )
-    return torch.where((phase == TEXT)[:, None], ids, -1)
-
-
-def _reference(
-    sampled: Tensor,
-    hidden: Tensor,
-    embedding: Tensor,
-    steps: Tensor,
-    phase: Tensor,
-    blocks: Tensor,
-    finished: Tensor,
-    latents: Tensor,
-    latent_steps: Tensor,
-    latent_count: Tensor,
-    eos_ids: Tensor,
-    emitted: Tensor,
-    is_policy: Tensor,
-    next_embeds: Tensor,
-    pad_id: int,
-    start_id: int,
-    end_id: int,
-    fill_id: int,
-    latent_size: int,
-    early_end: bool,
-    train_start: bool,
-) -> None:
-    live = ~finished
-    text = live & (phase == TEXT)
-    latent = live & (phase != TEXT)
-    started = text & (sampled == start_id)
-    closed = latent & (phase > latent_size)
-    if early_end:
-        closed = closed | (latent & (sampled == end_id))
-    thinking = latent & ~closed
-    ended = text & (sampled[:, None] == eos_ids[None, :]).any(dim=1) & ~started
-
-    ids = torch.where(text, sampled, fill_id)
-    ids = torch.where(thinking, pad_id, ids)
-    ids = torch.where(closed, end_id, ids)
-    emitted.copy_(ids)
-    is_policy.copy_(text if train_start else text & ~started)
-    next_embeds.copy_(torch.where(thinking[:, None], hidden, embedding[ids]))
-
-    max_latents = latents.shape[1]
-    if max_latents > 0:
-        # Rows that are not thinking, or whose history is full, write back what stands in their slot.
-        slot = latent_count.long().clamp(max=max_latents - 1)
-        row = torch.arange(slot.shape[0], device=slot.device)
-        write = thinking & (latent_count < max_latents)
-        latents[row, slot] = torch.where(write[:, None], hidden.to(latents.dtype), latents[row, slot])
-        latent_steps[row, slot] = torch.where(write, steps.to(torch.int32), latent_steps[row, slot])
-    latent_count.add_(thinking)
-    blocks.add_(started)
-    next_phase = torch.where(thinking | started, phase + 1, TEXT)
-    phase.copy_(torch.where(live, next_phase, phase))
-    finished.logical_or_(ended)
-    steps.add_(live)
-
-
-@triton.jit(
-    do_not_specialize=["eos_count", "max_latents", "pad_id", "start_id", "end_id", "fill_id", "latent_size"]
-)
-def latent_feedback_kernel(
-    sampled_ptr,
-    hidden_ptr,
-    hidden_stride,
-    embedding_ptr,
-    embedding_stride,
-    steps_ptr,
-    phase_ptr,
-    blocks_ptr,
-    finished_ptr,
-    latents_ptr,
-    latents_stride,
-    latent_steps_ptr,
-    latent_count_ptr,
-    eos_ptr,
-    emitted_ptr,
-    policy_ptr,
-    next_ptr,
-    next_stride,
-    eos_count,
-    max_latents,
-    pad_id,
-    start_id,
-    end_id,
-    fill_id,
-    latent_size,
-    H: tl.constexpr,
-    EARLY_END: tl.constexpr,
-    TRAIN_START: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """Program: one row. Its next state, the token emitted, the next input (embedding or hidden state)."""
-    row = tl.program_id(0).to(tl.int64)
-    sampled = tl.load(sampled_ptr + row)
-    step = tl.load(steps_ptr + row)
-    phase = tl.load(phase_ptr + row)
-    blocks = tl.load(blocks_ptr + row)
-    count = tl.load(latent_count_ptr + row)
-    finished = tl.load(finished_ptr + row)
-    slots = tl.arange(0, BLOCK_E)
-    eos = tl.load(eos_ptr + slots, mask=slots < eos_count, other=-1)
-    # Every warp of the program reads the row's state; none may write it before all have.
-    tl.debug_barrier()
-
-    live = finished == 0
-    text = live & (phase == 0)
-    latent = live & (phase != 0)
-    started = text & (sampled == start_id)
-    thinking = latent & (phase <= latent_size)
-    if EARLY_END:
-        thinking = thinking & (sampled != end_id)
-    closed = latent ^ thinking
-    is_eos = tl.max(((slots < eos_count) & (eos == sampled)).to(tl.int32), axis=0) != 0
-    ended = text & is_eos & (sampled != start_id)
-
-    token = tl.where(text, sampled, fill_id)
-    token = tl.where(thinking, pad_id, token)
-    token = tl.where(closed, end_id, token).to(tl.int64)
-    policy = text
-    if not TRAIN_START:
-        policy = policy & (sampled != start_id)
-    record = thinking & (count < max_latents)
-    slot = row * max_latents + tl.where(record, count, 0)
-
-    tl.store(emitted_ptr + row, token)
-    tl.store(policy_ptr + row, policy.to(tl.uint8))
-    tl.store(latent_steps_ptr + slot, step.to(tl.int32), mask=record)
-    tl.store(latent_count_ptr + row, count + thinking.to(tl.int32))
-    tl.store(blocks_ptr + row, blocks + started.to(tl.int32))
-    next_phase = tl.where(thinking | started, phase + 1, 0)
-    tl.store(phase_ptr + row, tl.where(live, next_phase, phase))
-    tl.store(finished_ptr + row, finished | ended.to(tl.uint8))
-    tl.store(steps_ptr + row, step + live.to(tl.int64))
-
-    source = tl.where(thinking, hidden_ptr + row * hidden_stride, embedding_ptr + token * embedding_stride)
-    for start in tl.static_range(0, H, BLOCK_H):
-        columns = start + tl.arange(0, BLOCK_H)
-        inside = columns < H
-        values = tl.load(source + columns, mask=inside)
-        tl.store(next_ptr + row * next_stride + columns, values, mask=inside)
-        wide = values.to(latents_ptr.dtype.element_ty)
-        tl.store(latents_ptr + slot * latents_stride + columns, wide, mask=inside & record)
-
-
 @torch.library.custom_op(
     f"{NAMESPACE}::latent_feedback_step_",
     mutates_args=(
         "steps", "phase", "blocks", "finished", "latents", "latent_steps", "latent_count",
-        "emitted", "is_policy", "next_embeds",
+        "emitted", "is_policy", "next_embeds", "history_tokens", "history_policy", "history_logprobs",
+        "history_sampled", "positions", "newest", "forbidden", "seen",
     ),
 )  # fmt: skip
 def _step_op(
-    sampled: Tensor,
-    hidden: Tensor,
-    embedding: Tensor,
-    steps: Tensor,
-    phase: Tensor,
-    blocks: Tensor,
-    finished: Tensor,
-    latents: Tensor,
-    latent_steps: Tensor,
-    latent_count: Tensor,
-    eos_ids: Tensor,
-    emitted: Tensor,
-    is_policy: Tensor,
-    next_embeds: Tensor,
-    pad_id: int,
-    start_id: int,
-    end_id: int,
-    fill_id: int,
-    latent_size: int,
-    early_end: bool,
-    train_start: bool,
+    sampled: Tensor, hidden: Tensor, embedding: Tensor, steps: Tensor, phase: Tensor, blocks: Tensor,
+    finished: Tensor, latents: Tensor, latent_steps: Tensor, latent_count: Tensor, eos_ids: Tensor,
+    emitted: Tensor, is_policy: Tensor, next_embeds: Tensor, logprobs: Tensor | None,
+    sampled_logprobs: Tensor | None, history_tokens: Tensor | None, history_policy: Tensor | None,
+    history_logprobs: Tensor | None, history_sampled: Tensor | None, positions: Tensor | None,
+    newest: Tensor | None, forbidden: Tensor | None, seen: Tensor | None, pad_id: int, start_id: int,
+    end_id: int, fill_id: int, latent_size: int, early_end: bool, train_start: bool, max_blocks: int,
     backend: str,
-) -> None:
+) -> None:  # fmt: skip
+    recorded = (
+        history_tokens, history_policy, history_logprobs, history_sampled, positions, newest, forbidden, seen
+    )  # fmt: skip
     if not use_triton(backend, hidden):
-        _reference(
+        recording = None if history_tokens is None else Recording(*recorded)  # type: ignore[arg-type]
+        reference(
             sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,
-            eos_ids, emitted, is_policy, next_embeds, pad_id, start_id, end_id, fill_id, latent_size,
-            early_end, train_start,
+            eos_ids, emitted, is_policy, next_embeds, logprobs, sampled_logprobs, recording, pad_id, start_id,
+            end_id, fill_id, latent_size, early_end, train_start, max_blocks,
         )  # fmt: skip
         return
     rows, width = hidden.shape
     if rows == 0:
         return
+    policies = None if history_policy is None else history_policy.view(torch.uint8)
+    columns = 0 if history_tokens is None else history_tokens.shape[1]
     with launching("latent_feedback", hidden) as launch:
         latent_feedback_kernel[(rows,)](
             sampled, hidden, hidden.stride(0), embedding, embedding.stride(0), steps, phase, blocks,
             finished.view(torch.uint8), latents, latents.stride(1), latent_steps, latent_count, eos_ids,
-            emitted, is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), eos_ids.numel(),
-            latents.shape[1], pad_id, start_id, end_id, fill_id, latent_size, H=width, EARLY_END=early_end,
+            emitted, is_policy.view(torch.uint8), next_embeds, next_embeds.stride(0), logprobs,
+            sampled_logprobs, history_tokens, policies, history_logprobs, history_sampled, columns, positions,
+            newest, forbidden, seen, 0 if seen is None else seen.stride(0), eos_ids.numel(), latents.shape[1],
+            pad_id, start_id, end_id, fill_id, latent_size, max_blocks, H=width, EARLY_END=early_end,
             TRAIN_START=train_start, BLOCK_E=tile(eos_ids.numel(), MOST_EOS),
             BLOCK_H=tile(width, launch.block), **launch.options,
         )  # fmt: skip
 
 
 @_step_op.register_fake
-def _(*arguments: Tensor | int | bool | str) -> None:
+def _(*arguments: Tensor | int | bool | str | None) -> None:
     return None
 
 
@@ -329,31 +146,44 @@ def _check_layouts(expected: dict[str, Expected], hidden: Tensor, embedding: Ten
         raise ValueError(f"eos_ids has {eos_ids.numel()} ids; at most {MOST_EOS} are supported")
 
 
+def _tensors(recording: Recording | None) -> list[Tensor | None]:
+    if recording is None:
+        return [None] * 8
+    r = recording
+    return [
+        r.tokens, r.policy_mask, r.logprobs, r.sampled_logprobs, r.positions, r.newest, r.forbidden, r.seen
+    ]  # fmt: skip
+
+
+def _expected_recording(
+    recording: Recording, logprobs: Tensor, sampled_logprobs: Tensor, rows: int
+) -> dict[str, Expected]:
+    wide = logprobs.dtype  # float64 logits have float64 log-probabilities, and no kernel
+    history = (rows, recording.tokens.shape[-1])
+    expected: dict[str, Expected] = {
+        "logprobs": (logprobs, (rows,), wide),
+        "sampled_logprobs": (sampled_logprobs, (rows,), wide),
+        "recording.tokens": (recording.tokens, history, torch.int64),
+        "recording.policy_mask": (recording.policy_mask, history, torch.bool),
+        "recording.logprobs": (recording.logprobs, history, torch.float32),
+        "recording.sampled_logprobs": (recording.sampled_logprobs, history, torch.float32),
+        "recording.positions": (recording.positions, (rows,), torch.int64),
+        "recording.newest": (recording.newest, (rows,), torch.int64),
+        "recording.forbidden": (recording.forbidden, (rows, 3), torch.int64),
+    }
+    if recording.seen is not None:
+        expected["recording.seen"] = (recording.seen, (rows, recording.seen.shape[-1]), torch.uint8)
+    return expected
+
+
 def latent_feedback_step_(
-    sampled: Tensor,
-    hidden: Tensor,
-    embedding: Tensor,
-    *,
-    steps: Tensor,
-    phase: Tensor,
-    blocks: Tensor,
-    finished: Tensor,
-    latents: Tensor,
-    latent_steps: Tensor,
-    latent_count: Tensor,
-    eos_ids: Tensor,
-    pad_id: int,
-    start_id: int,
-    end_id: int,
-    fill_id: int,
-    latent_size: int,
-    mode: str = "exact",
-    train_start: bool = False,
-    emitted: Tensor | None = None,
-    is_policy: Tensor | None = None,
-    next_embeds: Tensor | None = None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+    sampled: Tensor, hidden: Tensor, embedding: Tensor, *, steps: Tensor, phase: Tensor, blocks: Tensor,
+    finished: Tensor, latents: Tensor, latent_steps: Tensor, latent_count: Tensor, eos_ids: Tensor,
+    pad_id: int, start_id: int, end_id: int, fill_id: int, latent_size: int, mode: str = "exact",
+    train_start: bool = False, emitted: Tensor | None = None, is_policy: Tensor | None = None,
+    next_embeds: Tensor | None = None, recording: Recording | None = None, logprobs: Tensor | None = None,
+    sampled_logprobs: Tensor | None = None, max_blocks: int = 0, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Advance the decode grammar of every row by one step, without a host synchronisation.
 
     Rows never depend on each other. One launch on CUDA, which a CUDA graph may capture; it reads and writes B
@@ -386,6 +216,10 @@ def latent_feedback_step_(
         emitted: [B] int64 to write into; None: a new tensor.
         is_policy: [B] bool to write into; None: a new tensor.
         next_embeds: [B, H] to write into; None: a new tensor.
+        recording: what a step writes down besides; None: nothing.
+        logprobs: [B] float32, of ``sampled``, for the recording.
+        sampled_logprobs: [B] float32, likewise.
+        max_blocks: blocks that a row may open, for the recording's ``forbidden``.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``, the reference.
 
     Returns:
@@ -421,12 +255,17 @@ def latent_feedback_step_(
     expected["emitted"] = (emitted, (rows,), torch.int64)
     expected["is_policy"] = (is_policy, (rows,), torch.bool)
     expected["next_embeds"] = (next_embeds, (rows, width), hidden.dtype)
+    if (recording is None) != (logprobs is None) or (logprobs is None) != (sampled_logprobs is None):
+        raise ValueError("recording, logprobs and sampled_logprobs go together; give all three or none")
+    if recording is not None and logprobs is not None and sampled_logprobs is not None:
+        expected |= _expected_recording(recording, logprobs, sampled_logprobs, rows)
     _check_layouts(expected, hidden, embedding)
     check_range("sampled", sampled, 0, embedding.shape[0])
     with torch.no_grad():
         _step_op(
             sampled, hidden, embedding, steps, phase, blocks, finished, latents, latent_steps, latent_count,
-            eos_ids, emitted, is_policy, next_embeds, pad_id, start_id, end_id, fill_id, latent_size,
-            mode == "reference", train_start, backend,
+            eos_ids, emitted, is_policy, next_embeds, logprobs, sampled_logprobs, *_tensors(recording),
+            pad_id, start_id, end_id, fill_id, latent_size, mode == "reference", train_start, max_blocks,
+            backend,
         )  # fmt: skip
     return emitted, is_policy, next_embeds

@@ -20,32 +20,34 @@ def _reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @triton.jit
-def silu_mul_kernel(gate_ptr, up_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(
+    gate_ptr, gate_stride, up_ptr, up_stride, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Program: BLOCK columns of one row."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < H
-    at = tl.program_id(0).to(tl.int64) * H + columns
-    gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    gate = tl.load(gate_ptr + row * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + row * up_stride + columns, mask=inside, other=0.0).to(tl.float32)
     active = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(out_ptr + at, (active * up).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + row * H + columns, (active * up).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::silu_mul", mutates_args=())
 def _op(gate: Tensor, up: Tensor) -> Tensor:
-    out = torch.empty_like(gate)
     rows, width = gate.shape
+    out = torch.empty(rows, width, dtype=gate.dtype, device=gate.device)
     if gate.numel():
         with launching("silu_mul", gate) as launch:
             silu_mul_kernel[(rows, triton.cdiv(width, launch.block))](
-                gate, up, out, H=width, BLOCK=launch.block, **launch.options
-            )
+                gate, gate.stride(0), up, up.stride(0), out, H=width, BLOCK=launch.block, **launch.options
+            )  # fmt: skip
     return out
 
 
 @_op.register_fake
 def _(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.empty_like(gate)
+    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
 
 
 def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
@@ -55,7 +57,7 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     CUDA; 3 * R * H elements read and written. No gradient.
 
     Args:
-        gate: [R, H] floating.
+        gate: [R, H] floating; the two may be halves of one [R, 2 H].
         up: [R, H] of the same dtype.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
@@ -74,4 +76,5 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
         )
     if not use_triton(backend, gate):
         return _reference(gate, up)
-    return _op(gate.contiguous(), up.contiguous())
+    gate, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gate, up))
+    return _op(gate, up)

@@ -15,10 +15,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, DynamicCache
 
 from fourdthinker.backbones.adapted import base_state
-from fourdthinker.backbones.tower import use_packed_attention
+from fourdthinker.backbones.gathering import full_shape
+from fourdthinker.backbones.packed import NAME as PACKED
+from fourdthinker.backbones.packed import packed_mask, use_packed_attention
+from fourdthinker.backbones.tower import use_packed_attention as use_packed_tower
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import pool_latents
@@ -84,9 +88,10 @@ class Backbone(nn.Module, ABC):
         self.model = model
         self.latents = latents if latents is not None else LatentSpec.from_config(self.hf.config)
         self.vision = self.vision_spec(self.hf)
-        use_packed_attention(self.visual)
+        use_packed_tower(self.visual)
+        use_packed_attention(self._text_config)
         self.train(self.model.training)
-        rows = self.embedding_weight.shape[0]
+        rows = full_shape(self.embedding_weight)[0]
         if max(self.latents.ids) >= rows:
             raise CheckpointError(
                 f"latent token ids {self.latents.ids} do not fit the embedding matrix of {rows} rows; "
@@ -203,7 +208,8 @@ class Backbone(nn.Module, ABC):
     @property
     def attention(self) -> str:
         """Which of transformers' attention implementations the language model runs with."""
-        return self._text_config._attn_implementation
+        name = self._text_config._attn_implementation
+        return "sdpa" if name == PACKED else name  # which differ in masks of flex_attention alone
 
     @contextmanager
     def set_attention(self, name: str) -> Iterator[None]:
@@ -331,7 +337,7 @@ class Backbone(nn.Module, ABC):
         self,
         inputs_embeds: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         cache: Cache | None = None,
         *,
         deepstack: DeepStack | None = None,
@@ -341,8 +347,8 @@ class Backbone(nn.Module, ABC):
         Args:
             inputs_embeds: [B, S, H].
             position_ids: int64 [3, B, S].
-            attention_mask: [B, S_total], 1 where a position of cache or input may be seen; None: nothing is
-                padded.
+            attention_mask: [B, S_total], 1 where a position of cache or input may be seen, or a mask of
+                `packed_mask`; None: nothing is padded.
             cache: keys and values so far; extended in place.
             deepstack: the levels of the vision pads among these S positions.
 
@@ -366,7 +372,8 @@ class Backbone(nn.Module, ABC):
         The batch gets its latents if they were computed here. The loss is computed here too, so that a
         DistributedDataParallel wrapper sees every parameter used.
         """
-        inputs, mask = self.embed_inputs(batch), batch.get("attention_mask")
+        inputs, segments = self.embed_inputs(batch), batch.get("segments")
+        mask = batch.get("attention_mask") if segments is None else packed_mask(segments)
         hidden = self.decode(inputs.embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
         latents = {} if inputs.latents is None else {"latents": inputs.latents}
         return objective(self, hidden, batch | latents)

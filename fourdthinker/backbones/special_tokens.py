@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fourdthinker.backbones.gathering import full_shape
 from fourdthinker.errors import CheckpointError
 
 
@@ -23,7 +24,7 @@ def special_token_ids(model: Any) -> dict[str, Any]:
         "eos_ids": eos_ids,
         "pad_id": next(i for i in pads if i is not None),
     }
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = full_shape(model.get_input_embeddings().weight)[0]
     for name, value in spec.items():
         for token in value if isinstance(value, tuple) else (value,):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < rows:

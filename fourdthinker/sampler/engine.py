@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fourdthinker.backbones.decoding import require_full_attention
+from fourdthinker.backbones.decoding import Decoder, require_full_attention
+from fourdthinker.backbones.fused import fused_projections
+from fourdthinker.backbones.gathering import require_whole
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler.broken import refuse_broken
 from fourdthinker.sampler.config import SamplingConfig, row_seed
@@ -99,10 +101,10 @@ class LatentSampler:
             The rows: ids, latents, log-probabilities and why each ended, on the device of the model.
 
         Raises:
-            ConfigError: no prompts, n < 1, seeds or features that do not fit, EOS ids the model does not
-                have, prompts that are longer than the model's context, of another family, or whose vision
-                pads and features differ in number, stop strings without a tokenizer, a `kv_budget` too small
-                for a prompt and one row of it.
+            ConfigError: weights that are sliced over ranks (see `gathered`), no prompts, n < 1, seeds or
+                features that do not fit, EOS ids the model does not have, prompts that are longer than the
+                model's context, of another family, or whose vision pads and features differ in number, stop
+                strings without a tokenizer, a `kv_budget` too small for a prompt and one row of it.
             SamplingError: prompts with a row whose logits leave nothing to sample from.
         """
         config = config if config is not None else SamplingConfig()
@@ -116,6 +118,7 @@ class LatentSampler:
             )
         backbone, spec = self.backbone, self.backbone.vision
         require_full_attention(backbone)
+        require_whole(backbone)
         eos_ids = _eos_ids(backbone, config)
         stops = self._stops(config, len(prompts) * n, eos_ids)
         row_seeds = _seeds(seeds, len(prompts), n, config.seed)
@@ -133,10 +136,15 @@ class LatentSampler:
             processors = None
             if logits_processor:
                 processors = Processors(logits_processor, config.max_new_tokens, backbone.device)
-            stepper = Stepper(backbone, config, eos_ids.to(backbone.device), processors)
             every = self.check_every or (1 if backbone.device.type == "cpu" else 16)
-            run = Run(stepper, plan, work, every, timer.measure)
-            output = run.run()
+            positions = max(prompt.next_position for prompt in prompts) + config.max_new_tokens
+            # On the CPU two products cost no more than one, and joining them copies the weights.
+            joined = fused_projections(backbone) if backbone.device.type == "cuda" else nullcontext()
+            with joined as fused:
+                decoder = Decoder(backbone, positions, fused)
+                stepper = Stepper(backbone, decoder, config, eos_ids.to(backbone.device), processors)
+                run = Run(stepper, plan, work, every, timer.measure)
+                output = run.run()
             timing = timer.timing() | {"steps": float(run.steps)}
             if run.graphs is not None:
                 timing |= {"graphs": float(run.graphs.captured), "capture": run.graphs.seconds}

@@ -64,7 +64,7 @@ class Output:
             latent_counts: latents of each row.
             reasons: why each row ended; None: EOS or the limit, which its last id tells in the end.
         """
-        device = slots.positions.device
+        device = slots.embeds.device
         index, longest = torch.tensor(slot_ids, device=device), max(lengths)
         kinds = {name: value[:, :longest].index_select(0, index) for name, value in slots.history.items()}
         self._pieces.append((list(rows), kinds))

@@ -55,7 +55,7 @@ def replay_batch(
         With B sequences of at most S positions (one a row, or with `share` one a prompt), R rows, T that of
         the rollout and M tokens chosen by the policy:
         input_ids [B, S] long; position_ids [3, B, S] long; attention_mask [B, S] long, or with `share`
-        [B, 1, S, S] bool, true where position q sees position k;
+        segments [B, S] int32 (see `packed_mask`);
         latent_index [N] long, flat positions b * S + p of latent pads, and latents [N, H];
         vision_index [Mv] long, and vision_features [Mv, (1 + D) * H] or patches [P, patch_dim] with grid_thw
         [n, 3]; all three only where there are pictures;
@@ -95,7 +95,7 @@ def replay_batch(
     batch: Batch = {
         "input_ids": ids,
         "position_ids": positions,
-        "attention_mask": _block_mask(part) if share else (part >= 0).long(),
+        **({"segments": part.int()} if share else {"attention_mask": (part >= 0).long()}),
         "latent_index": flat[owner[kept], rollout.latent_steps.cpu()[kept]],
         "latents": rollout.latents[kept.to(rollout.latents.device)],
         "source_index": torch.where(steps == 0, layout.before[:, None], flat - 1)[mask],
@@ -181,14 +181,6 @@ def _rows(rows: Sequence[int] | Tensor | None, total: int) -> list[int]:
             f"rows {chosen} of a rollout of {total} rows; name each row at most once, from 0 on"
         )
     return chosen
-
-
-def _block_mask(part: Tensor) -> Tensor:
-    """[B, 1, S, S] bool of `part` [B, S]. Padding sees itself: a softmax over nothing is not a number."""
-    query, key = part[:, :, None], part[:, None, :]
-    causal = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
-    itself = torch.eye(part.shape[1], dtype=torch.bool)
-    return ((causal & (query >= 0) & ((key == 0) | (key == query))) | itself)[:, None]
 
 
 def _pictures(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fourdthinker.backbones.decoding import decode_layers
+from fourdthinker.backbones.decoding import Decoder
 from fourdthinker.kernels import (
-    PRESENT,
     REPEATED,
+    Recording,
     forbidden_tokens,
     latent_feedback_step_,
     latent_state,
@@ -42,28 +42,27 @@ class Slots:
 
     state: dict[str, Tensor]  # see latent_feedback_step_
     drawing: dict[str, Tensor]  # per-row parameters of sample_tokens, those in use only
-    history: dict[str, Tensor]  # [r, max_new_tokens + 1] each; the last column takes what ended rows emit
+    history: dict[str, Tensor]  # [r, max_new_tokens + 1] each, see Recording
     embeds: Tensor  # [r, H] input of the next step
-    positions: Tensor  # [r] text position of the first emitted id
+    upcoming: dict[str, Tensor]  # of the next step: positions, newest and forbidden of Recording
 
     @classmethod
     def fresh(
         cls, backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
     ) -> Slots:
         """Slots for rows that continue `prompts` [r], none of which has emitted anything; `seeds` [r]."""
-        rows, device = len(prompts), backbone.device
-        positions = torch.tensor([prompt.next_position for prompt in prompts])
-        return cls._zeros(
-            backbone, config, rows, drawing(backbone, config, prompts, seeds), positions.to(device)
-        )
+        before = torch.tensor([prompt.next_position - 1 for prompt in prompts]).to(backbone.device)
+        drawn = drawing(backbone, config, prompts, seeds)
+        return cls._zeros(backbone, config, len(prompts), drawn, before)
 
     @classmethod
     def empty(cls, backbone: Backbone, config: SamplingConfig, rows: int, like: Slots) -> Slots:
         """`rows` slots that are empty: their rows have ended."""
         nothing = {name: value.new_ones(rows, *value.shape[1:]) for name, value in like.drawing.items()}
-        slots = cls._zeros(backbone, config, rows, nothing, like.positions.new_zeros(rows))
+        slots = cls._zeros(backbone, config, rows, nothing, like.upcoming["positions"].new_zeros(rows))
         slots.state["finished"].fill_(True)
         slots.state["steps"].fill_(1)
+        slots.upcoming["newest"].fill_(0)
         return slots
 
     @classmethod
@@ -80,12 +79,21 @@ class Slots:
         }
         state = latent_state(rows, backbone.hidden_size, max_latents, dtype=backbone.dtype, device=device)
         embeds = torch.zeros(rows, backbone.hidden_size, dtype=backbone.dtype, device=device)
-        return cls(state, drawing, history, embeds, positions)
+        ids = backbone.latents
+        upcoming = {
+            "positions": positions,
+            "newest": torch.full((rows,), -1, device=device),
+            "forbidden": forbidden_tokens(
+                state["phase"], state["blocks"], pad_id=ids.pad_id, start_id=ids.start_id, end_id=ids.end_id,
+                max_blocks=config.max_blocks,
+            ),
+        }  # fmt: skip
+        return cls(state, drawing, history, embeds, upcoming)
 
     @property
-    def rows(self) -> int:
-        """How many slots there are, whether their rows have ended or not."""
-        return self.positions.numel()
+    def recording(self) -> Recording:
+        """What a step writes down."""
+        return Recording(**self.history, **self.upcoming, seen=self.drawing.get("seen"))
 
     def put(self, index: Tensor, fresh: Slots) -> None:
         """Let rows `fresh` [k] take the slots `index` [k]."""
@@ -93,21 +101,19 @@ class Slots:
             (self.state, fresh.state),
             (self.drawing, fresh.drawing),
             (self.history, fresh.history),
+            (self.upcoming, fresh.upcoming),
         ):
             for name, value in mine.items():
                 value.index_copy_(0, index, theirs[name])
         self.embeds.index_copy_(0, index, fresh.embeds)
-        self.positions.index_copy_(0, index, fresh.positions)
 
     def select(self, index: Tensor) -> Slots:
         """The slots `index` [k] alone."""
-        state, drawing, history = (
+        state, drawing, history, upcoming = (
             {name: value.index_select(0, index) for name, value in part.items()}
-            for part in (self.state, self.drawing, self.history)
+            for part in (self.state, self.drawing, self.history, self.upcoming)
         )
-        return Slots(
-            state, drawing, history, self.embeds.index_select(0, index), self.positions.index_select(0, index)
-        )
+        return Slots(state, drawing, history, self.embeds.index_select(0, index), upcoming)
 
 
 @dataclass
@@ -115,16 +121,16 @@ class Stepper:
     """What all steps of a call have in common."""
 
     backbone: Backbone
+    decoder: Decoder
     config: SamplingConfig
     eos_ids: Tensor  # [E] on the device
     processors: Processors | None = None
 
     def step(self, slots: Slots, store: KVStore, span: int) -> None:
         """Feed what the rows emitted last, and emit the next ids; no row has more than `span` own tokens."""
-        steps = slots.state["steps"]
-        store.set_steps(steps, span)
-        newest = steps - 1
-        hidden = decode_layers(self.backbone, slots.embeds, slots.positions + newest, newest, store, NAME)
+        store.set_steps(slots.state["steps"], span)
+        positions, newest = slots.upcoming["positions"], slots.upcoming["newest"]
+        hidden = self.decoder.step(slots.embeds, positions, newest, store, NAME)
         self.emit(slots, hidden.to(slots.embeds.dtype))
 
     def emit(self, slots: Slots, hidden: Tensor) -> None:
@@ -140,11 +146,7 @@ class Stepper:
                 state["finished"] | (state["phase"] != 0) if config.mode == "exact" else state["finished"]
             )
             scores = scores.masked_fill(ignored[:, None], 0.0)
-        forbidden = forbidden_tokens(
-            state["phase"], state["blocks"], pad_id=latents.pad_id, start_id=latents.start_id,
-            end_id=latents.end_id, max_blocks=config.max_blocks,
-        )  # fmt: skip
-        broken = None
+        forbidden, broken = slots.upcoming["forbidden"], None
         if scores.device.type == "cpu":  # on a GPU nothing looks: NaN log-probabilities tell in the end
             broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
             scores = scores.masked_fill(broken[:, None], 0.0)
@@ -155,8 +157,9 @@ class Stepper:
         if self.processors is not None:  # the policy is what the model says, not what processors make of it
             scaled = raw / config.temperature if config.temperature > 0 else raw
             logprobs = scaled.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        column = state["steps"].clone()
-        emitted, is_policy, _ = latent_feedback_step_(
+        if broken is not None:  # such a row ends here, and says so
+            logprobs = logprobs.masked_fill(broken, torch.nan)
+        emitted, _, _ = latent_feedback_step_(
             ids,
             hidden,
             backbone.embedding_weight,
@@ -167,27 +170,18 @@ class Stepper:
             end_id=latents.end_id,
             fill_id=backbone.vision.pad_id,
             latent_size=latents.latent_size,
+            max_blocks=config.max_blocks,
             mode=config.mode,
             train_start=config.train_start,
             next_embeds=slots.embeds,
+            recording=slots.recording,
+            logprobs=logprobs,
+            sampled_logprobs=sampled,
         )
-        state["finished"].logical_or_(state["steps"] >= config.max_new_tokens)
-        if "seen" in slots.drawing:
-            slots.drawing["seen"].scatter_(1, emitted[:, None], REPEATED | PRESENT)
+        if broken is not None:
+            state["finished"].logical_or_(broken)
         if self.processors is not None:
             self.processors.remember(emitted)
-        values = (
-            emitted,
-            is_policy,
-            logprobs.masked_fill(~is_policy, 0.0).float(),
-            sampled.masked_fill(~is_policy, 0.0).float(),
-        )
-        if broken is not None:  # such a row ends here, and says so
-            state["finished"].logical_or_(broken)
-            values[2].masked_fill_(broken, torch.nan)
-        # An ended row's steps stand still, one past its last id: what it emits now is never read.
-        for name, value in zip(HISTORY, values, strict=True):
-            slots.history[name].scatter_(1, column[:, None], value[:, None])
 
 
 def _best(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor:
@@ -207,7 +201,7 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(weight.device.type, enabled=False):  # it would round the logits to half precision
         wide = weight.dtype in (torch.float32, torch.float64)
         if weight.device.type == "cuda":
-            return F.linear(hidden, weight) if wide else torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+            return _cuda_logits(hidden, weight, weight.dtype if wide else torch.float32)
         if weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             # oneDNN is twice as fast as the BLAS of F.linear at few rows and many columns.
             return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
@@ -215,6 +209,16 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
             return F.linear(hidden, weight)
         rows = hidden.float()
         return torch.cat([F.linear(rows, part.float()) for part in weight.split(_HEAD_CHUNK)], dim=-1)
+
+
+def _cuda_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """In rows of a multiple of 16 elements, as kernels read them fast; V = 151,668 is none."""
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    padded = torch.empty(rows, -(-vocabulary // 16) * 16, dtype=dtype, device=hidden.device)
+    logits = padded[:, :vocabulary]
+    if dtype == weight.dtype:
+        return torch.mm(hidden, weight.t(), out=logits)
+    return torch.mm(hidden, weight.t(), out_dtype=dtype, out=logits)
 
 
 def drawing(

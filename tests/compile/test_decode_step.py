@@ -56,7 +56,8 @@ def test_rotary_append(arch, normed):
 def test_silu_mul(arch):
     launch = row("silu_mul", arch)
     pointers = {f"{name}_ptr": "*bf16" for name in ("gate", "up", "out")}
-    arguments = {**pointers, "H": 11008, "BLOCK": launch.block}
+    strides = dict.fromkeys(("gate_stride", "up_stride"), "i32")
+    arguments = {**pointers, **strides, "H": 11008, "BLOCK": launch.block}
     binary = compile_kernel(silu_mul_kernel, arguments, arch=arch, launch=launch, name="silu_mul")
     assert binary.spills == binary.stack == 0
     assert max(binary.widths("ld")) == 16

@@ -17,14 +17,22 @@ ARGUMENTS = {
     "next_ptr": "*bf16", "next_stride": "i32", "eos_count": "i32", "max_latents": "i32", "pad_id": "i32",
     "start_id": "i32", "end_id": "i32", "fill_id": "i32", "latent_size": "i32", "TRAIN_START": False,
     "BLOCK_E": 2,
+    "columns": "i32", "seen_stride": "i32", "max_blocks": "i32",
+}  # fmt: skip
+HISTORY = {
+    "logprobs_ptr": "*fp32", "sampled_logprobs_ptr": "*fp32", "tokens_history_ptr": "*i64",
+    "policy_history_ptr": "*u8", "logprobs_history_ptr": "*fp32", "sampled_history_ptr": "*fp32",
+    "positions_ptr": "*i64", "newest_ptr": "*i64", "forbidden_ptr": "*i64", "seen_ptr": "*u8",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("width", [2048, 3584])
-def test_no_spills_and_wide_accesses(arch, width):
+@pytest.mark.parametrize("recording", [False, True])
+def test_no_spills_and_wide_accesses(arch, width, recording):
     launch = row("latent_feedback", arch)
-    arguments = {**ARGUMENTS, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, launch.block)}
+    history = HISTORY if recording else dict.fromkeys(HISTORY)
+    arguments = {**ARGUMENTS, **history, "H": width, "EARLY_END": False, "BLOCK_H": tile(width, launch.block)}
     binary = compile_kernel(
         latent_feedback_kernel, arguments, arch=arch, launch=launch, name=f"latent_feedback H={width}"
     )

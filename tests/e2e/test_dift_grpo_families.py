@@ -11,11 +11,10 @@ import torch
 from peft import PeftModel
 
 from fourdthinker import cli
-from fourdthinker.backbones import FAMILIES, init_checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones import FAMILIES, common, init_checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import add_lora, merge_adapter
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
-from fourdthinker.sampler import replay
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.model import add_adapter
@@ -226,7 +225,7 @@ def test_sharing_checks_itself(data: Path, tmp_path: Path, monkeypatch: pytest.M
         size = segment.shape[1]
         return torch.ones(len(segment), 1, size, size, dtype=torch.bool).tril()
 
-    monkeypatch.setattr(replay, "_block_mask", all_before)
+    monkeypatch.setattr(common, "packed_mask", all_before)
     with pytest.raises(ConfigError, match=r"share_prompt: .* off by .*; set share_prompt=false"):
         grpo(data, tmp_path / "run", model=str(data / "qwen3_vl"))
 

@@ -7,7 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fourdthinker.backbones import FAMILIES, Checkpoint
-from fourdthinker.backbones.decoding import decode_layers
+from fourdthinker.backbones.decoding import Decoder
+from fourdthinker.backbones.fused import fused_projections
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs, run
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.graphs import Graphs
@@ -111,7 +112,8 @@ def test_no_synchronisation_between_looks(talker, monkeypatch):
 @pytest.mark.parametrize("room", [512, 1024])
 @torch.no_grad()
 def test_kernels_of_a_layer(family, room):
-    """At most 14, in the dtype and with the head width of real models."""
+    """10, or 11 with room for more than 512 tokens, in the dtype of real models. cuBLAS may split a product
+    of few rows into two kernels: one more for each of the four is let pass."""
     counts = []
     for layers in (2, 4):
         checkpoint = talkative(family=family, layers=layers)
@@ -125,14 +127,14 @@ def test_kernels_of_a_layer(family, room):
         store.set_steps(steps, room)
         embeds = torch.randn(8, backbone.hidden_size, device=CUDA, dtype=torch.bfloat16)
 
-        def step(backbone=backbone, embeds=embeds, steps=steps, store=store):
-            return decode_layers(backbone, embeds, steps + 20, steps - 1, store, NAME)
-
-        step()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
-            step()
+        with fused_projections(backbone) as fused:
+            decoder = Decoder(backbone, 64, fused)
+            assert None not in [part for layer in fused for part in (layer.qkv, layer.gate_up)]
+            decoder.step(embeds, steps + 20, steps - 1, store, NAME)
             torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+                decoder.step(embeds, steps + 20, steps - 1, store, NAME)
+                torch.cuda.synchronize()
         kernels = [e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         counts.append(len(kernels))
-    assert (counts[1] - counts[0]) / 2 <= 14
+    assert (counts[1] - counts[0]) / 2 <= (10 if room <= 512 else 11) + 4

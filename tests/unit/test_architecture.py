@@ -40,7 +40,7 @@ LONG_FUNCTIONS: dict[str, str] = {
     "bench/_kernel_cases.py:head_cases": "a table of cases",
     "kernels/_sample_kernel.py:sample_tokens_kernel": "a Triton kernel: its stages share registers",
     "kernels/grpo_token_loss.py:grpo_token_loss_kernel": "a Triton kernel: its terms share registers",
-    "kernels/latent_feedback.py:latent_feedback_kernel": "a Triton kernel: the whole grammar",
+    "kernels/_feedback.py:latent_feedback_kernel": "a Triton kernel: the whole grammar",
     "kernels/shared_prefix_decode.py:prefix_decode_prompt_kernel": "a Triton kernel: the loop over keys",
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker.kernels import forbidden_tokens, latent_feedback_step_, latent_state
+from fourdthinker.kernels import Recording, forbidden_tokens, latent_feedback_step_, latent_state
 
 VOCAB, WIDTH = 12, 6
 PAD, START, END, EOS, EOS2, FILL = 9, 10, 11, 7, 8, 3
@@ -114,6 +116,49 @@ def test_forbidden_tokens_by_state():
     assert banned.dtype == torch.int64
 
 
+def blank(rows: int, limit: int, seen: bool = True) -> Recording:
+    return Recording(
+        tokens=torch.full((rows, limit + 1), -1), policy_mask=torch.zeros(rows, limit + 1, dtype=torch.bool),
+        logprobs=torch.zeros(rows, limit + 1), sampled_logprobs=torch.zeros(rows, limit + 1),
+        positions=torch.full((rows,), 9), newest=torch.full((rows,), -1),
+        forbidden=torch.full((rows, 3), -7),
+        seen=torch.zeros(rows, VOCAB, dtype=torch.uint8) if seen else None,
+    )  # fmt: skip
+
+
+def test_what_is_recorded():
+    """Rows that talk until the limit, think and end, in five steps of at most four ids."""
+    samples = [[0, START, EOS], [1, 0, 0], [2, START, 0], [4, 5, 0], [0, 0, 0]]
+    state = latent_state(3, WIDTH, 4, dtype=torch.float32, device="cpu")
+    recording = blank(3, 4)
+    logprobs = torch.tensor([-1.0, torch.nan, -3.0])
+    for step, ids in enumerate(samples):
+        latent_feedback_step_(
+            torch.tensor(ids), torch.zeros(3, WIDTH), torch.zeros(VOCAB, WIDTH), **state,
+            eos_ids=torch.tensor([EOS]), latent_size=1, **IDS, recording=recording, max_blocks=1,
+            logprobs=logprobs, sampled_logprobs=torch.full((3,), -0.5),
+        )  # fmt: skip
+        banned = forbidden_tokens(
+            state["phase"], state["blocks"], pad_id=PAD, start_id=START, end_id=END, max_blocks=1
+        )
+        assert torch.equal(recording.forbidden, banned), step
+        assert torch.equal(recording.newest, state["steps"] - 1)
+    assert recording.tokens[:, :4].tolist() == [[0, 1, 2, 4], [START, PAD, END, 5], [EOS, FILL, -1, -1]]
+    assert recording.policy_mask[:, :4].tolist() == [[True] * 4, [False] * 3 + [True], [True] + [False] * 3]
+    assert recording.logprobs[0, :4].tolist() == [-1.0] * 4
+    assert recording.logprobs[1, :4].isnan().all()  # also where the id is no choice
+    assert recording.logprobs[2, :2].tolist() == [-3.0, 0.0]
+    assert recording.sampled_logprobs[1, :4].tolist() == [0.0, 0.0, 0.0, -0.5]
+    assert state["finished"].tolist() == [True, True, True]
+    assert state["steps"].tolist() == [4, 4, 1]
+    assert recording.positions.tolist() == [13, 13, 10]
+    seen = recording.seen
+    assert [row.nonzero()[:, 0].tolist() for row in seen] == [
+        [0, 1, 2, FILL, 4], [FILL, 5, PAD, START, END], [FILL, EOS],
+    ]  # fmt: skip
+    assert seen[0, 4] == 3
+
+
 def test_outputs_are_written_into_the_given_tensors():
     state = latent_state(2, WIDTH, 4, dtype=torch.bfloat16, device="cpu")
     outputs = {
@@ -151,6 +196,11 @@ def test_bad_input_is_named(monkeypatch):
         call(embedding=torch.zeros(VOCAB, WIDTH, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"must be .B, H. and .V, H."):
         call(hidden=torch.zeros(2, WIDTH + 1))
+    with pytest.raises(ValueError, match="go together"):
+        call(recording=blank(2, 3))
+    some = {"logprobs": torch.zeros(2), "sampled_logprobs": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"recording.newest is \(3,\)"):
+        call(recording=replace(blank(2, 3), newest=torch.zeros(3, dtype=torch.long)), **some)
     monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
     with pytest.raises(ValueError, match=r"sampled has values from 0 to 12; they must be in \[0, 12\)"):
         call(sampled=torch.tensor([0, VOCAB]))

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourdthinker.backbones import FAMILIES, Checkpoint
-from fourdthinker.backbones.decoding import decode_layers
+from fourdthinker.backbones.decoding import Decoder
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels import _common as checks
 from fourdthinker.sampler import LatentSampler, SamplingConfig, engine, run, schedule
@@ -49,7 +49,7 @@ def prepared(checkpoint: Checkpoint, config: SamplingConfig) -> tuple[Stepper, S
         hidden += 3 * [prefill(backbone, [prompt], [feature], store, segment)[0]]
         owners += 3 * [(segment, 0)]
     slots = Slots.fresh(backbone, config, [p for p in prompts for _ in range(3)], torch.arange(6))
-    stepper = Stepper(backbone, config, torch.tensor(backbone.vision.eos_ids))
+    stepper = Stepper(backbone, Decoder(backbone, 200), config, torch.tensor(backbone.vision.eos_ids))
     store.arrange(owners)
     stepper.emit(slots, torch.stack(hidden))
     return stepper, slots, store
@@ -120,7 +120,7 @@ def test_the_layers_equal_those_of_transformers(talker: Checkpoint) -> None:
         embeds = torch.randn(3, backbone.hidden_size, generator=torch.Generator().manual_seed(step))
         at = torch.full((3,), step)
         store.set_steps(at + 1, 64)
-        got = decode_layers(backbone, embeds, at + 20, at, store, NAME)
+        got = Decoder(backbone, 30).step(embeds, at + 20, at, store, NAME)
         back = torch.empty_like(embeds).index_copy_(0, order, embeds)
         wanted = backbone.decode(back[:, None], torch.full((3, 3, 1), 20 + step), None, cache)[:, 0]
         torch.testing.assert_close(got, wanted[order], atol=2e-4, rtol=1e-4)

@@ -1,0 +1,86 @@
+"""Whole weights for a rollout, where training slices them over ranks (ZeRO-3 of DeepSpeed, FSDP2 of torch).
+
+Both gather the weights of a module in hooks around its call and drop them after it: each call of a decode
+step would be a collective, and ranks whose rollouts take different numbers of steps would wait for each other
+forever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from fourdthinker.errors import ConfigError
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold all weights of a model whole on every rank for the time of a block.
+
+    Entering and leaving is collective, what happens inside is not: modules are called without any hooks, so
+    ranks may call them differently often. Where nothing is sliced this does nothing.
+
+    Args:
+        model: nothing of it may be trained or changed within the block.
+    """
+    sliced = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    with ExitStack() as stack:
+        if sliced:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(sliced))
+        for module in sharded:
+            module.unshard()
+            stack.callback(module.reshard)
+        if sliced or sharded:
+            stack.enter_context(_without_hooks(model))
+        yield
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    kept = [(module, name, getattr(module, name)) for module in model.modules() for name in _HOOKS]
+    for module, name, _ in kept:
+        setattr(module, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, name, hooks in kept:
+            setattr(module, name, hooks)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether hooks of ZeRO-3 or FSDP2 own weights of the model, gathered at the moment or not."""
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse weights of which this rank holds a slice only.
+
+    Args:
+        model: what is about to be sampled from.
+
+    Raises:
+        ConfigError: names the first such weight.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) or tuple(parameter.shape) != full_shape(parameter):
+            raise ConfigError(
+                f"{name} is sliced over ranks, of {full_shape(parameter)} values this one holds a part; "
+                "sample within `with gathered(backbone):`, which every rank enters"
+            )
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of a weight, also where ZeRO-3 has left an empty tensor in its place."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
