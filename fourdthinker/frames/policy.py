@@ -15,9 +15,26 @@ RESAMPLES = ("lanczos", "bicubic")
 NEAR = 1e-6  # seconds: what rounding and decimal notation take away from a time
 
 
-def _described(default: Any, text: str) -> Any:
-    """A field whose explanation `--help` and docs/settings.md show."""
-    return field(default=default, metadata={"help": text})
+def _described(default: Any, text: str, **limits: Any) -> Any:
+    """A field with the explanation and limits that are checked, and shown by `--help` and docs/settings.md.
+
+    Args:
+        default: of the field.
+        text: the explanation.
+        **limits: `minimum` (itself allowed), `above`, or `choices`.
+    """
+    return field(default=default, metadata={"help": text, **limits})
+
+
+def _wanted(value: Any, limits: Mapping[str, Any]) -> str | None:
+    """What to give instead of a value outside the limits of its field, or None for one inside."""
+    if "choices" in limits:
+        return None if value in limits["choices"] else f"choose one of {', '.join(limits['choices'])}"
+    if "above" in limits and not limits["above"] < value < math.inf:
+        return f"give a finite number above {limits['above']}"
+    if "minimum" in limits and value < limits["minimum"]:
+        return f"give at least {limits['minimum']}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -38,13 +55,15 @@ class FramePolicy:
         ConfigError: a value out of range.
     """
 
-    fps: float = _described(1.0, "Frames a second.")
-    max_frames: int = _described(50, "Frames at most; longer clips are sampled more thinly.")
-    min_frames: int = _described(1, "Frames at least; shorter clips are sampled more densely.")
-    max_pixels: int = _described(256 * 28 * 28, "Height * width of a resized frame at most.")
-    min_pixels: int = _described(28 * 28, "Height * width of a resized frame at least.")
-    factor: int = _described(28, "Both sides are multiples of it: 28 for Qwen2.5-VL, 32 for Qwen3-VL.")
-    resample: str = _described("lanczos", "Filter, antialiased: lanczos or bicubic.")
+    fps: float = _described(1.0, "Frames a second.", above=0)
+    max_frames: int = _described(50, "Frames at most; longer clips are sampled more thinly.", minimum=1)
+    min_frames: int = _described(1, "Frames at least; shorter clips are sampled more densely.", minimum=1)
+    max_pixels: int = _described(256 * 28 * 28, "Height * width of a resized frame at most.", minimum=4)
+    min_pixels: int = _described(28 * 28, "Height * width of a resized frame at least.", minimum=1)
+    factor: int = _described(
+        28, "Both sides are multiples of it, an even number: 28 for Qwen2.5-VL, 32 for Qwen3-VL.", minimum=2
+    )
+    resample: str = _described("lanczos", "Filter, antialiased.", choices=RESAMPLES)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -53,25 +72,21 @@ class FramePolicy:
             if isinstance(value, bool) or not isinstance(value, kind):
                 what = "text" if kind is str else "a whole number" if whole else "a number"
                 raise ConfigError(f"frame policy: {f.name} is {value!r}; give {what}")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ConfigError(f"frame policy: fps is {self.fps}; give a finite number above 0")
-        if not 1 <= self.min_frames <= self.max_frames:
+            if (wanted := _wanted(value, f.metadata)) is not None:
+                raise ConfigError(f"frame policy: {f.name} is {value!r}; {wanted}")
+        if self.min_frames > self.max_frames:
             raise ConfigError(
                 f"frame policy: min_frames is {self.min_frames} and max_frames {self.max_frames}; "
-                "1 <= min_frames <= max_frames must hold"
+                "min_frames <= max_frames must hold"
             )
-        if self.factor < 2 or self.factor % 2:
+        if self.factor % 2:
             raise ConfigError(
                 f"frame policy: factor is {self.factor}; give an even number, 28 or 32 for the Qwen families"
             )
-        if not (0 < self.min_pixels <= self.max_pixels and self.factor**2 <= self.max_pixels):
+        if not (self.min_pixels <= self.max_pixels and self.factor**2 <= self.max_pixels):
             raise ConfigError(
                 f"frame policy: min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; "
-                f"0 < min_pixels <= max_pixels and {self.factor**2} (factor squared) <= max_pixels must hold"
-            )
-        if self.resample not in RESAMPLES:
-            raise ConfigError(
-                f"frame policy: resample is {self.resample!r}; choose one of {', '.join(RESAMPLES)}"
+                f"min_pixels <= max_pixels and {self.factor**2} (factor squared) <= max_pixels must hold"
             )
 
     def times(self, duration: float, start: float = 0.0) -> list[float]:

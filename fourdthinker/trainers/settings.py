@@ -50,6 +50,19 @@ def _loss(value: Any, info: ValidationInfo) -> Any:
     return dataclasses.replace(options, max_length=budget)
 
 
+# Those of transformers that need no evaluation during the training.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
 # Settings whose defaults differ between the trainers.
 OutputDir = Annotated[Text, Field(min_length=1, description="Folder of the run: everything is written here.")]
 LearningRate = Annotated[Float, Field(ge=0, description="Highest learning rate of the schedule.")]
@@ -170,7 +183,9 @@ class TrainConfig(Section):
     )
     gradient_accumulation_steps: Int = Field(1, ge=1, description="Such batches an update.")
     learning_rate: LearningRate = 1e-5
-    lr_scheduler_type: Text = Field("linear", description="Schedule of the learning rate, of transformers.")
+    lr_scheduler_type: Schedule = Field(
+        "linear", description="Schedule of the learning rate, of transformers."
+    )
     lr_scheduler_kwargs: dict[str, Any] | None = Field(None, description="Further arguments of the schedule.")
     warmup_steps: WarmupSteps = 0.0
     weight_decay: WeightDecay = 0.0
@@ -288,7 +303,8 @@ class GrpoConfig(TrainConfig):
     max_completion_length: Int = Field(
         512, ge=1, description="Tokens of a rollout at most, with its latents."
     )
-    temperature: Float = Field(1.0, gt=0, description="Of sampling, and of the log-probs in the loss.")
+    # Below, the float32 log-probs of logits / temperature keep no digit behind the point.
+    temperature: Float = Field(1.0, ge=1e-4, description="Of sampling, and of the log-probs in the loss.")
     top_k: Int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0: from all.")
     top_p: Float = Field(
         1.0, gt=0, le=1, description="Sample from the likeliest tokens with this mass; 1: from all."

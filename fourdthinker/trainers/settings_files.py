@@ -16,6 +16,8 @@ from fourdthinker.trainers.settings_errors import explain
 from fourdthinker.trainers.settings_help import settings_text
 
 RESOLVED_CONFIG = "config.yaml"
+# Besides what the parser finds: a date that does not exist, a number too long to read, endless nesting.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -29,9 +31,8 @@ class _UniqueKeys(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in lines:
-                    raise yaml.YAMLError(
-                        f"the key {key.value!r} stands in lines {lines[key.value]} and {line}; keep one"
-                    )
+                    both = f"in lines {lines[key.value]} and {line}" if lines[key.value] != line else "twice"
+                    raise yaml.YAMLError(f"the key {key.value!r} stands {both}; keep one")
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -97,7 +98,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config ({error}); give an existing YAML file") from error
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if loaded is not None and not isinstance(loaded, dict):
         raise ConfigError(f"{path}: holds a {type(loaded).__name__}; write `key: value` lines")
@@ -113,8 +114,8 @@ def _override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(names):
         raise ConfigError(f"argument {text!r}: write key=value, for example max_steps=100")
     try:
-        return names, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return names, yaml.load(value, _UniqueKeys)
+    except NOT_YAML as error:
         raise ConfigError(f"argument {text!r}: the value is not valid YAML ({_one_line(error)})") from error
 
 

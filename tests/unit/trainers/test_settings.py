@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,8 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
     [
         ({"rewards": ["a:b"]}, "one weight a function"),
         ({"num_generations": 1}, "num_generations is 1"),
-        ({"temperature": 0}, "temperature is 0"),
+        ({"temperature": 0}, "temperature is 0; give at least 0.0001"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; give at least 0.0001"),
         ({"loss": {"beta": "much"}}, r"loss.beta is 'much' \(str\); give a number"),
         ({"loss": {"beta": -1}}, "loss: beta is -1"),
         ({"loss": {"beta": float("nan")}}, "loss.beta is nan; give a finite number"),
@@ -244,3 +246,42 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("frames:\n  fps: 1\n  fps: 2\n")
     with pytest.raises(ConfigError, match=r"'fps' stands in lines 2 and 3; keep one"):
         load_config(DiftConfig, path)
+    with pytest.raises(
+        ConfigError, match=r"argument 'frames=\{fps: 1, fps: 2\}'.*'fps' stands twice; keep one"
+    ):
+        load_config(DiftConfig, None, ["frames={fps: 1, fps: 2}"])
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "1" * 5000, "[" * 3000])
+def test_values_that_yaml_cannot_make_are_named(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"argument .seed=.*not valid YAML"):
+        load_config(DiftConfig, None, [f"seed={value}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(f"seed: {value}\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(DiftConfig, path)
+
+
+def test_ranges_of_frames_are_those_of_the_frame_policy() -> None:
+    kinds = {setting.key: setting.kind for _, group in settings_of(DiftConfig) for setting in group}
+    assert kinds["frames.fps"] == "number > 0"
+    assert kinds["frames.min_frames"] == "whole number >= 1"
+    assert kinds["frames.resample"] == "lanczos, bicubic"
+    for field in dataclasses.fields(FramePolicy):
+        limits = {key: value for key, value in field.metadata.items() if key != "help"}
+        assert limits, f"{field.name} has no limits"
+        name, limit = limits.popitem()
+        wrong = {"choices": "none", "minimum": limit - 1 if name == "minimum" else 0, "above": limit}[name]
+        with pytest.raises(ConfigError, match=rf"frame policy: {field.name} is {wrong!r}; (give|choose)"):
+            FramePolicy(**{field.name: wrong})
+
+
+def test_schedules_are_those_of_transformers() -> None:
+    from transformers.trainer_utils import SchedulerType
+
+    listed = set(typing.get_args(TrainConfig.model_fields["lr_scheduler_type"].annotation))
+    needs_evaluation = {"reduce_lr_on_plateau", "greedy"}
+    assert listed | needs_evaluation >= {kind.value for kind in SchedulerType}
+    assert listed <= {kind.value for kind in SchedulerType}
+    with pytest.raises(ConfigError, match="lr_scheduler_type is 'cosin'; choose one of linear, cosine"):
+        DiftConfig(lr_scheduler_type="cosin")
