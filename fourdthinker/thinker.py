@@ -47,6 +47,19 @@ class Answer:
     finish_reason: str
 
 
+def _usable(name: str | torch.device | None) -> torch.device:
+    """The device of that name, or ConfigError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # no such device; meta tensors have no values
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ConfigError(
+            f"device {str(name)!r}: torch cannot use it; give {' or '.join(['cpu', *gpus])}"
+        ) from error
+    return device
+
+
 class Thinker:
     """A model with its tokenizer, frame policy and sampler.
 
@@ -87,14 +100,7 @@ class Thinker:
             CheckpointError: as for `load_checkpoint`.
             ConfigError: a device that torch does not have.
         """
-        try:
-            target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.zeros(1, device=target).item()
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # absent, or (meta) without values
-            raise ConfigError(f"device {device}: {error}; name one that this machine has, or cpu") from error
+        target = _usable(device)
         checkpoint = load_checkpoint(
             path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy
         )

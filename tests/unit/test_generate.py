@@ -131,9 +131,23 @@ def test_an_evaluation_and_a_report_look_too(tmp_path: Path, capsys: pytest.Capt
     assert "</html>" in (tmp_path / "page.html").read_text()
 
 
-def test_a_device_without_values(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", "--checkpoint", str(model), "--question", "?", "--device", "meta"]
-    assert "device meta: " in refused(words, capsys)
+@pytest.mark.parametrize("device", ["meta", "foo", "cuda", "cuda:99", "cpu:-1", "mps"])
+@pytest.mark.parametrize("command", [["generate", "--question", "?"], ["eval", "--data", "{data}"]])
+def test_a_device_that_there_is_not(
+    model: Path, tmp_path: Path, device: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        '{"id": "a", "Question": "?", "A": "x", "B": "y", "Correct": "A", "video_path": "a.mp4"}\n',
+        encoding="utf-8",
+    )
+    words = [word.format(data=data) for word in command] + ["--checkpoint", str(model), "--device", device]
+    words += ["--out", str(tmp_path / "out")] if command[0] == "eval" else []
+    said = refused(words, capsys)
+    assert f"device {device!r}: torch cannot use it; give cpu" in said
+    assert len(said.strip().splitlines()[-1]) < 120
 
 
 def test_a_full_disk_under_the_latents(thinker: Thinker, tmp_path: Path) -> None:

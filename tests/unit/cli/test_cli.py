@@ -266,7 +266,7 @@ def test_init_gives_a_base_model_its_latent_tokens(
         ),
         (
             ["generate", "--checkpoint", "{model}", "--question", "?", "--device", "moon"],
-            "device moon",
+            "device 'moon': torch cannot use it; give cpu",
         ),
         (["generate", "--checkpoint", "{model}"], "either --question or --data"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--samples", "2"], "--out"),
