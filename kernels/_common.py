@@ -177,16 +177,16 @@ def debug_ranges(**values: tuple[Tensor | None, int]) -> None:
 
 
 def check_range(
-    name: str, values: Tensor, low: int, high: int, *, at: Tensor | None = None, where: Tensor | None = None
+    name: str, values: Tensor, low: int, high: int, *, rows: Tensor | None = None, where: Tensor | None = None
 ) -> None:
     """Raise ``ValueError`` unless all ``values`` are in [low, high).
 
     Values on a device are looked at only with ``FOURDTHINKER_DEBUG=1``, which waits for it; those of a traced
-    call do not exist. ``at`` (indices) and after it ``where`` (bool) say which of them matter.
+    call do not exist. ``rows`` (indices) and after it ``where`` (bool) say which of them matter.
     """
     if not debugging() and not readable(values):
         return
-    values = values if at is None else values[at]
+    values = values if rows is None else values[rows]
     values = values if where is None else values[where]
     if values.numel() == 0:
         return

@@ -41,6 +41,6 @@ def of_each_row(
     """Prompt keys, values and lengths with one group for every row, for the reference."""
     rank = torch.empty_like(order).scatter_(0, order.long(), torch.arange(len(order)).to(order))
     group = torch.searchsorted(row_starts, rank.to(row_starts.dtype), right=True) - 1
-    at = starts[group][:, None] + torch.arange(longest, device=key.device)
-    at = at.clamp(max=max(key.shape[2] - 1, 0)).long()
-    return key[0][:, at].transpose(0, 1), value[0][:, at].transpose(0, 1), lengths[group]
+    index = starts[group][:, None] + torch.arange(longest, device=key.device)
+    index = index.clamp(max=max(key.shape[2] - 1, 0)).long()
+    return key[0][:, index].transpose(0, 1), value[0][:, index].transpose(0, 1), lengths[group]

@@ -98,15 +98,15 @@ def token_terms(
     ratio = log_ratio.exp()
     term, slope = policy_term(options, logprobs, ratio, advantages)
     nothing = torch.zeros_like(term)
-    gap, divergence, kl_slope = nothing, nothing, nothing
+    difference, divergence, kl_slope = nothing, nothing, nothing
     if entropy_mask is not None:
         term, slope = torch.where(entropy_mask, term, 0.0), torch.where(entropy_mask, slope, 0.0)
     if sampler is not None:
-        gap = old - sampler
+        difference = old - sampler
         if options.sampler_cap is not None:
-            weight = gap.exp().clamp(max=options.sampler_cap)
+            weight = difference.exp().clamp(max=options.sampler_cap)
             term, slope = term * weight, slope * weight
-        gap = gap.abs()
+        difference = difference.abs()
     if ref is not None:
         divergence, kl_slope = kl_term(options, logprobs, ref)
         term, kl_slope = term + options.beta * divergence, options.beta * kl_slope
@@ -114,7 +114,7 @@ def token_terms(
         term = term - options.entropy_coef * entropy
     values = token_values(
         options, ratio=ratio, advantages=advantages, kl=divergence,
-        entropy=nothing if entropy is None else entropy, gap=gap,
+        entropy=nothing if entropy is None else entropy, difference=difference,
     )  # fmt: skip
     return term, slope, kl_slope, sum_tokens(values, counted)
 

@@ -300,7 +300,7 @@ class FusedHead(Head):
         grad_logprob: Tensor,
         grad_entropy: Tensor | None,
     ) -> Tensor:
-        grad = in_place_of(z, self.dtype)
+        grad = in_memory_of(z, self.dtype)
         grad_(
             grad, z, target, None, normaliser, entropy, grad_logprob, grad_entropy, 1.0 / self.temperature,
             bias=self.bias, softcap=self.softcap, has_padding=z.stride(0) >= padded(z.shape[1]),
@@ -322,7 +322,7 @@ class FusedHead(Head):
             db += dz.sum(dim=0, dtype=torch.float32)
 
 
-def in_place_of(z: Tensor, dtype: torch.dtype) -> Tensor:
+def in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
     """A view of the memory of ``z`` [m, V] as another, not wider ``dtype``, for a gradient that replaces z.
 
     It has z's shape, and its rows begin where z's rows begin, so that a kernel may write row by row what it

@@ -45,13 +45,14 @@ LARGEST = sum(metric.largest for metric in METRICS)
 
 
 def token_values(
-    options: GrpoOptions, *, ratio: Tensor, advantages: Tensor, kl: Tensor, entropy: Tensor, gap: Tensor
-) -> list[Tensor]:
+    options: GrpoOptions, *, ratio: Tensor, advantages: Tensor, kl: Tensor, entropy: Tensor,
+    difference: Tensor,
+) -> list[Tensor]:  # fmt: skip
     """Each metric's value of each token, in the order of ``METRICS``; all tensors have one shape."""
     negative, positive = advantages < 0, advantages > 0
     return [
         torch.ones_like(ratio), ratio, negative & (ratio < options.low), positive & (ratio > options.high),
-        negative & (ratio > options.ratio_bound), kl, entropy, gap, gap,
+        negative & (ratio > options.ratio_bound), kl, entropy, difference, difference,
     ]  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def no_metrics(BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_metrics(sums, counted, ratio, advantage, low, high, delta, kl, entropy, gap):
+def add_metrics(sums, counted, ratio, advantage, low, high, delta, kl, entropy, difference):
     """``sums`` and the values of another block of tokens; those that are not ``counted`` add nothing."""
     return (
         sums[0] + counted.to(tl.float32),
@@ -73,19 +74,19 @@ def add_metrics(sums, counted, ratio, advantage, low, high, delta, kl, entropy, 
         sums[4] + (counted & (ratio > delta) & (advantage < 0)).to(tl.float32),
         sums[5] + tl.where(counted, kl, 0.0),
         sums[6] + tl.where(counted, entropy, 0.0),
-        sums[7] + tl.where(counted, gap, 0.0),
-        larger(sums[8], tl.where(counted, gap, 0.0)),
+        sums[7] + tl.where(counted, difference, 0.0),
+        larger(sums[8], tl.where(counted, difference, 0.0)),
     )
 
 
 @triton.jit
 def store_metrics(pointer, sums, COUNT: tl.constexpr, LARGEST: tl.constexpr):
     """Write the ``COUNT`` metrics of a row; the last ``LARGEST`` are maxima."""
-    for place in tl.static_range(COUNT):
-        if place < COUNT - LARGEST:
-            tl.store(pointer + place, tl.sum(sums[place], axis=0))
+    for index in tl.static_range(COUNT):
+        if index < COUNT - LARGEST:
+            tl.store(pointer + index, tl.sum(sums[index], axis=0))
         else:
-            tl.store(pointer + place, tl.max(sums[place], axis=0))
+            tl.store(pointer + index, tl.max(sums[index], axis=0))
 
 
 def sum_tokens(values: list[Tensor], counted: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def named_metrics(sums: Tensor, *, present: dict[str, bool]) -> dict[str, Tensor
     """
     means = sums / sums[0].clamp(min=1)
     return {
-        metric.name: sums[place] if metric.largest else means[place]
-        for place, metric in enumerate(METRICS)
-        if place and present.get(metric.needs, True)
+        metric.name: sums[index] if metric.largest else means[index]
+        for index, metric in enumerate(METRICS)
+        if index and present.get(metric.needs, True)
     }

@@ -168,10 +168,10 @@ def _draw(weights: Tensor, running: Tensor, total: Tensor, uniform: Tensor) -> T
     before = torch.where(chosen > 0, running.gather(1, (chosen - 1).clamp(min=0)), 0.0)
     inside = weights.view(rows, tiles, -1)[torch.arange(rows, device=weights.device), chosen[:, 0]]
     inside = inside.double().cumsum(dim=1)
-    place = torch.searchsorted(inside, threshold - before, right=True)
+    offset = torch.searchsorted(inside, threshold - before, right=True)
     # Summed in another order the tile may come to less than the rest: its last id with any weight then.
-    place = torch.minimum(place, torch.searchsorted(inside, inside[:, -1:].contiguous()))
-    return (chosen * inside.shape[1] + place)[:, 0]
+    offset = torch.minimum(offset, torch.searchsorted(inside, inside[:, -1:].contiguous()))
+    return (chosen * inside.shape[1] + offset)[:, 0]
 
 
 def _truncate(

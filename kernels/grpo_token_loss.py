@@ -152,7 +152,7 @@ def grpo_token_loss_kernel(
             log_ratio = mean_ratio + lanes * 0.0
         ratio = tl.exp(log_ratio)
         term, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, TERM)
-        gap = nothing
+        difference = nothing
         divergence = nothing
         entropy = nothing
         if entropy_mask_ptr is not None:
@@ -160,12 +160,12 @@ def grpo_token_loss_kernel(
             term = tl.where(kept, term, 0.0)
             slope = tl.where(kept, slope, 0.0)
         if sampler_ptr is not None:
-            gap = old - _load(sampler_ptr, offsets, counted)
+            difference = old - _load(sampler_ptr, offsets, counted)
             if CORRECTED:
-                weight = smaller(tl.exp(gap), sampler_cap)
+                weight = smaller(tl.exp(difference), sampler_cap)
                 term *= weight
                 slope *= weight
-            gap = tl.abs(gap)
+            difference = tl.abs(difference)
         if POOLS_SLOPES:
             slope = sequence_slope + lanes * 0.0
         if ref_ptr is not None:
@@ -179,7 +179,7 @@ def grpo_token_loss_kernel(
                 entropy_slope = tl.where(counted, -entropy_coef * share, 0.0)
                 tl.store(entropy_grad_ptr + offsets, entropy_slope, mask=inside)
         loss += tl.where(counted, term, 0.0)
-        sums = add_metrics(sums, counted, ratio, advantage, low, high, delta, divergence, entropy, gap)
+        sums = add_metrics(sums, counted, ratio, advantage, low, high, delta, divergence, entropy, difference)
         tl.store(grad_ptr + offsets, tl.where(counted, slope * share, 0.0), mask=inside)
     tl.store(loss_ptr + row, tl.sum(loss, axis=0) * share)
     store_metrics(sums_ptr + row * METRICS, sums, METRICS, LARGEST)

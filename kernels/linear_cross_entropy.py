@@ -151,7 +151,7 @@ def linear_cross_entropy(
     if rows is None:
         rows = kept.nonzero()[:, 0]
     check_rows(rows, flat)
-    check_range("target", flat, 0, weight.shape[0], at=rows, where=kept[rows])
+    check_range("target", flat, 0, weight.shape[0], rows=rows, where=kept[rows])
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(kept, flat, -1)
     x = input.reshape(-1, input.shape[-1])

@@ -323,7 +323,7 @@ def linear_grpo_loss(
     if rows is None:
         rows = mask.reshape(-1).nonzero()[:, 0]
     check_rows(rows, target)
-    check_range("target", target.reshape(-1), 0, weight.shape[0], at=rows, where=mask.reshape(-1)[rows])
+    check_range("target", target.reshape(-1), 0, weight.shape[0], rows=rows, where=mask.reshape(-1)[rows])
     if sequence_ids is None:
         ids = torch.arange(count, device=input.device).repeat_interleave(target.shape[1])
     else:

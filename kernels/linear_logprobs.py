@@ -223,7 +223,7 @@ def linear_logprobs(
         else:
             rows = mask.reshape(-1).nonzero()[:, 0]
     check_rows(rows, flat)
-    check_range("target", flat, 0, weight.shape[0], at=rows)
+    check_range("target", flat, 0, weight.shape[0], rows=rows)
     x = input.reshape(-1, input.shape[-1])
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     logprobs, entropies = _LinearLogprobs.apply(

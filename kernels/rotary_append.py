@@ -1,4 +1,4 @@
-"""A decode step's rotary embedding, with the new keys and values written to their place in the cache."""
+"""A decode step's rotary embedding, with the new keys and values written to their position in the cache."""
 
 # Triton functions take no annotations.
 # ruff: noqa: ANN001, ANN201
@@ -38,32 +38,32 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _reference(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-    at: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, eps: float,
+    positions: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, eps: float,
 ) -> Tensor:  # fmt: skip
     key = _rotated(_normed(key, key_weight, eps), cos, sin)
-    place = at[:, None, None, None].expand(-1, keys.shape[1], 1, keys.shape[3])
-    keys.scatter_(2, place, key[:, :, None])
-    values.scatter_(2, place, value[:, :, None])
+    index = positions[:, None, None, None].expand(-1, keys.shape[1], 1, keys.shape[3])
+    keys.scatter_(2, index, key[:, :, None])
+    values.scatter_(2, index, value[:, :, None])
     return _rotated(_normed(query, query_weight, eps), cos, sin)
 
 
 @triton.jit(do_not_specialize=["eps"])
 def rotary_append_kernel(
     query_ptr, query_stride, key_ptr, key_stride, value_ptr, value_stride, cos_ptr, cos_stride, sin_ptr,
-    sin_stride, keys_ptr, keys_row, keys_head, keys_at, values_ptr, values_row, values_head, values_at,
-    at_ptr, query_weight_ptr, key_weight_ptr, out_ptr, eps,
+    sin_stride, keys_ptr, keys_row, keys_head, keys_step, values_ptr, values_row, values_head, values_step,
+    positions_ptr, query_weight_ptr, key_weight_ptr, out_ptr, eps,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Program: one head of one row. Rotates a query; rotates and stores a key; stores a value."""
     row = (tl.program_id(0) // (HEADS + 2 * KV)).to(tl.int64)
     head = tl.program_id(0) % (HEADS + 2 * KV)
     columns = tl.arange(0, D)
-    at = tl.load(at_ptr + row).to(tl.int64)
+    position = tl.load(positions_ptr + row).to(tl.int64)
     kind = out_ptr.dtype.element_ty
     if head >= HEADS + KV:
         head -= HEADS + KV
         value = tl.load(value_ptr + row * value_stride + head * D + columns)
-        tl.store(values_ptr + row * values_row + head * values_head + at * values_at + columns, value)
+        tl.store(values_ptr + row * values_row + head * values_head + position * values_step + columns, value)
     else:
         # What stands half a head away, and with which sign it is turned in.
         other = (columns + D // 2) % D
@@ -86,7 +86,10 @@ def rotary_append_kernel(
         sin = tl.load(sin_ptr + row * sin_stride + columns).to(tl.float32)
         turned = (x * cos + sign * y * sin).to(kind)
         if is_key:
-            tl.store(keys_ptr + row * keys_row + (head - HEADS) * keys_head + at * keys_at + columns, turned)
+            tl.store(
+                keys_ptr + row * keys_row + (head - HEADS) * keys_head + position * keys_step + columns,
+                turned,
+            )
         else:
             tl.store(out_ptr + (row * HEADS + head) * D + columns, turned)
 
@@ -94,7 +97,7 @@ def rotary_append_kernel(
 @torch.library.custom_op(f"{NAMESPACE}::rotary_append_", mutates_args=("keys", "values"))
 def _op(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor,
-    at: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, eps: float,
+    positions: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, eps: float,
 ) -> Tensor:  # fmt: skip
     rows, heads, width = query.shape
     kv_heads = key.shape[1]
@@ -103,8 +106,8 @@ def _op(
         with launching("rotary_append", query) as launch:
             rotary_append_kernel[(rows * (heads + 2 * kv_heads),)](
                 query, query.stride(0), key, key.stride(0), value, value.stride(0), cos, cos.stride(0), sin,
-                sin.stride(0), keys, *keys.stride()[:3], values, *values.stride()[:3], at, query_weight,
-                key_weight, out, eps, HEADS=heads, KV=kv_heads, D=width, **launch.options,
+                sin.stride(0), keys, *keys.stride()[:3], values, *values.stride()[:3], positions,
+                query_weight, key_weight, out, eps, HEADS=heads, KV=kv_heads, D=width, **launch.options,
             )  # fmt: skip
     return out
 
@@ -122,7 +125,7 @@ def rotary_append_(
     sin: Tensor,
     keys: Tensor,
     values: Tensor,
-    at: Tensor,
+    positions: Tensor,
     *,
     query_weight: Tensor | None = None,
     key_weight: Tensor | None = None,
@@ -142,7 +145,7 @@ def rotary_append_(
         sin: [R, D], likewise.
         keys: the cache, [R, kv_heads, T, D], changed in place.
         values: the cache, [R, kv_heads, T, D], changed in place.
-        at: [R] int64, the position in the cache that is written, below T.
+        positions: [R] int64, the position in the cache that is written, below T.
         query_weight: [D], of an RMS norm of every query head before it is turned (Qwen3); None: no norm.
         key_weight: [D], the same for the keys; both or neither.
         eps: added to the mean square of that norm.
@@ -152,12 +155,12 @@ def rotary_append_(
         The rotated query [R, heads, D].
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; with ``FOURDTHINKER_DEBUG=1`` alone, ``at`` is out
-            of range.
+        ValueError: shapes, dtypes or devices do not fit; with ``FOURDTHINKER_DEBUG=1`` alone, positions are
+            out of range.
     """
     check_tensors(
         "query_weight", "key_weight", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys,
-        values=values, at=at, query_weight=query_weight, key_weight=key_weight,
+        values=values, positions=positions, query_weight=query_weight, key_weight=key_weight,
     )  # fmt: skip
     check_floating(query=query)
     check_number("eps", eps, minimum=0)
@@ -180,10 +183,10 @@ def rotary_append_(
     for name, tensor in of_one_dtype.items():
         if tensor is not None and tensor.dtype != query.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")
-    if values.shape != keys.shape or tuple(at.shape) != (rows,) or at.dtype != torch.int64:
+    if values.shape != keys.shape or tuple(positions.shape) != (rows,) or positions.dtype != torch.int64:
         raise ValueError(
-            f"values {tuple(values.shape)} must be as keys {tuple(keys.shape)}, at {tuple(at.shape)} "
-            f"{at.dtype} must be ({rows},) torch.int64"
+            f"values {tuple(values.shape)} must be as keys {tuple(keys.shape)}, positions "
+            f"{tuple(positions.shape)} {positions.dtype} must be ({rows},) torch.int64"
         )
     if tuple(cos.shape) != (rows, width) or sin.shape != cos.shape:
         raise ValueError(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must be {(rows, width)}")
@@ -192,10 +195,10 @@ def rotary_append_(
     for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
         if weight is not None and tuple(weight.shape) != (width,):
             raise ValueError(f"{name} is {tuple(weight.shape)}; it must be ({width},)")
-    debug_ranges(at=(at, keys.shape[2]))
+    debug_ranges(positions=(positions, keys.shape[2]))
     if not use_triton(backend, query):
-        return _reference(query, key, value, cos, sin, keys, values, at, query_weight, key_weight, eps)
+        return _reference(query, key, value, cos, sin, keys, values, positions, query_weight, key_weight, eps)
     if width & (width - 1) or width < 2:
         raise ValueError(f"query is {width} wide; the kernel takes a power of two")
     dense = [x if x.stride(2) == 1 and x.stride(1) == width else x.contiguous() for x in (query, key, value)]
-    return _op(*dense, cos, sin, keys, values, at, query_weight, key_weight, eps)
+    return _op(*dense, cos, sin, keys, values, positions, query_weight, key_weight, eps)

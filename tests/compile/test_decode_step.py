@@ -35,11 +35,11 @@ def test_add_rms_norm(arch, width):
 def test_rotary_append(arch, normed):
     names = ("query", "key", "value", "cos", "sin", "keys", "values", "out")
     strides = ("query_stride", "key_stride", "value_stride", "cos_stride", "sin_stride")
-    places = ("keys_row", "keys_head", "keys_at", "values_row", "values_head", "values_at")
+    places = ("keys_row", "keys_head", "keys_step", "values_row", "values_head", "values_step")
     weight = "*bf16" if normed else None
     arguments = {
         **{f"{name}_ptr": "*bf16" for name in names}, **dict.fromkeys((*strides, *places), "i32"),
-        "at_ptr": "*i64", "query_weight_ptr": weight, "key_weight_ptr": weight, "eps": "fp32",
+        "positions_ptr": "*i64", "query_weight_ptr": weight, "key_weight_ptr": weight, "eps": "fp32",
         "HEADS": 32 if normed else 16, "KV": 8 if normed else 2, "D": 128,
     }  # fmt: skip
     binary = compile_kernel(

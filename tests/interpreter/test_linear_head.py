@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fourdthinker.kernels import linear_cross_entropy, linear_grpo_loss, linear_logprobs
-from fourdthinker.kernels._head import FusedHead, in_place_of
+from fourdthinker.kernels._head import FusedHead, in_memory_of
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 
@@ -107,7 +107,7 @@ def test_gradient_in_the_memory_of_the_logits(dtype):
     assert_close(
         got[rest].float(), exact.grad[rest], ulps=2.0, floor=2e-3 if dtype == torch.float16 else 1e-5
     )
-    assert in_place_of(got, dtype).data_ptr() == before
+    assert in_memory_of(got, dtype).data_ptr() == before
 
 
 def test_very_negative_and_infinite_logits():

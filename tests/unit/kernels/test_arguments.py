@@ -62,7 +62,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "silu_mul": lambda: {"gate": randn(3, 8), "up": randn(3, 8)},
     "rotary_append_": lambda: {
         "query": randn(2, 4, 8), "key": randn(2, 2, 8), "value": randn(2, 2, 8), "cos": randn(2, 8),
-        "sin": randn(2, 8), "keys": randn(2, 2, 6, 8), "values": randn(2, 2, 6, 8), "at": ROWS,
+        "sin": randn(2, 8), "keys": randn(2, 2, 6, 8), "values": randn(2, 2, 6, 8), "positions": ROWS,
         "query_weight": randn(8), "key_weight": randn(8), "eps": 1e-6,
     },
     "sample_tokens": lambda: {
@@ -220,8 +220,8 @@ POOL = {"prompt_starts": torch.tensor([0]), "order": ROWS - 1, "row_starts": tor
     [
         (
             "rotary_append_",
-            {"at": torch.tensor([0, 6])},
-            r"at has values from 0 to 6; they must be in \[0, 6\)",
+            {"positions": torch.tensor([0, 6])},
+            r"positions has values from 0 to 6; they must be in \[0, 6\)",
         ),
         ("shared_prefix_decode", {"lengths": torch.tensor([1, 3])}, "lengths has values from 1 to 3"),
         ("shared_prefix_decode", {"prompt_lengths": torch.tensor([-1])}, "prompt_lengths has values from -1"),
