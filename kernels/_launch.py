@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Launch:
     block: int = 0  # columns or positions of one step of a program, at most; a power of two
     rows: int = 0  # rows, or queries, that a step takes together
     span: int = 0  # positions that a program reads, in all
-    programs: int = 0  # that fill the GPU
+    resident: int = 0  # programs that one multiprocessor holds at a time
     num_stages: int = 3
 
     @property
@@ -36,7 +36,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Architecture:
-    shared: int  # bytes of shared memory that the blocks of one multiprocessor have
+    # Bytes of shared memory that the blocks of one multiprocessor have, of which each wastes 1 KB.
+    shared: int
     rows: Mapping[str, Launch] = field(default_factory=dict)  # those that differ from DEFAULT
 
 
@@ -52,23 +53,43 @@ DEFAULT = {
     "logits_stats": Launch(num_warps=8, block=4096),
     "pool_latents": Launch(num_warps=8, block=512, rows=8),
     "prefix_decode_merge": Launch(num_warps=4),
+    # Attention in 16 bits up to a head size of 128, wider, and in float32, whose dots take no tensor cores:
+    # more queries than 16 at a time would spill.
     "prefix_decode_own": Launch(num_warps=4, block=64, span=512),
-    # span: at least. What a program leaves for the merge is traffic, so there are no more programs than fill
-    # the GPU.
-    "prefix_decode_prompt": Launch(num_warps=8, block=64, rows=64, span=512, programs=256),
-    "prefix_decode_prompt_few": Launch(num_warps=4, block=64, rows=16),  # at most that many queries a group
+    "prefix_decode_own_wide": Launch(num_warps=4, block=32, span=512),
+    "prefix_decode_own_float32": Launch(num_warps=4, block=16, span=512, num_stages=2),
+    # span: at least. What a program leaves for the merge is traffic, so there are no more programs than are
+    # resident.
+    "prefix_decode_prompt": Launch(num_warps=4, block=32, rows=64, span=512, resident=2),
+    "prefix_decode_prompt_wide": Launch(num_warps=8, block=32, rows=64, span=512, resident=1, num_stages=2),
+    "prefix_decode_prompt_float32": Launch(
+        num_warps=4, block=16, rows=16, span=512, resident=3, num_stages=2
+    ),
+    # at most that many queries a group
+    "prefix_decode_prompt_few": Launch(num_warps=4, block=64, rows=16, span=512, resident=2),
+    "prefix_decode_prompt_few_wide": Launch(num_warps=4, block=32, rows=16, span=512, resident=2),
     "rotary_append": Launch(num_warps=1),
+    "sample_draw": Launch(num_warps=16),
     # The sums over a row go by blocks, so another block samples another id where a rounding error decides.
-    "sample_tokens": Launch(num_warps=32, block=8192),
+    "sample_scan": Launch(num_warps=8, block=8192),
     "silu_mul": Launch(num_warps=4, block=1024),
+}
+
+_HOPPER = {
+    "prefix_decode_prompt": replace(DEFAULT["prefix_decode_prompt"], resident=3),
+    "prefix_decode_prompt_wide": replace(DEFAULT["prefix_decode_prompt_wide"], num_stages=3),
+    "prefix_decode_prompt_few": replace(DEFAULT["prefix_decode_prompt_few"], resident=3),
+    "prefix_decode_prompt_few_wide": replace(DEFAULT["prefix_decode_prompt_few_wide"], resident=3),
 }
 
 # By compute capability, 90 for sm_90. A GPU that is not listed takes DEFAULT.
 ARCHITECTURES = {
-    80: Architecture(shared=163 * 1024),
-    90: Architecture(shared=227 * 1024),
-    100: Architecture(shared=227 * 1024),
+    80: Architecture(shared=164 * 1024),
+    90: Architecture(shared=228 * 1024, rows=_HOPPER),
+    100: Architecture(shared=228 * 1024, rows=_HOPPER),
 }
+# GPUs that take DEFAULT with less memory. The extension is not built for them, the kernels must fit.
+SMALLER = {arch: Architecture(shared=100 * 1024) for arch in (86, 89, 120)}
 
 
 @functools.cache
@@ -82,6 +103,18 @@ def architecture(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU, asked once per device; 16 for the CPU, where the interpreter runs."""
+    if device.type != "cuda":
+        return 16
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def row(op: str, arch: int | None) -> Launch:

@@ -1,8 +1,12 @@
-"""The sampling kernel: one program a row, logits read twice, thresholds found without a sort.
+"""The two sampling kernels: a read of the logits by many programs a row, and a draw by one.
 
-Truncation reads the row once more to list the scores that can matter, which are few: for top-k those from
-the k-th largest of the lanes' own maxima on, for top-p those that are not too small even if all of them were
-together. The threshold is then bisected over that list alone.
+A row is cut into parts of BLOCK ids. The scan leaves of each part its largest logit and score and the sums of
+exponentials over them; the draw merges those, finds the part in which the random number falls and reads that
+part once more.
+
+Truncation reads the row twice more: to list the scores that can matter, which are few (for top-k those from
+the k-th largest of the maxima of GROUPS groups a part on, for top-p those that are not too small even if all
+of them were together), over which alone the threshold is bisected, and for the weights from it on.
 """
 
 # Triton functions take no annotations.
@@ -66,8 +70,94 @@ def _finite(value):
     return tl.where(value == float("-inf"), 0.0, value)
 
 
+# Where the scan leaves the figures of a part, in units of [rows, parts] float32.
+RAW_TOP: tl.constexpr = tl.constexpr(0)  # the largest logit as it came
+RAW_SUM: tl.constexpr = tl.constexpr(1)  # sum of exp((logit - RAW_TOP) / temperature)
+TOP: tl.constexpr = tl.constexpr(2)  # the largest score, and so on
+SUM: tl.constexpr = tl.constexpr(3)
+FIGURES = 4
+GROUPS: tl.constexpr = tl.constexpr(64)  # of a part, whose largest scores top-k starts from
+
+
 @triton.jit
-def sample_tokens_kernel(
+def _rate(temperature_ptr, row):
+    """Whether the row is greedy, and by what its scores are multiplied."""
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
+    greedy = temperature == 0
+    return greedy, 1.0 / tl.where(greedy, 1.0, temperature)
+
+
+@triton.jit
+def sample_scan_kernel(
+    logits_ptr,
+    logits_stride,
+    temperature_ptr,
+    forbidden_ptr,
+    seen_ptr,
+    repetition_ptr,
+    presence_ptr,
+    figures_ptr,
+    first_ptr,
+    groups_ptr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program: one part of a row. Its largest logit and score, where that is, and both sums."""
+    row = (tl.program_id(0) // PARTS).to(tl.int64)
+    part = tl.program_id(0) % PARTS
+    rows = (tl.num_programs(0) // PARTS).to(tl.int64)
+    logits_ptr += row * logits_stride
+    if seen_ptr is not None:
+        seen_ptr += row * V
+    if forbidden_ptr is not None:
+        forbidden_ptr += row * F
+    repetition = None
+    inverse = None
+    if repetition_ptr is not None:
+        repetition = tl.load(repetition_ptr + row).to(tl.float32)
+        inverse = tl.div_rn(1.0, repetition)
+    presence = None
+    if presence_ptr is not None:
+        presence = tl.load(presence_ptr + row).to(tl.float32)
+    _, rate = _rate(temperature_ptr, row)
+    columns = part * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < V
+    raw = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    score = _penalised(raw, columns, inside, seen_ptr, forbidden_ptr, repetition, inverse, presence, F)
+    top, first = tl.max(score, axis=0, return_indices=True)
+    total = tl.sum(tl.exp((score - _finite(top)) * rate), axis=0)
+    raw_top = top
+    raw_total = total
+    if F > 0 or seen_ptr is not None:
+        raw_top = tl.max(raw, axis=0)
+        raw_total = tl.sum(tl.exp((raw - _finite(raw_top)) * rate), axis=0)
+    each = rows * PARTS
+    out = row * PARTS + part
+    tl.store(figures_ptr + RAW_TOP * each + out, raw_top)
+    tl.store(figures_ptr + RAW_SUM * each + out, raw_total)
+    tl.store(figures_ptr + TOP * each + out, top)
+    tl.store(figures_ptr + SUM * each + out, total)
+    tl.store(first_ptr + out, part * BLOCK + first)
+    if groups_ptr is not None:
+        N: tl.constexpr = BLOCK if BLOCK < GROUPS else GROUPS
+        largest = tl.max(tl.reshape(score, [N, BLOCK // N]), axis=1)
+        tl.store(groups_ptr + out * N + tl.arange(0, N), largest)
+
+
+@triton.jit
+def _merged(figures_ptr, out, each, rate, inside, WHICH: tl.constexpr):
+    """The largest of all parts, the parts' largest, and their sums brought to that scale, float64."""
+    tops = tl.load(figures_ptr + WHICH * each + out, mask=inside, other=float("-inf"))
+    sums = tl.load(figures_ptr + (WHICH + 1) * each + out, mask=inside, other=0.0)
+    top = tl.max(tops, axis=0)
+    lower = tl.minimum(_finite(tops) - _finite(top), 0.0)  # a part may have nothing but -inf
+    return top, tops, sums.to(tl.float64) * tl.exp(lower * rate).to(tl.float64)
+
+
+@triton.jit
+def sample_draw_kernel(
     logits_ptr,
     logits_stride,
     seeds_ptr,
@@ -80,15 +170,20 @@ def sample_tokens_kernel(
     seen_ptr,
     repetition_ptr,
     presence_ptr,
+    figures_ptr,
+    first_ptr,
+    groups_ptr,
     listed_ptr,
     ids_ptr,
     logprobs_ptr,
     sampled_ptr,
     V: tl.constexpr,
     F: tl.constexpr,
-    TILES: tl.constexpr,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Program: one row. Merges its parts, truncates, draws, and weighs the id that was drawn."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_stride
     if seen_ptr is not None:
@@ -103,37 +198,20 @@ def sample_tokens_kernel(
     presence = None
     if presence_ptr is not None:
         presence = tl.load(presence_ptr + row).to(tl.float32)
-    temperature = tl.load(temperature_ptr + row).to(tl.float32)
-    greedy = temperature == 0
-    rate = 1.0 / tl.where(greedy, 1.0, temperature)
+    greedy, rate = _rate(temperature_ptr, row)
     lanes = tl.arange(0, BLOCK)
-    LANES: tl.constexpr = BLOCK if BLOCK < 1024 else 1024
-    HALF: tl.constexpr = BLOCK if BLOCK < 1024 else BLOCK // 2
+    STEP: tl.constexpr = BLOCK if BLOCK < 1024 else BLOCK // 2
 
-    # First read: largest raw logit and sum of exponentials, largest score and where it first stands.
-    raw_top = tl.full([], float("-inf"), tl.float32)
-    raw_sum = tl.full([], 0.0, tl.float32)
-    top = tl.full([], float("-inf"), tl.float32)
-    best = tl.full([], V, tl.int32)
-    lane_top = tl.full([LANES], float("-inf"), tl.float32)
-    for start in range(0, V, BLOCK):
-        columns = start + lanes
-        inside = columns < V
-        raw = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        score = _penalised(raw, columns, inside, seen_ptr, forbidden_ptr, repetition, inverse, presence, F)
-        highest = tl.maximum(raw_top, tl.max(raw, axis=0))
-        part = tl.sum(tl.exp((raw - _finite(highest)) * rate), axis=0)
-        grown = tl.minimum(_finite(raw_top) - _finite(highest), 0.0)  # the first tile starts from -inf
-        raw_sum = raw_sum * tl.exp(grown * rate) + part
-        raw_top = highest
-        tile_top = tl.max(score, axis=0)
-        first = tl.min(tl.where(score == tile_top, columns, V), axis=0)
-        best = tl.where(tile_top > top, first, best)
-        top = tl.maximum(top, tile_top)
-        if top_k_ptr is not None:
-            grouped = tl.max(tl.reshape(score, [LANES, BLOCK // LANES]), axis=1)
-            lane_top = tl.maximum(lane_top, grouped)
+    parts = tl.arange(0, WIDTH)
+    out = row * PARTS + parts
+    each = tl.num_programs(0).to(tl.int64) * PARTS
+    present = parts < PARTS
+    raw_top, _, raw_sums = _merged(figures_ptr, out, each, rate, present, RAW_TOP)
+    raw_sum = tl.sum(raw_sums, axis=0).to(tl.float32)
+    top, tops, sums = _merged(figures_ptr, out, each, rate, present, TOP)
     shift = _finite(top)
+    firsts = tl.load(first_ptr + out, mask=present, other=V)
+    best = tl.min(tl.where(tops == top, firsts, V), axis=0)
 
     # Truncation: the key from which on scores are kept, found by bisection over the keys of the listed.
     least = _key(tl.full([], float("-inf"), tl.float32))
@@ -149,12 +227,18 @@ def sample_tokens_kernel(
         if (wanted > 0) | (mass < 1.0):
             from_ = least
             if wanted > 0:
-                if wanted <= LANES:
-                    # Each lane's largest is another score, so at least k scores reach their k-th largest.
+                N: tl.constexpr = BLOCK if BLOCK < GROUPS else GROUPS
+                if wanted <= PARTS * N:
+                    # Each group's largest is another score, so at least k scores reach their k-th largest.
+                    slots = tl.arange(0, WIDTH * N)
+                    largest = tl.load(
+                        groups_ptr + row * PARTS * N + slots, mask=slots < PARTS * N, other=float("-inf")
+                    )
                     low, high = least.to(tl.int64), _key(top).to(tl.int64)
                     while low < high:
                         middle = (low + high + 1) >> 1
-                        count = tl.sum((_key(lane_top) >= middle.to(tl.int32)).to(tl.int32), axis=0)
+                        reached = (_key(largest) >= middle.to(tl.int32)) & (slots < PARTS * N)
+                        count = tl.sum(reached.to(tl.int32), axis=0)
                         low = tl.where(count >= wanted, middle, low)
                         high = tl.where(count >= wanted, high, middle - 1)
                     from_ = low.to(tl.int32)
@@ -164,8 +248,8 @@ def sample_tokens_kernel(
                 from_ = _key(shift - tl.log(2.0 * V / rest) / rate)
             listed = tl.full([], 0, tl.int32)
             total = tl.full([], 0.0, tl.float64)
-            for start in range(0, V, HALF):  # half a tile, or registers run out
-                columns = start + tl.arange(0, HALF)
+            for start in range(0, V, STEP):  # not a whole part, or registers run out
+                columns = start + tl.arange(0, STEP)
                 score = _scores(
                     logits_ptr, columns, V, seen_ptr, forbidden_ptr, repetition, inverse, presence, F
                 )
@@ -210,14 +294,14 @@ def sample_tokens_kernel(
         floor = top + tl.log(tl.where(fraction > 0, fraction, 1.0)) / rate
         keep = tl.where(fraction > 0, tl.maximum(keep, _key(floor)), keep)
 
-    # Second read: the weight of every tile; then the tile in which the threshold is passed once more.
-    sums = tl.zeros([TILES], tl.float64)
-    tiles = tl.arange(0, TILES)
-    for start in range(0, V, BLOCK):
-        columns = start + lanes
-        score = _scores(logits_ptr, columns, V, seen_ptr, forbidden_ptr, repetition, inverse, presence, F)
-        weight = tl.where(_key(score) >= keep, tl.exp((score - shift) * rate), 0.0)
-        sums = tl.where(tiles == start // BLOCK, tl.sum(weight, axis=0).to(tl.float64), sums)
+    # The weights of the parts, if not those of the scan, and the part in which the threshold is passed.
+    if keep > least:
+        sums = tl.zeros([WIDTH], tl.float64)
+        for start in range(0, V, BLOCK):
+            columns = start + lanes
+            score = _scores(logits_ptr, columns, V, seen_ptr, forbidden_ptr, repetition, inverse, presence, F)
+            weight = tl.where(_key(score) >= keep, tl.exp((score - shift) * rate), 0.0)
+            sums = tl.where(parts == start // BLOCK, tl.sum(weight, axis=0).to(tl.float64), sums)
     running = tl.cumsum(sums, axis=0)
     total = tl.max(running, axis=0)
     step = tl.load(steps_ptr + row)
@@ -229,9 +313,9 @@ def sample_tokens_kernel(
     bits = (word0.to(tl.int64) << 21) | (word1.to(tl.int64) >> 11)
     threshold = bits.to(tl.float64) * 1.1102230246251565e-16 * total
     chosen = tl.sum((running <= threshold).to(tl.int32), axis=0)
-    # Sums in another order may round below the threshold: the last tile or id with any weight is meant.
-    chosen = tl.minimum(chosen, tl.max(tl.where(sums > 0, tiles, 0), axis=0))
-    rest = threshold - tl.sum(tl.where(tiles == chosen - 1, running, 0.0), axis=0)
+    # Sums in another order may round below the threshold: the last part or id with any weight is meant.
+    chosen = tl.minimum(chosen, tl.max(tl.where(sums > 0, parts, 0), axis=0))
+    rest = threshold - tl.sum(tl.where(parts == chosen - 1, running, 0.0), axis=0)
     columns = chosen * BLOCK + lanes
     score = _scores(logits_ptr, columns, V, seen_ptr, forbidden_ptr, repetition, inverse, presence, F)
     weight = tl.where(_key(score) >= keep, tl.exp((score - shift) * rate), 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._common import COLDEST, LARGEST, NAMESPACE, check_floating, check_tensors, debugging, tile, use_triton
 from ._launch import launching
-from ._sample_kernel import sample_tokens_kernel
+from ._sample_kernel import FIGURES, GROUPS, sample_draw_kernel, sample_scan_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 
 __all__ = ["PRESENT", "REPEATED", "SAMPLING_LIMITS", "philox_uniform", "sample_tokens"]
@@ -62,6 +62,34 @@ def _check_values(vocabulary: int, forbidden: Tensor | None, **parameters: Tenso
             )
 
 
+def _launch_kernels(
+    logits: Tensor, dense: list[Tensor | None], ids: Tensor, logprobs: Tensor, sampled: Tensor
+) -> None:
+    """Scan and draw; ``dense`` are the parameters of ``_sample_op`` from ``seeds`` on."""
+    _, _, temperature, top_k, top_p, _, forbidden, *penalties = dense
+    rows, vocabulary = logits.shape
+    with launching("sample_scan", logits) as launch:
+        block = tile(vocabulary, launch.block)
+        parts = triton.cdiv(vocabulary, block)
+        sizes = {"V": vocabulary, "F": 0 if forbidden is None else forbidden.shape[1], "PARTS": parts}
+        figures = torch.empty(FIGURES, rows, parts, dtype=torch.float32, device=logits.device)
+        first = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
+        groups = listed = None
+        if top_k is not None:
+            groups = torch.empty(rows, parts, min(block, GROUPS.value), device=logits.device)
+        if top_k is not None or top_p is not None:
+            listed = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
+        sample_scan_kernel[(rows * parts,)](
+            logits, logits.stride(0), temperature, forbidden, *penalties, figures, first, groups, **sizes,
+            BLOCK=block, **launch.options,
+        )  # fmt: skip
+    with launching("sample_draw", logits) as launch:
+        sample_draw_kernel[(rows,)](
+            logits, logits.stride(0), *dense, figures, first, groups, listed, ids, logprobs, sampled, **sizes,
+            WIDTH=triton.next_power_of_2(parts), BLOCK=block, **launch.options,
+        )  # fmt: skip
+
+
 @torch.library.custom_op(f"{NAMESPACE}::sample_tokens", mutates_args=())
 def _sample_op(
     logits: Tensor,
@@ -89,7 +117,7 @@ def _sample_op(
             _in_use(min_p, 0.0), forbidden, seen, repetition_penalty, presence_penalty,
         )  # fmt: skip
     else:
-        rows, vocabulary = logits.shape
+        rows = logits.shape[0]
         ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
         logprobs = torch.empty(rows, dtype=torch.float32, device=logits.device)
         sampled = torch.empty_like(logprobs)
@@ -100,17 +128,7 @@ def _sample_op(
                 for t in (seeds, steps, temperature, top_k, top_p, min_p, forbidden, seen, repetition_penalty,
                           presence_penalty)
             ]  # fmt: skip
-            listed = None
-            if top_k is not None or top_p is not None:
-                listed = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
-            with launching("sample_tokens", logits) as launch:
-                block = tile(vocabulary, launch.block)
-                sample_tokens_kernel[(rows,)](
-                    logits, logits.stride(0), *dense, listed, ids, logprobs, sampled, V=vocabulary,
-                    F=0 if forbidden is None else forbidden.shape[1],
-                    TILES=triton.next_power_of_2(triton.cdiv(vocabulary, block)), BLOCK=block,
-                    **launch.options,
-                )  # fmt: skip
+            _launch_kernels(logits, dense, ids, logprobs, sampled)
     if logits.device.type == "cpu":
         bad = ~(torch.isfinite(logprobs) & torch.isfinite(sampled))
         if bool(bad.any()):
@@ -151,8 +169,9 @@ def sample_tokens(
     w_i > u * sum(w). Weights are float32 and summed so within a tile (reference 1,024, kernel 8,192), tiles
     in float64; so their ids differ where u * sum(w) falls within a rounding error of a border.
 
-    One launch on CUDA: logits are read twice without truncation. Top-k and top-p do not sort: one more read
-    lists the scores that may be at the threshold, which is then bisected over that list.
+    Two launches on CUDA: many programs a row read the logits once, and one draws, for which it reads another
+    8,192 of them. Truncation does not sort: one more read lists the scores that may be at the threshold of
+    top-k or top-p, which is then bisected over that list, and one more weighs what is kept.
 
     Args:
         logits: [B, V] floating.

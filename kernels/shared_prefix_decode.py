@@ -1,14 +1,9 @@
 """Decode attention of groups of rows that share their prompt: its keys and values are read once per group."""
 
-# Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN201, ANN202
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._common import (
@@ -20,214 +15,27 @@ from ._common import (
     use_triton,
 )
 from ._decode_reference import of_each_row, reference
-from ._launch import Launch, launching, settings
+from ._launch import DEFAULT, Launch, launching, multiprocessors, settings
+from ._prefix_decode_kernels import (
+    prefix_decode_merge_kernel,
+    prefix_decode_own_kernel,
+    prefix_decode_prompt_kernel,
+)
 
 
-@triton.jit
-def _attend(
-    q, key_ptr, key_stride, value_ptr, value_stride, begin, end, scale, top, total, acc,
-    D: tl.constexpr, BLOCK: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Online softmax of q [Q, D] over the positions from ``begin`` to ``end``."""
-    columns = tl.arange(0, D)
-    for start in range(begin, end, BLOCK):
-        positions = start + tl.arange(0, BLOCK)
-        inside = positions < end
-        at = positions.to(tl.int64)[:, None]
-        k = tl.load(key_ptr + at * key_stride + columns[None, :], mask=inside[:, None], other=0.0)
-        v = tl.load(value_ptr + at * value_stride + columns[None, :], mask=inside[:, None], other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-            v = v.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        score = tl.where(inside[None, :], score, float("-inf"))
-        highest = tl.maximum(top, tl.max(score, axis=1))
-        weight = tl.exp(score - highest[:, None])
-        rescale = tl.exp(top - highest)
-        total = total * rescale + tl.sum(weight, axis=1)
-        acc = acc * rescale[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-        top = highest
-    return top, total, acc
+def _suffix(query: Tensor) -> str:
+    """Which rows of the table of launches fit the head size and the dtype."""
+    if query.dtype == torch.float32:
+        return "_float32"
+    return "_wide" if query.shape[-1] > 128 else ""
 
 
-@triton.jit(do_not_specialize=["group_size", "splits", "span", "scale"])
-def prefix_decode_prompt_kernel(
-    query_ptr,
-    query_stride,
-    key_ptr,
-    key_group_stride,
-    key_head_stride,
-    key_stride,
-    value_ptr,
-    value_group_stride,
-    value_head_stride,
-    value_stride,
-    lengths_ptr,
-    starts_ptr,
-    order_ptr,
-    row_starts_ptr,
-    partial_ptr,
-    log_ptr,
-    group_size,
-    splits,
-    span,
-    scale,
-    KV: tl.constexpr,
-    REP: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Program: one split of a prompt's keys, one KV head, QUERIES of the queries that share them."""
-    group = (tl.program_id(0) // KV).to(tl.int64)
-    head = tl.program_id(0) % KV
-    split = tl.program_id(1)
-    queries = tl.program_id(2) * QUERIES + tl.arange(0, QUERIES)
-    columns = tl.arange(0, D)
-    first = group * group_size
-    if row_starts_ptr is not None:
-        first = tl.load(row_starts_ptr + group).to(tl.int64)
-        group_size = tl.load(row_starts_ptr + group + 1).to(tl.int32) - first.to(tl.int32)
-    if tl.program_id(2) * QUERIES >= group_size * REP:
-        return
-    valid = queries < group_size * REP
-    row = first + queries // REP
-    if order_ptr is not None:
-        row = tl.load(order_ptr + row, mask=valid, other=0).to(tl.int64)
-    out = (row * KV + head) * REP + queries % REP
-    q_ptr = query_ptr + row * query_stride + (head * REP + queries % REP) * D
-    q = tl.load(q_ptr[:, None] + columns[None, :], mask=valid[:, None], other=0.0)
-    if UPCAST:
-        q = q.to(tl.float32)
-    begin = split * span
-    end = tl.minimum(begin + span, tl.load(lengths_ptr + group).to(tl.int32))
-    if starts_ptr is not None:
-        start = tl.load(starts_ptr + group).to(tl.int64)
-        key_ptr += start * key_stride
-        value_ptr += start * value_stride
-    # A finite start keeps exp(top - highest) from being exp(-inf + inf).
-    top = tl.full([QUERIES], -1e30, tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, D], tl.float32)
-    top, total, acc = _attend(
-        q, key_ptr + group * key_group_stride + head * key_head_stride, key_stride,
-        value_ptr + group * value_group_stride + head * value_head_stride, value_stride,
-        begin, end, scale, top, total, acc, D, BLOCK, UPCAST,
-    )  # fmt: skip
-    _store_partial(partial_ptr, log_ptr, out * splits + split, columns, valid, top, total, acc, D)
+def prompt_span(tiles: int, longest: int, launch: Launch, device: torch.device) -> int:
+    """Positions of a prompt per program: no more programs than a GPU holds, since each leaves parts to merge.
 
-
-@triton.jit
-def _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D: tl.constexpr):
-    safe = tl.where(total > 0, total, 1.0)
-    tl.store(partial_ptr + at[:, None] * D + columns[None, :], acc / safe[:, None], mask=valid[:, None])
-    tl.store(log_ptr + at, tl.where(total > 0, top + tl.log(safe), float("-inf")), mask=valid)
-
-
-@triton.jit
-def _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D: tl.constexpr):
-    """Fold ``splits`` partial results into an online softmax."""
-    for split in range(splits):
-        at = out * splits + split
-        log = tl.load(log_ptr + at, mask=valid, other=float("-inf"))
-        part = tl.load(partial_ptr + at[:, None] * D + columns[None, :], mask=valid[:, None], other=0.0)
-        highest = tl.maximum(top, log)
-        rescale = tl.exp(top - highest)
-        weight = tl.exp(log - highest)
-        total = total * rescale + weight
-        acc = acc * rescale[:, None] + part * weight[:, None]
-        top = highest
-    return total, acc
-
-
-@triton.jit(do_not_specialize=["scale", "splits", "before"])
-def prefix_decode_own_kernel(
-    query_ptr,
-    query_stride,
-    key_ptr,
-    key_row_stride,
-    key_head_stride,
-    key_stride,
-    value_ptr,
-    value_row_stride,
-    value_head_stride,
-    value_stride,
-    lengths_ptr,
-    partial_ptr,
-    log_ptr,
-    output_ptr,
-    splits,
-    before,
-    scale,
-    KV: tl.constexpr,
-    REP: tl.constexpr,
-    D: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    UPCAST: tl.constexpr,
-    MERGE: tl.constexpr,
-):
-    """Program: one KV head of a row, one split of its own keys; with MERGE all, and the prompt's parts."""
-    row = (tl.program_id(0) // KV).to(tl.int64)
-    head = tl.program_id(0) % KV
-    queries = tl.arange(0, QUERIES)
-    valid = queries < REP
-    columns = tl.arange(0, D)
-    q_ptr = query_ptr + row * query_stride + (head * REP + queries) * D
-    q = tl.load(q_ptr[:, None] + columns[None, :], mask=valid[:, None], other=0.0)
-    if UPCAST:
-        q = q.to(tl.float32)
-    top = tl.full([QUERIES], -1e30, tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, D], tl.float32)
-    length = tl.load(lengths_ptr + row).to(tl.int32)
-    begin = 0
-    end = length
-    if not MERGE:
-        begin = tl.program_id(1) * SPLIT
-        end = tl.minimum(begin + SPLIT, length)
-    top, total, acc = _attend(
-        q, key_ptr + row * key_row_stride + head * key_head_stride, key_stride,
-        value_ptr + row * value_row_stride + head * value_head_stride, value_stride,
-        begin, end, scale, top, total, acc, D, BLOCK, UPCAST,
-    )  # fmt: skip
-    out = (row * KV + head) * REP + queries
-    if MERGE:
-        total, acc = _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D)
-        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-        kind = output_ptr.dtype.element_ty
-        tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
-    else:
-        at = out * splits + before + tl.program_id(1)
-        _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def prefix_decode_merge_kernel(
-    partial_ptr, log_ptr, output_ptr, splits,
-    REP: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr,
-):  # fmt: skip
-    """Program: one KV head of one row. Joins the partial results of all splits."""
-    queries = tl.arange(0, QUERIES)
-    valid = queries < REP
-    columns = tl.arange(0, D)
-    out = tl.program_id(0).to(tl.int64) * REP + queries
-    top = tl.full([QUERIES], -1e30, tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, D], tl.float32)
-    total, acc = _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D)
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    kind = output_ptr.dtype.element_ty
-    tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
-
-
-def prompt_span(heads: int, longest: int, launch: Launch) -> int:
-    """Positions of a prompt per program: no more programs than fill a GPU, since each leaves parts to merge.
-
-    ``heads`` counts key-value heads of all groups."""
-    splits = max(1, launch.programs // max(heads, 1))
+    ``tiles`` counts the programs that one split of all prompts takes.
+    """
+    splits = max(1, launch.resident * multiprocessors(device) // max(tiles, 1))
     return max(launch.span, triton.cdiv(triton.cdiv(longest, splits), launch.block) * launch.block)
 
 
@@ -241,22 +49,26 @@ def _fused(
     repeat = heads // kv_heads
     query = query.contiguous()
     output = torch.empty_like(query)
-    many = settings("prefix_decode_prompt", query.device)
-    few = settings("prefix_decode_prompt_few", query.device)
-    span = prompt_span(groups * kv_heads, longest, many)
+    suffix = _suffix(query)
+    size = rows // groups
+    together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
+    kind = f"prefix_decode_prompt{suffix}"
+    few = kind.replace("prompt", "prompt_few")
+    if few in DEFAULT and together <= settings(few, query.device).rows:
+        kind = few
+    taken = settings(kind, query.device)
+    tiles = groups * kv_heads * triton.cdiv(size * repeat, taken.rows)
+    span = prompt_span(tiles, longest, taken, query.device)
     before = triton.cdiv(longest, span)
-    own = triton.cdiv(key.shape[2], settings("prefix_decode_own", query.device).span)
+    own = triton.cdiv(key.shape[2], settings(f"prefix_decode_own{suffix}", query.device).span)
     merge = own <= 1
     splits = before if merge else before + own
     partial = torch.empty(rows, heads, splits, width, dtype=torch.float32, device=query.device)
     logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=query.device)
     # The interpreter's bf16 dot is wrong; on a GPU the tensor cores take it.
     upcast = not query.is_cuda
-    size = rows // groups
     if rows and before:
-        together = (size if order is None else rows) * repeat  # in order, one group may hold all rows
         own_base = prompt_starts is None  # in a pool, groups begin where prompt_starts says
-        kind = "prefix_decode_prompt_few" if together <= few.rows else "prefix_decode_prompt"
         with launching(kind, query) as launch:
             prefix_decode_prompt_kernel[(groups * kv_heads, before, triton.cdiv(together, launch.rows))](
                 query, query.stride(0), prompt_key, prompt_key.stride(0) * own_base,
@@ -267,7 +79,7 @@ def _fused(
             )  # fmt: skip
     if rows:
         queries = max(16, triton.next_power_of_2(repeat))
-        with launching("prefix_decode_own", query) as launch:
+        with launching(f"prefix_decode_own{suffix}", query) as launch:
             prefix_decode_own_kernel[(rows * kv_heads, 1 if merge else own)](
                 query, query.stride(0), key, *key.stride()[:3], value, *value.stride()[:3], lengths, partial,
                 logs, output, splits, before, scale, KV=kv_heads, REP=repeat, D=width, SPLIT=launch.span,

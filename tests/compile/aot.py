@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fourdthinker.kernels._launch import ARCHITECTURES, Launch
+from fourdthinker.kernels._launch import ARCHITECTURES, SMALLER, Launch
 
 REGISTERS = 65536  # per multiprocessor, on all of them
 WARPS = 64
@@ -27,6 +27,7 @@ class Binary:
     spills: int  # bytes spilled, stores and loads
     stack: int  # bytes of local memory
     shared: int
+    blocks: int  # resident on a multiprocessor
     occupancy: float  # warps resident on a multiprocessor, as a fraction of 64
 
     def widths(self, operation: str) -> set[int]:
@@ -87,8 +88,8 @@ def compile_kernel(
     threads = launch.num_warps * 32
     blocks = min(REGISTERS // (threads * (registers + 7 & ~7)), WARPS // launch.num_warps, 32)
     if shared:
-        blocks = min(blocks, ARCHITECTURES[arch].shared // (shared + 1024))
-    binary = Binary(ptx, registers, spills, stack, shared, blocks * launch.num_warps / WARPS)
+        blocks = min(blocks, (ARCHITECTURES | SMALLER)[arch].shared // (shared + 1024))
+    binary = Binary(ptx, registers, spills, stack, shared, blocks, blocks * launch.num_warps / WARPS)
     label = name or kernel.__name__
     line = f"{label:<34}{arch:>6}{registers:>11}{shared:>10}{spills:>9}{stack:>9}{launch.num_warps:>7}"
     TABLE.append(line + f"{binary.occupancy:>11.2f}")

@@ -21,9 +21,9 @@ KERNELS = {
 }
 
 
-def decode(rows, own):
-    query, prompt = torch.ones(rows, 1, 16), torch.ones(1, 1, 4, 16)
-    past = torch.ones(rows, 1, own, 16)
+def decode(rows, own, width=16, dtype=torch.float16):
+    query, prompt = torch.ones(rows, 1, width, dtype=dtype), torch.ones(1, 1, 4, width, dtype=dtype)
+    past = torch.ones(rows, 1, own, width, dtype=dtype)
     lengths = {"prompt_lengths": torch.tensor([4]), "lengths": torch.full((rows,), own)}
     return shared_prefix_decode(query, prompt, prompt, past, past, **lengths, backend="triton")
 
@@ -52,6 +52,16 @@ RUNS = {
     "cosine_latent_loss": (lambda: train("cosine_latent_loss"), {"cosine_latent", "cosine_latent_scale"}),
     "decode": (lambda: decode(2, 8), {"prefix_decode_prompt_few", "prefix_decode_own"}),
     "decode many": (lambda: decode(17, 8), {"prefix_decode_prompt", "prefix_decode_own"}),
+    "decode wide": (
+        lambda: decode(2, 8, 256), {"prefix_decode_prompt_few_wide", "prefix_decode_own_wide"}
+    ),
+    "decode many wide": (
+        lambda: decode(17, 8, 256), {"prefix_decode_prompt_wide", "prefix_decode_own_wide"}
+    ),
+    "decode float32": (
+        lambda: decode(2, 8, dtype=torch.float32),
+        {"prefix_decode_prompt_float32", "prefix_decode_own_float32"},
+    ),
     "decode long": (
         lambda: decode(1, 513), {"prefix_decode_prompt_few", "prefix_decode_own", "prefix_decode_merge"}
     ),
@@ -61,7 +71,7 @@ RUNS = {
     "logprobs": (lambda: train("logprobs"), {"logits_stats", "logits_grad"}),
     "pool_latents": (lambda: train("pool_latents"), {"pool_latents"}),
     "rotary_append_": (rotary, {"rotary_append"}),
-    "sample_tokens": (lambda: train("sample_tokens"), {"sample_tokens"}),
+    "sample_tokens": (lambda: train("sample_tokens"), {"sample_scan", "sample_draw"}),
     "silu_mul": (lambda: silu_mul(torch.ones(2, 8), torch.ones(2, 8), backend="triton"), {"silu_mul"}),
 }  # fmt: skip
 

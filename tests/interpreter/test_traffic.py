@@ -10,7 +10,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -95,13 +95,14 @@ def sample_tokens(load: Load, extra: str) -> Case:
             "min_p": torch.full((rows,), 0.05),
         },
     }.get(extra, {})
-    reads = 3 if extra == "truncated" else 2  # for the sum of weights, the list of top scores, the draw
+    # Once for the sums, and the part that is drawn from; to truncate the list of top scores and the weights.
+    reads = (3 if extra == "truncated" else 1) + load("_launch").DEFAULT["sample_scan"].block / vocabulary
     return Case(
         lambda: load("sample_tokens").sample_tokens(
             logits, seeds=zero, steps=zero, temperature=torch.ones(rows), **more, backend="triton"
         ),
         floor=reads * rows * vocabulary * F32,
-        launches=["sample_tokens_kernel"],
+        launches=["sample_scan_kernel", "sample_draw_kernel"],
     )
 
 
@@ -220,12 +221,11 @@ def shared_prefix_decode(load: Load) -> Case:
     cache += [torch.ones(size, 1, own, width, dtype=torch.float16) for _ in range(2)]
     prompt_lengths, lengths = torch.tensor([prompt - 100]), torch.full((size,), 33)
     positions = int(prompt_lengths.sum()) + int(lengths.sum())  # the prompt's once for all of the group
-    table = load("_launch").DEFAULT
-    fewer = {"prefix_decode_prompt": replace(table["prefix_decode_prompt"], programs=4)}
 
     def run() -> None:
-        with mock.patch.dict(table, fewer):
-            load("shared_prefix_decode").shared_prefix_decode(
+        module = load("shared_prefix_decode")
+        with mock.patch.object(module, "multiprocessors", return_value=2):
+            module.shared_prefix_decode(
                 query, *cache, prompt_lengths=prompt_lengths, lengths=lengths, backend="triton"
             )
 

@@ -38,10 +38,10 @@ LONGEST_FUNCTION = 60  # lines without the docstring
 # A longer function, and why it is not cut.
 LONG_FUNCTIONS: dict[str, str] = {
     "bench/_kernel_cases.py:head_cases": "a table of cases",
-    "kernels/_sample_kernel.py:sample_tokens_kernel": "a Triton kernel: its stages share registers",
+    "kernels/_sample_kernel.py:sample_draw_kernel": "a Triton kernel: its stages share registers",
     "kernels/grpo_token_loss.py:grpo_token_loss_kernel": "a Triton kernel: its terms share registers",
     "kernels/_feedback.py:latent_feedback_kernel": "a Triton kernel: the whole grammar",
-    "kernels/shared_prefix_decode.py:prefix_decode_prompt_kernel": "a Triton kernel: the loop over keys",
+    "kernels/_prefix_decode_kernels.py:prefix_decode_prompt_kernel": "a Triton kernel: the loop over keys",
 }
 
 

@@ -41,7 +41,7 @@ def test_a_gpu_takes_its_own_row_and_else_the_default(capabilities, monkeypatch)
     made_up = _launch.Architecture(shared=0, rows={"silu_mul": own})
     monkeypatch.setitem(_launch.ARCHITECTURES, 121, made_up)
     assert _launch.settings("silu_mul", torch.device("cuda", 1)) == own
-    for op, device in (("silu_mul", "cuda:0"), ("silu_mul", "cpu"), ("sample_tokens", "cuda:1")):
+    for op, device in (("silu_mul", "cuda:0"), ("silu_mul", "cpu"), ("sample_scan", "cuda:1")):
         assert _launch.settings(op, torch.device(device)) == _launch.DEFAULT[op]
     monkeypatch.delitem(_launch.ARCHITECTURES, 121)
     assert _launch.settings("silu_mul", torch.device("cuda", 1)) == _launch.DEFAULT["silu_mul"]
