@@ -334,7 +334,7 @@ def decode_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             "ours": lambda rules=rules: sample_tokens(logits, **rules),
             "eager (transformers)": lambda peer=peer: peer(logits),
         }
-        yield Case("sample_tokens", size, mode, calls, moved=2 * read, alike=False)
+        yield Case("sample_tokens", size, mode, calls, moved=read, alike=False)
     hidden, table = data.randn(rows, sizes.width), data.randn(1024, sizes.width)
     state = latent_state(rows, sizes.width, 64, dtype=sizes.dtype, device=device)
     sampled, none = data.ids(rows, below=1000), torch.empty(0, dtype=torch.int64, device=device)
