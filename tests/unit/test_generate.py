@@ -115,7 +115,6 @@ def test_an_evaluation_and_a_report_look_too(tmp_path: Path, capsys: pytest.Capt
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     data = tmp_path / "data.jsonl"
-    (tmp_path / "a.mp4").touch()
     data.write_text("{}\n")
     judge = ["eval", "--checkpoint", "/no/model", "--data", str(data), "--out"]
     assert "data.jsonl is not a folder" in refused([*judge, str(data)], capsys)
@@ -140,7 +139,7 @@ def test_a_device_that_there_is_not(
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     data = tmp_path / "data.jsonl"
-    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.mp4").write_bytes(b"x")
     data.write_text(
         '{"id": "a", "Question": "?", "A": "x", "B": "y", "Correct": "A", "video_path": "a.mp4"}\n',
         encoding="utf-8",
