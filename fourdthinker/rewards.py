@@ -1,24 +1,59 @@
 """The one answer parser, shared by reinforcement learning and evaluation, and the reward functions.
 
 A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion
-(without its end-of-sequence token), ``record`` the line of data its prompt was made from. `load_reward`
-imports one by path.
+(without its end-of-sequence token), ``record`` the line of data its prompt was made from. One that has a
+parameter named like an attribute of `Completion` gets that too: ``reward(text, record, length,
+finish_reason)``. `load_reward` imports one by path.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fourdthinker.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fourdthinker.records import Record
 
-Reward = Callable[[str, "Record"], float]
+Reward = Callable[..., float]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a reward function can be told about a completion.
+
+    Attributes:
+        text: decoded, without its end-of-sequence token.
+        record: the line of data that its prompt was made of.
+        length: ids, the end-of-sequence token and latents included.
+        finish_reason: "eos", "stop" or "length".
+        tokens: int64 [length], the ids.
+        latents: [N, H], its latent vectors, in order.
+    """
+
+    text: str
+    record: Record
+    length: int
+    finish_reason: str
+    tokens: Tensor
+    latents: Tensor
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The keys of the record that have no meaning here: those that a line holds under `extra`."""
+        return dict(self.record.extra.get("extra", {}))
+
+
+ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents")
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
 # One reasoning part, one answer, nothing else. Each gap forbids the four tags, so the pattern cannot match a
@@ -227,7 +262,8 @@ def load_reward(path: str) -> Reward:
         The function: of a decoded completion and its record, a finite number.
 
     Raises:
-        ConfigError: the path has another form, the module cannot be imported, or it has no such callable.
+        ConfigError: the path has another form, the module cannot be imported, it has no such callable, or one
+            that wants arguments which there are not.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -249,4 +285,74 @@ def load_reward(path: str) -> Reward:
             f"reward {path!r}: {module_name!r} has no function {name!r}; "
             f"it has {', '.join(sorted(public)) or 'none'}"
         )
+    _requested(path, reward)
     return reward
+
+
+def _requested(name: str, reward: Reward) -> list[str]:
+    """Which of `ON_REQUEST` a reward function has parameters for."""
+    try:
+        parameters = list(inspect.signature(reward).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        return []
+    wanted = [p.name for p in parameters if p.name in ON_REQUEST]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    takes_two = len(positional) >= 2 or any(p.kind == p.VAR_POSITIONAL for p in parameters)
+    unknown = [n for n in required if n not in ON_REQUEST and n not in [p.name for p in positional[:2]]]
+    if not takes_two or unknown or any(p.name in ON_REQUEST for p in positional[:2]):
+        raise ConfigError(
+            f"reward {name!r} takes {inspect.signature(reward)}; it is called as reward(text, record), with "
+            f"any of {', '.join(ON_REQUEST)} besides that it has a parameter for"
+        )
+    return wanted
+
+
+def call_reward(name: str, reward: Reward, completion: Completion, timeout: float | None = None) -> float:
+    """The reward of one completion.
+
+    Args:
+        name: of the function, for messages.
+        reward: the function.
+        completion: what it is told of.
+        timeout: seconds that it may take; None: any time.
+
+    Raises:
+        ConfigError: it raised something, took too long, or gave no finite number; names reward and record.
+    """
+    asked = {wanted: getattr(completion, wanted) for wanted in _requested(name, reward)}
+    result: list[Any] = []
+
+    def call() -> None:
+        try:
+            result.append(reward(completion.text, completion.record, **asked))
+        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+            result.append(error)
+
+    if timeout is None:
+        call()
+    else:  # a thread that hangs ends with the process
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(timeout)
+    where = f"for record {completion.record.id!r} ({completion.record.where})"
+    if not result:
+        raise ConfigError(
+            f"reward {name}: no answer within {timeout:g} seconds {where}; make it faster, or raise "
+            "reward_timeout"
+        )
+    (value,) = result
+    if isinstance(value, Exception):
+        said = " ".join(str(value).split())
+        raise ConfigError(
+            f"reward {name}: {type(value).__name__} {where}: {said}; mend the function"
+        ) from value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"reward {name} is {value!r} {where}; it must be a finite number")
+    return number

@@ -269,10 +269,18 @@ class Backbone(nn.Module, ABC):
                 "they were cut for another family, so make them with an Encoder of this checkpoint"
             )
         parameters = list(visual.parameters())
-        train = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(self._tower_is_trained()):
             patches = patches.to(parameters[0].device, parameters[0].dtype)
             return self._tower(patches, grid_thw.cpu())
+
+    def _tower_is_trained(self) -> bool:
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
+
+    def _blank_features(self) -> Tensor:
+        """Features of the smallest blank picture: they touch every parameter of the tower."""
+        merge = self.vision.merge_size
+        patches = torch.zeros(merge * merge, self.vision.patch_dim, device=self.device)
+        return self.encode_vision(patches, torch.tensor([[1, merge, merge]]))
 
     @torch.no_grad()
     def imagery_targets(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
@@ -370,11 +378,15 @@ class Backbone(nn.Module, ABC):
         """``objective(self, hidden [B, S, H], batch)`` of a whole batch.
 
         The batch gets its latents if they were computed here. The loss is computed here too, so that a
-        DistributedDataParallel wrapper sees every parameter used.
+        DistributedDataParallel wrapper sees every parameter used. A tower that is trained runs in every
+        batch: ranks exchange gradients of the same parts, whatever pictures they have.
         """
         inputs, segments = self.embed_inputs(batch), batch.get("segments")
         mask = batch.get("attention_mask") if segments is None else packed_mask(segments)
-        hidden = self.decode(inputs.embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
+        embeds = inputs.embeds
+        if self._tower_is_trained() and (batch.get("patches") is None or not batch["vision_index"].numel()):
+            embeds = embeds + 0.0 * self._blank_features().sum().to(embeds.dtype)
+        hidden = self.decode(embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
         latents = {} if inputs.latents is None else {"latents": inputs.latents}
         return objective(self, hidden, batch | latents)
 

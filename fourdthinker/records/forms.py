@@ -13,7 +13,20 @@ from fourdthinker.latents import IMAGERY
 from fourdthinker.records.line import Line, MediaRoot, Record, is_number, letter_of, options_in
 
 # Keys of our superset, in every form.
-COMMON = {"id", "type", "options", "answer", "fps", "seconds", "source", "bbox", "start", "end", "system"}
+COMMON = {
+    "id",
+    "type",
+    "options",
+    "answer",
+    "fps",
+    "seconds",
+    "source",
+    "bbox",
+    "start",
+    "end",
+    "system",
+    "extra",
+}
 DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
 RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
 MLLM = COMMON | {"conversations", "video", "image", "solution", "num_tokens"}
@@ -319,6 +332,10 @@ def _clock(line: Line, record: Record) -> None:
         if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
             line.wrong("bbox", "[left, top, right, bottom] in fractions of the frame")
         record.extra["bbox"] = box
+    if "extra" in line.data:
+        if not isinstance(line.data["extra"], dict):
+            line.wrong("extra", "an object, whose keys may be any")
+        record.extra["extra"] = line.data["extra"]
     for key in ("source", "num_tokens"):
         if key in line.data:
             record.extra[key] = line.text(key) if key == "source" else line.number(key, low=0)

@@ -45,9 +45,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
                 **shared,
                 logging_nan_inf_filter=False,  # non-finite losses are handled here
                 remove_unused_columns=False,
-                # With a frozen tower every trainable parameter is used by every batch; an open tower may meet
-                # a batch of text.
-                ddp_find_unused_parameters=not config.freeze_vision,
+                ddp_find_unused_parameters=False,  # every trained part runs in every batch
                 disable_tqdm=not sys.stderr.isatty(),
                 log_level="warning",
             )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,13 +17,10 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.kernels import group_advantages
 from fourdthinker.objectives import Metrics
-from fourdthinker.rewards import Reward
+from fourdthinker.rewards import Completion, Reward, call_reward
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
 from fourdthinker.trainers.settings import GrpoConfig
-
-if TYPE_CHECKING:
-    from fourdthinker.records import Record
 
 FINISH_REASONS = ("eos", "length", "stop")
 
@@ -107,37 +103,55 @@ def update_slots(batches: int, batch_size: int, rank: int, world_size: int) -> l
     ]
 
 
+def completions_of(rollout: Rollout, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Completion]:
+    """What reward functions can be told about each of R rows; tensors on the CPU.
+
+    Args:
+        rollout: the rows.
+        prompts: what they were sampled from.
+        texts: [R] their decoded answers.
+
+    Raises:
+        ConfigError: a prompt without a record.
+    """
+    tokens, latents, rows = rollout.tokens.cpu(), rollout.latents.cpu(), rollout.latent_rows.cpu()
+    found = []
+    for row, (prompt, length) in enumerate(
+        zip(rollout.group.tolist(), rollout.lengths.tolist(), strict=True)
+    ):
+        record = prompts[prompt].record
+        if record is None:
+            raise ConfigError("a prompt has no record, so there is nothing to reward its completions by")
+        reason = rollout.finish_reason[row]
+        mine = latents[rows == row]
+        found.append(Completion(texts[row], record, length, reason, tokens[row, :length], mine))
+    return found
+
+
 def score(
-    texts: Sequence[str],
-    records: Sequence[Record | None],
+    completions: Sequence[Completion],
     rewards: dict[str, Reward],
     weights: Sequence[float],
+    timeout: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Rewards of R completions.
 
     Args:
-        texts: [R] the completions.
-        records: [R] what their prompts were made of.
+        completions: [R].
         rewards: the functions, by name.
         weights: of each function.
+        timeout: seconds that a function may take for one completion; None: any time.
 
     Returns:
         The weighted sums, [R] float32, and each function's own rewards, [R] float32.
 
     Raises:
-        ConfigError: a prompt without a record, or a reward that is no finite number.
+        ConfigError: as `call_reward`.
     """
-    parts: dict[str, Tensor] = {}
-    for name, reward in rewards.items():
-        values = []
-        for text, record in zip(texts, records, strict=True):
-            if record is None:
-                raise ConfigError("a prompt has no record, so there is nothing to reward its completions by")
-            value = float(reward(text, record))
-            if not math.isfinite(value):
-                raise ConfigError(f"reward {name} is {value} for {record.where}; it must be a finite number")
-            values.append(value)
-        parts[name] = torch.tensor(values)
+    parts = {
+        name: torch.tensor([call_reward(name, reward, completion, timeout) for completion in completions])
+        for name, reward in rewards.items()
+    }
     total = torch.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(0)
     return total, parts
 

@@ -29,6 +29,7 @@ from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.experience import (
     Experience,
     Scored,
+    completions_of,
     rollout_metrics,
     rollout_seeds,
     sampling_config,
@@ -159,8 +160,8 @@ class GrpoTrainer(LatentTrainer):
         mine = [prompts[i] for i in rollout.group.tolist()]
         written = rollout.texts(self.checkpoint.tokenizer)
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
-        records = [prompt.record for prompt in mine]
-        rewards, parts = score(texts, records, self.rewards, config.reward_weights)
+        completions = completions_of(rollout, prompts, texts)
+        rewards, parts = score(completions, self.rewards, config.reward_weights, config.reward_timeout)
         # An open tower needs its pictures in the training forward, where gradients flow through it.
         kept = features if config.freeze_vision else None
         return Scored(indices, prompts, rollout, kept, texts, rewards, parts)

@@ -326,6 +326,9 @@ class GrpoConfig(TrainConfig):
         min_length=1,
         description="Functions reward(text, record) -> float, each as package.module:function.",
     )
+    reward_timeout: Float | None = Field(
+        60.0, gt=0, description="Seconds a reward function may take for one rollout; null: any time."
+    )
     reward_weights: list[Float] = Field([1.0, 0.2], description="Weight of each reward in the sum.")
     scale_rewards: Literal["group", "none", "batch", "leave_one_out"] = Field(
         "group",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from fourdthinker.prompts import Vision
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.driver import process_group
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
@@ -52,6 +53,25 @@ def dift_gradients(folder: Path, *, batch: int, accumulation: int) -> dict[str, 
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     config = make_config(DiftConfig, BASE | sizes | {"output_dir": str(folder / "dift")})
     train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8), callbacks=[keep])
+    return keep.gradients
+
+
+def open_tower_gradients(
+    folder: Path, family: str, *, batch: int, accumulation: int
+) -> dict[str, torch.Tensor]:
+    """Of a tower that is trained, on four samples of which one has pictures."""
+    checkpoint, keep = tiny_checkpoint(family=family, layers=1, tied=False), KeepGradients()
+    items = [sample for sample in samples(checkpoint, 12) if sample.vision is None]
+    spec = checkpoint.backbone.vision
+    ids = items[1].input_ids
+    ids[2:6] = spec.video_token_id
+    patches = torch.randn(16, spec.patch_dim, generator=torch.Generator().manual_seed(1))
+    items[1].vision = Vision(torch.tensor([[1, 4, 4]]), patches)
+    items[1].vision_index = torch.arange(2, 6)
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    extra = {"freeze_vision": False, "output_dir": str(folder / f"tower_{family}")}
+    config = make_config(DiftConfig, BASE | sizes | extra)
+    train_dift(config, checkpoint=checkpoint, samples=items, callbacks=[keep])
     return keep.gradients
 
 
@@ -105,6 +125,8 @@ def main(folder: Path) -> None:
         result: dict[str, Any] = {
             "dift": dift_gradients(folder, batch=2, accumulation=2),
             "grpo": grpo_gradients(folder, batch=2, accumulation=2, rows=3),
+            "tower_qwen2_5_vl": open_tower_gradients(folder, "qwen2_5_vl", batch=1, accumulation=2),
+            "tower_qwen3_vl": open_tower_gradients(folder, "qwen3_vl", batch=1, accumulation=2),
             "many": sampled(folder, 8),
             "one": sampled(folder, 1),
             "bad": with_a_bad_sample(folder),

@@ -140,6 +140,15 @@ def test_superset_keys_are_kept(media: Path) -> None:
     assert (record.seconds, record.extra) == (None, {"seconds": 3.5})
 
 
+def test_keys_under_extra_may_be_any(media: Path) -> None:
+    (record,) = read(media, RL | {"extra": {"depth": [1.5, None], "id": "mine"}})
+    assert record.extra["extra"] == {"depth": [1.5, None], "id": "mine"}
+    write_records(media / "written.jsonl", [record])
+    assert read_records(media / "written.jsonl")[0].extra == record.extra
+    with pytest.raises(RecordError, match=r"'extra' .*an object, whose keys may be any"):
+        read(media, RL | {"extra": [1]})
+
+
 def test_kind_says_what_records_are_for(media: Path) -> None:
     (record,) = read(media, DIFT, kind="rl")
     assert (record.kind, record.answer) == ("rl", "B")

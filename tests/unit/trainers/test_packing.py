@@ -10,18 +10,23 @@ import pytest
 import torch
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import policy_logprobs
 from fourdthinker.prompts import Prompt, Vision
+from fourdthinker.records import Record
+from fourdthinker.rewards import Completion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.experience import (
     Experience,
+    completions_of,
     equal_groups,
     rollout_seeds,
     score,
     update_slots,
 )
 from fourdthinker.trainers.packing import replay_chunks
+from tests.e2e.training import prompts as recorded_prompts
 from tests.tiny import tiny_checkpoint
 
 N = 3
@@ -192,16 +197,29 @@ def test_a_slot_is_the_position_in_the_whole_update(ranks: int, batch: int, accu
         assert mine == [order[slot] for slot in update_slots(accumulation, batch, rank, ranks)]
 
 
-def test_rewards_are_weighted_and_checked() -> None:
-    from fourdthinker.errors import ConfigError
-    from fourdthinker.records import Record
-
+def test_rewards_are_weighted() -> None:
     record = Record("rl", "a", "?", where="f.jsonl:3")
+    tokens = torch.tensor([5, 6])
+    completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4)) for text in ("ab", "c")]
     rewards = {"length": lambda text, _: float(len(text)), "one": lambda text, _: 1.0}
-    total, parts = score(["ab", "c"], [record, record], rewards, [0.5, 2.0])
+    total, parts = score(completions, rewards, [0.5, 2.0])
     assert total.tolist() == [3.0, 2.5]
     assert parts["length"].tolist() == [2.0, 1.0]
-    with pytest.raises(ConfigError, match=r"reward bad is nan for f\.jsonl:3"):
-        score(["x"], [record], {"bad": lambda text, _: float("nan")}, [1.0])
+
+
+def test_rewards_are_told_of_their_own_row() -> None:
+    talker = tiny_checkpoint(layers=1)
+    items = recorded_prompts(talker, 2)
+    config = SamplingConfig(max_new_tokens=16, max_blocks=2, temperature=1.0)
+    rollout = LatentSampler(talker.backbone).sample(items, 2, config, seeds=[1, 2, 3, 4])
+    found = completions_of(rollout, items, rollout.texts(talker.tokenizer))
+    assert [c.record.id for c in found] == ["p0", "p0", "p1", "p1"]
+    assert [c.finish_reason for c in found] == rollout.finish_reason
+    pad = talker.backbone.latents.pad_id
+    assert sum(c.latents.shape[0] for c in found) == rollout.latents.shape[0]
+    for row, c in enumerate(found):
+        assert c.length == len(c.tokens) == int(rollout.lengths[row])
+        assert int((c.tokens == pad).sum()) == c.latents.shape[0]
+    items[0].record = None
     with pytest.raises(ConfigError, match="no record"):
-        score(["x"], [None], rewards, [1.0, 1.0])
+        completions_of(rollout, items, [""] * 4)
