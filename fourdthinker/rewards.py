@@ -56,11 +56,11 @@ class Completion:
 ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents")
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
-# One reasoning part, one answer, nothing else. Each gap forbids the four tags, so the pattern cannot match a
-# text that repeats a part, and every gap has one way to match (no backtracking blow-up on hostile text).
-_GAP = r"(?:(?!</?(?:think|answer)>).)*"
+# One reasoning part, one answer, nothing else. Each body forbids the four tags, so the pattern cannot match a
+# text that repeats a part, and every body has one way to match (no backtracking blow-up on hostile text).
+_BODY = r"(?:(?!</?(?:think|answer)>).)*"
 _FORMAT = re.compile(
-    rf"\s*<think>{_GAP}</think>\s*<answer>(?P<answer>{_GAP})</answer>\s*",
+    rf"\s*<think>{_BODY}</think>\s*<answer>(?P<answer>{_BODY})</answer>\s*",
     re.IGNORECASE | re.DOTALL | re.ASCII,
 )
 

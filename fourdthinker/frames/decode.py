@@ -63,8 +63,10 @@ def plan(
 
 
 def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:
-    """Whether all that is wanted is one keyframe, and the decoder's threads cannot share the work on it:
-    starting them costs a fifth of the time for a small picture."""
+    """Whether all that is wanted is one keyframe, and the decoder's threads cannot share the work on it.
+
+    Starting them costs a fifth of the time for a small picture.
+    """
     if codec_of(codec).shared_threads or not timeline.coded or len(wanted) != 1:
         return False
     return bool(timeline.flags[timeline.order[wanted[0]]] & KEYFRAME)
@@ -191,8 +193,10 @@ def packets_for(
     seek: bool = True,
     careful: bool = False,
 ) -> Iterator[av.Packet | int | None]:
-    """What has to be decoded for these stamps, in order. None and then the stamp of a keyframe stand where
-    decoding goes on at that keyframe with an empty decoder."""
+    """What has to be decoded for these stamps, in order.
+
+    None and then the stamp of a keyframe stand where decoding goes on at that keyframe with an empty decoder.
+    """
     if not timeline.coded:
         return islice(container.demux(video), timeline.skipped, None)
     context = video.codec_context
@@ -226,8 +230,11 @@ def _sound(
 def _chosen(
     timeline: Timeline, wanted: Sequence[int], runs: Sequence[tuple[int, int]], careful: bool
 ) -> Iterator[tuple[int, int | None]]:
-    """(place of a packet to decode, None), and before the first run and those that need an empty decoder (the
-    run's first place, the stamp it begins at)."""
+    """(position of a packet to decode, None), in order.
+
+    Before the first stretch and those that need an empty decoder: (the stretch's first position, the stamp it
+    begins at).
+    """
     needed = {timeline.order[pts] for pts in wanted}
     flags = timeline.flags
     for number, (first, last) in enumerate(runs):

@@ -35,9 +35,11 @@ SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count
 
 @dataclass
 class _Run:
-    """What came out of a stream decoded from its beginning. Packets are counted from that of the file's
-    first; `shown` holds those whose pictures came out, in that order, None for a picture of unknown
-    packet."""
+    """What came out of a stream decoded from its beginning.
+
+    Packets are counted from that of the file's first; `shown` holds those whose pictures came out, in that
+    order, None for a picture of unknown packet.
+    """
 
     skipped: int = 0  # packets before the first one decoded
     stamps: list[int | None] = field(default_factory=list)  # of all packets
@@ -101,8 +103,7 @@ def decoded_timeline(
 
 
 def decodable(container: InputContainer, video: VideoStream, skipped: int, count: int) -> set[int]:
-    """Of the first `count` packets behind those skipped, the places of those whose pictures come out when
-    decoding begins with them."""
+    """Which of the first `count` packets behind those skipped give pictures if decoding begins there."""
     found: set[int] = set()
     place = -skipped
     for packet in container.demux(video):

@@ -26,12 +26,14 @@ def pictures(
     threads: int,
     rest: Orientation,
 ) -> Iterator[np.ndarray]:
-    """uint8 [up to batch, H, W, 3], upright: the pictures of these numbers of the timeline, increasing. rest:
-    what decord leaves to do for that.
+    """The pictures of these numbers of the timeline, increasing: uint8 [up to batch, H, W, 3], upright.
 
     decord's seeks lead to other pictures, so that all are read from the first one on; and what it says that
-    the file holds must be what the timeline says. Raises ConfigError where decord is not installed or cannot
-    do what is asked, VideoError where it fails or has other pictures.
+    the file holds must be what the timeline says. rest: what decord leaves to do to make pictures upright.
+
+    Raises:
+        ConfigError: decord is not installed or cannot do what is asked.
+        VideoError: decord fails or has other pictures.
     """
     try:
         import decord  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -76,8 +78,10 @@ def _check_same(reader: Any, timeline: Timeline, name: str) -> None:
 
 
 def orientation_left(media: Source, deadline: Deadline) -> tuple[Orientation, Orientation]:
-    """(orientation of the first frame that can be decoded, what decord leaves to do of it: it turns by the
-    angle of the container's matrix and does not mirror)."""
+    """(orientation of the first frame that can be decoded, what decord leaves to do of it).
+
+    decord turns by the angle of the container's matrix and does not mirror.
+    """
     import av.error
 
     with opened(media, None, 1, deadline) as (container, video):

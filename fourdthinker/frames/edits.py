@@ -29,8 +29,11 @@ _UNITY = 1 << 16  # the rate of a segment that is played as it is
 
 @dataclass(frozen=True)
 class Segment:
-    """Pictures whose stamps are in [first, end) are shown, the one with `first` at `begin`, in units of
-    stamps. end None: all that follow."""
+    """Which pictures one edit of an edit list shows.
+
+    Those whose stamps are in [first, end), the one with `first` at `begin`, in units of stamps. end None: all
+    that follow.
+    """
 
     begin: int
     first: int

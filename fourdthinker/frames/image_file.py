@@ -170,8 +170,11 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def is_image(source: str | os.PathLike[str] | bytes) -> bool:
-    """Whether a file holds one image of FORMATS, and no more: animated PNG and WebP, GIF, and JPEG or PNG
-    pictures one after the other are videos. False also for what cannot be opened."""
+    """Whether a file holds one image of FORMATS, and no more.
+
+    Animated PNG and WebP, GIF, and JPEG or PNG pictures one after the other are videos. False also for what
+    cannot be opened.
+    """
     try:
         with _contents(source) as data:
             head = data[:16]

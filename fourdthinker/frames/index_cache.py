@@ -153,8 +153,10 @@ def _place(key: str) -> Path | None:
 
 
 def _pack(timeline: Timeline, key: str) -> bytes:
-    """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers: pictures shown, packets coded,
-    stamps (all as differences), flags."""
+    """CRC-32 of the rest in hexadecimal; a line of JSON; zlib of the numbers.
+
+    The numbers are pictures shown, packets coded, clock (all as differences), flags.
+    """
     stamps = timeline.stamps or ()
     body = b"".join(map(_differences, (timeline.pts, timeline.coded, stamps))) + timeline.flags
     packed = zlib.compress(body, 1)

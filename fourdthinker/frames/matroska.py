@@ -26,9 +26,11 @@ _IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, _VOID, _CRC}
 
 @dataclass(frozen=True)
 class Walk:
-    """Over the elements of a file. gap: where the first data begin that may be damaged, or after which some
-    are missing; None where there are none, and for other files than Matroska. complete: all sizes are known
-    and the file holds as much."""
+    """Over the elements of a file.
+
+    gap: where the first data begin that may be damaged, or after which some are missing; None where there are
+    none, and for other files than Matroska. complete: all sizes are known and the file holds as much.
+    """
 
     gap: int | None = None
     complete: bool = False

@@ -20,8 +20,10 @@ STRAIGHT = 0.02  # of its length at most, a side of the picture may deviate from
 
 @dataclass(frozen=True)
 class Orientation:
-    """What makes a stored picture upright: `quarter_turns` counter-clockwise (0 to 3), after which, where
-    `mirrored`, left and right are exchanged."""
+    """What makes a stored picture upright.
+
+    `quarter_turns` counter-clockwise (0 to 3), after which, where `mirrored`, left and right are exchanged.
+    """
 
     quarter_turns: int = 0
     mirrored: bool = False
@@ -48,10 +50,10 @@ class Orientation:
     @staticmethod
     @lru_cache(maxsize=64)
     def of_matrix(matrix: bytes) -> Orientation:
-        """Of a display matrix as FFmpeg gives it: nine native 32-bit numbers a b u c d v x y w, by which the
-        stored point (p, q), q downwards, is shown at (a p + c q, b p + d q) apart from the shift.
+        """Read a display matrix as FFmpeg gives it: nine native 32-bit numbers a b u c d v x y w.
 
-        Scale, which FFmpeg turns into the aspect of pixels, is not looked at. A matrix of zeros says nothing:
+        By them the stored point (p, q), q downwards, is shown at (a p + c q, b p + d q) apart from the shift.
+        Scale, which FFmpeg turns into the aspect of pixels, is ignored. A matrix of zeros says nothing:
         upright.
 
         Raises:
@@ -128,8 +130,10 @@ def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:
 
 
 def _accept_unknown(kinds: Any) -> None:
-    """PyAV 18 gives no side data at all of a frame that has a kind it does not know, such as EXIF. Its
-    enumeration of kinds takes unknown ones from here on."""
+    """Make PyAV give the side data of frames that have a kind it does not know, such as EXIF.
+
+    PyAV 18 gives none at all then. Its enumeration of kinds takes unknown ones from here on.
+    """
 
     def unknown(cls: Any, value: object) -> Any:
         member: Any = object.__new__(cls)

@@ -41,8 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 def _long(attempt: Attempt, timeline: Timeline) -> bool:
-    """Whether the decoder is told to hold back as much as it can: where it matters, or where nothing vouches
-    for what the stream says of it."""
+    """Whether the decoder is told to delay pictures as much as it can.
+
+    It is where that matters, or where nothing vouches for what the stream says of it.
+    """
     return attempt.careful or timeline.stamps is not None
 
 
@@ -340,8 +342,10 @@ class Reading:
         rest: Sequence[int],
         straight: bool,
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `Converter.converted`, by several decoders at once; the first share is decoded from this
-        container. What is left by one with all threads."""
+        """As `Converter.converted`, by several decoders at once.
+
+        The first share is decoded from this container. What is left over is decoded by one with all threads.
+        """
         shapes: set[tuple[int, int]] = set()
 
         def decode(

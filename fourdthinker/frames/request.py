@@ -18,10 +18,15 @@ from fourdthinker.frames.timeline import Timeline
 
 @dataclass(frozen=True)
 class FrameSource:
-    """A video: a file or its bytes. stream: index of the stream in the container, default the best video
-    stream. reader: "auto", or "decord" to decode with that package. fps: pictures a second of a stream that
-    has no times, such as raw H.264; of one that has, these are passed over, and picture k is shown at
-    k/fps."""
+    """A video: a file or its bytes.
+
+    Attributes:
+        media: a path, or the bytes of a file.
+        stream: index of the stream in the container; None: the best video stream.
+        reader: "auto", or "decord" to decode with that package.
+        fps: pictures a second of a stream that has no times, such as raw H.264. Times that a stream has are
+            then ignored: picture k is shown at k / fps.
+    """
 
     media: Source
     stream: int | None = field(default=None, kw_only=True)

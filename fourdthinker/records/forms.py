@@ -55,7 +55,7 @@ def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Rec
         line.missing(
             "text_input", "a record has text_input (DIFT), Question (4DRL) or conversations (MLLM-4D)"
         )
-    _clock(line, record)
+    _common_keys(line, record)
     if kind == "dift" and record.text_output is None:
         line.missing("text_output", "records to fine-tune on need it")
     if kind == "rl" and record.answer is None and "solution" not in record.extra:
@@ -302,7 +302,7 @@ def _letter(line: Line, key: str, label: str, options: dict[str, str]) -> str:
     return letter
 
 
-def _clock(line: Line, record: Record) -> None:
+def _common_keys(line: Line, record: Record) -> None:
     """The keys of our superset that are alike in all forms."""
     record.type = line.text("type")
     record.system = record.system or line.text("system")

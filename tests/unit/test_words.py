@@ -21,6 +21,8 @@ RETIRED = {
     "away": "what is left out",
     "look": "poll, read: what is done",
     "stills": "separate, or images",
+    "again": "what is done once more",
+    "clock": "presentation time, or time base",
 }
 
 

@@ -54,9 +54,12 @@ def field(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int 
 
 
 def _mpeg4_flags(data: Data) -> int:
-    """DUPLICATE, or nothing: of a "not coded" picture the decoder shows none, or at the end of the data the
-    last one again; it stands alone or follows a packet with several. B-pictures are not told, for the decoder
-    takes the scale of interlaced ones from the first that it sees."""
+    """DUPLICATE where the decoder may show another packet's picture under this packet's stamp; else nothing.
+
+    Of a "not coded" picture the decoder shows none, or at the end of the data the last one again; such a
+    picture stands alone or follows a packet with several. B-pictures are not told, for the decoder takes the
+    scale of interlaced ones from the first that it sees.
+    """
     whole = bytes(data)
     found = whole.find(VOP)
     start = whole[found : found + 1024].replace(b"\xff", b"")
@@ -64,8 +67,10 @@ def _mpeg4_flags(data: Data) -> int:
 
 
 class _Mpeg4Start:
-    """Interlaced MPEG-4 can only be decoded from its first picture on, for FFmpeg takes the unit of distances
-    between fields from the first B-picture that it meets after the header."""
+    """Where decoding of MPEG-4 can begin; in interlaced streams only at the first picture.
+
+    FFmpeg takes the unit of distances between fields from the first B-picture that it meets after the header.
+    """
 
     def __init__(self, extradata: bytes) -> None:
         self.interlaced, self.begun = _interlaced(extradata), False

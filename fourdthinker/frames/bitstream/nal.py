@@ -57,20 +57,21 @@ class Syntax:
         return extradata[self.size_byte] % 4 + 1
 
     def parameter_sets(self, extradata: bytes) -> bytes:
-        """Those of a header, behind start codes: what has to come before the packets that decoding begins at.
-        Sets inside the stream come later and replace them."""
+        """Those of a header, behind start codes: they go before packets that decoding begins at.
+
+        Sets inside the stream come later and replace them.
+        """
         if extradata[:3] in (b"\0\0\0", START):
             return extradata
         return b"".join(b"\0" + START + unit for unit in header_units(self, extradata))
 
     def with_start_codes(self, extradata: bytes) -> Callable[[Data], bytes]:
-        """Makes of a packet with sized units one with start codes (annex B), as parsers of raw streams read
-        it. ValueError for a packet that ends within a unit, of which they would make a picture without a
-        word.
+        """Makes of a packet with sized units one with start codes (annex B).
 
-        FFmpeg's bitstream filters do the same, but (8.0) h264_mp4toannexb puts parameter sets before IDR
-        pictures only, and decoding begins at other keyframes too, and hevc_mp4toannexb takes no notice of a
-        header that changes within the stream.
+        ValueError for a packet that ends within a unit, which parsers would take without a word. FFmpeg's
+        bitstream filters do the same, but (8.0) h264_mp4toannexb puts parameter sets before IDR pictures
+        only, and decoding begins at other keyframes too, and hevc_mp4toannexb takes no notice of a header
+        that changes within the stream.
         """
         length = self.length_size(extradata)
         if not length:
@@ -92,9 +93,11 @@ class Syntax:
         return (len(self.delimiter).to_bytes(length, "big") if length else b"\0" + START) + self.delimiter
 
     def damage(self, extradata: bytes) -> Damage:
-        """The cause, where a unit of a picture has a run of zero bytes, as a lost block of a disk, a transfer
-        or a sparse file leaves it. A decoder makes pictures of them as of any other bits, and mostly without
-        an error."""
+        """The cause, where a unit of a picture has a run of zero bytes.
+
+        A lost block of a disk, a transfer or a sparse file leaves it. A decoder makes pictures of them as of
+        any other bits, and mostly without an error.
+        """
         length = self.length_size(extradata)
 
         def test(data: Data) -> str | None:
@@ -162,8 +165,10 @@ def h264_flags(extradata: bytes) -> Flags:
 
 
 def h264_begins(extradata: bytes) -> Test:
-    """Whether all pictures from this one on are right when decoding begins at it: not where a message says
-    that they are only some pictures later (a refresh by degrees)."""
+    """Whether all pictures from this one on are right when decoding begins at it.
+
+    Not where a message says that they are only some pictures later (a refresh by degrees).
+    """
     length = H264.length_size(extradata)
 
     def begins(data: Data) -> bool:
@@ -225,8 +230,11 @@ def h265_flags(extradata: bytes) -> Flags:
 
 
 def settle_layers(flags: bytearray) -> bytes:
-    """Flags of a whole stream of H.265, its temporal layers resolved: pictures of the highest layer that
-    occurs alone are non-reference, for layers above may refer to those of others."""
+    """Flags of a whole stream of H.265, its temporal layers resolved.
+
+    Pictures of the highest layer that occurs alone are non-reference, for layers above may refer to those of
+    others.
+    """
     top = max((flag >> LAYER_SHIFT & LAYERS for flag in flags), default=0)
     if top == 0:
         return bytes(flags)

@@ -44,8 +44,10 @@ class NvdecError(Exception):
 
 
 def missing() -> str | None:
-    """Why there is no NVDEC here, whatever the stream and the chip: a build without it, or a driver without
-    its video library (as in containers that are not given it); None when there is."""
+    """Why there is no NVDEC here, whatever the stream and the chip; None when there is.
+
+    A build without it, or a driver without its video library (as in containers that are not given it).
+    """
     reason = convert.missing()
     if reason is not None:
         return reason
@@ -171,9 +173,11 @@ def _stamp(packet: av.Packet) -> int:
 
 
 class ParserInput:
-    """Packets of one stream as NVDEC's parser reads them: H.264 and H.265 with start codes and, where
-    decoding begins, with the parameter sets of the header that holds then. header: for the parser itself
-    (AV1)."""
+    """Packets of one stream as NVDEC's parser reads them.
+
+    H.264 and H.265 have start codes and, where decoding begins, the parameter sets of the header that holds
+    then before them. header: for the parser itself (AV1).
+    """
 
     def __init__(self, decoder: str, extradata: bytes | None) -> None:
         self.codec = codec_of(decoder)

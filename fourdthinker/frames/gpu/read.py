@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class First(NamedTuple):
-    """The first picture of a file, for its size and turn; how its planes are read, and the aspect of its
-    pixels."""
+    """The first picture of a file, how its planes are read, and the aspect of its pixels."""
 
     frame: av.VideoFrame
     layout: Layout
@@ -56,11 +55,10 @@ def decode(
     held: list[av.Packet] | None,
     seek: bool,
 ) -> Tensor:
-    """The pictures of these stamps, in any order, as asked for: uint8 [n, *size, 3] or patches, on the
-    device.
+    """The pictures of these stamps, in any order: uint8 [n, *size, 3] or patches, on the device.
 
-    Raises NvdecError for streams that NVDEC does not decode, and for damage, which a decoding in software
-    names better.
+    Raises:
+        NvdecError: a stream that NVDEC does not decode, or damage, which a decoding in software names better.
     """
     import av.error
 
