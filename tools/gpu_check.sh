@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
-if compgen -G ".gpu/*.whl" >/dev/null; then
+if [[ " $* " != *" --rehearse "* ]] && compgen -G ".gpu/*.whl" >/dev/null; then
   site=$(mktemp -d)
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .gpu/*.whl
   export PYTHONPATH=$site

@@ -249,7 +249,7 @@ def linear_head(device: str, rows: int, width: int, vocabulary: int, dtype: torc
         torch.testing.assert_close(loss, losses[2][0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(values, losses[2][1], rtol=0, atol=2e-3)
     again = linear_logprobs(input, weight, target, mask=mask, backend="triton")
-    torch.testing.assert_close(again, losses[0][1], rtol=0, atol=0)
+    torch.testing.assert_close(again, losses[0][1], rtol=0, atol=2e-3)  # another compilation, other chunks
 
 
 def given_logits(device: str, rows: int, vocabulary: int, dtype: torch.dtype) -> None:

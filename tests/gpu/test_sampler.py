@@ -78,6 +78,19 @@ def test_replay(talker):
     assert (logprobs - rollout.logprobs).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("lengths", [[9000], [4000, 4000, 3990]])
+def test_prompts_above_the_size_of_a_piece(talker, lengths, monkeypatch):
+    """More than 8,192 tokens of one prompt, or of several that are prefilled together."""
+    text = talker.backbone.hf.model.language_model.config
+    monkeypatch.setattr(text, "max_position_embeddings", 32_768)
+    prompts = [make_prompt(talker, i, length) for i, length in enumerate(lengths)]
+    config = SamplingConfig(max_new_tokens=20, seed=1)
+    together = LatentSampler(talker.backbone).sample(prompts, 2, config)
+    with torch.no_grad():
+        logprobs = replay_logprobs(talker.backbone, replay_batch(together, prompts))
+    assert (logprobs - together.logprobs).abs().max() <= 1e-3
+
+
 def test_processors_run_eagerly_and_say_so(talker, caplog):
     with caplog.at_level("INFO"):
         rollout = sample(talker, logits_processor=[lambda ids, scores: scores])
