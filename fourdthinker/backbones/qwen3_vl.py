@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from fourdthinker.backbones.common import Backbone, DeepStack
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.inputs import DeepStack
 from fourdthinker.backbones.processor_files import processor_settings
 from fourdthinker.backbones.special_tokens import special_token_ids
 from fourdthinker.backbones.tower import frame_arguments, interpolation_arguments

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fourdthinker.backbones import FAMILIES, common, tower
-from fourdthinker.backbones.common import Backbone, DeepStack, refuse_cudnn_attention
+from fourdthinker.backbones.common import Backbone, refuse_cudnn_attention
+from fourdthinker.backbones.inputs import DeepStack
 from fourdthinker.errors import CheckpointError, ConfigError
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
