@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._common import check_integer, check_tensors
+
 TEXT = 0
 SEEN = 3  # the bits of sample_tokens, REPEATED | PRESENT
 
@@ -62,7 +64,19 @@ def forbidden_tokens(
 
     Returns:
         [B, 3] int64, -1 for none.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
     """
+    check_tensors(phase=phase, blocks=blocks)
+    if phase.dim() != 1 or phase.shape != blocks.shape or {phase.dtype, blocks.dtype} != {torch.int32}:
+        raise ValueError(
+            f"phase {tuple(phase.shape)} {phase.dtype} and blocks {tuple(blocks.shape)} {blocks.dtype} must "
+            "be [B] int32"
+        )
+    for name, id in (("pad_id", pad_id), ("start_id", start_id), ("end_id", end_id)):
+        check_integer(name, id, least=0)
+    check_integer("max_blocks", max_blocks, least=0)
     ids = torch.stack(
         (
             torch.full_like(blocks, pad_id, dtype=torch.int64),

@@ -22,7 +22,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, check_integer, check_range, tile, use_triton
+from ._common import (
+    FLOATS,
+    NAMESPACE,
+    check_flags,
+    check_floating,
+    check_integer,
+    check_range,
+    check_tensors,
+    shown,
+    tile,
+    use_triton,
+)
 from ._feedback import Recording, forbidden_tokens, latent_feedback_kernel, reference
 from ._launch import launching
 
@@ -49,7 +60,14 @@ def latent_state(
         Zeros: ``steps`` [B] int64 ids emitted, ``phase`` [B] int32 (0: TEXT, 1 + k: LATENT(k)),
         ``blocks`` [B] int32 opened, ``finished`` [B] bool, ``latents`` [B, L, H] in ``dtype``,
         ``latent_steps`` [B, L] int32 the step of each, ``latent_count`` [B] int32.
+
+    Raises:
+        ValueError: a size is no integer of 0 or more, or ``dtype`` no floating-point one.
     """
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
+        raise ValueError(f"dtype is {shown(dtype)}; pass that of the hidden states, such as torch.bfloat16")
+    for name, count in (("rows", rows), ("hidden_size", hidden_size), ("max_latents", max_latents)):
+        check_integer(name, count, least=0)
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)
@@ -124,17 +142,31 @@ def _check_vectors(hidden: Tensor, embedding: Tensor, latents: Tensor) -> None:
         )
     if hidden.dtype != embedding.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but embedding is {embedding.dtype}; cast one of them")
+    check_floating(hidden=hidden, latents=latents)
     if latents.dim() != 3:
         raise ValueError(f"latents is {tuple(latents.shape)}; it must be [B, L, H]")
 
 
+def _check_switches(mode: str, latent_size: int, train_start: bool, max_blocks: int) -> None:
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"mode is {shown(mode)}; use one of {MODES}")
+    check_integer("latent_size", latent_size, least=1)
+    check_integer("max_blocks", max_blocks, least=0)
+    check_flags(train_start=train_start)
+
+
+def _check_ids(vocabulary: int, **ids: int) -> None:
+    for name, id in ids.items():
+        check_integer(name, id, least=0)
+        if id >= vocabulary:
+            raise ValueError(f"{name} is {id}; embedding has rows 0 to {vocabulary - 1}")
+
+
 def _check_layouts(expected: dict[str, Expected], hidden: Tensor, embedding: Tensor) -> None:
+    check_tensors(hidden=hidden, embedding=embedding, **{name: t for name, (t, _, _) in expected.items()})
     for name, (tensor, shape, dtype) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != hidden.device:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
-                f"it must be {shape} {dtype} on {hidden.device}"
-            )
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {shape} {dtype}")
     for name, (tensor, _, _) in expected.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}; pass it contiguous")
@@ -230,10 +262,13 @@ def latent_feedback_step_(
         ValueError: a shape, dtype, layout or mode does not fit. Ids are range-checked only with
             ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; use one of {MODES}")
-    check_integer("latent_size", latent_size, least=1)
+    _check_switches(mode, latent_size, train_start, max_blocks)
+    check_tensors(
+        hidden=hidden, embedding=embedding, latents=latents, sampled=sampled, finished=finished,
+        eos_ids=eos_ids,
+    )  # fmt: skip
     _check_vectors(hidden, embedding, latents)
+    _check_ids(embedding.shape[0], pad_id=pad_id, start_id=start_id, end_id=end_id, fill_id=fill_id)
     rows, width = hidden.shape
     expected: dict[str, Expected] = {
         "sampled": (sampled, (rows,), torch.int64),
@@ -258,6 +293,7 @@ def latent_feedback_step_(
     if (recording is None) != (logprobs is None) or (logprobs is None) != (sampled_logprobs is None):
         raise ValueError("recording, logprobs and sampled_logprobs go together; give all three or none")
     if recording is not None and logprobs is not None and sampled_logprobs is not None:
+        check_tensors(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
         expected |= _expected_recording(recording, logprobs, sampled_logprobs, rows)
     _check_layouts(expected, hidden, embedding)
     check_range("sampled", sampled, 0, embedding.shape[0])
