@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourdthinker.backbones import FAMILIES, common, tower
+from fourdthinker.backbones import FAMILIES, common, packed, tower
 from fourdthinker.backbones.common import Backbone, refuse_cudnn_attention
 from fourdthinker.backbones.inputs import DeepStack
 from fourdthinker.errors import CheckpointError, ConfigError
@@ -238,11 +238,11 @@ def test_attention_is_switched_for_a_block(backbone: Backbone, batch: dict[str, 
 
     with torch.no_grad():
         before = backbone(dict(batch), lambda _, hidden, __: hidden)
-        assert attention() == ("sdpa", tower.NAME)
+        assert attention() == (packed.NAME, tower.NAME)
         with backbone.set_attention("eager"):
             assert attention() == ("eager", tower.NAME)
             eager = backbone(dict(batch), lambda _, hidden, __: hidden)
-    assert attention() == ("sdpa", tower.NAME)
+    assert attention() == (packed.NAME, tower.NAME)
     torch.testing.assert_close(eager[0], before[0], atol=1e-5, rtol=1e-5)
 
 
