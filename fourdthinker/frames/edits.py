@@ -39,10 +39,6 @@ class Segment:
     first: int
     end: int | None
 
-    def holds(self, stamp: int) -> bool:
-        """Whether it shows a picture with this stamp."""
-        return self.first <= stamp and (self.end is None or stamp < self.end)
-
 
 def segments_of(
     media: str | os.PathLike[str] | bytes, name: str, track: int, base: Fraction
@@ -121,8 +117,8 @@ def edited(segments: Sequence[Segment], display: Sequence[int], stamps: Sequence
     times: dict[int, int] = {}
     for number in display:
         stamp = number if stamps is None else stamps[number]
-        segment = _segment(segments, stamp)
-        if segment.holds(stamp):
+        segment = segments[0] if len(segments) == 1 else _segment(segments, stamp)
+        if segment.first <= stamp and (segment.end is None or stamp < segment.end):
             times[number] = segment.begin + stamp - segment.first
     shown = list(times)
     late = times[shown[0]] - segments[0].begin if shown else 0

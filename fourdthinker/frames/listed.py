@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -92,12 +92,10 @@ def build_timeline(
     flags = _settled(packets, video, codec)
     stamps = packets.stamps
     display = _display_order(packets, video, codec)
+    if display is None:
+        return None
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
-    if display is None:
-        display = _order_of_stamps(known, codec) if whole else None
-        if display is None:
-            return None
     believed = whole and increases([known[place] for place in display])
     numbers: Sequence[int] = known
     stamps_shown: Sequence[int] | None = None
@@ -304,21 +302,25 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[i
     if not codec.reorders or context.codec.intra_only or not context.codec.delay:
         return places
     keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
-    if len(keys) < len(packets.stamps) or len(set(keys.values())) < len(keys):
-        # Headers of some pictures cannot be read, as where data are damaged. Where all stamps increase, and
-        # the stream's header tells of no reordering, nothing is reordered.
-        known = [stamp for stamp in packets.stamps if stamp is not None]
-        told = len(known) == len(packets.stamps) and increases(known)
-        return places if told and not context.has_b_frames else None
-    return sorted(places, key=keys.__getitem__)
+    if len(keys) == len(packets.stamps) == len(set(keys.values())):
+        return sorted(places, key=keys.__getitem__)
+    return _order_of_stamps(packets, keys, places)
 
 
-def _order_of_stamps(stamps: Sequence[int], codec: Codec) -> list[int] | None:
-    """The order of display where some headers are damaged, if the stamps tell of reordering. None without a
-    reader of the codec's headers: a reading of some pictures would not find out that stamps are wrong."""
-    if codec.display_order is None or increases(stamps) or min(stamps) < stamps[0]:
+def _order_of_stamps(packets: Packets, keys: Mapping[int, int], places: Sequence[int]) -> list[int] | None:
+    """The order of display where headers of some pictures cannot be read, as where data are damaged.
+
+    Stamps are believed if they agree with the headers that can be read, those of most pictures. Without them
+    a reading of some pictures would not find out that stamps are wrong, as in the order of storage.
+    """
+    stamps = {place: packets.stamps[place] for place in places}
+    known = {place: stamp for place, stamp in stamps.items() if stamp is not None}
+    whole = packets.own and len(set(known.values())) == len(places)
+    if not whole or 2 * len(keys) <= len(places):
         return None
-    return sorted(range(len(stamps)), key=stamps.__getitem__)
+    display = sorted(places, key=known.__getitem__)
+    told = [keys[place] for place in display if place in keys]
+    return display if all(a <= b for a, b in pairwise(told)) else None
 
 
 def _check_length(

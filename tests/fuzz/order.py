@@ -31,7 +31,7 @@ from tests.oracle.refusals import refusal
 
 log = logging.getLogger("fuzz")
 
-LIMIT_SECONDS = 180  # for one case, encoding included, on a machine that is busy
+LIMIT_SECONDS = 900  # for one case, encoding included, on a machine that is busy
 
 
 def has_decord() -> bool:

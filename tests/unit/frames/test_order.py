@@ -17,6 +17,7 @@ from fourdthinker.frames import FramePolicy, Frames, FrameSource, codecs, iterat
 from fourdthinker.frames import sink as sink_module
 from fourdthinker.frames.attempts import Attempt, Untold, final_error, next_attempt
 from fourdthinker.frames.codecs import CODECS, codec_of
+from fourdthinker.frames.listed import Packets, _order_of_stamps
 from fourdthinker.frames.sink import Disordered, Sink
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.times import times_of
@@ -323,6 +324,44 @@ def test_times() -> None:
     ):
         found, how = times_of(stored, display, step)
         assert (list(found), how) == (times, told), stored
+
+
+def test_stamps_where_some_headers_cannot_be_read() -> None:
+    """They are believed if they agree with the headers of most pictures."""
+    keys: list[int | None] = [0, 4, 2, None, 8, 6]  # in decoding order
+    places = range(6)
+    for stamps, display in (
+        ([0, 40, 20, 30, 80, 60], [0, 2, 3, 1, 5, 4]),
+        ([0, 40, 20, 30, 60, 80], None),  # two exchanged
+        ([0, 10, 20, 30, 40, 50], None),  # in the order of storage
+        ([0, 40, 20, 20, 80, 60], None),  # one repeated
+        ([0, 40, 20, None, 80, 60], None),
+    ):
+        packets = Packets(stamps=list(stamps), keys=keys)
+        known = {place: key for place, key in enumerate(keys) if key is not None}
+        assert _order_of_stamps(packets, known, places) == display, stamps
+    right = Packets(stamps=[0, 40, 20, 30, 80, 60], keys=keys)
+    assert _order_of_stamps(right, {0: 0, 1: 4, 2: 2}, places) is None  # of half of them is too few
+    assert _order_of_stamps(replace(right, own=False), {0: 0, 1: 4, 2: 2, 4: 8, 5: 6}, places) is None
+
+
+def test_the_order_of_storage_with_one_header_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Increasing stamps are no proof that pictures are stored as they are shown."""
+    path = mux(tmp_path / "c.mp4")
+    read = CODECS["h264"].display_order
+    assert read is not None
+
+    def damaged(extradata: bytes) -> Callable[[object], int | None]:
+        order, calls = read(extradata), iter(range(1000))
+        return lambda data: (order(data), None)[next(calls) == 20]
+
+    monkeypatch.setitem(codecs._BY_DECODER, "h264", replace(CODECS["h264"], display_order=damaged))
+    for number in (8, 13, 26, 31, 32, 33):
+        frames = read_frames(path, times=[(number + 0.5) / RATE])
+        assert numbers(frames.pixels) == [number]
+        assert frames.times_from == "sorted"
 
 
 def test_the_ladder() -> None:
