@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench import _kernel_base
 from bench import _measure as measure
 from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
 from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
@@ -191,6 +194,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, help="default: that of the device")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
     parser.add_argument("--repeats", type=int, help="rounds; default 5, on a GPU 20, with --quick 3")
+    parser.add_argument("--base", metavar="REV", help="compare with the kernels of this revision, not peers")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
@@ -218,11 +222,21 @@ def main(argv: list[str]) -> int:
         measure.device_name(device), fastest["copy"] / 1e9, fastest["matmul"] / 1e9,
     )  # fmt: skip
     rows = []
-    for family in chosen.only:
-        for case in FAMILIES[family](sizes, device, not (chosen.quick or chosen.no_compile)):
-            rows += run_case(case, device, repeats, fastest)
-        gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.base:
+            _kernel_base.load(chosen.base, Path(folder))
+        for family in chosen.only:
+            compiled = not (chosen.quick or chosen.no_compile)
+            cases = (
+                _kernel_base.compared(family, sizes, device)
+                if chosen.base
+                else FAMILIES[family](sizes, device, compiled)
+            )
+            for case in cases:
+                rows += run_case(case, device, repeats, fastest)
+            gc.collect()
     measure.show("Time divided by ours above 1: slower than ours", table(rows))
     if not chosen.no_save:
-        logging.info("written to %s", measure.save("kernels", [{"rates": fastest}, *rows], device))
+        name = f"kernels against {chosen.base}" if chosen.base else "kernels"
+        logging.info("written to %s", measure.save(name, [{"rates": fastest}, *rows], device))
     return 0

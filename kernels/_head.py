@@ -95,6 +95,19 @@ def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[
     return x[chosen].masked_fill_(~counted[:, None], 0.0), torch.where(counted, target[chosen], 0)
 
 
+def matmul_rows(input: Tensor, backend: str) -> Tensor:
+    """``input`` as [N, H], in the dtype of the matmuls.
+
+    Where the kernels run that is autocast's under autocast, whatever the dtype of the weights: logits, sums
+    and dW stay float32, and dx and dW go to leaves of any dtype. The plain head is float32 anyway.
+    """
+    rows = input.reshape(-1, input.shape[-1])
+    kind = rows.device.type
+    if not use_triton(backend, rows) or rows.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return rows
+    return rows.to(torch.get_autocast_dtype(kind))
+
+
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would turn the float32 matmuls below back into low precision."""
     return torch.autocast(device.type, enabled=False)

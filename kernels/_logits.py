@@ -11,6 +11,8 @@ d logprob / d z = onehot - p and d entropy / d z = -p * (log p + entropy).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,10 @@ from torch import Tensor
 from ._common import tile
 from ._launch import launching
 
+INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))  # which knows no assembly
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
 
 @triton.jit
 def _finite(value):
@@ -26,14 +32,64 @@ def _finite(value):
 
 
 @triton.jit
-def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.constexpr):
-    score = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
+def _exp2(value):
+    """2 to the power of ``value``; 0 instead of a denormal number, which would cost three instructions."""
+    if INTERPRETED:
+        return tl.exp2(value)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _capped(logits_ptr, bias_ptr, columns, inside, softcap, SOFTCAP: tl.constexpr):
+    """Logits with their bias under the soft cap, -inf outside; None: all are inside."""
+    if inside is None:
+        score = tl.load(logits_ptr + columns).to(tl.float32)
+    else:
+        score = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
     if bias_ptr is not None:
-        score += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        if inside is None:
+            score += tl.load(bias_ptr + columns).to(tl.float32)
+        else:
+            score += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if SOFTCAP:
-        capped = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
-        score = tl.where(inside, capped, float("-inf"))
-    return score * rate
+        score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+        if inside is not None:
+            score = tl.where(inside, score, float("-inf"))
+    return score
+
+
+@triton.jit
+def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.constexpr):
+    return _capped(logits_ptr, bias_ptr, columns, inside, softcap, SOFTCAP) * rate
+
+
+@triton.jit
+def _grown(lower, rate):
+    """The exponent by which older sums are scaled down; they may be of nothing but -inf, and then are 0."""
+    return tl.maximum(tl.minimum(lower, 0.0) * rate, -1000.0)
+
+
+@triton.jit
+def _accumulated(top, total, moment, score, rate, ENTROPY: tl.constexpr):
+    """The running figures of lanes [L] after scores [L, VECTOR] more.
+
+    ``total`` is the sum of w = 2^((score - top) rate), and ``moment`` that of w log2 w.
+    """
+    highest = tl.maximum(top, tl.max(score, axis=1))
+    shift = _finite(highest)
+    exponent = (score - shift[:, None]) * rate
+    weight = _exp2(exponent)
+    grown = _grown(_finite(top) - shift, rate)
+    scale = _exp2(grown)
+    if ENTROPY:
+        # 0 times -inf would be NaN.
+        added = tl.sum(weight * tl.maximum(exponent, -1000.0), axis=1)
+        moment = (moment + total * grown) * scale + added
+    total = total * scale + tl.sum(weight, axis=1)
+    return highest, total, moment
 
 
 @triton.jit(do_not_specialize=["length", "batch_rows", "rate", "softcap"])
@@ -52,6 +108,7 @@ def logits_stats_kernel(
     softcap,
     V: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -60,32 +117,34 @@ def logits_stats_kernel(
         counted = tl.load(mask_ptr + row) != 0
     if counted:
         logits_ptr += (row // length * batch_rows + row % length) * row_stride
-        lanes = tl.arange(0, BLOCK)
-        top = tl.full([], float("-inf"), tl.float32)
-        total = tl.full([], 0.0, tl.float32)
-        moment = tl.full([], 0.0, tl.float32)
-        for start in range(0, V, BLOCK):
-            columns = start + lanes
-            inside = columns < V
-            score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
-            highest = tl.maximum(top, tl.max(score, axis=0))
-            shift = _finite(highest)
-            grown = tl.minimum(_finite(top) - shift, 0.0)
-            weight = tl.exp(score - shift)
-            if entropy_ptr is not None:
-                added = tl.sum(tl.where(weight > 0, weight * (score - shift), 0.0), axis=0)
-                moment = (moment + total * grown) * tl.exp(grown) + added
-            total = total * tl.exp(grown) + tl.sum(weight, axis=0)
-            top = highest
-        normaliser = top + tl.log(total)
+        LANES: tl.constexpr = BLOCK // VECTOR
+        WHOLE: tl.constexpr = V // BLOCK * BLOCK
+        ENTROPY: tl.constexpr = entropy_ptr is not None
+        lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+        fast = rate * LOG2_E
+        top = tl.full([LANES], float("-inf"), tl.float32)
+        total = tl.zeros([LANES], tl.float32)
+        moment = tl.zeros([LANES], tl.float32)
+        for start in range(0, WHOLE, BLOCK):
+            score = _capped(logits_ptr, bias_ptr, start + lanes, None, softcap, SOFTCAP)
+            top, total, moment = _accumulated(top, total, moment, score, fast, ENTROPY)
+        if WHOLE < V:
+            columns = WHOLE + lanes
+            score = _capped(logits_ptr, bias_ptr, columns, columns < V, softcap, SOFTCAP)
+            top, total, moment = _accumulated(top, total, moment, score, fast, ENTROPY)
+        tops = _finite(top)
+        top = tl.max(top, axis=0)
+        grown = _grown(tops - _finite(top), fast)
+        scale = _exp2(grown)
+        if ENTROPY:
+            moment = tl.sum((moment + total * grown) * scale, axis=0)
+        total = tl.sum(total * scale, axis=0)
         target = tl.load(target_ptr + row)
-        chosen = _scores(
-            logits_ptr, bias_ptr, target, (target >= 0) & (target < V), rate, softcap, SOFTCAP
-        )  # fmt: skip
-        tl.store(logprob_ptr + row, (chosen - top) - tl.log(total))
-        tl.store(normaliser_ptr + row, normaliser)
-        if entropy_ptr is not None:
-            tl.store(entropy_ptr + row, tl.log(total) - moment / total)
+        chosen = _capped(logits_ptr, bias_ptr, target, (target >= 0) & (target < V), softcap, SOFTCAP)
+        tl.store(logprob_ptr + row, (chosen - top) * rate - tl.log(total))
+        tl.store(normaliser_ptr + row, top * rate + tl.log(total))
+        if ENTROPY:
+            tl.store(entropy_ptr + row, tl.log(total) - moment / total * LN_2)
     else:
         tl.store(logprob_ptr + row, 0.0)
         tl.store(normaliser_ptr + row, 0.0)
@@ -199,11 +258,12 @@ def stats(
     assert layout is not None
     if rows:
         with launching("logits_stats", logits) as launch:
+            block = tile(vocabulary, launch.block)
             logits_stats_kernel[(rows,)](
                 logits, *layout, length, bias, target.contiguous(),
                 None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy,
-                rate, softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None,
-                BLOCK=tile(vocabulary, launch.block), **launch.options,
+                rate, softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=block,
+                VECTOR=min(math.gcd(layout[1], 16 // logits.element_size()), block), **launch.options,
             )  # fmt: skip
     return logprob, normaliser, entropy
 

@@ -16,6 +16,7 @@ from ._head import (
     gather,
     gradients,
     make_head,
+    matmul_rows,
     scaled_gradients,
 )
 
@@ -117,8 +118,9 @@ def linear_cross_entropy(
 
     Logits exist for ``chunk_rows`` rows at a time and are turned into their gradient in place, so a training
     step is three matmuls; a frozen head or input saves one. Logits, sums and dW are float32 (float64 for
-    float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``. It cannot be
-    differentiated twice. Source: the chunked fusion of Liger-Kernel (arXiv 2410.10989), formulated anew.
+    float64 inputs); on CUDA the matmuls take their inputs in the dtype of ``input``, under autocast in
+    autocast's. It cannot be differentiated twice. Source: the chunked fusion of Liger-Kernel (arXiv
+    2410.10989), formulated anew.
 
     Args:
         input: hidden states, [N, H] or [B, T, H].
@@ -154,7 +156,7 @@ def linear_cross_entropy(
     check_range("target", flat, 0, weight.shape[0], rows=rows, where=kept[rows])
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(kept, flat, -1)
-    x = input.reshape(-1, input.shape[-1])
+    x = matmul_rows(input, backend)
     scale = reciprocal(
         kept[rows].sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
     )  # fmt: skip

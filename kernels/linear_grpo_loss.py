@@ -21,6 +21,7 @@ from ._head import (
     gather,
     gradients,
     make_head,
+    matmul_rows,
     scaled_gradients,
 )
 from ._losses import DEFAULTS, GrpoOptions, check_options
@@ -335,7 +336,7 @@ def linear_grpo_loss(
     with_entropy = return_entropy or options.entropy_coef != 0
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=input.device.type == "cpu")
     loss, logprobs, sums = _LinearGrpoLoss.apply(
-        input.reshape(-1, input.shape[-1]), weight, bias, tuple(listed),
+        matmul_rows(input, backend), weight, bias, tuple(listed),
         (options.encode(), temperature, softcap, chunk, with_entropy), backend,
     )  # fmt: skip
     metrics = metrics_of(options, sums, ref=ref_logprobs, entropy=with_entropy, sampler=sampler_logprobs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_flags, check_range, check_tensors
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head
+from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, matmul_rows
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_logprobs", mutates_args=())
@@ -224,7 +224,7 @@ def linear_logprobs(
             rows = mask.reshape(-1).nonzero()[:, 0]
     check_rows(rows, flat)
     check_range("target", flat, 0, weight.shape[0], rows=rows)
-    x = input.reshape(-1, input.shape[-1])
+    x = matmul_rows(input, backend)
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
     logprobs, entropies = _LinearLogprobs.apply(
         x, weight, bias, flat, rows, temperature, softcap, chunk, return_entropy, backend

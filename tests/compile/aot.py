@@ -21,6 +21,24 @@ TABLE: list[str] = []
 
 
 @dataclass(frozen=True)
+class Instruction:
+    address: int
+    text: str
+
+    @property
+    def target(self) -> int | None:
+        """Where it may jump to."""
+        found = re.search(r"\bBRA(?:\.\w+)*.* 0x([0-9a-f]+)$", self.text)
+        return None if found is None else int(found[1], 16)
+
+    @property
+    def loaded(self) -> int:
+        """Bytes per thread that it loads from global memory."""
+        found = re.search(r"\bLDG\.E(?:\.(?!\d)\w+)*(?:\.(\d+))?", self.text)
+        return 0 if found is None else int(found[1] or 32) // 8
+
+
+@dataclass(frozen=True)
 class Binary:
     ptx: str
     registers: int
@@ -30,12 +48,26 @@ class Binary:
     blocks: int  # resident on a multiprocessor
     occupancy: float  # warps resident on a multiprocessor, as a fraction of 64
 
+    sass: str
+
     def widths(self, operation: str) -> set[int]:
         """Bytes per thread of the global ``ld`` or ``st`` instructions of at least 4 elements or 16 bytes."""
         sizes = set()
         for match in re.finditer(rf"{operation}\.global[\w.:]*?(?:\.v(\d))?\.[busf](\d+)\s", self.ptx):
             sizes.add(int(match[1] or 1) * int(match[2]) // 8)
         return sizes
+
+    def per_element(self, size: int) -> float:
+        """Instructions of the loop that loads most, for each element of ``size`` bytes that it loads."""
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", self.sass)
+        program = [Instruction(int(address, 16), text) for address, text in lines]
+        loops = []
+        for last in program:
+            if last.target is not None and last.target < last.address:
+                body = [one for one in program if last.target <= one.address <= last.address]
+                loops.append((sum(one.loaded for one in body), -len(body)))
+        loaded, length = max(loops)
+        return -length / (loaded / size)
 
 
 def compile_kernel(
@@ -81,6 +113,10 @@ def compile_kernel(
             [assembler.path, "-v", "--gpu-name", target[1], str(source), "-o", str(Path(folder) / "k.cubin")],
             capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
+        sass = subprocess.run(
+            [nvidia.cuobjdump.path, "-sass", str(Path(folder) / "k.cubin")],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
     stack = int(re.search(r"(\d+) bytes stack frame", report)[1])
@@ -89,7 +125,7 @@ def compile_kernel(
     blocks = min(REGISTERS // (threads * (registers + 7 & ~7)), WARPS // launch.num_warps, 32)
     if shared:
         blocks = min(blocks, (ARCHITECTURES | SMALLER)[arch].shared // (shared + 1024))
-    binary = Binary(ptx, registers, spills, stack, shared, blocks, blocks * launch.num_warps / WARPS)
+    binary = Binary(ptx, registers, spills, stack, shared, blocks, blocks * launch.num_warps / WARPS, sass)
     label = name or kernel.__name__
     line = f"{label:<34}{arch:>6}{registers:>11}{shared:>10}{spills:>9}{stack:>9}{launch.num_warps:>7}"
     TABLE.append(line + f"{binary.occupancy:>11.2f}")

@@ -40,6 +40,39 @@ def compare(op, leaves, *, ulps=2.0, floor=6e-6):
         assert_close(value, exact, ulps=ulps, floor=floor)
 
 
+@pytest.mark.parametrize("kind", ["cross entropy", "logprobs", "grpo"])
+def test_under_autocast_the_matmuls_take_its_dtype(kind, monkeypatch):
+    """float32 leaves: hidden states are rounded to bf16, logits and sums are float32, gradients too."""
+    leaves, target, mask = case(300, 16, torch.float32, bias=False)
+    seen = []
+    before = FusedHead.__init__
+
+    def recorded(self, input, *rest):
+        seen.append(input.dtype)
+        before(self, input, *rest)
+
+    monkeypatch.setattr(FusedHead, "__init__", recorded)
+
+    def op(own, backend):
+        if kind == "cross entropy":
+            return [(linear_cross_entropy(own[0], own[1], target, backend=backend), 1.0)]
+        if kind == "logprobs":
+            return [(linear_logprobs(own[0], own[1], target, mask=mask, backend=backend), 1.0)]
+        loss = linear_grpo_loss(
+            *own, target.clamp(min=0), advantages=torch.ones(2), mask=mask, backend=backend
+        )[0]
+        return [(loss, 1.0)]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, grads = run(op, leaves, None, "triton")
+    want, want_grads = run(op, [leaves[0].bfloat16().float(), leaves[1]], torch.float64, "torch")
+    assert set(seen) == {torch.bfloat16}
+    assert [t.dtype for t in (*values, *grads)] == [torch.float32] * 3
+    torch.testing.assert_close(values[0].double(), want[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads[0].double(), want_grads[0], rtol=2**-7, atol=1e-5)  # as bf16 until then
+    torch.testing.assert_close(grads[1].double(), want_grads[1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("vocabulary", "width", "bias"), [(7, 3, True), (300, 16, False), (5000, 8, True)])

@@ -49,6 +49,18 @@ def test_logprobs_and_entropy(view, dtype, vocabulary):
     assert not results[0][2][~mask].any()
 
 
+@pytest.mark.parametrize("offset", [0.0, 200.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_bf16_log_probs_are_within_1e_5_of_float64_on_the_same_inputs(offset, temperature):
+    generator = torch.Generator().manual_seed(9)
+    logits = (torch.randn(6, 20_011, generator=generator) * 3 + offset).bfloat16()
+    target = torch.randint(0, 20_011, (6,), generator=generator)
+    got = logprobs(logits, target, temperature=temperature, return_entropy=True, backend="triton")
+    exact = logprobs(logits.double(), target, temperature=temperature, return_entropy=True)
+    for value, want in zip(got, exact, strict=True):
+        torch.testing.assert_close(value.double(), want, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy(inplace, dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -41,6 +42,19 @@ def test_a_run_times_compares_and_saves(results, capsys):
     every = {row["candidate"] for row in saved["rows"] if "op" in row}
     assert {"ours", "eager", "eager (TRL)", "torch.compile"} <= every
     assert "linear_grpo_loss" in capsys.readouterr().out
+
+
+def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
+    words = ["kernels", "--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--only", "decode"]
+    assert command.run([*words, "--base", "HEAD"]) == 0
+    (path,) = results.iterdir()
+    saved = json.loads(path.read_text())["kernels against HEAD"]
+    by = [row["candidate"] for row in saved["rows"] if "seconds" in row]
+    assert by == ["ours", "base"] * (len(by) // 2)
+    assert len(by) >= 2 * 6
+    assert "base_kernels" in sys.modules["bench._kernel_cases_of_base"].sample_tokens.__module__
+    with pytest.raises(ValueError, match=r"--base no-such: .*name a revision"):
+        command.run([*words, "--base", "no-such"])
 
 
 def test_peers_that_fail_or_differ_are_named():
