@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fourdthinker.kernels import _launch
 
+decode = importlib.import_module("fourdthinker.kernels.shared_prefix_decode")  # the package has the function
 ROOT = Path(__file__).parents[3]
 
 
@@ -34,6 +37,38 @@ def test_the_architecture_is_asked_once_per_device(capabilities):
         assert _launch.architecture(torch.device("cuda", 1)) == 121
     assert _launch.architecture(torch.device("cpu")) is None
     assert capabilities == [0, 1]
+
+
+def test_the_multiprocessors_are_asked_once_per_device(monkeypatch):
+    asked = []
+
+    def properties(index):
+        asked.append(index)
+        return SimpleNamespace(multi_processor_count=(132, 64)[index])
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    _launch._multiprocessors.cache_clear()
+    for _ in range(2):
+        assert _launch.multiprocessors(torch.device("cuda", 0)) == 132
+        assert _launch.multiprocessors(torch.device("cuda", 1)) == 64
+    assert _launch.multiprocessors(torch.device("cpu")) > 0
+    _launch._multiprocessors.cache_clear()
+    assert asked == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("tiles", "longest", "span"),
+    [
+        (32, 16_384, 1376),  # 12 splits of 396 programs
+        (32, 4096, 512),  # never less, so 8
+        (64, 16_384, 2752),
+        (500, 4096, 4096),  # more than are resident: not split
+    ],
+)
+def test_prompts_are_split_into_as_many_programs_as_a_gpu_holds(tiles, longest, span, monkeypatch):
+    monkeypatch.setattr(decode, "multiprocessors", lambda device: 132)
+    launch = _launch.row("prefix_decode_prompt", 90)
+    assert decode.prompt_span(tiles, longest, launch, torch.device("cuda", 0)) == span
 
 
 def test_a_gpu_takes_its_own_row_and_else_the_default(capabilities, monkeypatch):

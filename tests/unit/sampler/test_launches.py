@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(fused, "_is_plain", lambda parameter: True)  # fake tensors are a subclass
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    h200 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: h200)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     return launches
 
