@@ -319,6 +319,9 @@ def call_reward(name: str, reward: Reward, completion: Completion, timeout: floa
         completion: what it is told of.
         timeout: seconds that it may take; None: any time.
 
+    Returns:
+        What the function returned, a finite number.
+
     Raises:
         ConfigError: it raised something, took too long, or gave no finite number; names reward and record.
     """

@@ -87,13 +87,11 @@ def build_timeline(
     packets = _packets(container, video, name, codec, held, walk.gap, check)
     if not packets.count:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
-    if not packets.stamps:
-        return None
-    flags = _settled(packets, video, codec)
     stamps = packets.stamps
-    display = _display_order(packets, video, codec)
+    display = _display_order(packets, video, codec) if stamps else None
     if display is None:
         return None
+    flags = _settled(packets, video, codec)
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     believed = whole and increases([known[place] for place in display])
