@@ -203,10 +203,10 @@ def pace(
 
 
 def check_joined(name: str, stamps: Sequence[int | None], step: Fraction, base: Fraction) -> None:
-    """Whether stamps, in the order of display, begin anew: files put one behind the other, whose pictures
-    would be sorted into each other. No order of storage falls back over more than REORDERED pictures.
+    """Refuse stamps that, in the order of display, begin anew: files put one behind the other.
 
-    step: from one picture to the next, where stamps are missing.
+    Their pictures would be sorted into each other. No order of storage falls back over more than REORDERED
+    pictures. step: from one picture to the next, where stamps are missing.
     """
     known = [stamp for stamp in stamps if stamp is not None]
     ranks = {stamp: rank for rank, stamp in enumerate(sorted(set(known)))}
@@ -339,8 +339,10 @@ def _check_length(
 
 
 def _announced(container: InputContainer, video: VideoStream, count: int, start: float) -> float | None:
-    """When a stream that begins at `start` ends, by the header; None where headers only guess, or where all
-    packets that it announces are there."""
+    """When a stream that begins at `start` ends, by the header.
+
+    None where headers only guess, or where all packets that it announces are there.
+    """
     form = container.format.name
     if form.startswith("mov") and video.duration and video.time_base is not None:
         there = video.frames and count >= video.frames
