@@ -28,6 +28,8 @@ import torch
 
 from bench._clips import Clip, cache_folder, clip_file, number_of
 from bench._measure import interleaved, peak_rss, save, show, summary
+from bench._ordered import MOST as MOST_ORDERED
+from bench._ordered import measure as measure_ordered
 from bench._readers import AGAIN, OURS, SLOW_PEER, Plan, Reader, absent, pyav_pillow, readers
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy
@@ -380,5 +382,9 @@ def main(argv: list[str]) -> int:
         _report(f"Reading videos on {device}: peers' time by ours, medians", measured)
         if measured and not options.quick:
             log.info("saved in %s", place)
+    if options.device != "cuda" and not options.only:
+        both = measure_ordered(cache_folder(), FEWEST)
+        log.info("ordered first: all frames in %.0f ms, decoding through %.0f ms: %.2f, %g at most",
+                 both["ours"], both["through"], both["ratio"], MOST_ORDERED)  # fmt: skip
     log.info("%.0f s in all", time.monotonic() - start)
     return 0

@@ -275,33 +275,33 @@ def _from_file(
     import av.error
 
     packets, counts = container.demux(video), timeline.stamps is not None
-    at = -1 - timeline.skipped if counts else -1  # the place of the packet last read
+    last_read = -1 - timeline.skipped if counts else -1  # the place of the packet last read
     begun = False
     for place, begin in chosen:
-        if begin is not None or (place - at > leap and timeline.flags[place] & KEYFRAME):
+        if begin is not None or (place - last_read > leap and timeline.flags[place] & KEYFRAME):
             if begun:
                 yield None
             yield timeline.coded[place] if begin is None else begin
-            if place - at > leap:
+            if place - last_read > leap:
                 try:
                     container.seek(timeline.coded[place], stream=video)
                 except av.error.FFmpegError as error:
                     raise SeekFailed(timeline.seconds(timeline.coded[place])) from error
-                packets, at = container.demux(video), place - leap
+                packets, last_read = container.demux(video), place - leap
         if begin is not None:
             continue
-        while at != place:
+        while last_read != place:
             following = next(packets, None)
             if following is None or following.size == 0:
                 raise SeekFailed(timeline.seconds(timeline.coded[place]))
             deadline.check()
             packet = following
             if counts:
-                found, packet.pts = at + 1, timeline.coded[place]
+                found, packet.pts = last_read + 1, timeline.coded[place]
             else:
                 found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
             if found > place:
                 raise SeekFailed(timeline.seconds(timeline.coded[place]))
-            at = found
+            last_read = found
         begun = True
         yield packet

@@ -73,39 +73,39 @@ def key_of(path: str, stream: int, fps: float | None = None) -> str | None:
 
 def load(key: str) -> Timeline | None:
     """The timeline kept under a key; None when there is none that is whole."""
-    place = _place(key)
-    if place is None:
+    path = _path_of(key)
+    if path is None:
         return None
     try:
-        data = place.read_bytes()
+        data = path.read_bytes()
     except OSError:
         return None
     try:
         timeline = _unpack(data, key)
     except (ValueError, LookupError, TypeError, ArithmeticError, zlib.error, RecursionError) as error:
-        logger.warning("%s: the index is damaged (%s); it is made again", place, error)
+        logger.warning("%s: the index is damaged (%s); it is made again", path, error)
         return None
     with suppress(OSError):  # kept where we may not write
-        os.utime(place, follow_symlinks=False)  # used now
+        os.utime(path, follow_symlinks=False)  # used now
     return timeline
 
 
 def store(key: str, timeline: Timeline) -> None:
     """Keep a timeline; a folder that cannot be written to is logged once a call, and is no error."""
-    place = _place(key)
-    if place is None:
+    path = _path_of(key)
+    if path is None:
         return
     data = _pack(timeline, key)
     try:
-        make_folder(place.parent)
-        write_bytes(place, data, sync=False)
+        make_folder(path.parent)
+        write_bytes(path, data, sync=False)
     except OutputError as error:
         logger.info("the index cannot be kept; set %s: %s", VARIABLE, error)
         return
     # By chance, for no process knows what the others store; by size, so that looking through the folder costs
     # each file in it the same however many there are.
     if _dice.random() * EVERY < _on_disk(len(data)):
-        tidy(place.parent)
+        tidy(path.parent)
 
 
 def tidy(home: Path) -> None:
@@ -147,7 +147,7 @@ def _on_disk(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _place(key: str) -> Path | None:
+def _path_of(key: str) -> Path | None:
     home = folder()
     return None if home is None else home / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.idx"
 
@@ -222,7 +222,7 @@ def _differences(numbers: object) -> bytes:
 
 def _sums(data: bytes) -> array[int]:
     values, total = array("q", data), 0
-    for place, step in enumerate(values):
+    for index, step in enumerate(values):
         total += step
-        values[place] = total
+        values[index] = total
     return values

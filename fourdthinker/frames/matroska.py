@@ -65,49 +65,49 @@ class _Walker:
             self.sized = False
             return None
         self.sized = segment[1] is not None
-        at = begin = segment[2]
-        end = self.size if segment[1] is None else at + segment[1]
-        while at < end:
-            part = self.element(at)
+        offset = begin = segment[2]
+        end = self.size if segment[1] is None else offset + segment[1]
+        while offset < end:
+            part = self.element(offset)
             if part is None or part[0] not in _PARTS:
                 return begin
-            begin, at = at, part[2]
+            begin, offset = offset, part[2]
             if part[0] == _CLUSTER:
-                gap, at = self.cluster(begin, *part[1:])
+                gap, offset = self.cluster(begin, *part[1:])
                 if gap is not None:
                     return gap
-            elif part[1] is None or at + part[1] > self.size:
+            elif part[1] is None or offset + part[1] > self.size:
                 return begin
             else:
-                at += part[1]
+                offset += part[1]
         return None
 
-    def cluster(self, begin: int, size: int | None, at: int) -> tuple[int | None, int]:
+    def cluster(self, begin: int, size: int | None, offset: int) -> tuple[int | None, int]:
         """(where data begin that may be damaged, the end of the cluster).
 
         Damage lies before the place where it shows, for data may look like an element by chance: all of the
         cluster is suspect then. Of one that the end of the file cuts off, only the last element is.
         """
         self.sized = self.sized and size is not None
-        limit = self.size if size is None else at + size
+        limit = self.size if size is None else offset + size
         last = begin
-        while at < min(limit, self.size):
-            child = self.element(at)
+        while offset < min(limit, self.size):
+            child = self.element(offset)
             if size is None and child is not None and child[0] in _OTHERS | {_CLUSTER}:
-                return None, at  # a cluster of unknown size ends where another part begins
+                return None, offset  # a cluster of unknown size ends where another part begins
             if child is None or child[0] not in _IN_CLUSTER or child[1] is None:
-                return last if at + MOST > self.size else begin, at
-            last, at = at, child[2] + child[1]
-        if at > self.size or limit > self.size:
-            return last, at
-        return (None if at == limit else begin), at
+                return last if offset + MOST > self.size else begin, offset
+            last, offset = offset, child[2] + child[1]
+        if offset > self.size or limit > self.size:
+            return last, offset
+        return (None if offset == limit else begin), offset
 
-    def element(self, at: int) -> tuple[int, int | None, int] | None:
+    def element(self, offset: int) -> tuple[int, int | None, int] | None:
         """(identifier, size of the content or None where it is unknown, where that begins), or None."""
         self.count += 1
         if self.count % OFTEN == 0:
             self.check()
-        self.file.seek(at)
+        self.file.seek(offset)
         head = self.file.read(MOST)
         if len(head) < 2 or not head[0]:
             return None
@@ -119,4 +119,4 @@ class _Walker:
             return None
         bits = 7 * (after - begin)
         size = int.from_bytes(head[begin:after], "big") & ((1 << bits) - 1)
-        return int.from_bytes(head[:begin], "big"), None if size == (1 << bits) - 1 else size, at + after
+        return int.from_bytes(head[:begin], "big"), None if size == (1 << bits) - 1 else size, offset + after

@@ -102,10 +102,10 @@ def times_wanted(request: Request, timeline: Timeline) -> list[float]:
             raise VideoError(f"{name}: nothing lies between start {start} and end {end} s; {span}")
         wanted = request.policy.times(high - low, low)
     if timeline.fault is not None:
-        at, cause = timeline.fault
-        sound = [t for t in wanted if t < at - NEAR]
-        cut = len(sound) < len(wanted) or (times is None and (end is None or end > at + NEAR))
+        fault_time, cause = timeline.fault
+        sound = [t for t in wanted if t < fault_time - NEAR]
+        cut = len(sound) < len(wanted) or (times is None and (end is None or end > fault_time + NEAR))
         if not sound or (cut and not request.partial):
-            raise VideoError(f"{name}: at {at:.3f} s {cause}")
+            raise VideoError(f"{name}: at {fault_time:.3f} s {cause}")
         wanted = sound
     return wanted

@@ -28,6 +28,7 @@ def test_quick(tmp_path: Path) -> None:
     assert done.returncode == 0, output
     assert output.count(" s  {") == 4, output
     assert "'ours ms': 'failed'" not in output, output  # our frames are the right ones in every row
+    assert "ordered first: all frames in " in output, output
     # Speed is not judged here: the machine may be busy.
 
 

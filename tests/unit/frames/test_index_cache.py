@@ -180,7 +180,7 @@ def test_the_indices_used_last_are_kept(
     monkeypatch.setattr(index_cache, "EVERY", 1)  # looked through each time
     for number in range(10):
         index_cache.store(f"video {number}", timeline)
-        aged(index_cache._place(f"video {number}"), 1000 - number)
+        aged(index_cache._path_of(f"video {number}"), 1000 - number)
     for number in (0, 3):
         assert index_cache.load(f"video {number}") is not None  # used now
     for number in range(10, 13):
