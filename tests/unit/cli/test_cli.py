@@ -268,6 +268,10 @@ def test_init_gives_a_base_model_its_latent_tokens(
             ["generate", "--checkpoint", "{model}", "--question", "?", "--device", "moon"],
             "device 'moon': torch cannot use it; give cpu",
         ),
+        (["demo", "--quick", "--out", "{data}"], "{data}"),
+        (["demo", "--quick", "--out", "{data}/x"], "{data}/x"),
+        (["demo", "--quick", "--seed", "-1"], "--seed is -1; give a number from 0"),
+        (["init", "{model}", "{data}/x/y"], "{data}/x"),
         (["generate", "--checkpoint", "{model}"], "either --question or --data"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--samples", "2"], "--out"),
         (["generate", "--checkpoint", "{model}", "--data", "{data}", "--options", "a", "b"], "--options"),
@@ -286,7 +290,8 @@ def test_an_error_is_one_line_and_status_2(
     assert cli.main(words) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith(f"fourdthinker {words[0]}: ")
-    assert said in captured.err.splitlines()[-1]
+    assert said.format(data=folder / "data.jsonl") in captured.err.splitlines()[-1]
+    assert "Errno" not in captured.err
     assert "Traceback" not in captured.err
     with pytest.raises((ValueError, OSError), match=r"."):
         cli.main([*words, "-v"])
