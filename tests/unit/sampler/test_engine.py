@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.backbones.decoding import Decoder
+from fourdthinker.backbones.fused import fused_projections
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels import _common as checks
 from fourdthinker.sampler import LatentSampler, SamplingConfig, engine, run, schedule
@@ -311,6 +312,28 @@ def test_adapters_take_part(talker: Checkpoint) -> None:
     merged = LatentSampler(adapted).sample(prompts, 2, config)
     model.unmerge_adapter()
     torch.testing.assert_close(merged.logprobs[:, 0], sampled.logprobs[:, 0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])
+def test_joined_projections_sample_the_same(
+    talker: Checkpoint, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where they are joined; under autocast the products are in half precision."""
+    prompts, config = mixed_prompts(talker)[:3], SamplingConfig(max_new_tokens=20)
+    backbone = talker.backbone
+    calls = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        plain = LatentSampler(backbone).sample(prompts, 2, config)
+        monkeypatch.setattr(engine, "nullcontext", lambda: calls.append(1) or fused_projections(backbone))
+        joined = LatentSampler(backbone).sample(prompts, 2, config)
+    assert calls == [1]
+    if not mixed:
+        compare(plain, joined, range(6), range(6))
+    else:
+        same = plain.tokens[:, 0] == joined.tokens[:, 0]
+        assert same.all()
+        assert (plain.logprobs - joined.logprobs)[:, 0].abs().max() < 0.05
+        assert joined.logprobs.isfinite().all()
 
 
 def test_processors_run_in_turns_when_memory_is_short(talker: Checkpoint) -> None:
