@@ -84,7 +84,8 @@ _HOPPER = {
 
 # By compute capability, 90 for sm_90. A GPU that is not listed takes DEFAULT.
 ARCHITECTURES = {
-    80: Architecture(shared=164 * 1024),
+    # With 16 warps sample_draw has 128 registers a thread, and what triton 3.6 makes of it spills.
+    80: Architecture(shared=164 * 1024, rows={"sample_draw": Launch(num_warps=8)}),
     90: Architecture(shared=228 * 1024, rows=_HOPPER),
     100: Architecture(shared=228 * 1024, rows=_HOPPER),
 }

@@ -21,6 +21,7 @@ from fourdthinker.backbones import FAMILIES, fused
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.decoding import Decoder
 from fourdthinker.backbones.fused import fused_projections
+from fourdthinker.kernels import _launch
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.sampler.step import Slots, Stepper
 from fourdthinker.sampler.store import KVStore, Layout
@@ -81,7 +82,7 @@ class Angles(nn.Module):
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Launches:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     """Kernels are named instead of compiled; the GPU is an H200."""
     launches = Launches()
 
@@ -95,7 +96,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launches:
     h200 = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: h200)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    return launches
+    cached = (_launch._capability, _launch._multiprocessors)
+    for function in cached:
+        function.cache_clear()
+    yield launches
+    for function in cached:
+        function.cache_clear()
 
 
 @contextmanager
