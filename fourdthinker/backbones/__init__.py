@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
+from fourdthinker.backbones.released_format import write_released_format
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import PathLike, make_folder
 from fourdthinker.frames import FramePolicy
@@ -194,6 +195,7 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
         backbone.save(temporary)
         save_adapter(backbone, Path(temporary))
         checkpoint.tokenizer.save_pretrained(temporary)
+        write_released_format(Path(temporary))
         contents = backbone.processor_files(policy)
         contents[POLICY_FILE] = {"policy": policy.to_dict(), "style": asdict(checkpoint.style)}
         for name, content in contents.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.errors import ConfigError
@@ -51,12 +51,26 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             )
             _ = args.n_gpu  # sets devices up
         get_reporting_integration_callbacks(args.report_to)
-    except (ValueError, ImportError) as error:  # no such optimizer or schedule; a package that is missing
+        _check_optimizer(args)
+    except (ValueError, ImportError, TypeError) as error:  # no such optimizer or schedule; a missing package
         text = " ".join(str(error).split())
         raise ConfigError(f"a setting that is passed on to transformers is wrong: {text}") from error
     # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
     args._n_gpu = min(args._n_gpu, 1)
     return args
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    """Make optimizer and schedule of one weight: what they refuse shows now, not once the model is loaded."""
+    if args.deepspeed is None:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    get_scheduler(
+        args.lr_scheduler_type,
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+        num_warmup_steps=args.get_warmup_steps(10),
+        num_training_steps=10,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
 
 
 def _check_deepspeed(config: TrainConfig) -> None:

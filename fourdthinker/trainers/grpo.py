@@ -53,11 +53,12 @@ class Replay:
 
     Attributes:
         micro_batches: the chunks of each.
-        num_items: rollouts, or tokens that the policy chose, on all ranks: what the loss is divided by.
+        num_items: of each what its loss is divided by: the rollouts, or the tokens that the policy chose, of
+            the whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
     """
 
     micro_batches: list[list[Chunk]]
-    num_items: Tensor
+    num_items: list[Tensor]
 
 
 class GrpoTrainer(LatentTrainer):
@@ -90,10 +91,10 @@ class GrpoTrainer(LatentTrainer):
                 f"step {self.state.global_step} is within the {self.settings.num_iterations} updates on "
                 "one batch of rollouts, which are gone; resume from an earlier checkpoint"
             )
-        objective = self._objective(self._replay.num_items)
         update: list[list[Forward]] = []
         number = 0
-        for chunks in self._replay.micro_batches:
+        for chunks, num_items in zip(self._replay.micro_batches, self._replay.num_items, strict=True):
+            objective = self._objective(num_items)
             update.append([])
             for chunk in chunks:
                 update[-1].append(self._forward(chunk, objective, number))
@@ -175,7 +176,12 @@ class GrpoTrainer(LatentTrainer):
         for experience, number in zip(experiences, self._forwards_of(experiences), strict=True):
             chunks = replay_chunks(experience, number, pad_id, share=config.share_prompt)
             micro_batches.append([self._with_reference(chunk) for chunk in chunks])
-        return Replay(micro_batches, sequences if config.loss.counts_sequences else tokens)
+        whole = sequences if config.loss.counts_sequences else tokens
+        num_items = [whole] * len(experiences)
+        if config.loss.loss_type == "bnpo":  # as in TRL, where batches of unequal length weigh the same
+            shares = len(experiences) * self.args.world_size
+            num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
+        return Replay(micro_batches, num_items)
 
     def _forwards_of(self, experiences: list[Experience]) -> list[int]:
         """How many forwards each micro-batch is cut into: as many on all ranks, or collectives would hang."""

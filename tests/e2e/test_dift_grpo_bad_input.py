@@ -159,6 +159,24 @@ def test_a_mistake_in_a_command_is_one_line(
         assert shown.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"optim": "nobody"}, "nobody is not a valid"),
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"lr_scheduler_kwargs": {"colour": 1}}, "colour"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"tf32": True}, "tf32"),
+    ],
+)
+def test_what_transformers_refuses_is_one_line(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    config = dift.DiftConfig(use_cpu=True, report_to=[], output_dir=str(tmp_path), **values)
+    with pytest.raises(ConfigError, match="passed on to transformers is wrong: ") as error:
+        training_arguments(config)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_deepspeed_is_looked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"use_cpu": True, "deepspeed": str(tmp_path / "no.json"), "output_dir": str(tmp_path / "run")}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

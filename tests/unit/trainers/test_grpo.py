@@ -1,0 +1,42 @@
+"""What the loss of an update is divided by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.trainers.grpo import GrpoTrainer, Replay, train_grpo
+from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.e2e.training import prompts
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.mark.parametrize("loss_type", ["bnpo", "dapo", "grpo"])
+def test_what_a_micro_batch_is_divided_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_type: str
+) -> None:
+    """bnpo as in TRL: a mean over the tokens of each batch of a device, then over the batches."""
+    kept: list[tuple[list[Any], Replay]] = []
+    original = GrpoTrainer._make_replay
+
+    def spy(self: GrpoTrainer, experiences: list[Any]) -> Replay:
+        experiences[1].kept[0] = False  # so that the batches have unequal numbers of tokens
+        kept.append((experiences, original(self, experiences)))
+        return kept[-1][1]
+
+    monkeypatch.setattr(GrpoTrainer, "_make_replay", spy)
+    checkpoint = tiny_checkpoint(layers=1)
+    values = {"use_cpu": True, "report_to": [], "max_steps": 1, "save_steps": 0, "output_dir": str(tmp_path)}
+    values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "num_generations": 3}
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "log_rollouts": 0}
+    values |= {"max_completion_length": 6, "loss": {"loss_type": loss_type, "beta": 0.0}}
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 2))
+    ((experiences, replay),) = kept
+    tokens = [experience.num_tokens for experience in experiences]
+    assert tokens[0] > tokens[1]
+    expected = {"bnpo": [2 * n for n in tokens], "dapo": [sum(tokens)] * 2, "grpo": [5, 5]}[loss_type]
+    assert torch.stack(replay.num_items).tolist() == expected
