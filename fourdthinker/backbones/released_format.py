@@ -34,7 +34,7 @@ def _config(content: dict[str, Any]) -> None:
 
 
 def _tokenizer(content: dict[str, Any]) -> None:
-    name = content.get("tokenizer_class")
+    name = content.get("tokenizer_class", "PreTrainedTokenizerFast")
     content["tokenizer_class"] = _CLASSES.get(name, name)
     content.pop("backend", None)
     extra = content.get("extra_special_tokens")

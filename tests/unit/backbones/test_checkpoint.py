@@ -301,7 +301,8 @@ def test_no_pickle(saved: Path) -> None:
 
 
 def test_missing_weights(saved: Path) -> None:
-    edit(saved / "config.json", tie_word_embeddings=False)
+    text = json.loads((saved / "config.json").read_text())["text_config"] | {"tie_word_embeddings": False}
+    edit(saved / "config.json", tie_word_embeddings=False, text_config=text)
     with pytest.raises(CheckpointError, match=r"1 weights are missing: lm_head\.weight"):
         load_checkpoint(saved)
 
