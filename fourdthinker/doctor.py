@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -64,8 +63,11 @@ def examine() -> list[Finding]:
 
 def _python() -> Iterator[Finding]:
     text = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    good = sys.version_info >= (3, 11)
-    yield Finding("ok" if good else "missing", "Python", text, "" if good else "install Python 3.11 or newer")
+    oldest = importlib.metadata.metadata("fourdthinker")["Requires-Python"].removeprefix(">=")
+    good = version(platform.python_version()) >= version(oldest)
+    yield Finding(
+        "ok" if good else "missing", "Python", text, "" if good else f"install Python {oldest} or newer"
+    )
 
 
 def _packages() -> Iterator[Finding]:

@@ -225,6 +225,14 @@ def test_a_build_without_the_headers_of_nvdec_goes_on_and_says_so(monkeypatch, c
     assert "libffmpeg-nvenc-dev is not installed: the extension is built without GPU decoding" in caplog.text
 
 
+def test_the_oldest_python_is_the_one_that_the_package_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    oldest = ".".join(map(str, prepare.OLDEST))  # written there too: it runs before anything is installed
+    assert project["project"]["requires-python"] == f">={oldest}"
+    assert project["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert project["tool"]["mypy"]["python_version"] == oldest
+
+
 def test_an_old_python_is_refused(monkeypatch):
     monkeypatch.setattr(prepare.sys, "version_info", (3, 9, 2, "final", 0))
     with pytest.raises(SystemExit, match=r"3\.11 or newer.*make PYTHON="):
