@@ -121,7 +121,7 @@ def grpo_objective(
     num_items: Tensor | float,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Metrics, Tensor]:
-    """The GRPO objective of a replayed batch (`kernels/_losses.py` has the formulas).
+    """The GRPO objective of a replayed batch (`kernels/_grpo_losses.py` has the formulas).
 
     Args:
         backbone: gives the output matrix.

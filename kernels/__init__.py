@@ -5,16 +5,16 @@ as a top-level package ``kernels``, which transformers looks for and imports: th
 """
 
 if __name__ == "fourdthinker.kernels":
+    from ._grpo_losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
+    from ._grpo_metrics import METRICS
     from ._head import chunk_size
-    from ._losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
-    from ._metrics import METRICS
     from .add_rms_norm import add_rms_norm
     from .cosine_latent_loss import cosine_latent_loss
     from .cross_entropy import cross_entropy
     from .group_advantages import group_advantages
     from .grpo_loss import grpo_loss
     from .grpo_token_loss import grpo_token_loss, top_entropy_mask
-    from .latent_feedback import Recording, forbidden_tokens, latent_feedback_step_, latent_state
+    from .latent_grammar import Recording, forbidden_tokens, latent_feedback_step_, latent_state
     from .linear_cross_entropy import linear_cross_entropy
     from .linear_grpo_loss import linear_grpo_loss
     from .linear_logprobs import linear_logprobs

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ._common import check_floating, check_tensors, reciprocal
-from ._losses import GrpoOptions, kl_term, policy_term
-from ._metrics import named_metrics, sum_tokens, token_values
+from ._grpo_losses import GrpoOptions, kl_term, policy_term
+from ._grpo_metrics import named_metrics, sum_tokens, token_values
 
 
 def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
@@ -80,7 +80,7 @@ def token_terms(
     """The terms of all tokens and their slopes, before any normaliser.
 
     Args:
-        options: the formulas, see ``_losses``.
+        options: the formulas, see ``_grpo_losses``.
         logprobs: log-probabilities of the policy. All tensors have this shape and the accumulation dtype.
         log_ratio: ``logprobs - old``, or its mean over the sequence.
         old: log-probabilities before the first update.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._common import check_tensors
-from ._losses import DEFAULTS, GrpoOptions, check_options
+from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
 from .grpo_token_loss import grpo_token_loss
 from .logprobs import logprobs
 

@@ -1,4 +1,4 @@
-"""The GRPO family of losses from per-token log-probabilities; ``_losses`` has the formulas."""
+"""The GRPO family of losses from per-token log-probabilities; ``_grpo_losses`` has the formulas."""
 
 # Triton functions take no annotations.
 # ruff: noqa: ANN001, ANN201, ANN202
@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
+from ._grpo_losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
+from ._grpo_metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
 from ._grpo_reference import check_like, check_reference, metrics_of, token_scale, token_terms
 from ._launch import launching
-from ._losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
-from ._metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
 
 
 def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
@@ -287,7 +287,7 @@ def grpo_token_loss(
     num_items: Tensor | float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar loss of ``logprobs`` and its metrics; ``_losses`` has the formulas.
+    """The scalar loss of ``logprobs`` and its metrics; ``_grpo_losses`` has the formulas.
 
     On CUDA one launch computes the loss, its gradients and the sums behind the metrics.
 
@@ -309,8 +309,8 @@ def grpo_token_loss(
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
-        The loss in float32 (float64 for float64 ``logprobs``) and the metrics of ``_metrics`` that apply, by
-        name, detached: means over the counted tokens (``_max``: the largest value).
+        The loss in float32 (float64 for float64 ``logprobs``) and the metrics of ``_grpo_metrics`` that
+        apply, by name, detached: means over the counted tokens (``_max``: the largest value).
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an option lacks its input.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_flags, check_floating, check_range, check_tensors
+from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
+from ._grpo_metrics import METRICS, join
 from ._grpo_reference import check_like, check_reference, metrics_of, sequence_sums, token_scale, token_terms
 from ._head import (
     Head,
@@ -24,8 +26,6 @@ from ._head import (
     matmul_rows,
     scaled_gradients,
 )
-from ._losses import DEFAULTS, GrpoOptions, check_options
-from ._metrics import METRICS, join
 
 
 class _Rows(NamedTuple):

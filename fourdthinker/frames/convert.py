@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fourdthinker.frames.checks import DTYPES, normalisation_of, resample_of, size_of, whole
 from fourdthinker.frames.colour import Layout, Planes
+from fourdthinker.frames.display_times import TimesFrom
 from fourdthinker.frames.gpu import convert as gpu
 from fourdthinker.frames.native import native
 from fourdthinker.frames.orientation import Orientation
-from fourdthinker.frames.times import TimesFrom
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -24,8 +24,8 @@ from typing import get_args
 
 from fourdthinker.errors import OutputError
 from fourdthinker.files import UNFINISHED, make_folder, write_bytes
+from fourdthinker.frames.display_times import TimesFrom
 from fourdthinker.frames.timeline import Timeline
-from fourdthinker.frames.times import TimesFrom
 
 VERSION = 10
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"

@@ -8,11 +8,11 @@ from fourdthinker.errors import VideoError
 from fourdthinker.frames.checks import policy_of
 from fourdthinker.frames.container import Source, name_of, opened
 from fourdthinker.frames.convert import Normal
+from fourdthinker.frames.display_times import TimesFrom
 from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.pool import threads
 from fourdthinker.frames.reading import Reading
 from fourdthinker.frames.request import FrameSource, Request
-from fourdthinker.frames.times import TimesFrom
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ from fourdthinker.frames.container import Deadline, aspect_of, opened
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
 from fourdthinker.frames.decode import frames_at, shares, single_packet
-from fourdthinker.frames.decoded import decodable, decoded_timeline
 from fourdthinker.frames.edits import Segment, segments_of
 from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
-from fourdthinker.frames.listed import build_timeline
 from fourdthinker.frames.matroska import Walk, walk
 from fourdthinker.frames.policy import hold, rate
 from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sink import Damaged, Missing
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Held, Timeline
+from fourdthinker.frames.timeline_from_decoding import decodable, decoded_timeline
+from fourdthinker.frames.timeline_from_packets import build_timeline
 
 if TYPE_CHECKING:
     import av

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fourdthinker.frames.bitstream.pictures import KEYFRAME
-from fourdthinker.frames.times import TimesFrom
+from fourdthinker.frames.display_times import TimesFrom
 
 if TYPE_CHECKING:
     import av

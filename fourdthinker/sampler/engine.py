@@ -15,11 +15,11 @@ from fourdthinker.backbones.decoding import Decoder, require_full_attention
 from fourdthinker.backbones.fused import fused_projections
 from fourdthinker.backbones.gathering import require_whole
 from fourdthinker.errors import ConfigError
-from fourdthinker.sampler.broken import refuse_broken
 from fourdthinker.sampler.config import SamplingConfig, row_seed
+from fourdthinker.sampler.logits_processors import Processor, Processors
+from fourdthinker.sampler.non_finite import refuse_broken
 from fourdthinker.sampler.output import StopScanner
 from fourdthinker.sampler.prefill import check_prompts
-from fourdthinker.sampler.processors import Processor, Processors
 from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.run import OnTokens, Run, Work
 from fourdthinker.sampler.schedule import Plan, make_plan

@@ -24,7 +24,7 @@ from fourdthinker.kernels import (
 )
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.config import SamplingConfig
-from fourdthinker.sampler.processors import Processors
+from fourdthinker.sampler.logits_processors import Processors
 from fourdthinker.sampler.store import KVStore
 from fourdthinker.sampler.vision import vision_index
 

@@ -29,7 +29,7 @@ from fourdthinker.objectives import Metrics
 from fourdthinker.sampler import row_seed
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.batches import Items, ShardedBatches
-from fourdthinker.trainers.masters import MasterWeights
+from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.resume import RunState, check_data, finished_updates, run_state
 from fourdthinker.trainers.run_folder import (
     FINAL,

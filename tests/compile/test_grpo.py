@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fourdthinker.kernels._grpo_metrics import LARGEST, METRICS
 from fourdthinker.kernels._launch import ARCHITECTURES, row
-from fourdthinker.kernels._metrics import LARGEST, METRICS
 from fourdthinker.kernels.group_advantages import SCALES, group_advantages_kernel
 from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
 from tests.compile.aot import compile_kernel

@@ -58,7 +58,7 @@ def cosine_latent_loss(n: int) -> None:
 
 
 def latent_feedback(n: int) -> None:
-    module = OPS["latent_feedback"]
+    module = OPS["latent_grammar"]
     state = module.latent_state(n, WIDTH, n, dtype=torch.float32, device="cpu")
     module.latent_feedback_step_(
         torch.zeros(n, dtype=torch.int64), torch.randn(n, WIDTH), torch.randn(n + 9, WIDTH), **state,

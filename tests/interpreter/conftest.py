@@ -11,7 +11,7 @@ import pytest
 from tests.poison import poisoned_memory  # noqa: F401
 
 _LATE = os.environ.get("TRITON_INTERPRET") != "1" and any(
-    "kernels.latent_feedback" in name for name in sys.modules
+    "kernels.latent_grammar" in name for name in sys.modules
 )
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -68,7 +68,7 @@ def cosine(load: Load, upstream: float) -> Case:
 
 def latent_feedback_step(load: Load) -> Case:
     rows, width = 8, 1024
-    module = load("latent_feedback")
+    module = load("latent_grammar")
     embedding, hidden = randn(30, width), randn(rows, width)
     state = module.latent_state(rows, width, 4, dtype=torch.float32, device="cpu")
     state["phase"] = torch.tensor([0, 0, 0, 1, 2, 1, 0, 1], dtype=torch.int32)
@@ -124,7 +124,7 @@ def grpo_token_loss(load: Load, kind: str, everything: bool) -> Case:
     terms = {"beta": 0.1, "entropy_coef": 0.1, "sampler_cap": 2.0} if everything else {}
 
     def run() -> None:
-        chosen = with_options(kind, load("_losses").GrpoOptions, **options, **terms)
+        chosen = with_options(kind, load("_grpo_losses").GrpoOptions, **options, **terms)
         loss = load("grpo_token_loss").grpo_token_loss(
             leaf, randn(rows), mask, **others, **chosen, backend="triton"
         )[0]
@@ -162,7 +162,7 @@ def logits_case(load: Load, op: str, dtype: torch.dtype, inplace: bool = False) 
         elif op == "cross_entropy":
             loss = module.cross_entropy(logits, torch.where(mask, target, -100), **options)
         else:
-            chosen = with_options(kind, load("_losses").GrpoOptions, beta=0.1, entropy_coef=0.1)
+            chosen = with_options(kind, load("_grpo_losses").GrpoOptions, beta=0.1, entropy_coef=0.1)
             loss = module.grpo_loss(
                 logits, target, advantages=advantages, mask=mask, ref_logprobs=ref, **chosen, **options
             )[0]
@@ -195,7 +195,7 @@ def linear(load: Load, op: str) -> Case:
         elif op == "linear_logprobs":
             loss = module.linear_logprobs(*leaves, target, mask=mask, **options).sum()
         else:
-            chosen = with_options(kind, load("_losses").GrpoOptions)
+            chosen = with_options(kind, load("_grpo_losses").GrpoOptions)
             loss = module.linear_grpo_loss(
                 *leaves, target, advantages=torch.ones(1), mask=mask, **chosen, **options
             )[0]

@@ -40,7 +40,7 @@ LONG_FUNCTIONS: dict[str, str] = {
     "bench/_kernel_cases.py:head_cases": "a table of cases",
     "kernels/_sample_kernel.py:sample_draw_kernel": "a Triton kernel: its stages share registers",
     "kernels/grpo_token_loss.py:grpo_token_loss_kernel": "a Triton kernel: its terms share registers",
-    "kernels/_feedback.py:latent_feedback_kernel": "a Triton kernel: the whole grammar",
+    "kernels/_grammar_kernel.py:latent_feedback_kernel": "a Triton kernel: the whole grammar",
     "kernels/_prefix_decode_kernels.py:prefix_decode_prompt_kernel": "a Triton kernel: the loop over keys",
 }
 

@@ -14,7 +14,7 @@ from fourdthinker.frames import codecs
 DECODERS = [decoder for codec in codecs.CODECS.values() for decoder in codec.decoders]
 FOLDER = Path(codecs.__file__).parent
 # Names of containers of bare streams, which are those of their codecs.
-CONTAINERS = {"container.py", "listed.py"}
+CONTAINERS = {"container.py", "timeline_from_packets.py"}
 
 
 def test_a_decoder_belongs_to_one_codec() -> None:

@@ -17,10 +17,10 @@ from fourdthinker.frames import FramePolicy, Frames, FrameSource, codecs, iterat
 from fourdthinker.frames import sink as sink_module
 from fourdthinker.frames.attempts import Attempt, Untold, final_error, next_attempt
 from fourdthinker.frames.codecs import CODECS, codec_of
-from fourdthinker.frames.listed import Packets, _order_of_stamps
+from fourdthinker.frames.display_times import times_of
 from fourdthinker.frames.sink import Disordered, Sink
 from fourdthinker.frames.timeline import Timeline
-from fourdthinker.frames.times import times_of
+from fourdthinker.frames.timeline_from_packets import Packets, _order_of_stamps
 from tests.clips import make_clip, numbers, picture
 
 COUNT, RATE = 50, 25

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import KEYFRAME, NOT_SHOWN, RANDOM_ACCESS
 from fourdthinker.frames.codecs import Codec, codec_of
+from fourdthinker.frames.display_times import TimesFrom, increases, times_of
 from fourdthinker.frames.edits import Edited, Segment, edited
 from fourdthinker.frames.matroska import Walk
 from fourdthinker.frames.sink import REORDERED
 from fourdthinker.frames.timeline import Held, Timeline
-from fourdthinker.frames.times import TimesFrom, increases, times_of
 
 if TYPE_CHECKING:
     import av

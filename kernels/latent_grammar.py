@@ -34,7 +34,7 @@ from ._common import (
     tile,
     use_triton,
 )
-from ._feedback import Recording, forbidden_tokens, latent_feedback_kernel, reference
+from ._grammar_kernel import Recording, forbidden_tokens, latent_feedback_kernel, reference
 from ._launch import launching
 
 __all__ = ["Recording", "forbidden_tokens", "latent_feedback_step_", "latent_state"]

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
 from fourdthinker.frames.codecs import codec_of
+from fourdthinker.frames.display_times import times_of
 from fourdthinker.frames.edits import Segment, edited
-from fourdthinker.frames.listed import (
+from fourdthinker.frames.sink import repeats
+from fourdthinker.frames.timeline import Timeline
+from fourdthinker.frames.timeline_from_packets import (
     DAMAGED,
     check_joined,
     end_of,
@@ -21,9 +24,6 @@ from fourdthinker.frames.listed import (
     stamp_of,
     suspect,
 )
-from fourdthinker.frames.sink import repeats
-from fourdthinker.frames.timeline import Timeline
-from fourdthinker.frames.times import times_of
 
 if TYPE_CHECKING:
     import av

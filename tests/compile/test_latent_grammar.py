@@ -6,7 +6,7 @@ import pytest
 
 from fourdthinker.kernels._common import tile
 from fourdthinker.kernels._launch import ARCHITECTURES, row
-from fourdthinker.kernels.latent_feedback import latent_feedback_kernel
+from fourdthinker.kernels.latent_grammar import latent_feedback_kernel
 from tests.compile.aot import compile_kernel
 
 ARGUMENTS = {

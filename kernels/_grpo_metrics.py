@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._losses import GrpoOptions, larger
+from ._grpo_losses import GrpoOptions, larger
 
 
 class Metric(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.masters import MASTERS, MasterWeights
+from fourdthinker.trainers.master_weights import MASTERS, MasterWeights
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import metrics, samples
