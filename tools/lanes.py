@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
 ON_REQUEST = ("gpu",)
-SHARED_OUT = ("unit", "interpreter")  # many short tests: a process for each core takes from one list
+SHARED_OUT = ("unit", "interpreter", "compile")  # many tests: a process for each core takes from one list
 PROCESSES = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal"]
 COVERAGE = ROOT / "build" / "coverage"
 LEAST_COVERAGE = 90
