@@ -1,4 +1,4 @@
-"""Whole weights for a rollout, where training slices them over ranks (ZeRO-3 of DeepSpeed, FSDP2 of torch).
+"""Whole weights for rollouts and checkpoints, where training slices them (DeepSpeed ZeRO-3, FSDP2 of torch).
 
 Both gather the weights of a module in hooks around its call and drop them after it: each call of a decode
 step would be a collective, and ranks whose rollouts take different numbers of steps would wait for each other
@@ -17,15 +17,21 @@ from torch.distributed.tensor import DTensor
 
 from fourdthinker.errors import ConfigError
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_state_dict_pre_hooks",  # those of FSDP2 slice the weights before they are saved
+)
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Hold all weights of a model whole on every rank for the time of a block.
 
-    Entering and leaving is collective, what happens inside is not: modules are called without any hooks, so
-    ranks may call them differently often. Where nothing is sliced this does nothing.
+    Entering and leaving is collective, what happens inside is not: modules are called and saved without any
+    hooks, so ranks may do so differently often. Where nothing is sliced this does nothing.
 
     Args:
         model: nothing of it may be trained or changed within the block.

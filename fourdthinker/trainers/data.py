@@ -14,6 +14,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.files import make_folder
 from fourdthinker.prompts import Encoder
@@ -169,14 +170,15 @@ def _filled_cache(
 ) -> VisionCache:
     """The cache in `config.cache_dir`, complete for `records`; the ranks share the work."""
     backbone = checkpoint.backbone
-    cache = VisionCache(config.cache_dir or "", backbone, encoder, clips=kept.clips, imagery=kept.imagery)
-    cache.fill(
-        backbone,
-        records,
-        rank=args.process_index,
-        world_size=args.world_size,
-        workers=config.dataloader_num_workers,
-    )
+    with gathered(backbone.visual):  # of which ranks have different numbers of batches
+        cache = VisionCache(config.cache_dir or "", backbone, encoder, clips=kept.clips, imagery=kept.imagery)
+        cache.fill(
+            backbone,
+            records,
+            rank=args.process_index,
+            world_size=args.world_size,
+            workers=config.dataloader_num_workers,
+        )
     if args.world_size > 1:
         dist.barrier()
     return cache

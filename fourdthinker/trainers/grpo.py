@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import grpo_objective, policy_logprobs
 from fourdthinker.rewards import Reward, accuracy_reward, load_reward
@@ -133,7 +135,7 @@ class GrpoTrainer(LatentTrainer):
         slots = update_slots(len(batches), size, rank, self.args.world_size)
         seeds = rollout_seeds(config.seed, step, slots, config.num_generations)
         scored = []
-        with self.accelerator.autocast(), self.whole_parameters():
+        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
             for batch, prompts in batches:
                 count = len(batch) * config.num_generations
                 mine, seeds = seeds[:count], seeds[count:]
@@ -143,7 +145,8 @@ class GrpoTrainer(LatentTrainer):
         if shown and self.is_world_process_zero():
             write_rollouts(Path(config.output_dir) / ROLLOUTS, step, experiences[0], config.log_rollouts)
         if self._unchecked:
-            self._check_sharing(experiences[0])
+            with gathered(self.checkpoint.backbone):
+                self._check_sharing(experiences[0])
             self._unchecked = False
         replay = self._make_replay(experiences)
         for experience in experiences:
@@ -174,8 +177,12 @@ class GrpoTrainer(LatentTrainer):
         sequences, tokens = self.sum_over_ranks(totals)
         micro_batches = []
         for experience, number in zip(experiences, self._forwards_of(experiences), strict=True):
-            chunks = replay_chunks(experience, number, pad_id, share=config.share_prompt)
-            micro_batches.append([self._with_reference(chunk) for chunk in chunks])
+            micro_batches.append(replay_chunks(experience, number, pad_id, share=config.share_prompt))
+        if config.loss.beta:
+            own = self.checkpoint.backbone
+            reference = own if self.reference is None else self.reference
+            with gathered(reference), own.without_adapter() if reference is own else nullcontext():
+                micro_batches = [[self._with_reference(c, reference) for c in m] for m in micro_batches]
         whole = sequences if config.loss.counts_sequences else tokens
         num_items = [whole] * len(experiences)
         if config.loss.loss_type == "bnpo":  # as in TRL, where batches of unequal length weigh the same
@@ -196,19 +203,13 @@ class GrpoTrainer(LatentTrainer):
     # ---- log-probs without gradient
 
     def _logprobs(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Outside the engine nothing gathers the head's weight, which is read, not called: see `gathered`."""
         objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
         with self.accelerator.autocast():
             return backbone.eval()(batch, objective)  # the next training step sets the mode back
 
-    def _with_reference(self, chunk: Chunk) -> Chunk:
-        if not self.settings.loss.beta:
-            return chunk
-        if self.reference is not None:
-            logprobs = self._logprobs(self.reference, chunk.batch)
-        else:
-            with self.checkpoint.backbone.without_adapter():
-                logprobs = self._logprobs(self.checkpoint.backbone, chunk.batch)
-        return replace(chunk, batch=chunk.batch | {"ref_logprobs": logprobs})
+    def _with_reference(self, chunk: Chunk, reference: Backbone) -> Chunk:
+        return replace(chunk, batch=chunk.batch | {"ref_logprobs": self._logprobs(reference, chunk.batch)})
 
     def _check_sharing(self, experience: Experience) -> None:
         """Compare two completions of one prompt, behind one copy of it, with each in a sequence of its own.

@@ -1,8 +1,8 @@
 """float32 master weights of a model that is trained in bfloat16.
 
-A bfloat16 weight has 8 significant bits, so that an update below 1/512 of it is rounded away: 20 updates at a
-learning rate of 1e-6 change 0.6 % of the weights. The optimizer therefore updates float32 copies, and the
-model gets them rounded after each step. DeepSpeed keeps such copies itself.
+A bfloat16 weight has 8 significant bits, so that an update below 1/512 of it is rounded away: at a learning
+rate of 1e-6 nearly every one. The optimizer therefore updates float32 copies, and the model gets them rounded
+after each step. DeepSpeed keeps such copies itself.
 """
 
 from __future__ import annotations

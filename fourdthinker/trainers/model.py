@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
 from fourdthinker.backbones.adapters import MERGE_FIRST, add_lora
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.trainers.settings import DiftConfig, TrainConfig
 
@@ -68,8 +69,10 @@ def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
     settings = config.lora
     if settings is None:
         return
-    head, latents = backbone.head_weight, backbone.latents
-    if not settings.train_embeddings and torch.equal(head[latents.start_id], head[latents.end_id]):
+    with gathered(backbone.hf.get_output_embeddings()):
+        start, end = (backbone.head_weight[i] for i in (backbone.latents.start_id, backbone.latents.end_id))
+        untrained = torch.equal(start, end)
+    if not settings.train_embeddings and untrained:
         raise ConfigError(
             "the latent tokens of this model are new (all have the same weights), and an adapter leaves them "
             "as they are, so that no block would ever begin; set lora.train_embeddings=true"
@@ -104,5 +107,6 @@ def reference_model(
     else:
         tower = loaded.backbone.visual
         memo: dict[int, Any] = {id(tower): tower} if config.freeze_vision else {}
-        backbone = copy.deepcopy(loaded.backbone, memo)
+        with gathered(loaded.backbone):  # what ZeRO-3 has sliced would be copied without its values
+            backbone = copy.deepcopy(loaded.backbone, memo)
     return backbone.eval().requires_grad_(False)

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.backbones.common import Backbone, Objective
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.objectives import Metrics
@@ -264,9 +265,9 @@ class LatentTrainer(Trainer):
     def _void_update(self, what: str) -> None:
         names = [self.items.describe(i) for i in self._bad]
         if self.args.world_size > 1:
-            gathered: list[list[str]] = [[] for _ in range(self.args.world_size)]
-            dist.all_gather_object(gathered, names)
-            names = [name for part in gathered for name in part]
+            parts: list[list[str]] = [[] for _ in range(self.args.world_size)]
+            dist.all_gather_object(parts, names)
+            names = [name for part in parts for name in part]
         self._bad, self._skip_update = [], False
         self.bad_steps += 1
         message = f"step {self.state.global_step + 1}: non-finite {what}" + (
@@ -334,7 +335,7 @@ class LatentTrainer(Trainer):
         One that training goes on from (`_internal_call`, of Trainer) has the float32 weights too.
         """
         folder = output_dir or self.settings.output_dir
-        with self.whole_parameters():
+        with gathered(self.checkpoint.backbone):
             if self.args.should_save:
                 save_checkpoint(folder, self.checkpoint)
         if self.args.should_save and _internal_call:
@@ -348,17 +349,6 @@ class LatentTrainer(Trainer):
     @functools.cached_property
     def _data(self) -> str:
         return self.items.fingerprint()
-
-    @contextlib.contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Gathers, for the time of a block, parameters that ZeRO-3 slices over the ranks."""
-        if not (self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3):
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(self.checkpoint.backbone.parameters())):
-            yield
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""

@@ -1,0 +1,159 @@
+"""Weights that are sliced over ranks: what training reads of them outside of its engine is gathered first."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers import data
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.data import Kept
+from fourdthinker.trainers.grpo import Replay, make_trainer
+from fourdthinker.trainers.model import add_adapter, reference_model
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
+from fourdthinker.trainers.trainer import Parts
+from fourdthinker.trainers.vision_cache import tower_fingerprint
+from tests.e2e.training import length_reward, prompts
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = {"use_cpu": True, "report_to": [], "max_steps": 1, "save_steps": 0}
+
+
+def replay_and_checkpoint(folder: Path, rank: int, *, sliced: bool) -> tuple[Replay, dict[str, torch.Tensor]]:
+    """What a rank samples and prepares for an update, with the reference's log-probs; and what it saves.
+
+    Ranks take different numbers of decode steps and of forwards without gradient.
+    """
+    checkpoint = tiny_checkpoint(seed=3)
+    values = BASE | {"output_dir": str(folder), "num_generations": 3, "per_device_train_batch_size": 1}
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "log_rollouts": 0}
+    values |= {"max_completion_length": (4, 15)[rank], "loss": {"beta": 0.1}}
+    config = make_config(GrpoConfig, values)
+    items = prompts(checkpoint, 2)
+    parts = Parts(training_arguments(config), checkpoint, Items(items), None)
+    trainer = make_trainer(config, {"length": length_reward}, parts)
+    if sliced:
+        for layer in checkpoint.backbone.hf.model.language_model.layers:
+            fully_shard(layer)
+        fully_shard(checkpoint.backbone)
+    replay = trainer._sample([[(rank,), (items[rank],)]])
+    trainer.save_model(str(folder / "saved"))
+    dist.barrier()
+    return replay, load_checkpoint(folder / "saved").backbone.state_dict()
+
+
+def fsdp2(rank: int, folder: str) -> None:
+    """In each of two processes."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }  # accelerate asks
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    store = dist.FileStore(os.path.join(folder, "store"), 2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=60))
+    expected, weights = replay_and_checkpoint(Path(folder, "whole"), rank, sliced=False)
+    got, saved = replay_and_checkpoint(Path(folder, "sliced"), rank, sliced=True)
+    for one, other in zip(got.micro_batches, expected.micro_batches, strict=True):
+        for chunk, whole in zip(one, other, strict=True):
+            assert torch.equal(chunk.batch["chosen_ids"], whole.batch["chosen_ids"])
+            torch.testing.assert_close(chunk.batch["ref_logprobs"], whole.batch["ref_logprobs"])
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")
+def test_ranks_of_fsdp2_that_take_different_numbers_of_steps(tmp_path: Path) -> None:
+    mp.spawn(fsdp2, (str(tmp_path),), nprocs=2)
+
+
+@pytest.fixture
+def zero3(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What ZeRO-3 does to weights: empty tensors with their shape, whole within GatheredParameters alone."""
+    whole: dict[int, torch.Tensor] = {}
+
+    @contextmanager
+    def gather(parameters: list[nn.Parameter]) -> Iterator[None]:
+        for parameter in parameters:
+            parameter.data = whole[parameter.ds_id]  # type: ignore[attr-defined]
+        yield
+        for parameter in parameters:
+            parameter.data = torch.empty(0)
+
+    def slice_weights(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.ds_id, parameter.ds_shape = len(whole), parameter.shape  # type: ignore[attr-defined]
+            whole[len(whole)], parameter.data = parameter.data, torch.empty(0)
+
+    monkeypatch.setitem(
+        sys.modules, "deepspeed", SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gather))
+    )
+    return slice_weights
+
+
+def test_untrained_latent_tokens_are_seen_in_a_sliced_head(zero3: Any, tmp_path: Path) -> None:
+    config = make_config(DiftConfig, BASE | {"output_dir": str(tmp_path), "lora": {"r": 4}})
+    backbone = tiny_checkpoint(layers=1).backbone
+    with torch.no_grad():
+        backbone.head_weight[list(backbone.latents.ids)] = 1.0
+    zero3(backbone)
+    with pytest.raises(ConfigError, match="train_embeddings=true"):
+        add_adapter(config, backbone)
+
+
+def test_the_reference_of_a_sliced_model_is_whole(zero3: Any, tmp_path: Path) -> None:
+    config = make_config(GrpoConfig, BASE | {"output_dir": str(tmp_path)})
+    expected = tiny_checkpoint(layers=1).backbone.hf.model.language_model.state_dict()
+    checkpoint = tiny_checkpoint(layers=1)
+    zero3(checkpoint.backbone)
+    reference = reference_model(config, training_arguments(config), None, checkpoint, checkpoint)
+    got = reference.hf.model.language_model.state_dict()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    assert checkpoint.backbone.embedding_weight.numel() == 0
+
+
+def test_the_vision_cache_is_filled_by_a_whole_tower(
+    zero3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def fill(self: Any, backbone: Any, *_: Any, **__: Any) -> None:
+        shapes.extend(parameter.numel() for parameter in backbone.visual.parameters())
+
+    monkeypatch.setattr(data.VisionCache, "fill", fill)
+    config = make_config(
+        DiftConfig, BASE | {"output_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    )
+    checkpoint = tiny_checkpoint(layers=1)
+    expected = tower_fingerprint(checkpoint.backbone)
+    zero3(checkpoint.backbone)
+    cache = data._filled_cache(
+        config,
+        training_arguments(config),
+        checkpoint,
+        checkpoint.encoder(),
+        [],
+        Kept(clips=True, imagery=True),
+    )
+    assert cache._base["tower"] == expected
+    assert shapes
+    assert all(shapes)
