@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, NON_REFERENCE, RANDOM_ACCESS, Damage
+from fourdthinker.frames.bitstream.pictures import (
+    DUPLICATE,
+    KEYFRAME,
+    NON_REFERENCE,
+    RANDOM_ACCESS,
+    SECOND_FIELD,
+    Damage,
+)
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Deadline
 from fourdthinker.frames.sink import Damaged, Missing, Sink
@@ -39,7 +46,7 @@ def plan(
     emptied after each run there is one run, to the end of the stream.
     """
     ends = _ends(timeline, decoder)
-    places = [timeline.order[pts] for pts in wanted]
+    places = [_last_packet(timeline, timeline.order[pts]) for pts in wanted]
     first = 0 if careful else timeline.key_before(min(wanted)) or 0
     if careful or not ends:
         return [(first, max(places) if ends else len(timeline.coded) - 1)]
@@ -60,6 +67,16 @@ def plan(
         else:
             joined.append((first, last))
     return joined
+
+
+def _last_packet(timeline: Timeline, position: int) -> int:
+    """The position of the last packet of a picture: its own, or that of its second field."""
+    following = position + 1
+    return (
+        following
+        if following < len(timeline.flags) and timeline.flags[following] & SECOND_FIELD
+        else position
+    )
 
 
 def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:

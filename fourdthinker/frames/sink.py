@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fourdthinker.frames.bitstream.pictures import NON_REFERENCE
+from fourdthinker.frames.bitstream.pictures import NON_REFERENCE, NOT_SHOWN
 from fourdthinker.frames.orientation import matrix_of
 from fourdthinker.frames.timeline import Timeline
 
@@ -154,7 +154,8 @@ class Sink:
         place = self.timeline.order.get(pts, 0)
         coded, flags = self.timeline.coded, self.timeline.flags
         first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
-        return max((coded[k] for k in range(first, place) if not flags[k] & NON_REFERENCE), default=pts)
+        unseen = NON_REFERENCE | NOT_SHOWN
+        return max((coded[k] for k in range(first, place) if not flags[k] & unseen), default=pts)
 
     def needs(self, pts: int) -> bool:
         """Whether a frame still to come out, or held, may refer to the picture of this stamp."""

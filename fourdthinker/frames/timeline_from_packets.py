@@ -11,7 +11,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames.bitstream.pictures import KEYFRAME, NOT_SHOWN, RANDOM_ACCESS
+from fourdthinker.frames.bitstream.display_order import OF_SECOND_FIELD
+from fourdthinker.frames.bitstream.pictures import (
+    KEYFRAME,
+    NON_REFERENCE,
+    NOT_SHOWN,
+    RANDOM_ACCESS,
+    SECOND_FIELD,
+)
 from fourdthinker.frames.codecs import Codec, codec_of
 from fourdthinker.frames.display_times import TimesFrom, increases, times_of
 from fourdthinker.frames.edits import Edited, Segment, edited
@@ -58,6 +65,12 @@ class Packets:
     whole: int | None = None
     fault: tuple[int | None, str] | None = None
 
+    def join_fields(self) -> None:
+        """The last packet is the second field of the picture before it: both are decoded, or none."""
+        self.flags[-1] = NOT_SHOWN | SECOND_FIELD
+        self.flags[-2] &= ~NON_REFERENCE
+        self.durations[-2] = 0  # that of a field
+
 
 def build_timeline(
     container: InputContainer,
@@ -96,14 +109,17 @@ def build_timeline(
     whole = packets.own and len(known) == len(stamps) == len(set(known))
     believed = whole and increases([known[place] for place in display])
     numbers: Sequence[int] = known
+    coded = sorted(display)  # those shown, in decoding order
+    index = {place: k for k, place in enumerate(coded)}
     stamps_shown: Sequence[int] | None = None
     times_from: TimesFrom = "container"
     step = Fraction(0)
     if not believed or fps is not None or len(segments) > 1:
-        stored = stamps if fps is None else [None] * len(stamps)
+        stored = [stamps[place] if fps is None else None for place in coded]
+        order = [index[place] for place in display]
         step, base = pace(video, name, base, stored, fps)
-        check_joined(name, [stored[place] for place in display], step, base)
-        stamps_shown, times_from = times_of(stored, display, step)
+        check_joined(name, [stored[k] for k in order], step, base)
+        stamps_shown, times_from = times_of(stored, order, step)
         numbers = numbered(display, len(stamps))
     edit = edited(segments if fps is None else (), [numbers[place] for place in display], stamps_shown)
     kept = set(edit.shown)
@@ -267,6 +283,8 @@ def _packets(
             found.flags.append(flags_of(data) | (KEYFRAME if key else 0))
             if key_of is not None:
                 found.keys.append(key_of(data))
+                if found.keys[-1] == OF_SECOND_FIELD and len(found.keys) > 1:
+                    found.join_fields()
             held.keep(packet)
     except av.error.FFmpegError as error:
         if not found.stamps:
@@ -299,8 +317,9 @@ def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[i
     # A decoder that does not hold pictures back cannot change their order.
     if not codec.reorders or context.codec.intra_only or not context.codec.delay:
         return places
-    keys = {place: key for place, key in enumerate(packets.keys) if key is not None}
-    if len(keys) == len(packets.stamps) == len(set(keys.values())):
+    told = {place: packets.keys[place] for place in places} if packets.keys else {}
+    keys = {place: key for place, key in told.items() if key is not None}
+    if len(keys) == len(places) == len(set(keys.values())):
         return sorted(places, key=keys.__getitem__)
     return _order_of_stamps(packets, keys, places)
 

@@ -1,7 +1,8 @@
 """In which order the pictures of a stream are shown, by their own headers and without decoding.
 
 A function of a stream's header gives one of the data of each packet, called in decoding order: a number that
-increases in the order of display, or None where the data do not tell. It serves to check presentation times,
+increases in the order of display, or None where the data do not tell; OF_SECOND_FIELD for a packet that holds
+the second field of the picture before it alone (H.264). It serves to check presentation times,
 and to order pictures where these are missing or follow the order of storage.
 
 Sources: ITU-T H.264 7.3.3 (slice header), 8.2.1 (picture order count); H.265 7.3.6.1 (slice segment header),
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
@@ -31,6 +33,7 @@ from fourdthinker.frames.bitstream.nal import (
 from fourdthinker.frames.bitstream.pictures import Data
 
 Order = Callable[[Data], int | None]
+OF_SECOND_FIELD = -1
 _EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
 _GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
 _HEAD = 24  # bytes of a slice that hold the fields read here
@@ -100,28 +103,55 @@ class _Count:
         return self.epoch + high + low
 
 
+class _Field(NamedTuple):
+    """A field of H.264, as its slices name it."""
+
+    bottom: int
+    frame_number: int
+    reference: bool
+
+    def completes(self, first: _Field | None) -> bool:
+        """Whether it and the field before it are one picture (H.264 3.30, as FFmpeg's decoder has it)."""
+        return first == (1 - self.bottom, self.frame_number, self.reference)
+
+
 class _H264:
     def __init__(self, extradata: bytes) -> None:
         self.length = H264.length_size(extradata)
         self.sequences: dict[int, Sequence264] = {}
         self.of_picture: dict[int, int] = {}  # picture parameter set -> sequence parameter set
         self.count, self.decoded = _Count(), 0
+        self.unpaired: _Field | None = None  # the field before, while its picture lacks the other one
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
             for unit in header_units(H264, extradata):
                 self._set(unit)
 
     def order(self, data: Data) -> int | None:
+        key, fields = None, list[_Field]()
         try:
             for unit in units(data, self.length):
                 if not len(unit):
-                    return None
+                    break
                 kind = unit[0] & 31
-                if kind in (1, 2, 5):
-                    return self._slice(Bits(content(unit, _HEAD)), kind == 5, bool(unit[0] & 0x60))
-                self._set(unit)
+                if kind not in (1, 2, 5):
+                    self._set(unit)
+                    continue
+                bits, reference = Bits(content(unit, _HEAD)), bool(unit[0] & 0x60)
+                sequence, field = self._head(bits, reference)
+                if not fields:
+                    second = field is not None and field.completes(self.unpaired)
+                    key = self._key(bits, sequence, kind == 5, reference, second)
+                if field is None:
+                    break
+                if field not in fields[-1:]:
+                    fields.append(field)
         except (ValueError, KeyError):
+            self.unpaired = None
             return None
-        return None
+        alone = len(fields) == 1 and fields[0].completes(self.unpaired)
+        for field in fields or (None,):
+            self.unpaired = None if field is None or field.completes(self.unpaired) else field
+        return OF_SECOND_FIELD if alone else key
 
     def _set(self, unit: Data) -> None:
         kind = unit[0] & 31 if len(unit) else 0
@@ -133,19 +163,24 @@ class _H264:
             number = bits.ue()
             self.of_picture[number] = bits.ue()
 
-    def _slice(self, bits: Bits, idr: bool, reference: bool) -> int | None:
+    def _head(self, bits: Bits, reference: bool) -> tuple[Sequence264, _Field | None]:
         bits.take(8)
         bits.skip_ue(2)
         sequence = self.sequences[self.of_picture[bits.ue()]]
         if sequence.separate_planes:
             bits.take(2)
-        bits.take(sequence.frame_number_size)
-        if not sequence.frames_only and bits.take(1):
-            bits.take(1)
+        number = bits.take(sequence.frame_number_size)
+        if sequence.frames_only or not bits.take(1):
+            return sequence, None
+        return sequence, _Field(bits.take(1), number, reference)
+
+    def _key(self, bits: Bits, sequence: Sequence264, idr: bool, reference: bool, second: bool) -> int | None:
+        """The number of a picture. bits: behind the fields that `_head` takes."""
         self.decoded += 1
         if idr:
             bits.ue()
-            self.count.begin()
+            if not second:
+                self.count.begin()
         if sequence.order_kind == 2:  # shown as decoded
             return self.count.epoch + self.decoded
         if sequence.order_kind == 1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from fourdthinker.frames.bitstream.pictures import SECOND_FIELD
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.colour import REPEAT, Layout, planes_of
 from fourdthinker.frames.container import Deadline, aspect_of, opened
@@ -64,6 +65,8 @@ def decode(
 
     if not timeline.coded:
         raise NvdecError("packets without time stamps")
+    if any(flag & SECOND_FIELD for flag in timeline.flags):
+        raise NvdecError("fields of a picture in packets of their own")
     device, (frame, layout, _) = torch.device(request.device), first
     normal = request.normal if request.out == "patches" else None
     options = conversion(size, resample=request.policy.resample, orientation=orientation, normal=normal)
