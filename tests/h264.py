@@ -48,8 +48,6 @@ def parameter_sets() -> bytes:
     sequence.put((2, 0), (4, 0))
     picture = _Writer().put((0, 0), (0, 0), (0, 2), (0, 0), (0, 0), (0, 0), (0, 3))
     picture.put((0, 0), (0, 0), (0, 0), (0, 3))
-        (0, 0), (0, 0), (0, 2), (0, 0), (0, 0), (0, 0), (0, 3), (0, 0), (0, 0), (0, 0), (0, 3)
-    )
     return _unit(True, 7, sequence.data(stop=True)) + _unit(True, 8, picture.data(stop=True))
 
 
