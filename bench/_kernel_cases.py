@@ -270,14 +270,14 @@ def small_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     width, itemsize = sizes.width, sizes.dtype.itemsize
     hidden = data.randn(4, sizes.latents // 2, width).requires_grad_()
     count = sizes.latents
-    at = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
-    at[:, 1 : 1 + count // 4] = True
-    index, goal = at.view(-1).nonzero()[:, 0], data.randn(count, width)
+    is_latent = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
+    is_latent[:, 1 : 1 + count // 4] = True
+    index, goal = is_latent.view(-1).nonzero()[:, 0], data.randn(count, width)
     calls, absent = _present({
         "ours": trained(lambda: cosine_latent_loss(hidden, goal, index)[0], hidden),
-        "eager": trained(lambda: peers.eager_cosine(hidden, goal, at), hidden),
+        "eager": trained(lambda: peers.eager_cosine(hidden, goal, is_latent), hidden),
         "torch.compile": _step(torch.compile(peers.eager_cosine) if compiled else None, (hidden,), hidden,
-                               goal, at),
+                               goal, is_latent),
     })  # fmt: skip
     positions = hidden.shape[0] * hidden.shape[1]
     yield Case(

@@ -26,14 +26,14 @@ def eager_grpo(
     ratio = torch.exp(logprobs - old)
     clipped = ratio.clamp(1 - EPSILON, 1 + EPSILON)
     gains = advantages[:, None]
-    away = torch.exp(ref - logprobs) - (ref - logprobs) - 1
-    terms = -torch.min(ratio * gains, clipped * gains) + beta * away
+    kl = torch.exp(ref - logprobs) - (ref - logprobs) - 1
+    terms = -torch.min(ratio * gains, clipped * gains) + beta * kl
     return ((terms * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
 
 
-def eager_cosine(hidden: Tensor, target: Tensor, at: Tensor) -> Tensor:
+def eager_cosine(hidden: Tensor, target: Tensor, is_latent: Tensor) -> Tensor:
     """As published trainers do it: boolean indexing of shifted hidden states, then ``cosine_similarity``."""
-    picked = hidden[:, :-1][at[:, 1:]]
+    picked = hidden[:, :-1][is_latent[:, 1:]]
     return (1 - F.cosine_similarity(picked.float(), target.float(), dim=-1)).mean()
 
 

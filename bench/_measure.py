@@ -185,8 +185,8 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """A table of ``rows``; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = Table(title=title, title_justify="left")
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in columns))
     console = Console()

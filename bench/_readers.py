@@ -196,19 +196,23 @@ def qwen_vl_utils(path: Path, plan: Plan) -> np.ndarray:
 
 # -- which there are
 
-OURS, AGAIN = "ours", "ours, second visit"
+OURS, SECOND_VISIT = "ours", "ours, second visit"
 SLOW_PEER = "decord + Pillow"  # the one that the first bound is set against
 
 
 def readers(device: str, kept: str) -> dict[str, Reader]:
     """Those that this installation has, by name; ours first. kept: a folder for indices of second visits."""
     if device == "cuda":
-        found = {OURS: ours("off", "cuda"), AGAIN: ours(kept, "cuda"), "ours, on the host": ours("off")}
+        found = {
+            OURS: ours("off", "cuda"),
+            SECOND_VISIT: ours(kept, "cuda"),
+            "ours, on the host": ours("off"),
+        }
         if importlib.util.find_spec("torchcodec"):
             found["torchcodec cuda"] = torchcodec("approximate", 1, "cuda")
             found["torchcodec exact, all threads"] = torchcodec("exact", 0)
         return found
-    found = {OURS: ours("off"), AGAIN: ours(kept)}
+    found = {OURS: ours("off"), SECOND_VISIT: ours(kept)}
     for module in ("decord", "torchcodec.decoders", "cv2"):  # not within a first run
         with suppress(Exception):  # which tells why not
             importlib.import_module(module)

@@ -103,12 +103,12 @@ def build(name: str, device: str, dtype: torch.dtype) -> Backbone:
 def make_prompts(backbone: Backbone, count: int, grid: tuple[int, int, int]) -> list[Prompt]:
     """Prompts of one clip of ``grid`` patches each, with a few words before and after it."""
     generator = torch.Generator().manual_seed(1)
-    clock = backbone.vision.tokens_per_second is not None
+    joins_frames = backbone.vision.tokens_per_second is not None
     prompts = []
     for _ in range(count):
         words = torch.randint(0, 150_000, (TEXT - 2,), generator=generator)
         grids = torch.tensor([grid])
-        runs = grids if clock else per_frame(grids)
+        runs = grids if joins_frames else per_frame(grids)
         start, end = torch.tensor([IDS["vision_start"]]), torch.tensor([IDS["vision_end"]])
         pads = [torch.full((int(run.prod()) // 4,), IDS["video"]) for run in runs]
         clip = [piece for run in pads for piece in (start, run, end)]

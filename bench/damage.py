@@ -92,13 +92,13 @@ READERS: dict[str, Read] = {"ours": ours, "torchcodec": torchcodec, "decord": de
 @dataclass(frozen=True)
 class Case:
     kind: str
-    at: float  # of the file
+    position: float  # of the damage, a fraction of the file
     size: int
     seed: int
     number: int  # of the frame
 
     def damage(self, data: bytes) -> bytes:
-        begin = int(len(data) * self.at)
+        begin = int(len(data) * self.position)
         end = min(begin + (1 if self.kind == "flipped" else self.size), len(data))
         if self.kind == "removed":
             return data[:begin] + data[end:]
@@ -115,9 +115,9 @@ def cases(count: int, frames: int) -> list[Case]:
     draw = random.Random(0)
     found = []
     for seed in range(count * len(KINDS)):
-        at = draw.uniform(0.1, 0.9)
-        number = min(frames - 1, max(0, int(at * frames) + draw.randrange(-6, 12)))
-        found.append(Case(KINDS[seed % len(KINDS)], at, draw.choice(SIZES), seed, number))
+        position = draw.uniform(0.1, 0.9)
+        number = min(frames - 1, max(0, int(position * frames) + draw.randrange(-6, 12)))
+        found.append(Case(KINDS[seed % len(KINDS)], position, draw.choice(SIZES), seed, number))
     return found
 
 

@@ -19,9 +19,9 @@ pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = [
-    pytest.param(family, at, candidate, id=f"{case.op}-{case.mode}-{candidate}")
+    pytest.param(family, number, candidate, id=f"{case.op}-{case.mode}-{candidate}")
     for family, cases in FAMILIES.items()
-    for at, case in enumerate(cases(SIZES["tiny"], DEVICE, False))
+    for number, case in enumerate(cases(SIZES["tiny"], DEVICE, False))
     for candidate in case.calls
 ]
 
@@ -38,8 +38,8 @@ def finished(call: Callable[[], object]) -> object:
     return result
 
 
-@pytest.mark.parametrize(("family", "at", "candidate"), NAMES)
-def test_kernel(family: str, at: int, candidate: str, benchmark: Any) -> None:
-    case = made(family)[at]
+@pytest.mark.parametrize(("family", "number", "candidate"), NAMES)
+def test_kernel(family: str, number: int, candidate: str, benchmark: Any) -> None:
+    case = made(family)[number]
     benchmark.group = f"{case.op}, {case.mode}: {case.size}"
     benchmark.pedantic(finished, args=(case.calls[candidate],), rounds=5, warmup_rounds=1)

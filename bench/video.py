@@ -30,7 +30,7 @@ from bench._clips import Clip, cache_folder, clip_file, number_of
 from bench._measure import interleaved, peak_rss, save, show, summary
 from bench._ordered import MOST as MOST_ORDERED
 from bench._ordered import measure as measure_ordered
-from bench._readers import AGAIN, OURS, SLOW_PEER, Plan, Reader, absent, pyav_pillow, readers
+from bench._readers import OURS, SECOND_VISIT, SLOW_PEER, Plan, Reader, absent, pyav_pillow, readers
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy
 
@@ -235,7 +235,7 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
             kept.append(reader(row.path, row.plan))
             spent.append(time.perf_counter() - start)
 
-        def again(reader: Reader = reader, outcome: Outcome = outcome) -> np.ndarray:
+        def timed(reader: Reader = reader, outcome: Outcome = outcome) -> np.ndarray:
             before = _processor_seconds()
             pixels = reader(row.path, row.plan)
             outcome.processor.append(_processor_seconds() - before)
@@ -253,7 +253,7 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
         _check(row, name, kept.pop(), reference, outcome)
         if outcome.fault:
             log.warning("%s, %s: %s: %s", row.clip, row.sampling, name, outcome.fault)
-        calls[name] = again
+        calls[name] = timed
     gc.collect()
     calls = {name: calls[name] for name in _in_question(row)}
     for name in calls:
@@ -311,8 +311,8 @@ def _line(row: Row) -> dict[str, object]:
         line[title] = f"{ratios[kind][1]:.2f}" if kind in ratios else ""
     best = ratios.get("best", ("", 0.0))[0]
     line["best peer"] = f"{best} {medians[best] * 1e3:.0f}" if best else ""
-    if AGAIN in medians:
-        line["second visit ms"] = f"{medians[AGAIN] * 1e3:.0f}"
+    if SECOND_VISIT in medians:
+        line["second visit ms"] = f"{medians[SECOND_VISIT] * 1e3:.0f}"
     line["CPU s"] = f"{statistics.median(mine.processor):.2f}"
     line["its CPU s"] = f"{statistics.median(row.outcomes[best].processor):.2f}" if best else ""
     line["MB"] = f"{mine.peak / 1e6:.0f}"

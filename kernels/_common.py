@@ -54,8 +54,8 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
     """``1 / num_items`` as a scalar tensor on ``like``'s device, and 0 where ``num_items`` is 0.
 
-    A tensor is not looked at from the host, so this never synchronises: one that is NaN, infinite or negative
-    gives NaN, and with ``FOURDTHINKER_DEBUG=1`` a ``ValueError``.
+    Raises ``ValueError`` for a number of items that is NaN, infinite or negative. A tensor on a device is
+    read only with ``FOURDTHINKER_DEBUG=1``, which waits for it; without, such a number gives NaN.
     """
     smallest = torch.finfo(dtype).tiny
     if not isinstance(num_items, Tensor):
@@ -67,7 +67,7 @@ def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> T
             f"num_items is {tuple(num_items.shape)} {num_items.dtype}; pass a number or a scalar tensor"
         )
     items = num_items.detach().reshape(()).to(device=like.device, dtype=dtype)
-    if debugging() and not 0 <= float(items) < math.inf:
+    if (debugging() or readable(num_items)) and not 0 <= float(items) < math.inf:
         raise ValueError(f"num_items is {float(items)}; pass a finite number of items, zero or more")
     broken = torch.where((items >= 0) & (items < math.inf), 0.0, math.nan).to(dtype)
     return torch.where(items > 0, 1.0 / items.clamp(min=smallest), 0.0) + broken
@@ -87,6 +87,18 @@ def check_tensors(*optional: str, **tensors: object) -> None:
         if value.device != first[1].device:
             raise ValueError(
                 f"{name} is on {value.device} but {first[0]} is on {first[1].device}; move one of them"
+            )
+
+
+def check_inference(op: str, **tensors: Tensor | None) -> None:
+    """Raise ``ValueError`` where autograd would want a gradient of an op that has none, on any backend."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{op} has no gradient, but {name} requires one; call it under torch.no_grad(), or pass "
+                f"{name}.detach()"
             )
 
 

@@ -253,13 +253,13 @@ def latent_feedback_kernel(
     next_step = step + live.to(tl.int64)
     tl.store(steps_ptr + row, next_step)
     if tokens_history_ptr is not None:
-        at = row * columns + step
+        cell = row * columns + step
         logprob = tl.load(logprobs_ptr + row)
         kept = policy | (logprob != logprob)
-        tl.store(tokens_history_ptr + at, token)
-        tl.store(policy_history_ptr + at, policy.to(tl.uint8))
-        tl.store(logprobs_history_ptr + at, tl.where(kept, logprob, 0.0))
-        tl.store(sampled_history_ptr + at, tl.where(policy, tl.load(sampled_logprobs_ptr + row), 0.0))
+        tl.store(tokens_history_ptr + cell, token)
+        tl.store(policy_history_ptr + cell, policy.to(tl.uint8))
+        tl.store(logprobs_history_ptr + cell, tl.where(kept, logprob, 0.0))
+        tl.store(sampled_history_ptr + cell, tl.where(policy, tl.load(sampled_logprobs_ptr + row), 0.0))
         ended = ended | (next_step >= columns - 1)
         tl.store(positions_ptr + row, position + live.to(tl.int64))
         tl.store(newest_ptr + row, next_step - 1)

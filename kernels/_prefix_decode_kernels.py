@@ -24,9 +24,9 @@ def _attend(
     for start in range(begin, end, BLOCK):
         positions = start + tl.arange(0, BLOCK)
         inside = positions < end
-        at = positions.to(tl.int64)[:, None]
-        k = tl.load(key_ptr + at * key_stride + columns[None, :], mask=inside[:, None], other=0.0)
-        v = tl.load(value_ptr + at * value_stride + columns[None, :], mask=inside[:, None], other=0.0)
+        offsets = positions.to(tl.int64)[:, None]
+        k = tl.load(key_ptr + offsets * key_stride + columns[None, :], mask=inside[:, None], other=0.0)
+        v = tl.load(value_ptr + offsets * value_stride + columns[None, :], mask=inside[:, None], other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
             v = v.to(tl.float32)
@@ -110,19 +110,19 @@ def prefix_decode_prompt_kernel(
 
 
 @triton.jit
-def _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D: tl.constexpr):
+def _store_partial(partial_ptr, log_ptr, index, columns, valid, top, total, acc, D: tl.constexpr):
     safe = tl.where(total > 0, total, 1.0)
-    tl.store(partial_ptr + at[:, None] * D + columns[None, :], acc / safe[:, None], mask=valid[:, None])
-    tl.store(log_ptr + at, tl.where(total > 0, top + tl.log(safe), float("-inf")), mask=valid)
+    tl.store(partial_ptr + index[:, None] * D + columns[None, :], acc / safe[:, None], mask=valid[:, None])
+    tl.store(log_ptr + index, tl.where(total > 0, top + tl.log(safe), float("-inf")), mask=valid)
 
 
 @triton.jit
 def _merge(partial_ptr, log_ptr, out, splits, columns, valid, top, total, acc, D: tl.constexpr):
     """Fold ``splits`` partial results into an online softmax."""
     for split in range(splits):
-        at = out * splits + split
-        log = tl.load(log_ptr + at, mask=valid, other=float("-inf"))
-        part = tl.load(partial_ptr + at[:, None] * D + columns[None, :], mask=valid[:, None], other=0.0)
+        index = out * splits + split
+        log = tl.load(log_ptr + index, mask=valid, other=float("-inf"))
+        part = tl.load(partial_ptr + index[:, None] * D + columns[None, :], mask=valid[:, None], other=0.0)
         highest = tl.maximum(top, log)
         rescale = tl.exp(top - highest)
         weight = tl.exp(log - highest)
@@ -191,8 +191,8 @@ def prefix_decode_own_kernel(
         kind = output_ptr.dtype.element_ty
         tl.store(output_ptr + out[:, None] * D + columns[None, :], acc.to(kind), mask=valid[:, None])
     else:
-        at = out * splits + before + tl.program_id(1)
-        _store_partial(partial_ptr, log_ptr, at, columns, valid, top, total, acc, D)
+        index = out * splits + before + tl.program_id(1)
+        _store_partial(partial_ptr, log_ptr, index, columns, valid, top, total, acc, D)
 
 
 @triton.jit(do_not_specialize=["splits"])

@@ -35,8 +35,8 @@ def _score(key):
 @triton.jit
 def _listed(listed_ptr, start, count, lanes):
     """A tile of the listed keys; the least key, which is that of no number, past the end."""
-    at = start + lanes
-    return tl.load(listed_ptr + at, mask=at < count, other=-2147483648)
+    index = start + lanes
+    return tl.load(listed_ptr + index, mask=index < count, other=-2147483648)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from ._common import (
     NAMESPACE,
     accumulation_dtype,
     check_floating,
+    check_inference,
     check_number,
     check_tensors,
     use_triton,
@@ -79,7 +80,7 @@ def add_rms_norm(
 
     The sum is rounded to the dtype of ``x``; its norm is computed in float32, rounded, and then multiplied by
     ``weight``, as the Qwen families of transformers do. One launch on CUDA, 4 * R * H elements read and
-    written. No gradient.
+    written. For inference: there is no gradient.
 
     Args:
         x: [R, H], rows dense.
@@ -92,11 +93,13 @@ def add_rms_norm(
         ``normed`` and ``total``, both [R, H] in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, ``eps`` is negative, or on CUDA H is above 16384.
+        ValueError: shapes, dtypes or devices do not fit, ``eps`` is negative, on CUDA H is above 16384, or a
+            tensor requires a gradient (outside of ``torch.no_grad()``).
     """
     check_tensors("residual", x=x, residual=residual, weight=weight)
     check_floating(x=x, weight=weight)
     check_number("eps", eps, minimum=0)
+    check_inference("add_rms_norm", x=x, residual=residual, weight=weight)
     if x.dim() != 2 or tuple(weight.shape) != (x.shape[1],):
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [R, H] and [H]")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):

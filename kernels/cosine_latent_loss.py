@@ -200,7 +200,7 @@ def cosine_latent_loss(
         target: [n, H], a constant: it must not require gradients.
         index: [n] int64, the flat positions b * T + p of the latent pads, all different. The hidden state
             read is the one at p - 1, which predicts position p.
-        num_items: latents of the whole update, a number or a scalar tensor; None: n.
+        num_items: latents of the whole update, a number or a scalar tensor, 0 or more; None: n.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:

@@ -28,7 +28,8 @@ def cross_entropy(
         logits: [N, V] or [B, T, V].
         target: [N] or [B, T] int64, already aligned: entry i is what row i predicts.
         ignore_index: rows with this target are not read.
-        num_items: the global normaliser, a number or a scalar tensor; None: the number of rows that count.
+        num_items: the global normaliser, a number or a scalar tensor, 0 or more; None: the number of rows
+            that count.
         temperature: divides the logits; above 0.
         inplace_backward: as in ``logprobs``.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.

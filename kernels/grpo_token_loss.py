@@ -304,8 +304,9 @@ def grpo_token_loss(
             ``options.sampler_cap``, truncated importance sampling.
         entropy: [R, T] in nats, differentiable; needed with ``options.entropy_coef``.
         entropy_mask: [R, T] bool, keeps the policy term only where it is true (see ``top_entropy_mask``).
-        num_items: the global normaliser, a number or a scalar tensor: sequences for grpo and dr_grpo (which
-            divides by ``num_items * max_length``), tokens for bnpo, dapo and cispo. None: this batch's own.
+        num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo and
+            dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo and cispo.
+            None: this batch's own.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:

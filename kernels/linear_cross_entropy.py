@@ -129,7 +129,8 @@ def linear_cross_entropy(
         bias: [V], added to the logits.
         ignore_index: rows with this target have no loss and cost nothing: rows are gathered before the
             matmul.
-        num_items: the global normaliser, a number or a scalar tensor; None: the number of rows that count.
+        num_items: the global normaliser, a number or a scalar tensor, 0 or more; None: the number of rows
+            that count.
         rows: [M] int64, the flat indices of all entries that are not ignored, all different; None: they are
             found, which synchronises on CUDA.
         temperature: divides the logits; above 0.

@@ -15,6 +15,7 @@ from ._common import (
     NAMESPACE,
     accumulation_dtype,
     check_floating,
+    check_inference,
     check_number,
     check_tensors,
     debug_ranges,
@@ -135,7 +136,7 @@ def rotary_append_(
     """Rotate one new token per row and append its key and value to the row's cache.
 
     The arithmetic is float32; on CUDA only what is normed and what is turned are rounded. One launch on CUDA;
-    D must be a power of two there.
+    D must be a power of two there. For inference: there is no gradient.
 
     Args:
         query: [R, heads, D], heads of a row side by side.
@@ -155,7 +156,8 @@ def rotary_append_(
         The rotated query [R, heads, D].
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; with ``FOURDTHINKER_DEBUG=1`` alone, positions are
+        ValueError: shapes, dtypes or devices do not fit; a tensor requires a gradient (outside of
+            ``torch.no_grad()``); with ``FOURDTHINKER_DEBUG=1`` alone, positions are
             out of range.
     """
     check_tensors(
@@ -164,6 +166,10 @@ def rotary_append_(
     )  # fmt: skip
     check_floating(query=query)
     check_number("eps", eps, minimum=0)
+    check_inference(
+        "rotary_append_", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys, values=values,
+        query_weight=query_weight, key_weight=key_weight,
+    )  # fmt: skip
     if query.dim() != 3 or keys.dim() != 4:
         raise ValueError(
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)} must be [R, heads, D] and "

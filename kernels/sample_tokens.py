@@ -42,8 +42,13 @@ SAMPLING_LIMITS = {
 }
 
 
-def _check_values(vocabulary: int, forbidden: Tensor | None, **parameters: Tensor | None) -> None:
+def _check_values(
+    vocabulary: int, steps: Tensor, forbidden: Tensor | None, **parameters: Tensor | None
+) -> None:
     """Raise ``ValueError`` naming the first parameter with a value that means nothing."""
+    if bool((steps < 0).any()):
+        row = int((steps < 0).nonzero()[0])
+        raise ValueError(f"steps of row {row} is {int(steps[row])}; it must be 0 or more")
     for name, values in parameters.items():
         if values is None:
             continue
@@ -108,7 +113,7 @@ def _sample_op(
     fused = use_triton(backend, logits)
     if not fused or debugging():
         _check_values(
-            logits.shape[1], forbidden, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            logits.shape[1], steps, forbidden, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         )  # fmt: skip
     if not fused:
@@ -176,7 +181,7 @@ def sample_tokens(
     Args:
         logits: [B, V] floating.
         seeds: [B] int64; names the random number, with ``steps``.
-        steps: [B] int64.
+        steps: [B] int64, 0 or more.
         temperature: [B] floating; 0: greedy, the first of equal maxima.
         top_k: [B] int32; 0 or None: off.
         top_p: [B] floating; 1 or None: off.
@@ -196,9 +201,9 @@ def sample_tokens(
 
     Raises:
         ValueError: wrong shapes; in the reference, and in the kernel with ``FOURDTHINKER_DEBUG=1`` because
-            that synchronises, parameters out of range (``SAMPLING_LIMITS``) and forbidden ids outside [-1,
-            V); on the CPU a row without a finite largest score (NaN or infinite logits, or nothing left to
-            choose). On CUDA such a row returns a NaN log-probability.
+            that synchronises, parameters out of range (``SAMPLING_LIMITS``), steps below 0 and forbidden ids
+            outside [-1, V); on the CPU a row without a finite largest score (NaN or infinite logits, or
+            nothing left to choose). On CUDA such a row returns a NaN log-probability.
     """
     optional = {
         "top_k": top_k, "top_p": top_p, "min_p": min_p, "forbidden": forbidden, "seen": seen,

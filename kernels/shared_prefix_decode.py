@@ -9,6 +9,7 @@ from torch import Tensor
 from ._common import (
     NAMESPACE,
     check_floating,
+    check_inference,
     check_number,
     check_tensors,
     debug_ranges,
@@ -173,7 +174,7 @@ def shared_prefix_decode(
 
     One launch reads every prompt key and value once per group, a second adds the row's own and merges by
     log-sum-exp; where T is above 512 the row's own are split, and a third merges. Softmax and sums are
-    float32. No gradient. On CUDA D must be a power of two from 16 to 256.
+    float32. For inference: there is no gradient. On CUDA D must be a power of two from 16 to 256.
 
     Args:
         query: [R, heads, D]. Head h reads key-value head h // (heads / kv_heads).
@@ -194,13 +195,18 @@ def shared_prefix_decode(
         [R, heads, D] in the dtype of ``query``; 0 for a row without any position.
 
     Raises:
-        ValueError: shapes, dtypes, layouts or devices do not fit. Lengths and indices are looked at with
+        ValueError: shapes, dtypes, layouts or devices do not fit, or a tensor requires a gradient (outside of
+            ``torch.no_grad()``). Lengths and indices are looked at with
             ``FOURDTHINKER_DEBUG=1`` alone.
     """
     pool = {"prompt_starts": prompt_starts, "order": order, "row_starts": row_starts}
     check_tensors(
         *pool, query=query, prompt_key=prompt_key, prompt_value=prompt_value, key=key, value=value,
         prompt_lengths=prompt_lengths, lengths=lengths, **pool,
+    )  # fmt: skip
+    check_inference(
+        "shared_prefix_decode", query=query, prompt_key=prompt_key, prompt_value=prompt_value, key=key,
+        value=value,
     )  # fmt: skip
     if query.dim() != 3 or prompt_key.dim() != 4 or key.dim() != 4:
         raise ValueError(

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, check_floating, check_tensors, use_triton
+from ._common import NAMESPACE, check_floating, check_inference, check_tensors, use_triton
 from ._launch import launching
 
 
@@ -54,7 +54,7 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     """``silu(gate) * up``.
 
     silu is computed in float32 and rounded before the product, as the modules it stands for do. One launch on
-    CUDA; 3 * R * H elements read and written. No gradient.
+    CUDA; 3 * R * H elements read and written. For inference: there is no gradient.
 
     Args:
         gate: [R, H] floating; the two may be halves of one [R, 2 H].
@@ -65,10 +65,11 @@ def silu_mul(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
         [R, H] of that dtype.
 
     Raises:
-        ValueError: the two do not fit.
+        ValueError: the two do not fit, or one requires a gradient (outside of ``torch.no_grad()``).
     """
     check_tensors(gate=gate, up=up)
     check_floating(gate=gate)
+    check_inference("silu_mul", gate=gate, up=up)
     if gate.dim() != 2 or gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} must be [R, H] of "

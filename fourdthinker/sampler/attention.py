@@ -43,7 +43,7 @@ def attention(
     if query.is_cuda:
         layout = cache.layout
         assert layout.lengths is not None  # on CUDA the layout says so
-        assert cache.steps is not None  # look_at has run
+        assert cache.steps is not None  # set_steps has run
         mixed = shared_prefix_decode(
             query[:, :, 0], *pool, key, value, prompt_lengths=layout.lengths, lengths=cache.steps,
             prompt_starts=layout.starts, order=layout.order, row_starts=layout.row_starts,

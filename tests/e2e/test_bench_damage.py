@@ -16,7 +16,7 @@ def test_cases_damage_what_they_say() -> None:
     assert [case.kind for case in made[:4]] == list(damage.KINDS)
     assert made == damage.cases(25, 120)
     for case in made:
-        changed, begin = case.damage(data), int(case.at * len(data))
+        changed, begin = case.damage(data), int(case.position * len(data))
         assert changed[:begin] == data[:begin]
         if case.kind == "removed":
             assert data.endswith(changed[begin:])

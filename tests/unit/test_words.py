@@ -44,7 +44,7 @@ def names(path: Path) -> Iterator[tuple[int, str]]:
             yield node.value.lineno if isinstance(node, ast.keyword) else node.lineno, node.arg
 
 
-def uses(word: str, folders: tuple[str, ...] = ("fourdthinker", "kernels", "train")) -> list[str]:
+def uses(word: str, folders: tuple[str, ...] = ("fourdthinker", "kernels", "train", "bench")) -> list[str]:
     pattern = re.compile(rf"(?:^|_){word}(?:_|$)", re.IGNORECASE)
     return [
         f"{path.relative_to(ROOT)}:{line} {name}"
@@ -64,6 +64,11 @@ def test_the_glossary_has_at_most_sixty_terms_and_each_once():
 @pytest.mark.parametrize("word", RETIRED)
 def test_retired_words_are_no_names(word):
     assert uses(word) == [], f"say {RETIRED[word]} instead of {word!r}"
+
+
+def test_no_name_is_the_word_at():
+    found = [name for name in uses("at", ("kernels", "bench")) if name.endswith(" at")]
+    assert found == [], "say index, position or offset: what it is"
 
 
 def test_a_retired_word_would_be_found():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, randn
 
 from fourdthinker import kernels
-from fourdthinker.kernels import GrpoOptions
+from fourdthinker.kernels import GrpoOptions, _common
 
 IDS = torch.zeros(2, 3, dtype=torch.int64)
 FULL = torch.ones(2, 3, dtype=torch.bool)
@@ -204,8 +204,44 @@ def test_values_are_refused_with_a_remedy(op, change, message):
         call(op, CALLS[op]() | change)
 
 
+@pytest.mark.parametrize("items", [math.nan, -2.0, math.inf, -math.inf])
+@pytest.mark.parametrize("op", [op for op, arguments in CALLS.items() if "num_items" in arguments()])
+def test_a_number_of_items_is_looked_at_in_a_tensor_too(op, items):
+    call(op, CALLS[op]() | {"num_items": torch.tensor(2.0)})
+    nothing = call(op, CALLS[op]() | {"num_items": torch.tensor(0.0)})
+    assert (nothing if isinstance(nothing, Tensor) else nothing[0]) == 0
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(ValueError, match=f"num_items is {items}; pass a finite number of items"):
+            call(op, CALLS[op]() | {"num_items": torch.tensor(items, dtype=dtype)})
+
+
+def test_a_number_of_items_on_a_device_is_looked_at_on_request(monkeypatch):
+    monkeypatch.setattr(_common, "readable", lambda values: False)  # as on a GPU
+    arguments = CALLS["grpo_token_loss"]() | {"num_items": torch.tensor(-2.0)}
+    assert kernels.grpo_token_loss(**arguments)[0].isnan()
+    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"num_items is -2\.0"):
+        kernels.grpo_token_loss(**arguments)
+
+
 def test_a_tiny_number_of_items_is_no_error():
     assert kernels.cross_entropy(**CALLS["cross_entropy"]() | {"num_items": 1e-40}) > 1e36
+
+
+@pytest.mark.parametrize("op", ["add_rms_norm", "silu_mul", "rotary_append_", "shared_prefix_decode"])
+def test_ops_for_inference_say_that_they_have_no_gradient(op):
+    inputs = [
+        name for name, value in CALLS[op]().items() if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    for name in inputs:
+        arguments = CALLS[op]()
+        arguments[name].requires_grad_()
+        with pytest.raises(
+            ValueError, match=rf"{op} has no gradient, but {name} requires one; call it under"
+        ):
+            call(op, arguments)
+        with torch.no_grad():
+            call(op, arguments)
 
 
 POOL = {"prompt_starts": torch.tensor([0]), "order": ROWS - 1, "row_starts": torch.tensor([0, 2])}

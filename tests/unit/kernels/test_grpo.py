@@ -292,18 +292,6 @@ def test_a_nan_comes_through(kind):
     assert grpo_token_loss(**data, **with_options(kind, max_length=9))[0].isnan()
 
 
-@pytest.mark.parametrize("items", [math.nan, -2.0, math.inf])
-def test_a_number_of_items_that_is_none_is_no_zero_loss(items, monkeypatch):
-    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask")}
-    assert grpo_token_loss(**data, num_items=torch.tensor(items))[0].isnan()
-    assert grpo_token_loss(**data, num_items=torch.tensor(0.0))[0] == 0
-    with pytest.raises(ValueError, match="num_items is"):
-        grpo_token_loss(**data, num_items=items)
-    monkeypatch.setenv("FOURDTHINKER_DEBUG", "1")
-    with pytest.raises(ValueError, match="num_items is"):
-        grpo_token_loss(**data, num_items=torch.tensor(items))
-
-
 def test_bad_input_is_named():
     data = inputs()
     base = {k: data[k] for k in ("logprobs", "advantages", "mask")}

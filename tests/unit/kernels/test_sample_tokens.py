@@ -296,3 +296,8 @@ def test_forbidden_ids_are_ids():
     for bad in (8, -2):
         with pytest.raises(ValueError, match=f"forbidden of row 2 has id {bad}; ids are 0 to 7"):
             sample_tokens(torch.randn(3, 8), **parameters(3), forbidden=torch.tensor([[-1], [7], [bad]]))
+
+
+def test_steps_count_from_zero():
+    with pytest.raises(ValueError, match="steps of row 2 is -1; it must be 0 or more"):
+        sample_tokens(torch.randn(3, 8), **parameters(3, steps=torch.tensor([0, 5, -1])))
