@@ -176,17 +176,18 @@ def _timeline(
         stored = [run.stamps[packet] for packet in places]
         index = {packet: place for place, packet in enumerate(places)}
         display = [index[packet] for packet in packets]
+        flags = bytes(run.flags[packet] for packet in places)
     else:
         # Some packets hold several pictures, others none: as many of the ones as of the others, or it is only
         # known when the first is shown.
         stored = run.stamps[run.skipped : run.skipped + len(shown)]
         if len(run.stamps) - run.skipped != len(shown):
             stored = [stored[0], *[None] * (len(shown) - 1)]
-        display = list(range(len(shown)))
+        display, flags = list(range(len(shown))), bytes(len(shown))
     if fps is not None:
         stored = [None] * len(shown)
     step, base = pace(video, name, base, stored, fps)
-    check_joined(name, [stored[place] for place in display], step, base)
+    check_joined(name, stored, display, flags, step, base)
     stamps, times_from = times_of(stored, display, step)
     edit = edited(segments if fps is None else (), range(len(shown)), stamps)
     if not edit.shown:

@@ -39,6 +39,7 @@ _BARE = ("h264", "hevc", "vvc", "m4v", "mpegvideo", "obu", "av1", "evc", "cavsvi
 # More pictures a second than that are the ticks of MPEG-4's clock, which FFmpeg takes for its rate.
 TICKS = 1000
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+EXCHANGED = 4  # pictures, over which stamps fall back that were exchanged among neighbours
 Decodable = Callable[[int, int], Collection[int]]
 
 
@@ -104,6 +105,7 @@ def build_timeline(
     display = _display_order(packets, video, codec) if stamps else None
     if display is None:
         return None
+    keyframes = bytes(packets.flags)
     flags = _settled(packets, video, codec)
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
@@ -118,7 +120,7 @@ def build_timeline(
         stored = [stamps[place] if fps is None else None for place in coded]
         order = [index[place] for place in display]
         step, base = pace(video, name, base, stored, fps)
-        check_joined(name, [stored[k] for k in order], step, base)
+        check_joined(name, stored, order, bytes(keyframes[place] for place in coded), step, base)
         stamps_shown, times_from = times_of(stored, order, step)
         numbers = numbered(display, len(stamps))
     edit = edited(segments if fps is None else (), [numbers[place] for place in display], stamps_shown)
@@ -218,23 +220,45 @@ def pace(
     return (Fraction(1), 1 / rate) if missing == len(stamps) else (1 / (rate * base), base)
 
 
-def check_joined(name: str, stamps: Sequence[int | None], step: Fraction, base: Fraction) -> None:
+def check_joined(
+    name: str,
+    stored: Sequence[int | None],
+    display: Sequence[int],
+    flags: bytes,
+    step: Fraction,
+    base: Fraction,
+) -> None:
     """Refuse stamps that, in the order of display, begin anew: files put one behind the other.
 
     Their pictures would be sorted into each other. No order of storage falls back over more than REORDERED
-    pictures. step: from one picture to the next, where stamps are missing.
+    pictures; nor does it where all pictures before a keyframe are shown before it and those behind it, where
+    stamps that are wrong by a few pictures may fall back over EXCHANGED.
+
+    stored, display: as for `times_of`. flags: of the same pictures, in decoding order. step: from one picture
+    to the next, where stamps are missing.
     """
-    known = [stamp for stamp in stamps if stamp is not None]
+    known = [stamp for stamp in stored if stamp is not None]
     ranks = {stamp: rank for rank, stamp in enumerate(sorted(set(known)))}
-    whole = len(known) == len(stamps)
-    for before, after in pairwise(known):
-        fallen = ranks[before] - ranks[after] if whole else (before - after) / step
-        if fallen > REORDERED:
-            raise VideoError(
-                f"{name}: stamps fall back from {float(before * base):.3f} s to {float(after * base):.3f} s, "
-                "as where files are put one behind the other; join them with a muxer (ffmpeg -i FILE -c copy "
-                "out.mkv), or give FrameSource(..., fps=)"
-            )
+    whole = len(known) == len(stored)
+    before: int | None = None
+    lowest, highest, seen, begins = 0, -1, 0, False
+    for index, position in enumerate(display):
+        begins = begins or (highest == index - 1 and bool(flags[index] & KEYFRAME))
+        highest = max(highest, position)
+        after = stored[position]
+        if after is None:
+            continue
+        if before is not None:
+            fallen = ranks[before] - ranks[after] if whole else (before - after) / step
+            anew = begins and (fallen > EXCHANGED or (after <= lowest < before and seen > 1))
+            if fallen > REORDERED or anew:
+                raise VideoError(
+                    f"{name}: stamps fall back from {float(before * base):.3f} s to "
+                    f"{float(after * base):.3f} s, as where files are put one behind the other; join them "
+                    "with a muxer (ffmpeg -i FILE -c copy out.mkv), or give FrameSource(..., fps=)"
+                )
+        before, lowest = after, after if before is None else min(after, lowest)
+        seen, begins = seen + 1, False
 
 
 def _packets(

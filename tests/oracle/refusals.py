@@ -38,7 +38,8 @@ REFUSALS = (
     Refusal(r"its edit list", "edit lists that repeat or exchange parts, or change their speed"),
     Refusal(
         r"stamps fall back from",
-        "program streams and TS put one behind the other (`cat`), whose stamps begin anew",
+        "program streams, TS, Matroska and WebM put one behind the other (`cat`), whose stamps begin "
+        "anew; of FLV, ASF and MP4 FFmpeg shows the first file alone",
     ),
     Refusal(
         r"pictures leave the decoder in another order than when",

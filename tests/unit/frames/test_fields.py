@@ -31,11 +31,8 @@ def written(path: Path, mixed: bool) -> None:
         for place, (packets, number, key) in enumerate(pictures):
             for half, data in enumerate(packets):
                 packet = av.Packet(data)
-                packet.stream, packet.time_base, packet.is_keyframe = (
-                    stream,
-                    stream.time_base,
-                    key and not half,
-                )
+                packet.stream, packet.time_base = stream, Fraction(1, 90000)
+                packet.is_keyframe = key and not half
                 packet.pts = (2 * number + 4 + half) * FIELD
                 packet.dts, packet.duration = (2 * place + half) * FIELD, 2 * FIELD // len(packets)
                 container.mux(packet)
