@@ -2,8 +2,9 @@
 
 What is written goes through here, so that the same rules hold everywhere: a symbolic link is followed and
 stays a link, only regular files are written, a reader sees the old file or the new one and never a half, and
-every failure is an `OutputError` that names the file and the remedy. The names that readers and writers share
-(picture suffixes, option letters) are here too.
+every failure is an `OutputError` that names the file and the remedy. A folder that is itself an output is
+created (`make_folder`); the folder that an output file is to stand in must exist. The names
+that readers and writers share (picture suffixes, option letters) are here too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,23 @@ UNFINISHED = re.compile(r"\.fourdthinker-[0-9a-f]{12}\.part")
 log = logging.getLogger(__name__)
 
 
+def named_path(path: PathLike) -> Path:
+    """A path that something is written to; an empty one would be the current folder.
+
+    Args:
+        path: what the user gave.
+
+    Returns:
+        The same path.
+
+    Raises:
+        OutputError: it is empty.
+    """
+    if not os.fspath(path):
+        raise OutputError("the path is empty; name what to write, or . for the current folder")
+    return Path(path)
+
+
 def output_path(path: PathLike) -> Path:
     """Where a file named by the user is written.
 
@@ -42,13 +60,16 @@ def output_path(path: PathLike) -> Path:
         The absolute path, symbolic links followed.
 
     Raises:
-        OutputError: a folder, device, pipe or socket of that name; no such folder; no permission.
+        OutputError: an empty path; a folder, device, pipe or socket of that name; no such folder; no
+            permission.
     """
-    name, target = os.fspath(path), Path(os.path.realpath(path))
+    name, target = os.fspath(named_path(path)), Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         mode = None
+    except NotADirectoryError as error:
+        raise _no_folder(Path(name).parent) from error
     except OSError as error:
         raise _failed(name, error) from error
     if mode is not None and not stat.S_ISREG(mode):
@@ -106,13 +127,13 @@ def make_folder(path: PathLike) -> Path:
         The same path.
 
     Raises:
-        OutputError: a file stands in the way, or no permission.
+        OutputError: an empty path, a file stands in the way, or no permission.
     """
-    folder = Path(path)
+    folder = named_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} is not a folder, and one is needed; name another") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _no_folder(folder) from error
     except OSError as error:
         raise OutputError(
             f"the folder {folder} cannot be made ({error.strerror}); name one in a place you may write to"
@@ -396,6 +417,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _no_folder(folder: Path) -> OutputError:
+    """The error for a folder that cannot be, since it or one above it is something else."""
+    found = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    return OutputError(f"{found} is not a folder, and one is needed; name another")
 
 
 def _failed(name: str, error: OSError) -> OutputError:

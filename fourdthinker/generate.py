@@ -58,7 +58,7 @@ def generate_file(
     Args:
         thinker: the model.
         records: questions with unique ids.
-        out: the file of answers; its folder is made where there is none. Nothing else may write it meanwhile.
+        out: the file of answers, in a folder that exists. Nothing else may write it meanwhile.
         n: answers to a question.
         config: sampling settings.
         batch: questions in one call of the sampler.
@@ -84,7 +84,6 @@ def generate_file(
     if n < 1 or batch < 1:
         raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
     folder = None if latents_out is None else make_folder(latents_out)
-    make_folder(Path(out).parent)
     with JsonLines(out) as file:
         done = _answered(file, keys, n)
         todo = [record for record in records if record.id not in done]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from fourdthinker.cli.shared import Commands, new_folder
+from fourdthinker.cli.shared import Commands, new_folder, output
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = commands.add_parser("convert", help="write a checkpoint in another form: its adapter merged")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id of a checkpoint")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("out", type=output, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument(
         "--merge", action="store_true", required=True, help="add the LoRA adapter to the weights"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fourdthinker.cli.shared import Commands
+from fourdthinker.cli.shared import Commands, output
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -15,7 +15,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="at most 2 minutes; shows that it runs, not that it learns"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of the run (default: %(default)s)"
+        "--out", type=output, default=Path("runs/demo"), help="folder of the run (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of scenes, weights and sampling (default: %(default)s)"

@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, sampling, thinker
+from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="what a line that is wrong does (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/eval"), help="folder of the results (default: %(default)s)"
+        "--out", type=output, default=Path("runs/eval"), help="folder of the results (default: %(default)s)"
     )
     parser.add_argument(
         "--samples",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, sampling, thinker
+from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -59,9 +59,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=1, metavar="N", help="answers to each question (default: 1)"
     )
-    parser.add_argument("--out", type=Path, metavar="JSONL", help="answers; the same command goes on with it")
     parser.add_argument(
-        "--latents-out", type=Path, metavar="FOLDER", help="one safetensors file an answer, with its latents"
+        "--out", type=output, metavar="JSONL", help="answers; the same command goes on with it"
+    )
+    parser.add_argument(
+        "--latents-out",
+        type=output,
+        metavar="FOLDER",
+        help="one safetensors file an answer, with its latents",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
     add_sampling(parser, temperature=0.0)
@@ -76,8 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
         The exit status: 0, or 1 if a question of `--out` failed.
     """
     from fourdthinker.errors import ConfigError
+    from fourdthinker.files import check_output
 
     config = sampling(arguments)
+    if arguments.out is not None:
+        check_output(arguments.out)  # before anything is read
     records = _records(arguments)
     if arguments.out is not None:
         return _to_file(arguments, records)
@@ -101,13 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _to_file(arguments: argparse.Namespace, records: list[Record]) -> int:
-    from fourdthinker.files import check_output, make_folder
+    from fourdthinker.files import make_folder
     from fourdthinker.generate import generate_file
 
-    make_folder(arguments.out.parent)
-    check_output(arguments.out)  # before the model is loaded
     if arguments.latents_out is not None:
-        make_folder(arguments.latents_out)
+        make_folder(arguments.latents_out)  # before the model is loaded
     done = generate_file(
         thinker(arguments),
         records,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from fourdthinker.cli.shared import Commands, new_folder
+from fourdthinker.cli.shared import Commands, new_folder, output
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker init`."""
     parser = commands.add_parser("init", help="give a Qwen2.5-VL or Qwen3-VL checkpoint its latent tokens")
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the base model")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("out", type=output, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument(
         "--latent-size", type=int, default=4, help="latents in a block (default: %(default)s)"
     )

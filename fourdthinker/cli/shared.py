@@ -34,6 +34,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
 
 
+def output(text: str) -> Path:
+    """The type of arguments that name what is written: argparse's error for an empty path."""
+    from fourdthinker.errors import OutputError
+    from fourdthinker.files import named_path
+
+    try:
+        return named_path(text)
+    except OutputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def new_folder(path: Path) -> Path:
     """A folder to write to, as it was named; ConfigError when something is in it."""
     from fourdthinker.errors import ConfigError

@@ -31,11 +31,14 @@ def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int 
         The path of the page.
 
     Raises:
-        ConfigError: the folder holds none of the three, results.json is no JSON object, or one is no regular
-            file.
+        ConfigError: `run_dir` is no folder or holds none of the three, results.json is no JSON object, or
+            one is no regular file.
         OutputError: `out` cannot be written.
     """
     run = Path(run_dir)
+    if not run.is_dir():
+        what = " is a file, not a folder" if run.exists() else ": no such folder"
+        raise ConfigError(f"{run}{what}; give the folder of a run")
     results = _results(run / RESULTS)
     curves = [phase for name, path in phases(run) if (phase := make_phase(name, read_metrics(path)))]
     logs = [path for path in (run / ROLLOUTS, *sorted(run.glob(f"*/{ROLLOUTS}"))) if path.exists()]

@@ -63,6 +63,8 @@ def test_what_is_no_regular_file_is_refused_by_name(write: object, tmp_path: Pat
         (tmp_path / "folder", "folder is a folder"),
         (tmp_path / "pipe", "pipe is a named pipe"),
         (tmp_path / "loop", "loop: cannot be written"),
+        (tmp_path / "pipe" / "x.html", "pipe is not a folder, and one is needed; name another"),
+        ("", "the path is empty; name what to write"),
         (tmp_path / "none" / "x.html", "x.html: the folder .*none does not exist; create it"),
     ):
         with pytest.raises(OutputError, match=said):
@@ -132,8 +134,11 @@ def test_folders_are_made_or_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file is not a folder"):
         make_folder(tmp_path / "file")
-    with pytest.raises(OutputError, match=r"the folder .*file/b cannot be made \(Not a directory\)"):
-        make_folder(tmp_path / "file" / "b")
+    for deeper in ("b", "b/c"):
+        with pytest.raises(OutputError, match=r"file is not a folder, and one is needed"):
+            make_folder(tmp_path / "file" / deeper)
+    with pytest.raises(OutputError, match="the path is empty; name what to write"):
+        make_folder("")
 
 
 def test_text_and_json_of_any_characters(tmp_path: Path) -> None:

@@ -242,6 +242,17 @@ def test_init_gives_a_base_model_its_latent_tokens(
     ("command", "said"),
     [
         (["report", "/no/such/run"], "/no/such/run: no such folder"),
+        (["report", "{data}"], "{data} is a file, not a folder; give the folder of a run"),
+        (["report", "{model}", "--out", "{data}/x.html"], "{data} is not a folder, and one is needed"),
+        (
+            ["generate", "--checkpoint", "{model}", "--question", "?", "--out", "{data}/x.jsonl"],
+            "{data} is not a folder, and one is needed",
+        ),
+        (["report", "{model}", "--out", "{model}/none/x.html"], "none does not exist; create it (mkdir -p)"),
+        (
+            ["generate", "--checkpoint", "{model}", "--question", "?", "--out", "{model}/none/x.jsonl"],
+            "none does not exist; create it (mkdir -p)",
+        ),
         (["eval", "--checkpoint", "/no/model", "--data", "{data}"], "/no/model"),
         (["eval", "--checkpoint", "{model}", "--data", "{data}x"], "data.jsonlx"),
         (
@@ -269,9 +280,9 @@ def test_init_gives_a_base_model_its_latent_tokens(
             "device 'moon': torch cannot use it; give cpu",
         ),
         (["demo", "--quick", "--out", "{data}"], "{data}"),
-        (["demo", "--quick", "--out", "{data}/x"], "{data}/x"),
+        (["demo", "--quick", "--out", "{data}/x"], "{data} is not a folder, and one is needed"),
         (["demo", "--quick", "--seed", "-1"], "--seed is -1; give a number from 0"),
-        (["init", "{model}", "{data}/x/y"], "{data}/x"),
+        (["init", "{model}", "{data}/x/y"], "{data} is not a folder, and one is needed"),
         (["generate", "--checkpoint", "{model}"], "either --question or --data"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--samples", "2"], "--out"),
         (["generate", "--checkpoint", "{model}", "--data", "{data}", "--options", "a", "b"], "--options"),
@@ -295,6 +306,25 @@ def test_an_error_is_one_line_and_status_2(
     assert "Traceback" not in captured.err
     with pytest.raises((ValueError, OSError), match=r"."):
         cli.main([*words, "-v"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["demo", "--quick", "--out", ""],
+        ["report", "run", "--out", ""],
+        ["init", "base", ""],
+        ["convert", "checkpoint", "", "--merge"],
+        ["eval", "--checkpoint", "m", "--data", "d", "--out", ""],
+        ["generate", "--checkpoint", "m", "--question", "?", "--out", ""],
+        ["generate", "--checkpoint", "m", "--question", "?", "--latents-out", ""],
+    ],
+)
+def test_an_empty_output_is_refused_by_name(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 2
+    assert "out: the path is empty; name what to write" in capsys.readouterr().err.lower()
 
 
 def test_demo_passes_its_arguments_on(
