@@ -97,7 +97,12 @@ def opened(
         raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
     left = deadline.left()
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "ignore_editlist": "1"}
-    if quick and _tells_enough(source, name):
+    head = _head(source, name)
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+        raise VideoError(
+            f"{name}: an animated WebP, which is not read as a video; convert it to an animated PNG or GIF"
+        )
+    if quick and (head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"):  # MP4, Matroska
         options["codec_whitelist"] = "none"  # for what avformat opens itself
     try:
         # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
@@ -124,18 +129,29 @@ def opened(
         for other in container.streams:
             if other.index != video.index:
                 other.discard = av.stream.Discard.all
+        _check_alpha(container, video, name)
         set_threads(video, threads, longest_delay=longest_delay)
         yield container, video
 
 
-def _tells_enough(source: Source, name: str) -> bool:
-    """MP4 and Matroska, by their first bytes."""
+def _head(source: Source, name: str) -> bytes:
+    """The first bytes of a file, zeros where it has fewer."""
     if isinstance(source, bytes):
-        head = source[:12]
-    else:
-        with open(name, "rb") as file:
-            head = file.read(12)
-    return head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
+        return source[:24].ljust(24, b"\0")
+    with open(name, "rb") as file:
+        return file.read(24).ljust(24, b"\0")
+
+
+def _check_alpha(container: InputContainer, video: VideoStream, name: str) -> None:
+    """Refuse alpha that is coded as a picture of its own, which FFmpeg's decoders leave out."""
+    form = container.format.name
+    webm = form.startswith("matroska") and video.metadata.get("alpha_mode") == "1"
+    avif = form.startswith("mov") and container.metadata.get("major_brand") == "avis"
+    if webm or (avif and len({other.id for other in container.streams.video}) > 1):
+        raise VideoError(
+            f"{name}: its alpha is coded apart from its pictures, and not read; put it over a background, or "
+            "convert it to ProRes 4444 (of a WebM, ffmpeg reads it with -c:v libvpx-vp9 or libvpx before -i)"
+        )
 
 
 def aspect_of(video: VideoStream) -> float:

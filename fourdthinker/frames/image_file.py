@@ -20,7 +20,10 @@ from fourdthinker.frames.checks import whole
 from fourdthinker.frames.orientation import Orientation
 
 # Plain raster formats only: some others that Pillow knows start external programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# Major brands of HEIF (ISO/IEC 23008-12): one picture, maybe of tiles, or with alpha as a picture of its own.
+_HEIC = (b"heic", b"heix", b"heim", b"heis")
+_STILL = (b"avif", b"mif1", *_HEIC)
 MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: about 0.5 GB while the image is read
 VARIABLE = "FOURDTHINKER_MAX_SOURCE_PIXELS"
 _STRIP = 256  # rows that are converted at once
@@ -92,6 +95,8 @@ def load_image(
                 image.draft(image.mode, (at_least, at_least))
             image.load()
             return _upright_rgb(image, name)
+    except VideoError:  # the bound's, or of levels without a scale
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
         raise VideoError(
             f"{name}: not a readable picture ({error}); replace the file, or drop the record that names it"
@@ -110,9 +115,13 @@ def _size_of(name: str) -> int:
 def _identified(file: BinaryIO) -> Image.Image:
     """As `Image.open`, whose bound on the size is one for the whole process: ours is checked instead."""
     head = file.read(16)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
+        raise UnidentifiedImageError("HEIC is not read here: convert it to JPEG, PNG or AVIF")
     for name in FORMATS:
         if name not in Image.OPEN:
             Image.init()
+        if name not in Image.OPEN:
+            continue  # Pillow is built without it
         factory, accepts = Image.OPEN[name]
         if accepts is None or accepts(head) is True:
             file.seek(0)
@@ -185,7 +194,8 @@ def is_image(source: str | os.PathLike[str] | bytes) -> bool:
             if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
                 return not (head[12:16] == b"VP8X" and data[20] & 2)
             return (
-                head[:4] in (b"II*\0", b"MM\0*")
+                head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+                or (head[4:8] == b"ftyp" and head[8:12] in _STILL)
                 or (head[:2] == b"BM" and head[6:10] == b"\0\0\0\0")
                 or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b"\n\r\t #")
             )

@@ -374,7 +374,9 @@ def _check_length(
     announced = _announced(container, video, packets.count, float(packets.earliest * base))
     if announced is not None and edit.segments:
         last, stamp = edit.segments[-1].end, round(announced / base)
-        announced = edit.seconds(stamp if last is None else min(stamp, last), base)
+        moved = edit.seconds(stamp if last is None else min(stamp, last), base)
+        # Of fragments, some writers announce the time of the presentation, others that of the media.
+        announced = moved if video.frames else min(announced, moved)
     step = (timeline.end - timeline.begin[0]) / len(timeline.pts)
     if announced is not None and timeline.end < announced - max(0.25, 2 * step):
         cause = f"the data end here; the header announces {announced:.3f} s. The file is cut off"
@@ -389,7 +391,8 @@ def _announced(container: InputContainer, video: VideoStream, count: int, start:
     form = container.format.name
     if form.startswith("mov") and video.duration and video.time_base is not None:
         there = video.frames and count >= video.frames
-        return None if there else start + float(video.duration * video.time_base)
+        end = float(video.duration * video.time_base)  # in fragments: from 0, not from the first picture
+        return None if there else end + (start if video.frames else 0.0)
     if not form.startswith("matroska"):
         return None
     tag = _TAG.match(video.metadata.get("DURATION", ""))  # counts from 0, wherever the stream begins

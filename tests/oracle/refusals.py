@@ -45,6 +45,11 @@ REFUSALS = (
         r"pictures leave the decoder in another order than when",
         "a decoder that gives another order than when the file was read through",
     ),
+    Refusal(r"an animated WebP", "animated WebP, as a video"),
+    Refusal(
+        r"its alpha is coded apart from its pictures", "alpha of VP8 and VP9 (WebM) and of animated AVIF"
+    ),
+    Refusal(r"HEIC is not read here", "HEIC"),
     Refusal(
         r"its display matrix .* turns the picture",
         "display matrices of other angles than quarters, or of shear",

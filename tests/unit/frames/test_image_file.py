@@ -343,3 +343,56 @@ def test_which_files_are_images(tmp_path: Path) -> None:
         assert len(read_frames(one.read_bytes() * 3, FramePolicy(fps=25)).seconds) == 3
     for other in (b"", b"P", b"RIFF", b"\0\0\0\x20ftypisom", tmp_path / "none", tmp_path):
         assert not is_image(other) or other == b"P"
+
+
+def test_avif_is_read_by_pillow(tmp_path: Path) -> None:
+    """FFmpeg leaves its alpha out, and shows one tile of several."""
+    clear = np.full((16, 16, 4), 0, np.uint8)
+    clear[:, 8:] = 100, 100, 100, 255
+    pixels = every_way(saved(tmp_path, Image.fromarray(clear), "avif", quality=100))[0]
+    assert pixels[:, :6].min() > 250
+    assert abs(pixels[:, 10:].astype(int) - 100).max() < 4
+
+
+def test_heic_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "c.heic"
+    path.write_bytes(struct.pack(">I4s4sI4s", 20, b"ftyp", b"heic", 0, b"mif1"))
+    for read in (load_image, read_frames):
+        with pytest.raises(VideoError, match="HEIC is not read here"):
+            read(path)
+
+
+def test_big_tiff(tmp_path: Path) -> None:
+    assert level(saved(tmp_path, Image.new("RGB", (8, 8), (9, 80, 200)), "tif", big_tiff=True)) == [
+        9,
+        80,
+        200,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "cause"), [("webp", "an animated WebP"), ("avif", "its alpha is coded apart")]
+)
+def test_animations_that_are_no_videos(tmp_path: Path, suffix: str, cause: str) -> None:
+    pictures = [Image.new("RGBA", (32, 32), (9 * k, 0, 0, 128)) for k in range(3)]
+    path = saved(tmp_path, pictures[0], suffix, save_all=True, append_images=pictures[1:], duration=100)
+    with pytest.raises(VideoError, match=cause):
+        read_frames(path)
+    assert load_image(path).shape == (32, 32, 3)
+
+
+def test_an_animated_avif_is_a_video(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (32, 32), (90 * k, 0, 0)) for k in range(3)]
+    path = saved(tmp_path, pictures[0], "avif", save_all=True, append_images=pictures[1:], duration=100)
+    red = read_frames(path, times=[0.05, 0.15, 0.25]).pixels[:, 16, 16, 0]
+    assert [round(int(value) / 90) for value in red] == [0, 1, 2]
+
+
+def test_refusals_are_not_wrapped(tmp_path: Path) -> None:
+    levels = saved(tmp_path, Image.fromarray(np.zeros((4, 4), np.float32)), "tif")
+    with pytest.raises(VideoError) as caught:
+        load_image(levels)
+    assert "not a readable picture" not in str(caught.value)
+    with pytest.raises(VideoError) as caught:
+        load_image(saved(tmp_path, Image.new("RGB", (64, 64)), "png"), limit=100)
+    assert "not a readable picture" not in str(caught.value)
