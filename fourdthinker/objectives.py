@@ -119,6 +119,7 @@ def grpo_objective(
     *,
     options: GrpoOptions,
     num_items: Tensor | float,
+    num_tokens: Tensor | float | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Metrics, Tensor]:
     """The GRPO objective of a replayed batch (`kernels/_grpo_losses.py` has the formulas).
@@ -134,6 +135,7 @@ def grpo_objective(
             `ref_logprobs` [R, T] with `beta`.
         options: loss type, ratio level, clipping, KL, entropy.
         num_items: rollouts (`options.counts_sequences`) or policy tokens of the whole update.
+        num_tokens: policy tokens of the whole update, for the entropy bonus; None: of this batch.
         temperature: the one that the rollouts were sampled at.
 
     Returns:
@@ -161,6 +163,7 @@ def grpo_objective(
         ref_logprobs=listed("ref_logprobs"),
         sampler_logprobs=listed("rollout_logprobs"),
         num_items=num_items,
+        num_tokens=num_tokens,
         temperature=temperature,
         return_entropy=True,
     )

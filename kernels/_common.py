@@ -51,24 +51,23 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def reciprocal(num_items: Tensor | float, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``1 / num_items`` as a scalar tensor on ``like``'s device, and 0 where ``num_items`` is 0.
+def reciprocal(items: Tensor | float, like: Tensor, dtype: torch.dtype, name: str = "num_items") -> Tensor:
+    """``1 / items`` as a scalar tensor on ``like``'s device, and 0 where ``items`` is 0.
 
-    Raises ``ValueError`` for a number of items that is NaN, infinite or negative. A tensor on a device is
-    read only with ``FOURDTHINKER_DEBUG=1``, which waits for it; without, such a number gives NaN.
+    Raises ``ValueError``, with ``name``, for a number of items that is NaN, infinite or negative. A tensor on a
+    device is read only with ``FOURDTHINKER_DEBUG=1``, which waits for it; without, such a number gives NaN.
     """
     smallest = torch.finfo(dtype).tiny
-    if not isinstance(num_items, Tensor):
-        check_number("num_items", num_items, minimum=0)
-        rate = 1.0 / max(num_items, smallest) if num_items else 0.0
+    if not isinstance(items, Tensor):
+        check_number(name, items, minimum=0)
+        rate = 1.0 / max(items, smallest) if items else 0.0
         return torch.full((), rate, dtype=dtype, device=like.device)
-    if num_items.numel() != 1 or num_items.dtype == torch.bool or num_items.is_complex():
-        raise ValueError(
-            f"num_items is {tuple(num_items.shape)} {num_items.dtype}; pass a number or a scalar tensor"
-        )
-    items = num_items.detach().reshape(()).to(device=like.device, dtype=dtype)
-    if (debugging() or readable(num_items)) and not 0 <= float(items) < math.inf:
-        raise ValueError(f"num_items is {float(items)}; pass a finite number of items, zero or more")
+    if items.numel() != 1 or items.dtype == torch.bool or items.is_complex():
+        raise ValueError(f"{name} is {tuple(items.shape)} {items.dtype}; pass a number or a scalar tensor")
+    checked = debugging() or readable(items)
+    items = items.detach().reshape(()).to(device=like.device, dtype=dtype)
+    if checked and not 0 <= float(items) < math.inf:
+        raise ValueError(f"{name} is {float(items)}; pass a finite number of items, zero or more")
     broken = torch.where((items >= 0) & (items < math.inf), 0.0, math.nan).to(dtype)
     return torch.where(items > 0, 1.0 / items.clamp(min=smallest), 0.0) + broken
 

@@ -12,7 +12,8 @@ With A the advantage, r = exp(logprob - old), lo = 1 - epsilon, hi = 1 + epsilon
 
 With ``ratio_level="sequence"`` the r of all tokens of a sequence is exp(mean of log r over the sequence):
 GSPO is ``loss_type="grpo", ratio_level="sequence"``. To the policy term come beta times the KL estimate, with
-d = ref - logprob, k3 = exp(d) - d - 1 or k2 = d^2 / 2, and minus ``entropy_coef`` times the entropy.
+d = ref - logprob, k3 = exp(d) - d - 1 or k2 = d^2 / 2. Subtracted from the loss is ``entropy_coef`` times the
+mean entropy of all counted tokens; with ``entropy_norm="loss"`` it is a term of its token like the others.
 
 A loss type is an entry of ``LOSSES``: a policy term and what the sum over tokens is divided by. A new policy
 term is a branch in ``policy_term`` and the same one in ``fused_policy_term``.
@@ -60,6 +61,7 @@ LOSSES = {
 LOSS_TYPES = tuple(LOSSES)
 RATIO_LEVELS = ("token", "sequence")
 KL_ESTIMATES = ("k3", "k2")
+ENTROPY_NORMS = ("tokens", "loss")
 REFUSED = {
     ("loss_type", "gspo"): "GSPO is loss_type='grpo' with ratio_level='sequence'",
     ("kl", "k1"): "as a loss it has a zero-mean gradient on policy; use k3 or k2, or k1 in the reward",
@@ -110,6 +112,12 @@ class GrpoOptions:
         above=0,
     )
     entropy_coef: float = _option(0.0, "weight of the entropy bonus")
+    entropy_norm: str = _option(
+        "tokens",
+        "what the entropy bonus is divided by: tokens (a mean over tokens for every loss type), loss (what "
+        "the policy term of the token is divided by)",
+        choices=ENTROPY_NORMS,
+    )
     max_length: int | None = _option(
         None, "tokens that a completion may have; dr_grpo divides by it", minimum=1, integer=True
     )
@@ -138,6 +146,11 @@ class GrpoOptions:
     def counts_sequences(self) -> bool:
         """Whether ``num_items`` counts sequences; else it counts tokens."""
         return LOSSES[self.loss_type].divisor != "tokens"
+
+    @property
+    def averages_entropy(self) -> bool:
+        """Whether the entropy bonus is divided by another number, the tokens, than the other terms are."""
+        return self.entropy_coef != 0 and self.counts_sequences and self.entropy_norm == "tokens"
 
     @property
     def per_sequence(self) -> bool:

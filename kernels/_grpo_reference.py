@@ -56,6 +56,26 @@ def token_scale(
     return scale if options.per_length or not options.counts_sequences else scale / (options.max_length or 1)
 
 
+def entropy_share(
+    options: GrpoOptions, share: Tensor, num_tokens: Tensor | float | None, counted: Tensor
+) -> Tensor:
+    """What the entropy of a token is multiplied by, besides ``entropy_coef``.
+
+    Args:
+        options: say how the bonus is normalised.
+        share: what its other terms are multiplied by; any shape.
+        num_tokens: the tokens of the whole update, or None for those of this batch.
+        counted: bool, any shape: the tokens of this batch that count.
+
+    Returns:
+        ``share``, or one number for all tokens, a scalar.
+    """
+    if not options.averages_entropy:
+        return share
+    tokens = counted.sum() if num_tokens is None else num_tokens
+    return reciprocal(tokens, counted, share.dtype, "num_tokens")
+
+
 def sequence_sums(values: Tensor, sequences: Tensor, count: int) -> Tensor:
     """[count] sums of ``values`` [M] by ``sequences`` [M], the same in every run."""
     sums = torch.zeros(count, dtype=values.dtype, device=values.device)
@@ -77,7 +97,7 @@ def token_terms(
     entropy: Tensor | None,
     entropy_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The terms of all tokens and their slopes, before any normaliser.
+    """The terms of all tokens and their slopes, before any normaliser; without the entropy bonus.
 
     Args:
         options: the formulas, see ``_grpo_losses``.
@@ -88,7 +108,7 @@ def token_terms(
         counted: bool. Other entries must be finite everywhere; their terms are rubbish.
         ref: log-probabilities of the reference model.
         sampler: log-probabilities of the sampler.
-        entropy: of the policy, with ``options.entropy_coef``.
+        entropy: of the policy, for its metric.
         entropy_mask: bool, where the policy term is kept.
 
     Returns:
@@ -110,8 +130,6 @@ def token_terms(
     if ref is not None:
         divergence, kl_slope = kl_term(options, logprobs, ref)
         term, kl_slope = term + options.beta * divergence, options.beta * kl_slope
-    if entropy is not None and options.entropy_coef:
-        term = term - options.entropy_coef * entropy
     values = token_values(
         options, ratio=ratio, advantages=advantages, kl=divergence,
         entropy=nothing if entropy is None else entropy, difference=difference,

@@ -22,6 +22,7 @@ def grpo_loss(
     sampler_logprobs: Tensor | None = None,
     entropy_mask: Tensor | None = None,
     num_items: Tensor | float | None = None,
+    num_tokens: Tensor | float | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,
     backend: str = "auto",
@@ -43,6 +44,7 @@ def grpo_loss(
         sampler_logprobs: as in ``grpo_token_loss``.
         entropy_mask: as in ``grpo_token_loss``.
         num_items: as in ``grpo_token_loss``.
+        num_tokens: as in ``grpo_token_loss``.
         temperature: the one that the tokens were sampled at.
         inplace_backward: as in ``logprobs``.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
@@ -66,6 +68,6 @@ def grpo_loss(
     loss, metrics = grpo_token_loss(
         current, advantages, mask, options, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy=entropy, entropy_mask=entropy_mask, num_items=num_items,
-        backend=backend,
+        num_tokens=num_tokens, backend=backend,
     )  # fmt: skip
     return loss, current.detach(), metrics

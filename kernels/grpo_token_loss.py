@@ -17,7 +17,7 @@ from torch import Tensor
 from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
 from ._grpo_losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
 from ._grpo_metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
-from ._grpo_reference import check_like, check_reference, metrics_of, token_scale, token_terms
+from ._grpo_reference import check_like, check_reference, entropy_share, metrics_of, token_scale, token_terms
 from ._launch import launching
 
 
@@ -61,21 +61,26 @@ def _reference(
     current, before = counted(logprobs), counted(logprobs if old is None else old)
     spread = counted(advantages if advantages.dim() == 2 else advantages[:, None])
     assert current is not None and before is not None and spread is not None  # noqa: PT018
-    share = torch.where(mask, scale, 0.0)
+    share, bonus = torch.where(mask, scale[0], 0.0), torch.where(mask, -options.entropy_coef * scale[1], 0.0)
     log_ratio = current - before
     lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
     if options.per_length:
         share = share / lengths
+        bonus = bonus if options.averages_entropy else bonus / lengths
     if options.per_sequence:
         log_ratio = (log_ratio.sum(dim=1, keepdim=True) / lengths).expand_as(current)
+    surprise = counted(entropy)
     term, slope, kl_slope, sums = token_terms(
         options, logprobs=current, log_ratio=log_ratio, old=before, advantages=spread, counted=mask,
-        ref=counted(ref), sampler=counted(sampler), entropy=counted(entropy), entropy_mask=entropy_mask,
+        ref=counted(ref), sampler=counted(sampler), entropy=surprise, entropy_mask=entropy_mask,
     )  # fmt: skip
     if options.pools_slopes:  # the ratio of a sequence moves with each of its tokens
         slope = slope.sum(dim=1, keepdim=True) / lengths
-    entropy_grad = share * -options.entropy_coef if options.entropy_coef else share.new_empty(0)
-    return (term * share).sum(), (slope + kl_slope) * share, entropy_grad, sums
+    loss = (term * share).sum()
+    if surprise is not None and options.entropy_coef:
+        loss = loss + (surprise * bonus).sum()
+    entropy_grad = bonus if options.entropy_coef else share.new_empty(0)
+    return loss, (slope + kl_slope) * share, entropy_grad, sums
 
 
 @triton.jit
@@ -89,8 +94,8 @@ def grpo_token_loss_kernel(
     scale_ptr, loss_ptr, grad_ptr, entropy_grad_ptr, sums_ptr, length, advantage_stride, advantage_step,
     beta, low, high, delta, sampler_cap, entropy_coef,
     TERM: tl.constexpr, KL: tl.constexpr, PER_SEQUENCE: tl.constexpr, POOLS_SLOPES: tl.constexpr,
-    PER_LENGTH: tl.constexpr, CORRECTED: tl.constexpr, METRICS: tl.constexpr, LARGEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PER_LENGTH: tl.constexpr, MEAN_ENTROPY: tl.constexpr, CORRECTED: tl.constexpr, METRICS: tl.constexpr,
+    LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program: one sequence. Its share of the loss and of the metrics, and the gradients of its tokens."""
     row = tl.program_id(0).to(tl.int64)
@@ -115,6 +120,10 @@ def grpo_token_loss_kernel(
         if PER_LENGTH:
             share = share / items
 
+    bonus = -entropy_coef * share
+    if MEAN_ENTROPY:
+        bonus = -entropy_coef * tl.load(scale_ptr + 1)
+
     # A sequence-level ratio moves with every token: sum its slopes before any gradient can be written.
     slopes = tl.zeros([BLOCK], tl.float32)
     if POOLS_SLOPES:
@@ -136,6 +145,7 @@ def grpo_token_loss_kernel(
     sequence_slope = tl.sum(slopes, axis=0) / items
 
     loss = tl.zeros([BLOCK], tl.float32)
+    bonuses = tl.zeros([BLOCK], tl.float32)
     nothing = tl.zeros([BLOCK], tl.float32)
     sums = no_metrics(BLOCK)
     for start in range(0, length, BLOCK):
@@ -174,14 +184,13 @@ def grpo_token_loss_kernel(
             term += beta * divergence
         if entropy_ptr is not None:
             entropy = _load(entropy_ptr, offsets, counted)
-            term -= entropy_coef * entropy
             if entropy_grad_ptr is not None:
-                entropy_slope = tl.where(counted, -entropy_coef * share, 0.0)
-                tl.store(entropy_grad_ptr + offsets, entropy_slope, mask=inside)
+                bonuses += bonus * entropy
+                tl.store(entropy_grad_ptr + offsets, tl.where(counted, bonus, 0.0), mask=inside)
         loss += tl.where(counted, term, 0.0)
         sums = add_metrics(sums, counted, ratio, advantage, low, high, delta, divergence, entropy, difference)
         tl.store(grad_ptr + offsets, tl.where(counted, slope * share, 0.0), mask=inside)
-    tl.store(loss_ptr + row, tl.sum(loss, axis=0) * share)
+    tl.store(loss_ptr + row, tl.sum(loss, axis=0) * share + tl.sum(bonuses, axis=0))
     store_metrics(sums_ptr + row * METRICS, sums, METRICS, LARGEST)
 
 
@@ -207,8 +216,8 @@ def _fused(
                 options.high, options.ratio_bound, options.sampler_cap or 0.0, options.entropy_coef,
                 TERM=options.term, KL=options.kl, PER_SEQUENCE=options.per_sequence,
                 POOLS_SLOPES=options.pools_slopes, PER_LENGTH=options.per_length,
-                CORRECTED=options.sampler_cap is not None, METRICS=len(METRICS), LARGEST=LARGEST,
-                BLOCK=launch.block, **launch.options,
+                MEAN_ENTROPY=options.averages_entropy, CORRECTED=options.sampler_cap is not None,
+                METRICS=len(METRICS), LARGEST=LARGEST, BLOCK=launch.block, **launch.options,
             )  # fmt: skip
     return losses.sum(), grad, grad.new_empty(0) if entropy_grad is None else entropy_grad, join(sums)
 
@@ -285,6 +294,7 @@ def grpo_token_loss(
     entropy: Tensor | None = None,
     entropy_mask: Tensor | None = None,
     num_items: Tensor | float | None = None,
+    num_tokens: Tensor | float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar loss of ``logprobs`` and its metrics; ``_grpo_losses`` has the formulas.
@@ -307,6 +317,8 @@ def grpo_token_loss(
         num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo and
             dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo and cispo.
             None: this batch's own.
+        num_tokens: the tokens of the same update, by which grpo and dr_grpo divide the entropy bonus (with
+            ``options.entropy_norm="tokens"``). None: this batch's own.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
@@ -335,7 +347,8 @@ def grpo_token_loss(
         raise ValueError(
             f"entropy_coef is {options.entropy_coef}, but there is no entropy; pass it or entropy_coef=0"
         )
-    scale = token_scale(options, num_items, rows, mask, accumulation_dtype(logprobs))
+    share = token_scale(options, num_items, rows, mask, accumulation_dtype(logprobs))
+    scale = torch.stack((share, entropy_share(options, share, num_tokens, mask)))
     loss, sums = _GrpoTokenLoss.apply(
         logprobs, entropy,
         (advantages.detach(), mask, old_logprobs, ref_logprobs, sampler_logprobs, entropy_mask, scale),

@@ -13,7 +13,15 @@ from torch import Tensor
 from ._common import NAMESPACE, accumulation_dtype, check_flags, check_floating, check_range, check_tensors
 from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
 from ._grpo_metrics import METRICS, join
-from ._grpo_reference import check_like, check_reference, metrics_of, sequence_sums, token_scale, token_terms
+from ._grpo_reference import (
+    check_like,
+    check_reference,
+    entropy_share,
+    metrics_of,
+    sequence_sums,
+    token_scale,
+    token_terms,
+)
 from ._head import (
     Head,
     check_head,
@@ -37,6 +45,7 @@ class _Rows(NamedTuple):
     counted: Tensor  # bool
     lengths: Tensor  # [R] counted rows of each sequence, at least 1
     share: Tensor  # what a row's term is multiplied by
+    bonus: Tensor  # what its entropy is multiplied by, ``entropy_coef`` included
     advantages: Tensor
     old: Tensor | None
     ref: Tensor | None
@@ -98,6 +107,7 @@ def _loss_op(
     counted: Tensor,
     lengths: Tensor,
     share: Tensor,
+    bonus: Tensor,
     advantages: Tensor,
     old: Tensor | None,
     ref: Tensor | None,
@@ -115,7 +125,7 @@ def _loss_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, log-probabilities of all rows, the vector of ``METRICS``, dx, dw, db; see ``_Rows``."""
     listed = _Rows(
-        target, rows, sequences, counted, lengths, share, advantages, old, ref, sampler, entropy_mask
+        target, rows, sequences, counted, lengths, share, bonus, advantages, old, ref, sampler, entropy_mask
     )
     grads = gradients(x, weight, bias, need_dx, need_dw, need_db)
     with full_precision(x.device):
@@ -156,11 +166,13 @@ def _loss_and_gradients(
         ratio = None if log_ratio is None else log_ratio[part]
         term, slope, kl_slope, added = listed.terms(options, part, logprob, ratio, entropy)
         loss += (term * share).sum()
+        bonus = listed.bonus[part] if options.entropy_coef else None
+        if bonus is not None and entropy is not None:
+            loss += (torch.where(counted, entropy, 0.0) * bonus).sum()
         sums = join(torch.stack((sums, added)))
         if any(needs):
             if row_slope is not None:
                 slope = row_slope[part]
-            bonus = share * -options.entropy_coef if options.entropy_coef else None
             z = head.grad_(z, label, normaliser, entropy, (slope + kl_slope) * share, bonus)
             rows_dx = torch.empty_like(hidden) if dx is not None else None
             head.backward_matmuls(z, hidden, rows_dx, dw, db)
@@ -172,7 +184,7 @@ def _loss_and_gradients(
 @_loss_op.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, sequences: Tensor,
-    counted: Tensor, lengths: Tensor, share: Tensor, advantages: Tensor, old: Tensor | None,
+    counted: Tensor, lengths: Tensor, share: Tensor, bonus: Tensor, advantages: Tensor, old: Tensor | None,
     ref: Tensor | None, sampler: Tensor | None, entropy_mask: Tensor | None, options: list[float],
     temperature: float, softcap: float | None, chunk: int, with_entropy: bool, need_dx: bool, need_dw: bool,
     need_db: bool, backend: str,
@@ -221,6 +233,7 @@ def _list_rows(
     ids: Tensor,
     count: int,
     num_items: Tensor | float | None,
+    num_tokens: Tensor | float | None,
     others: tuple[Tensor | None, ...],
     dtype: torch.dtype,
 ) -> _Rows:
@@ -238,11 +251,22 @@ def _list_rows(
     share = torch.where(counted, token_scale(options, num_items, count, counted, dtype), 0.0)
     if options.per_length:
         share = share / lengths[sequences]
+    bonus = torch.where(
+        counted, -options.entropy_coef * entropy_share(options, share, num_tokens, counted), 0.0
+    )
     per_token = advantages.shape == mask.shape and mask.dim() == 2
     gains = advantages.detach().reshape(-1)[rows if per_token else sequences]
     gains = torch.where(counted, gains, 0.0).to(dtype)
     return _Rows(
-        target.reshape(-1), rows, sequences, counted, lengths, share, gains, *(listed(v) for v in others)
+        target.reshape(-1),
+        rows,
+        sequences,
+        counted,
+        lengths,
+        share,
+        bonus,
+        gains,
+        *(listed(v) for v in others),
     )
 
 
@@ -262,6 +286,7 @@ def linear_grpo_loss(
     sequence_ids: Tensor | None = None,
     rows: Tensor | None = None,
     num_items: Tensor | float | None = None,
+    num_tokens: Tensor | float | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
     return_entropy: bool = False,
@@ -289,6 +314,7 @@ def linear_grpo_loss(
         sequence_ids: [N] int64, the sequence of each position; needed with a packed input, and only with one.
         rows: [M] int64, flat indices of the rows where ``mask`` is true. Finding them synchronises on CUDA.
         num_items: as in ``grpo_token_loss``.
+        num_tokens: as in ``grpo_token_loss``.
         temperature: the one that the tokens were sampled at.
         softcap: logits are capped to ``softcap * tanh(logits / softcap)``.
         return_entropy: whether the mean entropy is among the metrics.
@@ -330,7 +356,7 @@ def linear_grpo_loss(
     else:
         ids = sequence_ids.reshape(-1).long()
     listed = _list_rows(
-        options, target, mask, advantages, rows, ids, count, num_items,
+        options, target, mask, advantages, rows, ids, count, num_items, num_tokens,
         (old_logprobs, ref_logprobs, sampler_logprobs, entropy_mask), accumulation_dtype(input, weight),
     )  # fmt: skip
     with_entropy = return_entropy or options.entropy_coef != 0

@@ -57,10 +57,12 @@ class Replay:
         micro_batches: the chunks of each.
         num_items: of each what its loss is divided by: the rollouts, or the tokens that the policy chose, of
             the whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
+        num_tokens: the tokens that the policy chose, of the whole update.
     """
 
     micro_batches: list[list[Chunk]]
     num_items: list[Tensor]
+    num_tokens: Tensor
 
 
 class GrpoTrainer(LatentTrainer):
@@ -96,17 +98,20 @@ class GrpoTrainer(LatentTrainer):
         update: list[list[Forward]] = []
         number = 0
         for chunks, num_items in zip(self._replay.micro_batches, self._replay.num_items, strict=True):
-            objective = self._objective(num_items)
+            objective = self._objective(num_items, self._replay.num_tokens)
             update.append([])
             for chunk in chunks:
                 update[-1].append(self._forward(chunk, objective, number))
                 number += 1
         return update
 
-    def _objective(self, num_items: Tensor) -> Any:
-        config = self.settings
+    def _objective(self, num_items: Tensor, num_tokens: Tensor) -> Any:
         return functools.partial(
-            grpo_objective, options=config.loss, num_items=num_items, temperature=config.temperature
+            grpo_objective,
+            options=self.settings.loss,
+            num_items=num_items,
+            num_tokens=num_tokens,
+            temperature=self.settings.temperature,
         )
 
     def _forward(self, chunk: Chunk, objective: Any, number: int) -> Forward:
@@ -188,7 +193,7 @@ class GrpoTrainer(LatentTrainer):
         if config.loss.loss_type == "bnpo":  # as in TRL, where batches of unequal length weigh the same
             shares = len(experiences) * self.args.world_size
             num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
-        return Replay(micro_batches, num_items)
+        return Replay(micro_batches, num_items, tokens)
 
     def _forwards_of(self, experiences: list[Experience]) -> list[int]:
         """How many forwards each micro-batch is cut into: as many on all ranks, or collectives would hang."""

@@ -35,7 +35,8 @@ def test_grpo_token_loss(arch, kind):
         "length": "i32", "advantage_stride": "i32", "advantage_step": "i32", "beta": "fp32", "low": "fp32",
         "high": "fp32", "delta": "fp32", "sampler_cap": "fp32", "entropy_coef": "fp32",
         "TERM": "cispo" if "cispo" in kind else "clip", "KL": "k3", "PER_SEQUENCE": "sequence" in kind,
-        "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "CORRECTED": True,
+        "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "MEAN_ENTROPY": "grpo" in kind,
+        "CORRECTED": True,
         "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": launch.block,
     }  # fmt: skip
     name = f"grpo_token_loss {kind}"

@@ -53,7 +53,8 @@ OPTIONS = [
     {},
     {"epsilon": 0.1, "epsilon_high": 0.3, "beta": 0.3},
     {"delta": 1.5, "beta": 0.3, "kl": "k2"},
-    {"entropy_coef": 0.05, "sampler_cap": 1.2, "num_items": 11},
+    {"entropy_coef": 0.05, "sampler_cap": 1.2, "num_items": 11, "num_tokens": torch.tensor(40)},
+    {"entropy_coef": 0.05, "entropy_norm": "loss", "num_items": 11},
 ]
 CASES = [(kind, case) for kind in KINDS for case in OPTIONS if "cispo" not in kind or "delta" not in case]
 

@@ -179,6 +179,23 @@ def grpo_by_loops(
     return sums
 
 
+@pytest.mark.parametrize("norm", ["tokens", "loss"])
+def test_the_entropy_bonus_is_a_mean_over_the_tokens_of_the_update(norm: str) -> None:
+    batch = grpo_batch(old=False, ref=False)
+    share = {}
+    for coef in (0.0, 0.5):
+        options = GrpoOptions(entropy_coef=coef, entropy_norm=norm)
+        objective = partial(grpo_objective, options=options, num_items=9, num_tokens=31)
+        loss, metrics, _ = backbone()(batch, objective)
+        share[coef] = loss.item()
+    total, lengths = metrics["entropy"][0].item(), batch["policy_mask"].sum(1)
+    bonus = (share[0.0] - share[0.5]) / 0.5
+    if norm == "tokens":
+        assert bonus == pytest.approx(total / 31, rel=1e-4)
+    else:  # a mean over each completion first: nearly the same for each, there are four of nine
+        assert bonus == pytest.approx(total / lengths.sum().item() * 4 / 9, rel=0.05)
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 @pytest.mark.parametrize(("old", "ref"), [(False, False), (True, True)])
 def test_grpo_equals_loops(loss_type: str, old: bool, ref: bool) -> None:

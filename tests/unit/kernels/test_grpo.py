@@ -94,13 +94,14 @@ def inputs(seed=0):
 
 
 def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
-            sampler_cap=None, entropy_coef=0.0, max_length=None, num_items=None):  # fmt: skip
+            sampler_cap=None, entropy_coef=0.0, entropy_norm="tokens", max_length=None, num_items=None,
+            num_tokens=None):  # fmt: skip
     """The loss with math functions on one token at a time."""
     loss_type, level = kind.split()
     high = epsilon if epsilon_high is None else epsilon_high
     tokens = int(data["mask"].sum())
     items = num_items or (ROWS if loss_type in ("grpo", "dr_grpo") else tokens)
-    total = 0.0
+    total = entropies = 0.0
     for r in range(ROWS):
         counted = [t for t in range(LENGTH) if data["mask"][r, t]]
 
@@ -129,11 +130,15 @@ def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, de
             if beta:
                 d = at("ref_logprobs", t) - lp
                 term += beta * (math.exp(d) - d - 1 if kl == "k3" else d * d / 2)
-            if entropy_coef:
+            if entropy_coef and entropy_norm == "loss":
                 term -= entropy_coef * at("entropy", t)
+            elif entropy_coef:
+                entropies += at("entropy", t)
             share = {"grpo": 1 / len(counted), "dr_grpo": 1 / (max_length or 1)}
             total += term * share.get(loss_type, 1.0)
-    return total / items
+    # Where the loss is a mean over tokens, the caller's number of them is `num_items`.
+    whole = num_tokens or tokens if loss_type in ("grpo", "dr_grpo") else items
+    return total / items - entropy_coef * entropies / whole
 
 
 OPTIONS = [
@@ -143,6 +148,8 @@ OPTIONS = [
     {"beta": 0.3},
     {"beta": 0.3, "kl": "k2"},
     {"entropy_coef": 0.05},
+    {"entropy_coef": 0.05, "num_items": 11, "num_tokens": 40},
+    {"entropy_coef": 0.05, "entropy_norm": "loss", "num_items": 11, "num_tokens": 40},
     {"sampler_cap": 1.2, "num_items": 11},
 ]
 
@@ -292,6 +299,14 @@ def test_a_nan_comes_through(kind):
     assert grpo_token_loss(**data, **with_options(kind, max_length=9))[0].isnan()
 
 
+@pytest.mark.parametrize("tokens", [math.nan, -2.0])
+def test_a_number_of_tokens_that_is_none_is_named(tokens):
+    data = {**inputs(), "options": GrpoOptions(entropy_coef=0.1)}
+    for number in (tokens, torch.tensor(tokens)):
+        with pytest.raises(ValueError, match="num_tokens is"):
+            grpo_token_loss(**data, num_tokens=number)
+
+
 def test_bad_input_is_named():
     data = inputs()
     base = {k: data[k] for k in ("logprobs", "advantages", "mask")}
@@ -306,6 +321,7 @@ def test_bad_input_is_named():
         ("epsilon is '0.2'; pass a number", {"epsilon": "0.2"}),
         (r"max_length is 1\.5; pass an integer", {"max_length": 1.5}),
         ("max_length is True; pass an integer", {"max_length": True}),
+        ("entropy_norm is 'none'", {"entropy_norm": "none"}),
         ("beta is nan", {"beta": float("nan")}),
         ("beta is -1", {"beta": -1}),
         ("no ref_logprobs", {"beta": 0.1}),

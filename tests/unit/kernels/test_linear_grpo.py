@@ -36,7 +36,8 @@ OPTIONS = [
     {},
     {"beta": 0.2, "epsilon_high": 0.4, "temperature": 0.7},
     {"beta": 0.2, "kl": "k2", "delta": 1.6, "softcap": 4.0},
-    {"entropy_coef": 0.1, "num_items": 13.0, "sampler_cap": 1.3},
+    {"entropy_coef": 0.1, "num_items": 13.0, "num_tokens": 29.0, "sampler_cap": 1.3},
+    {"entropy_coef": 0.1, "entropy_norm": "loss", "num_items": 13.0},
 ]
 CASES = [
     (kind, option) for kind in KINDS for option in OPTIONS if "cispo" not in kind or "delta" not in option
