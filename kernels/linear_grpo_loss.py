@@ -270,6 +270,19 @@ def _list_rows(
     )
 
 
+def _count_sequences(input: Tensor, target: Tensor, advantages: Tensor, sequence_ids: Tensor | None) -> int:
+    """How many sequences there are; ``ValueError`` where the tensors that say so do not fit together."""
+    packed = input.dim() == 2
+    if sequence_ids is not None and sequence_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"sequence_ids is {sequence_ids.dtype}; it must be torch.int64")
+    if packed != (sequence_ids is not None):
+        raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
+    count = advantages.numel() if packed else input.shape[0]
+    if tuple(advantages.shape) != (count,) and (packed or advantages.shape != target.shape):
+        raise ValueError(f"advantages is {tuple(advantages.shape)}; it must be one number a sequence")
+    return count
+
+
 def linear_grpo_loss(
     input: Tensor,
     weight: Tensor,
@@ -339,14 +352,7 @@ def linear_grpo_loss(
         target, mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy_mask=entropy_mask, sequence_ids=sequence_ids,
     )  # fmt: skip
-    packed = input.dim() == 2
-    if sequence_ids is not None and sequence_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"sequence_ids is {sequence_ids.dtype}; it must be torch.int64")
-    if packed != (sequence_ids is not None):
-        raise ValueError("sequence_ids is needed with a packed input [N, H], and only with one")
-    count = advantages.numel() if packed else input.shape[0]
-    if tuple(advantages.shape) != (count,) and (packed or advantages.shape != target.shape):
-        raise ValueError(f"advantages is {tuple(advantages.shape)}; it must be one number a sequence")
+    count = _count_sequences(input, target, advantages, sequence_ids)
     if rows is None:
         rows = mask.reshape(-1).nonzero()[:, 0]
     check_rows(rows, target)
