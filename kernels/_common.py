@@ -54,7 +54,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 def reciprocal(items: Tensor | float, like: Tensor, dtype: torch.dtype, name: str = "num_items") -> Tensor:
     """``1 / items`` as a scalar tensor on ``like``'s device, and 0 where ``items`` is 0.
 
-    Raises ``ValueError``, with ``name``, for a number of items that is NaN, infinite or negative. A tensor on a
+    Raises ``ValueError``, with ``name``, for a number that is NaN, infinite or negative. A tensor on a
     device is read only with ``FOURDTHINKER_DEBUG=1``, which waits for it; without, such a number gives NaN.
     """
     smallest = torch.finfo(dtype).tiny
