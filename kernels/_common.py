@@ -122,6 +122,14 @@ def check_number(
     """Raise ``ValueError`` unless ``value`` is a finite number in range, or None where that is allowed.
 
     A bool is no number here. ``LARGEST`` bounds all numbers, since kernels take them as float32.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        minimum: the least number that is allowed; None: no bound.
+        above: a number that is too small by itself; None: no bound.
+        integer: whether it must be an integer.
+        optional: whether it may be None.
     """
     if value is None and optional:
         return
@@ -192,8 +200,16 @@ def check_range(
 ) -> None:
     """Raise ``ValueError`` unless all ``values`` are in [low, high).
 
-    Values on a device are looked at only with ``FOURDTHINKER_DEBUG=1``, which waits for it; those of a traced
-    call do not exist. ``rows`` (indices) and after it ``where`` (bool) say which of them matter.
+    Values on a device are read only with ``FOURDTHINKER_DEBUG=1``, which waits for it; those of a traced call
+    do not exist.
+
+    Args:
+        name: of the argument, for the message.
+        values: integers of any shape.
+        low: the least that is allowed.
+        high: the least that is too large.
+        rows: int64 indices into the first dimension of those that matter; None: all.
+        where: bool, of the shape of what ``rows`` leaves: those that matter; None: all.
     """
     if not debugging() and not readable(values):
         return

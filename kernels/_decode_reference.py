@@ -12,6 +12,7 @@ def reference(
     query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor,
     prompt_lengths: Tensor, lengths: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
+    """The attention in plain PyTorch; arguments and result are those of ``shared_prefix_decode``."""
     rows, heads, width = query.shape
     groups, kv_heads, prompt, _ = prompt_key.shape
     wide = accumulation_dtype(query)
@@ -38,7 +39,20 @@ def of_each_row(
     key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, row_starts: Tensor,
     longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Prompt keys, values and lengths with one group for every row, for the reference."""
+    """Prompt keys, values and lengths with one group for every row, for the reference.
+
+    Args:
+        key: the pool, [1, kv_heads, positions, D].
+        value: as ``key``.
+        starts: [N], where each prompt begins in the pool.
+        lengths: [N] of the prompts.
+        order: [R], the rows of the prompts one after another.
+        row_starts: [N + 1], where those of each prompt begin in ``order``.
+        longest: P, the positions that are taken of each.
+
+    Returns:
+        Keys and values [R, kv_heads, P, D], and lengths [R].
+    """
     rank = torch.empty_like(order).scatter_(0, order.long(), torch.arange(len(order)).to(order))
     group = torch.searchsorted(row_starts, rank.to(row_starts.dtype), right=True) - 1
     index = starts[group][:, None] + torch.arange(longest, device=key.device)

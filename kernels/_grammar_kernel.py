@@ -95,6 +95,10 @@ def reference(
     sampled_logprobs: Tensor | None, recording: Recording | None, pad_id: int, start_id: int, end_id: int,
     fill_id: int, latent_size: int, early_end: bool, train_start: bool, max_blocks: int,
 ) -> None:  # fmt: skip
+    """A step in plain PyTorch; all arguments but one are those of ``latent_feedback_step_``.
+
+    ``early_end``: whether END that is sampled closes a block early.
+    """
     live = ~finished
     text = live & (phase == TEXT)
     latent = live & (phase != TEXT)

@@ -48,7 +48,19 @@ def token_values(
     options: GrpoOptions, *, ratio: Tensor, advantages: Tensor, kl: Tensor, entropy: Tensor,
     difference: Tensor,
 ) -> list[Tensor]:  # fmt: skip
-    """Each metric's value of each token, in the order of ``METRICS``; all tensors have one shape."""
+    """Each metric's value of each token; all tensors have one shape.
+
+    Args:
+        options: of the loss: its bounds of the ratio.
+        ratio: importance ratios.
+        advantages: of the tokens.
+        kl: estimates of the KL divergence from the reference model.
+        entropy: of the distributions that the tokens come from.
+        difference: log-prob differences between trainer and sampler.
+
+    Returns:
+        A tensor a metric, in the order of ``METRICS``.
+    """
     negative, positive = advantages < 0, advantages > 0
     return [
         torch.ones_like(ratio), ratio, negative & (ratio < options.low), positive & (ratio > options.high),

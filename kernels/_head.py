@@ -58,7 +58,16 @@ def check_head(
     temperature: float,
     softcap: float | None,
 ) -> None:
-    """Raise ``ValueError`` for shapes, dtypes, devices or coefficients that do not fit together."""
+    """Raise ``ValueError`` for shapes, dtypes, devices or coefficients that do not fit together.
+
+    Args:
+        input: [N, H] or [B, T, H] floating.
+        weight: [V, H] floating.
+        target: [N] or [B, T] int64.
+        bias: [V] floating, or None.
+        temperature: as ``check_temperature``.
+        softcap: above 0, or None.
+    """
     check_tensors("bias", input=input, weight=weight, target=target, bias=bias)
     check_temperature(temperature)
     check_number("softcap", softcap, above=0, optional=True)
@@ -81,7 +90,12 @@ def check_head(
 
 
 def check_rows(rows: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``."""
+    """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``.
+
+    Args:
+        rows: [M] int64.
+        target: [N] or [B, T] int64.
+    """
     check_tensors(rows=rows)
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows is {tuple(rows.shape)} {rows.dtype}; it must be [M] int64 flat indices")
@@ -91,7 +105,17 @@ def check_rows(rows: Tensor, target: Tensor) -> None:
 
 
 def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and targets of the rows ``chosen``; 0 where not ``counted``, whatever is there."""
+    """Hidden states and targets of the rows ``chosen``; 0 where not ``counted``, whatever is there.
+
+    Args:
+        x: [N, H] floating.
+        target: [N] int64.
+        chosen: [m] int64, indices of rows.
+        counted: [m] bool.
+
+    Returns:
+        [m, H] in the dtype of ``x``, and [m] int64.
+    """
     return x[chosen].masked_fill_(~counted[:, None], 0.0), torch.where(counted, target[chosen], 0)
 
 
@@ -100,6 +124,10 @@ def matmul_rows(input: Tensor, backend: str) -> Tensor:
 
     Where the kernels run that is autocast's under autocast, whatever the dtype of the weights: logits, sums
     and dW stay float32, and dx and dW go to leaves of any dtype. The plain head is float32 anyway.
+
+    Args:
+        input: [N, H] or [B, T, H] floating.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
     """
     rows = input.reshape(-1, input.shape[-1])
     kind = rows.device.type
@@ -116,7 +144,19 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
 def gradients(
     x: Tensor, weight: Tensor, bias: Tensor | None, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros to hold dx in its own dtype, dw and db in accumulation precision; empty where not needed."""
+    """Zeros to hold dx in its own dtype, dw and db in accumulation precision; empty where not needed.
+
+    Args:
+        x: [m, H] floating.
+        weight: [V, H] floating.
+        bias: [V] floating, or None.
+        need_dx: whether dx is needed.
+        need_dw: whether dw is needed.
+        need_db: whether db is needed.
+
+    Returns:
+        dx [m, H], dw [V, H], db [V]; [0] where not needed.
+    """
     wide = accumulation_dtype(x, weight)
     return (
         torch.zeros(x.shape if need_dx else (0,), dtype=x.dtype, device=x.device),
@@ -175,20 +215,34 @@ class Head:
         self.memory: Tensor | None = None
 
     def empty(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """[rows, V] in the one buffer, whose rows begin on multiples of 16 elements."""
+        """[rows, V] in the one buffer, whose rows begin on multiples of 16 elements.
+
+        Args:
+            rows: m, at most that of the first call.
+            dtype: of the buffer; the same in every call.
+        """
         vocabulary = self.weight.shape[0]
         if self.memory is None:
             self.memory = torch.empty(rows, padded(vocabulary), dtype=dtype, device=self.weight.device)
         return self.memory[:rows, :vocabulary]
 
     def blocks(self, z: Tensor) -> Iterator[slice]:
+        """Slices of neighbouring rows of z [m, V] that cover it, each small enough for the cache."""
         rows, vocabulary = z.shape
         step = max(1, min(2**20 // max(vocabulary, 1), max(4, rows // 32)))
         for start in range(0, rows, step):
             yield slice(start, start + step)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The scores z [m, V] of x [m, H]."""
+        """The scores z of a chunk.
+
+        Args:
+            x: [m, H] floating.
+
+        Returns:
+            [m, V] in ``self.dtype``, in the one buffer. ``FusedHead``: the float32 logits, without bias,
+            softcap and temperature, which its kernels apply.
+        """
         z = self.empty(x.shape[0], self.dtype)
         rate = 1.0 if self.softcap is not None else 1.0 / self.temperature
         if self.bias is None:
@@ -201,7 +255,16 @@ class Head:
         return z
 
     def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probability of the target, log normaliser and (if asked for) entropy of each row."""
+        """Log-probability of the target, log normaliser and (if asked for) entropy of each row.
+
+        Args:
+            z: [m, V] from ``logits``.
+            target: [m] int64.
+            with_entropy: whether the entropy is computed.
+
+        Returns:
+            Three [m] tensors in the dtype of z; the last is None without ``with_entropy``.
+        """
         normaliser = torch.empty(z.shape[0], dtype=z.dtype, device=z.device)
         entropy = torch.empty_like(normaliser) if with_entropy else None
         scratch: Tensor | None = None
@@ -265,9 +328,14 @@ class Head:
     def backward_matmuls(
         self, dz: Tensor, x: Tensor, dx: Tensor | None, dw: Tensor | None, db: Tensor | None
     ) -> None:
-        """The two matmuls of the backward, with dz [m, V] from ``grad_`` and x [m, H].
+        """The two matmuls of the backward.
 
-        Writes ``dx`` [m, H]; adds to ``dw`` [V, H] and ``db`` [V]. Those that are None are left out.
+        Args:
+            dz: [m, V] from ``grad_``.
+            x: [m, H] floating.
+            dx: [m, H], written; None: left out.
+            dw: [V, H] in accumulation precision, added to; None: left out.
+            db: [V], likewise.
         """
         if dx is not None:
             dx.copy_(dz @ self.weight)
@@ -340,6 +408,10 @@ def in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
 
     It has z's shape, and its rows begin where z's rows begin, so that a kernel may write row by row what it
     has read.
+
+    Args:
+        z: [m, V], rows dense.
+        dtype: at most as wide as that of z.
     """
     stride = z.stride(0) * z.element_size() // dtype.itemsize
     storage = z.as_strided((z.shape[0], z.stride(0)), (z.stride(0), 1))
@@ -354,5 +426,18 @@ def make_head(
     softcap: float | None,
     backend: str,
 ) -> Head:
+    """The head for these tensors: with kernels where they run, else plain.
+
+    Args:
+        input: [m, H] floating, from ``matmul_rows``.
+        weight: [V, H] floating.
+        bias: [V] floating, or None.
+        temperature: what scores are divided by.
+        softcap: bounds the logits; None: no bound.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        A ``FusedHead`` or a ``Head``.
+    """
     kind = FusedHead if use_triton(backend, input) and weight.dtype != torch.float64 else Head
     return kind(input, weight, bias, temperature, softcap)

@@ -222,6 +222,12 @@ def rows_of(logits: Tensor) -> tuple[int, int] | None:
 
     A flat tensor has a row to the entry. None where that is not enough to say it. The second number is
     compiled into the kernels, so it shall not depend on lengths: ``logits[:, -1]`` has (T, V), not (1, T V).
+
+    Args:
+        logits: [N, V] or [B, T, V].
+
+    Returns:
+        (first, second), or None.
     """
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         return None
@@ -236,7 +242,16 @@ def rows_of(logits: Tensor) -> tuple[int, int] | None:
 
 
 def empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty tensor with ``padded`` rows."""
+    """An empty tensor with ``padded`` rows.
+
+    Args:
+        shape: of the tensor, its last dimension V.
+        dtype: of the tensor.
+        device: of the tensor.
+
+    Returns:
+        A view of ``shape``.
+    """
     return torch.empty(*shape[:-1], padded(shape[-1]), dtype=dtype, device=device)[..., : shape[-1]]
 
 
@@ -246,8 +261,19 @@ def stats(
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Log-probability of ``target``, log normaliser and (if asked for) entropy; 0 where ``mask`` is false.
 
-    ``logits`` [N, V] or [B, T, V] in a layout that ``rows_of`` knows; the others, float32, have its leading
-    shape. One launch, one read of the rows in ``mask``.
+    One launch, one read of the rows in ``mask``.
+
+    Args:
+        logits: [N, V] or [B, T, V] floating, in a layout that ``rows_of`` knows.
+        target: [N] or [B, T] int64.
+        mask: bool of the shape of ``target``; None: all rows count.
+        rate: 1 / temperature.
+        with_entropy: whether the entropy is computed.
+        bias: [V] floating, added to the logits; None: none.
+        softcap: bounds the logits; None: no bound.
+
+    Returns:
+        Three float32 tensors of the shape of ``target``; the last is None without ``with_entropy``.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
     length = target.shape[1] if target.dim() == 2 else 1
@@ -275,8 +301,21 @@ def grad_(
 ) -> None:  # fmt: skip
     """Write the gradient of the logits into ``grad``, which may lie in their memory; 0 outside ``mask``.
 
-    ``has_padding``: the rows of ``grad`` are ``padded``, and what lies between them may be written.
     One launch, one read of the rows in ``mask``, one write of all.
+
+    Args:
+        grad: of the shape of ``logits``, in a layout that ``rows_of`` knows; written.
+        logits: [N, V] or [B, T, V] floating, likewise.
+        target: [N] or [B, T] int64.
+        mask: bool of the shape of ``target``; None: all rows count.
+        normaliser: float32 of that shape, from ``stats``.
+        entropy: float32 of that shape, from ``stats``; None if it has no gradient.
+        grad_logprob: gradient of the loss in each log-probability, of that shape.
+        grad_entropy: the same in each entropy, or None.
+        rate: 1 / temperature.
+        bias: [V] floating, added to the logits; None: none.
+        softcap: bounds the logits; None: no bound.
+        has_padding: whether the rows of ``grad`` are ``padded``, and what lies between them may be written.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
     length = target.shape[1] if target.dim() == 2 else 1

@@ -66,7 +66,7 @@ def reference(
     repetition_penalty: Tensor | None,
     presence_penalty: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, raw log-probabilities and sampled log-probabilities, as ``sample_tokens`` documents them."""
+    """Ids, raw and sampled log-probabilities; arguments and results are those of ``sample_tokens``."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     ids = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)

@@ -116,7 +116,16 @@ class Features:
 def make_features(
     backbone: Backbone, pictures: Pictures, folder: Path, counts: dict[str, int], rank: int, world: int
 ) -> None:
-    """Write this process's share of what `Features` reads, into the files that `create_features` has made."""
+    """Write this process's share of what `Features` reads, into the files that `create_features` has made.
+
+    Args:
+        backbone: encodes the pictures.
+        pictures: what is encoded.
+        folder: of the files.
+        counts: records of each split.
+        rank: of this process.
+        world: processes that share the work.
+    """
     for split, count in counts.items():
         share = range(rank * count // world, (rank + 1) * count // world)
         for start in range(share.start, share.stop, _CHUNK):

@@ -42,7 +42,18 @@ def clip_pictures(
 ) -> list[Picture]:
     """At most `most` frames, evenly over the clip.
 
-    Relative paths are looked for in `root`, then where they point.
+    Relative paths are searched in `root`, then where they point.
+
+    Args:
+        video: path of a video file, or None.
+        frames: paths of images, which come before `video`.
+        start: second of the video to begin at; None: its beginning.
+        end: second of the video to end at; None: its end.
+        root: folder of relative paths.
+        most: pictures, at least 1.
+
+    Returns:
+        The pictures, in the order of the clip.
 
     Raises:
         VideoError: the video or an image cannot be read.

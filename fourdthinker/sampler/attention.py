@@ -30,12 +30,19 @@ def attention(
     cache: KVStore | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """As the layers of transformers call it; returns [B, S, heads, D].
+    """As the layers of transformers call it: a decode step with `cache`, else a piece of a prefill.
 
-    With `cache`, a decode step: query [R, heads, 1, D] over the row's prompt and its own `key`, `value`
-    [R, kv_heads, T, D]. Without, a piece of a prefill: query [U, heads, S, D] are the last S positions of
-    `key`, `value` [U, kv_heads, L, D], causal. `attention_mask` is None: what pads a shorter prompt stands
-    behind it, where causality hides it.
+    Args:
+        module: the attention layer.
+        query: a step: [R, heads, 1, D] floating; a prefill: [U, heads, S, D], the last S of L positions.
+        key: a step: the row's own, [R, kv_heads, T, D]; a prefill: [U, kv_heads, L, D], causal.
+        value: as `key`.
+        attention_mask: None: what pads a shorter prompt stands behind it, where causality hides it.
+        scaling: of the scores.
+        cache: where a step finds the keys and values of the prompts; None: a prefill.
+
+    Returns:
+        [B, S, heads, D] with B rows or prompts, and None.
     """
     if cache is None:
         return _prefill(query, key, value, scaling).transpose(1, 2), None
@@ -72,7 +79,19 @@ def _prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tenso
 def _decode_cpu(
     query: Tensor, pool: tuple[Tensor, Tensor], key: Tensor, value: Tensor, store: KVStore, scaling: float
 ) -> Tensor:
-    """The rows of a prompt as so many queries over its keys, the row's own, and both merged."""
+    """The rows of a prompt as so many queries over its keys, the row's own, and both merged.
+
+    Args:
+        query: [R, heads, D] floating.
+        pool: keys and values of the prompts, [1, kv_heads, tokens, D] each.
+        key: the rows' own, [R, kv_heads, T, D].
+        value: as `key`.
+        store: says which prompt a row continues, and how many own positions it has.
+        scaling: of the scores.
+
+    Returns:
+        [R, heads, D].
+    """
     rows, heads, width = query.shape
     kv_heads = key.shape[1]
     repeat = heads // kv_heads

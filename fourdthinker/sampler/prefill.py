@@ -30,6 +30,13 @@ def check_prompts(
 ) -> None:
     """Refuse prompts that the model cannot take.
 
+    Args:
+        prompts: U prompts.
+        features: of each its vision features [N, H], or None.
+        vision_ids: ids of the vision pads.
+        new: tokens that are to follow.
+        context: positions that the model was made for.
+
     Raises:
         ConfigError: a prompt is empty, its pads and features differ in number, or with `new` ids after it it
             is longer than the model's `context`.
@@ -69,8 +76,17 @@ def prefill(
 ) -> Tensor:
     """Run the decoder over prompts of one segment of the store, in pieces of bounded size.
 
-    Returns the hidden state after each prompt's last token, [U, H]. Shorter prompts are padded on the right,
-    where causality hides it.
+    Shorter prompts are padded on the right, where causality hides it.
+
+    Args:
+        backbone: the model.
+        prompts: U prompts, those of `segment`.
+        features: of each its vision features [N, H], or None.
+        store: gets the keys and values.
+        segment: where in the pool they go.
+
+    Returns:
+        The hidden state after each prompt's last token, [U, H] in the dtype of the model.
     """
     spec, device = backbone.vision, backbone.device
     vision_ids = (spec.image_token_id, spec.video_token_id)

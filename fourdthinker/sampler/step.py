@@ -50,14 +50,28 @@ class Slots:
     def fresh(
         cls, backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
     ) -> Slots:
-        """Slots for rows that continue `prompts` [r], none of which has emitted anything; `seeds` [r]."""
+        """Slots for rows that have emitted nothing yet.
+
+        Args:
+            backbone: the model.
+            config: sampling settings.
+            prompts: of each row the prompt that it continues, r of them.
+            seeds: [r] int64.
+        """
         before = torch.tensor([prompt.next_position - 1 for prompt in prompts]).to(backbone.device)
         drawn = drawing(backbone, config, prompts, seeds)
         return cls._zeros(backbone, config, len(prompts), drawn, before)
 
     @classmethod
     def empty(cls, backbone: Backbone, config: SamplingConfig, rows: int, like: Slots) -> Slots:
-        """`rows` slots that are empty: their rows have ended."""
+        """Slots that are empty: their rows have ended.
+
+        Args:
+            backbone: the model.
+            config: sampling settings.
+            rows: slots.
+            like: slots with the same parameters of `sample_tokens` in use.
+        """
         nothing = {name: value.new_ones(rows, *value.shape[1:]) for name, value in like.drawing.items()}
         slots = cls._zeros(backbone, config, rows, nothing, like.upcoming["positions"].new_zeros(rows))
         slots.state["finished"].fill_(True)
@@ -127,14 +141,25 @@ class Stepper:
     processors: Processors | None = None
 
     def step(self, slots: Slots, store: KVStore, span: int) -> None:
-        """Feed what the rows emitted last, and emit the next ids; no row has more than `span` own tokens."""
+        """Feed what the rows emitted last, and emit the next ids.
+
+        Args:
+            slots: r rows, changed in place.
+            store: their keys and values, appended to.
+            span: no row has more own tokens.
+        """
         store.set_steps(slots.state["steps"], span)
         positions, newest = slots.upcoming["positions"], slots.upcoming["newest"]
         hidden = self.decoder.step(slots.embeds, positions, newest, store, NAME)
         self.emit(slots, hidden.to(slots.embeds.dtype))
 
     def emit(self, slots: Slots, hidden: Tensor) -> None:
-        """Draw ids from hidden states [r, H], apply the grammar, and write down what came out."""
+        """Draw ids, apply the grammar, and write down what came out.
+
+        Args:
+            slots: r rows, changed in place.
+            hidden: [r, H] after the final norm, in the dtype of the model.
+        """
         backbone, config, state, latents = self.backbone, self.config, slots.state, self.backbone.latents
         raw = head_logits(hidden, backbone.head_weight)
         scores = raw
@@ -197,7 +222,15 @@ def _best(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor:
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits [r, V] float32 of hidden states [r, H]; a low-precision head is summed up in float32."""
+    """The logits of hidden states; a low-precision head is summed up in float32.
+
+    Args:
+        hidden: [r, H] in the dtype of `weight`.
+        weight: [V, H] floating.
+
+    Returns:
+        [r, V] float32, float64 for a float64 head.
+    """
     with torch.autocast(weight.device.type, enabled=False):  # it would round the logits to half precision
         wide = weight.dtype in (torch.float32, torch.float64)
         if weight.device.type == "cuda":
@@ -224,7 +257,17 @@ def _cuda_logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 def drawing(
     backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
 ) -> dict[str, Tensor]:
-    """The parameters of `sample_tokens` that are in use, [r] each, for rows that continue `prompts` [r]."""
+    """The parameters of `sample_tokens` that are in use.
+
+    Args:
+        backbone: the model.
+        config: sampling settings.
+        prompts: of each row the prompt that it continues, r of them.
+        seeds: [r] int64.
+
+    Returns:
+        Name -> [r] on the model's device; `seen` [r, V].
+    """
     rows, device, spec = len(prompts), backbone.device, backbone.vision
 
     def full(value: float, dtype: torch.dtype = torch.float32) -> Tensor:

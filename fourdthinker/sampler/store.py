@@ -71,7 +71,15 @@ class KVStore:
 
     Prompts live in a pool of `tokens` positions, [kv_heads, tokens, D] a layer; the completions of `rows`
     slots in [rows, kv_heads, room, D] a layer, where room grows by doubling. Both hold zeros first: what is
-    masked must be finite. `longest` bounds the length of a prompt, `prompts` how many there can be.
+    masked must be finite.
+
+    Args:
+        backbone: says layers, heads, width, dtype and device.
+        rows: slots.
+        tokens: positions of the pool.
+        room: positions of a slot, at first.
+        longest: bounds the length of a prompt, in tokens.
+        prompts: how many prompts there can be.
     """
 
     def __init__(
@@ -205,7 +213,12 @@ class KVStore:
             target.copy_(tensor.pin_memory(), non_blocking=True)  # type: ignore[union-attr]
 
     def set_steps(self, steps: Tensor, span: int) -> None:
-        """Before a step: `steps` [rows] long, own tokens of each slot with the new one; none above `span`."""
+        """Say before a step how much of each slot is attended to.
+
+        Args:
+            steps: [rows] int64, own tokens of each slot, the new one included.
+            span: no entry of `steps` is above it.
+        """
         self.steps, self.span = steps, span
         if self.device.type == "cpu":
             past = torch.arange(span) >= steps[:, None]
@@ -224,7 +237,16 @@ class PrefillCache:
         self.store, self.segment, self.done = store, segment, 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """`key`, `value` [U, kv_heads, S, D] of the piece that begins at `done`."""
+        """Write the piece that begins at `done` into the pool.
+
+        Args:
+            key: [U, kv_heads, S, D] of the piece.
+            value: as `key`.
+            layer_idx: index of the layer.
+
+        Returns:
+            Keys and values of the prompts so far, [U, kv_heads, done + S, D] each.
+        """
         segment, piece = self.segment, key.shape[2]
         seen = []
         for pool, fresh in zip(self.store.prompt(layer_idx), (key, value), strict=True):

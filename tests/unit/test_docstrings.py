@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
+
+import fourdthinker
 
 # Packages whose `__init__` is their public face, and modules that are used by name.
 FACES = (
@@ -75,6 +78,79 @@ def gaps(function: Callable[..., Any]) -> list[str]:
     ):
         out.append("no Returns")
     return out
+
+
+# Every function with so many parameters lists them, public or not to the package, and everything here.
+MANY = 6
+THROUGHOUT = (
+    "kernels._head",
+    "kernels._logits",
+    "sampler.step",
+    "sampler.store",
+    "sampler.prefill",
+    "sampler.attention",
+)
+STILL_TO_COME = ("fourdthinker.frames", "fourdthinker.trainers")  # their functions of many parameters
+
+
+def defined(name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Functions and methods that a module defines, but private ones; `__init__` has the class's docstring."""
+    for key, value in vars(import_module(name)).items():
+        if getattr(value, "__module__", "") != name or key.startswith("_"):
+            continue
+        if inspect.isfunction(value):
+            yield f"{name}.{key}", value
+        elif inspect.isclass(value):
+            for member in vars(value):
+                method = getattr(value, member)
+                if inspect.isroutine(method) and not member.startswith("_"):
+                    yield f"{name}.{key}.{member}", method
+
+
+def with_many_parameters() -> dict[str, Callable[..., Any]]:
+    modules = [found.name for found in pkgutil.walk_packages(fourdthinker.__path__, "fourdthinker.")]
+    return {
+        name: function
+        for module in modules
+        if not module.startswith(STILL_TO_COME) and not module.endswith(("__main__", "._video"))
+        for name, function in defined(module)
+        if len(parameters_of(function)) >= MANY
+        or (module.endswith(THROUGHOUT) and len(parameters_of(function)) > 2)
+    }
+
+
+def parameters_of(function: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = inspect.signature(function).parameters.values()
+    return [p.name for p in found if p.name not in ("self", "cls") and p.kind not in kinds]
+
+
+def unlisted(function: Callable[..., Any]) -> list[str]:
+    """Parameters in no `Args:`, neither the function's nor those of the op that its docstring refers to."""
+    text = inspect.getdoc(function) or ""
+    other = re.search(r"those of\s+``(\w+)``", text)
+    if other:
+        text += "\n\n" + (inspect.getdoc(getattr(fourdthinker.kernels, other[1])) or "")
+    listed = [
+        name
+        for section in re.findall(_SECTION % "Args", text, re.MULTILINE)
+        for name in re.findall(r"^    (\w+): \S", section, re.MULTILINE)
+    ]
+    listed += re.findall(r"^``(\w+)``: ", text, re.MULTILINE) if other else []
+    return [name for name in parameters_of(function) if name not in listed]
+
+
+def test_every_function_of_many_parameters_lists_them():
+    found = with_many_parameters()
+    assert len(found) > 40
+    assert {name: missing for name, function in found.items() if (missing := unlisted(function))} == {}
+
+
+def test_unlisted_parameters_are_found():
+    def sparse(logits: int, b: int) -> None:
+        """Arguments are those of ``sample_tokens``."""
+
+    assert unlisted(sparse) == ["b"]
 
 
 @pytest.mark.parametrize("name", OFFERED)
