@@ -36,6 +36,7 @@ class Codec:
             even where all pictures are keyframes.
         leading_told: of pictures decoded after the first keyframe and shown before it, the decoder shows
             those that do not need what precedes it, and no others.
+        always_shown: each packet shows a picture, but those flagged NOT_SHOWN.
         flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
             keyframe after it.
         restart: to do so costs about as much as to decode so many packets.
@@ -62,6 +63,7 @@ class Codec:
     begins: Callable[[bytes], Test] = lambda _: lambda data: True
     keyframes_known: bool = False
     leading_told: bool = False
+    always_shown: bool = False
     flushes: bool = False
     restart: int = 8
     frame_threads: bool = True
@@ -90,6 +92,7 @@ CODECS = {
         flags=nal.h264_flags,
         begins=nal.h264_begins,
         keyframes_known=True,
+        always_shown=True,
         flushes=True,
         settable_delay=True,
         without_picture=nal.H264.packet_without_picture,
@@ -121,6 +124,7 @@ CODECS = {
         ("libdav1d", "av1"),
         flags=av1.flags,
         keyframes_known=True,
+        always_shown=True,
         flushes=True,
         shared_threads=True,
         siting=av1.siting,
@@ -131,6 +135,7 @@ CODECS = {
         ("vp9", "libvpx-vp9"),
         flags=vpx.vp9_flags,
         keyframes_known=True,
+        always_shown=True,
         flushes=True,
         damage=vpx.damage,
         nvdec="vp9",
@@ -139,6 +144,7 @@ CODECS = {
         ("vp8", "libvpx"),
         flags=vpx.vp8_flags,
         keyframes_known=True,
+        always_shown=True,
         flushes=True,
         damage=vpx.damage,
         nvdec="vp8",

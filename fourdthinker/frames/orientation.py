@@ -95,17 +95,20 @@ _AXES = {
 
 
 def matrix_of(frame: av.VideoFrame) -> bytes | None:
-    """The display matrix that comes with a decoded frame."""
+    """The display matrix that comes with a decoded frame.
+
+    The container's comes first and with all frames; one of H.264 or H.265 itself stands behind it.
+    """
     from av.sidedata.sidedata import SideDataContainer, Type
 
     # Not frame.side_data, which refers back to its frame: their memory would wait for the garbage collector.
     read: Any = SideDataContainer
     try:
-        data = read(frame).get(Type.DISPLAYMATRIX)
+        found = list(read(frame))
     except ValueError:
         _accept_unknown(Type)
-        data = read(frame).get(Type.DISPLAYMATRIX)
-    return None if data is None else bytes(data)
+        found = list(read(frame))
+    return next((bytes(data) for data in found if data.type == Type.DISPLAYMATRIX), None)
 
 
 def orientation_of(frame: av.VideoFrame, name: str) -> Orientation:

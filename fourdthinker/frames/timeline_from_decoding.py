@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-SHOW_NOTHING = 2  # packets in a row that may show nothing before the data count as damaged
+SHOW_NOTHING = (
+    2  # packets in a row that may show nothing, in codecs that have such, before they count as damage
+)
 
 
 @dataclass
@@ -83,7 +85,8 @@ def decoded_timeline(
         places = [listed.skipped + listed.order[number] for number in listed.pts]
         known = set(places)
         shown = [packet for packet in shown if packet in known]
-        lost = _lost(places, shown)
+        always = codec_of(video.codec_context.name).always_shown
+        lost = _lost(places, shown, 0 if always else SHOW_NOTHING)
     timeline = _timeline(run, shown, video, name, segments, fps)
     if listed is not None and lost is not None:
         seconds = listed.seconds(listed.coded[lost - listed.skipped])
@@ -225,11 +228,11 @@ def _until(timeline: Timeline, seconds: float, cause: str) -> Timeline:
     )
 
 
-def _lost(places: Sequence[int], shown: Sequence[int | None]) -> int | None:
-    """The first of the packets listed that are too many in a row without a picture."""
+def _lost(places: Sequence[int], shown: Sequence[int | None], most: int) -> int | None:
+    """The first of more than `most` packets listed in a row without a picture."""
     decoded, run = set(shown), 0
     for index, place in enumerate(places):
         run = 0 if place in decoded else run + 1
-        if run > SHOW_NOTHING:
+        if run > most:
             return places[index - run + 1]
     return None if decoded else places[0]

@@ -10,6 +10,7 @@ import av
 import pytest
 import torch
 
+from fourdthinker.errors import VideoError
 from fourdthinker.frames import read_frames
 from fourdthinker.frames.probing import probe
 from tests.h264 import field_pictures
@@ -56,3 +57,23 @@ def test_fields_in_packets_of_their_own(tmp_path: Path, suffix: str, mixed: bool
             assert [getattr(mark_of(shown), "number", None) for shown in pixels] == list(numbers)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_field_that_stands_alone_is_an_error(tmp_path: Path) -> None:
+    """FFmpeg shows none of it: another picture would be taken for it."""
+    path = tmp_path / "c.mp4"
+    pictures = field_pictures(COUNT, mixed=False)
+    raw = b"".join(packet for packets, _, _ in pictures for packet in packets)
+    with av.open(io.BytesIO(raw), format="h264") as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for place, (packets, number, key) in enumerate(pictures):
+            packet = av.Packet(packets[0] if number == 5 else b"".join(packets))
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, RATE), key
+            packet.pts, packet.dts, packet.duration = number + 2, place, 1
+            container.mux(packet)
+    begin = probe(path).begin
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        read_frames(path, times=[begin + 5.5 / RATE])
+    for number in range(4):
+        found = mark_of(read_frames(path, times=[begin + (number + 0.5) / RATE]).pixels[0])
+        assert getattr(found, "number", None) == number

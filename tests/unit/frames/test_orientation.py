@@ -263,3 +263,19 @@ def test_frames_with_side_data_that_pyav_does_not_know(tmp_path: Path) -> None:
             packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 10), stream, True
             container.mux(packet)
     check(read_frames(tmp_path / "clip.mkv").pixels, MATRICES["transposed"])
+
+
+def test_the_container_s_matrix_comes_before_the_stream_s_own(tmp_path: Path) -> None:
+    """FFmpeg gives both with the first picture, and the container's alone with the others."""
+    source = clip_of(tmp_path, MATRICES["upright"])
+    path = tmp_path / "both.mp4"
+    with av.open(str(source)) as plain, av.open(str(path), "w") as container:
+        stream = plain.streams.video[0]
+        turned = av.BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=180", stream)
+        copy = container.add_stream_from_template(stream)
+        for packet in plain.demux(stream):
+            for filtered in turned.filter(packet) if packet.size else ():
+                filtered.stream = copy
+                container.mux(filtered)
+    read_everywhere(path, MATRICES["180"])
+    read_everywhere(with_matrix(path, MATRICES["mirrored"]), MATRICES["mirrored"])
