@@ -257,7 +257,17 @@ class PrefillCache:
 
 
 def of_segment(pool: Tensor, segment: Segment, first: int, count: int) -> Tensor:
-    """A view [count, kv_heads, spacing, D] of prompts of a segment in the pool [1, kv_heads, tokens, D]."""
+    """A view of neighbouring prompts of a segment.
+
+    Args:
+        pool: [1, kv_heads, tokens, D].
+        segment: where they are.
+        first: number of the first of them in the segment.
+        count: how many.
+
+    Returns:
+        [count, kv_heads, spacing, D].
+    """
     start = segment.start + first * segment.spacing
     part = pool[0, :, start : start + count * segment.spacing]
     return part.view(part.shape[0], count, segment.spacing, -1).transpose(0, 1)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fourdthinker
 
+ROOT = Path(__file__).resolve().parents[2]
 # Packages whose `__init__` is their public face, and modules that are used by name.
 FACES = (
     "fourdthinker",
@@ -108,11 +109,15 @@ def defined(name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def with_many_parameters() -> dict[str, Callable[..., Any]]:
-    modules = [found.name for found in pkgutil.walk_packages(fourdthinker.__path__, "fourdthinker.")]
+    files = [path for folder in ("fourdthinker", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    modules = {
+        re.sub(r"^kernels\b", "fourdthinker.kernels", name).removesuffix(".__init__") for name in names
+    }
     return {
         name: function
-        for module in modules
-        if not module.startswith(STILL_TO_COME) and not module.endswith(("__main__", "._video"))
+        for module in sorted(modules)
+        if not module.startswith(STILL_TO_COME) and not module.endswith("__main__")
         for name, function in defined(module)
         if len(parameters_of(function)) >= MANY
         or (module.endswith(THROUGHOUT) and len(parameters_of(function)) > 2)
