@@ -146,11 +146,11 @@ def _spoil(path: Path, draw: random.Random) -> None:
     """Damage the index that was kept for a file, if there is one."""
     for stream in range(2):
         key = index_cache.key_of(str(path), stream)
-        place = index_cache._place(key) if key is not None else None
-        if place is not None and place.is_file():
-            data = bytearray(place.read_bytes())
+        kept = index_cache._path_of(key) if key is not None else None
+        if kept is not None and kept.is_file():
+            data = bytearray(kept.read_bytes())
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-            place.write_bytes(bytes(data[: draw.choice((len(data), len(data) // 2))]))
+            kept.write_bytes(bytes(data[: draw.choice((len(data), len(data) // 2))]))
 
 
 def run(first: int, cases: int, seconds: float) -> int:
