@@ -160,16 +160,14 @@ def rotary_append_(
             ``torch.no_grad()``); with ``FOURDTHINKER_DEBUG=1`` alone, positions are
             out of range.
     """
-    check_tensors(
-        "query_weight", "key_weight", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys,
-        values=values, positions=positions, query_weight=query_weight, key_weight=key_weight,
-    )  # fmt: skip
+    of_one_dtype = {
+        "key": key, "value": value, "cos": cos, "sin": sin, "keys": keys, "values": values,
+        "query_weight": query_weight, "key_weight": key_weight,
+    }  # fmt: skip
+    check_tensors("query_weight", "key_weight", query=query, **of_one_dtype, positions=positions)
     check_floating(query=query)
     check_number("eps", eps, minimum=0)
-    check_inference(
-        "rotary_append_", query=query, key=key, value=value, cos=cos, sin=sin, keys=keys, values=values,
-        query_weight=query_weight, key_weight=key_weight,
-    )  # fmt: skip
+    check_inference("rotary_append_", query=query, **of_one_dtype)
     if query.dim() != 3 or keys.dim() != 4:
         raise ValueError(
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)} must be [R, heads, D] and "
@@ -182,10 +180,6 @@ def rotary_append_(
             f"key {tuple(key.shape)}, value {tuple(value.shape)} and cache {tuple(keys.shape)} do not fit "
             f"the query {tuple(query.shape)}; they must be [R, kv_heads, D] and [R, kv_heads, T, D]"
         )
-    of_one_dtype = {
-        "key": key, "value": value, "cos": cos, "sin": sin, "keys": keys, "values": values,
-        "query_weight": query_weight, "key_weight": key_weight,
-    }  # fmt: skip
     for name, tensor in of_one_dtype.items():
         if tensor is not None and tensor.dtype != query.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but query is {query.dtype}; cast one of them")

@@ -200,14 +200,11 @@ def shared_prefix_decode(
             ``FOURDTHINKER_DEBUG=1`` alone.
     """
     pool = {"prompt_starts": prompt_starts, "order": order, "row_starts": row_starts}
-    check_tensors(
-        *pool, query=query, prompt_key=prompt_key, prompt_value=prompt_value, key=key, value=value,
-        prompt_lengths=prompt_lengths, lengths=lengths, **pool,
-    )  # fmt: skip
-    check_inference(
-        "shared_prefix_decode", query=query, prompt_key=prompt_key, prompt_value=prompt_value, key=key,
-        value=value,
-    )  # fmt: skip
+    states = {
+        "query": query, "prompt_key": prompt_key, "prompt_value": prompt_value, "key": key, "value": value,
+    }  # fmt: skip
+    check_tensors(*pool, **states, prompt_lengths=prompt_lengths, lengths=lengths, **pool)
+    check_inference("shared_prefix_decode", **states)
     if query.dim() != 3 or prompt_key.dim() != 4 or key.dim() != 4:
         raise ValueError(
             f"query {tuple(query.shape)} must be [R, heads, D], prompt_key {tuple(prompt_key.shape)} and key "

@@ -93,8 +93,8 @@ def build_timeline(
 
     walk: of the file, for data that are missing. check is called for each packet. fps: pictures a second,
     whatever the times in the file. segments: of its edit list. decodable: of the first `count` packets behind
-    those skipped, the places of those whose pictures come out when decoding begins with them. VideoError when
-    no frame is left.
+    those skipped, the indices of those whose pictures come out when decoding begins with them. VideoError
+    when no frame is left.
     """
     codec = codec_of(video.codec_context.name)
     base = stored_base = video.time_base or Fraction(1)
@@ -134,17 +134,10 @@ def build_timeline(
     duration = packets.durations[seen[-1]] if times_from != "rate" else round(step)
     fault = packets.fault
     timeline = Timeline(
-        base,
-        pts,
-        end_of(base, last, duration, video),
-        array("q", numbers),
-        flags,
-        None if fault is None else (edit.seconds(fault[0], stored_base), fault[1]),
-        edit.stamps,
-        times_from,
-        packets.skipped,
-        edit.origin,
-    )
+        base, pts, end_of(base, last, duration, video), array("q", numbers), flags,
+        None if fault is None else (edit.seconds(fault[0], stored_base), fault[1]), edit.stamps, times_from,
+        packets.skipped, edit.origin,
+    )  # fmt: skip
     if not walk.complete:
         _check_length(timeline, packets, edit, container, video)
     return timeline
