@@ -199,7 +199,7 @@ def test_each_kernel_is_inside_once_and_typed(installed, tmp_path):
     assert (installed.site / "fourdthinker" / "py.typed").exists()
     said = said_of(tmp_path, installed.site)
     assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said
-    assert "Found 2 errors" in said, said
+    assert "Found 3 errors" in said, said
 
 
 def test_the_command_is_installed(installed):
