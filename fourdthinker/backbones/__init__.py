@@ -178,8 +178,8 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
     """Write a complete checkpoint: weights, configs, tokenizer, chat template, frame policy and prompt style.
 
     The files are written beside the folder first and then moved in, config last, so that an interrupted save
-    leaves no mixture that loads. Weights are safetensors. A peft adapter is merged into the weights written,
-    and kept in ``adapter`` in peft's own format; the model in memory stays as it is.
+    leaves no mixture that loads. Weights are safetensors. Of a model with a peft adapter they are those
+    below it, and the adapter is kept in ``adapter`` in peft's own format; nothing is merged.
 
     Args:
         path: the folder, made where there is none. Other files in it are left alone.

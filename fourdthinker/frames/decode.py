@@ -71,12 +71,8 @@ def plan(
 
 def _last_packet(timeline: Timeline, position: int) -> int:
     """The position of the last packet of a picture: its own, or that of its second field."""
-    following = position + 1
-    return (
-        following
-        if following < len(timeline.flags) and timeline.flags[following] & SECOND_FIELD
-        else position
-    )
+    following = timeline.flags[position + 1 : position + 2]
+    return position + 1 if following and following[0] & SECOND_FIELD else position
 
 
 def single_packet(timeline: Timeline, wanted: Sequence[int], codec: str) -> bool:

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-SHOW_NOTHING = (
-    2  # packets in a row that may show nothing, in codecs that have such, before they count as damage
-)
+# Packets in a row that may show nothing, in codecs that have such, before they count as damage.
+SHOW_NOTHING = 2
 
 
 @dataclass
