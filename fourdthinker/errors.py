@@ -17,6 +17,10 @@ class VideoError(FourdError):
     """A video or an image cannot be read. The message names file, time and cause."""
 
 
+class GeometryError(FourdError):
+    """Poses, a lens, depth or a track are wrong, or cannot be estimated. The message names the source."""
+
+
 class CheckpointError(FourdError):
     """A checkpoint is incomplete, or does not fit what is asked of it."""
 

@@ -34,6 +34,7 @@ FACES = (
     "fourdthinker.prompts",
     "fourdthinker.rewards",
     "fourdthinker.samples",
+    "fourdthinker.synth.tracks",
     "fourdthinker.thinker",
     "fourdthinker.trainers.dift",
     "fourdthinker.trainers.grpo",

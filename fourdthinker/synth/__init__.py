@@ -1,0 +1,1 @@
+"""Raw video in, reasoning data out: geometry, motion, questions, options and narration."""
