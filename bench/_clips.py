@@ -147,7 +147,7 @@ def _pictures(clip: Clip) -> Iterator[np.ndarray]:
     luma, chroma, grain = _textures()
     height, width = clip.height, WIDTHS[clip.height]
     rng = np.random.default_rng(clip.height)
-    places, speeds = rng.uniform(0, 2 * np.pi, (DISCS, 2)), rng.uniform(0.2, 0.7, (DISCS, 2))
+    phases, speeds = rng.uniform(0, 2 * np.pi, (DISCS, 2)), rng.uniform(0.2, 0.7, (DISCS, 2))
     radius = height // 9
     inside = np.hypot(*np.mgrid[-radius:radius, -radius:radius]) < radius
     bits = np.arange(width) * BITS // width
@@ -159,11 +159,11 @@ def _pictures(clip: Clip) -> Iterator[np.ndarray]:
         frame = np.empty((height * 3 // 2, width), np.uint8)
         picture = frame[:height]
         np.copyto(picture, _cut(luma[y % 2 * 2 + x % 2], y // 2, x // 2, height, width))
-        for place, speed in zip(places, speeds):
-            wave = np.sin(place + speed * second * 2 * np.pi / 2)
+        for phase, speed in zip(phases, speeds):
+            wave = np.sin(phase + speed * second * 2 * np.pi / 2)
             top, left = (wave * 0.4 + 0.5) * (height - 2 * radius, width - 2 * radius)
             box = picture[int(top) : int(top) + 2 * radius, int(left) : int(left) + 2 * radius]
-            other = _cut(luma[0], int(place[0] * 300), int(place[1] * 300), 2 * radius, 2 * radius)
+            other = _cut(luma[0], int(phase[0] * 300), int(phase[1] * 300), 2 * radius, 2 * radius)
             np.copyto(box, 250 - other, where=inside[: box.shape[0], : box.shape[1]])
         picture += _cut(grain, number * 733 % TILE, number * 389 % TILE, height, width)
         levels = (number >> (BITS - 1 - bits)) & 1

@@ -141,8 +141,8 @@ def _av_frames(path: Path, plan: Plan, seek: bool) -> Iterator[av.VideoFrame]:
 
 def _as_asked(pictures: np.ndarray, plan: Plan) -> np.ndarray:
     """Frames wanted more than once are repeated."""
-    place = {stamp: k for k, stamp in enumerate(sorted(set(plan.stamps)))}
-    return pictures[[place[stamp] for stamp in plan.stamps]]
+    position = {stamp: k for k, stamp in enumerate(sorted(set(plan.stamps)))}
+    return pictures[[position[stamp] for stamp in plan.stamps]]
 
 
 def pyav(seek: bool) -> Reader:

@@ -206,8 +206,8 @@ def main(argv: list[str]) -> int:
             line: dict[str, object] = {"file": f"{clip.codec} {suffix}"}
             for name in present:
                 found = list(outcomes(name, path, options.cases))
-                for place, kind in enumerate(KINDS):
-                    counted = Counter(found[place :: len(KINDS)])
+                for index, kind in enumerate(KINDS):
+                    counted = Counter(found[index :: len(KINDS)])
                     records.append({"file": line["file"], "reader": name, "kind": kind, **counted})
                     line[f"{name}, {kind}"] = counted["wrong"]
                 failed = sum(word in ("crash", "hang") for word in found)
@@ -216,10 +216,10 @@ def main(argv: list[str]) -> int:
             table.append(line)
             log.info("%4.0f s  %s", time.monotonic() - start, line)
             if options.cases == 25:  # after each file, so that nothing is lost
-                place = save("damage", records, replacing=("file", "reader", "kind"))
+                saved = save("damage", records, replacing=("file", "reader", "kind"))
     show(f"Wrong frames without an error, of {options.cases} damaged files of each kind", table)
     if table and options.cases == 25:
-        log.info("saved in %s", place)
+        log.info("saved in %s", saved)
     return 0
 
 

@@ -23,8 +23,8 @@ import torch
 from bench import _measure as measure
 from bench._sampler_cases import SHAPES, Call, build, eager_loop, generate, make_prompts, ours
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import LatentSampler, Rollout
+from fourdthinker.samples import Prompt
 
 log = logging.getLogger(__name__)
 

@@ -65,7 +65,9 @@ def main(argv: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     shape = options.shape or ("3b" if device == "cuda" else "tiny")
-    sizes = tuple(options.sizes or ((4096, 8, 512) if device == "cuda" else (64, 4, 16)))
+    prompt, completions, length = sizes = tuple(
+        options.sizes or ((4096, 8, 512) if device == "cuda" else (64, 4, 16))
+    )
     backbone = build(shape, device, dtype)
     backbone.freeze_vision()
     backbone.gradient_checkpointing_enable()
@@ -77,8 +79,8 @@ def main(argv: list[str]) -> int:
     taken = measure.interleaved({"ours": call}, repeats=options.repeats, device=device)["ours"]
     rate = flops(backbone, *sizes) / min(taken)
     row = {
-        "shape": shape, "prompt": sizes[0], "completions": sizes[1], "length": sizes[2],
-        "mask": type(packed_mask(group_segments(*sizes, backbone.device))).__name__,
+        "shape": shape, "prompt": prompt, "completions": completions, "length": length,
+        "mask": type(packed_mask(group_segments(prompt, completions, length, backbone.device))).__name__,
         "peak_bytes": measure.peak_allocated(call, device),
         "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3), **measure.summary(taken),
     }  # fmt: skip

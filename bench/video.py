@@ -376,12 +376,12 @@ def main(argv: list[str]) -> int:
             log.info("%4.0f s  %s", time.monotonic() - start, _line(row))
             records += _records(row)
             if not options.quick:  # after each row, so that nothing is lost
-                place = save(
+                saved = save(
                     "video" if device == "cpu" else "video cuda", records, device, ("clip", "sampling")
                 )
         _report(f"Reading videos on {device}: peers' time by ours, medians", measured)
         if measured and not options.quick:
-            log.info("saved in %s", place)
+            log.info("saved in %s", saved)
     if options.device != "cuda" and not options.only:
         both = measure_ordered(cache_folder(), FEWEST)
         log.info("ordered first: all frames in %.0f ms, decoding through %.0f ms: %.2f, %g at most",

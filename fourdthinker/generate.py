@@ -17,9 +17,9 @@ from fourdthinker.errors import ConfigError, FourdError, RecordError, SamplingEr
 from fourdthinker.evaluate import group_clips, read_clips, sample_seed
 from fourdthinker.files import JsonLines, PathLike, make_folder, write_bytes
 from fourdthinker.progress import progress_bar
-from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
+from fourdthinker.samples import Prompt
 from fourdthinker.thinker import Answer, Thinker
 
 log = logging.getLogger(__name__)

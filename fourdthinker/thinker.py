@@ -19,10 +19,10 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames import FramePolicy, Frames
-from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
+from fourdthinker.samples import Prompt
 from fourdthinker.transcript import TextStream, text_plain
 
 GREEDY = SamplingConfig(temperature=0.0)

@@ -7,7 +7,7 @@ as a top-level package ``kernels``, which transformers looks for and imports: th
 if __name__ == "fourdthinker.kernels":
     from ._grpo_losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
     from ._grpo_metrics import METRICS
-    from ._head import chunk_size
+    from ._head_arguments import chunk_size
     from .add_rms_norm import add_rms_norm
     from .cosine_latent_loss import cosine_latent_loss
     from .cross_entropy import cross_entropy

@@ -254,8 +254,8 @@ def sample_draw_kernel(
                     logits_ptr, columns, V, seen_ptr, forbidden_ptr, repetition, inverse, presence, F
                 )
                 taken = ((_key(score) >= from_) & (score > float("-inf"))).to(tl.int32)
-                place = listed + tl.cumsum(taken, axis=0) - 1
-                tl.store(listed_ptr + place, _key(score), mask=taken != 0)
+                position = listed + tl.cumsum(taken, axis=0) - 1
+                tl.store(listed_ptr + position, _key(score), mask=taken != 0)
                 listed += tl.sum(taken, axis=0)
                 total += tl.sum(tl.exp((score - shift) * rate), axis=0).to(tl.float64)
             tl.debug_barrier()  # other threads read what these have written

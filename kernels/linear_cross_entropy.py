@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_integer, check_range, reciprocal
-from ._head import (
-    check_head,
-    check_rows,
-    chunk_size,
-    full_precision,
-    gather,
-    gradients,
-    make_head,
-    matmul_rows,
-    scaled_gradients,
-)
+from ._head import full_precision, gradients, make_head, scaled_gradients
+from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())

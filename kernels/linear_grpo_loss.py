@@ -22,18 +22,8 @@ from ._grpo_reference import (
     token_scale,
     token_terms,
 )
-from ._head import (
-    Head,
-    check_head,
-    check_rows,
-    chunk_size,
-    full_precision,
-    gather,
-    gradients,
-    make_head,
-    matmul_rows,
-    scaled_gradients,
-)
+from ._head import Head, full_precision, gradients, make_head, scaled_gradients
+from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows
 
 
 class _Rows(NamedTuple):

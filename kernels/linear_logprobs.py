@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_flags, check_range, check_tensors
-from ._head import check_head, check_rows, chunk_size, full_precision, gradients, make_head, matmul_rows
+from ._head import full_precision, gradients, make_head
+from ._head_arguments import check_head, check_rows, chunk_size, matmul_rows
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_logprobs", mutates_args=())

@@ -21,7 +21,7 @@ from transformers import (
 from fourdthinker.backbones import FAMILIES, Checkpoint, save_checkpoint
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import grow_vocabulary
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -82,13 +82,13 @@ REHEARSAL_SECONDS = 300  # of each stage: machines without a GPU are slow, or bu
 def workplace() -> Path:
     """A copy of tests, benches and tools without the package, so that the one installed is imported: the
     folder fourdthinker/ of a checkout has no extension and no kernels."""
-    place = Path(tempfile.mkdtemp(prefix="gpu_check_"))
+    folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     for name in ("tests", "bench", "tools"):
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", place)
-    shutil.rmtree(place / "bench" / "results")
-    (place / "logs").mkdir()
-    return place
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.rmtree(folder / "bench" / "results")
+    (folder / "logs").mkdir()
+    return folder
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -98,10 +98,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run(stage: Stage, number: int, place: Path, rehearse: bool, deadline: float) -> dict[str, object]:
+def run(stage: Stage, number: int, folder: Path, rehearse: bool, deadline: float) -> dict[str, object]:
     """State, seconds and last JSON lines of a stage, which ends at ``deadline`` of the monotonic clock."""
     commands = stage.rehearsal if rehearse and stage.rehearsal is not None else stage.commands
-    begin, logs = time.monotonic(), place / "logs"
+    begin, logs = time.monotonic(), folder / "logs"
     limit = max(0.1, REHEARSAL_SECONDS if rehearse else deadline - begin)
     started: list[tuple[subprocess.Popen[bytes], Path]] = []
     problems: list[str] = []
@@ -114,7 +114,7 @@ def run(stage: Stage, number: int, place: Path, rehearse: bool, deadline: float)
             output.write((" ".join(command) + "\n").encode())
             output.flush()
             process = subprocess.Popen(
-                command, cwd=place, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         started.append((process, path))
@@ -162,12 +162,12 @@ def chosen_stages(text: str | None) -> list[int]:
     return numbers
 
 
-def keep(results: list[dict[str, object]], place: Path, out: Path) -> None:
+def keep(results: list[dict[str, object]], folder: Path, out: Path) -> None:
     """Write what there is so far into the folder of the results."""
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
-        archive.add(place / "logs", "logs")
-    for path in (place / "bench").glob("results/*.json"):
+        archive.add(folder / "logs", "logs")
+    for path in (folder / "bench").glob("results/*.json"):
         shutil.copy(path, out)
 
 
@@ -180,19 +180,19 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     numbers = chosen_stages(options.stage)
     options.out.mkdir(parents=True, exist_ok=True)
-    place = workplace()
+    folder = workplace()
     results: list[dict[str, object]] = []
     begin, stages = time.monotonic(), [STAGES[number - 1] for number in numbers]
     deadlines = [begin + seconds for seconds in itertools.accumulate(stage.seconds for stage in stages)]
     # On a GPU a stage has the machine to itself.
     with ThreadPoolExecutor(2 if options.rehearse else 1) as pool:
         rehearse = [options.rehearse] * len(stages)
-        done = pool.map(run, stages, numbers, [place] * len(stages), rehearse, deadlines)
+        done = pool.map(run, stages, numbers, [folder] * len(stages), rehearse, deadlines)
         for number, result in zip(numbers, done, strict=True):
             results.append(result)
             log.info("%2d  %-30s %6.1f s  %s", number, *(result[k] for k in ("stage", "seconds", "state")))
-            keep(results, place, options.out)  # after each, so that nothing is lost when the machine goes
-    shutil.rmtree(place)
+            keep(results, folder, options.out)  # after each, so that nothing is lost when the machine goes
+    shutil.rmtree(folder)
     log.info("\n%s: results.json, logs.tar.gz", options.out)
     for number, result in zip(numbers, results, strict=True):
         state = "ok" if result["state"] == "ok" else "FAILED"

@@ -21,7 +21,8 @@ from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import PathLike, make_folder
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
-from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, Encoder, PromptStyle
+from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
+from fourdthinker.prompts import Encoder
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +189,7 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: there is no such folder and none can be made.
     """
-    target = make_folder(path)
+    target = Path(os.path.realpath(make_folder(path)))  # a link may lead to another disk
     backbone, policy = checkpoint.backbone, checkpoint.policy
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         backbone.latents.write_to(backbone.config)

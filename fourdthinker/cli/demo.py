@@ -28,11 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the demo, or go on with one that was interrupted, and write its report."""
     from fourdthinker.demo import run_demo
     from fourdthinker.errors import ConfigError, FourdError
-    from fourdthinker.files import make_folder
 
     if not 0 <= arguments.seed < 2**32:
         raise ConfigError(f"--seed is {arguments.seed}; give a number from 0 to {2**32 - 1}")
-    make_folder(arguments.out)
     try:
         run_demo(arguments.out, quick=arguments.quick, seed=arguments.seed)
     except RuntimeError as error:  # a training process failed; its own message stands above

@@ -49,14 +49,14 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, types_table
-    from fourdthinker.files import check_output, make_folder, write_json
+    from fourdthinker.files import check_output, make_folder, output_path, write_json
     from fourdthinker.records import read_records
 
     config = sampling(arguments)
     rejected = arguments.out / "rejected.jsonl"
     journal = make_folder(arguments.out) / "answers.jsonl"
     check_output(journal)
-    rejected.unlink(missing_ok=True)
+    output_path(rejected).unlink(missing_ok=True)
     records = [
         record
         for path in arguments.data

@@ -14,8 +14,9 @@ from torch import Tensor
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.demo.settings import POLICY
 from fourdthinker.frames import patchify
-from fourdthinker.prompts import Encoder, Prompt, Sample, Vision
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
+from fourdthinker.samples import Prompt, Sample, Vision
 
 _CHUNK = 64
 

@@ -18,8 +18,9 @@ from fourdthinker.demo.data import render_clips, write_all_records
 from fourdthinker.demo.results import make_results
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
+from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import results_table
-from fourdthinker.files import write_json
+from fourdthinker.files import UNFINISHED, make_folder, read_regular, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
@@ -46,12 +47,14 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
         The path of results.json.
 
     Raises:
+        ConfigError: the folder holds other things than a demo, whose files would be replaced.
         RuntimeError: a training process failed; its own error stands above on standard error.
     """
     started = time.perf_counter()
     run = Path(out)
     settings = quick_settings(seed) if quick else DemoSettings(seed=seed)
-    run.mkdir(parents=True, exist_ok=True)
+    check_is_demo(run)
+    make_folder(run)
     write_json(run / "settings.json", settings.to_dict())
     kept = {name for name in PHASES if is_done(run, name, settings)}
     if "render" in kept:
@@ -71,6 +74,23 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
     page = write_report(run)
     _show(results, page)
     return path
+
+
+def check_is_demo(run: Path) -> None:
+    """Refuse a folder in which something else is: what the demo replaces must be its own.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    names = [path.name for path in run.iterdir()] if run.is_dir() else []
+    if all(UNFINISHED.fullmatch(name) for name in names):
+        return
+    try:
+        found = json.loads(read_regular(run / "settings.json"))
+    except (ConfigError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"seed", "render", "dift"} <= found.keys():
+        raise ConfigError(f"{run} holds other things than a demo; name a new or empty folder (--out)")
 
 
 def _render(run: Path, settings: DemoSettings) -> None:

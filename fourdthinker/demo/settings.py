@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fourdthinker.frames import FramePolicy
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 
 PHASES = ("render", "base", "dift", "rl", "dift_control", "evaluate")
 # What each phase starts from; a phase is done again when its own settings or those of one of these changed.

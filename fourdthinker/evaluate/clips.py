@@ -12,8 +12,9 @@ import torch
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import Frames, in_order
-from fourdthinker.prompts import Encoder, Prompt, Vision
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
+from fourdthinker.samples import Prompt, Vision
 
 if TYPE_CHECKING:
     from fourdthinker.vision import VisionSpec

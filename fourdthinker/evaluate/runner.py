@@ -32,8 +32,9 @@ from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
 
 if TYPE_CHECKING:
-    from fourdthinker.prompts import Encoder, Prompt
+    from fourdthinker.prompts import Encoder
     from fourdthinker.records import Record
+    from fourdthinker.samples import Prompt
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,33 @@ DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 
 def whole(label: str, value: Any, least: int, remedy: str) -> int:
-    """A whole number, not below the least."""
+    """A whole number, not below the least.
+
+    Args:
+        label: the argument, in messages.
+        value: what was given.
+        least: the lowest that is taken.
+        remedy: what to give instead, in messages.
+
+    Raises:
+        ConfigError: another value.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{label} is {short(value)}; {remedy}")
     return int(value)
 
 
 def number(label: str, value: Any, remedy: str) -> float:
-    """A number, which may be infinite; text that reads as one is none."""
+    """A number, which may be infinite; text that reads as one is none.
+
+    Args:
+        label: the argument, in messages.
+        value: what was given.
+        remedy: what to give instead, in messages.
+
+    Raises:
+        ConfigError: another value.
+    """
     try:
         found = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor without data
@@ -43,10 +62,10 @@ def numbers(label: str, values: Any, remedy: str) -> list[float]:
         found = list(values)
     except TypeError as error:  # an array without dimensions
         raise ConfigError(f"{label} is {short(values)}; {remedy}") from error
-    for place, value in enumerate(found):
-        found[place] = number(f"{label}[{place}]", value, remedy)
-        if math.isinf(found[place]):
-            raise ConfigError(f"{label}[{place}] is {short(value)}; {remedy}")
+    for index, value in enumerate(found):
+        found[index] = number(f"{label}[{index}]", value, remedy)
+        if math.isinf(found[index]):
+            raise ConfigError(f"{label}[{index}] is {short(value)}; {remedy}")
     return found
 
 
@@ -86,7 +105,17 @@ def device_of(device: Any) -> torch.device:
 
 
 def above_zero(label: str, value: Any, remedy: str, *, finite: bool = True) -> float:
-    """A number above 0, and finite unless `finite` is False; else ConfigError with `remedy`."""
+    """A number above 0.
+
+    Args:
+        label: the argument, in messages.
+        value: what was given.
+        remedy: what to give instead, in messages.
+        finite: refuse infinity too.
+
+    Raises:
+        ConfigError: another value.
+    """
     found = number(label, value, remedy)
     if found <= 0 or (finite and math.isinf(found)):
         raise ConfigError(f"{label} is {short(value)}; {remedy}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fourdthinker.frames.bitstream import av1, display_order, gif, mpeg, nal, vpx
+from fourdthinker.frames.bitstream import av1, display_order, gif, mpeg, nal, parameter_sets, vpx
 from fourdthinker.frames.bitstream.display_order import Order
 from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Damage, Data, Flags, Test
 
@@ -97,7 +97,7 @@ CODECS = {
         settable_delay=True,
         without_picture=nal.H264.packet_without_picture,
         damage=nal.H264.damage,
-        siting=nal.h264_siting,
+        siting=parameter_sets.h264_siting,
         nvdec="h264",
         nvdec_sets=nal.H264.parameter_sets,
         nvdec_packet=nal.H264.with_start_codes,
@@ -115,7 +115,7 @@ CODECS = {
         err_detect="crccheck+explode",
         without_picture=nal.H265.packet_without_picture,
         damage=nal.H265.damage,
-        siting=nal.h265_siting,
+        siting=parameter_sets.h265_siting,
         nvdec="hevc",
         nvdec_sets=nal.H265.parameter_sets,
         nvdec_packet=nal.H265.with_start_codes,

@@ -78,11 +78,23 @@ def opened(
     quick: bool = False,
     longest_delay: bool = False,
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, or the one asked for, its decoder set to `threads` threads.
+    """The container and its best video stream, or the one asked for, open for reading.
 
-    quick: where the container's header tells enough, do not let FFmpeg decode the first pictures, which it
-    does to learn their format and, without fail, how far they are reordered. longest_delay: see
-    `set_threads`.
+    Args:
+        source: a path, or the bytes of a file.
+        stream: index of the video stream; None: FFmpeg's best.
+        threads: of its decoder.
+        deadline: names the source in messages, and bounds how long opening and reading may take.
+        quick: where the container's header tells enough, FFmpeg does not decode the first pictures, which it
+            does to learn their format and how far they are reordered.
+        longest_delay: see `set_threads`.
+
+    Yields:
+        (container, video stream), which stands at its beginning.
+
+    Raises:
+        VideoError: no file, or none that is read here; the time is over.
+        ConfigError: PyAV cannot be imported.
     """
     av = _pyav(deadline.name)
     name = deadline.name

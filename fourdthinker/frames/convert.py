@@ -150,7 +150,14 @@ def convert(
 def conversion(
     size: tuple[int, int], *, resample: str, orientation: Orientation, normal: Normal | None
 ) -> dict[str, Any]:
-    """The keywords of `_video.convert` that describe its output."""
+    """The keywords of `_video.convert` that describe its output.
+
+    Args:
+        size: (height, width) of the pictures.
+        resample: the filter, one of RESAMPLES.
+        orientation: what makes pictures upright.
+        normal: how patches are normalised; None: uint8 pictures.
+    """
     options = {
         "height": size[0],
         "width": size[1],

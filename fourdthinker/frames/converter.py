@@ -76,7 +76,20 @@ class Converter:
     def converted(
         self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool, threads: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """(number of frames, uint8 [n, h, w, 3] or patches) in order, converted while others are decoded."""
+        """Decoded pictures as they are asked for, converted while others are decoded.
+
+        Args:
+            pictures: frames of one stream, in the order wanted.
+            video: the stream.
+            straight: make normalised patches in the same pass, instead of uint8 pictures.
+            threads: of the native code.
+
+        Yields:
+            (number of frames n, uint8 [n, h, w, 3] or patches), in order.
+
+        Raises:
+            LayoutChanged: with `straight`, pictures change their size or layout.
+        """
         groups = self.groups(pictures, video, straight)
         if threads == 1 or self.device.type == "cuda":  # there, the caller's stream orders all work
             for group in groups:
@@ -141,7 +154,21 @@ class Converter:
     def by_decord(
         self, timeline: Timeline, chosen: Sequence[int], aspect: float, threads: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `converted`, with frames of decord, of which the k-th is the k-th of the timeline."""
+        """As `converted`, with frames of decord, of which the k-th is the k-th of the timeline.
+
+        Args:
+            timeline: of the stream.
+            chosen: indices of pictures in the order of display, increasing.
+            aspect: width to height of a pixel.
+            threads: of the decoder.
+
+        Yields:
+            (number of frames n, uint8 [n, h, w, 3]), in order.
+
+        Raises:
+            ConfigError: decord is not installed or cannot do what is asked.
+            VideoError: decord fails or has other pictures.
+        """
         source, self.decoder = self.request.source, "decord"
         if timeline.times_from != "container":
             raise VideoError(

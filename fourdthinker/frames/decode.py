@@ -40,24 +40,31 @@ class SeekFailed(Missing):
 def plan(
     timeline: Timeline, wanted: Sequence[int], decoder: str, *, careful: bool = False
 ) -> list[tuple[int, int]]:
-    """Runs [first, last] of packets, in decoding order, that frames with these stamps are decoded from.
+    """Runs of packets that frames are decoded from.
 
-    Each run begins at a keyframe. careful: one run from the first keyframe on. Where the decoder cannot be
-    emptied after each run there is one run, to the end of the stream.
+    Args:
+        timeline: of the stream.
+        wanted: numbers of the frames, in any order.
+        decoder: FFmpeg's name of it.
+        careful: one run from the first keyframe on.
+
+    Returns:
+        (first, last) position of each run in decoding order. Each begins at a keyframe. Where the decoder
+        cannot be emptied after each run there is one, to the end of the stream.
     """
     ends = _ends(timeline, decoder)
-    places = [_last_packet(timeline, timeline.order[pts]) for pts in wanted]
+    positions = [_last_packet(timeline, timeline.order[pts]) for pts in wanted]
     first = 0 if careful else timeline.key_before(min(wanted)) or 0
     if careful or not ends:
-        return [(first, max(places) if ends else len(timeline.coded) - 1)]
+        return [(first, max(positions) if ends else len(timeline.coded) - 1)]
     runs: list[tuple[int, int]] = []
-    for pts, place in sorted(zip(wanted, places, strict=True)):
+    for pts, position in sorted(zip(wanted, positions, strict=True)):
         first = timeline.key_before(pts) or 0
         # An open group's leading pictures follow a keyframe in decoding order, so runs may overlap.
         while runs and first <= runs[-1][1]:
             before = runs.pop()
-            first, place = min(first, before[0]), max(place, before[1])
-        runs.append((first, place))
+            first, position = min(first, before[0]), max(position, before[1])
+        runs.append((first, position))
     joined = runs[:1]
     for first, last in runs[1:]:
         between = timeline.flags[joined[-1][1] + 1 : first]
@@ -93,11 +100,20 @@ def _ends(timeline: Timeline, codec: str) -> bool:
 def shares(
     timeline: Timeline, wanted: Sequence[int], codec: str, workers: int
 ) -> tuple[list[list[int]], Sequence[int]]:
-    """Stamps for each of several decoders at once, and those left to one decoder with its threads after them.
+    """Frames for each of several decoders that work at once, and those left to one decoder after them.
 
     Threads that decode one picture after the other wait for each other, row by row; decoders of different
     runs do not. So they win where runs divide evenly and are long enough to open the file again; the last
     runs, which would keep only some of them busy, are left.
+
+    Args:
+        timeline: of the stream.
+        wanted: numbers of the frames, increasing.
+        codec: FFmpeg's name of the decoder.
+        workers: decoders at once, at most.
+
+    Returns:
+        (numbers for each decoder, numbers left to one decoder with its threads); no parts: all are left.
     """
     if workers < 2 or not timeline.coded or not _ends(timeline, codec):
         return [], wanted
@@ -123,7 +139,7 @@ def shares(
 def _divided(
     runs: Sequence[tuple[int, int]], costs: Sequence[int], workers: int
 ) -> tuple[list[int], list[int]]:
-    """(costs, last place) of at most so many shares of consecutive runs."""
+    """(costs, last position) of at most so many shares of consecutive runs."""
     part = sum(costs) / workers
     loads, limits = [0], [-1]
     for (_, last), cost in zip(runs, costs, strict=True):
@@ -135,7 +151,7 @@ def _divided(
     return loads, limits
 
 
-def frames_at(
+def decoded_frames(
     container: InputContainer,
     video: VideoStream,
     timeline: Timeline,
@@ -146,11 +162,25 @@ def frames_at(
     seek: bool = True,
     careful: bool = False,
 ) -> Iterator[av.VideoFrame]:
-    """The frames with these stamps, which increase.
+    """The frames with these numbers, decoded in software.
 
-    held: all packets of the timeline, where they are at hand; else they are read from the container, which
-    must stand at its beginning. seek: leap over what need not be read. careful: no packet is left out.
-    Raises Missing, SeekFailed, Disordered and Damaged.
+    Args:
+        container: open, and at its beginning unless `held` is given.
+        video: the stream.
+        timeline: of the stream.
+        wanted: numbers of the frames, increasing.
+        deadline: checked for each packet.
+        held: all packets of the timeline, where they are at hand; None: they are read from the container.
+        seek: leap in the file over what need not be read.
+        careful: no packet is left out.
+
+    Yields:
+        Frames in the order of `wanted`.
+
+    Raises:
+        Missing: the decoder does not show a frame. SeekFailed, if because a seek led past it.
+        Disordered: pictures leave the decoder in another order than that of the timeline.
+        Damaged: data that a frame needs cannot be decoded.
     """
     import av.error
 
@@ -206,9 +236,25 @@ def packets_for(
     seek: bool = True,
     careful: bool = False,
 ) -> Iterator[av.Packet | int | None]:
-    """What has to be decoded for these stamps, in order.
+    """What has to be decoded for these frames, in decoding order; arguments as for `decoded_frames`.
 
-    None and then the stamp of a keyframe stand where decoding goes on at that keyframe with an empty decoder.
+    Args:
+        container: open, and at its beginning unless `held` is given.
+        video: the stream.
+        timeline: of the stream.
+        wanted: numbers of the frames, increasing.
+        deadline: checked for each packet that is read.
+        held: all packets of the timeline, or None.
+        seek: leap in the file over what need not be read.
+        careful: no packet is left out.
+
+    Returns:
+        Packets. None and then the stamp of a keyframe stand where decoding goes on at that keyframe with an
+        empty decoder.
+
+    Raises:
+        SeekFailed: a seek led past a packet.
+        Damaged: the data of a packet show that some are missing or overwritten.
     """
     if not timeline.coded:
         return islice(container.demux(video), timeline.skipped, None)
@@ -254,20 +300,20 @@ def _chosen(
         if not number or not flags[first] & RANDOM_ACCESS:
             # What is shown before the first keyframe is in the timeline if it can be decoded from there.
             yield first, timeline.coded[first] if first else timeline.pts[0]
-        for place in range(first, last + 1):
-            if careful or place in needed or not flags[place] & NON_REFERENCE:
-                yield place, None
+        for position in range(first, last + 1):
+            if careful or position in needed or not flags[position] & NON_REFERENCE:
+                yield position, None
 
 
 def _from_memory(
     held: Sequence[av.Packet], timeline: Timeline, chosen: Iterator[tuple[int, int | None]]
 ) -> Iterator[av.Packet | int | None]:
     fresh = True
-    for place, begin in chosen:
+    for position, begin in chosen:
         if begin is None:
-            packet = held[place]
+            packet = held[position]
             if timeline.stamps is not None:
-                packet.pts = timeline.coded[place]
+                packet.pts = timeline.coded[position]
             yield packet
             fresh = False
         else:
@@ -284,37 +330,37 @@ def _from_file(
     deadline: Deadline,
     leap: int,
 ) -> Iterator[av.Packet | int | None]:
-    """Packets by place; over `leap` packets and more by a seek, before which the decoder is emptied."""
+    """Packets by position; over `leap` packets and more by a seek, before which the decoder is emptied."""
     import av.error
 
     packets, counts = container.demux(video), timeline.stamps is not None
-    last_read = -1 - timeline.skipped if counts else -1  # the place of the packet last read
+    last_read = -1 - timeline.skipped if counts else -1  # the position of the packet last read
     begun = False
-    for place, begin in chosen:
-        if begin is not None or (place - last_read > leap and timeline.flags[place] & KEYFRAME):
+    for position, begin in chosen:
+        if begin is not None or (position - last_read > leap and timeline.flags[position] & KEYFRAME):
             if begun:
                 yield None
-            yield timeline.coded[place] if begin is None else begin
-            if place - last_read > leap:
+            yield timeline.coded[position] if begin is None else begin
+            if position - last_read > leap:
                 try:
-                    container.seek(timeline.coded[place], stream=video)
+                    container.seek(timeline.coded[position], stream=video)
                 except av.error.FFmpegError as error:
-                    raise SeekFailed(timeline.seconds(timeline.coded[place])) from error
-                packets, last_read = container.demux(video), place - leap
+                    raise SeekFailed(timeline.seconds(timeline.coded[position])) from error
+                packets, last_read = container.demux(video), position - leap
         if begin is not None:
             continue
-        while last_read != place:
+        while last_read != position:
             following = next(packets, None)
             if following is None or following.size == 0:
-                raise SeekFailed(timeline.seconds(timeline.coded[place]))
+                raise SeekFailed(timeline.seconds(timeline.coded[position]))
             deadline.check()
             packet = following
             if counts:
-                found, packet.pts = last_read + 1, timeline.coded[place]
+                found, packet.pts = last_read + 1, timeline.coded[position]
             else:
                 found = timeline.order.get(packet.pts, -1) if packet.pts is not None else -1
-            if found > place:
-                raise SeekFailed(timeline.seconds(timeline.coded[place]))
+            if found > position:
+                raise SeekFailed(timeline.seconds(timeline.coded[position]))
             last_read = found
         begun = True
         yield packet

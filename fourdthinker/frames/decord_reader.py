@@ -26,10 +26,23 @@ def pictures(
     threads: int,
     rest: Orientation,
 ) -> Iterator[np.ndarray]:
-    """The pictures of these numbers of the timeline, increasing: uint8 [up to batch, H, W, 3], upright.
+    """The pictures of these numbers of the timeline, decoded by decord, upright.
 
     decord's seeks lead to other pictures, so that all are read from the first one on; and what it says that
-    the file holds must be what the timeline says. rest: what decord leaves to do to make pictures upright.
+    the file holds must be what the timeline says.
+
+    Args:
+        media: a path, or the bytes of a file.
+        stream: must be None: decord chooses the stream.
+        name: of the source, in messages, and its path.
+        timeline: of the stream.
+        chosen: indices of pictures in the order of display, increasing.
+        batch: pictures handed out at a time.
+        threads: of the decoder.
+        rest: what decord leaves to do to make pictures upright.
+
+    Yields:
+        uint8 [up to `batch`, H, W, 3].
 
     Raises:
         ConfigError: decord is not installed or cannot do what is asked.

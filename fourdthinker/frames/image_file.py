@@ -53,7 +53,17 @@ def source_limit(value: int | None = None) -> int:
 
 
 def check_source_size(name: str, height: int, width: int, limit: int) -> None:
-    """Raises VideoError for a source of more pixels than `limit`."""
+    """Refuse a source of more pixels than a bound.
+
+    Args:
+        name: of the source, in messages.
+        height: of its picture, in pixels.
+        width: likewise.
+        limit: the bound on height * width.
+
+    Raises:
+        VideoError: it has more.
+    """
     if height * width > limit:
         raise VideoError(
             f"{name}: {width}x{height} are {height * width} pixels, more than max_source_pixels, {limit}; "

@@ -26,13 +26,15 @@ _IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, _VOID, _CRC}
 
 @dataclass(frozen=True)
 class Walk:
-    """Over the elements of a file.
+    """What a walk over the elements of a file found.
 
-    gap: where the first data begin that may be damaged, or after which some are missing; None where there are
-    none, and for other files than Matroska. complete: all sizes are known and the file holds as much.
+    Attributes:
+        suspect_from: offset in bytes of the first data that may be damaged, or after which some are missing;
+            None where there are none, and for other files than Matroska.
+        complete: all sizes are known and the file holds as much.
     """
 
-    gap: int | None = None
+    suspect_from: int | None = None
     complete: bool = False
 
 
@@ -55,10 +57,10 @@ class _Walker:
     def walk(self) -> Walk:
         if self.file.read(4) != MAGIC:
             return Walk()
-        gap = self.first_gap()
-        return Walk(gap, self.sized and gap is None)
+        suspect_from = self.first_suspect()
+        return Walk(suspect_from, self.sized and suspect_from is None)
 
-    def first_gap(self) -> int | None:
+    def first_suspect(self) -> int | None:
         head = self.element(0)
         segment = None if head is None or head[1] is None else self.element(head[2] + head[1])
         if segment is None or segment[0] != _SEGMENT:
@@ -73,9 +75,9 @@ class _Walker:
                 return begin
             begin, offset = offset, part[2]
             if part[0] == _CLUSTER:
-                gap, offset = self.cluster(begin, *part[1:])
-                if gap is not None:
-                    return gap
+                suspect_from, offset = self.cluster(begin, *part[1:])
+                if suspect_from is not None:
+                    return suspect_from
             elif part[1] is None or offset + part[1] > self.size:
                 return begin
             else:

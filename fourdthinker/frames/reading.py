@@ -18,7 +18,7 @@ from fourdthinker.frames.attempts import FAILURES, Attempt, LayoutChanged, Untol
 from fourdthinker.frames.container import Deadline, aspect_of, opened
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
-from fourdthinker.frames.decode import frames_at, shares, single_packet
+from fourdthinker.frames.decode import decoded_frames, shares, single_packet
 from fourdthinker.frames.edits import Segment, segments_of
 from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
@@ -145,7 +145,7 @@ class Reading:
                     name,
                     self.listed,
                     self.request.partial,
-                    self.walk.gap,
+                    self.walk.suspect_from,
                     check,
                     source.fps,
                     self._segments(its_video, whole),
@@ -242,7 +242,7 @@ class Reading:
                 if not (request.partial and final and high):
                     raise
                 fault = f"at {error.seconds:.3f} s the data cannot be decoded ({error})"
-            keep = [k for k, place in enumerate(need) if place < high]
+            keep = [k for k, position in enumerate(need) if position < high]
             if fault is None and batch is None:
                 fault = self._fault(timeline)
             frames = self._pack(
@@ -289,9 +289,9 @@ class Reading:
         return f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}"
 
     def _pack(
-        self, timeline: Timeline, places: Sequence[int], pieces: Sequence[Tensor], straight: bool
+        self, timeline: Timeline, positions: Sequence[int], pieces: Sequence[Tensor], straight: bool
     ) -> Frames:
-        """Frames of the pictures at these places of the pieces put together."""
+        """Frames of the pictures at these positions of the pieces put together."""
         request = self.request
         fps, per_grid = rate(self.wanted, request.policy)
         frames = Frames(
@@ -301,11 +301,11 @@ class Reading:
         whole = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
         if straight and self.pictures.size is not None:
             patch = request.normal.patch
-            grid = [-(-len(places) // 2), self.pictures.size[0] // patch, self.pictures.size[1] // patch]
+            grid = [-(-len(positions) // 2), self.pictures.size[0] // patch, self.pictures.size[1] // patch]
             frames.patches, frames.grid_thw = whole.to(self.device), torch.tensor([grid])
             return frames
-        every = list(places) == list(range(len(whole)))
-        pixels = whole if every else whole.index_select(0, torch.tensor(places, device=whole.device))
+        every = list(positions) == list(range(len(whole)))
+        pixels = whole if every else whole.index_select(0, torch.tensor(positions, device=whole.device))
         if request.out == "uint8":
             frames.pixels = pixels.to(self.device)
         else:
@@ -321,7 +321,7 @@ class Reading:
         timeline: Timeline,
         stamps: Sequence[int],
     ) -> Iterator[av.VideoFrame]:
-        return frames_at(
+        return decoded_frames(
             container,
             video,
             timeline,

@@ -73,14 +73,14 @@ class Sink:
         self.several = several
         self.out: set[int] = set()  # the stamps that came out
         self.matrix: bytes | None = None  # the last display matrix, since the last keyframe
-        self.whole = 0  # before this place, all that was decoded came out
+        self.whole = 0  # before this position, all that was decoded came out
 
     def land(self, stamp: int) -> None:
         """Decoding goes on at a keyframe of this stamp, with an empty decoder."""
         self.landed, self.latest, self.before = stamp, None, None
 
     def take(self, frames: Sequence[av.VideoFrame], limit: int | None = None) -> Iterator[av.VideoFrame]:
-        """Frames that are wanted and sound. limit: place of a packet from which on none is taken."""
+        """Frames that are wanted and sound. limit: position of a packet from which on none is taken."""
         pending = self.pending
         for frame in frames:
             found = matrix_of(frame)
@@ -126,15 +126,17 @@ class Sink:
         frame = self.held.popleft()[1]
         timeline = self.timeline
         if self.several and frame.pts in timeline.order:
-            place = timeline.order[frame.pts]
+            position = timeline.order[frame.pts]
             first = max(self.whole, timeline.key_before(frame.pts) or 0)
-            for stamp, flag in zip(timeline.coded[first:place], timeline.flags[first:place], strict=True):
+            for stamp, flag in zip(
+                timeline.coded[first:position], timeline.flags[first:position], strict=True
+            ):
                 shown = stamp >= self.landed and not flag & NON_REFERENCE and timeline.shows(stamp)
                 if shown and stamp not in self.out:
                     raise Damaged("a picture that others need did not come out", timeline, stamp)
-            self.whole = max(self.whole, place)
+            self.whole = max(self.whole, position)
             if len(self.out) > MANY:
-                self.out = {stamp for stamp in self.out if timeline.order.get(stamp, place) >= self.whole}
+                self.out = {stamp for stamp in self.out if timeline.order.get(stamp, position) >= self.whole}
         return frame
 
     def rescue(self, context: VideoCodecContext, stamp: int) -> Iterator[av.VideoFrame]:
@@ -151,11 +153,11 @@ class Sink:
 
     def _last_before(self, pts: int) -> int:
         """The latest stamp among the pictures that a frame may refer to, its own included."""
-        place = self.timeline.order.get(pts, 0)
+        position = self.timeline.order.get(pts, 0)
         coded, flags = self.timeline.coded, self.timeline.flags
-        first = max(self.timeline.key_before(pts) or 0, place - 2 * REORDERED)
+        first = max(self.timeline.key_before(pts) or 0, position - 2 * REORDERED)
         unseen = NON_REFERENCE | NOT_SHOWN
-        return max((coded[k] for k in range(first, place) if not flags[k] & unseen), default=pts)
+        return max((coded[k] for k in range(first, position) if not flags[k] & unseen), default=pts)
 
     def needs(self, pts: int) -> bool:
         """Whether a frame still to come out, or held, may refer to the picture of this stamp."""
@@ -163,5 +165,5 @@ class Sink:
         order = self.timeline.order
         if pts not in order:
             return any(pts <= stamp for stamp in waiting)
-        place = order[pts]
-        return any((self.timeline.key_before(w) or 0) <= place <= order[w] for w in waiting)
+        position = order[pts]
+        return any((self.timeline.key_before(w) or 0) <= position <= order[w] for w in waiting)

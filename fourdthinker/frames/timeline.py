@@ -62,15 +62,17 @@ class Timeline:
 
     @cached_property
     def order(self) -> dict[int, int]:
-        """Number to place in decoding order."""
-        return {pts: place for place, pts in enumerate(self.coded)}
+        """Number to position in decoding order."""
+        return {pts: position for position, pts in enumerate(self.coded)}
 
     @cached_property
     def _keys(self) -> list[tuple[int, int]]:
-        return sorted((pts, place) for place, pts in enumerate(self.coded) if self.flags[place] & KEYFRAME)
+        return sorted(
+            (pts, position) for position, pts in enumerate(self.coded) if self.flags[position] & KEYFRAME
+        )
 
     def key_before(self, pts: int) -> int | None:
-        """Place of the last keyframe shown at or before a picture: where decoding for it may begin."""
+        """Position of the last keyframe shown at or before a picture: where decoding for it may begin."""
         found = bisect_right(self._keys, (pts, len(self.coded)))
         return self._keys[found - 1][1] if found else None
 

@@ -57,7 +57,7 @@ def decoded_timeline(
     name: str,
     listed: Timeline | None,
     partial: bool,
-    gap: int | None,
+    suspect_from: int | None,
     check: Callable[[], None],
     fps: float | None = None,
     segments: Sequence[Segment] = (),
@@ -66,12 +66,24 @@ def decoded_timeline(
 
     Packets are counted instead of stamped, so that each picture names its packet whatever the stamps say.
 
-    listed: what the packets said. gap: where in the file data are missing. fps: pictures a second, whatever
-    the times in the file. segments: of its edit list. VideoError when more than a few packets in a row show
-    nothing, when decoding fails, or when there are no frames; partial: only when there are none, else the
-    timeline ends before the fault.
+    Args:
+        container: open, at its beginning.
+        video: the stream.
+        name: of the source, in messages.
+        listed: what the packets said, or None.
+        partial: a fault ends the timeline before it, and is an error only where nothing is left.
+        suspect_from: byte of the file from which on data may be missing; None: none are.
+        check: called for each packet.
+        fps: pictures a second, whatever the times in the file.
+        segments: of the edit list.
+
+    Returns:
+        The timeline.
+
+    Raises:
+        VideoError: more than a few packets in a row show nothing, decoding fails, or there are no frames.
     """
-    run = _decode(container, video, gap, check)
+    run = _decode(container, video, suspect_from, check)
     if not run.shown:
         if run.fault is not None:
             raise VideoError(
@@ -81,11 +93,11 @@ def decoded_timeline(
     fault = None if run.fault is None else f"the data cannot be decoded further ({run.fault})"
     shown, lost = run.shown, None
     if listed is not None and None not in shown:
-        places = [listed.skipped + listed.order[number] for number in listed.pts]
-        known = set(places)
+        positions = [listed.skipped + listed.order[number] for number in listed.pts]
+        known = set(positions)
         shown = [packet for packet in shown if packet in known]
         always = codec_of(video.codec_context.name).always_shown
-        lost = _lost(places, shown, 0 if always else SHOW_NOTHING)
+        lost = _lost(positions, shown, 0 if always else SHOW_NOTHING)
     timeline = _timeline(run, shown, video, name, segments, fps)
     if listed is not None and lost is not None:
         seconds = listed.seconds(listed.coded[lost - listed.skipped])
@@ -105,15 +117,25 @@ def decoded_timeline(
 
 
 def decodable(container: InputContainer, video: VideoStream, skipped: int, count: int) -> set[int]:
-    """Which of the first `count` packets behind those skipped give pictures if decoding begins there."""
+    """Which of the first packets give pictures if decoding begins with them.
+
+    Args:
+        container: open, at its beginning.
+        video: the stream.
+        skipped: packets before those that are decoded.
+        count: packets that are decoded.
+
+    Returns:
+        Indices of packets, from 0 for the first one decoded.
+    """
     found: set[int] = set()
-    place = -skipped
+    position = -skipped
     for packet in container.demux(video):
-        if packet.size and place >= 0:
-            packet.pts = place
+        if packet.size and position >= 0:
+            packet.pts = position
             found.update(_whole(packet.decode()))
-        place += bool(packet.size)
-        if place >= count:
+        position += bool(packet.size)
+        if position >= count:
             break
     found.update(_whole(video.codec_context.decode(None)))
     return found
@@ -124,7 +146,7 @@ def _whole(frames: Sequence[av.VideoFrame]) -> Iterator[int]:
 
 
 def _decode(
-    container: InputContainer, video: VideoStream, gap: int | None, check: Callable[[], None]
+    container: InputContainer, video: VideoStream, suspect_from: int | None, check: Callable[[], None]
 ) -> _Run:
     import av.error
 
@@ -139,7 +161,9 @@ def _decode(
         for packet in container.demux(video):
             check()
             stamp = stamp_of(packet, form)
-            if run.broken is None and (suspect(packet, gap) or (gap is not None and not packet.size)):
+            if run.broken is None and (
+                suspect(packet, suspect_from) or (suspect_from is not None and not packet.size)
+            ):
                 near = [time for time in (stamp, packet.dts, last) if time is not None]
                 run.broken = min(near, default=None), DAMAGED
             last = stamp if stamp is not None else last
@@ -174,11 +198,11 @@ def _timeline(
     packets = [packet for packet in shown if packet is not None]
     named = len(packets) == len(shown) == len(set(packets))
     if named:
-        places = sorted(packets)
-        stored = [run.stamps[packet] for packet in places]
-        index = {packet: place for place, packet in enumerate(places)}
+        positions = sorted(packets)
+        stored = [run.stamps[packet] for packet in positions]
+        index = {packet: position for position, packet in enumerate(positions)}
         display = [index[packet] for packet in packets]
-        flags = bytes(run.flags[packet] for packet in places)
+        flags = bytes(run.flags[packet] for packet in positions)
     else:
         # Some packets hold several pictures, others none: as many of the ones as of the others, or it is only
         # known when the first is shown.
@@ -227,11 +251,11 @@ def _until(timeline: Timeline, seconds: float, cause: str) -> Timeline:
     )
 
 
-def _lost(places: Sequence[int], shown: Sequence[int | None], most: int) -> int | None:
+def _lost(positions: Sequence[int], shown: Sequence[int | None], most: int) -> int | None:
     """The first of more than `most` packets listed in a row without a picture."""
     decoded, run = set(shown), 0
-    for index, place in enumerate(places):
-        run = 0 if place in decoded else run + 1
+    for index, position in enumerate(positions):
+        run = 0 if position in decoded else run + 1
         if run > most:
-            return places[index - run + 1]
-    return None if decoded else places[0]
+            return positions[index - run + 1]
+    return None if decoded else positions[0]

@@ -85,20 +85,33 @@ def build_timeline(
     segments: Sequence[Segment] = (),
     decodable: Decodable = lambda skipped, count: (),
 ) -> Timeline | None:
-    """Read through the packets of a stream. None when they do not tell which pictures are shown when.
+    """Read through the packets of a stream, decoding nothing.
 
     Frames before the first keyframe in the file cannot be decoded and do not count; nor do those that an edit
     list hides. The times of the packets are believed if they increase in the order of display, as far as the
     pictures' own headers tell that; where they do not, or some are missing, see `times_of`.
 
-    walk: of the file, for data that are missing. check is called for each packet. fps: pictures a second,
-    whatever the times in the file. segments: of its edit list. decodable: of the first `count` packets behind
-    those skipped, the indices of those whose pictures come out when decoding begins with them. VideoError
-    when no frame is left.
+    Args:
+        container: open, at its beginning.
+        video: the stream.
+        name: of the source, in messages.
+        held: gets the packets, while they fit.
+        walk: over the elements of the file, for data that are missing.
+        check: called for each packet.
+        fps: pictures a second, whatever the times in the file; None: those count.
+        segments: of the edit list.
+        decodable: (skipped, count) to the indices of those of the first `count` packets behind those skipped
+            whose pictures come out when decoding begins with them.
+
+    Returns:
+        The timeline; None when packets do not tell which pictures are shown when.
+
+    Raises:
+        VideoError: no frame is left, or stamps cannot be those of one clip.
     """
     codec = codec_of(video.codec_context.name)
     base = stored_base = video.time_base or Fraction(1)
-    packets = _packets(container, video, name, codec, held, walk.gap, check)
+    packets = _packets(container, video, name, codec, held, walk.suspect_from, check)
     if not packets.count:
         raise VideoError(f"{name}: zero frames: stream {video.index} holds no data")
     stamps = packets.stamps
@@ -109,27 +122,27 @@ def build_timeline(
     flags = _settled(packets, video, codec)
     known = [stamp for stamp in stamps if stamp is not None]
     whole = packets.own and len(known) == len(stamps) == len(set(known))
-    believed = whole and increases([known[place] for place in display])
+    believed = whole and increases([known[position] for position in display])
     numbers: Sequence[int] = known
     coded = sorted(display)  # those shown, in decoding order
-    index = {place: k for k, place in enumerate(coded)}
+    index = {position: k for k, position in enumerate(coded)}
     stamps_shown: Sequence[int] | None = None
     times_from: TimesFrom = "container"
     step = Fraction(0)
     if not believed or fps is not None or len(segments) > 1:
-        stored = [stamps[place] if fps is None else None for place in coded]
-        order = [index[place] for place in display]
+        stored = [stamps[position] if fps is None else None for position in coded]
+        order = [index[position] for position in display]
         step, base = pace(video, name, base, stored, fps)
-        check_joined(name, stored, order, bytes(keyframes[place] for place in coded), step, base)
+        check_joined(name, stored, order, bytes(keyframes[position] for position in coded), step, base)
         stamps_shown, times_from = times_of(stored, order, step)
         numbers = numbered(display, len(stamps))
-    edit = edited(segments if fps is None else (), [numbers[place] for place in display], stamps_shown)
+    edit = edited(segments if fps is None else (), [numbers[position] for position in display], stamps_shown)
     kept = set(edit.shown)
-    shown_places = [place for place in display if numbers[place] in kept]
-    seen = _seen(shown_places, packets.skipped, numbers, decodable if codec.leading_told else None)
+    shown_positions = [position for position in display if numbers[position] in kept]
+    seen = _seen(shown_positions, packets.skipped, numbers, decodable if codec.leading_told else None)
     if not seen:
         raise VideoError(f"{name}: zero frames: all of stream {video.index} is hidden or lacks its keyframe")
-    pts = array("q", [numbers[place] for place in seen])
+    pts = array("q", [numbers[position] for position in seen])
     last = [(number if edit.stamps is None else edit.stamps[number]) - edit.origin for number in pts[-2:]]
     duration = packets.durations[seen[-1]] if times_from != "rate" else round(step)
     fault = packets.fault
@@ -144,31 +157,38 @@ def build_timeline(
 
 
 def _seen(seen: list[int], skipped: int, numbers: Sequence[int], decodable: Decodable | None) -> list[int]:
-    """Of the places of pictures, in the order of display, those whose pictures are shown.
+    """Of the positions of pictures, in the order of display, those whose pictures are shown.
 
     Those before the first keyframe in that order may need what is not in the file: a decoder tells, or (None)
     they do not count."""
-    leading = [place for place in seen if numbers[place] < numbers[0]]
+    leading = [position for position in seen if numbers[position] < numbers[0]]
     if not leading:
         return seen
     whole = decodable(skipped, max(leading) + 1) if decodable is not None else ()
-    return [place for place in seen if numbers[place] >= numbers[0] or place in whole]
+    return [position for position in seen if numbers[position] >= numbers[0] or position in whole]
 
 
 def numbered(display: Sequence[int], count: int) -> list[int]:
-    """For each of `count` places in decoding order its place in `display`; the others' follow those."""
+    """For each of `count` positions in decoding order its position in `display`; the others' follow those."""
     numbers = [-1] * count
-    for number, place in enumerate(display):
-        numbers[place] = number
+    for number, position in enumerate(display):
+        numbers[position] = number
     following = len(display)
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         if number < 0:
-            numbers[place], following = following, following + 1
+            numbers[position], following = following, following + 1
     return numbers
 
 
 def end_of(base: Fraction, stamps: Sequence[int], duration: int, video: VideoStream) -> float:
-    """When the last picture ends, in seconds, by the last two stamps shown and its own duration."""
+    """When the last picture ends, in seconds.
+
+    Args:
+        base: seconds to a unit of stamps.
+        stamps: of the last two pictures shown, or of the only one.
+        duration: of the last one in units of stamps; 0: not known.
+        video: the stream, whose rate serves where nothing else tells.
+    """
     if not duration and len(stamps) > 1:
         duration = stamps[-1] - stamps[-2]
     if duration:
@@ -176,9 +196,11 @@ def end_of(base: Fraction, stamps: Sequence[int], duration: int, video: VideoStr
     return float(stamps[-1] * base) + (float(1 / video.average_rate) if video.average_rate else 0.0)
 
 
-def suspect(packet: av.Packet, gap: int | None) -> bool:
+def suspect(packet: av.Packet, suspect_from: int | None) -> bool:
     """Whether the container tells that data are missing at or before a packet."""
-    return packet.is_corrupt or (gap is not None and packet.pos is not None and packet.pos >= gap)
+    return packet.is_corrupt or (
+        suspect_from is not None and packet.pos is not None and packet.pos >= suspect_from
+    )
 
 
 def stamp_of(packet: av.Packet, form: str) -> int | None:
@@ -193,9 +215,20 @@ def stamp_of(packet: av.Packet, form: str) -> int | None:
 def pace(
     video: VideoStream, name: str, base: Fraction, stamps: Sequence[int | None], fps: float | None
 ) -> tuple[Fraction, Fraction]:
-    """(from one picture to the next, in units of stamps; seconds to such a unit).
+    """How far pictures are apart where the rate tells it.
 
-    fps: the rate where the stream has none. VideoError for stamps that lack where no rate is known.
+    Args:
+        video: the stream.
+        name: of the source, in messages.
+        base: seconds to a unit of stamps.
+        stamps: of the pictures, None for one that has none.
+        fps: pictures a second, whatever the stream says; None: what it says.
+
+    Returns:
+        (from one picture to the next, in units of stamps; seconds to such a unit).
+
+    Raises:
+        VideoError: stamps are missing and no rate is known.
     """
     bare = video.container.format.name in _BARE
     rate = Fraction(fps).limit_denominator(1_000_000) if fps is not None else None
@@ -227,8 +260,16 @@ def check_joined(
     pictures; nor does it where all pictures before a keyframe are shown before it and those behind it, where
     stamps that are wrong by a few pictures may fall back over EXCHANGED.
 
-    stored, display: as for `times_of`. flags: of the same pictures, in decoding order. step: from one picture
-    to the next, where stamps are missing.
+    Args:
+        name: of the source, in messages.
+        stored: stamps in decoding order, None for a picture that has none.
+        display: positions in that order, in the order of display.
+        flags: of the same pictures, in decoding order.
+        step: from one picture to the next, in units of stamps, where stamps are missing.
+        base: seconds to a unit of stamps.
+
+    Raises:
+        VideoError: they begin anew.
     """
     known = [stamp for stamp in stored if stamp is not None]
     ranks = {stamp: rank for rank, stamp in enumerate(sorted(set(known)))}
@@ -260,7 +301,7 @@ def _packets(
     name: str,
     codec: Codec,
     held: Held,
-    gap: int | None,
+    suspect_from: int | None,
     check: Callable[[], None],
 ) -> Packets:
     import av.error
@@ -277,7 +318,7 @@ def _packets(
                 continue
             found.count += 1
             pts, dts, duration = stamp_of(packet, form), packet.dts, packet.duration or 0
-            if found.fault is None and suspect(packet, gap):
+            if found.fault is None and suspect(packet, suspect_from):
                 times = [time for time in (pts, dts, found.whole) if time is not None]
                 found.fault = min(times, default=None), DAMAGED
             if pts is not None:
@@ -308,7 +349,7 @@ def _packets(
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
         cause = f"the data cannot be read further ({error.strerror})"
         found.fault = found.fault or (found.whole, cause)
-    if gap is not None and found.fault is None:
+    if suspect_from is not None and found.fault is None:
         found.fault = found.whole, DAMAGED
     return found
 
@@ -325,35 +366,35 @@ def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
 
 
 def _display_order(packets: Packets, video: VideoStream, codec: Codec) -> list[int] | None:
-    """Places in decoding order in the order in which pictures are shown; None where only a decoder knows.
+    """Positions in decoding order in the order in which pictures are shown; None where only a decoder knows.
 
     FFmpeg's `has_b_frames` is not believed by itself: it tells of the first pictures alone.
     """
     context = video.codec_context
-    places = [place for place, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
+    positions = [position for position, flag in enumerate(packets.flags) if not flag & NOT_SHOWN]
     # A decoder that does not hold pictures back cannot change their order.
     if not codec.reorders or context.codec.intra_only or not context.codec.delay:
-        return places
-    told = {place: packets.keys[place] for place in places} if packets.keys else {}
-    keys = {place: key for place, key in told.items() if key is not None}
-    if len(keys) == len(places) == len(set(keys.values())):
-        return sorted(places, key=keys.__getitem__)
-    return _order_of_stamps(packets, keys, places)
+        return positions
+    told = {position: packets.keys[position] for position in positions} if packets.keys else {}
+    keys = {position: key for position, key in told.items() if key is not None}
+    if len(keys) == len(positions) == len(set(keys.values())):
+        return sorted(positions, key=keys.__getitem__)
+    return _order_of_stamps(packets, keys, positions)
 
 
-def _order_of_stamps(packets: Packets, keys: Mapping[int, int], places: Sequence[int]) -> list[int] | None:
+def _order_of_stamps(packets: Packets, keys: Mapping[int, int], positions: Sequence[int]) -> list[int] | None:
     """The order of display where headers of some pictures cannot be read, as where data are damaged.
 
     Stamps are believed if they agree with the headers that can be read, those of most pictures. Without them
     a reading of some pictures would not find out that stamps are wrong, as in the order of storage.
     """
-    stamps = {place: packets.stamps[place] for place in places}
-    known = {place: stamp for place, stamp in stamps.items() if stamp is not None}
-    whole = packets.own and len(set(known.values())) == len(places)
-    if not whole or 2 * len(keys) <= len(places):
+    stamps = {position: packets.stamps[position] for position in positions}
+    known = {position: stamp for position, stamp in stamps.items() if stamp is not None}
+    whole = packets.own and len(set(known.values())) == len(positions)
+    if not whole or 2 * len(keys) <= len(positions):
         return None
-    display = sorted(places, key=known.__getitem__)
-    told = [keys[place] for place in display if place in keys]
+    display = sorted(positions, key=known.__getitem__)
+    told = [keys[position] for position in display if position in keys]
     return display if all(a <= b for a, b in pairwise(told)) else None
 
 

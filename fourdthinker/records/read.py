@@ -60,6 +60,8 @@ def read_records(
     if kind not in (None, "dift", "rl", "ask"):
         raise ConfigError(f"kind is {kind!r}; choose 'dift', 'rl', 'ask' or None")
     name = os.fspath(path)
+    if "\0" in name or not name:
+        raise RecordError(f"{name!r} is no path of a record file; give a file of JSON lines")
     root = MediaRoot(os.path.dirname(os.path.abspath(name)) if media_root is None else media_root)
     records: list[Record] = []
     bad: list[tuple[str, str, str]] = []
@@ -140,7 +142,9 @@ def write_records(path: PathLike, records: Iterable[Record]) -> None:
 
 def _lines(name: str) -> Iterator[tuple[str, bytes]]:
     try:
-        with open(name, "rb") as file:
+        # A named pipe that nobody writes to is empty then, instead of waited for.
+        with open(name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            os.set_blocking(file.fileno(), True)
             number = 0
             while line := file.readline(LINE_BYTES):
                 number += 1
@@ -152,7 +156,9 @@ def _lines(name: str) -> Iterator[tuple[str, bytes]]:
                 if line.strip():
                     yield where, line.rstrip(b"\r\n")
     except OSError as error:
-        raise RecordError(f"{name}: the record file cannot be read ({error.strerror})") from error
+        raise RecordError(
+            f"{name}: the record file cannot be read ({error.strerror}); give a file of JSON lines"
+        ) from error
 
 
 def _to_dict(record: Record, root: str) -> dict[str, Any]:

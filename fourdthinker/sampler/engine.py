@@ -29,7 +29,7 @@ from fourdthinker.sampler.vision import describe, encode_prompts
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 
 class LatentSampler:

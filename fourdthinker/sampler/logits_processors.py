@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 Processor = Callable[
     [Tensor, Tensor], Tensor

@@ -16,7 +16,7 @@ from fourdthinker.sampler.rollout import Rollout
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 
 def refuse_broken(

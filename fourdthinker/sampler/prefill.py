@@ -15,7 +15,7 @@ from fourdthinker.sampler.vision import describe, vision_index
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 PIECE_TOKENS = (1_024, 8_192)  # on CPU and GPU: of all prompts together in one forward of a prefill
 

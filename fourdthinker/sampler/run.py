@@ -22,7 +22,7 @@ from fourdthinker.sampler.step import Slots, Stepper
 from fourdthinker.sampler.store import GRAIN, KVStore, Segment
 
 if TYPE_CHECKING:
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 log = logging.getLogger(__name__)
 

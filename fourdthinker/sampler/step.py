@@ -30,7 +30,7 @@ from fourdthinker.sampler.vision import vision_index
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-    from fourdthinker.prompts import Prompt
+    from fourdthinker.samples import Prompt
 
 _HEAD_CHUNK = 16_384  # rows of a low-precision head that are widened at a time on the CPU
 HISTORY = ("tokens", "policy_mask", "logprobs", "sampled_logprobs")

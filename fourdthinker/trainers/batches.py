@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fourdthinker.prompts import Prompt, Sample, collate
+from fourdthinker.samples import Prompt, Sample, collate
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import make_folder
+from fourdthinker.files import make_folder, output_path
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
@@ -51,6 +51,16 @@ def load_items(
 
     Every record is validated, and with `config.check_media` every clip and picture read once and every record
     measured. With `config.cache_dir` the vision features in `kept` are computed.
+
+    Args:
+        config: the settings.
+        args: of Trainer, for the rank and the number of processes.
+        checkpoint: of the model; its encoder makes the items.
+        kind: "dift" for samples, "rl" for prompts.
+        kept: what a cache keeps.
+
+    Returns:
+        The items, in the order of the files.
 
     Raises:
         RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
@@ -120,15 +130,26 @@ def load_records(
 ) -> list[Record]:
     """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
 
-    With checks every clip and picture is read once too, the ranks sharing the work, so that what cannot be
-    decoded, is too small or too long shows before the first step.
+    Args:
+        config: the settings.
+        args: of Trainer, for the rank and the number of processes.
+        kind: which records are read.
+        checks: reads every clip and picture once too, the ranks sharing the work, so that what cannot be
+            decoded, is too small or too long shows before the first step; None: media are not read.
+
+    Returns:
+        The records, in the order of the files.
+
+    Raises:
+        RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
+        ConfigError: no data is named.
     """
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
     rejected = None
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
-        rejected.unlink(missing_ok=True)
+        output_path(rejected).unlink(missing_ok=True)
     check = None if checks is None else functools.partial(_shared_out, args, problem=checks.media)
     records: list[Record] = []
     for path in config.data:

@@ -113,9 +113,9 @@ def run_command(
         config = parse_command_line(settings, argv, program=program, description=description)
         with process_group():
             final = train_with(config)
-    except (FourdError, NonFiniteLossError) as error:
+    except (FourdError, NonFiniteLossError, OSError) as error:
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        sys.stderr.write(f"error{rank}: {error}\n")
+        sys.stderr.write(f"error{rank}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error
     logging.getLogger(__name__).info("the checkpoint is in %s", final)
 

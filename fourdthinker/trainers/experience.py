@@ -89,13 +89,29 @@ def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int) -> l
 
     A slot is the position of a prompt in the update of all ranks, so that rollouts do not depend on how many
     ranks share the update, and a prompt that is there twice draws twice.
+
+    Args:
+        seed: of the run.
+        step: updates made so far.
+        slots: of the prompts, from `update_slots`.
+        samples: rollouts of a prompt.
+
+    Returns:
+        len(slots) * samples seeds, those of a prompt together.
     """
     base = row_seed(seed, step, 0)
     return [row_seed(base, slot, sample) for slot in slots for sample in range(samples)]
 
 
 def update_slots(batches: int, batch_size: int, rank: int, world_size: int) -> list[int]:
-    """The positions in the update of all ranks of one rank's prompts, batch after batch."""
+    """The positions in the update of all ranks of one rank's prompts, batch after batch.
+
+    Args:
+        batches: micro-batches of an update on a rank.
+        batch_size: prompts of a micro-batch on a rank.
+        rank: of this process.
+        world_size: number of processes.
+    """
     return [
         (batch * world_size + rank) * batch_size + position
         for batch in range(batches)
@@ -217,7 +233,14 @@ def rollout_metrics(experience: Experience, group_size: int) -> Metrics:
 
 
 def write_rollouts(path: Path, step: int, experience: Experience, limit: int) -> None:
-    """Append the first `limit` rollouts to a JSONL file, one a line."""
+    """Append rollouts to a JSONL file, one a line.
+
+    Args:
+        path: the file.
+        step: updates made so far.
+        experience: the rollouts.
+        limit: only the first so many.
+    """
     samples: Counter[int] = Counter()
     lines = []
     for row, prompt in enumerate(experience.rollout.group.tolist()[:limit]):

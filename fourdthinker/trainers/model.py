@@ -27,6 +27,12 @@ def load_model(
     stopped at (with an adapter the one that it started from, since the adapter alone is loaded later). With
     DIFT's `latent_size` a base model without latent tokens gets them.
 
+    Args:
+        config: the settings.
+        args: of Trainer, for the device.
+        resume: the checkpoint folder that a run goes on from, or None.
+        checkpoint: a loaded one, or None.
+
     Raises:
         CheckpointError: as `load_checkpoint`.
         ConfigError: no model is named, or the given one has another frame policy than `config.frames`.
@@ -101,6 +107,16 @@ def reference_model(
 
     A resumed run has trained weights in `loaded`, so that the first ones are loaded again. Otherwise it is a
     copy; a frozen tower needs no second copy in memory.
+
+    Args:
+        config: the settings.
+        args: of Trainer, for the device.
+        resume: the checkpoint folder that a run goes on from, or None.
+        given: the checkpoint that the caller passed, or None.
+        loaded: the checkpoint that is trained.
+
+    Returns:
+        A backbone in eval mode, without gradients.
     """
     if given is None and resume is not None and config.lora is None:
         backbone = load_model(config, args, None, None).backbone

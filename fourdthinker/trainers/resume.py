@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError, ConfigError
-from fourdthinker.files import write_json
+from fourdthinker.files import check_folder, write_json
 from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoints, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 
@@ -88,7 +88,14 @@ class RunState:
 
 
 def run_state(config: TrainConfig, args: TrainingArguments, updates: int, data: str) -> RunState:
-    """What a checkpoint of this run belongs to after so many updates."""
+    """What a checkpoint of this run belongs to.
+
+    Args:
+        config: the settings.
+        args: of Trainer.
+        updates: made so far.
+        data: a hash of the records.
+    """
     held = {name: value for name, value in config.model_dump(mode="json").items() if name in _HELD}
     return RunState(
         updates=updates,
@@ -110,9 +117,11 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
     """The checkpoint folder that a run goes on from, or None to begin anew. Writes nothing.
 
     Raises:
+        OutputError: the folder cannot be made or written to.
         ConfigError: the folder holds a former run and neither resuming nor overwriting was asked for; no
             checkpoint can be gone on from, though there are some; or the settings are not those of the run.
     """
+    check_folder(config.output_dir)
     folder = Path(config.output_dir)
     former = checkpoints(folder)
     if config.resume_from_checkpoint is None:

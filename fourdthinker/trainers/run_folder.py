@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from fourdthinker.errors import CheckpointError
 from fourdthinker.files import make_folder, write_text
 from fourdthinker.trainers.settings import TrainConfig
-from fourdthinker.trainers.settings_files import save_config
+from fourdthinker.trainers.settings_files import RESOLVED_CONFIG, resolved, save_config
 
 METRICS = "metrics.jsonl"
 REJECTED = "rejected.jsonl"
@@ -32,6 +32,8 @@ def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) 
         dist.barrier()  # every rank has looked before the first one writes
     if args.process_index == 0:
         make_folder(folder)
+        if resume is None:
+            _set_other_settings_aside(folder / RESOLVED_CONFIG, resolved(config))
         save_config(config, folder)
         updates = resumed_updates(resume) if resume else 0
         for name in (METRICS, ROLLOUTS):
@@ -50,6 +52,12 @@ def _is_before(path: Path, updates: int) -> bool:
         return resumed_updates(path) <= updates
     except CheckpointError:
         return False
+
+
+def _set_other_settings_aside(path: Path, text: str) -> None:
+    """What stands there may be a file that somebody wrote by hand and began this run with."""
+    if path.is_file() and path.read_bytes() != text.encode():
+        _set_aside(path)
 
 
 def _set_aside(path: Path) -> None:

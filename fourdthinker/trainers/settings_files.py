@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import write_text
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_errors import explain
 from fourdthinker.trainers.settings_help import settings_text
@@ -142,5 +143,10 @@ def parse_command_line(cls: type[C], argv: Sequence[str] | None, *, program: str
 def save_config(config: TrainConfig, folder: str | Path) -> Path:
     """Write the resolved settings to `folder`/config.yaml; `load_config` reads them back equal."""
     path = Path(folder) / RESOLVED_CONFIG
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    write_text(path, resolved(config))
     return path
+
+
+def resolved(config: TrainConfig) -> str:
+    """The settings as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)

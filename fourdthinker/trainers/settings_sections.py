@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 from fourdthinker.trainers.settings_errors import problem_text, unknown
 
@@ -27,10 +27,16 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"{value!r} holds NUL, which no path or name can; remove it")
+    return value
+
+
 Int = Annotated[int, Strict()]
 Float = Annotated[float, BeforeValidator(number), Strict(), Field(allow_inf_nan=False)]
 Bool = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
+Text = Annotated[str, Strict(), AfterValidator(_without_nul)]
 Texts = Annotated[list[Text], BeforeValidator(_one_or_more)]
 _STRICT: dict[Any, Any] = {int: Int, float: Float, bool: Bool, str: Text}
 

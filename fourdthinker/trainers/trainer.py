@@ -315,10 +315,9 @@ class LatentTrainer(Trainer):
         if self.is_world_process_zero():
             entry = self.state.log_history[-1]
             append_lines(Path(self.settings.output_dir) / METRICS, [entry])
-            shown = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate")
-            logger.info(
-                "step %d: %s", entry["step"], ", ".join(f"{k} {entry[k]:.4g}" for k in shown if k in entry)
-            )
+            shown = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate", "train_runtime")
+            text = ", ".join(f"{key} {entry[key]:.4g}" for key in shown if key in entry)
+            logger.info("step %d: %s", entry["step"], text)
 
     # ---- the optimizer and checkpoints
 

@@ -34,7 +34,7 @@ def asked(monkeypatch) -> Keys:
         get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: target
     )
     monkeypatch.setattr(driver, "_active", fake)
-    for name in (*NAMES, "_head"):
+    for name in (*NAMES, "_head", "_head_arguments"):
         module = importlib.import_module(f"fourdthinker.kernels.{name}")
         if hasattr(module, "use_triton"):
             monkeypatch.setattr(module, "use_triton", lambda backend, tensor: True)

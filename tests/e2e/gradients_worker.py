@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from fourdthinker.prompts import Vision
+from fourdthinker.samples import Vision
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.driver import process_group
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo

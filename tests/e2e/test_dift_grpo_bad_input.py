@@ -238,6 +238,44 @@ def test_former_run_is_not_overwritten(base: dict[str, Any], tmp_path: Path) -> 
     assert [path.name for path in run.glob("*checkpoint-*")] == ["former-checkpoint-1"]
 
 
+@pytest.mark.parametrize("name", ["file", "file/below", "dangling", "device"])
+def test_an_output_folder_that_cannot_be_is_named_before_the_model_is_loaded(
+    name: str, base: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "device").symlink_to("/dev/null")
+    message = refused("dift", base, tmp_path / name, model=str(tmp_path / "no model"))
+    assert f"{tmp_path / name.partition('/')[0]} is not a folder, and one is needed" in message
+    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "dangling").is_symlink()
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "device"])
+def test_rejected_lines_go_to_a_regular_file(kind: str, base: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    if kind == "folder":
+        (run / "rejected.jsonl").mkdir()
+    else:
+        (run / "rejected.jsonl").symlink_to("/dev/null")
+    assert f"rejected.jsonl is a {kind}, not a regular file" in refused("dift", base, run)
+    assert (run / "rejected.jsonl").exists()
+
+
+def test_rejected_lines_follow_a_link(base: dict[str, Any], tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "bad.jsonl"
+    run.mkdir()
+    (tmp_path / "elsewhere").write_text("of a former run")
+    (run / "rejected.jsonl").symlink_to(tmp_path / "elsewhere")
+    data.write_text(Path(base["dift"]).read_text() + "no record\n")
+    start("dift", base, run, data=str(data), media_root=str(Path(base["dift"]).parent), on_bad_record="skip")
+    assert (run / "rejected.jsonl").is_symlink()
+    (line,) = (tmp_path / "elsewhere").read_text().splitlines()
+    assert json.loads(line)["where"].endswith("bad.jsonl:4")
+
+
 def test_answers_are_checked_for_the_accuracy_reward(base: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(layers=1)
     items = prompts(checkpoint, 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fourdthinker.objectives import dift_objective
-from fourdthinker.prompts import collate
+from fourdthinker.samples import collate
 from fourdthinker.trainers.batches import ShardedBatches
 from tests.e2e.gradients_worker import dift_gradients, grpo_gradients, open_tower_gradients
 from tests.e2e.training import finish, metrics, relative_difference, samples, torchrun

@@ -19,8 +19,9 @@ from PIL import Image
 
 from fourdthinker.backbones import Checkpoint, save_checkpoint
 from fourdthinker.frames import FramePolicy
-from fourdthinker.prompts import Prompt, PromptStyle, Sample, Vision
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record
+from fourdthinker.samples import Prompt, Sample, Vision
 from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fourdthinker.backbones import FAMILIES
 from fourdthinker.frames import FramePolicy
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker
 from tests.tiny import tiny_checkpoint

@@ -43,19 +43,22 @@ def test_rotary_append(dtype, normed):
     value = randn(rows, kv_heads, width)
     angle = torch.randn(rows, width // 2, generator=generator).repeat(1, 2)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    at = torch.tensor([0, 8, 3])
+    positions = torch.tensor([0, 8, 3])
     weights = {"query_weight": randn(width), "key_weight": randn(width)} if normed else {}
     caches = [randn(rows, room, kv_heads, width).transpose(1, 2) for _ in range(2)]
     before = [cache.clone() for cache in caches]
-    got = rotary_append_(query, key, value, cos, sin, *caches, at, **weights, backend="triton")
+    got = rotary_append_(
+        query, key, value, cos, sin, caches[0], caches[1], positions, **weights, backend="triton"
+    )
     exact_caches = [cache.double() for cache in before]
     exact = rotary_append_(
-        query.double(), key.double(), value.double(), cos.double(), sin.double(), *exact_caches, at,
+        query.double(), key.double(), value.double(), cos.double(), sin.double(),
+        exact_caches[0], exact_caches[1], positions,
         **{name: weight.double() for name, weight in weights.items()},
     )  # fmt: skip
     assert_close(got, exact, ulps=3.0)
     for cache, wanted, old in zip(caches, exact_caches, before, strict=True):
-        for row, place in enumerate(at.tolist()):
+        for row, place in enumerate(positions.tolist()):
             assert_close(cache[row, :, place], wanted[row, :, place], ulps=3.0)
             cache[row, :, place] = old[row, :, place]
         assert torch.equal(cache, old)

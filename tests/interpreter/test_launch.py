@@ -31,7 +31,7 @@ def decode(rows, own, width=16, dtype=torch.float16):
 def rotary():
     query, key, caches = torch.ones(2, 2, 16), torch.ones(2, 1, 16), torch.zeros(2, 2, 1, 4, 16)
     turn = torch.ones(2, 16)
-    rotary_append_(query, key, key, turn, turn, *caches, torch.tensor([0, 1]), backend="triton")
+    rotary_append_(query, key, key, turn, turn, caches[0], caches[1], torch.tensor([0, 1]), backend="triton")
 
 
 def norm(width):

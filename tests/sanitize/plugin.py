@@ -14,6 +14,6 @@ if _spec is None or _spec.loader is None:
 _module = importlib.util.module_from_spec(_spec)
 sys.modules["fourdthinker._video"] = _module
 _spec.loader.exec_module(_module)
-fourdthinker._video = _module
+vars(fourdthinker)["_video"] = _module
 if "libasan" not in Path("/proc/self/maps").read_text():
     raise RuntimeError("AddressSanitizer is not loaded; set LD_PRELOAD")

@@ -23,13 +23,13 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("trainers", "synth", "serve", "report", "integrations", "demo", "doctor"),
     ("evaluate", "audit", "generate", "thinker"),
     ("sampler", "objectives", "rewards", "worlds"),
-    ("backbones", "prompts", "samples"),
+    ("backbones", "prompts", "prompt_style", "samples"),
     ("records", "frames", "latents", "positions", "transcript", "vision"),
     ("errors", "files", "progress"),
     ("kernels", "_video"),
 )
 # Reached by everyone through their `__init__` alone.
-FACES = ("frames", "kernels", "records", "sampler")
+FACES = ("files", "frames", "kernels", "records", "sampler")
 # Outside the package: they may import any component, and no component imports them.
 OUTSIDE = ("bench", "tools", "tests")
 

@@ -5,6 +5,7 @@ import sys
 import tomllib
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ LIBRARY = ("ok", "NVDEC library", "is there")
 
 
 def findings(monkeypatch, info, refusals=(), gpu=False):
-    module = types.ModuleType("fourdthinker._video")
+    module: Any = types.ModuleType("fourdthinker._video")
     module.build_info = lambda: info
     module.nvdec_missing = lambda: dict(refusals).get("library")
     module.nvdec_refusal = lambda codec, *_: dict(refusals).get(codec)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from fourdthinker import files
 from fourdthinker.errors import OutputError
 from fourdthinker.files import (
     JsonLines,
     append_lines,
     atomic_writer,
+    check_folder,
     check_output,
+    jsonl,
     make_folder,
     write_bytes,
     write_json,
@@ -129,6 +130,26 @@ def test_a_full_disk_leaves_a_journal_of_whole_lines(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_a_path_that_cannot_be_is_refused(name: str) -> None:
+    for write in (make_folder, check_folder, check_output, lambda path: write_text(path, "")):
+        with pytest.raises(OutputError, match=r"the path is empty|holds NUL"):
+            write(name)
+
+
+def test_a_folder_is_looked_at_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("file", "is not a folder, and one is needed"),
+        ("file/below", "is not a folder, and one is needed"),
+        ("a" * 300, "File name too long"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            check_folder(tmp_path / name)
+    check_folder(tmp_path / "new" / "below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_folders_are_made_or_refused_by_name(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
@@ -216,15 +237,15 @@ def test_the_second_writer_is_refused_until_the_first_ends(tmp_path: Path) -> No
 
 
 def test_a_file_replaced_between_opening_and_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, lock = tmp_path / "journal", files._lock
+    path, lock = tmp_path / "journal", jsonl._lock
     path.write_bytes(b'{"old": 1}\n')
 
     def replaced_first(handle: int, name: str) -> None:
-        monkeypatch.setattr(files, "_lock", lock)
+        monkeypatch.setattr(jsonl, "_lock", lock)
         write_text(path, '{"new": 1}\n')  # what another process does that holds the lock until now
         lock(handle, name)
 
-    monkeypatch.setattr(files, "_lock", replaced_first)
+    monkeypatch.setattr(jsonl, "_lock", replaced_first)
     with JsonLines(path) as file:
         file.append([{"new": 2}])
     assert path.read_bytes() == b'{"new": 1}\n{"new": 2}\n'
@@ -254,7 +275,7 @@ def test_two_processes_lose_no_line(tmp_path: Path) -> None:
     """Both rewrite and append at every turn: 2,000 lines, each once, and none cut."""
     path = tmp_path / "journal"
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, name, str(path)], cwd=Path(files.__file__).parents[1])
+        subprocess.Popen([sys.executable, "-c", WORKER, name, str(path)], cwd=Path(jsonl.__file__).parents[2])
         for name in "ab"
     ]
     assert [worker.wait(120) for worker in workers] == [0, 0]

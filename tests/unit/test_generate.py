@@ -21,7 +21,7 @@ from fourdthinker.evaluate import evaluate
 from fourdthinker.files import JsonLines
 from fourdthinker.frames import FramePolicy
 from fourdthinker.generate import generate_file
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker, question_record

@@ -361,7 +361,7 @@ def imported(folders: Sequence[str]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").partition(".")[0])
             elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
-                found.add(node.args[0].value.partition(".")[0])
+                found.add(ast.literal_eval(node.args[0]).partition(".")[0])
     return found
 
 

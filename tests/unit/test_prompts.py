@@ -21,17 +21,10 @@ from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames
 from fourdthinker.latents import IMAGERY
 from fourdthinker.positions import mrope_positions
-from fourdthinker.prompts import (
-    RELEASED,
-    Encoder,
-    Prompt,
-    PromptStyle,
-    Sample,
-    Vision,
-    collate,
-    question_text,
-)
+from fourdthinker.prompt_style import RELEASED, PromptStyle, question_text
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
+from fourdthinker.samples import Prompt, Sample, Vision, collate
 from tests.clips import Encoded, make_clip, picture
 from tests.tiny import tiny_checkpoint
 

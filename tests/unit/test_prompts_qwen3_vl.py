@@ -17,8 +17,10 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.frames import FramePolicy, Frames, patchify, read_frames
-from fourdthinker.prompts import Encoder, PromptStyle, Vision
+from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
+from fourdthinker.samples import Vision
 from tests.clips import make_clip, picture
 from tests.tiny import CHAT_TEMPLATE, tiny_checkpoint
 

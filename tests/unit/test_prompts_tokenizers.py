@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec
-from fourdthinker.prompts import Encoder, PromptStyle
+from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
 from tests.tiny import tiny_checkpoint
 

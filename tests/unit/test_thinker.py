@@ -17,7 +17,7 @@ from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.frames import FramePolicy, read_frames
 from fourdthinker.generate import generate_file
 from fourdthinker.latents import LatentSpec, grow_vocabulary
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import read_records
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker, question_record

@@ -23,6 +23,8 @@ RETIRED = {
     "stills": "separate, or images",
     "again": "what is done once more",
     "clock": "presentation time, or time base",
+    "place": "position, index, offset, path: what it is",
+    "gap": "what differs: log-prob difference, missing data",
 }
 
 
@@ -67,8 +69,11 @@ def test_retired_words_are_no_names(word):
 
 
 def test_no_name_is_the_word_at():
-    found = [name for name in uses("at", ("kernels", "bench")) if name.endswith(" at")]
-    assert found == [], "say index, position or offset: what it is"
+    """scoring.py has numpy's `add.at`."""
+    found = [name for name in uses("at") if name.endswith(" at")]
+    assert [name for name in found if "evaluate/scoring.py" not in name] == [], (
+        "say index, position or offset: what it is"
+    )
 
 
 def test_a_retired_word_would_be_found():

@@ -54,24 +54,24 @@ class _Stream:
 
 
 def _obus(data: Data) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < len(data):
-        head = data[at]
-        at += 1 + (head >> 2 & 1)
-        size = len(data) - at
+    offset = 0
+    while offset < len(data):
+        head = data[offset]
+        offset += 1 + (head >> 2 & 1)
+        size = len(data) - offset
         if head & 2:
             size = shift = 0
             while True:
-                if at >= len(data) or shift > 28:
+                if offset >= len(data) or shift > 28:
                     raise ValueError("the size of an OBU ends early")
-                size |= (data[at] & 127) << shift
-                shift, at = shift + 7, at + 1
-                if not data[at - 1] & 128:
+                size |= (data[offset] & 127) << shift
+                shift, offset = shift + 7, offset + 1
+                if not data[offset - 1] & 128:
                     break
-        if size > len(data) - at:
+        if size > len(data) - offset:
             raise ValueError("an OBU is longer than its packet")
-        yield head >> 3 & 15, bytes(data[at : at + min(size, 64)])
-        at += size
+        yield head >> 3 & 15, bytes(data[offset : offset + min(size, 64)])
+        offset += size
 
 
 def _sequence_header(bits: Bits) -> tuple[int, int, int, int] | None:

@@ -19,16 +19,12 @@ from typing import NamedTuple
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
-from fourdthinker.frames.bitstream.nal import (
-    H264,
-    H265,
+from fourdthinker.frames.bitstream.nal import H264, H265, content, header_units, units
+from fourdthinker.frames.bitstream.parameter_sets import (
     Sequence264,
     Sequence265,
-    content,
-    header_units,
     sequence_h264,
     sequence_h265,
-    units,
 )
 from fourdthinker.frames.bitstream.pictures import Data
 

@@ -47,7 +47,18 @@ def mpeg4_flags(extradata: bytes) -> Flags:
 
 
 def field(data: bytes, start: bytes, offset: int, shift: int, mask: int) -> int | None:
-    """A field of the byte `offset` bytes behind the first start code of a picture."""
+    """A field of a byte behind the first start code of a picture.
+
+    Args:
+        data: of a packet.
+        start: the start code.
+        offset: of the byte, from the end of the start code.
+        shift: bits below the field.
+        mask: of the field, once shifted.
+
+    Returns:
+        Its value; None where there is no such byte.
+    """
     found = data.find(start)
     index = found + len(start) + offset
     return data[index] >> shift & mask if found >= 0 and index < len(data) else None

@@ -27,11 +27,18 @@ def missing() -> str | None:
 def convert(frames: Sequence[tuple[NDArray[Any], ...]], *, device: torch.device, **options: Any) -> Tensor:
     """What `_video.convert` makes of the same frames, bit for bit, by its CUDA kernels.
 
-    frames: for each frame a tuple of planes on the host, all frames of one size; options: the keywords of
-    `_video.convert`, `threads` apart. device: a CUDA device; on "cpu" the kernels' threads run one after the
-    other, for tests. The planes may be changed once this returns; the result is ready in the order of torch's
-    current stream: uint8 [T, height, width, 3], or patches in their dtype. Raises ValueError as
-    `_video.convert` does, RuntimeError with what CUDA says.
+    Args:
+        frames: for each frame a tuple of planes on the host, all frames of one size. They may be changed once
+            this returns.
+        device: a CUDA device; on "cpu" the kernels' threads run one after the other, for tests.
+        **options: the keywords of `_video.convert`, `threads` apart.
+
+    Returns:
+        uint8 [T, height, width, 3], or patches in their dtype; ready in the order of torch's current stream.
+
+    Raises:
+        ValueError: as `_video.convert`.
+        RuntimeError: what CUDA says.
     """
     if not frames or not frames[0]:
         raise ValueError("there are no frames: at least one is needed")
@@ -96,7 +103,26 @@ def empty(
     dtype: str = "float32",
     **_: Any,
 ) -> Tensor:
-    """Room for the result of a conversion."""
+    """Memory for the result of a conversion; other keywords of `_video.convert` have no effect.
+
+    Args:
+        frames: T, their number.
+        device: where it lies.
+        height: of the pictures in pixels; for patches a multiple of patch * merge.
+        width: likewise.
+        out: "uint8" or "patches".
+        patch: side of a patch in pixels.
+        merge: side, in patches, of a block that the vision tower merges.
+        temporal: frames that a patch spans.
+        dtype: of patches: "float32", "float16" or "bfloat16".
+        **_: the other keywords.
+
+    Returns:
+        uint8 [T, height, width, 3], or [patches, 3 * temporal * patch^2] in `dtype`.
+
+    Raises:
+        ValueError: another output, dtype or size.
+    """
     if out == "uint8":
         return torch.empty(frames, height, width, 3, dtype=torch.uint8, device=device)
     if out != "patches" or dtype not in _DTYPES or height % (patch * merge) or width % (patch * merge):

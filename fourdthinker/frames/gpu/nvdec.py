@@ -65,10 +65,15 @@ def missing() -> str | None:
 def available(
     codec: str, chroma: str, depth: int, width: int, height: int, device: torch.device
 ) -> str | None:
-    """Why NVDEC of `device` does not decode such a stream; None when it does.
+    """Why NVDEC does not decode such a stream; None when it does.
 
-    codec: FFmpeg's name of it (video.codec_context.name); chroma: "420", "422", "444" or "gray"; depth: bits;
-    width, height: of the coded frames.
+    Args:
+        codec: FFmpeg's name of the decoder (video.codec_context.name).
+        chroma: "420", "422", "444" or "gray".
+        depth: bits of a sample.
+        width: of the coded frames, in pixels.
+        height: likewise.
+        device: a CUDA device.
     """
     reason = missing()
     if reason is not None:
@@ -92,18 +97,28 @@ def decode(
 ) -> Tensor:
     """The frames with the stamps `wanted`, converted, on `device`.
 
-    packets: of one stream, in decoding order from a keyframe on, those that no wanted frame needs left out at
-    will. An int: the next packet begins at a keyframe of that stamp after a seek, frames shown before it may
-    lack what they refer to; None, which may stand before it, says nothing more. They are read in batches and
-    no further than needed. wanted: stamps in the stream's time base, in any order, also more than once.
-    conversion: keywords of `_video.convert` about colour and output: height, width, matrix, full_range,
-    siting, resample, rotation, mirrored, out, patch, merge, temporal, mean, std, dtype. What describes the
-    surfaces (chroma, depth, crop, ...) comes from the decoder, also when the size changes within the stream.
+    What describes the surfaces (chroma, depth, crop, ...) comes from the decoder, also when the size changes
+    within the stream. The host does not wait for the conversion of the last frames.
 
-    Returns uint8 [len(wanted), height, width, 3] or patches in `dtype`, ready in the order of torch's current
-    stream; the host does not wait for the conversion of the last frames. Raises NvdecError for data that
-    cannot be decoded, also where a wanted frame only might refer to them, and for frames that the stream does
-    not show, ValueError for a wrong conversion.
+    Args:
+        packets: of one stream, in decoding order from a keyframe on; those that no wanted frame needs may be
+            left out. An int: the next packet begins at a keyframe of that stamp after a seek, frames shown
+            before it may lack what they refer to; None, which may stand before it, says nothing more. They
+            are read in batches and no further than needed.
+        video: the stream.
+        wanted: stamps in the stream's time base, in any order, also more than once.
+        device: a CUDA device.
+        **conversion: keywords of `_video.convert` about colour and output: height, width, matrix, full_range,
+            siting, resample, rotation, mirrored, out, patch, merge, temporal, mean, std, dtype.
+
+    Returns:
+        uint8 [len(wanted), height, width, 3], or patches in `dtype`; ready in the order of torch's current
+        stream.
+
+    Raises:
+        NvdecError: data that cannot be decoded, also where a wanted frame only might refer to them, or a
+            frame that the stream does not show.
+        ValueError: a wrong conversion.
     """
     module = native()
     if module is None:

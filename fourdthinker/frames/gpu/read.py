@@ -56,7 +56,21 @@ def decode(
     held: list[av.Packet] | None,
     seek: bool,
 ) -> Tensor:
-    """The pictures of these stamps, in any order: uint8 [n, *size, 3] or patches, on the device.
+    """The pictures of these stamps by NVDEC, in any order.
+
+    Args:
+        request: what is asked for.
+        deadline: names the source, and bounds how long reading may take.
+        timeline: of the stream.
+        stamps: of the pictures, also more than once.
+        first: the first picture of the file.
+        size: (height, width) of the result in pixels.
+        orientation: what makes pictures upright.
+        held: all packets of the timeline, where they are at hand; None: they are read from the file.
+        seek: leap in the file over what need not be read.
+
+    Returns:
+        uint8 [n, *size, 3] or patches, on the device of the request.
 
     Raises:
         NvdecError: a stream that NVDEC does not decode, or damage, which a decoding in software names better.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import CheckpointError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LATENT_PAD
-from fourdthinker.prompts import CHAT_TEMPLATE, RELEASED, PromptStyle
+from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 FILES = {
@@ -178,9 +180,19 @@ def test_saving_again_replaces_and_leaves_other_files(saved: Path) -> None:
     assert same_weights(load_checkpoint(saved).backbone, other.backbone)
 
 
-def test_an_interrupted_save_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
+def test_a_link_to_another_disk_stays_a_link(tmp_path: Path) -> None:
+    disk = Path("/dev/shm")
+    if not os.access(disk, os.W_OK) or disk.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=disk) as folder:
+        (tmp_path / "final").symlink_to(folder)
+        save_checkpoint(tmp_path / "final", tiny_checkpoint())
+        assert (tmp_path / "final").is_symlink()
+        assert names(Path(folder)) == FILES
+    assert names(tmp_path) == {"final"}
 
+
+def test_an_interrupted_save_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, moved = os.replace, []
 
     def fails_late(source: Path, target: Path) -> None:

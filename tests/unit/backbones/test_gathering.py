@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_nothing_happens_where_nothing_is_sliced() -> None:
 
 def test_an_empty_weight_of_zero_is_refused_by_name() -> None:
     backbone = tiny_checkpoint().backbone
-    weight = backbone.head_weight
+    weight: Any = backbone.head_weight
     weight.ds_shape, weight.data = weight.shape, torch.empty(0)
     with pytest.raises(ConfigError, match=r"embed_tokens.weight is sliced over ranks, of \(\d+, 32\) values"):
         require_whole(backbone)

@@ -24,8 +24,8 @@ from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
 from fourdthinker.kernels import cosine_latent_loss, linear_cross_entropy, linear_logprobs
 from fourdthinker.objectives import dift_objective
 from fourdthinker.positions import mrope_positions
-from fourdthinker.prompts import Prompt, Vision
 from fourdthinker.sampler import LatentSampler, SamplingConfig
+from fourdthinker.samples import Prompt, Vision
 
 DEFAULT = Path(__file__).parents[2] / "data" / "golden"
 RELATIVE = 1e-4

@@ -14,9 +14,11 @@ from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
 from fourdthinker.positions import mrope_positions, per_frame
-from fourdthinker.prompts import Encoder, Prompt, PromptStyle, Vision
+from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, SamplingConfig, replay_batch, replay_logprobs
+from fourdthinker.samples import Prompt, Vision
 from tests.tiny import tiny_checkpoint
 
 # Clips no longer than wide, in whole seconds: for others transformers' Qwen2.5-VL has wrong positions.

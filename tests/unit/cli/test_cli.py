@@ -15,7 +15,7 @@ import pytest
 from fourdthinker import cli, doctor
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.frames import FramePolicy
-from fourdthinker.prompts import PromptStyle
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.sampler import SamplingConfig
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 

@@ -27,7 +27,8 @@ from fourdthinker.evaluate.clips import derangement, group_clips, override_promp
 from fourdthinker.evaluate.runner import sample_seed
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
-from fourdthinker.prompts import Encoder, PromptStyle
+from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from tests.tiny import tiny_checkpoint

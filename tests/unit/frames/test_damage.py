@@ -258,24 +258,24 @@ def mkv(clips: dict[str, Path]) -> bytes:
 
 
 def test_whole_files_have_no_gap(clips: dict[str, Path], mkv: bytes) -> None:
-    assert walk(mkv, "", quiet).gap is None
-    assert walk(clips["hevc mkv"], str(clips["hevc mkv"]), quiet).gap is None
-    assert walk(clips["h264"], str(clips["h264"]), quiet).gap is None
-    assert walk(mkv + b"more than the segment", "", quiet).gap is None
+    assert walk(mkv, "", quiet).suspect_from is None
+    assert walk(clips["hevc mkv"], str(clips["hevc mkv"]), quiet).suspect_from is None
+    assert walk(clips["h264"], str(clips["h264"]), quiet).suspect_from is None
+    assert walk(mkv + b"more than the segment", "", quiet).suspect_from is None
     unknown, begin = b"\x01" + bytes([255]) * 7, mkv.index(b"\x1f\x43\xb6\x75") + 4
     size = 9 - mkv[begin].bit_length()
     live = mkv[:begin] + unknown + mkv[begin + size :]
     segment = live.index(b"\x18\x53\x80\x67") + 4
     live = live[:segment] + unknown + live[segment + 9 - live[segment].bit_length() :]
-    assert walk(live, "", quiet).gap is None
-    assert walk(live[:-5], "", quiet).gap is not None
+    assert walk(live, "", quiet).suspect_from is None
+    assert walk(live[:-5], "", quiet).suspect_from is not None
 
 
 def test_the_deadline_is_checked_on_the_way() -> None:
     """A file of nothing but small elements, which takes long."""
     seen: list[int] = []
     head = b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + bytes([255]) * 7
-    assert walk(head + b"\xec\x81\0" * 5000, "", lambda: seen.append(1)).gap is None
+    assert walk(head + b"\xec\x81\0" * 5000, "", lambda: seen.append(1)).suspect_from is None
     assert len(seen) >= 4
 
 
@@ -284,10 +284,10 @@ def test_gaps_begin_at_an_element_before_the_damage(clips: dict[str, Path], mkv:
     for place in (3, 10, 25):
         block = blocks[place]
         removed = mkv[: block.pos + 20] + mkv[block.pos + 45 :]
-        gap = walk(removed, "", quiet).gap
+        gap = walk(removed, "", quiet).suspect_from
         assert gap is not None
         assert gap == mkv.rindex(b"\x1f\x43\xb6\x75", 0, block.pos), "the cluster"
-    cut = walk(mkv[: blocks[20].pos + 30], "", quiet).gap
+    cut = walk(mkv[: blocks[20].pos + 30], "", quiet).suspect_from
     assert cut is not None
     assert blocks[19].pos < cut <= blocks[20].pos
 

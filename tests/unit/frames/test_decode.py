@@ -237,10 +237,10 @@ def test_threads_are_not_used_for_a_single_packet(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fourdthinker.frames.read.threads", lambda: 3)
     every = read_frames(path, times=[k / 25 for k in STAMPS]).pixels
     used = []
-    original = decode.frames_at
+    original = decode.decoded_frames
     monkeypatch.setattr(
         reading,
-        "frames_at",
+        "decoded_frames",
         lambda *a, **o: used.append(a[1].codec_context.thread_count) or original(*a, **o),
     )
     for chosen, threads in (([30], 1), ([31], 5), ([0, 30], 5), ([0], 1)):  # two more than asked for

@@ -164,13 +164,13 @@ def test_size_that_changes_within_a_stream(tmp_path: Path) -> None:
                 for packet in encoder.encode(frame):
                     packet.stream, packet.time_base = stream, Fraction(1, 25)
                     container.mux(packet)
-    frames = read_frames(joined, FramePolicy(fps=25))
-    assert frames.pixels.shape == (22, 56, 56, 3)
-    assert numbers(frames.pixels) == list(range(22))
+    found = read_frames(joined, FramePolicy(fps=25))
+    assert found.pixels.shape == (22, 56, 56, 3)
+    assert numbers(found.pixels) == list(range(22))
     patches = read_frames(joined, FramePolicy(fps=25), out="patches")  # the first size ends within a pair
-    assert torch.equal(patches.patches, patchify(frames.pixels)[0])
+    assert torch.equal(patches.patches, patchify(found.pixels)[0])
     with pytest.raises(VideoError, match="picture size changes within the clip"):
-        read_frames(joined, times=frames.seconds)
+        read_frames(joined, times=found.seconds)
 
 
 def test_semi_planar_frames() -> None:

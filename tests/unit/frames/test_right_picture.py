@@ -17,7 +17,7 @@ import torch
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FrameSource, index_cache, read_frames
 from fourdthinker.frames.container import Deadline, opened
-from fourdthinker.frames.decode import frames_at
+from fourdthinker.frames.decode import decoded_frames
 from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.timeline import Timeline
 from tests.oracle.access import REFUSED, RIGHT, WRONG, Way, judge, limits, middles, settled, ways
@@ -121,7 +121,7 @@ def test_the_orientation_of_a_sequence_stays_with_each_of_its_frames(tmp_path: P
     deadline = Deadline(str(clip.path), None)
     with opened(clip.path, None, 1, deadline) as (container, video):
         timeline = Timeline(Fraction(1, 25), range(clip.recipe.count), clip.truth.end)
-        frames = list(frames_at(container, video, timeline, range(12), deadline))
+        frames = list(decoded_frames(container, video, timeline, range(12), deadline))
     del frames[4]
     gc.collect()
     found = {orientation_of(frame, "clip") for frame in frames}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def case(dtype, *, bias=True, seed=0):
     return randn(3, 7, WIDTH), randn(VOCAB, WIDTH), randn(VOCAB) if bias else None, target
 
 
-def whole_scores(input, weight, bias, temperature, softcap):
+def whole_scores(input, weight, bias, temperature=1.0, softcap=None, **chunks):
     z = input @ weight.T
     z = z if bias is None else z + bias
     z = z if softcap is None else softcap * (z / softcap).tanh()
@@ -52,7 +53,7 @@ def test_cross_entropy_and_gradients(options, dtype, num_items):
     )  # fmt: skip
     (loss * 2).backward()
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    z = whole_scores(*exact, options.get("temperature", 1.0), options.get("softcap"))
+    z = whole_scores(*exact, **options)
     total = torch.nn.functional.cross_entropy(z.flatten(0, 1), target.flatten(), reduction="sum")
     expected = total / (num_items or (target >= 0).sum())
     (expected * 2).backward()
@@ -78,7 +79,7 @@ def test_logprobs_entropy_and_gradients(options, dtype, entropy):
     got = got if entropy else (got,)
     sum((g * u.to(g.dtype)).sum() for g, u in zip(got, up, strict=False)).backward()
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    log_p = whole_scores(*exact, options.get("temperature", 1.0), options.get("softcap")).log_softmax(-1)
+    log_p = whole_scores(*exact, **options).log_softmax(-1)
     want = [log_p.gather(-1, target.clamp(min=0)[..., None])[..., 0]]
     if entropy:
         want.append(-(log_p.exp() * log_p).sum(-1))
@@ -98,7 +99,7 @@ def test_gradcheck():
     input, weight, bias, target = case(torch.float64)
     input, weight, bias, target = input[:1, :4, :5], weight[:6, :5], bias[:6], target[:1, :4].clamp(max=5)
     leaves = [t.contiguous().requires_grad_() for t in (input, weight, bias)]
-    options = {"temperature": 0.8, "softcap": 4.0, "chunk_rows": 2}
+    options: dict[str, Any] = {"temperature": 0.8, "softcap": 4.0, "chunk_rows": 2}
     assert torch.autograd.gradcheck(
         lambda x, w, b: linear_cross_entropy(x, w, target, bias=b, **options), leaves
     )

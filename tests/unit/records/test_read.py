@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +288,35 @@ def test_skipped_lines_are_kept_with_their_reason(media: Path, caplog: pytest.Lo
     assert "'C' is no option" in caplog.text
     with pytest.raises(RecordError, match="all 2 lines were rejected"):
         read(media, *bad, on_bad_record="skip")
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecordError, match="pipe: no records: the file is empty"):
+        read_records(tmp_path / "pipe")
+
+
+def test_a_pipe_that_somebody_writes_to_is_read(tmp_path):
+    """As of `--data <(zcat questions.jsonl.gz)`; the writer takes its time."""
+    reader, writer = os.pipe()
+    line = json.dumps({"id": "a", "question": "What moves?"}).encode() + b"\n"
+
+    def write():
+        with os.fdopen(writer, "wb") as file:
+            time.sleep(0.2)
+            file.write(line)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        (record,) = read_records(f"/dev/fd/{reader}", kind="ask", media_root=tmp_path)
+    os.close(reader)
+    assert record.question == "What moves?"
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_a_path_that_cannot_be_is_named(name):
+    with pytest.raises(RecordError, match="is no path of a record file"):
+        read_records(name)
 
 
 def test_files_that_hold_no_records(media: Path) -> None:

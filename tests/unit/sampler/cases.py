@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.positions import mrope_positions, per_frame
-from fourdthinker.prompts import Prompt, Vision
+from fourdthinker.samples import Prompt, Vision
 from tests.tiny import tiny_checkpoint
 
 # Clips wider than long: transformers 5.17 lets the text after a longer one begin before the clip's last time.

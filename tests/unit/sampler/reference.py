@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.kernels import philox_uniform
-from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import SamplingConfig
+from fourdthinker.samples import Prompt
 
 ROUNDING = 2e-6
 
@@ -39,7 +39,8 @@ def one_row(checkpoint: Checkpoint, prompt: Prompt, config: SamplingConfig, seed
         batch |= {"patches": prompt.vision.patches, "grid_thw": prompt.vision.grid_thw}
         batch["vision_index"] = pads.nonzero()[:, 0]
     inputs = backbone.embed_inputs(batch)
-    cache, embeds, deepstack = backbone.new_cache(), inputs.embeds, inputs.deepstack
+    embeds: torch.Tensor | None = inputs.embeds
+    cache, deepstack = backbone.new_cache(), inputs.deepstack
     positions, row = prompt.position_ids[:, None], Row()
     seen, inside, blocks = set(prompt.input_ids[~pads].tolist()), -1, 0
     for step in range(config.max_new_tokens):

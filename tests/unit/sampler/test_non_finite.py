@@ -11,9 +11,9 @@ import torch
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import SamplingError
-from fourdthinker.prompts import Prompt
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, SamplingConfig, encode_prompts
+from fourdthinker.samples import Prompt
 from tests.unit.sampler.cases import make_prompt, talkative
 
 CONFIG = SamplingConfig(max_new_tokens=24, seed=5)

@@ -10,7 +10,6 @@ import torch
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError
-from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import (
     LatentSampler,
     Rollout,
@@ -19,6 +18,7 @@ from fourdthinker.sampler import (
     replay_batch,
     replay_logprobs,
 )
+from fourdthinker.samples import Prompt
 from tests.unit.sampler.cases import Script, make_prompt, mixed_prompts, talkative
 
 TOLERANCE = 1e-4

@@ -14,7 +14,6 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError, SamplingError
-from fourdthinker.prompts import Prompt
 from fourdthinker.sampler import (
     LatentSampler,
     Rollout,
@@ -24,6 +23,7 @@ from fourdthinker.sampler import (
     run,
 )
 from fourdthinker.sampler.step import drawing
+from fourdthinker.samples import Prompt
 from tests.tiny import tiny_checkpoint
 from tests.unit.sampler.cases import Script, compare, make_prompt, mixed_prompts, talkative
 

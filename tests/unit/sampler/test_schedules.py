@@ -72,8 +72,8 @@ def assert_row(rollout: Rollout, row: int, want: Row) -> None:
     latents = rollout.latents[rollout.latent_rows == row]
     assert len(latents) == len(want.latents)
     if want.latents:
-        wanted = torch.stack(want.latents)
-        assert (latents - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+        vectors = torch.stack(want.latents)
+        assert (latents - vectors).abs().max() <= 1e-4 * vectors.abs().max()
 
 
 def run_schedule(number: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import merge_adapter
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.prompts import collate
+from fourdthinker.samples import collate
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import make_config

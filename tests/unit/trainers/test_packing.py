@@ -12,10 +12,10 @@ import torch
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import policy_logprobs
-from fourdthinker.prompts import Prompt, Vision
 from fourdthinker.records import Record
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
+from fourdthinker.samples import Prompt, Vision
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.experience import (
     Experience,

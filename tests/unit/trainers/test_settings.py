@@ -18,6 +18,12 @@ from fourdthinker.trainers.settings_help import settings_of, settings_page
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 
 
+@pytest.mark.parametrize("key", ["model", "output_dir", "cache_dir"])
+def test_no_path_holds_nul(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: 'a\\x00b' holds NUL"):
+        make_config(DiftConfig, {key: "a\0b"})
+
+
 def test_yaml_and_overrides(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("model: m\ndata: a.jsonl\nlearning_rate: 1e-5\nframes: {fps: 2}\nreport_to: []\n")

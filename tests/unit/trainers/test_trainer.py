@@ -14,7 +14,7 @@ from fourdthinker.records import Record
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import make_config
+from fourdthinker.trainers.settings_files import load_config, make_config
 from fourdthinker.trainers.trainer import NonFiniteLossError
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import metrics, samples
@@ -108,6 +108,28 @@ def test_metrics_are_means_over_tokens_since_the_last_line(tmp_path: Path) -> No
     for name in ("ce", "cosine", "latent_cos", "latent_cos_3"):
         assert coarse[name] == pytest.approx(whole[name], rel=1e-5)
         assert [line[name] for line in runs[1]] != [whole[name]] * 3
+
+
+def test_no_log_line_is_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Trainer's last line has its run time and no loss."""
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(DiftConfig, BASE | {"output_dir": str(tmp_path), "max_steps": 1})
+    with caplog.at_level(logging.INFO, "fourdthinker"):
+        train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("step ")]
+    assert [line.split(" ")[2] for line in lines] == ["loss", "train_runtime"]
+
+
+def test_settings_that_somebody_wrote_are_renamed(tmp_path: Path) -> None:
+    config = make_config(DiftConfig, BASE | {"output_dir": str(tmp_path), "max_steps": 1})
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    (tmp_path / "config.yaml").write_text("# by hand\nmax_steps: 1\n")
+    for _ in range(2):  # of a run that was killed early, those of the same settings stay
+        train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
+        assert (tmp_path / "former-config.yaml").read_text() == "# by hand\nmax_steps: 1\n"
+        assert load_config(DiftConfig, tmp_path / "config.yaml") == config
+        (tmp_path / "metrics.jsonl").unlink()
+    assert len(list(tmp_path.glob("*config.yaml"))) == 2
 
 
 def test_lines_after_the_resumed_step_are_cut(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Writing files: whole files at once, JSONL files line by line, and what stops either.
+
+What is written goes through here, so that the same rules hold everywhere: a symbolic link is followed and
+stays a link, only regular files are written, a reader sees the old file or the new one and never a half, and
+every failure is an `OutputError` that names the file and the remedy. A folder that is itself an output is
+created (`make_folder`); the folder that an output file is to stand in must exist. The names
+that readers and writers share (picture suffixes, option letters) are here too.
+"""
+
+from fourdthinker.files.jsonl import JsonLines, append_lines, check_output
+from fourdthinker.files.paths import (
+    PathLike,
+    check_folder,
+    make_folder,
+    named_path,
+    output_path,
+    read_regular,
+)
+from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text
+
+LETTERS = "ABCDEFGH"  # of the options of a question, in order
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+__all__ = [
+    "LETTERS",
+    "PICTURE_SUFFIXES",
+    "UNFINISHED",
+    "JsonLines",
+    "PathLike",
+    "append_lines",
+    "atomic_writer",
+    "check_folder",
+    "check_output",
+    "make_folder",
+    "named_path",
+    "output_path",
+    "read_regular",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

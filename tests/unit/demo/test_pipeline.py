@@ -1,0 +1,47 @@
+"""The demo replaces what is its own, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fourdthinker.demo.pipeline import check_is_demo, run_demo
+from fourdthinker.demo.settings import quick_settings
+from fourdthinker.errors import ConfigError, OutputError
+from fourdthinker.files import write_json
+
+
+def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A folder `render` is removed before scenes are rendered anew."""
+    (tmp_path / "render").mkdir()
+    (tmp_path / "render" / "mine.blend").write_text("weeks of work")
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds other things than a demo; name a new or empty"):
+        run_demo(tmp_path, quick=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["render", "mine.blend"]
+
+
+@pytest.mark.parametrize("settings", ["", "[]", '{"editor.tabSize": 4}', "\0", None])
+def test_settings_of_something_else_are_no_demo(settings: str | None, tmp_path: Path) -> None:
+    if settings is None:
+        (tmp_path / "settings.json").mkdir()
+    else:
+        (tmp_path / "settings.json").write_text(settings)
+    with pytest.raises(ConfigError, match="holds other things than a demo"):
+        check_is_demo(tmp_path)
+
+
+def test_a_demo_an_empty_and_a_new_folder_are_taken(tmp_path: Path) -> None:
+    check_is_demo(tmp_path)
+    check_is_demo(tmp_path / "new")
+    (tmp_path / ".fourdthinker-0123456789ab.part").write_text("{")  # killed while it wrote the settings
+    check_is_demo(tmp_path)
+    write_json(tmp_path / "settings.json", quick_settings().to_dict())
+    (tmp_path / "render").mkdir()
+    check_is_demo(tmp_path)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is not a folder"):
+        run_demo(tmp_path / "file" / "demo", quick=True)
