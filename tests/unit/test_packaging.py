@@ -339,6 +339,7 @@ SCOPES = {
     "": ("fourdthinker", "kernels", "train"),
     "train": ("fourdthinker",),
     "zero": ("fourdthinker",),
+    "synth": ("fourdthinker",),
     "bench": ("bench",),
     "dev": ("tests",),
 }

@@ -1,0 +1,28 @@
+"""`fourdthinker preview`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fourdthinker.cli.shared import Commands, output
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker preview`."""
+    parser = commands.add_parser("preview", help="one HTML page about synthesised data")
+    parser.add_argument(
+        "folder", type=Path, metavar="OUT", help="folder that `fourdthinker synth` has written"
+    )
+    parser.add_argument("--out", type=output, help="the page (default: preview.html in the folder)")
+    parser.add_argument("--most", type=int, default=60, help="questions shown (default: %(default)s)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the page, and say where."""
+    from fourdthinker.synth.preview import write_preview
+
+    sys.stdout.write(f"{write_preview(arguments.folder, page=arguments.out, most=arguments.most)}\n")

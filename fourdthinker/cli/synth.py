@@ -1,0 +1,95 @@
+"""`fourdthinker synth`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fourdthinker.cli.shared import Commands, output
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    """Declare `fourdthinker synth`."""
+    parser = commands.add_parser("synth", help="reasoning data from videos")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="VIDEOS",
+        help="files, folders, 'patterns', CSV or JSONL manifests, SpatialVID folders, or scenes:N",
+    )
+    parser.add_argument(
+        "-o", "--out", type=output, required=True, help="folder of the data; resumed if there"
+    )
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings; see docs/synthesis.md")
+    parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N videos")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (default: 0)")
+    parser.add_argument("--fps", type=float, metavar="X", help="frames a second of the records (default: 1)")
+    parser.add_argument("--objects", metavar="A,B", help="names of objects to ask about, in every clip")
+    parser.add_argument("--imagery", metavar="A,B", help="overlay, silhouette, depth, trail, map, next")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="for one item (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--attempts", type=int, default=3, metavar="N", help="then an item is left alone (default: 3)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and what it costs")
+    parser.add_argument("--update", action="store_true", help="go on in a folder of other settings")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0; 1 when items failed that the same command would try once more."""
+    from fourdthinker.synth.run import SUMMARY, Options, plan, synthesise
+    from fourdthinker.synth.settings import STAGES, read_settings
+
+    given: dict[str, Any] = {"seed": arguments.seed}
+    given["imagery"] = _listed(arguments.imagery)
+    given["names"] = _listed(arguments.objects)
+    settings = read_settings(arguments.config, **given)
+    if arguments.fps is not None:
+        frames = settings.frames.to_dict() | {"fps": arguments.fps}
+        settings = read_settings(arguments.config, **given, frames=frames)
+    options = Options(
+        stages=_listed(arguments.stages) or STAGES,
+        limit=arguments.limit,
+        workers=arguments.workers,
+        timeout=arguments.timeout,
+        attempts=arguments.attempts,
+        update=arguments.update,
+    )
+    if arguments.dry_run:
+        for name, value in plan(arguments.inputs, settings, options).items():
+            sys.stdout.write(f"{name:<22} {value}\n")
+        return 0
+    summary = synthesise(arguments.inputs, arguments.out, settings, options)
+    _show(summary)
+    sys.stdout.write(f"{arguments.out / SUMMARY}\n")
+    return 1 if summary["failed"] else 0
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['videos']['given']} videos, {summary['seconds']:.0f} s")
+    for column in ("stage", "done", "items/min", "rejected", "failed", "quarantined"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, row in summary["stages"].items():
+        rate = f"{row['per_minute']:g}" if row["per_minute"] else ""
+        others = [str(sum(row[state].values()) or "") for state in ("rejected", "failed", "quarantined")]
+        table.add_row(stage, str(row["done"]), rate, *others)
+    console = Console(stderr=True)
+    console.print(table)
+    for stage, row in summary["stages"].items():
+        for state in ("rejected", "failed", "quarantined"):
+            for reason, count in sorted(row[state].items(), key=lambda item: (-item[1], item[0])):
+                console.print(f"{count} {state} in {stage}: {reason}", markup=False, highlight=False)

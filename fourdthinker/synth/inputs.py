@@ -1,0 +1,291 @@
+"""What a run is given: files, folders, patterns, manifests, SpatialVID's layout, the project's own scenes."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.files import read_regular
+from fourdthinker.synth.journal import Journal
+
+VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "ogv"),
+        *("3gp", "gif", "h264", "hevc", "obu", "ivf"),
+    )
+)
+MANIFEST_SUFFIXES = (".csv", ".jsonl", ".json")
+_SCENES = re.compile(r"scenes:([1-9][0-9]{0,6})")
+_KEYS = {"video", "id", "start", "end", "objects", "poses", "poses_format", "calibration", "right", "licence"}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video, and what is given with it.
+
+    Attributes:
+        name: of the source, of letters, digits, ".", "_" and "-", unique.
+        path: of the file; "" for a scene, which is rendered.
+        digest: of its content and of all that is given with it.
+        group: digest of the file alone: what is of one group is never in two splits.
+        shown: how it was named, for messages and the data card.
+        start, end: part of the video, in seconds; None: from its start, to its end.
+        scene: number of one of the project's own scenes, or None.
+        objects: names of objects in it.
+        given: further files and values: poses, poses_format, calibration, right, instructions.
+        licence: of the video, as given.
+    """
+
+    name: str
+    path: str
+    digest: str
+    group: str
+    shown: str
+    start: float | None = None
+    end: float | None = None
+    scene: int | None = None
+    objects: tuple[str, ...] = ()
+    given: dict[str, str] = field(default_factory=dict)
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An input that is no video, and why."""
+
+    name: str
+    shown: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A path or scene that an input names, before it is opened; `root` confines links, if there is one."""
+
+    path: Path
+    shown: str
+    root: Path | None = None
+    scene: int | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+def candidates(inputs: Sequence[str]) -> list[Candidate]:
+    """All that the inputs name, in a fixed order, without reading any video.
+
+    Args:
+        inputs: files, folders, patterns (`*`, `?`, `[`), CSV or JSONL manifests, SpatialVID folders, or
+            "scenes:N".
+
+    Returns:
+        One candidate a video; the same path is listed once.
+
+    Raises:
+        ConfigError: an input that names nothing, or a manifest that cannot be read.
+    """
+    found: list[Candidate] = []
+    for text in inputs:
+        if match := _SCENES.fullmatch(text):
+            found += [Candidate(Path(), f"scene {k}", scene=k) for k in range(int(match[1]))]
+            continue
+        path = Path(text)
+        if path.is_dir():
+            found += _folder(path)
+        elif path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
+            found += _manifest(path)
+        elif os.path.lexists(path):
+            found.append(Candidate(path, text))
+        elif any(sign in text for sign in "*?["):
+            matches = sorted(glob.glob(text, recursive=True))
+            found += [Candidate(Path(match), match, Path(match).parent) for match in matches]
+            if not matches:
+                raise ConfigError(f"{text}: no file matches this pattern; quote it, or name a folder")
+        else:
+            raise ConfigError(f"{text}: no such file or folder; give a video, folder, manifest or scenes:N")
+    unique = {(str(c.path), c.scene, c.row.get("start"), c.row.get("end")): c for c in reversed(found)}
+    if not unique:
+        raise ConfigError(f"no file in {', '.join(inputs)}; give a folder with videos in it")
+    return list(reversed(unique.values()))
+
+
+def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source | Refused:
+    """The source of a candidate: its content is hashed, unless the journal knows the file.
+
+    Args:
+        candidate: of `candidates`.
+        journal: remembers digests.
+        seed: of scenes.
+
+    Returns:
+        The source, or why there is none.
+    """
+    if candidate.scene is not None:
+        digest = hashlib.blake2b(f"scene {seed} {candidate.scene}".encode(), digest_size=16).hexdigest()
+        name = f"scene-{candidate.scene:06d}-{digest[:8]}"
+        return Source(name, "", digest, digest, candidate.shown, scene=candidate.scene)
+    stem, path = _safe(candidate.path.stem), candidate.path
+    try:
+        reason = _unfit(candidate)
+        if reason is None:
+            extra = _given(candidate)
+            files = [path, *(Path(value) for key, value in sorted(extra.items()) if key in _FILES)]
+            contents = [_file_digest(file, journal) for file in files]
+            digest = _digest(contents, candidate.row)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    if reason is not None:
+        mark = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
+        return Refused(f"{stem}-{mark}", candidate.shown, reason)
+    row = candidate.row
+    return Source(
+        f"{_safe(str(row.get('id') or stem))}-{digest[:8]}",
+        os.path.abspath(path),
+        digest,
+        contents[0],
+        candidate.shown,
+        _seconds(row, "start"),
+        _seconds(row, "end"),
+        objects=_objects(row),
+        given=extra,
+        licence=row.get("licence") or None,
+    )
+
+
+_FILES = ("poses", "calibration", "right", "instructions", "intrinsics")
+
+
+def _folder(path: Path) -> Iterator[Candidate]:
+    """Everything in a folder; of SpatialVID's layout the videos, with their annotations."""
+    spatial = (path / "videos").is_dir() and (path / "annotations").is_dir()
+    top = path / "videos" if spatial else path
+    files = sorted(file for file in top.rglob("*") if not file.is_dir() or file.is_symlink())
+    for file in files:
+        if any(part.startswith(".") for part in file.relative_to(top).parts):
+            continue
+        row: dict[str, Any] = {}
+        if spatial:
+            notes = path / "annotations" / file.relative_to(top).with_suffix("")
+            if (notes / "poses.npy").exists():
+                row = {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
+                for key in ("intrinsics.npy", "instructions.json"):
+                    if (notes / key).exists():
+                        row[Path(key).stem] = str(notes / key)
+        yield Candidate(file, str(file), top, row=row)
+
+
+def _manifest(path: Path) -> Iterator[Candidate]:
+    """Rows of a CSV file with a header, a JSONL file, or a JSON list; `video` is relative to the file."""
+    text = read_regular(path).decode("utf-8-sig", "replace")
+    rows: list[Any]
+    try:
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        elif path.suffix.lower() == ".json":
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise ConfigError(f"{path}: not a manifest ({error}); write one object a line, or CSV") from error
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(f"{path}: holds no rows; write one video a line, under the key video")
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, dict) or not isinstance(row.get("video"), str) or not row["video"]:
+            raise ConfigError(f"{where}: no video; each row names a file under the key video")
+        row = {key: value for key, value in row.items() if value not in (None, "")}
+        if unknown := sorted(set(map(str, row)) - _KEYS):
+            raise ConfigError(
+                f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}"
+            )
+        for key in ("start", "end"):
+            if key in row:
+                row[key] = _number(row[key], f"{where}: {key}")
+        for key in _FILES:
+            if key in row:
+                row[key] = str(path.parent / str(row[key]))
+        yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < 1e9:
+        raise ConfigError(f"{where} is {value!r}; give seconds of the video, 0 or more")
+    return number
+
+
+def _seconds(row: dict[str, Any], key: str) -> float | None:
+    return float(row[key]) if key in row else None
+
+
+def _objects(row: dict[str, Any]) -> tuple[str, ...]:
+    value = row.get("objects") or ()
+    names = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return tuple(name for name in (" ".join(str(n).split()) for n in names) if name)
+
+
+def _given(candidate: Candidate) -> dict[str, str]:
+    row = candidate.row
+    return {key: str(row[key]) for key in (*_FILES, "poses_format") if key in row}
+
+
+def _unfit(candidate: Candidate) -> str | None:
+    """Why a candidate is no video, as far as can be told without opening it."""
+    path, root = candidate.path, candidate.root
+    if root is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        return "a link out of its folder"
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return "a link to nothing" if path.is_symlink() else "no such file"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if root is not None and not candidate.row and path.suffix.lower() not in VIDEO_SUFFIXES:
+        return "not a video, by its suffix"
+    return None if status.st_size else "empty file"
+
+
+def _file_digest(path: Path, journal: Journal) -> str:
+    status = path.stat()
+    place = os.path.realpath(path)
+    known = journal.digest(place, status.st_size, status.st_mtime_ns)
+    if known is not None:
+        return known
+    hashed = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        left = status.st_size  # a file that grows is read as far as it was
+        while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+            hashed.update(chunk)
+            left -= len(chunk)
+    journal.note_digest(place, status.st_size, status.st_mtime_ns, hashed.hexdigest())
+    return hashed.hexdigest()
+
+
+def _digest(contents: list[str], row: dict[str, Any]) -> str:
+    if len(contents) == 1 and not row:
+        return contents[0]
+    values = {key: value for key, value in row.items() if key not in (*_FILES, "video", "licence")}
+    text = json.dumps([contents, values], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _safe(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:40] or "video"
+
+
+__all__ = ["Candidate", "Refused", "Source", "candidates", "open_candidate"]

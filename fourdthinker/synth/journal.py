@@ -1,0 +1,171 @@
+"""What has been done: one SQLite file in the output folder, written by one process at a time.
+
+A row is an item and a stage, with the key of everything that the result depends on. Its result (`payload`)
+stands in the same row, so that a stage is done exactly when its result is there, whenever the process dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from fourdthinker.errors import OutputError
+from fourdthinker.files import PathLike, make_folder
+
+State = Literal["done", "rejected", "failed"]
+NAME, LOCK = "journal.sqlite", "journal.lock"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS stages (
+    item TEXT NOT NULL, stage TEXT NOT NULL, key TEXT NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL,
+    reason TEXT NOT NULL, attempts INTEGER NOT NULL, computed INTEGER NOT NULL, seconds REAL NOT NULL,
+    payload BLOB, PRIMARY KEY (item, stage));
+CREATE INDEX IF NOT EXISTS by_source ON stages (source);
+CREATE TABLE IF NOT EXISTS digests (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, digest TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The last outcome of a stage of an item.
+
+    Attributes:
+        item: a source, a window of one, a clip or a question.
+        stage: one of `settings.STAGES`.
+        key: of everything that the result depends on.
+        source: name of the source that the item is of.
+        state: "done", "rejected" (the content is of no use) or "failed" (may be tried once more).
+        reason: why it was rejected, or the error.
+        attempts: how often it has failed under this key.
+        computed: how often it has been done under this key; 1, unless work was repeated.
+        seconds: that the last attempt took.
+        payload: the result.
+    """
+
+    item: str
+    stage: str
+    key: str
+    source: str
+    state: State
+    reason: str = ""
+    attempts: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    payload: bytes | None = None
+
+
+class Journal:
+    """The journal of an output folder, locked for this process until it is closed."""
+
+    def __init__(self, folder: PathLike) -> None:
+        """Open or create it.
+
+        Raises:
+            OutputError: another run has the folder, it cannot be written, or the file is no journal.
+        """
+        self.folder = make_folder(folder)
+        self._lock = _locked(self.folder)
+        try:
+            # autocommit: every statement is a transaction of its own
+            self._database = sqlite3.connect(self.folder / NAME, isolation_level=None)
+            # A killed process loses nothing by it; a machine without power perhaps the last rows.
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(_TABLES)
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise OutputError(
+                f"{self.folder / NAME}: not a journal, or not writable ({error}); name another folder"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._database.close()
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+
+    def find(self, item: str, stage: str, key: str) -> Entry | None:
+        """The outcome of a stage under a key.
+
+        Args:
+            item: of the stage.
+            stage: its name.
+            key: that it must have; an outcome of other content or settings is none.
+
+        Returns:
+            The entry, or None.
+        """
+        row = self._database.execute(
+            "SELECT * FROM stages WHERE item = ? AND stage = ? AND key = ?", (item, stage, key)
+        ).fetchone()
+        return None if row is None else _entry(row)
+
+    def record(self, entry: Entry) -> None:
+        """Note an outcome; `attempts` and `computed` are counted here."""
+        before = self.find(entry.item, entry.stage, entry.key)
+        attempts = (before.attempts if before else 0) + (entry.state == "failed")
+        computed = (before.computed if before else 0) + (entry.state == "done")
+        values = (entry.item, entry.stage, entry.key, entry.source, entry.state, entry.reason, attempts)
+        self._database.execute(
+            "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, computed, entry.seconds, entry.payload),
+        )
+
+    def of_source(self, source: str) -> list[Entry]:
+        """All entries of a source, its windows, clips and questions, in the order of their items."""
+        rows = self._database.execute(
+            "SELECT * FROM stages WHERE source = ? ORDER BY item, stage", (source,)
+        ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def digest(self, path: str, size: int, modified: int) -> str | None:
+        """The digest of a file that was noted with the same size and time of modification (nanoseconds)."""
+        row = self._database.execute(
+            "SELECT digest FROM digests WHERE path = ? AND size = ? AND modified = ?", (path, size, modified)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def note_digest(self, path: str, size: int, modified: int, digest: str) -> None:
+        """Keep a digest, so that an unchanged file is not read for it in the next run."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (path, size, modified, digest)
+        )
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    return Entry(*row)  # type: ignore[arg-type]  # the columns, in the order of the fields
+
+
+def _locked(folder: Path) -> int:
+    path = folder / LOCK
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip()
+        os.close(handle)
+        raise OutputError(
+            f"{folder}: another run{f' (process {owner})' if owner else ''} is writing this folder; "
+            "wait for it to end, or name another folder"
+        ) from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    return handle

@@ -1,0 +1,212 @@
+"""One HTML page about what a run has made: frames, imagery, question, options, reasoning, paths."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.files import PathLike, write_text
+from fourdthinker.frames import load_image, resize
+from fourdthinker.latents import IMAGERY
+from fourdthinker.synth.run import SUMMARY
+
+PAGE = "preview.html"
+_FRAME, _IMAGERY = 108, 168  # rows of pictures on the page
+_FRAMES = 10
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the page shows it."""
+
+    url: str
+    width: int
+    height: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One question."""
+
+    id: str
+    type: str
+    split: str
+    source: str
+    question: str
+    options: list[tuple[str, str, bool]]  # letter, text, whether it is right
+    seconds: str
+    frames: list[Shown]
+    reasoning: list[str | Shown]  # text and the picture of each <output_image> in it
+    path: dict[str, str] | None  # of camera and object, as SVG paths
+
+
+def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60) -> Path:
+    """Write the page about a synthesis folder.
+
+    Args:
+        out: the folder.
+        page: the file to write; None: preview.html in the folder.
+        most: questions shown, evenly over types and videos.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: the folder holds no finished synthesis.
+        OutputError: the page cannot be written.
+    """
+    folder = Path(out)
+    records = list(_records(folder))
+    if not records:
+        raise ConfigError(f"{folder}: no dift-*.jsonl with records in it; give the folder of a finished run")
+    summary = _read_json(folder / SUMMARY)
+    chosen = _spread(records, most)
+    cards = [_card(split, record, folder) for split, record in chosen]
+    text = _render(
+        name=folder.resolve().name,
+        cards=cards,
+        total=len(records),
+        counts=sorted(Counter(record.get("type", "") for _, record in records).items()),
+        types=sorted({card.type for card in cards}),
+        splits=sorted({card.split for card in cards}),
+        sources=sorted({card.source for card in cards}),
+        stages=_stages(summary),
+        refused=summary.get("refused", []),
+    )
+    path = Path(page) if page is not None else folder / PAGE
+    write_text(path, text)
+    return path
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # names and texts come from files, manifests and models
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("preview.html").render(**values)
+
+
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(folder.glob("dift-*.jsonl")):
+        split = path.name.split("-")[1]
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line.strip():
+                yield split, json.loads(line)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); run the synthesis once more") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[str, dict[str, Any]]]:
+    """Records of all types in turn, each type's evenly over the run."""
+    by_type: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for split, record in records:
+        by_type.setdefault(str(record.get("type", "")), []).append((split, record))
+    share = max(1, -(-most // len(by_type)))
+    picked = []
+    for found in by_type.values():
+        count = min(share, len(found))
+        picked += [found[k * len(found) // count] for k in range(count)]
+    return picked[:most]
+
+
+def _card(split: str, record: dict[str, Any], folder: Path) -> Card:
+    frames, seconds = record.get("image_input", []), record.get("seconds") or []
+    step = max(1, -(-len(frames) // _FRAMES))
+    shown = [
+        _picture(folder / frames[k], _FRAME, f"{seconds[k]:.1f} s" if k < len(seconds) else "")
+        for k in range(0, len(frames), step)
+    ]
+    extra = record.get("extra", {})
+    labels = extra.get("imagery", [])
+    pictures = [
+        _picture(folder / path, _IMAGERY, labels[k] if k < len(labels) else "")
+        for k, path in enumerate(record.get("image_output", []))
+    ]
+    parts = str(record.get("text_output", "")).split(IMAGERY)
+    reasoning: list[str | Shown] = []
+    for number, part in enumerate(parts):
+        reasoning.append(part)
+        if number < len(pictures) and number < len(parts) - 1:
+            reasoning.append(pictures[number])
+    options = record.get("options", {})
+    return Card(
+        str(record.get("id")),
+        str(record.get("type", "")),
+        split,
+        str(record.get("source", "")),
+        str(record.get("text_input", "")).split("\n\nA. ")[0],
+        [(letter, text, letter == record.get("answer")) for letter, text in options.items()],
+        _interval(extra),
+        shown,
+        reasoning,
+        _paths(extra.get("above")),
+    )
+
+
+def _interval(extra: dict[str, Any]) -> str:
+    value = extra.get("interval")
+    return f"{value[0]:.1f} to {value[1]:.1f} s" if isinstance(value, list) and len(value) == 2 else ""
+
+
+def _picture(path: Path, rows: int, label: str) -> Shown:
+    pixels = load_image(path)
+    height, width = pixels.shape[:2]
+    scale = min(1.0, rows / height)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image = Image.fromarray(resize(pixels[None], size).numpy()[0])
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Shown(f"data:image/jpeg;base64,{data}", image.width, image.height, label)
+
+
+def _paths(above: dict[str, Any] | None) -> dict[str, str] | None:
+    """SVG paths in a box of 100, forward up."""
+    if not above:
+        return None
+    arrays = {name: np.array(points, float) for name, points in above.items() if points}
+    every = np.concatenate(list(arrays.values()))
+    low, high = every.min(0), every.max(0)
+    scale = 84 / max(float((high - low).max()), 1e-6)
+    out = {}
+    for name, points in arrays.items():
+        seen = (points - (low + high) / 2) * scale
+        out[name] = "M" + " L".join(f"{50 + x:.1f} {50 - y:.1f}" for x, y in seen)
+        x, y = seen[-1]
+        out[f"{name}_x"], out[f"{name}_y"] = f"{50 + x:.1f}", f"{50 - y:.1f}"
+    return out
+
+
+def _stages(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for stage, row in summary.get("stages", {}).items():
+        for state in ("rejected", "failed", "quarantined"):
+            for reason, count in sorted(row.get(state, {}).items(), key=lambda item: -item[1]):
+                rows.append({"stage": stage, "state": state, "reason": reason, "count": count})
+        rows.append({"stage": stage, "state": "done", "reason": "", "count": row.get("done", 0)})
+    return rows

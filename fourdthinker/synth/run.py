@@ -1,0 +1,358 @@
+"""A run: sources to processes, outcomes into the journal, then the stages that need the whole corpus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.files import UNFINISHED, PathLike, write_json
+from fourdthinker.frames import probe
+from fourdthinker.progress import progress_bar
+from fourdthinker.synth.corpus import finish
+from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
+from fourdthinker.synth.journal import NAME, Entry, Journal
+from fourdthinker.synth.payload import loads
+from fourdthinker.synth.pool import Lost, run_jobs
+from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
+from fourdthinker.synth.settings import CLIP_STAGES, STAGES, SynthSettings
+from fourdthinker.synth.stages import Job, keys, window_item, work
+
+log = logging.getLogger(__name__)
+
+SETTINGS, SUMMARY = "settings.json", "summary.json"
+QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes; nothing here changes what it makes.
+
+    Attributes:
+        stages: those wanted, all by default.
+        limit: videos at most, the first ones; None: all.
+        workers: processes; None: one for each core.
+        timeout: seconds that one item may take.
+        attempts: runs in which an item may fail before it is left alone for good.
+        update: go on in a folder that was made with other settings.
+        progress: whether a bar is shown.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    limit: int | None = None
+    workers: int | None = None
+    timeout: float = 600.0
+    attempts: int = 3
+    update: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if unknown := [stage for stage in self.stages if stage not in STAGES]:
+            raise ConfigError(f"no stage {', '.join(unknown)}; choose among {', '.join(STAGES)}")
+        for name in ("limit", "workers", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; give a whole number above 0")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout is {self.timeout}; give seconds above 0")
+
+
+@dataclass
+class _Run:
+    out: Path
+    settings: SynthSettings
+    options: Options
+    journal: Journal
+    queue: list[Job] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)  # in this run: not tried once more in it
+    sources: dict[str, Source] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    began: float = field(default_factory=time.monotonic)
+
+    # -- what is to be done
+
+    def jobs(self, found: Sequence[Candidate]) -> Iterator[Job]:
+        """Jobs of all sources, in order; each file is hashed when its turn comes."""
+        digests: dict[str, str] = {}
+        for candidate in found:
+            source = open_candidate(candidate, self.journal, self.settings.seed)
+            if isinstance(source, Source) and source.digest in digests:
+                source = Refused(
+                    f"{source.name}-copy-{len(self.refused)}",
+                    source.shown,
+                    f"the same content as {digests[source.digest]}",
+                )
+            if isinstance(source, Refused):
+                self.refused.append(source)
+                continue
+            digests[source.digest] = source.shown
+            self.sources[source.name] = source
+            yield from self._of_source(source)
+
+    def _of_source(self, source: Source) -> Iterator[Job]:
+        entry = self.journal.find(source.name, "ingest", keys(source, self.settings)["ingest"])
+        if self._left_alone(source.name, entry):
+            return
+        if entry is None or entry.payload is None:
+            yield Job(source, self.settings, self.out, self.options.stages)
+            return
+        for index in range(len(loads(entry.payload)["windows"])):
+            yield from self._of_window(source, index)
+
+    def _of_window(self, source: Source, index: int) -> Iterator[Job]:
+        """The job that does what is left of a window, if anything is."""
+        own = keys(source, self.settings)
+        parent = self.journal.find(source.name, "ingest", own["ingest"])
+        assert parent is not None
+        assert parent.payload is not None
+        window = tuple(loads(parent.payload)["windows"][index])
+        item = window_item(source, index)
+        entry = self.journal.find(item, "ingest", own["ingest"])
+        if self._left_alone(item, entry):
+            return
+        known, skip = self._known(source)
+        common: dict[str, Any] = {"index": index, "window": window, "known": known, "skip": skip}
+        job = Job(source, self.settings, self.out, self.options.stages, **common)
+        if entry is None or entry.payload is None:
+            yield job
+            return
+        clips = tuple(tuple(clip) for clip in loads(entry.payload)["clips"] if clip[0] not in skip)
+        if clips:
+            yield Job(source, self.settings, self.out, self.options.stages, clips=clips, **common)
+
+    def _known(self, source: Source) -> tuple[dict[str, dict[str, bytes]], frozenset[str]]:
+        """Results of finished stages by clip, and the clips of which nothing is left to do."""
+        own = keys(source, self.settings)
+        wanted = [stage for stage in ("ingest", *CLIP_STAGES) if stage in self.options.stages]
+        known: dict[str, dict[str, bytes]] = {}
+        skip = set()
+        for entry in self.journal.of_source(source.name):
+            if own.get(entry.stage) != entry.key:
+                continue
+            if entry.state == "done" and entry.payload is not None:
+                known.setdefault(entry.item, {})[entry.stage] = entry.payload
+            elif self._left_alone(entry.item, entry):
+                skip.add(entry.item)
+        skip |= {item for item, stages in known.items() if all(stage in stages for stage in wanted)}
+        return known, frozenset(skip)
+
+    def _left_alone(self, item: str, entry: Entry | None) -> bool:
+        if item in self.failed or (entry is not None and entry.state == "rejected"):
+            return True
+        return entry is not None and entry.state == "failed" and entry.attempts >= self.options.attempts
+
+    # -- what has been done
+
+    def handle(self, job: Job, message: Entry | Lost) -> None:
+        """Note an outcome; after a lost process go on with what it has left."""
+        if isinstance(message, Lost):
+            self._lost(job, message)
+            return
+        self.journal.record(message)
+        if message.state == "failed":
+            self.failed.add(message.item)
+            log.warning("%s: %s failed: %s", message.item, message.stage, message.reason)
+        if message.stage == "ingest" and message.item == job.source.name and message.state == "done":
+            windows = loads(message.payload or b"")["windows"]
+            if len(windows) > 1:
+                for index in range(len(windows)):
+                    self.queue += self._of_window(job.source, index)
+        if message.item.startswith(f"{job.source.name}-"):
+            last = [stage for stage in CLIP_STAGES if stage in self.options.stages][-1:] or ["ingest"]
+            if message.state != "done" or message.stage == last[0]:
+                self.outcomes[message.state] += 1
+
+    def _lost(self, job: Job, lost: Lost) -> None:
+        fallback = job.source.name if job.window is None else window_item(job.source, job.index)
+        item, stage = lost.item or fallback, lost.stage or "ingest"
+        key = keys(job.source, self.settings)[stage]
+        self.handle(job, Entry(item, stage, key, job.source.name, "failed", lost.reason))
+        if item.startswith(f"{job.source.name}-"):  # a clip: its window has more of them
+            self.queue += self._of_window(job.source, job.index)
+
+    def title(self, stage: str = "synthesis") -> str:
+        """What the progress bar says."""
+        minutes = (time.monotonic() - self.began) / 60
+        made = self.outcomes["done"]
+        rate = f", {made / minutes:.1f}/min" if made and minutes > 0 else ""
+        others = "".join(f", {self.outcomes[s]} {s}" for s in ("rejected", "failed") if self.outcomes[s])
+        return f"{stage}: {made} clips{rate}{others}"
+
+
+def synthesise(
+    inputs: Sequence[str],
+    out: PathLike,
+    settings: SynthSettings | None = None,
+    options: Options | None = None,
+) -> dict[str, Any]:
+    """Make reasoning data from videos; what is finished in `out` is kept, and never done twice.
+
+    Args:
+        inputs: files, folders, patterns, manifests or "scenes:N".
+        out: folder of records, media, journal and summary.
+        settings: what is made; None: the defaults.
+        options: how the run goes; None: the defaults.
+
+    Returns:
+        What stands in summary.json.
+
+    Raises:
+        ConfigError: inputs that name nothing, or a folder that was made with other settings.
+        OutputError: another run is writing the folder, or it cannot be written.
+    """
+    settings, options = settings or SynthSettings(), options or Options()
+    found = candidates(inputs)
+    if options.limit is not None:
+        found = found[: options.limit]
+    folder = Path(out)
+    _check_folder(folder, settings, options)
+    with Journal(folder) as journal:
+        _clean(folder)
+        write_json(folder / SETTINGS, settings.plain())
+        run = _Run(folder, settings, options, journal)
+        with progress_bar(shown=options.progress) as bar:
+            task = bar.add_task("synthesis", total=len(found))
+            _clip_stages(run, found, bar, task)
+            results = finish(run.sources, settings, options.stages, folder, journal)
+        summary = _summary(run, results)
+        write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: TaskID) -> None:
+    def taken() -> Iterator[Job]:
+        for job in run.jobs(found):
+            bar.update(task, completed=len(run.sources) + len(run.refused) - 1)
+            yield job
+
+    def handle(job: Job, message: Any) -> None:
+        run.handle(job, message)
+        bar.update(task, description=run.title())
+
+    run_jobs(
+        taken(),
+        work,
+        workers=run.options.workers or os.cpu_count() or 1,
+        timeout=run.options.timeout,
+        handle=handle,
+        more=lambda: run.queue.pop(0) if run.queue else None,
+    )
+    bar.update(task, completed=len(found), description=run.title())
+
+
+def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> None:
+    """ConfigError when the folder holds something else, or was made with other settings."""
+    path = folder / SETTINGS
+    if not path.exists():
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
+            raise ConfigError(f"{folder} is not empty, and no synthesis was made there; name a new folder")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it, or name a new folder") from error
+    now = json.loads(json.dumps(settings.plain()))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed and not options.update:
+        listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise ConfigError(
+            f"{folder} was made with other settings: {listed}. Name a new folder, or give --update: "
+            "what does not depend on these settings is kept"
+        )
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a killed run left half written; nobody else writes here, the journal is ours."""
+    for path in folder.rglob(".fourdthinker-*.part"):
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
+    stages: dict[str, dict[str, Any]] = {stage: _empty() for stage in STAGES}
+    settled: dict[str, str] = {}
+    quarantined = []
+    for name, source in run.sources.items():
+        own = keys(source, run.settings)
+        for entry in run.journal.of_source(name):
+            if own.get(entry.stage) != entry.key:
+                continue
+            row = stages[entry.stage]
+            if entry.state == "done":
+                row["done"] += entry.stage != "ingest" or entry.item.startswith(f"{name}-")
+                row["seconds"] += entry.seconds
+                continue
+            state: str = entry.state
+            if state == "failed" and entry.attempts >= run.options.attempts:
+                state = QUARANTINED
+                quarantined.append(entry.item)
+            row[state][entry.reason] = row[state].get(entry.reason, 0) + 1
+            settled[entry.item] = state
+    refused = Counter(refused.reason for refused in run.refused)
+    stages["ingest"]["rejected"] = dict(Counter(stages["ingest"]["rejected"]) + refused)
+    for stage, values in corpus.get("stages", {}).items():
+        stages[stage] |= values
+    for row in stages.values():
+        row["per_minute"] = round(60 * row["done"] / row["seconds"], 1) if row["seconds"] > 0 else None
+        row["seconds"] = round(row["seconds"], 3)
+    return {
+        "videos": {"given": len(run.sources) + len(run.refused), "refused": len(run.refused)},
+        "stages": stages,
+        "failed": sorted(item for item, state in settled.items() if state == "failed"),
+        QUARANTINED: sorted(set(quarantined)),
+        "refused": [{"input": r.shown, "reason": r.reason} for r in run.refused],
+        "records": corpus.get("records", {}),
+        "seconds": round(time.monotonic() - run.began, 1),
+    }
+
+
+def _empty() -> dict[str, Any]:
+    return {"done": 0, "rejected": {}, "failed": {}, QUARANTINED: {}, "seconds": 0.0}
+
+
+def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> dict[str, str]:
+    """What a run would have to do; nothing is written, and of each video only the packets are read.
+
+    Args:
+        inputs: as for `synthesise`.
+        settings: what would be made.
+        options: how.
+
+    Returns:
+        Name -> text: videos, bytes, seconds, clips, calls, money.
+    """
+    found = candidates(inputs)[: options.limit]
+    size = clips = 0
+    seconds = 0.0
+    unreadable = 0
+    for candidate in found:
+        length = SCENE_SECONDS
+        if candidate.scene is None:
+            try:
+                held = probe(candidate.path)
+                size += candidate.path.stat().st_size
+                length = held.end - held.begin
+            except (FourdError, OSError):
+                unreadable += 1
+                continue
+        seconds += length
+        clips += int(length >= settings.min_seconds) and math.ceil(length / settings.max_seconds)
+    return {
+        "videos": f"{len(found)}, {unreadable} unreadable",
+        "bytes": f"{size / 1e6:.1f} MB",
+        "seconds": f"{seconds:.1f}",
+        "clips": f"about {clips}: fewer where shots are short",
+        "frames to decode": f"about {round(seconds * settings.analysis_fps)}",
+        "questions": f"at most {clips * settings.most_questions}",
+    }

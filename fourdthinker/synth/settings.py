@@ -1,0 +1,165 @@
+"""What a synthesis run depends on, and which of it matters to which stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.frames import FramePolicy
+
+# In this order; those of one clip first, then those that need the whole corpus.
+CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
+CORPUS_STAGES = ("options", "narrate", "write")
+STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
+VERSION = 1  # raised when a stage's results change although its settings do not
+
+# The settings that the result of a stage depends on, beside those of the stages before it.
+_MATTERS = {
+    "ingest": (
+        "frames",
+        "analysis_fps",
+        "analysis_pixels",
+        "min_seconds",
+        "max_seconds",
+        "window_seconds",
+        "cut_histogram",
+        "cut_difference",
+        "max_source_pixels",
+    ),
+    "objects": ("names",),
+    "segment": ("least_area",),
+    "geometry": (),
+    "motion": (),
+    "questions": ("seed", "most_questions"),
+    "imagery": ("imagery",),
+    "options": ("seed", "most_options"),
+    "narrate": ("seed",),
+}
+
+
+def _policy(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    try:
+        return FramePolicy.from_dict(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+class SynthSettings(BaseModel):
+    """Settings of a run; see docs/synthesis.md. Adding one: a field here, and its name in `_MATTERS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    seed: int = Field(default=0, ge=0, description="Of questions, options, wording and splits.")
+    frames: Annotated[FramePolicy, BeforeValidator(_policy)] = Field(
+        default_factory=FramePolicy, description="The frames that records name (a frame policy)."
+    )
+    analysis_fps: float = Field(default=10.0, gt=0, le=60, description="Frames a second that stages see.")
+    analysis_pixels: int = Field(default=854 * 480, ge=64 * 64, description="Pixels of these at most.")
+    min_seconds: float = Field(default=3.0, gt=0, description="Shorter shots are rejected.")
+    max_seconds: float = Field(default=15.0, gt=0, description="Longer shots are split.")
+    window_seconds: float = Field(default=120.0, gt=0, description="Of a video are one job.")
+    cut_histogram: float = Field(default=0.25, gt=0, le=1, description="Share of colours that cuts replace.")
+    cut_difference: float = Field(default=0.06, gt=0, le=1, description="Mean change of a pixel at a cut.")
+    max_source_pixels: int = Field(default=2**26, ge=1, description="Larger pictures are rejected.")
+
+    names: tuple[str, ...] = Field(default=(), description="Objects to look for in every clip.")
+    least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
+    most_questions: int = Field(default=4, ge=1, description="Questions of one clip at most.")
+    most_options: int = Field(default=4, ge=2, le=8, description="Options of a question.")
+    imagery: tuple[Literal["overlay", "silhouette", "depth", "trail", "map", "next"], ...] = Field(
+        default=("overlay",), min_length=1, description="What an <output_image> shows."
+    )
+    splits: dict[str, float] = Field(
+        default_factory=lambda: {"train": 0.9, "val": 0.05, "test": 0.05},
+        description="Shares of the source videos.",
+    )
+    shard_records: int = Field(default=10_000, ge=1, description="Lines of one JSONL file at most.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.min_seconds > self.max_seconds / 2:
+            raise ValueError(
+                f"min_seconds is {self.min_seconds} and max_seconds {self.max_seconds}; "
+                "min_seconds <= max_seconds / 2 must hold, so that what is left of a shot is long enough"
+            )
+        if self.window_seconds < self.max_seconds:
+            raise ValueError(
+                f"window_seconds is {self.window_seconds}; give at least max_seconds = {self.max_seconds}"
+            )
+        if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
+            raise ValueError(f"splits is {self.splits}; give names and shares that sum to 1")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; `read_settings` takes it back."""
+        values = self.model_dump(mode="json", exclude={"frames"})
+        return {**values, "frames": self.frames.to_dict()}
+
+    def key(self, stage: str, before: str) -> str:
+        """Changes with everything that the result of a stage depends on.
+
+        Args:
+            stage: one of STAGES.
+            before: the key of the stage before it, or the digest of the source for the first one.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        values = {name: getattr(self, name) for name in _MATTERS[stage]}
+        values = {k: asdict(v) if isinstance(v, FramePolicy) else v for k, v in values.items()}
+        text = json.dumps([VERSION, stage, before, values], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_settings(path: Path | None, **given: Any) -> SynthSettings:
+    """Settings from a YAML file, replaced by what was given besides.
+
+    Args:
+        path: the file, or None.
+        given: values by name; None: not given.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, or a value out of range.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path}: cannot be read as YAML ({reason}); give an existing file") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: holds a {type(values).__name__}; write `key: value` lines")
+    values |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return SynthSettings(**values)
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"{path or 'settings'}: {_explained(error)}") from error
+
+
+def _explained(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return f"{error}; keys must be text"
+    problems = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(SynthSettings.model_fields)
+            problems.append(f"unknown key {name}; known are {known}")
+        elif not name:
+            problems.append(problem["msg"].removeprefix("Value error, "))
+        else:
+            problems.append(f"{name} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)

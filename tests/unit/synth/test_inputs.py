@@ -1,0 +1,144 @@
+"""Inputs: files, folders, patterns, manifests, SpatialVID's layout, scenes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate
+from fourdthinker.synth.journal import Journal
+
+
+def opened(inputs: list[str], out: Path) -> list[Source | Refused]:
+    with Journal(out) as journal:
+        return [open_candidate(candidate, journal, 0) for candidate in candidates(inputs)]
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.mp4", "a 'quoted' näme\n.mp4", "deep/c.mov"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def test_a_folder_is_read_in_the_order_of_names(videos: Path, tmp_path: Path) -> None:
+    found = opened([str(videos)], tmp_path / "out")
+    assert [Path(source.shown).name for source in found] == ["a 'quoted' näme\n.mp4", "b.mp4", "c.mov"]
+    assert all(isinstance(source, Source) for source in found)
+    assert len({source.name for source in found}) == 3
+    assert all(source.name.replace("-", "").replace("_", "").replace(".", "").isalnum() for source in found)
+
+
+def test_names_follow_the_content(videos: Path, tmp_path: Path) -> None:
+    path = videos / "b.mp4"
+    before = opened([str(path)], tmp_path / "out")[0]
+    os.utime(path)
+    same = opened([str(path)], tmp_path / "out")[0]
+    path.write_bytes(b"other content")
+    after = opened([str(path)], tmp_path / "out")[0]
+    assert same == before
+    assert after.name != before.name
+
+
+def test_a_pattern(videos: Path, tmp_path: Path) -> None:
+    assert len(opened([str(videos / "**" / "*.mov")], tmp_path / "out")) == 1
+    with pytest.raises(ConfigError, match="no file matches"):
+        candidates([str(videos / "*.xyz")])
+
+
+def test_the_same_path_is_listed_once(videos: Path) -> None:
+    assert len(candidates([str(videos), str(videos / "b.mp4")])) == 3
+
+
+def test_what_is_no_video_is_refused_with_a_reason(videos: Path, tmp_path: Path) -> None:
+    (videos / "empty.mp4").touch()
+    (videos / "notes.txt").write_text("x")
+    (tmp_path / "outside.mp4").write_bytes(b"secret")
+    (videos / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+    (videos / "broken.mp4").symlink_to(videos / "nothing.mp4")
+    os.mkfifo(videos / "pipe.mp4")
+    found = [one for one in opened([str(videos)], tmp_path / "out") if isinstance(one, Refused)]
+    assert {Path(one.shown).name: one.reason for one in found} == {
+        "empty.mp4": "empty file",
+        "notes.txt": "not a video, by its suffix",
+        "link.mp4": "a link out of its folder",
+        "broken.mp4": "a link to nothing",
+        "pipe.mp4": "not a regular file",
+    }
+
+
+def test_a_manifest(videos: Path, tmp_path: Path) -> None:
+    rows = [
+        {"video": "b.mp4", "objects": ["red car", " tree "], "start": 1, "end": 4.5, "licence": "CC0"},
+        {"video": "missing.mp4"},
+        {"video": "../../etc/passwd"},
+    ]
+    path = videos / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, missing, outside = opened([str(path)], tmp_path / "out")
+    assert isinstance(first, Source)
+    assert (first.objects, first.start, first.end, first.licence) == (("red car", "tree"), 1.0, 4.5, "CC0")
+    assert isinstance(missing, Refused)
+    assert missing.reason == "no such file"
+    assert isinstance(outside, Refused)
+    assert outside.reason == "a link out of its folder"
+    whole = opened([str(videos / "b.mp4")], tmp_path / "out")[0]
+    assert isinstance(whole, Source)
+    assert whole.name != first.name
+    assert whole.group == first.group
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"video": "b.mp4", "speed": 1}', "row 1: unknown key speed; known are"),
+        ('{"path": "b.mp4"}', "row 1: no video"),
+        ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
+        ("{", "not a manifest"),
+        ("", "holds no rows"),
+    ],
+)
+def test_manifests_that_are_wrong(videos: Path, text: str, message: str) -> None:
+    path = videos / "list.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        candidates([str(path)])
+
+
+def test_a_csv_manifest(videos: Path, tmp_path: Path) -> None:
+    path = videos / "list.csv"
+    path.write_text('video,objects,start\nb.mp4,"car, tree",2\n')
+    source = opened([str(path)], tmp_path / "out")[0]
+    assert isinstance(source, Source)
+    assert (source.objects, source.start, source.end) == (("car", "tree"), 2.0, None)
+
+
+def test_spatialvid(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    (root / "videos" / "group_0001").mkdir(parents=True)
+    (root / "videos" / "group_0001" / "x.mp4").write_bytes(b"video")
+    notes = root / "annotations" / "group_0001" / "x"
+    notes.mkdir(parents=True)
+    np.save(notes / "poses.npy", np.zeros((3, 7)))
+    source = opened([str(root)], tmp_path / "out")[0]
+    assert isinstance(source, Source)
+    assert source.given == {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
+    np.save(notes / "poses.npy", np.ones((3, 7)))
+    changed = opened([str(root)], tmp_path / "out")[0]
+    assert isinstance(changed, Source)
+    assert changed.digest != source.digest
+    assert changed.group == source.group
+
+
+def test_scenes(tmp_path: Path) -> None:
+    found = opened(["scenes:3"], tmp_path / "out")
+    assert [source.scene for source in found if isinstance(source, Source)] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        candidates(["scenes:0"])
