@@ -26,6 +26,7 @@ PAGES = [
     ROOT / "docs" / "settings.md",
     ROOT / "docs" / "checkpoints.md",
     ROOT / "docs" / "generation.md",
+    ROOT / "docs" / "synthesis.md",
 ]
 
 

@@ -1,0 +1,293 @@
+"""Whole runs on scenes and on small files: resuming, settings, what becomes of bad files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.records import read_records
+from fourdthinker.synth import clips as clips_module
+from fourdthinker.synth import stages
+from fourdthinker.synth.clips import Clip, windows
+from fourdthinker.synth.inputs import Source
+from fourdthinker.synth.journal import Entry, Journal
+from fourdthinker.synth.run import Options, plan, synthesise
+from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
+from fourdthinker.synth.stages import Job, work
+from tests.clips import make_clip
+
+QUIET = Options(workers=1, progress=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a run has made, but for its own books."""
+    own = {"summary.json", "settings.json"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in own and not path.name.startswith("journal")
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("synth") / "out"
+    return out, synthesise(["scenes:6"], out, options=QUIET)
+
+
+def test_scenes_become_records_that_the_trainers_take(made: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = made
+    assert summary["failed"] == summary["quarantined"] == []
+    assert summary["stages"]["imagery"]["done"] == 6
+    records = [record for path in out.glob("dift-*.jsonl") for record in read_records(path, kind="dift")]
+    assert len(records) == sum(row["dift"] for row in summary["records"].values()) > 6
+    assert len(records) == sum(len(read_records(path, kind="rl")) for path in out.glob("rl-*.jsonl"))
+    for record in records:
+        assert record.answer in record.options
+        assert record.images
+        assert record.frames is not None
+        assert record.seconds == sorted(record.seconds or ())
+
+
+def test_a_finished_run_does_nothing_and_changes_nothing(made: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = made
+    before = files(out)
+    times = {path: path.stat().st_mtime_ns for path in (out / "media").rglob("*.jpg")}
+    synthesise(["scenes:6"], out, options=QUIET)
+    assert files(out) == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    with Journal(out) as journal:
+        found = [e for k in range(6) for e in journal.of_source(_scene_name(out, k))]
+        assert len(found) > 40
+        assert {entry.computed for entry in found} == {1}
+
+
+def _scene_name(out: Path, number: int) -> str:
+    return next((out / "scenes").glob(f"scene-{number:06d}-*.mp4")).stem
+
+
+def test_another_order_of_work_gives_the_same_bytes(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, _ = made
+    other = tmp_path / "other"
+    for stage in ("ingest", "segment", "motion"):
+        wanted = STAGES[: STAGES.index(stage) + 1]
+        synthesise(["scenes:6"], other, options=Options(stages=wanted, workers=1, progress=False))
+        assert not list(other.glob("*.jsonl"))
+    synthesise(["scenes:6"], other, options=QUIET)
+    assert files(other) == files(out)
+
+
+def test_other_settings_are_refused_and_taken_on_request(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    settings = SynthSettings(imagery=("silhouette",))
+    with pytest.raises(ConfigError, match=r"made with other settings: imagery was \['overlay'\]"):
+        synthesise(["scenes:6"], out, settings, QUIET)
+    assert files(out) == files(made[0])
+    update = Options(workers=1, progress=False, update=True)
+    synthesise(["scenes:6"], out, settings, update)
+    with Journal(out) as journal:
+        found = journal.of_source(_scene_name(out, 0))
+    assert {entry.computed for entry in found if entry.stage == "segment"} == {1}
+    records = [record for path in out.glob("dift-*.jsonl") for record in read_records(path, kind="dift")]
+    assert all("silhouette" in path for record in records for path in record.images)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not empty, and no synthesis was made there"):
+        synthesise(["scenes:1"], tmp_path, options=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_unknown_stages_and_settings() -> None:
+    with pytest.raises(ConfigError, match="no stage dream; choose among ingest, objects"):
+        Options(stages=("ingest", "dream"))
+    with pytest.raises(ConfigError, match="workers is 0; give a whole number"):
+        Options(workers=0)
+    with pytest.raises(ConfigError, match=r"unknown key speed; known are seed, frames"):
+        read_settings(None, speed=3)
+    with pytest.raises(ConfigError, match="min_seconds <= max_seconds / 2 must hold"):
+        read_settings(None, min_seconds=10.0, max_seconds=15.0)
+    with pytest.raises(ConfigError, match="frame policy: fps is -1"):
+        read_settings(None, frames={"fps": -1})
+
+
+def noise(seed: int) -> Any:
+    """Pictures of a textured wall that drifts by, for `make_clip`."""
+    wide = np.repeat(np.repeat(np.random.default_rng(seed).integers(0, 255, (12, 80, 3)), 8, 0), 8, 1)
+    return lambda k: np.ascontiguousarray(wide[:64, k : k + 96]).astype(np.uint8)
+
+
+def video(path: Path, seconds: float, draw: Any, fps: int = 10) -> Path:
+    stamps = [round(k * 1000 / fps) for k in range(round(seconds * fps))]
+    return make_clip(path, stamps, size=(64, 96), draw=draw)
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    good = video(folder / "good 'quoted' \n ünï.mp4", 4, noise(1))
+    (folder / "cut off.mp4").write_bytes(good.read_bytes()[:900])
+    (folder / "text.mp4").write_text("not a video at all")
+    shutil.copy(good, folder / "copy.mp4")
+    video(folder / "black.mp4", 4, lambda k: np.zeros((64, 96, 3), np.uint8))
+    video(folder / "still.mp4", 4, lambda k: noise(2)(0))
+    video(folder / "short.mp4", 1, noise(3))
+    video(folder / "one.mp4", 0.1, noise(4))
+    (folder / "list.txt").write_text("x")
+    return folder
+
+
+def test_every_bad_file_is_accounted_for(poisoned: Path, tmp_path: Path) -> None:
+    stages_wanted = ("ingest", "objects")
+    options = Options(stages=stages_wanted, workers=1, progress=False)
+    summary = synthesise([str(poisoned)], tmp_path / "out", options=options)
+    row = summary["stages"]["ingest"]
+    assert row["done"] == 1
+    reasons = row["rejected"]
+    assert reasons["black"] == reasons["one picture"] == reasons["shorter than 3 s"] == 1
+    assert reasons["still: the pictures do not change"] == 1
+    assert reasons["not a video, by its suffix"] == 1
+    assert sum(reasons[r] for r in reasons if r.startswith("unreadable: ")) == 2
+    assert sum(reasons[r] for r in reasons if r.startswith("the same content as ")) == 1
+    assert sum(reasons.values()) == 8
+    assert summary["videos"]["given"] == 9
+    assert summary["failed"] == []
+
+
+def entries(job: Job) -> list[Entry]:
+    messages: list[Any] = []
+    work(job, messages.append)
+    return [message for message in messages if isinstance(message, Entry)]
+
+
+def test_a_clip_is_read_once_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = video(tmp_path / "v.mp4", 8, noise(5))
+    read: list[float] = []
+    original = clips_module.iterate_frames
+
+    def counted(*args: Any, **options: Any) -> Any:
+        for batch in original(*args, **options):
+            read.extend(batch.seconds)
+            yield batch
+
+    monkeypatch.setattr(clips_module, "iterate_frames", counted)
+    source = Source("v", str(path), "d", "d", "v.mp4")
+    found = entries(Job(source, SynthSettings(), tmp_path, ("ingest", "objects")))
+    assert [entry.stage for entry in found if entry.state == "done"] == [
+        "ingest",
+        "ingest",
+        "objects",
+        "ingest",
+    ]
+    assert len(read) == len(set(read)) == 80
+
+
+def test_an_exception_in_a_stage_costs_only_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fourdthinker.synth import functions
+
+    path = video(tmp_path / "v.mp4", 20, noise(6))
+
+    def fails(context: Any) -> Any:
+        if context.clip.start == 0:
+            raise MemoryError("too much")
+        return {"names": []}
+
+    monkeypatch.setitem(functions.FUNCTIONS, "objects", fails)
+    source = Source("v", str(path), "d", "d", "v.mp4")
+    found = entries(Job(source, SynthSettings(), tmp_path, ("ingest", "objects")))
+    outcomes = [(entry.state, entry.reason) for entry in found if entry.stage == "objects"]
+    assert outcomes == [("failed", "MemoryError: too much"), ("done", "")]
+
+
+def test_failures_are_tried_in_later_runs_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = video(tmp_path / "v.mp4", 4, noise(7))
+
+    def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
+        while (job := more() or next(jobs, None)) is not None:
+            target(job, lambda message, job=job: isinstance(message, Entry) and handle(job, message))
+
+    from fourdthinker.synth import functions, run
+
+    tried = []
+
+    def fails(context: Any) -> Any:
+        tried.append(context.clip.item)
+        raise OSError("no space")
+
+    monkeypatch.setattr(run, "run_jobs", one_process)
+    monkeypatch.setitem(functions.FUNCTIONS, "objects", fails)
+    options = Options(stages=("ingest", "objects"), attempts=2, progress=False)
+    first = synthesise([str(path)], tmp_path / "out", options=options)
+    second = synthesise([str(path)], tmp_path / "out", options=options)
+    third = synthesise([str(path)], tmp_path / "out", options=options)
+    assert len(tried) == 2
+    assert len(first["failed"]) == 1
+    assert second["failed"] == third["failed"] == []
+    assert third["quarantined"] == first["failed"]
+    assert third["stages"]["objects"]["quarantined"] == {"OSError: no space": 1}
+
+
+def test_clips_of_a_long_video_do_not_overlap_and_leave_nothing_out(tmp_path: Path) -> None:
+    path = video(tmp_path / "v.mp4", 40, noise(8))
+    source = Source("v", str(path), "d", "d", "v.mp4")
+    found = list(clips_module.read_clips(source, (0.0, 40.0), SynthSettings()))
+    spans = [(clip.start, clip.end) for clip in found if isinstance(clip, Clip)]
+    assert spans[0][0] == 0
+    assert spans[-1][1] == pytest.approx(40, abs=0.11)
+    assert all(a[1] == pytest.approx(b[0]) for a, b in pairwise(spans))
+    assert all(3 <= end - start <= 15 for start, end in spans)
+
+
+def test_a_clip_that_is_read_by_itself_is_the_same(tmp_path: Path) -> None:
+    path = video(tmp_path / "v.mp4", 20, noise(9))
+    source, settings = Source("v", str(path), "d", "d", "v.mp4"), SynthSettings()
+    for clip in clips_module.read_clips(source, (0.0, 20.0), settings):
+        assert isinstance(clip, Clip)
+        alone = clips_module.read_clip(source, clip.item, clip.start, clip.end, settings)
+        assert (alone.pixels == clip.pixels).all()
+        assert alone.times.tolist() == clip.times.tolist()
+        assert (alone.start, alone.end, alone.chosen) == (clip.start, clip.end, clip.chosen)
+
+
+def test_windows_share_a_long_video() -> None:
+    from types import SimpleNamespace
+
+    found: Any = SimpleNamespace(frames=9000, size=(48, 64), begin=1.0, end=301.0)
+    parts = windows(found, Source("v", "", "d", "d", "v"), SynthSettings())
+    assert parts == [(1.0, 151.0), (151.0, 301.0)]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    path = video(tmp_path / "v.mp4", 20, noise(10))
+    (tmp_path / "bad.mp4").write_text("x")
+    found = plan([str(path), str(tmp_path / "bad.mp4")], SynthSettings(), Options())
+    assert found["videos"] == "2, 1 unreadable"
+    assert found["clips"].startswith("about 2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.mp4", "v.mp4"]
+
+
+def test_keys_change_with_what_matters_and_with_nothing_else() -> None:
+    source = Source("v", "", "d", "d", "v")
+    base = stages.keys(source, SynthSettings())
+    assert stages.keys(source, SynthSettings(shard_records=5, splits={"all": 1.0})) == base
+    moved = stages.keys(source, SynthSettings(imagery=("trail",)))
+    assert {stage for stage in base if base[stage] != moved[stage]} == {"imagery"}
+    other = stages.keys(source, SynthSettings(analysis_fps=5.0))
+    assert all(base[stage] != other[stage] for stage in base)
+    json.dumps(SynthSettings().plain())
