@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fourdthinker.synth import imagery, rle
 from fourdthinker.synth.clips import RejectError, write_jpeg
+from fourdthinker.synth.context import Context
+from fourdthinker.synth.scenes import ASKED
 from fourdthinker.synth.segment import moving_segments
-from fourdthinker.synth.stages import Context
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
 from fourdthinker.worlds.questions import camera_motion, distance_change, object_direction
 
@@ -21,7 +22,7 @@ Mask = NDArray[np.bool_]
 def objects(context: Context) -> dict[str, Any]:
     """Names of the things in the clip: of the scene, of the manifest, or of the settings."""
     if context.scene is not None:
-        return {"names": [solid.name for solid in context.scene.world.solids[:2]], "from": "scene"}
+        return {"names": [solid.name for solid in context.scene.world.solids[:ASKED]], "from": "scene"}
     return {"names": [*context.source.objects, *context.settings.names], "from": "given"}
 
 
@@ -29,7 +30,8 @@ def segment(context: Context) -> dict[str, Any]:
     """Masks of the things, as run lengths for each frame, None where one is not seen."""
     found: list[tuple[str, Sequence[Mask | None], float]]
     if context.scene is not None:
-        found = _scene_masks(context)
+        names, masks = context.results["objects"]["names"], context.scene.masks(context.clip)
+        found = [(name, list(mask), 1.0) for name, mask in zip(names, masks, strict=True)]
     else:
         segments = moving_segments(
             context.clip.pixels, context.settings.analysis_fps, context.settings.least_area
@@ -51,64 +53,16 @@ def segment(context: Context) -> dict[str, Any]:
     return {"things": things}
 
 
-def _scene_masks(context: Context) -> list[tuple[str, Sequence[Mask | None], float]]:
-    index = scene_frames(context)
-    size = context.clip.pixels.shape[1:3]
-    solid = context.scene.solid[index]
-    if solid.shape[1:] != size:  # the frames were made smaller: the nearest pixel
-        rows = (np.arange(size[0]) + 0.5) * solid.shape[1] / size[0]
-        columns = (np.arange(size[1]) + 0.5) * solid.shape[2] / size[1]
-        solid = solid[:, rows.astype(int)][:, :, columns.astype(int)]
-    names = context.results["objects"]["names"]
-    return [(name, list(solid == k + 1), 1.0) for k, name in enumerate(names)]
-
-
-def scene_frames(context: Context) -> NDArray[np.int64]:
-    """Indices of the scene's pictures that the clip's frames show."""
-    times = context.clip.times + context.clip.start
-    last = len(context.scene.world.seconds) - 1
-    return np.minimum(np.floor(times * context.scene.world.fps + 1e-6).astype(np.int64), last)
-
-
 def geometry(context: Context) -> dict[str, Any]:
     """The camera's path, and the paths of things where they are known."""
     if context.scene is None:
         raise RejectError("no poses")
-    index = scene_frames(context)
-    return {
-        "camera": scene_camera(context, index),
-        "objects": [scene_object(context, k, index) for k in range(len(context.results["objects"]["names"]))],
-    }
-
-
-def scene_camera(context: Context, index: NDArray[np.int64]) -> CameraTrack:
-    """The true path of a scene's camera at the clip's frames."""
-    world = context.scene.world
-    height, width = context.clip.pixels.shape[1:3]
-    poses = np.tile(np.eye(4), (len(index), 1, 1))
-    poses[:, :3, :3] = world.rotation[index].transpose(0, 2, 1)
-    poses[:, :3, 3] = world.position[index]
-    lens = np.array([[world.focal, 0, world.size / 2], [0, world.focal, world.size / 2], [0, 0, 1]])
-    lens[:2] *= np.array([[width], [height]]) / world.size
-    return CameraTrack(context.clip.times, poses, lens, (width, height), metric=True, source="scene")
-
-
-def scene_object(context: Context, number: int, index: NDArray[np.int64]) -> ObjectTrack:
-    """The true path of one of a scene's solids at the clip's frames."""
-    solid = context.scene.world.solids[number]
-    boxes = context.results["segment"]["things"][number]["boxes"]
-    return ObjectTrack(
-        solid.name,
-        context.clip.times,
-        solid.centre[index],
-        metric=True,
-        confidence=np.array([float(box is not None) for box in boxes]),
-        source="scene",
-    )
+    return {"camera": context.scene.camera(context.clip), "objects": context.scene.things(context.clip)}
 
 
 def motion(context: Context) -> dict[str, Any]:
     """How camera and things move."""
+    assert context.scene is not None
     world = context.scene.world
     changes = [distance_change(world, k) for k in range(2)]
     return {"camera": camera_motion(world), "direction": object_direction(world), "distance": changes}
@@ -186,7 +140,8 @@ def _picture(context: Context, kind: str, thing: int, frame: int, later: int) ->
         above, there = imagery.from_above(camera.poses, [camera.centres, track.positions_in(camera.times)])
         forward = camera.rotations[:, :, 2] @ camera.rotations[0]
         return imagery.top_down(pixels.shape[:2], above, forward[:, [0, 2]], there, frame)
-    depth = context.scene.depth[scene_frames(context)[frame]]
+    assert context.scene is not None
+    depth = context.scene.depth[context.scene.index(context.clip)[frame]]
     return imagery.depth_picture(depth, rle.decode(_seen(context, thing)[frame]))
 
 

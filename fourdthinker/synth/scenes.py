@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fourdthinker.synth.clips import Clip
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings
+from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
 from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, World, make_world, render, write_video
 
 SECONDS, SIZE = 4.0, 160
+ASKED = 2  # solids that questions are about: the moving one and one at rest
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,42 @@ class Scene:
     world: World
     solid: NDArray[np.int8]
     depth: NDArray[np.float32]
+
+    def index(self, clip: Clip) -> NDArray[np.int64]:
+        """Which pictures of the scene the frames of a clip show."""
+        last = len(self.world.seconds) - 1
+        found = np.floor((clip.times + clip.start) * self.world.fps + 1e-6).astype(np.int64)
+        return np.minimum(found, last)
+
+    def masks(self, clip: Clip) -> list[NDArray[np.bool_]]:
+        """Of each solid that is asked about, [T, H, W] of the clip's size."""
+        height, width = clip.pixels.shape[1:3]
+        solid = self.solid[self.index(clip)]
+        rows = ((np.arange(height) + 0.5) * solid.shape[1] / height).astype(np.int64)
+        columns = ((np.arange(width) + 0.5) * solid.shape[2] / width).astype(np.int64)
+        seen = solid[:, rows][:, :, columns]
+        return [seen == number + 1 for number in range(ASKED)]
+
+    def camera(self, clip: Clip) -> CameraTrack:
+        """The true path of the camera."""
+        index, world = self.index(clip), self.world
+        height, width = clip.pixels.shape[1:3]
+        poses = np.tile(np.eye(4), (len(index), 1, 1))
+        poses[:, :3, :3] = world.rotation[index].transpose(0, 2, 1)
+        poses[:, :3, 3] = world.position[index]
+        lens = world.intrinsics.astype(np.float64)
+        lens[:2] *= np.array([[width], [height]]) / world.size
+        return CameraTrack(clip.times, poses, lens, (width, height), metric=True, source="scene")
+
+    def things(self, clip: Clip) -> list[ObjectTrack]:
+        """The true paths of the solids that are asked about."""
+        index = self.index(clip)
+        return [
+            ObjectTrack(
+                solid.name, clip.times, solid.centre[index].astype(np.float64), metric=True, source="scene"
+            )
+            for solid in self.world.solids[:ASKED]
+        ]
 
 
 def render_scene(source: Source, settings: SynthSettings, out: Path) -> tuple[Source, Scene]:

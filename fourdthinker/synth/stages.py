@@ -12,10 +12,13 @@ from typing import Any
 from fourdthinker.errors import FourdError, VideoError
 from fourdthinker.frames import probe
 from fourdthinker.synth.clips import Bad, Clip, RejectError, read_clip, read_clips, windows, write_frames
+from fourdthinker.synth.context import Context
+from fourdthinker.synth.functions import FUNCTIONS
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, State
 from fourdthinker.synth.payload import dumps, loads
 from fourdthinker.synth.pool import Begin
+from fourdthinker.synth.scenes import render_scene
 from fourdthinker.synth.settings import CLIP_STAGES, SynthSettings
 
 Send = Callable[[Any], None]
@@ -46,27 +49,6 @@ class Job:
     clips: tuple[tuple[str, float, float], ...] | None = None
     known: dict[str, dict[str, bytes]] = field(default_factory=dict)
     skip: frozenset[str] = frozenset()
-
-
-@dataclass
-class Context:
-    """What the stages of one clip work on.
-
-    Attributes:
-        clip: frames and times.
-        source: that it is of, and what is given with it.
-        settings: of the run.
-        out: the output folder, for media.
-        results: stage -> its result.
-        scene: the scene that the clip shows, where it is one of the project's own.
-    """
-
-    clip: Clip
-    source: Source
-    settings: SynthSettings
-    out: Path
-    results: dict[str, Any] = field(default_factory=dict)
-    scene: Any = None
 
 
 def window_item(source: Source, index: int) -> str:
@@ -130,8 +112,6 @@ def work(job: Job, send: Send) -> None:
 def _scene(job: Job) -> tuple[Source, Any]:
     if job.source.scene is None:
         return job.source, None
-    from fourdthinker.synth.scenes import render_scene
-
     return render_scene(job.source, job.settings, job.out)
 
 
@@ -179,8 +159,6 @@ def _of_window(job: Job) -> Generator[Clip | Bad, None, None]:
 
 def _clip(clip: Clip, job: Job, scene: Any, sender: _Sender) -> None:
     """Take a clip through the stages that are wanted, up to the first one that fails or is not wanted."""
-    from fourdthinker.synth.functions import FUNCTIONS
-
     context = Context(clip, job.source, job.settings, job.out, scene=scene)
     known = job.known.get(clip.item, {})
     for stage in ("ingest", *CLIP_STAGES):

@@ -64,7 +64,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             assert half_written(out) == []
     subprocess.run(command(out), check=True, stdin=subprocess.DEVNULL)
     assert results(out) == results(tmp_path / "whole")
-    assert not [path for path in out.rglob(".fourdthinker-*")]
+    assert not list(out.rglob(".fourdthinker-*"))
     with Journal(out) as journal:
         names = [path.stem for path in (out / "scenes").glob("*.mp4")]
         found = [entry for name in names for entry in journal.of_source(name)]
