@@ -30,8 +30,11 @@ def segment(context: Context) -> dict[str, Any]:
     """Masks of the things, as run lengths for each frame, None where one is not seen."""
     found: list[tuple[str, Sequence[Mask | None], float]]
     if context.scene is not None:
-        names, masks = context.results["objects"]["names"], context.scene.masks(context.clip)
-        found = [(name, list(mask), 1.0) for name, mask in zip(names, masks, strict=True)]
+        seen = context.scene.masks(context.clip)
+        found = [
+            (name, list(mask), 1.0)
+            for name, mask in zip(context.results["objects"]["names"], seen, strict=True)
+        ]
     else:
         segments = moving_segments(
             context.clip.pixels, context.settings.analysis_fps, context.settings.least_area
