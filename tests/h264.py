@@ -52,15 +52,26 @@ def parameter_sets() -> bytes:
 
 
 def coded(
-    number: int, order: int, frame_number: int, *, idr: bool, reference: bool, bottom: bool | None
+    number: int,
+    order: int,
+    frame_number: int,
+    *,
+    idr: bool,
+    reference: bool,
+    bottom: bool | None,
+    anew: bool = False,
 ) -> bytes:
-    """The frame (bottom None) or one field of the picture marked with a number, as one slice."""
+    """The frame (bottom None) or one field of the picture marked with a number, as one slice.
+
+    anew: order counts begin anew behind it (memory_management_control_operation 5)."""
     head = _Writer().put((0, 0), (7, 0), (0, 0), (frame_number % (1 << _FRAME_NUMBER), _FRAME_NUMBER))
     head.put((0, 1)) if bottom is None else head.put((1, 1), (bottom, 1))
     if idr:
         head.put((0, 0))
     head.put((order % (1 << _ORDER), _ORDER))
-    if reference:
+    if reference and anew:
+        head.put((1, 1), (5, 0), (0, 0))
+    elif reference:
         head.put((0, 2 if idr else 1))
     head.put((0, 0))
     luma = np.clip(marked(number, HEIGHT, WIDTH)[..., 0], 3, 250).astype(np.uint8)

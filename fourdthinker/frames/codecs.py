@@ -39,6 +39,8 @@ class Codec:
         always_shown: each packet shows a picture, but those flagged NOT_SHOWN.
         flushes: a decoder that is emptied shows what it holds under its own stamps, and decodes on from a
             keyframe after it.
+        empties: before which packets the decoder has to be emptied, for it drops there what it still holds;
+            None: it drops nothing.
         restart: to do so costs about as much as to decode so many packets.
         frame_threads: on several threads damage is still told in time.
         shared_threads: threads share one picture, so that a single one is decoded faster by several.
@@ -65,6 +67,7 @@ class Codec:
     leading_told: bool = False
     always_shown: bool = False
     flushes: bool = False
+    empties: Callable[[bytes], Test] | None = None
     restart: int = 8
     frame_threads: bool = True
     shared_threads: bool = False
@@ -111,7 +114,9 @@ CODECS = {
         begins=nal.h265_begins,
         keyframes_known=True,
         leading_told=True,
+        always_shown=True,
         flushes=True,
+        empties=nal.h265_empties,
         err_detect="crccheck+explode",
         without_picture=nal.H265.packet_without_picture,
         damage=nal.H265.damage,

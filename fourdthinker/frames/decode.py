@@ -14,6 +14,7 @@ from fourdthinker.frames.bitstream.pictures import (
     RANDOM_ACCESS,
     SECOND_FIELD,
     Damage,
+    Test,
 )
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Deadline
@@ -249,8 +250,8 @@ def packets_for(
         careful: no packet is left out.
 
     Returns:
-        Packets. None and then the stamp of a keyframe stand where decoding goes on at that keyframe with an
-        empty decoder.
+        Packets. The stamp of a keyframe stands where decoding goes on at that keyframe, None where the
+        decoder is emptied, as it is before that.
 
     Raises:
         SeekFailed: a seek led past a packet.
@@ -267,10 +268,10 @@ def packets_for(
         # Packets that have numbers for stamps are found by counting.
         leap = SEEK if seek and timeline.stamps is None else len(timeline.coded) + timeline.skipped + 1
         packets = _from_file(container, video, timeline, chosen, deadline, leap)
-    damage = codec_of(context.name).damage
-    if damage is None:
-        return packets
-    return _sound(packets, timeline, damage(context.extradata or b""))
+    codec, header = codec_of(context.name), context.extradata or b""
+    if codec.damage is not None:
+        packets = _sound(packets, timeline, codec.damage(header))
+    return packets if codec.empties is None else _emptied(packets, codec.empties(header))
 
 
 def _sound(
@@ -283,6 +284,20 @@ def _sound(
             cause = damage(bytes(packet))
             if cause is not None:
                 raise Damaged(cause, timeline, packet.pts)
+        yield packet
+
+
+def _emptied(packets: Iterator[av.Packet | int | None], empties: Test) -> Iterator[av.Packet | int | None]:
+    import av
+
+    fed = False  # since the decoder was emptied
+    for packet in packets:
+        if isinstance(packet, av.Packet):
+            if empties(memoryview(packet)) and fed:
+                yield None
+            fed = True
+        elif packet is None:
+            fed = False
         yield packet
 
 

@@ -27,7 +27,8 @@ _STILL = (b"avif", b"mif1", *_HEIC)
 MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: about 0.5 GB while the image is read
 VARIABLE = "FOURDTHINKER_MAX_SOURCE_PIXELS"
 _STRIP = 256  # rows that are converted at once
-_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED = 258, 262, 339, 2  # tags of TIFF, and a value of the last
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # of Pillow's raw modes: from one level of so many bits to the next
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG, but those within entropy-coded data
@@ -100,6 +101,7 @@ def load_image(
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(name, "rb") as file:
             image = _identified(file)
+            _scale_key(image)
             check_source_size(name, image.height, image.width, source_limit(limit))
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
@@ -142,18 +144,26 @@ def _identified(file: BinaryIO) -> Image.Image:
     raise UnidentifiedImageError(f"its first bytes are those of none of {', '.join(FORMATS)}")
 
 
+def _scale_key(image: Image.Image) -> None:
+    """Scale the transparent level of a gray PNG of 2 or 4 bits to 8, as Pillow scales the picture alone."""
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format == "PNG" and isinstance(key, int) and tiles:
+        image.info["transparency"] = key * _GRAY_STEPS.get(str(tiles[0][3]), 1)
+
+
 def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:  # after loading, which turns a TIFF by itself
         orientation = Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation))
     except (SyntaxError, ValueError, OSError, struct.error):  # EXIF that cannot be read says nothing
         orientation = Orientation()
+    tags = dict(getattr(image, "tag_v2", {}))
     sixteen = image.mode in _SIXTEEN or (image.mode == "I" and image.format != "TIFF")
-    if image.mode in ("F", "I") and not sixteen:
+    signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    if signed or (image.mode in ("F", "I") and not sixteen):
         levels = "floating point" if image.mode == "F" else "signed or 32-bit integers"
         raise VideoError(
             f"{name}: its levels are {levels}, which have no scale; save it with 8 or 16 unsigned bits"
         )
-    tags = dict(getattr(image, "tag_v2", {}))
     bits, inverted = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)

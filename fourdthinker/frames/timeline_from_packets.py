@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames.bitstream.display_order import OF_SECOND_FIELD
+from fourdthinker.frames.bitstream.display_order import NEVER_SHOWN, OF_SECOND_FIELD
 from fourdthinker.frames.bitstream.pictures import (
     KEYFRAME,
     NON_REFERENCE,
@@ -343,6 +343,8 @@ def _packets(
                 found.keys.append(key_of(data))
                 if found.keys[-1] == OF_SECOND_FIELD and len(found.keys) > 1:
                     found.join_fields()
+                elif found.keys[-1] == NEVER_SHOWN:
+                    found.flags[-1] |= NOT_SHOWN
             held.keep(packet)
     except av.error.FFmpegError as error:
         if not found.stamps:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -75,11 +76,18 @@ def load_items(
     if config.cache_dir is not None:
         source = cache = _filled_cache(config, args, checkpoint, encoder, records, kept)
         if config.check_media and covered:
-            for problem in _shared_out(args, records, lambda r: checks.length(r, cache.outline(r))):
+            for problem in _checked(args, records, lambda r: checks.length(r, cache.outline(r))):
                 if problem is not None:
                     raise RecordError(problem)
     encode: Callable[[Record], Any] = source.sample if kind == "dift" else source.prompt
     return Items(records, encode)
+
+
+class Finding(NamedTuple):
+    """Of a record that was looked at: what is wrong with it, and how the times of its clip were learnt."""
+
+    problem: str | None
+    times_from: str = "container"
 
 
 @dataclass(frozen=True)
@@ -96,21 +104,22 @@ class Checks:
     lengths: Lengths
     kind: Literal["dift", "rl"]
 
-    def media(self, record: Record) -> str | None:
-        """What is wrong with the texts, clip, pictures or length of a record, or None."""
+    def media(self, record: Record) -> Finding:
+        """Look at the texts, clip, pictures and length of a record."""
         try:
             self.encoder.check_text(record)
             vision = self.encoder.read(record)
             if record.kind == "dift" and record.images:
                 self.encoder.overlays(record)
         except VideoError as error:
-            return f"{record.where}: {error}"
+            return Finding(f"{record.where}: {error}")
         except RecordError as error:
-            return str(error)
+            return Finding(str(error))
         return self.length(record, vision)
 
-    def length(self, record: Record, vision: Vision | None) -> str | None:
-        """What is too long about a record whose clip is `vision`, with or without its pixels; or None."""
+    def length(self, record: Record, vision: Vision | None) -> Finding:
+        """Look at the length of a record whose clip is `vision`, with or without its pixels."""
+        times_from = "container" if vision is None else vision.times_from
         item: Prompt | Sample
         try:
             if self.kind == "rl":
@@ -120,9 +129,9 @@ class Checks:
                 latents = torch.zeros(len(record.images) * self.encoder.latents.latent_size, 1)
                 item = self.encoder.sample(record, vision, latents)
         except RecordError as error:
-            return str(error)
+            return Finding(str(error), times_from)
         problem = self.lengths.problem(item)
-        return None if problem is None else f"{record.where}: {problem}"
+        return Finding(None if problem is None else f"{record.where}: {problem}", times_from)
 
 
 def load_records(
@@ -150,7 +159,7 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         output_path(rejected).unlink(missing_ok=True)
-    check = None if checks is None else functools.partial(_shared_out, args, problem=checks.media)
+    check = None if checks is None else functools.partial(_checked, args, look=checks.media)
     records: list[Record] = []
     for path in config.data:
         records += read_records(
@@ -168,17 +177,31 @@ def load_records(
     return records
 
 
-def _shared_out(
-    args: TrainingArguments, records: list[Record], problem: Callable[[Record], str | None]
+def _checked(
+    args: TrainingArguments, records: list[Record], look: Callable[[Record], Finding]
 ) -> list[str | None]:
-    """For every record what is wrong with it, or None; the ranks share the work."""
+    """For every record what is wrong with it, or None; the ranks share the work.
+
+    Clips whose times are not the container's are counted on the log.
+    """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(problem, records[args.process_index :: args.world_size]))
-    shares: list[list[str | None]] = [found]
+        found = list(pool.map(look, records[args.process_index :: args.world_size]))
+    shares: list[list[Finding]] = [found]
     if args.world_size > 1:
         shares = [[] for _ in range(args.world_size)]
         dist.all_gather_object(shares, found)
-    return [shares[i % args.world_size][i // args.world_size] for i in range(len(records))]
+    every = [shares[i % args.world_size][i // args.world_size] for i in range(len(records))]
+    clips = {r.video: f.times_from for r, f in zip(records, every, strict=True) if r.video is not None}
+    others = Counter(how for how in clips.values() if how != "container")
+    if others and args.process_index == 0:
+        told = ", ".join(f"{how} {count}" for how, count in sorted(others.items()))
+        logger.warning(
+            "times of %d of %d clips are not their containers': %s (fourdthinker probe tells of which)",
+            others.total(),
+            len(clips),
+            told,
+        )
+    return [finding.problem for finding in every]
 
 
 def _filled_cache(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RECORDS_PER_BATCH = 16
+_FORM = 2  # of the files; those of another one are not read
 
 
 def tower_fingerprint(backbone: Backbone) -> str:
@@ -64,7 +65,8 @@ class VisionCache:
     ) -> None:
         self.folder, self.encoder, self.clips, self.imagery = Path(folder), encoder, clips, imagery
         spec = backbone.latents
-        self._base = {"tower": tower_fingerprint(backbone), "policy": asdict(encoder.policy)}
+        tower, policy = tower_fingerprint(backbone), asdict(encoder.policy)
+        self._base = {"form": _FORM, "tower": tower, "policy": policy}
         self._latents = {"latent_size": spec.latent_size, "compress": spec.compress_strategy}
 
     def sample(self, record: Record) -> Sample:
@@ -150,6 +152,7 @@ class VisionCache:
             return None
         with safe_open(self._clip_path(record), framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118
+            times_from = file.metadata()["times_from"]
         seconds, times = stored.get("seconds_per_grid"), stored.get("times")
         return Vision(
             stored["grid_thw"],
@@ -157,6 +160,7 @@ class VisionCache:
             kind="image" if seconds is None else "video",
             seconds_per_grid=None if seconds is None else seconds.tolist(),
             times=None if times is None else [times.tolist()],
+            times_from=times_from,
         )
 
     def _clip_path(self, record: Record) -> Path:
@@ -190,4 +194,4 @@ def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:
         if vision.times is not None:  # a record has one clip
             content["times"] = torch.tensor(vision.times[0], dtype=torch.float64)
     make_folder(path.parent)
-    write_bytes(path, save(content), sync=False)
+    write_bytes(path, save(content, {"times_from": vision.times_from}), sync=False)

@@ -2,13 +2,14 @@
 
 A function of a stream's header gives one of the data of each packet, called in decoding order: a number that
 increases in the order of display, or None where the data do not tell; OF_SECOND_FIELD for a packet that holds
-the second field of the picture before it alone (H.264). It serves to check presentation times,
-and to order pictures where these are missing or follow the order of storage.
+the second field of the picture before it alone (H.264), NEVER_SHOWN for a picture that is only referred to,
+or that refers to what lies before a cut (H.265). It serves to check presentation times, and to order pictures
+where these are missing or follow the order of storage.
 
 Sources: ITU-T H.264 7.3.3 (slice header), 8.2.1 (picture order count); H.265 7.3.6.1 (slice segment header),
-8.3.1 (picture order count), 8.1.3 (random access); ISO/IEC 13818-2 6.1.1.11 and ISO/IEC 14496-2 6.1.3 (a
-B-picture is shown when it is decoded, another one after the B-pictures that follow it). Not read: H.264's
-memory_management_control_operation 5, after which the numbers given may not increase.
+8.3.1 (picture order count), 8.1.3 (random access, leading pictures that are not output); ISO/IEC 13818-2
+6.1.1.11 and ISO/IEC 14496-2 6.1.3 (a B-picture is shown when it is decoded, another one after the B-pictures
+that follow it).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fourdthinker.frames.bitstream.bits import Bits
+from fourdthinker.frames.bitstream.marking import HEAD, Picture264, begins_anew, picture_set
 from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
 from fourdthinker.frames.bitstream.nal import H264, H265, content, header_units, units
 from fourdthinker.frames.bitstream.parameter_sets import (
@@ -29,7 +31,7 @@ from fourdthinker.frames.bitstream.parameter_sets import (
 from fourdthinker.frames.bitstream.pictures import Data
 
 Order = Callable[[Data], int | None]
-OF_SECOND_FIELD = -1
+OF_SECOND_FIELD, NEVER_SHOWN = -1, -2
 _EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
 _GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
 _HEAD = 24  # bytes of a slice that hold the fields read here
@@ -111,11 +113,22 @@ class _Field(NamedTuple):
         return first == (1 - self.bottom, self.frame_number, self.reference)
 
 
+class _Slice(NamedTuple):
+    """The first fields of a slice's header (H.264). kind: slice_type."""
+
+    kind: int
+    sequence: Sequence264
+    picture: Picture264
+    field: _Field | None
+    idr: bool
+    reference: bool
+
+
 class _H264:
     def __init__(self, extradata: bytes) -> None:
         self.length = H264.length_size(extradata)
         self.sequences: dict[int, Sequence264] = {}
-        self.of_picture: dict[int, int] = {}  # picture parameter set -> sequence parameter set
+        self.pictures: dict[int, Picture264] = {}  # picture parameter sets
         self.count, self.decoded = _Count(), 0
         self.unpaired: _Field | None = None  # the field before, while its picture lacks the other one
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
@@ -128,15 +141,15 @@ class _H264:
             for unit in units(data, self.length):
                 if not len(unit):
                     break
-                kind = unit[0] & 31
-                if kind not in (1, 2, 5):
+                if unit[0] & 31 not in (1, 2, 5):
                     self._set(unit)
                     continue
-                bits, reference = Bits(content(unit, _HEAD)), bool(unit[0] & 0x60)
-                sequence, field = self._head(bits, reference)
+                idr, reference = unit[0] & 31 == 5, bool(unit[0] & 0x60)
+                bits = Bits(content(unit, HEAD if reference and not (idr or fields) else _HEAD))
+                head = self._head(bits, idr, reference)
+                field = head.field
                 if not fields:
-                    second = field is not None and field.completes(self.unpaired)
-                    key = self._key(bits, sequence, kind == 5, reference, second)
+                    key = self._key(bits, head, field is not None and field.completes(self.unpaired))
                 if field is None:
                     break
                 if field not in fields[-1:]:
@@ -155,33 +168,42 @@ class _H264:
             sequence = sequence_h264(Bits(content(unit)[1:]))
             self.sequences[sequence.number] = sequence
         elif kind == _PICTURE_SETS_264:
-            bits = Bits(content(unit, _HEAD)[1:])
-            number = bits.ue()
-            self.of_picture[number] = bits.ue()
+            number, picture = picture_set(Bits(content(unit)[1:]))
+            self.pictures[number] = picture
 
-    def _head(self, bits: Bits, reference: bool) -> tuple[Sequence264, _Field | None]:
+    def _head(self, bits: Bits, idr: bool, reference: bool) -> _Slice:
         bits.take(8)
-        bits.skip_ue(2)
-        sequence = self.sequences[self.of_picture[bits.ue()]]
+        bits.ue()
+        kind, picture, field = bits.ue(), self.pictures[bits.ue()], None
+        sequence = self.sequences[picture.sequence]
         if sequence.separate_planes:
             bits.take(2)
         number = bits.take(sequence.frame_number_size)
-        if sequence.frames_only or not bits.take(1):
-            return sequence, None
-        return sequence, _Field(bits.take(1), number, reference)
+        if not sequence.frames_only and bits.take(1):
+            field = _Field(bits.take(1), number, reference)
+        return _Slice(kind, sequence, picture, field, idr, reference)
 
-    def _key(self, bits: Bits, sequence: Sequence264, idr: bool, reference: bool, second: bool) -> int | None:
-        """The number of a picture. bits: behind the fields that `_head` takes."""
+    def _key(self, bits: Bits, head: _Slice, second: bool) -> int | None:
+        """The number of a picture. bits: behind the fields that `_head` takes. second: a second field's."""
         self.decoded += 1
-        if idr:
+        sequence, low, below = head.sequence, 0, 0
+        if head.idr:
             bits.ue()
             if not second:
                 self.count.begin()
-        if sequence.order_kind == 2:  # shown as decoded
-            return self.count.epoch + self.decoded
         if sequence.order_kind == 1:
             return None
-        return self.count.whole(bits.take(sequence.order_size), sequence.order_size, reference)
+        if sequence.order_kind == 0:
+            low = bits.take(sequence.order_size)
+            if head.picture.order_of_bottom and head.field is None:
+                below = bits.ue()  # odd where the bottom field comes later; else half of it, how much earlier
+        chroma = bool(sequence.chroma) and not sequence.separate_planes
+        if head.reference and not head.idr and begins_anew(bits, head.kind, head.picture, chroma):
+            self.count.begin()
+            low = 0 if below % 2 else below // 2  # as of the top field, when the earlier of both becomes 0
+        if sequence.order_kind == 2:  # shown as decoded
+            return self.count.epoch + self.decoded
+        return self.count.whole(low, sequence.order_size, head.reference)
 
 
 class _H265:
@@ -190,23 +212,29 @@ class _H265:
         self.sequences: dict[int, Sequence265] = {}
         self.of_picture: dict[int, tuple[int, int, int]] = {}  # (sequence, output flag, extra bits)
         self.count, self.begins = _Count(), True
+        self.skips = False  # leading pictures that refer to what lies before the last keyframe
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
             for unit in header_units(H265, extradata):
                 self._set(unit)
 
     def order(self, data: Data) -> int | None:
+        key, slices = None, 0
         try:
             for unit in units(data, self.length):
                 if len(unit) < 2:
-                    return None
-                kind = unit[0] >> 1 & 63
+                    break
+                kind, layer = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3
+                if layer:  # of another view, or of alpha
+                    continue
                 if kind < 32:
-                    return self._slice(Bits(content(unit, _HEAD)), kind, unit[1] & 7)
+                    slices += 1
+                    key = self._slice(Bits(content(unit, _HEAD)), kind, unit[1] & 7) if slices == 1 else key
+                    continue
                 self._set(unit)
                 self.begins = self.begins or kind in (36, 37)  # end of a sequence, of a bitstream
         except (ValueError, KeyError):
             return None
-        return None
+        return key
 
     def _set(self, unit: Data) -> None:
         kind = unit[0] >> 1 & 63 if len(unit) > 2 else 0
@@ -225,16 +253,21 @@ class _H265:
             return None
         if 16 <= kind < 24:
             bits.take(1)
-            if kind != 21 or self.begins:  # after a CRA picture counting goes on, unless it is the first
+            self.skips = kind != 21 or self.begins
+            if self.skips:  # after a CRA picture counting goes on, unless it is the first
                 self.count.begin()
             self.begins = False
+        elif kind in (8, 9) and self.skips:
+            return NEVER_SHOWN
         number, output_flag, extra = self.of_picture[bits.ue()]
         sequence = self.sequences[number]
-        if kind in (19, 20):
-            return self.count.epoch
         bits.take(extra)
         bits.ue()
-        bits.take(output_flag + 2 * sequence.separate_planes)
+        shown = not output_flag or bits.take(1)
+        bits.take(2 * sequence.separate_planes)
+        if kind in (19, 20):
+            return self.count.epoch if shown else NEVER_SHOWN
         # Not from leading pictures, nor those that nothing of their layer refers to, nor higher layers.
         kept = layer == 1 and not 6 <= kind <= 9 and not (kind < 16 and kind % 2 == 0)
-        return self.count.whole(bits.take(sequence.order_size), sequence.order_size, kept)
+        number = self.count.whole(bits.take(sequence.order_size), sequence.order_size, kept)
+        return number if shown else NEVER_SHOWN

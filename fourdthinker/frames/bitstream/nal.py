@@ -4,7 +4,7 @@ Sources: ITU-T H.264 annex B and H.265 annex B (start codes); ISO/IEC 14496-15 5
 length the stream's header tells); H.264 7.3.1 and 7.4.1 (nal_ref_idc, nal_unit_type, no three zero bytes in
 a unit), 7.3.2.3.1 and D.1.8 (recovery point message), 7.3.2.4 (access unit delimiter); H.265 7.4.2 and
 7.4.2.2 (nal_unit_type, intra random access points, sub-layer non-reference pictures), 7.3.2.5 (access unit
-delimiter).
+delimiter), C.5.2.2 (pictures that are dropped).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fourdthinker.frames.bitstream.pictures import (
 
 START = b"\0\0\1"
 _RECOVERY_POINT = 6  # payloadType
+H265_ENDS = (36, 37)  # nal_unit_type of the end of a sequence, of a bitstream
 HOLE = bytes(8)  # no encoder writes it within a unit
 
 
@@ -213,7 +214,9 @@ def h265_flags(extradata: bytes) -> Flags:
             if len(unit) < 2:
                 return 0
             kind = unit[0] >> 1 & 63
-            if kind < 32:
+            if kind in H265_ENDS:  # which the decoder has to see
+                non_reference = False
+            elif kind < 32:
                 pictures += 1
                 non_reference = non_reference and kind < 16 and kind % 2 == 0
                 random_access = random_access and kind in (19, 20)
@@ -224,6 +227,28 @@ def h265_flags(extradata: bytes) -> Flags:
         return found | layer << LAYER_SHIFT
 
     return flags
+
+
+def h265_empties(extradata: bytes) -> Test:
+    """Whether the decoder has to be emptied before a packet, at which it drops pictures still to come out.
+
+    It does so at a CRA picture behind the end of a sequence, and where no_output_of_prior_pics_flag is set.
+    """
+    length, ended = H265.length_size(extradata), False
+
+    def empties(data: Data) -> bool:
+        nonlocal ended
+        found = False
+        for unit in units(data, length):
+            kind = unit[0] >> 1 & 63 if len(unit) > 2 else 0
+            if len(unit) > 1 and unit[0] >> 1 & 63 in H265_ENDS:
+                ended = True
+            elif len(unit) > 2 and kind < 32:
+                found = found or (16 <= kind < 24 and (ended if kind == 21 else bool(unit[2] & 64)))
+                ended = False
+        return found
+
+    return empties
 
 
 def settle_layers(flags: bytearray) -> bytes:

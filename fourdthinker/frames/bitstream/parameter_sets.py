@@ -45,6 +45,7 @@ class Sequence264(NamedTuple):
     order_kind: int
     order_size: int
     frames_only: int
+    chroma: int  # 0: there is none
 
 
 class Sequence265(NamedTuple):
@@ -60,7 +61,7 @@ def sequence_h264(bits: Bits) -> Sequence264:
     """From the first bit behind the unit's head up to direct_8x8_inference_flag."""
     profile = bits.take(8)
     bits.take(16)
-    number, separate = bits.ue(), 0
+    number, separate, chroma = bits.ue(), 0, 1
     if profile in _HIGH:
         chroma = bits.ue()
         if chroma == 3:
@@ -85,7 +86,7 @@ def sequence_h264(bits: Bits) -> Sequence264:
     frames_only = bits.take(1)
     if not frames_only:
         bits.take(1)
-    return Sequence264(number, separate, frame_number_size, order_kind, order_size, frames_only)
+    return Sequence264(number, separate, frame_number_size, order_kind, order_size, frames_only, chroma)
 
 
 def _h264_siting(bits: Bits) -> str:

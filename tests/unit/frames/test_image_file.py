@@ -191,6 +191,20 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
     assert level(path) == [255] * 3
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_level_of_gray_has_the_bits_of_its_file(tmp_path: Path, bits: int) -> None:
+    top = (1 << bits) - 1
+    packed = [sum(level << bits * k for k in range(8 // bits)) for level in (0, 1, top)]
+    rows = b"".join(b"\0" + bytes([byte]) for byte in packed)
+    header = struct.pack(">IIBBBBB", 8 // bits, 3, bits, 0, 0, 0, 0)
+    for key in {0, 1, top}:
+        path = tmp_path / f"{key}.png"
+        parts = (chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", key)))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IDAT", zlib.compress(rows)))
+        expected = [255 if level == key else level * 255 // top for level in (0, 1, top)]
+        assert load_image(path)[:, 0, 0].tolist() == expected, key
+
+
 def test_gray_palettes_and_cmyk(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "bmp", "tif", "ppm"):
         assert level(saved(tmp_path, Image.new("L", (16, 16), 100), suffix)) == [100] * 3
