@@ -149,19 +149,22 @@ class Sample:
     family: str | None = None
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """Training samples to one batch of tensors, padded on the right.
+def collate(samples: Sequence[Sample], pad_id: int, *, packed: bool = False) -> Batch:
+    """Training samples to one batch of tensors.
 
     Args:
-        samples: B of them, at least one.
+        samples: n of them, at least one.
         pad_id: fills up `input_ids`.
+        packed: one sequence holds all of them, one behind the other, none of which sees another; else each is
+            a sequence of its own, padded on the right.
 
     Returns:
-        input_ids, attention_mask, labels [B, S] int64; position_ids [3, B, S] int64; target [B, S] int64:
-        labels shifted left by one; rows [M]: flat positions b*S+p with a target; latent_index [N],
-        vision_index [Mv]: flat positions of latent and of vision pads. When there are any: patches [P,
-        patch_dim] with grid_thw [n, 3], or vision_features [Mv, (1 + D) * H]; and imagery_patches with
-        imagery_grid_thw, or latents [N, H].
+        With B = n sequences, or B = 1: input_ids, labels [B, S] int64; attention_mask [B, S] int64, or if
+        packed segments [B, S] int32 (see `packed_mask`); position_ids [3, B, S] int64; target [B, S] int64:
+        labels shifted left by one, those of a sample's first position nowhere; rows [M]: flat positions b*S+p
+        with a target; latent_index [N], vision_index [Mv]: flat positions of latent and of vision pads. When
+        there are any: patches [P, patch_dim] with grid_thw [n, 3], or vision_features [Mv, (1 + D) * H]; and
+        imagery_patches with imagery_grid_thw, or latents [N, H].
 
     Raises:
         ConfigError: no samples; some bring patches and others cached features (or pictures and cached
@@ -170,21 +173,21 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     if not samples:
         raise ConfigError("a batch of no samples cannot be made")
     lengths = [sample.input_ids.shape[0] for sample in samples]
-    shape = len(samples), max(lengths)
-    ids = torch.full(shape, pad_id)
-    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
+    shape = (1, sum(lengths)) if packed else (len(samples), max(lengths))
+    starts = [sum(lengths[:i]) if packed else i * shape[1] for i in range(len(samples))]
+    ids, segments = torch.full(shape, pad_id), torch.full(shape, -1, dtype=torch.int32)
+    labels, target = torch.full(shape, IGNORE), torch.full(shape, IGNORE)
     positions = torch.ones(3, *shape, dtype=torch.long)
-    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-        ids[row, :length] = sample.input_ids
-        mask[row, :length] = 1
-        labels[row, :length] = sample.labels
-        positions[:, row, :length] = sample.position_ids
-    target = torch.full(shape, IGNORE)
-    target[:, :-1] = labels[:, 1:]
-    starts = [row * shape[1] for row in range(shape[0])]
-    batch = {
+    for number, (sample, start, length) in enumerate(zip(samples, starts, lengths, strict=True), 1):
+        own = slice(start, start + length)
+        ids.view(-1)[own] = sample.input_ids
+        segments.view(-1)[own] = number
+        labels.view(-1)[own] = sample.labels
+        target.view(-1)[start : start + length - 1] = sample.labels[1:]
+        positions.view(3, -1)[:, own] = sample.position_ids
+    batch: Batch = {
         "input_ids": ids,
-        "attention_mask": mask,
+        **({"segments": segments} if packed else {"attention_mask": (segments > 0).long()}),
         "position_ids": positions,
         "labels": labels,
         "target": target,

@@ -1,4 +1,4 @@
-"""Which samples each rank sees at each step: a deterministic, rank-aware batch sampler, and collators."""
+"""Which samples each rank sees at each step: a deterministic, rank-aware batch sampler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fourdthinker.samples import Prompt, Sample, collate
+from fourdthinker.samples import Prompt, Sample
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -123,19 +123,6 @@ class Items(Dataset[tuple[int, T]]):
                 digest.update(repr(dataclasses.replace(item, where="")).encode())
             digest.update(b";")
         return digest.hexdigest()[:24]
-
-
-class DiftCollator:
-    """Samples to a batch; `sample_index` [B] says which items it holds."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, items: list[tuple[int, Sample]]) -> dict[str, Any]:
-        """Pad (index, sample) pairs to one batch, as `collate` does."""
-        batch = collate([sample for _, sample in items], self.pad_id)
-        batch["sample_index"] = torch.tensor([index for index, _ in items])
-        return batch
 
 
 def same(items: list[Any]) -> list[Any]:

@@ -14,22 +14,68 @@ from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.objectives import dift_objective
-from fourdthinker.samples import Batch, Sample
-from fourdthinker.trainers.batches import DiftCollator, ShardedBatches
+from fourdthinker.samples import Batch, Sample, collate
+from fourdthinker.trainers.batches import ShardedBatches
+from fourdthinker.trainers.budget import cut, cut_into, halves
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.trainer import Forward, LatentTrainer, Parts
+from fourdthinker.trainers.trainer import LatentTrainer
+from fourdthinker.trainers.update import Forward, Parts
 
 
 class DiftTrainer(LatentTrainer):
     """Loss of an update: mean over its supervised tokens and mean over its latents, on all ranks together."""
 
     settings: DiftConfig
+    _samples: list[tuple[int, Sample]]  # of the update, with their indices in the data set
+    _parts: list[list[list[int]]]  # of each micro-batch its forwards, each a list of positions in `_samples`
 
-    def make_update(self, batches: list[Batch]) -> list[list[Forward]]:
-        """One forward for each micro-batch, with the numbers of tokens and latents of the whole update."""
-        counts = [sum(batch[key].numel() for batch in batches) for key in ("rows", "latent_index")]
+    def make_update(self, batches: list[list[tuple[int, Sample]]]) -> list[list[Forward]]:
+        """The forwards of each micro-batch, with the numbers of tokens and latents of the whole update.
+
+        With a budget the samples of all micro-batches are sorted by length and cut anew, and all forwards
+        stand in the last one.
+        """
+        self._samples = [item for batch in batches for item in batch]
+        ends = torch.tensor([len(batch) for batch in batches]).cumsum(0).tolist()
+        positions = list(range(len(self._samples)))
+        self._parts = [[positions[end - len(batch) : end]] for batch, end in zip(batches, ends, strict=True)]
+        if self.settings.max_tokens_per_forward is not None:
+            self._parts = [*([] for _ in batches[1:]), self._by_budget(self.settings.max_tokens_per_forward)]
+        for _ in range(self.divisions):
+            self._halve()
+        return self._forwards()
+
+    def divide_update(self) -> list[list[Forward]] | None:
+        """The same update with half the samples a forward; None where each has one already."""
+        return self._forwards() if self._halve() else None
+
+    def _halve(self) -> bool:
+        before = sum(map(len, self._parts))
+        self._parts = [[half for part in parts for half in halves(part)] for parts in self._parts]
+        return sum(map(len, self._parts)) > before
+
+    @property
+    def _packed(self) -> bool:
+        """Whether samples stand behind each other: where attention skips what they do not see."""
+        return self.args.device.type == "cuda" and self.checkpoint.backbone.attention == "sdpa"
+
+    def _by_budget(self, budget: int) -> list[list[int]]:
+        lengths = [sample.input_ids.numel() for _, sample in self._samples]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+        def cost(part: Sequence[int]) -> int:
+            return sum(lengths[i] for i in part) if self._packed else len(part) * lengths[part[0]]
+
+        parts = cut(order, cost, budget)
+        return cut_into(parts, self.most_of_ranks([len(parts)])[0])
+
+    def _forwards(self) -> list[list[Forward]]:
+        made = [[self._collate(part) for part in parts] for parts in self._parts]
+        counts = [
+            sum(batch[key].numel() for batches in made for batch in batches) for key in ("rows", "latent_index")
+        ]
         numbers = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
         num_tokens, num_latents = self.sum_over_ranks(numbers)
         objective = functools.partial(
@@ -39,7 +85,22 @@ class DiftTrainer(LatentTrainer):
             ce_weight=self.settings.ce_loss_weight,
             sim_weight=self.settings.sim_loss_weight,
         )
-        return [[Forward(batch, objective, batch["sample_index"])] for batch in batches]
+        return [
+            [
+                Forward(batch, objective, torch.tensor([self._samples[i][0] for i in part]))
+                for part, batch in zip(parts, batches, strict=True)
+            ]
+            for parts, batches in zip(self._parts, made, strict=True)
+        ]
+
+    def _collate(self, part: list[int]) -> Batch:
+        """A batch of some samples; of none, one in which the shortest is run and nothing of it counts."""
+        pad_id, packed = self.checkpoint.backbone.vision.pad_id, self._packed and len(part) > 1
+        if part:
+            return collate([self._samples[i][1] for i in part], pad_id, packed=packed)
+        shortest = min((sample for _, sample in self._samples), key=lambda sample: sample.input_ids.numel())
+        batch = collate([shortest], pad_id)
+        return batch | {name: batch[name][:0] for name in ("rows", "latent_index")}
 
 
 def train_dift(
@@ -97,8 +158,7 @@ def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:
         world_size=parts.args.world_size,
         seed=config.seed,
     )
-    collator = DiftCollator(parts.checkpoint.backbone.vision.pad_id)
-    return DiftTrainer(config, parts, batches, collator)
+    return DiftTrainer(config, parts, batches)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

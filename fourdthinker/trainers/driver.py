@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
@@ -27,7 +28,8 @@ from fourdthinker.trainers.model import add_adapter, load_model, reference_model
 from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
-from fourdthinker.trainers.trainer import LatentTrainer, NonFiniteLossError, Parts
+from fourdthinker.trainers.trainer import LatentTrainer
+from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -71,6 +73,7 @@ def train(
     Raises:
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
+        MemoryLimitError: memory ran out, and smaller forwards would not help.
     """
     args = training_arguments(config)
     resume = find_resume(config, args)
@@ -88,7 +91,10 @@ def train(
         data = Items(items)
     trainer = recipe.make_trainer(Parts(args, checkpoint, data, reference))
     loaded = resume is not None and given is None
-    return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
+    try:
+        return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
+    except torch.OutOfMemoryError as error:  # outside of the forwards, which are made smaller
+        raise MemoryLimitError(str(error).partition("\n")[0]) from error
 
 
 def run_command(
@@ -113,7 +119,7 @@ def run_command(
         config = parse_command_line(settings, argv, program=program, description=description)
         with process_group():
             final = train_with(config)
-    except (FourdError, NonFiniteLossError, OSError) as error:
+    except (FourdError, NonFiniteLossError, MemoryLimitError, OSError) as error:
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"error{rank}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error

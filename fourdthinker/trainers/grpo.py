@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -25,7 +25,7 @@ from fourdthinker.objectives import grpo_objective, policy_logprobs
 from fourdthinker.rewards import Reward, accuracy_reward, load_reward
 from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
-from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches, same
+from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.experience import (
@@ -40,10 +40,12 @@ from fourdthinker.trainers.experience import (
     with_advantages,
     write_rollouts,
 )
-from fourdthinker.trainers.packing import Chunk, replay_chunks
+from fourdthinker.trainers.budget import cut_into
+from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.trainer import Forward, LatentTrainer, Parts
+from fourdthinker.trainers.trainer import LatentTrainer
+from fourdthinker.trainers.update import Forward, Parts
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -73,7 +75,7 @@ class GrpoTrainer(LatentTrainer):
     def __init__(
         self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: dict[str, Reward]
     ) -> None:
-        super().__init__(config, parts, batches, same)
+        super().__init__(config, parts, batches)
         self.rewards, self.reference = rewards, parts.reference
         if self.reference is not None:
             self.reference.to(self.args.device)
@@ -95,15 +97,31 @@ class GrpoTrainer(LatentTrainer):
                 f"step {self.state.global_step} is within the {self.settings.num_iterations} updates on "
                 "one batch of rollouts, which are gone; resume from an earlier checkpoint"
             )
-        update: list[list[Forward]] = []
-        number = 0
-        for chunks, num_items in zip(self._replay.micro_batches, self._replay.num_items, strict=True):
-            objective = self._objective(num_items, self._replay.num_tokens)
-            update.append([])
-            for chunk in chunks:
-                update[-1].append(self._forward(chunk, objective, number))
-                number += 1
-        return update
+        return self._forwards(self._replay)
+
+    def divide_update(self) -> list[list[Forward]] | None:
+        """The same update with half the rollouts a forward; None where each has one already."""
+        replay = self._replay
+        if replay is None or all(len(c.rows) < 2 for chunks in replay.micro_batches for c in chunks):
+            return None
+        numbers = itertools.count()
+        micro_batches = [
+            self._halves([replace(c, batch=c.batch | self._known(next(numbers))) for c in chunks])
+            for chunks in replay.micro_batches
+        ]
+        self._replay, self._old_logprobs = replace(replay, micro_batches=micro_batches), {}
+        return self._forwards(self._replay)
+
+    def _halves(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        pad_id, share = self.checkpoint.backbone.vision.pad_id, self.settings.share_prompt
+        return [half for chunk in chunks for half in halved(chunk, pad_id, share=share)]
+
+    def _forwards(self, replay: Replay) -> list[list[Forward]]:
+        numbers = itertools.count()
+        return [
+            [self._forward(chunk, self._objective(num_items, replay.num_tokens), next(numbers)) for chunk in m]
+            for m, num_items in zip(replay.micro_batches, replay.num_items, strict=True)
+        ]
 
     def _objective(self, num_items: Tensor, num_tokens: Tensor) -> Any:
         return functools.partial(
@@ -115,9 +133,11 @@ class GrpoTrainer(LatentTrainer):
         )
 
     def _forward(self, chunk: Chunk, objective: Any, number: int) -> Forward:
-        known = number in self._old_logprobs
-        old = {"old_logprobs": self._old_logprobs[number]} if known else {}
-        return Forward(chunk.batch | old, objective, chunk.items, number)
+        return Forward(chunk.batch | self._known(number), objective, chunk.items, number)
+
+    def _known(self, number: int) -> Batch:
+        """The log-probs of a forward before the first update, once they are known."""
+        return {"old_logprobs": self._old_logprobs[number]} if number in self._old_logprobs else {}
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
         """Keep the log-probs of the policy that is about to be updated for the first time.
@@ -127,8 +147,8 @@ class GrpoTrainer(LatentTrainer):
             outputs: of its objective: the log-probs.
         """
         (logprobs,) = outputs
-        if self.settings.num_iterations > 1:
-            self._old_logprobs.setdefault(forward.number, logprobs)
+        if self.settings.num_iterations > 1 and "old_logprobs" not in forward.batch:
+            self._old_logprobs[forward.number] = logprobs
 
     # ---- sampling
 
@@ -180,9 +200,17 @@ class GrpoTrainer(LatentTrainer):
         counts = [[e.num_sequences, e.num_tokens] for e in experiences]
         totals = torch.tensor(counts, dtype=torch.float64, device=self.args.device).sum(0)
         sequences, tokens = self.sum_over_ranks(totals)
-        micro_batches = []
-        for experience, number in zip(experiences, self._forwards_of(experiences), strict=True):
-            micro_batches.append(replay_chunks(experience, number, pad_id, share=config.share_prompt))
+        cuts = [cut_rows(e, config.max_tokens_per_forward, share=config.share_prompt) for e in experiences]
+        numbers = self.most_of_ranks([len(parts) for parts in cuts])
+        micro_batches = [
+            [
+                make_chunk(experience, rows, pad_id, share=config.share_prompt)
+                for rows in cut_into(parts, number)
+            ]
+            for experience, parts, number in zip(experiences, cuts, numbers, strict=True)
+        ]
+        for _ in range(self.divisions):
+            micro_batches = [self._halves(chunks) for chunks in micro_batches]
         if config.loss.beta:
             own = self.checkpoint.backbone
             reference = own if self.reference is None else self.reference
@@ -194,16 +222,6 @@ class GrpoTrainer(LatentTrainer):
             shares = len(experiences) * self.args.world_size
             num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
         return Replay(micro_batches, num_items, tokens)
-
-    def _forwards_of(self, experiences: list[Experience]) -> list[int]:
-        """How many forwards each micro-batch is cut into: as many on all ranks, or collectives would hang."""
-        size = self.settings.rows_per_forward
-        counts = torch.tensor(
-            [-(-e.num_sequences // size) if size else 1 for e in experiences], device=self.args.device
-        ).clamp(min=1)
-        if self.args.world_size > 1:
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-        return counts.tolist()
 
     # ---- log-probs without gradient
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fourdthinker.sampler import replay_batch
 from fourdthinker.samples import Batch
+from fourdthinker.trainers.budget import cut, halves
 from fourdthinker.trainers.experience import Experience
 
 
@@ -17,48 +19,80 @@ class Chunk:
     """Rollouts of one training forward.
 
     Attributes:
-        batch: of `replay_batch`, with `advantages` [R] float32; later also `ref_logprobs` [R, T].
+        experience: what they are part of.
+        rows: their numbers in it; where there are none, the first row fills up and nothing of it counts.
+        batch: of `replay_batch`, with `advantages` [R] float32; later also `ref_logprobs` and
+            `old_logprobs` [R, T].
         items: [R] indices of the prompts in the data set.
     """
 
+    experience: Experience
+    rows: list[int]
     batch: Batch
     items: Tensor
 
 
-def replay_chunks(experience: Experience, count: int, pad_id: int, *, share: bool) -> list[Chunk]:
-    """The rows that take part in the loss, cut into `count` forwards.
+def cut_rows(experience: Experience, budget: int | None, *, share: bool) -> list[list[int]]:
+    """The rows that take part in the loss, cut into forwards of at most `budget` positions.
 
-    Where there are not enough rows, one of which no token is counted fills up: every rank runs as many
-    forwards.
+    Completions of a prompt stay together as far as they fit, and what is about as long stands together.
 
     Args:
         experience: the rollouts of a micro-batch.
-        count: how many forwards.
+        budget: positions of a forward, padding included; a row that has more goes alone. None: no limit.
+        share: whether the completions of a prompt stand behind one copy of it.
+    """
+    group, lengths = experience.rollout.group.tolist(), experience.rollout.lengths.tolist()
+    prompts = [prompt.input_ids.numel() for prompt in experience.prompts]
+
+    def cost(rows: Sequence[int]) -> int:
+        if not share:
+            return len(rows) * max(prompts[group[row]] + lengths[row] for row in rows)
+        sizes = {group[row]: prompts[group[row]] for row in rows}
+        for row in rows:
+            sizes[group[row]] += lengths[row]
+        return len(sizes) * max(sizes.values())
+
+    kept = experience.kept.nonzero()[:, 0].tolist()
+    if share:
+        mine = {g: cost([row for row in kept if group[row] == g]) for g in {group[row] for row in kept}}
+        order = sorted(kept, key=lambda row: (-mine[group[row]], group[row], -lengths[row]))
+    else:
+        order = sorted(kept, key=lambda row: -prompts[group[row]] - lengths[row])
+    return cut(order, cost, budget)
+
+
+def make_chunk(experience: Experience, rows: list[int], pad_id: int, *, share: bool) -> Chunk:
+    """The training forward of some rows.
+
+    Args:
+        experience: the rollouts of a micro-batch.
+        rows: of it; none: a forward of which nothing counts.
         pad_id: fills up sequences.
         share: whether the completions of a prompt stand behind one copy of it.
     """
-    rollout = experience.rollout
-    group, lengths = rollout.group.cpu(), rollout.lengths.cpu()
-    prompt_lengths = torch.tensor([p.input_ids.numel() for p in experience.prompts])
-    if share:
-        totals = torch.zeros(len(prompt_lengths), dtype=torch.long).index_add(0, group, lengths)
-        size = (totals + prompt_lengths)[group] * len(prompt_lengths) + group  # groups stay together
-    else:
-        size = lengths + prompt_lengths[group]
-    kept = experience.kept.nonzero()[:, 0]
-    order = kept[size[kept].argsort(descending=True, stable=True)]
-    return [_chunk(experience, rows, pad_id, share) for rows in order.tensor_split(count)]
-
-
-def _chunk(experience: Experience, rows: Tensor, pad_id: int, share: bool) -> Chunk:
-    empty = rows.numel() == 0
-    if empty:
-        rows = torch.zeros(1, dtype=torch.long)
-    rollout = experience.rollout
-    batch = replay_batch(rollout, experience.prompts, rows, pad_id, features=experience.features, share=share)
-    batch |= {"advantages": experience.advantages[rows].to(rollout.tokens.device)}
-    if empty:
+    rollout, run = experience.rollout, torch.tensor(rows or [0])
+    batch = replay_batch(rollout, experience.prompts, run, pad_id, features=experience.features, share=share)
+    batch |= {"advantages": experience.advantages[run].to(rollout.tokens.device)}
+    if not rows:
         nothing = ("source_index", "chosen_ids", "completion_index")
         batch |= {name: batch[name][:0] for name in nothing}
         batch |= {"policy_mask": torch.zeros_like(batch["policy_mask"])}
-    return Chunk(batch, torch.tensor(experience.indices)[rollout.group.cpu()[rows]])
+    return Chunk(experience, rows, batch, torch.tensor(experience.indices)[rollout.group.cpu()[run]])
+
+
+def halved(chunk: Chunk, pad_id: int, *, share: bool) -> list[Chunk]:
+    """A chunk in two, with the log-probs that are known of it; one of fewer than two rows stays as it is."""
+    if len(chunk.rows) < 2:
+        return [chunk]
+    made, first = [], 0
+    for rows in halves(chunk.rows):
+        half = make_chunk(chunk.experience, rows, pad_id, share=share)
+        known = {
+            name: chunk.batch[name][first : first + len(rows)]
+            for name in ("ref_logprobs", "old_logprobs")
+            if name in chunk.batch
+        }
+        made.append(replace(half, batch=half.batch | known))
+        first += len(rows)
+    return made

@@ -200,6 +200,12 @@ class TrainConfig(Section):
     gradient_checkpointing: Bool = Field(
         False, description="Recompute each layer's activations in the backward pass: slower, less memory."
     )
+    max_tokens_per_forward: Int | None = Field(
+        None,
+        ge=1,
+        description="Positions of a training forward at most, padding included; micro-batches are cut by it, "
+        "records (rollouts) of like length together. One that is longer goes alone. null: no limit.",
+    )
     deepspeed: Text | None = Field(
         None,
         description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed.",
@@ -220,7 +226,6 @@ class TrainConfig(Section):
         None, ge=1, description="Batches each worker prepares ahead; null: 2."
     )
     dataloader_persistent_workers: Bool = Field(False, description="Keep the workers between epochs.")
-    dataloader_pin_memory: Bool = Field(False, description="Page-locked batches: faster copies to the GPU.")
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -316,9 +321,6 @@ class GrpoConfig(TrainConfig):
     train_start: Bool = Field(False, description="Train the choice to open a block too.")
     share_prompt: Bool = Field(
         True, description="Run each prompt once for all its rollouts in the training forward (needs SDPA)."
-    )
-    rows_per_forward: Int = Field(
-        0, ge=0, description="Rollouts of a training forward; 0: all of a micro-batch. Bounds memory."
     )
 
     rewards: Texts = Field(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones import load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
-from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.objectives import Metrics
 from fourdthinker.sampler import row_seed
-from fourdthinker.samples import Batch
-from fourdthinker.trainers.batches import Items, ShardedBatches
+from fourdthinker.trainers.batches import ShardedBatches, same
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.resume import RunState, check_data, finished_updates, run_state
 from fourdthinker.trainers.run_folder import (
@@ -39,47 +36,9 @@ from fourdthinker.trainers.run_folder import (
     resumed_updates,
 )
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError, Parts
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """More steps than `max_bad_steps` had a loss or a gradient that is not a finite number."""
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One forward and backward pass.
-
-    Attributes:
-        batch: tensors by name, on any device.
-        objective: gives (this batch's share of the loss of the whole update, metrics, ...) of the model's
-            hidden states. It knows the global normalisers already.
-        items: [n] indices of the items in the batch, for messages.
-        number: which forward of the update this is.
-    """
-
-    batch: Batch
-    objective: Objective
-    items: Tensor
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a trainer is made of.
-
-    Attributes:
-        args: of Trainer.
-        checkpoint: what is trained, in place.
-        items: the data set.
-        reference: the frozen model that training started from, if the recipe wants one.
-    """
-
-    args: TrainingArguments
-    checkpoint: Checkpoint
-    items: Items[Any]
-    reference: Backbone | None
 
 
 class _LogBeforeSaving(TrainerCallback):
@@ -104,7 +63,6 @@ class LatentTrainer(Trainer):
         config: the settings.
         parts: what is trained, on which data.
         batches: which of the items this rank sees when.
-        collator: makes a batch of items.
 
     Raises:
         ConfigError: weights of a type that cannot be trained.
@@ -115,7 +73,6 @@ class LatentTrainer(Trainer):
         config: TrainConfig,
         parts: Parts,
         batches: ShardedBatches,
-        collator: Callable[[list[Any]], Any],
     ) -> None:
         self.settings, self.batches = config, batches
         self.checkpoint, self.items, args = parts.checkpoint, parts.items, parts.args
@@ -125,7 +82,7 @@ class LatentTrainer(Trainer):
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
         use_cache = getattr(backbone.config, "use_cache", None)
-        super().__init__(model=backbone, args=args, data_collator=collator, train_dataset=self.items)
+        super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
         if use_cache is None:  # Trainer sets it to False, and it would be saved so
             del backbone.config.use_cache
         else:
@@ -137,6 +94,10 @@ class LatentTrainer(Trainer):
         self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
         self._skip_update = False
         self.bad_steps = 0
+        self._update: list[list[Forward]] = []
+        self._done = 0  # micro-batches of the current update
+        self._sums_before: dict[str, Tensor] = {}  # the update
+        self.divisions = 0  # how often the forwards were halved because memory ran out
         self._weights_loaded = False
 
     # ---- what a subclass gives
@@ -145,11 +106,16 @@ class LatentTrainer(Trainer):
         """The forwards of one update of the weights.
 
         Args:
-            batches: what the collator made, one for each micro-batch; on this rank.
+            batches: (index, item) pairs of each micro-batch; on this rank.
 
         Returns:
-            For each micro-batch its forwards, as many on every rank; their gradients add up.
+            For each micro-batch its forwards, as many on every rank; their gradients add up. A micro-batch
+            other than the last may have none.
         """
+        raise NotImplementedError
+
+    def divide_update(self) -> list[list[Forward]] | None:
+        """The current update at half the rows a forward, or None where every forward has one row."""
         raise NotImplementedError
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
@@ -163,11 +129,10 @@ class LatentTrainer(Trainer):
         return DataLoader(
             self.items,
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=same,
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
@@ -179,24 +144,62 @@ class LatentTrainer(Trainer):
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
-        return self.make_update(batches), None
+        self._update = self.make_update(batches)
+        self._done, self._sums_before = 0, dict(self._sums)
+        return self._update, None
 
     # ---- one micro-batch
 
     def training_step(
         self, model: nn.Module, inputs: list[Forward], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward of one micro-batch.
+        """Forward and backward of the next micro-batch of the update, smaller where memory does not suffice.
 
         Returns:
             What is logged as loss, a scalar: the share of this rank times the number of ranks.
         """
         model.train()
+        first = self._done
+        while True:
+            try:
+                for micro_batch in self._update[first : self._done + 1]:
+                    loss = self._micro_batch(model, micro_batch)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # Outside of the handler, which would keep what the failed pass has allocated.
+            self._begin_smaller(model, reason)
+            first = 0
+        self._done += 1
+        return loss
+
+    def _begin_smaller(self, model: nn.Module, reason: str) -> None:
+        """Take back what the update has done so far, and cut its forwards in halves.
+
+        With several processes the others are in the middle of a collective, which cannot be taken back.
+        """
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        smaller = self.divide_update() if alone else None
+        if smaller is None:
+            raise MemoryLimitError(f"step {self.state.global_step + 1}: {reason}")
+        self.divisions += 1
+        logger.warning(
+            "step %d: out of memory; run again at half the rows a forward (%d times halved)",
+            self.state.global_step + 1,
+            self.divisions,
+        )
+        self._update, self._sums = smaller, dict(self._sums_before)
+        self._bad, self._skip_update = [], False
+        model.zero_grad(set_to_none=True)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _micro_batch(self, model: nn.Module, forwards: list[Forward]) -> Tensor:
         state = self.accelerator.gradient_state
         steps = state.sync_gradients  # whether the optimizer steps after this micro-batch
-        losses = []
-        for number, forward in enumerate(inputs):
-            last = number + 1 == len(inputs)
+        losses = [torch.zeros((), device=self.args.device)]
+        for number, forward in enumerate(forwards):
+            last = number + 1 == len(forwards)
             context: Any = contextlib.nullcontext()
             if not last and not self.is_deepspeed_enabled:
                 context = self.accelerator.no_sync(model)
@@ -205,6 +208,7 @@ class LatentTrainer(Trainer):
             state._set_sync_gradients(steps and last)
             with context:
                 losses.append(self._forward_backward(model, forward))
+        state._set_sync_gradients(steps)
         return torch.stack(losses).sum()
 
     def _forward_backward(self, model: nn.Module, forward: Forward) -> Tensor:
@@ -289,6 +293,14 @@ class LatentTrainer(Trainer):
 
     # ---- metrics
 
+    def most_of_ranks(self, values: list[int]) -> list[int]:
+        """Of each of `values` the largest that a rank has."""
+        if self.args.world_size == 1:
+            return values
+        most = torch.tensor(values, device=self.args.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return most.tolist()
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """`values` summed over all ranks, in place."""
         if self.args.world_size > 1:
@@ -311,6 +323,8 @@ class LatentTrainer(Trainer):
                 if weight:
                     logs[name] = total / weight
         logs["bad_steps"] = self.bad_steps
+        if self.divisions:
+            logs["out_of_memory"] = self.divisions
         super().log(logs, start_time)
         if self.is_world_process_zero():
             entry = self.state.log_history[-1]

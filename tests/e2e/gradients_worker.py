@@ -48,10 +48,13 @@ class KeepGradients(TrainerCallback):
         self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def dift_gradients(folder: Path, *, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+def dift_gradients(
+    folder: Path, *, batch: int, accumulation: int, budget: int | None = None
+) -> dict[str, torch.Tensor]:
     checkpoint, keep = tiny_checkpoint(hidden=32, layers=1, tied=False), KeepGradients()
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    config = make_config(DiftConfig, BASE | sizes | {"output_dir": str(folder / "dift")})
+    extra = {"max_tokens_per_forward": budget, "output_dir": str(folder / "dift")}
+    config = make_config(DiftConfig, BASE | sizes | extra)
     train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8), callbacks=[keep])
     return keep.gradients
 
@@ -75,11 +78,13 @@ def open_tower_gradients(
     return keep.gradients
 
 
-def grpo_gradients(folder: Path, *, batch: int, accumulation: int, rows: int) -> dict[str, torch.Tensor]:
+def grpo_gradients(
+    folder: Path, *, batch: int, accumulation: int, budget: int | None
+) -> dict[str, torch.Tensor]:
     """Any number of ranks samples the same."""
     checkpoint, keep = tiny_checkpoint(hidden=32, layers=1, tied=False), KeepGradients()
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    extra = {"rows_per_forward": rows, "output_dir": str(folder / "grpo")}
+    extra = {"max_tokens_per_forward": budget, "output_dir": str(folder / "grpo")}
     config = make_config(GrpoConfig, GRPO | sizes | extra)
     train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8), callbacks=[keep])
     return keep.gradients
@@ -124,7 +129,8 @@ def main(folder: Path) -> None:
     with process_group():
         result: dict[str, Any] = {
             "dift": dift_gradients(folder, batch=2, accumulation=2),
-            "grpo": grpo_gradients(folder, batch=2, accumulation=2, rows=3),
+            "dift_budget": dift_gradients(folder, batch=2, accumulation=2, budget=130),
+            "grpo": grpo_gradients(folder, batch=2, accumulation=2, budget=70),
             "tower_qwen2_5_vl": open_tower_gradients(folder, "qwen2_5_vl", batch=1, accumulation=2),
             "tower_qwen3_vl": open_tower_gradients(folder, "qwen3_vl", batch=1, accumulation=2),
             "many": sampled(folder, 8),

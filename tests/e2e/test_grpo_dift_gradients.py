@@ -36,11 +36,12 @@ def check(two: list[dict[str, Any]], one: dict[str, torch.Tensor], trainer: str)
         assert max(difference.values()) <= 1e-5, difference
 
 
+@pytest.mark.parametrize("trainer", ["dift", "dift_budget"])
 def test_dift_gradients_do_not_depend_on_the_division(
-    two_processes: list[dict[str, Any]], tmp_path: Path
+    two_processes: list[dict[str, Any]], tmp_path: Path, trainer: str
 ) -> None:
     one = dift_gradients(tmp_path, batch=8, accumulation=1)
-    check(two_processes, one, "dift")
+    check(two_processes, one, trainer)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -72,7 +73,7 @@ def test_weighting_by_micro_batch_would_be_seen(tmp_path: Path) -> None:
 def test_grpo_gradients_do_not_depend_on_the_division(
     two_processes: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    one = grpo_gradients(tmp_path, batch=8, accumulation=1, rows=0)
+    one = grpo_gradients(tmp_path, batch=8, accumulation=1, budget=None)
     check(two_processes, one, "grpo")
 
 

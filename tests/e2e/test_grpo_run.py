@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "learning_rate": 1e-2,
         "rewards": ["tests.e2e.training:length_reward", "fourdthinker.rewards:accuracy_reward"],
         "reward_weights": [1.0, 1.0],
-        "rows_per_forward": 3,
+        "max_tokens_per_forward": 100,
         "save_steps": 4,
         "log_rollouts_steps": 2,
         "log_rollouts": 6,

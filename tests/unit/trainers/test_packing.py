@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from fourdthinker.rewards import Completion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
 from fourdthinker.samples import Prompt, Vision
 from fourdthinker.trainers.batches import ShardedBatches
+from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.experience import (
     Experience,
     completions_of,
@@ -25,7 +27,7 @@ from fourdthinker.trainers.experience import (
     score,
     update_slots,
 )
-from fourdthinker.trainers.packing import replay_chunks
+from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
 from tests.e2e.training import prompts as recorded_prompts
 from tests.tiny import tiny_checkpoint
 
@@ -150,12 +152,18 @@ def experience(kept: list[bool]) -> Experience:
     )
 
 
+def positions(chunk: Chunk) -> int:
+    return chunk.batch["input_ids"].numel()
+
+
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_chunks_hold_every_kept_row_once(count: int, share: bool) -> None:
+@pytest.mark.parametrize("budget", [None, 150, 70, 1])
+def test_chunks_hold_every_kept_row_once(budget: int | None, share: bool) -> None:
     kept = [i % 4 != 1 for i in range(4 * N)]
-    chunks = replay_chunks(experience(kept), count, 0, share=share)
-    assert len(chunks) == count
+    whole = experience(kept)
+    parts = cut_rows(whole, budget, share=share)
+    assert (len(parts) == 1) == (budget is None)
+    chunks = [make_chunk(whole, rows, 0, share=share) for rows in parts]
     seen = sorted(int(a) for chunk in chunks for a in chunk.batch["advantages"])
     assert seen == [i for i, keep in enumerate(kept) if keep]
     tokens = sum(chunk.batch["chosen_ids"].numel() for chunk in chunks)
@@ -163,15 +171,33 @@ def test_chunks_hold_every_kept_row_once(count: int, share: bool) -> None:
     for chunk in chunks:
         prompt_of = [40 + int(a) // N for a in chunk.batch["advantages"]]
         assert chunk.items.tolist() == prompt_of
+        assert budget is None or positions(chunk) <= budget or len(chunk.rows) == 1
         torch.testing.assert_close(forward(chunk.batch), chunk.batch["rollout_logprobs"], atol=1e-4, rtol=0)
+    for one, two in itertools.pairwise(parts):
+        assert positions(make_chunk(whole, one + two[:1], 0, share=share)) > (budget or 0)
 
 
 def test_chunks_without_rows_count_nothing() -> None:
-    chunks = replay_chunks(experience([True] + [False] * (4 * N - 1)), 3, 0, share=True)
+    whole = experience([True] + [False] * (4 * N - 1))
+    parts = cut_into(cut_rows(whole, 50, share=True), 3)
+    chunks = [make_chunk(whole, rows, 0, share=True) for rows in parts]
     assert [chunk.batch["chosen_ids"].numel() > 0 for chunk in chunks] == [True, False, False]
     for chunk in chunks[1:]:
         assert not chunk.batch["policy_mask"].any()
         assert (forward(chunk.batch) == 0).all()
+
+
+def test_a_halved_chunk_keeps_what_is_known_of_each_row() -> None:
+    whole = experience([True] * 4 * N)
+    chunk = make_chunk(whole, [3, 9, 0, 4, 8], 0, share=True)
+    known = torch.arange(5.0)[:, None].expand_as(chunk.batch["rollout_logprobs"])
+    chunk = replace(chunk, batch=chunk.batch | {"ref_logprobs": known, "old_logprobs": -known})
+    one, two = halved(chunk, 0, share=True)
+    assert (one.rows, two.rows) == ([3, 9], [0, 4, 8])
+    assert two.batch["advantages"].tolist() == [0, 4, 8]
+    assert two.batch["ref_logprobs"][:, 0].tolist() == [2, 3, 4]
+    assert one.batch["old_logprobs"][:, 0].tolist() == [0, -1]
+    assert halved(make_chunk(whole, [3], 0, share=True), 0, share=True)[0].rows == [3]
 
 
 def test_equal_groups_are_found_by_equality() -> None:

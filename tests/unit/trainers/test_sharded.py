@@ -28,7 +28,7 @@ from fourdthinker.trainers.grpo import Replay, make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
-from fourdthinker.trainers.trainer import Parts
+from fourdthinker.trainers.update import Parts
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import length_reward, prompts
 from tests.tiny import tiny_checkpoint

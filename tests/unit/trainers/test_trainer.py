@@ -15,7 +15,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config, make_config
-from fourdthinker.trainers.trainer import NonFiniteLossError
+from fourdthinker.trainers.update import NonFiniteLossError
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint

@@ -1,0 +1,63 @@
+"""What a trainer is made of, what it runs, and what ends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainingArguments
+
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.common import Backbone, Objective
+from fourdthinker.samples import Batch
+from fourdthinker.trainers.batches import Items
+
+
+class NonFiniteLossError(RuntimeError):
+    """More steps than `max_bad_steps` had a loss or a gradient that is not a finite number."""
+
+
+class MemoryLimitError(RuntimeError):
+    """Memory does not suffice, and smaller forwards would not help or cannot be had."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"out of memory: {reason}; lower max_tokens_per_forward, set gradient_checkpointing=true or lora, "
+            "or divide the model over more GPUs (deepspeed)"
+        )
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward and backward pass.
+
+    Attributes:
+        batch: tensors by name, on any device.
+        objective: gives (this batch's share of the loss of the whole update, metrics, ...) of the model's
+            hidden states. It knows the global normalisers already.
+        items: [n] indices of the items in the batch, for messages.
+        number: which forward of the update this is.
+    """
+
+    batch: Batch
+    objective: Objective
+    items: Tensor
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of.
+
+    Attributes:
+        args: of Trainer.
+        checkpoint: what is trained, in place.
+        items: the data set.
+        reference: the frozen model that training started from, if the recipe wants one.
+    """
+
+    args: TrainingArguments
+    checkpoint: Checkpoint
+    items: Items[Any]
+    reference: Backbone | None
