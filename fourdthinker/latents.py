@@ -6,7 +6,8 @@ A *block* in the text is ``START, K x PAD, END``. At the K pad positions the mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,7 @@ class LatentSpec:
         compress_strategy: how the merged features of an image become K latents; "average" is the mean of K
             contiguous runs.
         ce_loss_weight, sim_loss_weight: weights of the DIFT objective.
+        latent_norm: the norm that a hidden state is given before it is fed back; None: its own.
     """
 
     latent_size: int
@@ -49,6 +51,7 @@ class LatentSpec:
     compress_strategy: str = "average"
     ce_loss_weight: float = 0.1
     sim_loss_weight: float = 1.0
+    latent_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.latent_size < 1:
@@ -61,6 +64,10 @@ class LatentSpec:
         if self.compress_strategy not in COMPRESS_STRATEGIES:
             raise CheckpointError(
                 f"compress_strategy is {self.compress_strategy!r}; known: {', '.join(COMPRESS_STRATEGIES)}"
+            )
+        if self.latent_norm is not None and not 0 < self.latent_norm < math.inf:
+            raise CheckpointError(
+                f"latent_norm is {self.latent_norm}; it must be a finite number above 0, or left out"
             )
 
     @property
@@ -90,6 +97,7 @@ class LatentSpec:
                 f"{where} has no {', '.join(missing)}: it knows no latent tokens. Remedy: {REMEDY}"
             )
         optional = {"compress_strategy": str, "ce_loss_weight": float, "sim_loss_weight": float}
+        optional |= {"latent_norm": float}
         try:
             required = {field: int(getattr(config, key)) for key, field in names.items()}
             given = {
@@ -112,6 +120,25 @@ class LatentSpec:
         config.compress_strategy = self.compress_strategy
         config.ce_loss_weight = self.ce_loss_weight
         config.sim_loss_weight = self.sim_loss_weight
+        if self.latent_norm is not None:  # not in the released format
+            config.latent_norm = self.latent_norm
+
+
+def rescaled(hidden: Tensor, norm: float | None) -> Tensor:
+    """Hidden states as they are fed back.
+
+    Args:
+        hidden: [..., H].
+        norm: of every row of the result; None: as they are.
+
+    Returns:
+        [..., H] in the dtype of `hidden`; a row of zeros stays one.
+    """
+    if norm is None:
+        return hidden
+    wide = hidden.float()
+    tiny = torch.finfo(torch.float32).tiny
+    return (wide * (norm / wide.norm(dim=-1, keepdim=True).clamp_min(tiny))).to(hidden.dtype)
 
 
 def token_ids(tokenizer: Any) -> tuple[int, int, int] | None:
@@ -171,7 +198,7 @@ def grow_vocabulary(model: Any, tokenizer: Any, *, latent_size: int | None = Non
 
     size = latent_size if latent_size is not None else (before.latent_size if before else DEFAULT_LATENT_SIZE)
     if before is not None:
-        spec = LatentSpec(size, *ids, before.compress_strategy, before.ce_loss_weight, before.sim_loss_weight)
+        spec = replace(before, latent_size=size)
     else:
         spec = LatentSpec(size, *ids)
     spec.write_to(config)

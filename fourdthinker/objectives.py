@@ -5,13 +5,12 @@ forward pass. They take the *global* numbers of items (all micro-batches of an u
 normalisers, so that the sum of what they return over micro-batches and ranks is the loss of the update:
 weighting is by token and by latent, never by micro-batch. Metrics are pairs (sum, weight); sums of pairs are
 pairs, the value to show is sum / weight.
-
-Norm matching of latents and training on the model's own latents are not part of this file.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,6 +86,47 @@ def dift_objective(
     for k in range(spec.latent_size):
         metrics[f"latent_cos_{k}"] = (per_slot[:, k].sum(), zero + per_slot.shape[0])
     return loss, metrics
+
+
+def normed_dift_objective(
+    backbone: Backbone,
+    hidden: Tensor,
+    batch: Batch,
+    *,
+    norm_weight: float,
+    num_latents: Tensor | float,
+    **options: Any,
+) -> tuple[Tensor, Metrics, Tensor]:
+    """`dift_objective` with a term for the norm of latents, which the cosine leaves free.
+
+    The term is the mean over latents of (log |h| - log n)^2, n the norm that generation gives to what it
+    feeds back (`LatentSpec.latent_norm`), or of each latent that of its own target where there is none yet.
+
+    Args:
+        backbone: as for `dift_objective`.
+        hidden: [B, S, H], as there.
+        batch: as there.
+        norm_weight: of the term.
+        num_latents: latents in the whole update, as there.
+        options: the further ones of `dift_objective`.
+
+    Returns:
+        Loss and metrics as `dift_objective`, with `latent_log_norm`, the mean of log |h| - log n; and [2]
+        float64: the sum of log |target|, and the number of targets.
+    """
+    loss, metrics = dift_objective(backbone, hidden, batch, num_latents=num_latents, **options)
+    index: Tensor = batch["latent_index"]
+    if not index.numel():
+        nothing = hidden.new_zeros(2, dtype=torch.float64)
+        return loss, metrics | {"latent_log_norm": (nothing[0], nothing[1])}, nothing
+    norms = hidden.flatten(0, 1)[index - 1].float().norm(dim=-1).log()
+    targets = batch["latents"].float().norm(dim=-1).log()
+    norm = backbone.latents.latent_norm
+    difference = norms - (targets if norm is None else math.log(norm))
+    loss = loss + norm_weight * difference.square().sum() / num_latents
+    number = difference.new_tensor(index.numel(), dtype=torch.float64)
+    metrics["latent_log_norm"] = (difference.detach().sum(), number)
+    return loss, metrics, torch.stack([targets.double().sum(), number])
 
 
 def policy_logprobs(backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:

@@ -263,7 +263,7 @@ class Backbone(nn.Module, ABC):
 
         Reads ``input_ids``; ``vision_index`` with ``vision_features`` or ``patches`` and ``grid_thw``;
         ``latent_index`` with ``latents`` or ``imagery_patches`` and ``imagery_grid_thw``, of which the
-        latents are computed.
+        latents are computed. ``fed_latents`` stand at the pads instead, where there are any.
         """
         embeds = self.embed_tokens(batch["input_ids"])
         flat = embeds.flatten(0, 1)
@@ -279,7 +279,8 @@ class Backbone(nn.Module, ABC):
         if index is not None and index.numel():
             if latents is None:
                 latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-            flat = _replace_rows(flat, index, latents, "latents", "latent pads")
+            fed = batch.get("fed_latents")
+            flat = _replace_rows(flat, index, latents if fed is None else fed, "latents", "latent pads")
         return Inputs(flat.view_as(embeds), deepstack, latents)
 
     def _levels(self, index: Tensor, features: Tensor) -> tuple[Tensor, DeepStack | None]:

@@ -39,7 +39,7 @@ class Inputs:
     Attributes:
         embeds: [B, S, H].
         deepstack: the levels of the vision features; None where there are none.
-        latents: [N, H], those at the latent pads of the batch; None where there are none.
+        latents: [N, H], the targets at the latent pads of the batch; None where there are none.
     """
 
     embeds: Tensor

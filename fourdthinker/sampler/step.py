@@ -22,6 +22,7 @@ from fourdthinker.kernels import (
     latent_state,
     sample_tokens,
 )
+from fourdthinker.latents import rescaled
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.config import SamplingConfig
 from fourdthinker.sampler.logits_processors import Processors
@@ -186,7 +187,7 @@ class Stepper:
             logprobs = logprobs.masked_fill(broken, torch.nan)
         emitted, _, _ = latent_feedback_step_(
             ids,
-            hidden,
+            rescaled(hidden, latents.latent_norm),
             backbone.embedding_weight,
             **state,  # type: ignore[arg-type]  # tensors; none is called backend or mode
             eos_ids=self.eos_ids,

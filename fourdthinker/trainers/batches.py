@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from fourdthinker.errors import RecordError, VideoError
+from fourdthinker.files import append_lines
 from fourdthinker.samples import Prompt, Sample
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 REPEAT = -1  # an index that stands for "use the last batch of rollouts again"
@@ -93,10 +99,22 @@ class ShardedBatches(Sampler[list[int]]):
 
 
 class Items(Dataset[tuple[int, T]]):
-    """(index, item) pairs: of items in memory, or of records encoded on access, in the loader's workers."""
+    """(index, item) pairs: of items in memory, or of records encoded on access.
 
-    def __init__(self, items: Sequence[Any], encode: Callable[[Any], T] | None = None) -> None:
-        self.items, self.encode = items, encode
+    Args:
+        items: in memory, or records.
+        encode: makes an item of a record; None: they are items already.
+        rejected: a file that records whose media can no longer be read are written to, while the next one
+            takes their part; None: such a record is an error.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        encode: Callable[[Any], T] | None = None,
+        rejected: Path | None = None,
+    ) -> None:
+        self.items, self.encode, self.rejected = items, encode, rejected
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,8 +122,22 @@ class Items(Dataset[tuple[int, T]]):
     def __getitem__(self, index: int) -> tuple[int, T | None]:  # type: ignore[override]
         if index == REPEAT:
             return REPEAT, None
-        item = self.items[index]
-        return index, item if self.encode is None else self.encode(item)
+        if self.encode is None:
+            return index, self.items[index]
+        for offset in range(len(self.items)):
+            mine = (index + offset) % len(self.items)
+            try:
+                return mine, self.encode(self.items[mine])
+            except VideoError as error:
+                reason = f"{self.describe(mine)}: {error}"
+                if self.rejected is None:
+                    raise RecordError(
+                        f"{reason}; it could be read when training began. Mend the file and go on with "
+                        "resume_from_checkpoint=auto, or set on_bad_record=skip"
+                    ) from error
+                logger.warning("%s; the next record takes its part", reason)
+                append_lines(self.rejected, [{"where": self.items[mine].where, "reason": reason}])
+        raise RecordError("no record is left whose media can be read; is the folder still mounted?")
 
     def describe(self, index: int) -> str:
         """Name of an item for messages: where its record stands, or its place in the data set."""

@@ -1,13 +1,11 @@
-"""Cutting the items of an update into forwards: by a budget of tokens, as many on every rank, or by halves."""
+"""Cutting the items of an update into forwards: by a budget of tokens, as many on every rank, by halves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 
-def cut(
-    items: Sequence[int], cost: Callable[[Sequence[int]], int], budget: int | None
-) -> list[list[int]]:
+def cut(items: Sequence[int], cost: Callable[[Sequence[int]], int], budget: int | None) -> list[list[int]]:
     """Consecutive items that go through one forward together.
 
     Args:

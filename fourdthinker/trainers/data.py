@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -80,7 +81,8 @@ def load_items(
                 if problem is not None:
                     raise RecordError(problem)
     encode: Callable[[Record], Any] = source.sample if kind == "dift" else source.prompt
-    return Items(records, encode)
+    skipping = config.on_bad_record == "skip"
+    return Items(records, encode, Path(config.output_dir) / REJECTED if skipping else None)
 
 
 class Finding(NamedTuple):

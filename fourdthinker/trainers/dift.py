@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.objectives import dift_objective
+from fourdthinker.backbones.common import Objective
+from fourdthinker.backbones.self_feed import with_own_latents
+from fourdthinker.objectives import dift_objective, normed_dift_objective
 from fourdthinker.samples import Batch, Sample, collate
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut, cut_into, halves
@@ -23,6 +29,8 @@ from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Forward, Parts
 
+_KEPT = 0.99  # of the running norm of targets, an update
+
 
 class DiftTrainer(LatentTrainer):
     """Loss of an update: mean over its supervised tokens and mean over its latents, on all ranks together."""
@@ -30,6 +38,7 @@ class DiftTrainer(LatentTrainer):
     settings: DiftConfig
     _samples: list[tuple[int, Sample]]  # of the update, with their indices in the data set
     _parts: list[list[list[int]]]  # of each micro-batch its forwards, each a list of positions in `_samples`
+    _log_norms: Tensor  # [2] of the targets of the update, see `normed_dift_objective`
 
     def make_update(self, batches: list[list[tuple[int, Sample]]]) -> list[list[Forward]]:
         """The forwards of each micro-batch, with the numbers of tokens and latents of the whole update.
@@ -56,10 +65,44 @@ class DiftTrainer(LatentTrainer):
         self._parts = [[half for part in parts for half in halves(part)] for parts in self._parts]
         return sum(map(len, self._parts)) > before
 
+    # ---- beyond the published recipe
+
+    @property
+    def _feeds_itself(self) -> bool:
+        return self.state.global_step >= (1 - self.settings.self_feed) * self.state.max_steps
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """In the last part of training, the model's own latents at the pads."""
+        return with_own_latents(self.checkpoint.backbone, batch) if self._feeds_itself else batch
+
+    def after_forward(self, forward: Forward, *outputs: Any) -> None:
+        """Add up the norms of the targets.
+
+        Args:
+            forward: the one that was run.
+            outputs: of its objective: with `latent_norm` the sum and number of the norms' logarithms, [2].
+        """
+        for log_norms in outputs:
+            self._log_norms += log_norms
+
+    def after_update(self) -> None:
+        """Move the norm that is given to latents towards that of the targets of the update, on all ranks."""
+        if not self.settings.latent_norm:
+            return
+        total, number = self.sum_over_ranks(self._log_norms).tolist()
+        backbone = self.checkpoint.backbone
+        if number and math.isfinite(total):  # targets of a void update may be anything
+            old, new = backbone.latents.latent_norm, total / number
+            mixed = new if old is None else _KEPT * math.log(old) + (1 - _KEPT) * new
+            backbone.latents = replace(backbone.latents, latent_norm=math.exp(mixed))
+
+    # ---- the division into forwards
+
     @property
     def _packed(self) -> bool:
         """Whether samples stand behind each other: where attention skips what they do not see."""
-        return self.args.device.type == "cuda" and self.checkpoint.backbone.attention == "sdpa"
+        alone = self.args.device.type != "cuda" or self._feeds_itself
+        return not alone and self.checkpoint.backbone.attention == "sdpa"
 
     def _by_budget(self, budget: int) -> list[list[int]]:
         lengths = [sample.input_ids.numel() for _, sample in self._samples]
@@ -74,17 +117,21 @@ class DiftTrainer(LatentTrainer):
     def _forwards(self) -> list[list[Forward]]:
         made = [[self._collate(part) for part in parts] for parts in self._parts]
         counts = [
-            sum(batch[key].numel() for batches in made for batch in batches) for key in ("rows", "latent_index")
+            sum(batch[key].numel() for batches in made for batch in batches)
+            for key in ("rows", "latent_index")
         ]
         numbers = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
         num_tokens, num_latents = self.sum_over_ranks(numbers)
-        objective = functools.partial(
-            dift_objective,
-            num_tokens=num_tokens,
-            num_latents=num_latents,
-            ce_weight=self.settings.ce_loss_weight,
-            sim_weight=self.settings.sim_loss_weight,
-        )
+        self._log_norms = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        options: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "num_latents": num_latents,
+            "ce_weight": self.settings.ce_loss_weight,
+            "sim_weight": self.settings.sim_loss_weight,
+        }
+        objective: Objective = functools.partial(dift_objective, **options)
+        if weight := self.settings.latent_norm:
+            objective = functools.partial(normed_dift_objective, norm_weight=weight, **options)
         return [
             [
                 Forward(batch, objective, torch.tensor([self._samples[i][0] for i in part]))

@@ -26,6 +26,7 @@ from fourdthinker.rewards import Reward, accuracy_reward, load_reward
 from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
+from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.experience import (
@@ -40,7 +41,6 @@ from fourdthinker.trainers.experience import (
     with_advantages,
     write_rollouts,
 )
-from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
@@ -119,7 +119,10 @@ class GrpoTrainer(LatentTrainer):
     def _forwards(self, replay: Replay) -> list[list[Forward]]:
         numbers = itertools.count()
         return [
-            [self._forward(chunk, self._objective(num_items, replay.num_tokens), next(numbers)) for chunk in m]
+            [
+                self._forward(chunk, self._objective(num_items, replay.num_tokens), next(numbers))
+                for chunk in m
+            ]
             for m, num_items in zip(replay.micro_batches, replay.num_items, strict=True)
         ]
 
@@ -175,9 +178,9 @@ class GrpoTrainer(LatentTrainer):
             self._unchecked = False
         replay = self._make_replay(experiences)
         for experience in experiences:
-            self.add_metrics(rollout_metrics(experience, config.num_generations))
+            self.metric_sums.add(rollout_metrics(experience, config.num_generations))
         elapsed = torch.tensor(time.perf_counter() - started)
-        self.add_metrics({"sampling_seconds": (elapsed, torch.ones(()))})
+        self.metric_sums.add({"sampling_seconds": (elapsed, torch.ones(()))})
         return replay
 
     def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Scored:

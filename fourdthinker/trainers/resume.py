@@ -32,6 +32,8 @@ _HELD = (
     "freeze_vision",
     "lora",
     "latent_size",
+    "latent_norm",
+    "self_feed",
     "seed",
     "learning_rate",
     "lr_scheduler_type",

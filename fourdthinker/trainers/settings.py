@@ -221,7 +221,9 @@ class TrainConfig(Section):
         False, description="Write checkpoints without optimizer state: smaller, and not to be resumed from."
     )
 
-    dataloader_num_workers: Int = Field(0, ge=0, description="Worker processes that read and encode media.")
+    dataloader_num_workers: Int = Field(
+        0, ge=0, description="Processes that read and encode media; 0: a thread."
+    )
     dataloader_prefetch_factor: Int | None = Field(
         None, ge=1, description="Batches each worker prepares ahead; null: 2."
     )
@@ -268,6 +270,19 @@ class DiftConfig(TrainConfig):
     )
     sim_loss_weight: Float | None = Field(
         None, ge=0, description="Weight of the latent loss (1 - cosine); null: the checkpoint's."
+    )
+    latent_norm: Float = Field(
+        0.0,
+        ge=0,
+        description="Weight of (log norm of the hidden state - log running norm of the targets)^2. The norm "
+        "is saved with the checkpoint, and generation gives it to every latent that it feeds back. 0: off.",
+    )
+    self_feed: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Last part of the updates in which the model is fed its own latents instead of the "
+        "targets, at the cost of K short forwards.",
     )
     cache_video: Bool = Field(
         False, description="Keep the features of the clips in cache_dir too, not only the imagery targets."

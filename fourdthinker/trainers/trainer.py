@@ -1,15 +1,14 @@
 """The training loop: `transformers.Trainer` around a backbone, for both trainers.
 
-Beside `arguments.py` the only file that touches private members of `transformers` and `accelerate`; each one
-says why.
+Beside `arguments.py` and `checkpointing.py` the only file that touches private members of `transformers` and
+`accelerate`; each one says why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback
 
-from fourdthinker.backbones import load_checkpoint, save_checkpoint
-from fourdthinker.backbones.adapters import load_trained
-from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
-from fourdthinker.objectives import Metrics
-from fourdthinker.sampler import row_seed
+from fourdthinker.samples import Batch
+from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import ShardedBatches, same
+from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.resume import RunState, check_data, finished_updates, run_state
+from fourdthinker.trainers.metric_sums import MetricSums
+from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import (
     FINAL,
     METRICS,
@@ -36,23 +34,28 @@ from fourdthinker.trainers.run_folder import (
     resumed_updates,
 )
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError, Parts
 
 logger = logging.getLogger(__name__)
 
 
-class _LogBeforeSaving(TrainerCallback):
-    """Ends a log line at every checkpoint, so that a resumed run writes the same lines as an unbroken one.
+class _AfterUpdate(TrainerCallback):
+    """Tells the trainer, and ends a log line at every checkpoint: a resumed run writes the same lines.
 
     A log line is a mean over the steps since the last one, and a resumed run knows none from before its
     checkpoint.
     """
 
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tell()
         control.should_log |= control.should_save
 
 
-class LatentTrainer(Trainer):
+class LatentTrainer(ResumableTrainer):
     """`transformers.Trainer` around a backbone whose loss is computed inside its forward pass.
 
     Subclasses give `make_update`. The rest, in the order of an update: `get_batch_samples` (its batches),
@@ -89,14 +92,17 @@ class LatentTrainer(Trainer):
             backbone.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self.add_callback(_LogBeforeSaving())
-        self._sums: dict[str, Tensor] = {}
+        self.stopping = StopOnSignal(batches.repeats)
+        self.add_callback(self.stopping)
+        self.add_callback(_AfterUpdate(self.after_update))
+        # Over the empty batches of further updates on the same rollouts to the next prompts.
+        self._ahead: Ahead[list[Any]] = Ahead(args.gradient_accumulation_steps * batches.repeats)
+        self.metric_sums = MetricSums()
         self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
         self._skip_update = False
         self.bad_steps = 0
         self._update: list[list[Forward]] = []
         self._done = 0  # micro-batches of the current update
-        self._sums_before: dict[str, Tensor] = {}  # the update
         self.divisions = 0  # how often the forwards were halved because memory ran out
         self._weights_loaded = False
 
@@ -121,6 +127,13 @@ class LatentTrainer(Trainer):
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
         """Take what the objective returned beyond loss and metrics, before the backward pass."""
 
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Change a batch on the device before its forward."""
+        return batch
+
+    def after_update(self) -> None:
+        """Called once for each update of the weights, on every rank, before anything is saved."""
+
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -143,9 +156,11 @@ class LatentTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        batches = self._ahead.take(epoch_iterator, num_batches)
+        self.metric_sums.add(self._ahead.metrics)
         self._update = self.make_update(batches)
-        self._done, self._sums_before = 0, dict(self._sums)
+        self._done = 0
+        self.metric_sums.mark()
         return self._update, None
 
     # ---- one micro-batch
@@ -188,7 +203,8 @@ class LatentTrainer(Trainer):
             self.state.global_step + 1,
             self.divisions,
         )
-        self._update, self._sums = smaller, dict(self._sums_before)
+        self._update = smaller
+        self.metric_sums.rewind()
         self._bad, self._skip_update = [], False
         model.zero_grad(set_to_none=True)
         if self.args.device.type == "cuda":
@@ -198,27 +214,30 @@ class LatentTrainer(Trainer):
         state = self.accelerator.gradient_state
         steps = state.sync_gradients  # whether the optimizer steps after this micro-batch
         losses = [torch.zeros((), device=self.args.device)]
-        for number, forward in enumerate(forwards):
-            last = number + 1 == len(forwards)
-            context: Any = contextlib.nullcontext()
-            if not last and not self.is_deepspeed_enabled:
-                context = self.accelerator.no_sync(model)
-            # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is no
-            # public way to say that several backward passes belong to one micro-batch.
-            state._set_sync_gradients(steps and last)
-            with context:
-                losses.append(self._forward_backward(model, forward))
-        state._set_sync_gradients(steps)
+        try:
+            for number, forward in enumerate(forwards):
+                last = number + 1 == len(forwards)
+                context: Any = contextlib.nullcontext()
+                if not last and not self.is_deepspeed_enabled:
+                    context = self.accelerator.no_sync(model)
+                # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is
+                # no public way to say that several backward passes belong to one micro-batch.
+                state._set_sync_gradients(steps and last)
+                with context:
+                    losses.append(self._forward_backward(model, forward))
+        finally:
+            state._set_sync_gradients(steps)
         return torch.stack(losses).sum()
 
     def _forward_backward(self, model: nn.Module, forward: Forward) -> Tensor:
         batch = self._prepare_inputs(forward.batch)  # moves it to the device, as Trainer's own step does
         with self.compute_loss_context_manager():
+            batch = self.prepare_batch(batch)
             loss, metrics, *outputs = model(batch, forward.objective)
         self.after_forward(forward, *outputs)
         if not self._finite_everywhere(loss, forward):
             return torch.zeros_like(loss)
-        self.add_metrics(metrics)
+        self.metric_sums.add(metrics)
         # Data parallelism averages gradients over ranks, and the loss is a share of a sum over them.
         loss = loss * self.args.world_size
         # DeepSpeed would divide by the accumulation steps, which the global normaliser has done.
@@ -307,21 +326,10 @@ class LatentTrainer(Trainer):
             dist.all_reduce(values)
         return values
 
-    def add_metrics(self, metrics: Metrics) -> None:
-        """Add (sum, weight) pairs; what is logged is sum / weight over ranks and steps since the last log."""
-        for name, (total, weight) in metrics.items():
-            pair = torch.stack([total.detach().double(), weight.double()])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, from the first process: to metrics.jsonl, the trackers and the log."""
-        if self._sums:  # every rank has the same names: the objectives give all of them for every batch
-            names = sorted(self._sums)
-            values = torch.stack([self._sums[name].to(self.args.device) for name in names])
-            self._sums = {}
-            for name, (total, weight) in zip(names, self.sum_over_ranks(values).tolist(), strict=True):
-                if weight:
-                    logs[name] = total / weight
+        # Every rank has the same names: the objectives give all of them for every batch.
+        logs |= self.metric_sums.take(self.sum_over_ranks, self.args.device)
         logs["bad_steps"] = self.bad_steps
         if self.divisions:
             logs["out_of_memory"] = self.divisions
@@ -332,61 +340,6 @@ class LatentTrainer(Trainer):
             shown = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate", "train_runtime")
             text = ", ".join(f"{key} {entry[key]:.4g}" for key in shown if key in entry)
             logger.info("step %d: %s", entry["step"], text)
-
-    # ---- the optimizer and checkpoints
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's own, on float32 copies of weights that are bfloat16."""
-        optimizer = super().create_optimizer(model)
-        if self.masters is not None:
-            self.masters.attach(optimizer)
-        return optimizer
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a complete checkpoint into `output_dir`, from the first process.
-
-        One that training goes on from (`_internal_call`, of Trainer) has the float32 weights too.
-        """
-        folder = output_dir or self.settings.output_dir
-        with gathered(self.checkpoint.backbone):
-            if self.args.should_save:
-                save_checkpoint(folder, self.checkpoint)
-        if self.args.should_save and _internal_call:
-            self._write_run_state(Path(folder), self.state.global_step)
-            if self.masters is not None and not self.args.save_only_model:
-                self.masters.save(Path(folder))
-
-    def _write_run_state(self, folder: Path, updates: int) -> None:
-        run_state(self.settings, self.args, updates, self._data).write(folder)
-
-    @functools.cached_property
-    def _data(self) -> str:
-        return self.items.fingerprint()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
-        backbone = self.checkpoint.backbone
-        if backbone.model is not backbone.hf:
-            load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
-        elif not self._weights_loaded:
-            saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
-            backbone.load_state_dict(saved.backbone.state_dict())
-        if self.masters is not None:
-            self.masters.load(Path(resume_from_checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called by Trainer when it resumes.
-
-        On another number of processes there is no state of each: they draw on from the seed, the step and
-        their rank. Rollouts do not depend on it.
-        """
-        if checkpoint is None:
-            return
-        if RunState.read(Path(checkpoint)).processes == self.args.world_size:
-            super()._load_rng_state(checkpoint)
-            return
-        step = self.state.global_step
-        set_seed(row_seed(self.settings.seed, step, self.args.process_index) % 2**32)
 
     # ---- the run
 
@@ -401,6 +354,9 @@ class LatentTrainer(Trainer):
             resume: the checkpoint folder to go on from, or None.
             weights_loaded: whether the model has the weights of that checkpoint already.
             callbacks: added to those of Trainer.
+
+        Returns:
+            `output_dir`/final, or the last checkpoint of a run that a signal ended.
         """
         for callback in callbacks:
             self.add_callback(callback)
@@ -425,8 +381,15 @@ class LatentTrainer(Trainer):
             self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
             done = resumed_updates(resume)
         else:
-            self.train(resume_from_checkpoint=resume)
+            try:
+                with self.stopping.listening():
+                    self.train(resume_from_checkpoint=resume)
+            finally:
+                self._ahead.close()
             done = self.state.global_step
+            if self.stopping.stopped:
+                logger.info("%d of %d updates; resume_from_checkpoint=auto goes on", done, updates)
+                return Path(self.settings.output_dir) / f"checkpoint-{done}"
         self.save_model(str(final))
         if self.is_world_process_zero():
             self._write_run_state(final, done)

@@ -84,7 +84,7 @@ def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
 
     expected, got = metrics(whole), metrics(broken)
     assert [line["step"] for line in got] == [line["step"] for line in expected] == list(range(1, 9))
-    seconds = ("sampling_seconds", "sampling_vision", "sampling_prefill", "sampling_decode")
+    seconds = ("waiting", "sampling_seconds", "sampling_vision", "sampling_prefill", "sampling_decode")
     for a, b in zip(expected, got, strict=True):
         assert {k: v for k, v in a.items() if k not in seconds} == {
             k: v for k, v in b.items() if k not in seconds

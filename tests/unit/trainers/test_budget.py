@@ -31,6 +31,7 @@ BASE: dict[str, Any] = {
     "logging_steps": 1,
     "warmup_steps": 0,
     "learning_rate": 1e-2,
+    "optim": "sgd",  # Adam makes a step of a rounding error
     "max_steps": 2,
 }
 GRPO = BASE | {
@@ -85,9 +86,11 @@ def test_packed_samples_do_not_see_each_other(family: str) -> None:
     assert max(relative_difference(one, two, names).values()) < 1e-5
 
 
-def forwards(monkeypatch: pytest.MonkeyPatch, trainer: type) -> list[list[int]]:
+def forwards(
+    monkeypatch: pytest.MonkeyPatch, trainer: type[DiftTrainer | GrpoTrainer]
+) -> list[list[tuple[int, ...]]]:
     """The sizes [B, S] of the forwards that a trainer makes from now on, a list for each update."""
-    seen: list[list[Any]] = []
+    seen: list[list[tuple[int, ...]]] = []
     original = trainer.make_update
 
     def spy(self: Any, batches: Any) -> Any:
@@ -103,7 +106,7 @@ def test_dift_sorts_by_length_and_keeps_the_budget(tmp_path: Path, monkeypatch: 
     seen = forwards(monkeypatch, DiftTrainer)
     plain = dift_gradients(tmp_path, batch=4, accumulation=2)
     cut_ = dift_gradients(tmp_path, batch=4, accumulation=2, budget=130)
-    assert seen[0] == [(4, 68), (4, 68)] or len(seen[0]) == 2
+    assert len(seen[0]) == 2
     assert all(rows * length <= 130 for rows, length in seen[1])
     lengths = [length for _, length in seen[1]]
     assert lengths == sorted(lengths, reverse=True)
@@ -186,5 +189,5 @@ def test_single_rows_without_memory_end_the_run_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Full(monkeypatch, dift, dift_objective, 0)
-    with pytest.raises(MemoryLimitError, match=r"^out of memory: step 1: Tried to allocate 20.00 GiB.; lower"):
+    with pytest.raises(MemoryLimitError, match=r"^out of memory: step 1: Tried to allocate 20.00 GiB.;"):
         dift_weights(tmp_path)

@@ -1,0 +1,90 @@
+"""Checkpoints of a run: what Trainer writes and reads, of a backbone.
+
+Private members of `transformers` that are overridden here say when they are called.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, set_seed
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.adapters import load_trained
+from fourdthinker.backbones.gathering import gathered
+from fourdthinker.sampler import row_seed
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.master_weights import MasterWeights
+from fourdthinker.trainers.resume import RunState, run_state
+from fourdthinker.trainers.settings import TrainConfig
+
+
+class ResumableTrainer(Trainer):
+    """`transformers.Trainer` whose checkpoints are complete ones of this package."""
+
+    settings: TrainConfig
+    checkpoint: Checkpoint
+    items: Items[Any]
+    masters: MasterWeights | None
+    _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's own, on float32 copies of weights that are bfloat16."""
+        optimizer = super().create_optimizer(model)
+        if self.masters is not None:
+            self.masters.attach(optimizer)
+        return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a complete checkpoint into `output_dir`, from the first process.
+
+        One that training goes on from (`_internal_call`, of Trainer) has the float32 weights too.
+        """
+        folder = output_dir or self.settings.output_dir
+        with gathered(self.checkpoint.backbone):
+            if self.args.should_save:
+                save_checkpoint(folder, self.checkpoint)
+        if self.args.should_save and _internal_call:
+            self._write_run_state(Path(folder), self.state.global_step)
+            if self.masters is not None and not self.args.save_only_model:
+                self.masters.save(Path(folder))
+
+    def _write_run_state(self, folder: Path, updates: int) -> None:
+        run_state(self.settings, self.args, updates, self._data).write(folder)
+
+    @functools.cached_property
+    def _data(self) -> str:
+        return self.items.fingerprint()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
+        backbone = self.checkpoint.backbone
+        if backbone.model is not backbone.hf:
+            load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
+        elif not self._weights_loaded:
+            saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
+            backbone.load_state_dict(saved.backbone.state_dict())
+        config = json.loads(Path(resume_from_checkpoint, "config.json").read_text(encoding="utf-8"))
+        backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
+        if self.masters is not None:
+            self.masters.load(Path(resume_from_checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called by Trainer when it resumes.
+
+        On another number of processes there is no state of each: they draw on from the seed, the step and
+        their rank. Rollouts do not depend on it.
+        """
+        if checkpoint is None:
+            return
+        if RunState.read(Path(checkpoint)).processes == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        step = self.state.global_step
+        set_seed(row_seed(self.settings.seed, step, self.args.process_index) % 2**32)
