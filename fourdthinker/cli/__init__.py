@@ -13,7 +13,19 @@ import sys
 from collections.abc import Sequence
 
 from fourdthinker import __version__
-from fourdthinker.cli import convert, demo, doctor, evaluate, generate, init, preview, probe, report, synth
+from fourdthinker.cli import (
+    audit,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    init,
+    preview,
+    probe,
+    report,
+    synth,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None: those of the process.
 
     Returns:
-        The exit status: 0; 1 when `doctor` finds something missing, `probe` a fault, `generate` has failed
-        questions or `synth` failed items; 2 for an error; 130 on Ctrl-C.
+        The exit status: 0; 1 when `doctor` finds something missing, `probe` a fault, `audit` a leak,
+        `generate` has failed questions or `synth` failed items; 2 for an error; 130 on Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     verbose = getattr(arguments, "verbose", False)
@@ -56,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="more log lines, and tracebacks of errors"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, synth, preview, generate, evaluate, report, init, convert, probe, doctor):
+    for module in (demo, synth, preview, generate, evaluate, audit, report, init, convert, probe, doctor):
         command = module.add(commands)
         command.add_argument(
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS

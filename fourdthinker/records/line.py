@@ -93,7 +93,15 @@ def options_in(text: str) -> dict[str, str]:
 
 
 def letter_of(label: str, options: Mapping[str, str]) -> str | None:
-    """The option that a label names: "B", "(b)", "B. its exact text", or its exact text; None for none."""
+    """The option that a label names.
+
+    Args:
+        label: "B", "(b)", "B. its exact text", or its exact text.
+        options: letter to text.
+
+    Returns:
+        The letter; None where it names no option, or two of the same text.
+    """
     label = " ".join(label.split())
     bare = label.strip("().:").upper()
     if bare in options:

@@ -323,6 +323,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "qwen-vl-utils": "qwen_vl_utils",
     "liger-kernel": "liger_kernel",
+    "scikit-learn": "sklearn",
     "pytest-benchmark": "pytest_benchmark",
 }
 # Never imported by us, and still needed.
@@ -340,6 +341,7 @@ SCOPES = {
     "train": ("fourdthinker",),
     "zero": ("fourdthinker",),
     "synth": ("fourdthinker",),
+    "audit": ("fourdthinker",),
     "bench": ("bench",),
     "dev": ("tests",),
 }
@@ -390,7 +392,7 @@ def test_the_constraints_pin_what_the_package_allows():
     assert pins["torch"].startswith("2.13.")
     assert all(re.fullmatch(r"[0-9][\w.]*", version) for version in pins.values()), json.dumps(pins)
     installed = requirements()
-    for extra in ("", "train", "dev"):  # what `make` installs
+    for extra in ("", "train", "audit", "dev"):  # what `make` installs
         for name, requirement in installed[extra].items():
             pin = {canonicalize_name(n): v for n, v in pins.items()}[canonicalize_name(name)]
             assert requirement.specifier.contains(pin), f"{name}: {pin} is pinned, {requirement} is allowed"

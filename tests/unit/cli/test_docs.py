@@ -27,6 +27,7 @@ PAGES = [
     ROOT / "docs" / "checkpoints.md",
     ROOT / "docs" / "generation.md",
     ROOT / "docs" / "synthesis.md",
+    ROOT / "docs" / "audit.md",
 ]
 
 

@@ -1,0 +1,263 @@
+"""Questions as an audit sees them: text alone, no media. One reader for every form of file.
+
+Read are JSONL and JSON lists of records (DIFT, 4DRL, our superset, MLLM-4D, plain questions), VLM4D's and
+Dyn-Bench's lists, and DSR's object of lists by video. What a file is, its keys say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from fourdthinker.errors import RecordError
+from fourdthinker.files import LETTERS, PathLike, read_regular, write_bytes
+from fourdthinker.records import letter_of, options_in
+
+_QUESTION = ("question", "Question", "text_input")
+_TYPE = ("type", "Type", "task_type", "question_type")
+_ANSWER = ("answer", "Correct", "correct_answer")
+_OPTIONS = ("options", "choices")
+_VIDEO = ("source", "video", "video_path", "videoID", "frame_paths", "frames", "image_input", "image")
+_LETTERED = re.compile(r"\s*\(?([A-Z])[.):]\s+(.*)", re.DOTALL)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One multiple-choice question.
+
+    Attributes:
+        id: its name.
+        group: the video that it is about. Folds never part a group.
+        type: kind of question, "" where the file names none.
+        question: without the options.
+        options: their texts, in the order of the letters.
+        answer: index of the right one.
+        index: number of the question in its file, questions without options counted.
+    """
+
+    id: str
+    group: str
+    type: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    index: int
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Of each option, whether it is right: two options with the text of the answer both are."""
+        return tuple(text == self.options[self.answer] for text in self.options)
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """A file of questions.
+
+    Attributes:
+        path: the file.
+        items: its multiple-choice questions.
+        open_questions: how many questions have no options, and are not audited.
+        rewrite: gives the bytes of the file without the questions of these numbers.
+    """
+
+    path: Path
+    items: tuple[Item, ...]
+    open_questions: int
+    rewrite: Callable[[set[int]], bytes]
+
+
+def read_questions(path: PathLike) -> QuestionFile:
+    """Read a file of questions. Media are not looked for.
+
+    Args:
+        path: JSONL or JSON.
+
+    Returns:
+        Its questions.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        RecordError: names file, question and remedy: malformed JSON, no question text, an answer that is no
+            option, fewer than two options, no multiple-choice question at all.
+    """
+    name, raw = os.fspath(path), read_regular(path)
+    entries, rewrite = _entries(name, raw)
+    items, without = [], 0
+    for index, (where, group, data) in enumerate(entries):
+        item = _item(data, where, group, index)
+        if item is None:
+            without += 1
+        else:
+            items.append(item)
+    if not items:
+        raise RecordError(
+            f"{name}: no question has options; an audit needs multiple-choice questions "
+            "(options, choices, or keys A, B, ...)"
+        )
+    return QuestionFile(Path(path), tuple(items), without, rewrite)
+
+
+def write_without(file: QuestionFile, dropped: Iterable[int], out: PathLike) -> None:
+    """Write a file of the same form without some questions; those without options stay.
+
+    Args:
+        file: what was read.
+        dropped: `index` of the items that are left out.
+        out: the file to write, replaced at once.
+    """
+    write_bytes(out, file.rewrite(set(dropped)))
+
+
+Entry = tuple[str, str | None, dict[str, Any]]  # where, the video if the file's form says it, the object
+
+
+def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], bytes]]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8 JSON or JSONL"
+        ) from error
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return _lines(name, text)
+    if isinstance(whole, list):
+        entries: list[Entry] = [(f"{name}: question {i + 1}", None, data) for i, data in enumerate(whole)]
+        return _objects(entries), lambda dropped: _dump([x for i, x in enumerate(whole) if i not in dropped])
+    if isinstance(whole, dict) and whole and all(isinstance(value, list) for value in whole.values()):
+        entries = [
+            (f"{name}: {video}, question {i + 1}", video, data)
+            for video, questions in whole.items()
+            for i, data in enumerate(questions)
+        ]
+        return _objects(entries), lambda dropped: _dump(_without(whole, dropped))
+    return _lines(name, text)
+
+
+def _lines(name: str, text: str) -> tuple[list[Entry], Callable[[set[int]], bytes]]:
+    entries: list[Entry] = []
+    kept: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            entries.append((where, None, json.loads(line)))
+        except ValueError as error:
+            raise RecordError(
+                f"{where}: malformed JSON ({error}); give JSONL, a JSON list, or an object of lists by video"
+            ) from error
+        kept.append(line.rstrip("\r"))
+    return _objects(entries), lambda dropped: "".join(
+        f"{line}\n" for index, line in enumerate(kept) if index not in dropped
+    ).encode()
+
+
+def _objects(entries: list[Entry]) -> list[Entry]:
+    for where, _, data in entries:
+        if not isinstance(data, dict):
+            raise RecordError(
+                f"{where}: a JSON {type(data).__name__}, not an object; write one object {{...}}"
+            )
+    return entries
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _without(whole: Mapping[str, list[Any]], dropped: set[int]) -> dict[str, list[Any]]:
+    kept, index = {}, 0
+    for video, questions in whole.items():
+        kept[video] = [q for i, q in enumerate(questions, index) if i not in dropped]
+        index += len(questions)
+    return {video: questions for video, questions in kept.items() if questions}
+
+
+def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> Item | None:
+    if "conversations" in data:
+        data = _plain(data, where)
+    key = next((key for key in _QUESTION if key in data), None)
+    if key is None or not isinstance(data[key], str):
+        raise RecordError(f"{where}: no question; its text belongs under {' or '.join(_QUESTION)}")
+    options = _options(data, where) or options_in(data[key])
+    if not options:
+        return None
+    if len(options) < 2:
+        raise RecordError(f"{where}: {len(options)} option; give at least two")
+    kind = next((str(data[key]) for key in _TYPE if data.get(key)), "")
+    texts = tuple(options.values())
+    return Item(
+        id=str(data.get("id", f"question {index + 1}")),
+        group=group or _group(data) or f"question {index + 1}",
+        type=kind,
+        question="\n".join(line for line in data[key].splitlines() if not _LETTERED.match(line)).strip(),
+        options=texts,
+        answer=_answer(data, options, where),
+        index=index,
+    )
+
+
+def _plain(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """A record of MLLM-4D as a question with an answer."""
+    turns = {turn.get("from"): turn.get("value") for turn in data["conversations"] if isinstance(turn, dict)}
+    question = turns.get("user") or turns.get("human")
+    if not isinstance(question, str):
+        raise RecordError(f"{where}: key 'conversations' holds no turn of the user; add it")
+    found: dict[str, Any] = {**data, "question": question}
+    solution = data.get("solution")
+    if isinstance(solution, list) and solution and isinstance(solution[0], dict):
+        found.setdefault("answer", solution[0].get("answer"))
+    found.setdefault("text_output", turns.get("gpt") or turns.get("assistant"))
+    return found
+
+
+def _options(data: dict[str, Any], where: str) -> dict[str, str]:
+    """Letter to text; {} where the object has none."""
+    given = next((data[key] for key in _OPTIONS if data.get(key)), None)
+    if given is None:
+        given = {letter: data[letter] for letter in LETTERS if letter in data}
+    if isinstance(given, list):
+        if len(given) > len(ascii_uppercase):
+            raise RecordError(f"{where}: {len(given)} options; there are letters for {len(ascii_uppercase)}")
+        texts = [match[2] if (match := _LETTERED.fullmatch(str(text))) else str(text) for text in given]
+        given = dict(zip(ascii_uppercase, texts, strict=False))
+    if not isinstance(given, dict):
+        raise RecordError(f"{where}: options are {given!r:.60}; give an object of letters, or a list")
+    return {str(letter): str(text).strip() for letter, text in given.items()}
+
+
+def _answer(data: dict[str, Any], options: dict[str, str], where: str) -> int:
+    label = next((data[key] for key in _ANSWER if data.get(key) is not None), None)
+    if label is None:
+        said = _TAGGED.findall(str(data.get("text_output") or ""))
+        label = said[-1] if said else None
+    if label is None:
+        raise RecordError(f"{where}: no answer; name the right option under {' or '.join(_ANSWER)}")
+    texts = list(options.values())
+    if str(label).strip() in texts:  # VLM4D answers with the text, and a text may be a letter or a number
+        return texts.index(str(label).strip())
+    letter = letter_of(str(label), options)
+    if letter is None:
+        listed = ", ".join(f"{k}. {v}" for k, v in options.items())
+        raise RecordError(f"{where}: the answer {label!r:.60} is no option; options are {listed}")
+    return list(options).index(letter)
+
+
+def _group(data: dict[str, Any]) -> str | None:
+    """The video that a question is about: its source if it is said, else its file or folder of frames."""
+    for key in _VIDEO:
+        value = data.get(key)
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, list) and value and isinstance(value[0], str):
+            return os.path.dirname(value[0]) or value[0]
+    return None

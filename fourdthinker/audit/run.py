@@ -1,0 +1,227 @@
+"""The audit itself: solvers cross-validated by video, beside chance; the worst items; pruning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from fourdthinker.audit.features import Array
+from fourdthinker.audit.items import Item
+from fourdthinker.audit.solvers import SOLVERS, Indices, Table, hit, make_table
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate.scoring import standard_error
+
+FEWEST = 30  # questions of a type that get a line of their own
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Line:
+    """One solver on one set of questions.
+
+    Attributes:
+        solver: its name.
+        type: type of the questions; None: all of the file.
+        questions: how many.
+        accuracy: share that it gets right; ties between options count in part.
+        low, high: bounds of the accuracy. Those of all lines of an audit hold together in 95 % of files.
+        chance: accuracy of a uniform guess.
+    """
+
+    solver: str
+    type: str | None
+    questions: int
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether chance lies below the interval."""
+        return self.low > self.chance
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What solvers without eyes reach.
+
+    Attributes:
+        lines: all solvers on all questions, then on each type of at least FEWEST questions.
+        items: the questions.
+        bias: float64 [items], probability of the right option less that of a guess, mean of the solvers that
+            learn: how much a question gives away.
+        folds: parts of the cross-validation.
+        groups: videos.
+        ambiguous: questions in which another option has the text of the right one.
+    """
+
+    lines: tuple[Line, ...]
+    items: tuple[Item, ...]
+    bias: Array
+    folds: int
+    groups: int
+    ambiguous: int
+
+    @property
+    def leaks(self) -> tuple[Line, ...]:
+        """The lines whose solver beats chance."""
+        return tuple(line for line in self.lines if line.beats_chance)
+
+    def line(self, solver: str, kind: str | None = None) -> Line:
+        """The line of a solver on all questions, or on a type of them."""
+        return next(line for line in self.lines if (line.solver, line.type) == (solver, kind))
+
+    def worst(self, number: int) -> list[tuple[Item, float]]:
+        """The items that give most away, with their bias."""
+        order = np.argsort(-self.bias, kind="stable")[:number]
+        return [(self.items[i], float(self.bias[i])) for i in order]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "questions": len(self.items),
+            "videos": self.groups,
+            "folds": self.folds,
+            "ambiguous": self.ambiguous,
+            "level": LEVEL,
+            "lines": [{**vars(line), "beats_chance": line.beats_chance} for line in self.lines],
+            "bias": {item.id: round(float(b), 4) for item, b in zip(self.items, self.bias, strict=True)},
+        }
+
+
+def audit(items: Sequence[Item], *, folds: int = 10, seed: int = 0) -> Audit:
+    """Let every solver answer every question after learning from the questions of other videos.
+
+    Args:
+        items: the questions.
+        folds: parts that the videos are dealt into; at most one for each video.
+        seed: of the dealing.
+
+    Returns:
+        Accuracies with intervals, and the bias of each question.
+
+    Raises:
+        ConfigError: questions of fewer than two videos, or fewer than two folds.
+        ImportError: scikit-learn is missing.
+    """
+    table = make_table(items)
+    groups = int(table.groups.max()) + 1
+    if groups < 2:
+        raise ConfigError(
+            f"all {len(items)} questions are about {items[0].group!r}; solvers are cross-validated by video, "
+            "so give questions of at least two"
+        )
+    if folds < 2:
+        raise ConfigError(f"{folds} folds; give at least 2")
+    folds = min(folds, groups)
+    fold_of = np.random.default_rng(seed).permutation(groups)[table.groups] % folds
+    hits, bias = _solve(table, fold_of, folds)
+    return Audit(
+        lines=tuple(_lines(table, hits)),
+        items=table.items,
+        bias=bias,
+        folds=folds,
+        groups=groups,
+        ambiguous=sum(sum(item.right) > 1 for item in table.items),
+    )
+
+
+def _solve(table: Table, fold_of: Indices, folds: int) -> tuple[dict[str, Array], Array]:
+    """Of each solver, whether it is right on each question; and the bias of each question."""
+    number = len(table.items)
+    hits = {name: np.zeros(number) for name in SOLVERS}
+    bias = np.zeros(number)
+    learners = sum(learns for _, learns in SOLVERS.values())
+    for fold in range(folds):
+        train, test = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        for name, (solver, learns) in SOLVERS.items():
+            for i, scores in zip(test, solver(table, train, test), strict=True):
+                hits[name][i] = hit(table.items[i], scores)
+                if learns:
+                    right = np.asarray(table.items[i].right)
+                    bias[i] += (scores[right].sum() / scores.sum() - right.mean()) / learners
+    return hits, bias
+
+
+def _lines(table: Table, hits: dict[str, Array]) -> list[Line]:
+    types = np.array([item.type for item in table.items])
+    chance = np.array([np.mean(item.right) for item in table.items])
+    sets: list[tuple[str | None, Indices]] = [(None, np.arange(len(types)))]
+    found = sorted(set(types))
+    if len(found) > 1:
+        sets += [(str(kind), np.flatnonzero(types == kind)) for kind in found]
+        sets = [(kind, chosen) for kind, chosen in sets if kind is None or len(chosen) >= FEWEST]
+    z = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / (len(sets) * len(hits)))
+    return [
+        _line(name, kind, values[chosen], chance[chosen], table.groups[chosen], z)
+        for kind, chosen in sets
+        for name, values in hits.items()
+    ]
+
+
+def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, z: float) -> Line:
+    """The accuracy with its interval, of the larger of two standard errors.
+
+    Questions of a video may hang together; where few videos agree by luck, the error of guessing is larger.
+    """
+    clustered = standard_error(hits - chance, groups.tolist())
+    guessing = math.sqrt(float((chance * (1 - chance)).sum())) / len(hits)
+    half = z * (guessing if math.isnan(clustered) else max(clustered, guessing))
+    accuracy = float(hits.mean())
+    return Line(
+        solver=name,
+        type=kind,
+        questions=len(hits),
+        accuracy=accuracy,
+        low=max(0.0, accuracy - half),
+        high=min(1.0, accuracy + half),
+        chance=float(chance.mean()),
+    )
+
+
+def prune(
+    items: Sequence[Item], *, folds: int = 10, seed: int = 0, keep: float = 0.5
+) -> tuple[Audit, list[Item]]:
+    """Take the items that give most away out, until no solver beats chance.
+
+    Each round audits what is left with other folds, and takes out half as many items as the best solver is
+    right on beyond chance.
+
+    Args:
+        items: the questions.
+        folds: as for `audit`.
+        seed: as for `audit`; each round adds one.
+        keep: share of the items that must be left.
+
+    Returns:
+        The audit of what is left, and the items taken out, in the order in which they were.
+
+    Raises:
+        ConfigError: solvers still beat chance when only that share would be left; or as `audit`.
+    """
+    left, rounds = list(items), 0
+    dropped: list[Item] = []
+    while True:
+        found = audit(left, folds=folds, seed=seed + rounds)
+        if not found.leaks:
+            return found, dropped
+        excess = max((line.accuracy - line.chance) * line.questions for line in found.leaks)
+        number = max(1, math.ceil(excess / 2))
+        if len(left) - number < keep * len(items):
+            best = max(found.leaks, key=lambda line: line.accuracy - line.chance)
+            raise ConfigError(
+                f"with {len(left)} of {len(items)} items left, {best.solver!r} still reaches "
+                f"{best.accuracy:.1%} where chance is {best.chance:.1%}: the options give the answers away, "
+                "so write other options (docs/audit.md)"
+            )
+        worst = [item for item, _ in found.worst(number)]
+        dropped += worst
+        gone = {item.index for item in worst}
+        left = [item for item in left if item.index not in gone]
+        rounds += 1
