@@ -1,0 +1,192 @@
+"""Depth of every pixel: given, from a rectified stereo pair, or from a model's weights."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourdthinker.errors import GeometryError
+from fourdthinker.files import PathLike
+from fourdthinker.synth.geometry.conventions import read_source
+from fourdthinker.synth.geometry.visual.features import opencv
+from fourdthinker.synth.tracks import Array, CameraTrack
+
+_KEYS = {"depth", "metric"}
+_LEAST_POINTS = 20  # in front of a camera, to find the scale of a model's depth
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """Depth along the optical axis.
+
+    Attributes:
+        values: [T, H, W] float32, above 0; NaN where it is unknown.
+        metric: whether it is in metres; else in the unit of the camera's track.
+        source: where it is from.
+    """
+
+    values: NDArray[np.float32]
+    metric: bool
+    source: str
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, np.float32)
+        if values.ndim != 3 or not values.size:
+            raise GeometryError(f"{self.source}: depth has the shape {list(values.shape)}; give [T, H, W]")
+        values[~np.isfinite(values) | (values <= 0)] = np.nan
+        object.__setattr__(self, "values", values)
+
+
+def read_depth(path: PathLike, *, frames: int) -> Depth:
+    """Depth from a .npz file: `depth` [T, H, W], 0 or not finite where unknown, and `metric` (bool).
+
+    Args:
+        path: the file.
+        frames: number of frames of the clip.
+
+    Returns:
+        The depth.
+
+    Raises:
+        GeometryError: a key is missing, unknown or of another shape, or the number of frames differs.
+    """
+    source = str(Path(path))
+    try:
+        with np.load(io.BytesIO(read_source(path)), allow_pickle=False) as archive:
+            values = {key: archive[key] for key in archive.files}
+    except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        if isinstance(error, GeometryError):
+            raise
+        raise GeometryError(
+            f"{source}: no .npz file of plain arrays ({error}); write it with numpy.savez"
+        ) from error
+    if set(values) != _KEYS:
+        raise GeometryError(
+            f"{source}: holds {', '.join(sorted(values)) or 'nothing'}; write depth and metric"
+        )
+    found = Depth(values["depth"], bool(values["metric"]), source)
+    if len(found.values) != frames:
+        raise GeometryError(f"{source}: depth of {len(found.values)} frames for {frames}; give one for each")
+    return found
+
+
+def stereo_depth(
+    left: Sequence[NDArray[np.uint8]],
+    right: Sequence[NDArray[np.uint8]],
+    *,
+    focal: float,
+    baseline: float,
+    disparities: int = 64,
+) -> Depth:
+    """Depth in metres from rectified stereo frames, by semi-global matching.
+
+    Args:
+        left: uint8 [H, W, 3]; the depth is theirs.
+        right: uint8 [H, W, 3], as many.
+        focal: pixels, of the rectified frames.
+        baseline: metres between both cameras.
+        disparities: largest difference in pixels that is searched; a multiple of 16. Nearer than
+            focal * baseline / disparities nothing is found.
+
+    Returns:
+        The depth; unknown where the frames do not match.
+
+    Raises:
+        GeometryError: frames of unlike number or size, or a calibration that cannot be.
+        ConfigError: OpenCV is not installed.
+    """
+    if not left or len(left) != len(right) or left[0].shape != right[0].shape:
+        raise GeometryError(
+            f"stereo: {len(left)} left and {len(right)} right frames, of sizes "
+            f"{[f.shape[:2] for f in left[:1]]} and {[f.shape[:2] for f in right[:1]]}; give as many of "
+            "each, of one size"
+        )
+    width = left[0].shape[1]
+    if not 0.1 * width < focal < 30 * width or not 0 < baseline < 100:
+        raise GeometryError(
+            f"stereo: a focal length of {focal:g} pixels with frames of {width}, and a baseline of "
+            f"{baseline:g} m; the focal length is in pixels of these frames, the baseline in metres and "
+            "above 0"
+        )
+    if disparities < 16 or disparities % 16:
+        raise GeometryError(f"stereo: disparities is {disparities}; give a multiple of 16")
+    cv2 = opencv()
+    matcher = cv2.StereoSGBM_create(
+        minDisparity=0,
+        numDisparities=disparities,
+        blockSize=5,
+        P1=8 * 3 * 25,
+        P2=32 * 3 * 25,
+        disp12MaxDiff=1,
+        uniquenessRatio=10,
+        speckleWindowSize=100,
+        speckleRange=2,
+    )
+    out = []
+    for a, b in zip(left, right, strict=True):
+        disparity = matcher.compute(np.ascontiguousarray(a), np.ascontiguousarray(b)).astype(np.float32) / 16
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out.append(np.where(disparity > 0.5, focal * baseline / disparity, np.nan))
+    return Depth(np.stack(out), metric=True, source="stereo")
+
+
+def aligned(inverse: NDArray[np.float32], camera: CameraTrack, points: Array, source: str) -> Depth:
+    """Depth in the unit of a camera's track, from a model's inverse depth of unknown scale and shift.
+
+    Args:
+        inverse: [T, H, W], a model's relative inverse depth, for the poses of the track.
+        camera: with intrinsics.
+        points: [N, 3], points of the scene in the track's world, which set scale and shift.
+        source: for messages.
+
+    Returns:
+        The depth of each frame: 1 / (a * inverse + b), a and b fitted to the points by least squares.
+
+    Raises:
+        GeometryError: another number of frames than of poses, or too few points in front of the camera.
+    """
+    if len(inverse) != len(camera.times):
+        raise GeometryError(
+            f"{source}: depth of {len(inverse)} frames for {len(camera.times)} poses; give one for each"
+        )
+    if camera.intrinsics is None or camera.size is None:
+        raise GeometryError(
+            f"{source}: the camera's track has no intrinsics, so no point is projected; give them"
+        )
+    height, width = inverse.shape[1:]
+    ratio = np.array([width, height]) / np.array(camera.size)
+    out = np.empty_like(inverse, dtype=np.float32)
+    for k, image in enumerate(inverse):
+        local = (points - camera.centres[k]) @ camera.rotations[k]
+        ahead = local[local[:, 2] > 1e-6]
+        pixel = (ahead / ahead[:, 2:]) @ camera.intrinsics[k].T
+        column, row = np.floor(pixel[:, :2] * ratio).astype(int).T
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        if inside.sum() < _LEAST_POINTS:
+            raise GeometryError(
+                f"{source}: {int(inside.sum())} points of the scene are seen in frame {k}, and "
+                f"{_LEAST_POINTS} are needed to find the scale of the model's depth; use a metric depth model"
+            )
+        x, y = image[row[inside], column[inside]].astype(np.float64), 1 / ahead[inside, 2]
+        a, b = _line(x, y)
+        with np.errstate(divide="ignore"):
+            out[k] = 1 / (a * image + b)
+    return Depth(out, camera.metric, source)
+
+
+def _line(x: Array, y: Array) -> tuple[float, float]:
+    """Slope a and offset b of y = a x + b; points far from the line count less."""
+    weight = np.ones_like(x)
+    a = b = 0.0
+    design = np.stack([x, np.ones_like(x)], axis=1)
+    for _ in range(10):
+        a, b = np.linalg.lstsq(design * weight[:, None], y * weight, rcond=None)[0]
+        error = np.abs(a * x + b - y)
+        weight = 1 / np.sqrt(1 + (error / (1.5 * np.median(error) + 1e-9)) ** 2)
+    return float(a), float(b)

@@ -1,0 +1,178 @@
+"""Objects in the world from their masks: by depth, or by where they stand on the ground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourdthinker.errors import GeometryError
+from fourdthinker.synth.geometry.depth import Depth
+from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack
+
+_LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
+_BORDER = 2  # pixels: a mask that reaches the border is cut off by it
+_TRIES = 300
+_GROUND_SHARE = 0.25  # of the points in front that lie on the ground, for it to be one
+_STEEP = 0.6  # cosine: the ground's normal is within 53 degrees of the mean camera's up
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """The points x with normal · x = offset; the normal [3] points up."""
+
+    normal: Array
+    offset: float
+
+
+def ground_plane(camera: CameraTrack, points: Array) -> Plane | None:
+    """The plane below the camera that most points of the scene lie on.
+
+    Args:
+        camera: the camera's path.
+        points: [N, 3], of the scene.
+
+    Returns:
+        The plane, or None where no level plane below the camera holds a quarter of the points.
+    """
+    if len(points) < 20:
+        return None
+    up = -camera.rotations[:, :, 1].mean(axis=0)
+    up /= np.linalg.norm(up)
+    distance = np.linalg.norm(points - camera.centres.mean(axis=0), axis=1)
+    limit = 0.02 * float(np.median(distance))
+    rng = np.random.default_rng(0)
+    best, best_count = None, 0
+    for _ in range(_TRIES):
+        a, b, c = points[rng.choice(len(points), 3, replace=False)]
+        normal = np.cross(b - a, c - a)
+        length = float(np.linalg.norm(normal))
+        if length < 1e-9:
+            continue
+        normal *= np.sign(normal @ up) / length
+        on = np.abs((points - a) @ normal) < limit * np.maximum(1.0, distance / np.median(distance))
+        if normal @ up < _STEEP or (camera.centres @ normal < a @ normal).any() or on.sum() <= best_count:
+            continue
+        best, best_count = on, int(on.sum())
+    if best is None or best_count < max(20, _GROUND_SHARE * len(points)):
+        return None
+    middle = points[best].mean(axis=0)
+    normal = np.linalg.svd(points[best] - middle)[2][2]
+    normal *= np.sign(normal @ up)
+    return Plane(normal, float(normal @ middle))
+
+
+def lift_object(
+    name: str,
+    masks: Sequence[NDArray[np.bool_]],
+    times: Sequence[float] | Array,
+    camera: CameraTrack,
+    *,
+    depth: Depth | None = None,
+    ground: Plane | None = None,
+) -> ObjectTrack:
+    """An object's path in the world.
+
+    With depth, its position is the middle of its mask at the mask's median depth; with a ground plane, it is
+    where the lowest part of the mask stands on the ground.
+
+    Args:
+        name: of the object.
+        masks: bool [H, W], one for each time.
+        times: seconds.
+        camera: with intrinsics.
+        depth: of the same frames; None: the ground is used.
+        ground: the plane that the object stands on.
+
+    Returns:
+        The track. Its confidence is 0 where the mask is empty, tiny or cut by the border, and the position is
+        then that of the nearest time with one.
+
+    Raises:
+        GeometryError: neither depth nor ground, no intrinsics, unlike numbers of frames, or no usable mask at
+            all.
+    """
+    seconds = np.asarray(times, np.float64)
+    if depth is None and ground is None:
+        raise GeometryError(f"{name}: neither depth nor a ground plane says how far it is; give one of them")
+    if camera.intrinsics is None or camera.size is None:
+        raise GeometryError(f"{name}: the camera's track has no intrinsics; give them")
+    if len(masks) != len(seconds) or (depth is not None and len(depth.values) != len(seconds)):
+        raise GeometryError(f"{name}: {len(masks)} masks for {len(seconds)} times; give one for each")
+    if depth is not None and depth.metric != camera.metric:
+        raise GeometryError(f"{name}: depth and camera are not both in metres; give both in one unit")
+    poses = camera.resampled(seconds)
+    positions = np.full((len(seconds), 3), np.nan)
+    boxes = np.zeros((len(seconds), 4))
+    for k, mask in enumerate(masks):
+        boxes[k] = box_of(mask)
+        if not _usable(mask):
+            continue
+        if depth is not None:
+            positions[k] = _by_depth(mask, depth.values[k], poses, k)
+        elif ground is not None:
+            positions[k] = _by_ground(mask, poses, k, ground)
+    known = np.isfinite(positions[:, 0])
+    if not known.any():
+        raise GeometryError(f"{name}: no mask is large enough and whole; choose another object or clip")
+    nearest = np.abs(np.subtract.outer(np.arange(len(seconds)), np.flatnonzero(known))).argmin(axis=1)
+    positions = positions[np.flatnonzero(known)[nearest]]
+    confidence = np.where(known, poses.confidence, 0.0)
+    source = depth.source if depth is not None else "ground"
+    return ObjectTrack(
+        name, seconds, positions, metric=camera.metric, confidence=confidence, source=source, boxes=boxes
+    )
+
+
+def box_of(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a mask [H, W] as fractions of width and height; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    height, width = mask.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+
+
+def _usable(mask: NDArray[np.bool_]) -> bool:
+    if mask.mean() < _LEAST_AREA:
+        return False
+    inner = mask[_BORDER:-_BORDER, _BORDER:-_BORDER]
+    return int(inner.sum()) == int(mask.sum())
+
+
+def _ray(poses: CameraTrack, k: int, mask: NDArray[np.bool_], column: float, row: float) -> Array:
+    """[3], the direction in the world of a pixel of a mask; its part along the optical axis is 1."""
+    assert poses.intrinsics is not None  # checked by lift_object
+    assert poses.size is not None
+    height, width = mask.shape
+    pixel = np.array([column * poses.size[0] / width, row * poses.size[1] / height, 1.0])
+    return poses.rotations[k] @ np.linalg.solve(poses.intrinsics[k], pixel)
+
+
+def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: CameraTrack, k: int) -> Array:
+    if depth.shape != mask.shape:
+        raise GeometryError(
+            f"depth has {depth.shape[1]}x{depth.shape[0]} pixels and the mask "
+            f"{mask.shape[1]}x{mask.shape[0]}; give both of one size"
+        )
+    rows, columns = np.nonzero(mask)
+    values = depth[rows, columns]
+    values = values[np.isfinite(values)]
+    if len(values) < 0.2 * len(rows):
+        return np.full(3, np.nan)
+    return poses.centres[k] + float(np.median(values)) * _ray(
+        poses, k, mask, columns.mean() + 0.5, rows.mean() + 0.5
+    )
+
+
+def _by_ground(mask: NDArray[np.bool_], poses: CameraTrack, k: int, ground: Plane) -> Array:
+    rows, columns = np.nonzero(mask)
+    bottom = np.percentile(rows, 99) + 1
+    low = rows >= bottom - max(0.08 * (bottom - rows.min()), 2)
+    ray = _ray(poses, k, mask, float(columns[low].mean()) + 0.5, float(bottom))
+    down = float(ray @ ground.normal)
+    if down > -1e-3:  # at or above the horizon
+        return np.full(3, np.nan)
+    return poses.centres[k] + ray * (ground.offset - float(poses.centres[k] @ ground.normal)) / down

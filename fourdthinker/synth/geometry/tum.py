@@ -1,0 +1,40 @@
+"""Trajectories as the TUM RGB-D benchmark and most SLAM systems write them: text, one pose a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fourdthinker.files import PathLike
+from fourdthinker.synth.geometry.conventions import frame_times, pose_matrices, quaternion_rotations, table
+from fourdthinker.synth.tracks import Array, CameraTrack
+
+
+def read_tum(
+    path: PathLike,
+    *,
+    times: Sequence[float] | None = None,
+    metric: bool = True,
+    intrinsics: Array | None = None,
+    size: tuple[int, int] | None = None,
+) -> CameraTrack:
+    """A camera's path from lines `timestamp tx ty tz qx qy qz qw`, camera-to-world with OpenCV's axes.
+
+    Args:
+        path: the file.
+        times: of the clip's frames, one for each line; None: the timestamps, counted from the first.
+        metric: whether lengths are metres; those of a monocular SLAM are not.
+        intrinsics: [3, 3] in pixels of `size`, which the format does not hold.
+        size: width and height of the pictures.
+
+    Returns:
+        The track.
+
+    Raises:
+        GeometryError: a line is another one, a quaternion has not the length 1, or the number of frames
+            differs.
+    """
+    rows = table(path, 8)
+    seconds = rows[:, 0] - rows[0, 0] if times is None else frame_times(times, len(rows), str(Path(path)))
+    poses = pose_matrices(quaternion_rotations(rows[:, 4:], str(Path(path))), rows[:, 1:4])
+    return CameraTrack(seconds, poses, intrinsics, size, metric=metric, source="tum")

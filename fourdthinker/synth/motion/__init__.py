@@ -1,0 +1,23 @@
+"""Moves of the camera and of objects, from their tracks. docs/synthesis-labels.md explains each label."""
+
+from fourdthinker.synth.motion.camera import camera_moves, move_sets, moves_during
+from fourdthinker.synth.motion.objects import (
+    distance_change,
+    distances,
+    object_direction,
+    object_moves,
+    speed_profile,
+)
+from fourdthinker.synth.motion.settings import MotionSettings
+
+__all__ = [
+    "MotionSettings",
+    "camera_moves",
+    "distance_change",
+    "distances",
+    "move_sets",
+    "moves_during",
+    "object_direction",
+    "object_moves",
+    "speed_profile",
+]
