@@ -342,6 +342,7 @@ SCOPES = {
     "zero": ("fourdthinker",),
     "synth": ("fourdthinker",),
     "audit": ("fourdthinker",),
+    "geometry": ("fourdthinker",),
     "bench": ("bench",),
     "dev": ("tests",),
 }

@@ -1,20 +1,34 @@
 """Where a clip's geometry comes from: a reader for each source of poses, estimators, depth."""
 
 from fourdthinker.synth.geometry.colmap import read_colmap
+from fourdthinker.synth.geometry.depth import Depth, aligned, read_depth, stereo_depth
+from fourdthinker.synth.geometry.lift import Plane, ground_plane, lift_object
 from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
 from fourdthinker.synth.geometry.npz import read_npz, write_npz
 from fourdthinker.synth.geometry.scene import scene_camera, scene_object
+from fourdthinker.synth.geometry.sfm import reconstruct_camera
 from fourdthinker.synth.geometry.spatialvid import read_instructions, read_spatialvid
 from fourdthinker.synth.geometry.tum import read_tum
+from fourdthinker.synth.geometry.visual import Estimate, estimate_camera
 
 __all__ = [
+    "Depth",
+    "Estimate",
+    "Plane",
+    "aligned",
+    "estimate_camera",
+    "ground_plane",
+    "lift_object",
     "read_colmap",
+    "read_depth",
     "read_instructions",
     "read_nerfstudio",
     "read_npz",
     "read_spatialvid",
     "read_tum",
+    "reconstruct_camera",
     "scene_camera",
     "scene_object",
+    "stereo_depth",
     "write_npz",
 ]

@@ -152,10 +152,10 @@ def _text(
         lines.pop(0)
     for pose, seen in zip(lines[::2], [*lines[1::2], ""], strict=False):
         _, *numbers, camera, name = pose.split(maxsplit=9)
-        values = [float(n) for n in numbers]
+        pose_values = tuple(float(n) for n in numbers)
         base = PurePosixPath(name.strip()).name
         ids = tuple(int(word) for word in seen.split()[2::3])
-        found[base] = _Image(base, int(camera), tuple(values[:4]), tuple(values[4:7]), ids)
+        found[base] = _Image(base, int(camera), pose_values[:4], pose_values[4:7], ids)
     for line in filter(str.strip, _lines(points)):
         words = line.split()
         places[int(words[0])] = np.array([float(word) for word in words[1:4]])

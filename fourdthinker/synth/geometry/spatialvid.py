@@ -74,16 +74,11 @@ def read_instructions(folder: PathLike, *, fps: float) -> tuple[Move, ...]:
     times = _times(folder, fps)
     try:
         found = json.loads(read_source(path))
-        ranges = [
-            (*(float(times[int(n)]) for n in key.split("->")), [str(name).lower() for name in names])
-            for key, names in found.items()
-        ]
-        return tuple(
-            Move("camera", _NAMES.get(name, name), start, end)
-            for start, end, names in ranges
-            for name in names
-            if _known(name, path)
-        )
+        moves = []
+        for key, names in found.items():
+            start, end = (float(times[int(number)]) for number in key.split("->"))
+            moves += [Move("camera", _move(str(name), path), start, end) for name in names]
+        return tuple(moves)
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, GeometryError):
             raise
@@ -92,10 +87,13 @@ def read_instructions(folder: PathLike, *, fps: float) -> tuple[Move, ...]:
         ) from error
 
 
-def _known(name: str, path: Path) -> bool:
-    if name not in _NAMES and name not in CAMERA_MOVES:
-        raise GeometryError(f"{path}: unknown move {name!r}; known are {', '.join((*CAMERA_MOVES, *_NAMES))}")
-    return True
+def _move(name: str, path: Path) -> str:
+    """Our name of a move of SpatialVID."""
+    lower = name.lower()
+    if lower not in _NAMES and lower not in CAMERA_MOVES:
+        known = ", ".join((*CAMERA_MOVES, *_NAMES))
+        raise GeometryError(f"{path}: unknown move {name!r}; known are {known}")
+    return _NAMES.get(lower, lower)
 
 
 def _times(folder: Path, fps: float) -> Array:

@@ -1,5 +1,5 @@
 """The camera's path from the frames alone, with OpenCV and NumPy."""
 
-from fourdthinker.synth.geometry.visual.estimate import Estimate, estimate_camera
+from fourdthinker.synth.geometry.visual.estimate import Estimate, estimate_camera, key_frames
 
-__all__ = ["Estimate", "estimate_camera"]
+__all__ = ["Estimate", "estimate_camera", "key_frames"]

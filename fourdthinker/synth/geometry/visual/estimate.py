@@ -53,19 +53,13 @@ def estimate_camera(
             followed.
         ConfigError: OpenCV is not installed.
     """
-    seconds = np.asarray(times, np.float64)
-    if len(frames) < 2 or len(frames) != len(seconds):
-        raise GeometryError(
-            f"{len(frames)} frames and {len(seconds)} times; give at least two, one time for each"
-        )
-    if movers is not None and len(movers) != len(frames):
-        raise GeometryError(f"{len(movers)} masks for {len(frames)} frames; give one for each")
+    seconds = _checked(frames, times, movers)
     height, width = frames[0].shape[:2]
     if intrinsics is None:
         focal = USUAL_FOCAL * max(width, height)
         intrinsics = intrinsic_matrix(focal, focal, width / 2, height / 2)
     pixels = follow(frames, seconds, movers)
-    keys = _key_frames(seconds)
+    keys = key_frames(seconds, _KEY_SECONDS)
     pixels = pixels[:, keys]
     pixels = pixels[np.isfinite(pixels[..., 0]).sum(axis=1) >= 2]
     if not len(pixels):
@@ -94,11 +88,34 @@ def estimate_camera(
     return Estimate(track, found / unit)
 
 
-def _key_frames(times: Array) -> NDArray[np.int64]:
-    """The first frame, and each that is _KEY_SECONDS after the last one chosen; the last frame too."""
+def _checked(
+    frames: Sequence[NDArray[np.uint8]],
+    times: Sequence[float] | Array,
+    movers: Sequence[NDArray[np.bool_]] | None,
+) -> Array:
+    """The times, one for each frame."""
+    if len(frames) < 2 or len(frames) != len(times):
+        raise GeometryError(
+            f"{len(frames)} frames and {len(times)} times; give at least two, one time for each"
+        )
+    if movers is not None and len(movers) != len(frames):
+        raise GeometryError(f"{len(movers)} masks for {len(frames)} frames; give one for each")
+    return np.asarray(times, np.float64)
+
+
+def key_frames(times: Array, spacing: float) -> NDArray[np.int64]:
+    """Frames that get a pose.
+
+    Args:
+        times: seconds, increasing.
+        spacing: seconds between two of them, at least.
+
+    Returns:
+        Indices: the first, each that is `spacing` after the last one chosen, and the last.
+    """
     keys = [0]
     for k, time in enumerate(times):
-        if time - times[keys[-1]] >= _KEY_SECONDS - 1e-3:
+        if time - times[keys[-1]] >= spacing - 1e-3:
             keys.append(k)
     if keys[-1] != len(times) - 1:
         keys.append(len(times) - 1)

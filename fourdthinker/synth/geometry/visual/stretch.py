@@ -15,7 +15,7 @@ from fourdthinker.synth.geometry.visual.views import (
     relative_poses,
     triangulate,
 )
-from fourdthinker.synth.tracks import Array
+from fourdthinker.synth.tracks import Array, rotation_vectors
 
 PARALLAX = 0.012  # radians left by the best rotation, in the median, from which a camera has moved
 LEAST_COMMON = 24  # points of two views from which a rotation is fitted
@@ -23,6 +23,7 @@ LEAST_KNOWN = 12  # points of known position from which a pose is computed
 MOST_ADJUSTED = 600  # points in a bundle adjustment
 NEAR = 2.5  # pixels within which a point agrees with a pose
 _ANGLE = 0.015  # radians between rays from which a point is triangulated
+_TURN_COST = 0.05  # pixels of error that a degree beside the best rotation is worth
 _EVERY = 12  # frames between two bundle adjustments
 
 
@@ -44,7 +45,7 @@ class Path:
 
     def seen(self, *frames: int) -> NDArray[np.bool_]:
         """[N], the points that all these frames see."""
-        return np.isfinite(self.rays[:, list(frames), 0]).all(axis=1)
+        return np.asarray(np.isfinite(self.rays[:, list(frames), 0]).all(axis=1))
 
     def known(self, frame: int) -> NDArray[np.bool_]:
         """[N], the points of known position that a frame sees."""
@@ -110,8 +111,8 @@ def _turn(path: Path, first: int) -> tuple[int, int | None]:
 
 
 def sureness(share: float, count: int) -> float:
-    """Confidence of a pose with which `share` of `count` points agree: 1 from 80 % of 30, 0 up to 40 %."""
-    return float(np.clip((share - 0.4) / 0.4, 0, 1) * np.clip(count / 30, 0, 1))
+    """How sure a pose is with which `share` of `count` points agree: 1 from 80 % of 40, 0 to 40 % or 20."""
+    return float(np.clip((share - 0.4) / 0.4, 0, 1) * np.clip((count - 20) / 20, 0, 1))
 
 
 def _begin(path: Path, first: int, base: int) -> bool:
@@ -148,26 +149,31 @@ def _candidate(
     """Score (lower is better), rotation and centre of `base`, points [len(common), 3]; or None."""
     pair = np.stack([np.eye(3), rotation]), np.stack([np.zeros(3), centre])
     local, angle = triangulate(*pair, path.rays[common][:, [first, base]])
-    good = angle > 0.3 * _ANGLE
+    fits = np.ones(len(common), bool)
     for k, frame in enumerate((first, base)):
-        good &= inliers(pair[0][k], pair[1][k], local, path.rays[common, frame], NEAR * path.pixel)
-    if good.sum() < max(LEAST_KNOWN, 0.3 * len(common)):
+        fits &= inliers(pair[0][k], pair[1][k], local, path.rays[common, frame], NEAR * path.pixel)
+    good = fits & (angle > 0.3 * _ANGLE)  # far points agree with much, and say little
+    if good.sum() < LEAST_KNOWN or fits.sum() < 0.4 * len(common):
         return None
     scale = 1 / float(np.median(local[good, 2]))
     turn, origin = path.rotations[first], path.centres[first]
     points = origin + (local * scale) @ turn.T
-    errors = [np.full(int((~good).sum()), 3 * NEAR)]  # in pixels; a point that does not fit counts as far off
+    after = origin + turn @ centre * scale
+    errors = [np.full(int((~fits).sum()), 3 * NEAR)]  # in pixels; a point that does not fit counts as far off
     for frame in others:
         seen = good & np.isfinite(path.rays[common, frame, 0])
         if seen.sum() < LEAST_KNOWN:
             continue
         rays = path.rays[common[seen], frame]
-        pose = resect(path.rotations[frame], origin, points[seen], rays, path.pixel)
+        guess = (path.rotations[frame], origin) if frame < base else (turn @ rotation, after)
+        pose = resect(*guess, points[seen], rays, path.pixel)
         size = np.linalg.norm(project(*pose, points[seen])[0] - rays, axis=1) / path.pixel
         errors.append(np.minimum(size, 3 * NEAR))
-    score = float(np.concatenate(errors).mean())
+    # Views of a plane have two explanations that fit equally well; the one that needs no other turn is taken.
+    turned = rotation_vectors(path.rotations[base].T @ turn @ rotation)
+    score = float(np.concatenate(errors).mean() + _TURN_COST * np.rad2deg(np.linalg.norm(turned)))
     points[~good] = np.nan
-    return score, turn @ rotation, origin + turn @ centre * scale, points
+    return score, turn @ rotation, after, points
 
 
 def _locate(path: Path, frame: int, guess: int) -> bool:

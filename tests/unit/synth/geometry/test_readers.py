@@ -198,7 +198,7 @@ def test_spatialvids_own_labels_are_read_for_comparison(tmp_path):
         Move("camera", "static", 0.3, 0.7),
     )
     (tmp_path / "instructions.json").write_text('{"0->3": ["Fly"]}')
-    with pytest.raises(GeometryError, match="unknown move 'fly'"):
+    with pytest.raises(GeometryError, match="unknown move 'Fly'"):
         read_instructions(tmp_path, fps=60.0)
     (tmp_path / "instructions.json").write_text('{"0->300": ["Stay"]}')
     with pytest.raises(GeometryError, match="not of the form"):
