@@ -288,6 +288,10 @@ def question_record(
         raise ConfigError(
             f"{len(options)} options; give 2 to {len(LETTERS)} texts, or none for an open question"
         )
+    if any(not text.strip() for text in options):
+        raise ConfigError(f"options are {list(options)} and one is blank; give each a text")
+    if len({" ".join(text.split()).casefold() for text in options}) < len(options):
+        raise ConfigError(f"two of the options {list(options)} have the same text; give each its own")
     record = Record("ask", id, question, options=dict(zip(LETTERS, options, strict=False)), where=id)
     record.system, record.start, record.end = system, start, end
     if video is not None:

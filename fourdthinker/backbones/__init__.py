@@ -224,6 +224,8 @@ def _move_into(source: Path, target: Path) -> None:
 
 def _located(path: PathLike, subfolder: str | None) -> tuple[str, dict[str, str]]:
     text = os.fspath(path)
+    if not text:
+        raise CheckpointError("the checkpoint is ''; name a folder, or a model id of the form owner/name")
     where = {"subfolder": subfolder} if subfolder else {}
     if os.path.isdir(text):
         if subfolder and not os.path.isdir(os.path.join(text, subfolder)):

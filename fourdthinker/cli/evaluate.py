@@ -49,14 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, types_table
-    from fourdthinker.files import check_output, make_folder, output_path, write_json
+    from fourdthinker.files import write_json
     from fourdthinker.records import read_records
 
     config = sampling(arguments)
-    rejected = arguments.out / "rejected.jsonl"
-    journal = make_folder(arguments.out) / "answers.jsonl"
-    check_output(journal)
-    output_path(rejected).unlink(missing_ok=True)
+    journal, rejected, results_file = _outputs(arguments.out)
     records = [
         record
         for path in arguments.data
@@ -90,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         "records_rejected": skipped,
         "settings": result.settings,
     }
-    path = write_json(arguments.out / "results.json", results)
+    path = write_json(results_file, results)
     console = Console()
     console.print(results_table(results, title=name))
     if len(summary["by_type"]) > 1:
@@ -98,3 +95,20 @@ def run(arguments: argparse.Namespace) -> None:
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")
+
+
+def _outputs(folder: Path) -> tuple[Path, Path, Path]:
+    """The files of answers, of rejected records and of results; FourdError where they cannot be written."""
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.files import check_output, make_folder, output_path
+
+    make_folder(folder)
+    journal, rejected, results = (folder / n for n in ("answers.jsonl", "rejected.jsonl", "results.json"))
+    check_output(journal)
+    if results.exists() and not journal.exists():
+        raise ConfigError(
+            f"{results} is of something else, since no {journal.name} is beside it; "
+            "name another folder (--out)"
+        )
+    output_path(rejected).unlink(missing_ok=True)
+    return journal, rejected, results

@@ -24,12 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Give a base model its latent tokens and write it as a checkpoint into a new folder."""
     from fourdthinker.backbones import init_checkpoint, save_checkpoint
     from fourdthinker.errors import ConfigError
-    from fourdthinker.files import make_folder
 
     if arguments.latent_size < 1:
         raise ConfigError(f"--latent-size is {arguments.latent_size}; give at least 1")
     out = new_folder(arguments.out)
-    make_folder(arguments.out.parent)  # before anything is read
     checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
     save_checkpoint(out, checkpoint)
     sys.stdout.write(f"{out}\n")

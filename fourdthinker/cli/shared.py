@@ -46,10 +46,12 @@ def output(text: str) -> Path:
 
 
 def new_folder(path: Path) -> Path:
-    """A folder to write to, as it was named; ConfigError when something is in it."""
+    """A folder to write to, as it was named; FourdError when something is in it or it cannot be made."""
     from fourdthinker.errors import ConfigError
+    from fourdthinker.files import check_folder
 
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_folder(path)
+    if path.exists() and any(path.iterdir()):
         raise ConfigError(f"{path} is not empty; name a new folder")
     return path
 

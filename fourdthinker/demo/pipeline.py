@@ -20,7 +20,7 @@ from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import results_table
-from fourdthinker.files import UNFINISHED, make_folder, read_regular, write_json
+from fourdthinker.files import UNFINISHED, check_folder, make_folder, read_regular, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
@@ -81,7 +81,9 @@ def check_is_demo(run: Path) -> None:
 
     Raises:
         ConfigError: names the folder.
+        OutputError: it cannot be made.
     """
+    check_folder(run)
     names = [path.name for path in run.iterdir()] if run.is_dir() else []
     if all(UNFINISHED.fullmatch(name) for name in names):
         return

@@ -102,7 +102,8 @@ def opened(
         len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
     )
     if size is None:
-        raise VideoError(f"{name}: {'is a folder, not a video' if os.path.isdir(name) else 'no such file'}")
+        kind = "a folder" if os.path.isdir(name) else "no regular file"
+        raise VideoError(f"{name}: {f'is {kind}, not a video' if os.path.exists(name) else 'no such file'}")
     if size == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes)")
     if not isinstance(source, bytes) and not os.access(name, os.R_OK):

@@ -15,6 +15,7 @@ from fourdthinker.report.rollouts import choose, make_card, read_groups
 REPORT = "report.html"
 RESULTS = "results.json"
 ROLLOUTS = "rollouts.jsonl"
+DOCTYPE = b"<!doctype html>"  # what the page begins with
 
 
 def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int = 6) -> Path:
@@ -32,13 +33,15 @@ def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int 
 
     Raises:
         ConfigError: `run_dir` is no folder or holds none of the three, results.json is no JSON object, or
-            one is no regular file.
+            one is no regular file; `out` is a file that is no report.
         OutputError: `out` cannot be written.
     """
     run = Path(run_dir)
     if not run.is_dir():
         what = " is a file, not a folder" if run.exists() else ": no such folder"
         raise ConfigError(f"{run}{what}; give the folder of a run")
+    path = Path(out) if out is not None else run / REPORT
+    _check_replaced(path)
     results = _results(run / RESULTS)
     curves = [phase for name, path in phases(run) if (phase := make_phase(name, read_metrics(path)))]
     logs = [path for path in (run / ROLLOUTS, *sorted(run.glob(f"*/{ROLLOUTS}"))) if path.exists()]
@@ -55,9 +58,14 @@ def write_report(run_dir: PathLike, *, out: PathLike | None = None, groups: int 
         cards=[make_card(group, run) for group in chosen],
         facts=make_facts(results),
     )
-    path = Path(out) if out is not None else run / REPORT
     write_text(path, page)
     return path
+
+
+def _check_replaced(path: Path) -> None:
+    """ConfigError for a file that is no report; the file of a run or of records may be named by mistake."""
+    if path.is_file() and (found := path.read_bytes()) and not found.startswith(DOCTYPE):
+        raise ConfigError(f"{path} is there and no report, so it is not replaced; name another file")
 
 
 def _render(**values: Any) -> str:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import FourdError
+from fourdthinker.files import check_folder
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
@@ -77,6 +78,8 @@ def train(
     """
     args = training_arguments(config)
     resume = find_resume(config, args)
+    if config.cache_dir is not None:
+        check_folder(config.cache_dir)
     checkpoint = load_model(config, args, resume, given)
     recipe.check(checkpoint)
     reference = None

@@ -27,7 +27,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.trainers.settings_errors import explain
-from fourdthinker.trainers.settings_sections import Bool, Float, Int, Text, Texts, make_section
+from fourdthinker.trainers.settings_sections import Bool, Float, Int, Name, Names, Text, make_section
 
 PUBLISHED_BETA = 0.01
 
@@ -64,7 +64,7 @@ Schedule = Literal[
     "warmup_stable_decay",
 ]
 # Settings whose defaults differ between the trainers.
-OutputDir = Annotated[Text, Field(min_length=1, description="Folder of the run: everything is written here.")]
+OutputDir = Annotated[Name, Field(description="Folder of the run: everything is written here.")]
 LearningRate = Annotated[Float, Field(ge=0, description="Highest learning rate of the schedule.")]
 WarmupSteps = Annotated[
     Float,
@@ -91,7 +91,7 @@ class LoraSettings(Section):
     dropout: Float = Field(
         0.0, ge=0, lt=1, description="Dropout before the adapter. 0 in 4DRL, which trains what it sampled."
     )
-    target_modules: Texts = Field(
+    target_modules: Names = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
         description="Linear layers of the decoder layers that get an adapter.",
@@ -122,7 +122,7 @@ class TrainConfig(Section):
     }
 
     model: Text = Field("", description="Folder or hub name of a checkpoint with latent tokens.")
-    subfolder: Text | None = Field(None, description="Folder inside `model` that holds the checkpoint.")
+    subfolder: Name | None = Field(None, description="Folder inside `model` that holds the checkpoint.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Type of the weights; auto: as they were saved. Of bfloat16 weights that are trained the "
@@ -133,8 +133,8 @@ class TrainConfig(Section):
         None, description="Train an adapter instead of the language model's weights; null: train the weights."
     )
 
-    data: Texts = Field([], description="Record files (JSONL), read one after the other.")
-    media_root: Text | None = Field(
+    data: Names = Field([], description="Record files (JSONL), read one after the other.")
+    media_root: Name | None = Field(
         None, description="Folder that no path of a record may leave; null: the folder of its file."
     )
     on_bad_record: Literal["raise", "skip"] = Field(
@@ -156,7 +156,7 @@ class TrainConfig(Section):
     override_policy: Bool = Field(
         False, description="Allow `frames` to differ from the frame policy the checkpoint was trained on."
     )
-    cache_dir: Text | None = Field(
+    cache_dir: Name | None = Field(
         None, description="Compute vision features once before training, and keep them in this folder."
     )
 
@@ -164,7 +164,7 @@ class TrainConfig(Section):
     overwrite_output_dir: Bool = Field(
         False, description="Start anew in a folder that holds a former run; its checkpoints are renamed."
     )
-    resume_from_checkpoint: Text | None = Field(
+    resume_from_checkpoint: Name | None = Field(
         None,
         description="Checkpoint folder to go on from; auto: the newest complete one in output_dir, or a new "
         "run where there is none.",
@@ -193,7 +193,7 @@ class TrainConfig(Section):
     adam_beta2: Float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients.")
     adam_epsilon: Float = Field(1e-8, gt=0, description="Added to AdamW's denominator.")
     max_grad_norm: Float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: never.")
-    optim: Text = Field("adamw_torch_fused", description="Optimizer, one of transformers' names.")
+    optim: Name = Field("adamw_torch_fused", description="Optimizer, one of transformers' names.")
 
     bf16: Bool = Field(False, description="Run forward and backward under bfloat16 autocast.")
     tf32: Bool | None = Field(None, description="TF32 in matrix products of float32; null: as torch has it.")
@@ -206,7 +206,7 @@ class TrainConfig(Section):
         description="Positions of a training forward at most, padding included; micro-batches are cut by it, "
         "records (rollouts) of like length together. One that is longer goes alone. null: no limit.",
     )
-    deepspeed: Text | None = Field(
+    deepspeed: Name | None = Field(
         None,
         description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed.",
     )
@@ -214,7 +214,7 @@ class TrainConfig(Section):
     ddp_timeout: Int = Field(1800, ge=1, description="Seconds after which a silent process ends the run.")
 
     logging_steps: LoggingSteps = 10
-    report_to: Texts = Field(["tensorboard"], description="Trackers of transformers; []: none.")
+    report_to: Names = Field(["tensorboard"], description="Trackers of transformers; []: none.")
     save_steps: SaveSteps = 500
     save_total_limit: Int | None = Field(2, ge=1, description="Newest checkpoints to keep; null: all.")
     save_only_model: Bool = Field(
@@ -338,7 +338,7 @@ class GrpoConfig(TrainConfig):
         True, description="Run each prompt once for all its rollouts in the training forward (needs SDPA)."
     )
 
-    rewards: Texts = Field(
+    rewards: Names = Field(
         ["fourdthinker.rewards:accuracy_reward", "fourdthinker.rewards:format_reward"],
         min_length=1,
         description="Functions reward(text, record) -> float, each as package.module:function.",

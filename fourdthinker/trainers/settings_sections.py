@@ -37,7 +37,8 @@ Int = Annotated[int, Strict()]
 Float = Annotated[float, BeforeValidator(number), Strict(), Field(allow_inf_nan=False)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), AfterValidator(_without_nul)]
-Texts = Annotated[list[Text], BeforeValidator(_one_or_more)]
+Name = Annotated[str, Strict(), Field(min_length=1), AfterValidator(_without_nul)]  # of a file, a module, ...
+Names = Annotated[list[Name], BeforeValidator(_one_or_more)]
 _STRICT: dict[Any, Any] = {int: Int, float: Float, bool: Bool, str: Text}
 
 

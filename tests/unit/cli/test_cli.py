@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +284,20 @@ def test_init_gives_a_base_model_its_latent_tokens(
         (["demo", "--quick", "--out", "{data}/x"], "{data} is not a folder, and one is needed"),
         (["demo", "--quick", "--seed", "-1"], "--seed is -1; give a number from 0"),
         (["init", "{model}", "{data}/x/y"], "{data} is not a folder, and one is needed"),
+        (["init", "/no/model", "{data}"], "{data} is not a folder, and one is needed"),
+        (["convert", "/no/model", "/dev/null", "--merge"], "/dev/null is not a folder, and one is needed"),
+        (["convert", "/no/model", "{model}", "--merge"], "{model} is not empty; name a new folder"),
+        (["convert", "", "/no/new", "--merge"], "the checkpoint is ''; name a folder, or a model id"),
+        (["demo", "--quick", "--out", "a" * 300], "cannot be made (File name too long); name another"),
+        (["demo", "--quick", "--out", "{model}"], "{model} holds other things than a demo; name a new"),
+        (
+            ["generate", "--checkpoint", "{model}", "--question", "?", "--options", "a", " A "],
+            "two of the options ['a', ' A '] have the same text",
+        ),
+        (
+            ["generate", "--checkpoint", "{model}", "--question", "?", "--options", "a", " "],
+            "options are ['a', ' '] and one is blank",
+        ),
         (["generate", "--checkpoint", "{model}"], "either --question or --data"),
         (["generate", "--checkpoint", "{model}", "--question", "?", "--samples", "2"], "--out"),
         (["generate", "--checkpoint", "{model}", "--data", "{data}", "--options", "a", "b"], "--options"),
@@ -301,7 +316,7 @@ def test_an_error_is_one_line_and_status_2(
     assert cli.main(words) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith(f"fourdthinker {words[0]}: ")
-    assert said.format(data=folder / "data.jsonl") in captured.err.splitlines()[-1]
+    assert said.format(model=folder / "model", data=folder / "data.jsonl") in captured.err.splitlines()[-1]
     assert "Errno" not in captured.err
     assert "Traceback" not in captured.err
     with pytest.raises((ValueError, OSError), match=r"."):
@@ -325,6 +340,27 @@ def test_an_empty_output_is_refused_by_name(command: list[str], capsys: pytest.C
         cli.main(command)
     assert stop.value.code == 2
     assert "out: the path is empty; name what to write" in capsys.readouterr().err.lower()
+
+
+def test_results_of_something_else_are_not_replaced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of a demo: an evaluation's own have its answers beside them."""
+    (tmp_path / "results.json").write_text('{"seeds": {"demo": 0}}')
+    command = ["eval", "--checkpoint", str(folder / "model"), "--data", str(folder / "data.jsonl")]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 2
+    assert "results.json is of something else, since no answers.jsonl is beside it" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == '{"seeds": {"demo": 0}}'
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_probe_names_what_is_no_file(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("/dev/null")
+    if kind == "pipe":
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+    assert cli.main(["probe", str(path)]) == 1
+    assert f"{path}: is no regular file, not a video" in capsys.readouterr().out
 
 
 def test_demo_passes_its_arguments_on(

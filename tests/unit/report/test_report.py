@@ -19,6 +19,7 @@ from PIL import Image
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
+from fourdthinker.report.page import DOCTYPE
 from fourdthinker.report.curves import read_metrics
 from fourdthinker.report.lines import parse
 from fourdthinker.report.media import spread
@@ -515,3 +516,14 @@ def test_what_is_no_regular_file_is_named(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)  # reading it would wait for a writer for ever
     with pytest.raises(ConfigError, match=rf"{name} is a named pipe, not a regular file"):
         write_report(tmp_path)
+
+
+def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path) -> None:
+    """A word left out on the command line names the run's own file."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is there and no report, so it is not replaced"):
+        write_report(tmp_path, out=tmp_path / "metrics.jsonl")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "empty.html").touch()
+    for name in ("empty.html", "empty.html", "new.html"):
+        assert write_report(tmp_path, out=tmp_path / name).read_bytes().startswith(DOCTYPE)

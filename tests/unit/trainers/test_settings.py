@@ -18,6 +18,15 @@ from fourdthinker.trainers.settings_help import settings_of, settings_page
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 
 
+@pytest.mark.parametrize(
+    "key", ["subfolder", "media_root", "cache_dir", "resume_from_checkpoint", "data", "optim"]
+)
+def test_no_name_is_empty(key: str) -> None:
+    """An empty cache_dir would be the current folder, and fill it."""
+    with pytest.raises(ConfigError, match=rf"{key}(\[0\])? is empty; give a text"):
+        make_config(DiftConfig, {key: ""})
+
+
 @pytest.mark.parametrize("key", ["model", "output_dir", "cache_dir"])
 def test_no_path_holds_nul(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key}: 'a\\x00b' holds NUL"):
