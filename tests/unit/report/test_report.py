@@ -19,10 +19,10 @@ from PIL import Image
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
-from fourdthinker.report.page import DOCTYPE
 from fourdthinker.report.curves import read_metrics
 from fourdthinker.report.lines import parse
 from fourdthinker.report.media import spread
+from fourdthinker.report.page import DOCTYPE
 from fourdthinker.report.results import make_results
 from fourdthinker.report.rollouts import choose, read_groups
 from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
