@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
 from fourdthinker.backbones.released_format import write_released_format
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
-from fourdthinker.files import PathLike, make_folder
+from fourdthinker.files import PathLike, make_folder, writing
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
 from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
@@ -187,11 +187,12 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
         checkpoint: what to write.
 
     Raises:
-        OutputError: there is no such folder and none can be made.
+        OutputError: there is no such folder and none can be made, or the disk is full.
     """
     target = Path(os.path.realpath(make_folder(path)))  # a link may lead to another disk
     backbone, policy = checkpoint.backbone, checkpoint.policy
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+    parent = {"dir": target.parent, "prefix": f".{target.name}."}
+    with writing(target), tempfile.TemporaryDirectory(**parent) as temporary:
         backbone.latents.write_to(backbone.config)
         backbone.save(temporary)
         save_adapter(backbone, Path(temporary))

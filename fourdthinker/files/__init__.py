@@ -16,7 +16,7 @@ from fourdthinker.files.paths import (
     output_path,
     read_regular,
 )
-from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text
+from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text, writing
 
 LETTERS = "ABCDEFGH"  # of the options of a question, in order
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -38,4 +38,5 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_text",
+    "writing",
 ]

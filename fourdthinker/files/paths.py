@@ -142,9 +142,10 @@ def _no_folder(folder: Path) -> OutputError:
     return OutputError(f"{found} is not a folder, and one is needed; name another")
 
 
-def failed(name: str, error: OSError) -> OutputError:
+def failed(name: str, error: Exception) -> OutputError:
     """The error for a file of this name that could not be written."""
-    return OutputError(f"{name}: cannot be written ({error.strerror or error}); name another file or disk")
+    cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return OutputError(f"{name}: cannot be written ({cause}); name another file or disk")
 
 
 def _kind(mode: int) -> str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from fourdthinker.files.paths import PathLike, failed, make_folder, output_path
 
 # Names of what a killed process left half written.
@@ -116,6 +118,26 @@ def temporary_file(target: Path, name: str) -> Iterator[tuple[Path, int]]:
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)  # after the rename there is none
+
+
+@contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+    """What fails while a library writes a file or a folder, by name.
+
+    Args:
+        path: the file or folder, for messages.
+
+    Raises:
+        OutputError: the disk is full, or whatever else the system says.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise failed(os.fspath(path), error) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # of torch.save, whose errors have no class of their own
+            raise
+        raise failed(os.fspath(path), error) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import Trainer, set_seed
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.backbones.gathering import gathered
+from fourdthinker.files import writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.master_weights import MasterWeights
@@ -40,6 +41,11 @@ class ResumableTrainer(Trainer):
         if self.masters is not None:
             self.masters.attach(optimizer)
         return optimizer
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Called by Trainer, whose errors of writing name no file."""
+        with writing(Path(self.settings.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint into `output_dir`, from the first process.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +24,7 @@ from fourdthinker.files import (
     write_json,
     write_text,
 )
+from tests.full_disk import largest_file
 
 WRITERS = {
     "write_text": lambda path: write_text(path, "new"),
@@ -35,17 +33,6 @@ WRITERS = {
     "JsonLines": lambda path: JsonLines(path).close(),
     "check_output": check_output,
 }
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """As on a full disk: no file can grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def mode(path: Path) -> int:

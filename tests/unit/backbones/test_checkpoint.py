@@ -28,10 +28,11 @@ from fourdthinker.backbones import (
 )
 from fourdthinker.backbones.adapters import merge_adapter
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.errors import CheckpointError
+from fourdthinker.errors import CheckpointError, OutputError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LATENT_PAD
 from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
+from tests.full_disk import largest_file
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
 FILES = {
@@ -192,6 +193,17 @@ def test_a_link_to_another_disk_stays_a_link(tmp_path: Path) -> None:
     assert names(tmp_path) == {"final"}
 
 
+def test_a_full_disk_is_named_and_leaves_the_checkpoint(saved: Path) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with (
+        largest_file(20_000),
+        pytest.raises(OutputError, match=r"saved: cannot be .*File too large"),
+    ):
+        save_checkpoint(saved, tiny_checkpoint(seed=1))
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert names(saved.parent) == {"saved"}
+
+
 def test_an_interrupted_save_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace, moved = os.replace, []
 
@@ -202,7 +214,9 @@ def test_an_interrupted_save_does_not_load(saved: Path, monkeypatch: pytest.Monk
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fails_late)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        OutputError, match=r"saved: cannot be written \(disk full\); name another file or disk"
+    ):
         save_checkpoint(saved, tiny_checkpoint(seed=1))
     assert not (saved / "config.json").exists()
     assert names(saved.parent) == {"saved"}

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
+from fourdthinker.errors import OutputError
 from fourdthinker.records import Record
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.run_folder import _cut_lines
@@ -18,6 +20,7 @@ from fourdthinker.trainers.settings_files import load_config, make_config
 from fourdthinker.trainers.update import NonFiniteLossError
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import metrics, samples
+from tests.full_disk import largest_file
 from tests.tiny import tiny_checkpoint
 
 BASE: dict[str, Any] = {
@@ -118,6 +121,21 @@ def test_no_log_line_is_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("step ")]
     assert [line.split(" ")[2] for line in lines] == ["loss", "train_runtime"]
+
+
+def test_a_disk_that_is_full_for_the_optimizer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, save = tiny_checkpoint(hidden=32, layers=1), Trainer._save_optimizer_and_scheduler
+
+    def save_on_a_full_disk(self: Trainer, folder: str) -> None:
+        with largest_file(1000):
+            save(self, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save_on_a_full_disk)
+    config = make_config(DiftConfig, BASE | {"output_dir": str(tmp_path / "run"), "save_steps": 1})
+    with pytest.raises(OutputError, match=r"run/checkpoint-1: cannot be written \("):
+        train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
 
 
 def test_settings_that_somebody_wrote_are_renamed(tmp_path: Path) -> None:
