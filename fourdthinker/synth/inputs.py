@@ -261,8 +261,8 @@ def _unfit(candidate: Candidate) -> str | None:
 
 def _file_digest(path: Path, journal: Journal) -> str:
     status = path.stat()
-    place = os.path.realpath(path)
-    known = journal.digest(place, status.st_size, status.st_mtime_ns)
+    target = os.path.realpath(path)
+    known = journal.digest(target, status.st_size, status.st_mtime_ns)
     if known is not None:
         return known
     hashed = hashlib.blake2b(digest_size=16)
@@ -271,7 +271,7 @@ def _file_digest(path: Path, journal: Journal) -> str:
         while left > 0 and (chunk := file.read(min(_CHUNK, left))):
             hashed.update(chunk)
             left -= len(chunk)
-    journal.note_digest(place, status.st_size, status.st_mtime_ns, hashed.hexdigest())
+    journal.note_digest(target, status.st_size, status.st_mtime_ns, hashed.hexdigest())
     return hashed.hexdigest()
 
 

@@ -161,7 +161,7 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         output_path(rejected).unlink(missing_ok=True)
-    check = None if checks is None else functools.partial(_checked, args, look=checks.media)
+    check = None if checks is None else functools.partial(_checked, args, find=checks.media)
     records: list[Record] = []
     for path in config.data:
         records += read_records(
@@ -180,14 +180,14 @@ def load_records(
 
 
 def _checked(
-    args: TrainingArguments, records: list[Record], look: Callable[[Record], Finding]
+    args: TrainingArguments, records: list[Record], find: Callable[[Record], Finding]
 ) -> list[str | None]:
     """For every record what is wrong with it, or None; the ranks share the work.
 
     Clips whose times are not the container's are counted on the log.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(look, records[args.process_index :: args.world_size]))
+        found = list(pool.map(find, records[args.process_index :: args.world_size]))
     shares: list[list[Finding]] = [found]
     if args.world_size > 1:
         shares = [[] for _ in range(args.world_size)]
