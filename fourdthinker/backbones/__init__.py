@@ -191,8 +191,10 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
     """
     target = Path(os.path.realpath(make_folder(path)))  # a link may lead to another disk
     backbone, policy = checkpoint.backbone, checkpoint.policy
-    parent = {"dir": target.parent, "prefix": f".{target.name}."}
-    with writing(target), tempfile.TemporaryDirectory(**parent) as temporary:
+    with (
+        writing(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary,
+    ):
         backbone.latents.write_to(backbone.config)
         backbone.save(temporary)
         save_adapter(backbone, Path(temporary))
