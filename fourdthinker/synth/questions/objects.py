@@ -1,0 +1,126 @@
+"""4DThinker's questions about an object: direction, direction by box, distance, speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
+from fourdthinker.synth.questions.phrases import BOX_DIRECTION, DIRECTION, DISTANCE, SPEED, put
+from fourdthinker.synth.questions.views import spread
+from fourdthinker.synth.tracks import ObjectTrack
+
+Box = tuple[float, float, float, float]
+
+KEY_FRAMES = 3  # instants of the imagery
+SHORTEST = 1.0  # seconds of a track that is asked about
+SURE = 0.5  # mean confidence of it
+
+
+def named(facts: Facts) -> list[ObjectFacts]:
+    """The objects that a name tells apart, and that are tracked for long enough."""
+    names = Counter(item.track.name for item in facts.objects)
+    return [item for item in tracked(facts) if names[item.track.name] == 1]
+
+
+def tracked(facts: Facts) -> list[ObjectFacts]:
+    """The objects that are tracked surely, and for long enough."""
+    return [
+        item
+        for item in facts.objects
+        if item.track.times[-1] - item.track.times[0] >= SHORTEST and item.track.confidence.mean() >= SURE
+    ]
+
+
+def called(track: ObjectTrack) -> str:
+    """An object as questions call it."""
+    return track.name if track.name.startswith(("the ", "The ")) else f"the {track.name}"
+
+
+def span_of(track: ObjectTrack) -> tuple[float, float]:
+    """Start and end of a track, to tenths of a second within it."""
+    return float(np.ceil(track.times[0] * 10 - 1e-6) / 10), float(np.floor(track.times[-1] * 10 + 1e-6) / 10)
+
+
+def object_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:
+    """Direction, direction by box, distance and speed of every object that has a clear answer.
+
+    Args:
+        facts: of the clip.
+        rng: draws wordings.
+
+    Returns:
+        Questions, each type a pool.
+    """
+    questions = [question for item in named(facts) for question in _of_object(facts, item, rng)]
+    for index, item in enumerate(tracked(facts)):
+        box = first_box(item.track)
+        if item.direction is not None and box is not None:
+            questions.append(_box_direction(facts, item, box, index, rng))
+    return questions
+
+
+def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Iterator[Question]:
+    kinds = (
+        ("object_direction", DIRECTION, item.direction, "in the scene it moves"),
+        ("object_distance", DISTANCE, item.distance, "its true distance to the camera develops as:"),
+        ("object_speed", SPEED, item.speed, "its speed in the scene develops as:"),
+    )
+    for kind, templates, answer, found in kinds:
+        if answer is None:
+            continue
+        start, end = span_of(item.track)
+        yield Question(
+            id=f"{facts.clip}.{kind}.{item.track.name}".replace(" ", "-"),
+            clip=facts.clip,
+            source=facts.source,
+            type=kind,
+            text=put(templates, rng, seconds(start), seconds(end), {"object": called(item.track)}),
+            answer=answer,
+            start=start,
+            end=end,
+            pool=kind,
+            support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
+            evidence=(f"{found} {answer}",),
+        )
+
+
+def _box_direction(
+    facts: Facts, item: ObjectFacts, found: tuple[float, Box], index: int, rng: np.random.Generator
+) -> Question:
+    instant, box = found
+    start, end = span_of(item.track)
+    names = {"box": box_text(box), "at": seconds(instant)}
+    return Question(
+        id=f"{facts.clip}.object_direction_by_box.{index}",
+        clip=facts.clip,
+        source=facts.source,
+        type="object_direction_by_box",
+        text=put(BOX_DIRECTION, rng, seconds(start), seconds(end), names),
+        answer=str(item.direction),
+        start=start,
+        end=end,
+        pool="object_direction_by_box",
+        support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
+        evidence=(f"in the scene it moves {item.direction}",),
+        bbox=box,
+    )
+
+
+def first_box(track: ObjectTrack) -> tuple[float, Box] | None:
+    """When an object is first seen with a box, and the box: fractions of the frame, to hundredths."""
+    if track.boxes is None:
+        return None
+    for instant, values, seen in zip(track.times, track.boxes, track.confidence, strict=True):
+        if seen > 0:
+            left, top, right, bottom = (round(float(np.clip(v, 0, 1)), 2) for v in values)
+            if left < right and top < bottom:
+                return float(instant), (left, top, right, bottom)
+    return None
+
+
+def box_text(box: Box) -> str:
+    """A box as questions write it: left, top, right, bottom in fractions of the frame."""
+    return "[" + ", ".join(f"{value:.2f}" for value in box) + "]"

@@ -1,0 +1,109 @@
+"""The narrator without a model: its text is right, and varies; the validator finds what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fourdthinker.latents import IMAGERY
+from fourdthinker.synth.narrate import fault, narrate
+from fourdthinker.synth.narrate.template import camera_words
+from fourdthinker.synth.options import add_options
+from fourdthinker.synth.questions import Question, ask
+from fourdthinker.synth.tracks import Move
+from tests.unit.synth.scenes import scene
+
+SCENES = {f"clip{i:05d}": scene(i) for i in range(40)}
+QUESTIONS = add_options([q for facts in SCENES.values() for q in ask(facts, 0)], 0, every=True).questions
+
+
+def some(kind: str) -> Question:
+    return next(q for q in QUESTIONS if q.type == kind and q.options)
+
+
+def test_every_narration_is_right() -> None:
+    kinds = {q.type for q in QUESTIONS}
+    assert len(kinds) >= 20
+    for q in QUESTIONS:
+        for instants in (q.support.instants, q.support.instants[:1], ()):
+            text = narrate(q, SCENES[q.clip], instants, seed=0)
+            assert fault(text, q, len(instants)) is None, (q, text)
+
+
+def test_overlays_stand_in_time_order() -> None:
+    q = some("object_direction")
+    text = narrate(q, SCENES[q.clip], q.support.instants, seed=0)
+    times = [
+        text[:i].rsplit("at ", 1)[1].split(" s")[0] for i in range(len(text)) if text.startswith(IMAGERY, i)
+    ]
+    assert [float(t) for t in times] == pytest.approx(q.support.instants, abs=0.051)
+
+
+def test_the_cameras_motion_is_taken_away_where_the_scene_is_asked_about() -> None:
+    q = next(q for q in QUESTIONS if q.type == "object_direction" and "camera" not in q.answer)
+    moves = camera_words(SCENES[q.clip], q.start, q.end)
+    assert moves in narrate(q, SCENES[q.clip], q.support.instants, seed=0)
+    still = replace(SCENES[q.clip], moves=(Move("camera", "static", 0.0, 6.0),))
+    assert "camera" in narrate(q, still, q.support.instants, seed=0).lower()
+    assert camera_words(still, 0, 6) == "static"
+    assert "camera" not in narrate(q, replace(still, moves=()), q.support.instants, seed=0).lower()
+
+
+def test_wording_varies_with_the_seed_and_not_otherwise() -> None:
+    q = some("camera")
+    texts = {narrate(q, SCENES[q.clip], q.support.instants, seed=k) for k in range(30)}
+    assert len(texts) > 15
+    assert narrate(q, SCENES[q.clip], (), 7) == narrate(q, SCENES[q.clip], (), 7)
+
+
+THOUGHT = (
+    "The part from 1 to 2 s matters. I imagine the ball "
+    + IMAGERY
+    + " and then "
+    + IMAGERY
+    + " to the left. It moves."
+)
+Q = replace(some("object_direction"), options={"A": "left", "B": "right"}, letter="A", answer="left")
+
+
+@pytest.mark.parametrize("answer", ["A", "(A)", "A. left", "left", " a "])
+def test_a_good_narration_is_accepted(answer: str) -> None:
+    assert fault(f"<think>{THOUGHT}</think>\n<answer>{answer}</answer>", Q, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "overlays", "reason"),
+    [
+        (f"{THOUGHT} <answer>A</answer>", 2, "not <think>"),
+        (f"<think>{THOUGHT}</think>", 2, "not <think>"),
+        (f"<answer>A</answer><think>{THOUGHT}</think>", 2, "not <think>"),
+        (f"<think>{THOUGHT}</think><answer>A</answer> bye", 2, "not <think>"),
+        (f"<think>{THOUGHT}<think></think><answer>A</answer>", 2, "more than once"),
+        (f"<think>{THOUGHT}</think><answer>B</answer><answer>A</answer>", 2, "more than once"),
+        (f"<think>{THOUGHT}</think><answer>B</answer>", 2, "answers B, and geometry says A"),
+        (f"<think>{THOUGHT}</think><answer>B. left</answer>", 2, "is no option"),
+        (f"<think>{THOUGHT}</think><answer>A or B</answer>", 2, "is no option"),
+        (f"<think>{THOUGHT}</think><answer>A</answer>", 3, "2 <output_image> for 3"),
+        (f"<think>{THOUGHT}</think><answer>A {IMAGERY}</answer>", 2, "3 <output_image> for 2"),
+        (f"<think>{THOUGHT}<|im_end|></think><answer>A</answer>", 2, "control token"),
+        (f"<think>{THOUGHT} <tool_call></think><answer>A</answer>", 2, "control token"),
+        ("<think>Left.</think><answer>A</answer>", 0, "characters"),
+        (f"<think>{THOUGHT * 200}</think><answer>A</answer>", 2, "characters"),
+        (f"<think>{IMAGERY}{'x' * 900}{IMAGERY}</think><answer>A</answer>", 2, "stand together"),
+        (f"<think>{THOUGHT} The correct answer is A.</think><answer>A</answer>", 2, "could not know"),
+        (f"<think>{THOUGHT} The red mask shows it.</think><answer>A</answer>", 2, "could not know"),
+        (f"<think>{THOUGHT}\x00</think><answer>A</answer>", 2, "no text"),
+        (f"<think>{THOUGHT}\ud800</think><answer>A</answer>", 2, "no text"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, overlays: int, reason: str) -> None:
+    assert reason in str(fault(text, Q, overlays))
+
+
+def test_a_number_is_compared_as_one() -> None:
+    q = replace(Q, options={}, letter=None, value=2.44, unit="m", answer="2.4 m")
+    assert fault(f"<think>{THOUGHT}</think><answer>2.4 m</answer>", q, 2) is None
+    assert fault(f"<think>{THOUGHT}</think><answer>2.5</answer>", q, 2) is None
+    assert "geometry says '2.4 m'" in str(fault(f"<think>{THOUGHT}</think><answer>3.1 m</answer>", q, 2))
+    assert "geometry says" in str(fault(f"<think>{THOUGHT}</think><answer>2.4 to 9 m</answer>", q, 2))
