@@ -186,7 +186,8 @@ def decoded_frames(
     import av.error
 
     context = video.codec_context
-    sink = Sink(timeline, wanted, several=context.thread_count > 1)
+    doubted = not (context.codec.intra_only or codec_of(context.name).keyframes_known)
+    sink = Sink(timeline, wanted, several=context.thread_count > 1, doubted=doubted)
     packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
     near = wanted[-1]  # the stamp of the packet last given to the decoder
     try:
@@ -211,9 +212,8 @@ def decoded_frames(
                     yield from sink.take(frames)
             if not sink.pending and not sink.held:
                 return
-        if timeline.coded:  # without, the last packet that was read did so
-            for frames in drained(context):
-                yield from sink.take(frames)
+        for frames in drained(context):
+            yield from sink.take(frames)
         yield from sink.settle()
     except (av.error.FFmpegError, Damaged) as error:
         fault = error if isinstance(error, Damaged) else Damaged(error.strerror, timeline, near)
@@ -258,7 +258,8 @@ def packets_for(
         Damaged: the data of a packet show that some are missing or overwritten.
     """
     if not timeline.coded:
-        return islice(container.demux(video), timeline.skipped, None)
+        sized = (packet for packet in container.demux(video) if packet.size)
+        return islice(sized, timeline.skipped, None)
     context = video.codec_context
     runs = plan(timeline, wanted, context.name, careful=careful)
     chosen = _chosen(timeline, wanted, runs, careful)
@@ -366,9 +367,11 @@ def _from_file(
             continue
         while last_read != position:
             following = next(packets, None)
-            if following is None or following.size == 0:
+            if following is None:
                 raise SeekFailed(timeline.seconds(timeline.coded[position]))
             deadline.check()
+            if following.size == 0:  # the picture before is shown on, or the file ends
+                continue
             packet = following
             if counts:
                 found, packet.pts = last_read + 1, timeline.coded[position]

@@ -60,11 +60,15 @@ class Sink:
 
     A wanted frame is held until all that was decoded before it has come out: what it refers to may be shown
     after it, and only then tells that it is damaged. several: threads decode, so that errors may be lost;
-    what was decoded before a wanted frame and has not come out then counts as damaged.
+    what was decoded before a wanted frame and has not come out then counts as damaged. doubted: only the
+    container says which pictures are keyframes; where the decoder says that the one it began at is none,
+    Missing is raised, since what it makes of it is gray or worse.
     """
 
-    def __init__(self, timeline: Timeline, wanted: Sequence[int], several: bool) -> None:
-        self.timeline = timeline
+    def __init__(
+        self, timeline: Timeline, wanted: Sequence[int], several: bool, doubted: bool = False
+    ) -> None:
+        self.timeline, self.doubted = timeline, doubted
         self.pending = list(reversed(wanted))
         self.held: deque[tuple[int, av.VideoFrame]] = deque()  # with the stamp that has to be seen first
         self.seen = self.landed = timeline.pts[0]  # frames shown before `landed` may lack what they refer to
@@ -98,6 +102,8 @@ class Sink:
             pts = frame.pts
             if pts is None or pts < self.landed:
                 continue
+            if self.doubted and pts == self.landed and not frame.key_frame and self.timeline.order.get(pts):
+                raise Missing(self.timeline.seconds(pts))
             if self.latest is not None and pts <= self.latest:
                 raise Disordered(self.timeline.seconds(pts))
             self.latest = pts

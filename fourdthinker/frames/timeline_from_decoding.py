@@ -161,6 +161,8 @@ def _decode(
         for packet in container.demux(video):
             check()
             stamp = stamp_of(packet, form)
+            if not packet.size and (stamp is not None or packet.dts is not None):
+                continue  # the picture before is shown on; a decoder would take it for the end
             if run.broken is None and (
                 suspect(packet, suspect_from) or (suspect_from is not None and not packet.size)
             ):
