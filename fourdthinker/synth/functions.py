@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth import imagery, rle
+from fourdthinker.synth.asking import questions
 from fourdthinker.synth.clips import RejectError, write_jpeg
 from fourdthinker.synth.context import Context
+from fourdthinker.synth.labels import camera_of, geometry, motion, objects_of
 from fourdthinker.synth.scenes import ASKED
 from fourdthinker.synth.segment import moving_segments
-from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
-from fourdthinker.worlds.questions import camera_motion, distance_change, object_direction
 
 Mask = NDArray[np.bool_]
+UNNAMED = "moving object"
 
 
 def objects(context: Context) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def segment(context: Context) -> dict[str, Any]:
             context.clip.pixels, context.settings.analysis_fps, context.settings.least_area
         )
         names = context.results["objects"]["names"]
-        found = [(names[k] if k < len(names) else "", one.masks, one.score) for k, one in enumerate(segments)]
+        # Which of several names belongs to which region nobody knows without a model.
+        named = len(names) == len(segments) == 1
+        found = [(names[0] if named else UNNAMED, one.masks, one.score) for one in segments[:1]]
     least = context.settings.least_area * context.clip.pixels[0, ..., 0].size
     things = []
     for name, masks, score in found:
@@ -56,117 +59,76 @@ def segment(context: Context) -> dict[str, Any]:
     return {"things": things}
 
 
-def geometry(context: Context) -> dict[str, Any]:
-    """The camera's path, and the paths of things where they are known."""
-    if context.scene is None:
-        raise RejectError("no poses")
-    return {"camera": context.scene.camera(context.clip), "objects": context.scene.things(context.clip)}
-
-
-def motion(context: Context) -> dict[str, Any]:
-    """How camera and things move."""
-    assert context.scene is not None
-    world = context.scene.world
-    changes = [distance_change(world, k) for k in range(2)]
-    return {"camera": camera_motion(world), "direction": object_direction(world), "distance": changes}
-
-
-def questions(context: Context) -> dict[str, Any]:
-    """Questions with their answers, and the instants that a picture is imagined of."""
-    moved, names = context.results["motion"], context.results["objects"]["names"]
-    start, end = 0.0, round(float(context.clip.times[-1]), 6)
-    asked = [
-        ("camera", 1, f"How does the camera move from {start:.1f} s to {end:.1f} s?", moved["camera"]),
-        ("direction", 0, f"Which way does the {names[0]} move?", moved["direction"]),
-    ]
-    asked += [
-        ("distance", k, f"How does the distance to the {names[k]} change?", change)
-        for k, change in enumerate(moved["distance"])
-        if change
-    ]
-    return {
-        "questions": [
-            {
-                "id": f"{context.clip.item}-{kind}-{thing}",
-                "type": kind,
-                "text": text,
-                "answer": answer,
-                "start": start,
-                "end": end,
-                "thing": thing,
-                "instants": [start, end],
-            }
-            for kind, thing, text, answer in asked
-        ]
-    }
-
-
 def draw(context: Context) -> dict[str, Any]:
     """The pictures of every question, each drawn once."""
-    drawn: dict[tuple[str, int, int], str] = {}
+    drawn: dict[tuple[str, int | None, int], str] = {}
     images: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}
     for question in context.results["questions"]["questions"]:
         own, names = images.setdefault(question["id"], []), labels.setdefault(question["id"], [])
-        frames = [int(np.argmin(np.abs(context.clip.times - instant))) for instant in question["instants"]]
+        thing = question["thing"]
+        frames = sorted({_frame(context, thing, instant) for instant in question["instants"]})
         for number, frame in enumerate(frames):
             for kind in context.settings.imagery:
-                key = kind, question["thing"], frame
+                shown = kind if thing is not None or kind in ("next", "depth") else "map"
+                key = shown, thing, frame
                 if key not in drawn:
                     drawn[key] = _drawn(context, *key, frames[min(number + 1, len(frames) - 1)])
                 own.append(drawn[key])
-                names.append(f"{kind}, {context.clip.times[frame]:.1f} s")
+                names.append(f"{shown}, {context.clip.times[frame]:.1f} s")
     return {"images": images, "labels": labels}
 
 
-def _drawn(context: Context, kind: str, thing: int, frame: int, later: int) -> str:
+def _frame(context: Context, thing: int | None, instant: float) -> int:
+    """The frame nearest to an instant, of those in which the thing is seen."""
+    distance = np.abs(context.clip.times - instant)
+    if thing is not None:
+        masks = context.results["segment"]["things"][thing]["masks"]
+        distance = np.where([mask is not None for mask in masks], distance, np.inf)
+    return int(np.argmin(distance))
+
+
+def _drawn(context: Context, kind: str, thing: int | None, frame: int, later: int) -> str:
     """Draw one picture and write it; its path."""
-    path = f"media/{context.clip.item}/{kind}-{thing}-{frame:04d}.jpg"
+    whose = "" if thing is None else f"-{thing}"
+    path = f"media/{context.clip.item}/{kind}{whose}-{frame:04d}.jpg"
     write_jpeg(context.out / path, _picture(context, kind, thing, frame, later))
     return path
 
 
-def _picture(context: Context, kind: str, thing: int, frame: int, later: int) -> NDArray[np.uint8]:
+def _picture(context: Context, kind: str, thing: int | None, frame: int, later: int) -> NDArray[np.uint8]:
     pixels = context.clip.pixels[frame]
     if kind == "next":
         return context.clip.pixels[later]
-    if kind in ("overlay", "silhouette"):
-        mask = rle.decode(_seen(context, thing)[frame])
-        return imagery.overlay(pixels, mask) if kind == "overlay" else imagery.silhouette(mask)
+    if kind == "depth":
+        if context.scene is None:
+            raise RejectError("no depth for imagery=depth")
+        return imagery.depth_picture(context.scene.depth[context.scene.index(context.clip)[frame]])
+    if kind == "map" or thing is None:
+        return _map(context, thing, frame)
+    masks = context.results["segment"]["things"][thing]["masks"]
     if kind == "trail":
         height, width = pixels.shape[:2]
-        boxes = [rle.box(rle.decode(mask)) for mask in _seen(context, thing)[: frame + 1]]
+        boxes = [rle.box(rle.decode(mask)) for mask in masks[: frame + 1] if mask is not None]
         centres = [[(b[0] + b[2]) / 2 * width, (b[1] + b[3]) / 2 * height] for b in boxes if b is not None]
         return imagery.trail(pixels, np.array(centres))
-    if kind == "map":
-        camera, track = camera_of(context), objects_of(context)[thing]
-        above, there = imagery.from_above(camera.poses, [camera.centres, track.positions_in(camera.times)])
-        forward = camera.rotations[:, :, 2] @ camera.rotations[0]
-        return imagery.top_down(pixels.shape[:2], above, forward[:, [0, 2]], there, frame)
-    assert context.scene is not None
-    depth = context.scene.depth[context.scene.index(context.clip)[frame]]
-    return imagery.depth_picture(depth, rle.decode(_seen(context, thing)[frame]))
+    mask = rle.decode(masks[frame])
+    return imagery.overlay(pixels, mask) if kind == "overlay" else imagery.silhouette(mask)
 
 
-def _seen(context: Context, thing: int) -> list[Any]:
-    """The masks of a thing, at each frame where it is not seen the nearest one."""
-    masks = context.results["segment"]["things"][thing]["masks"]
-    known = [k for k, mask in enumerate(masks) if mask is not None]
-    return [masks[min(known, key=lambda k: abs(k - index))] for index in range(len(masks))]
+def _map(context: Context, thing: int | None, frame: int) -> NDArray[np.uint8]:
+    camera = camera_of(context.results)
+    track = dict(zip(context.results["geometry"]["things"], objects_of(context.results), strict=True)).get(
+        thing
+    )
+    points = [camera.centres] + ([] if track is None else [track.positions_in(camera.times)])
+    above, *others = imagery.from_above(camera.poses, points)
+    forward = camera.rotations[:, :, 2] @ camera.rotations[0]
+    there = others[0] if others else None
+    return imagery.top_down(context.clip.pixels.shape[1:3], above, forward[:, [0, 2]], there, frame)
 
 
-def camera_of(context: Context) -> CameraTrack:
-    """The camera's path, as the geometry stage has found it."""
-    values = context.results["geometry"]["camera"]
-    size = values["size"]
-    return CameraTrack(**{**values, "size": None if size is None else (size[0], size[1])})
-
-
-def objects_of(context: Context) -> list[ObjectTrack]:
-    """The paths of things, as the geometry stage has found them."""
-    return [ObjectTrack(**values) for values in context.results["geometry"]["objects"]]
-
-
+# The stages after `ingest`, by name.
 FUNCTIONS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "objects": objects,
     "segment": segment,

@@ -24,6 +24,9 @@ _NOISE = 4.0  # so many times the usual one
 _OVERLAP = 0.2  # intersection over union that makes two regions the same thing
 _COVERED = 0.5  # share of the clip's frames in which a thing must be seen
 _MOST = 2
+_LEAST_FEATURES = 24  # to tell the camera's motion
+_SEEDS = 3  # features that move, in a region that does
+_LARGEST = 0.6  # share of the picture; more is the scene
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,12 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
     for index in range(len(grey)):
         other = index + step if index + step < len(grey) else index - step
         flow = flow_of.calc(grey[index], grey[max(0, other)], None)
-        residual = _residual(cv2, grey[index], grey[max(0, other)], flow)
-        regions.append(_regions(cv2, residual, least_area))
+        motion = _motion(cv2, grey[index], grey[max(0, other)], flow)
+        regions.append(_regions(cv2, motion, least_area))
         flows.append(flow * ((1 if other > index else -1) / step))
     tracks = _linked(cv2, regions, flows)
     found: list[Segment] = []
-    for track in sorted(tracks, key=len, reverse=True):
+    for track in sorted(map(_of_like_size, tracks), key=len, reverse=True):
         share = len(track) / len(grey)
         if share >= _COVERED and len(found) < _MOST:
             masks = [
@@ -100,55 +103,99 @@ def opencv() -> Any:
     return cv2
 
 
-def _residual(cv2: Any, first: Grey, second: Grey, flow: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[h, w] pixels of motion that the camera's own does not explain."""
+@dataclass(frozen=True)
+class _Motion:
+    """Between two frames: [h, w] pixels that the camera does not explain; features, and which move."""
+
+    residual: NDArray[np.float32]
+    features: NDArray[np.float32]
+    moving: NDArray[np.bool_]
+    limit: float
+
+
+def _motion(cv2: Any, first: Grey, second: Grey, flow: NDArray[np.float32]) -> _Motion | None:
+    """None where too few features can be followed to tell the camera's motion."""
+    corners = cv2.goodFeaturesToTrack(first, _FEATURES, 0.01, 5)
+    if corners is None or len(corners) < _LEAST_FEATURES:
+        return None
+    tracked, good, _ = cv2.calcOpticalFlowPyrLK(first, second, corners, None, winSize=(15, 15), maxLevel=3)
+    back, also, _ = cv2.calcOpticalFlowPyrLK(second, first, tracked, None, winSize=(15, 15), maxLevel=3)
+    good = (good.ravel() > 0) & (also.ravel() > 0)
+    good &= np.linalg.norm((back - corners).reshape(-1, 2), axis=1) < 0.5
+    start, end = corners[good].reshape(-1, 2), tracked[good].reshape(-1, 2)
+    if len(start) < _LEAST_FEATURES:
+        return None
     height, width = first.shape
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    moved = np.stack([columns + flow[..., 0], rows + flow[..., 1]], -1)
-    corners = cv2.goodFeaturesToTrack(first, _FEATURES, 0.01, 6)
-    if corners is None or len(corners) < 16:
-        usual = np.median(flow.reshape(-1, 2), 0)
-        return np.linalg.norm(flow - usual, axis=-1)
-    tracked, good, _ = cv2.calcOpticalFlowPyrLK(first, second, corners, None, winSize=(15, 15), maxLevel=3)
-    good = good.ravel() > 0
-    start, end = corners[good].reshape(-1, 2), tracked[good].reshape(-1, 2)
-    if len(start) < 16:
-        return np.zeros((height, width), np.float32)
-    homography, inside = cv2.findHomography(start, end, cv2.RANSAC, 1.5)
+    grid = np.stack([columns, rows], -1)
+    model = _camera_model(cv2, start, end)
+    if model is None:
+        return None
+    residual = _unexplained(cv2, grid, grid + flow, model)
+    own = _unexplained(cv2, start[None], end[None], model)[0]
+    limit = max(_PIXELS, _NOISE * float(np.median(own)))
+    return _Motion(residual, start, own > limit, limit)
+
+
+def _camera_model(
+    cv2: Any, start: NDArray[np.float32], end: NDArray[np.float32]
+) -> tuple[str, NDArray[np.float64]] | None:
+    """A homography where one explains most features, else the epipolar geometry.
+
+    USAC also finds the latter where most features lie on one plane.
+    """
+    homography, inside = cv2.findHomography(start, end, cv2.USAC_MAGSAC, 1.0, maxIters=2000)
     if homography is not None and inside.mean() >= _EXPLAINED:
-        grid = np.stack([columns, rows], -1).reshape(-1, 1, 2)
-        expected = cv2.perspectiveTransform(grid, homography).reshape(height, width, 2)
-        return np.linalg.norm(moved - expected, axis=-1).astype(np.float32)
-    fundamental, _ = cv2.findFundamentalMat(start, end, cv2.FM_RANSAC, 1.0, 0.99)
+        return "homography", homography
+    fundamental, _ = cv2.findFundamentalMat(start, end, cv2.USAC_MAGSAC, 0.7, 0.99, 2000)
     if fundamental is None or fundamental.shape != (3, 3):
-        return np.zeros((height, width), np.float32)
-    return _sampson(np.stack([columns, rows], -1), moved, fundamental)
+        return None
+    return "epipolar", fundamental
 
 
-def _sampson(
-    start: NDArray[np.float32], end: NDArray[np.float32], fundamental: NDArray[np.float64]
+def _unexplained(
+    cv2: Any, start: NDArray[np.float32], end: NDArray[np.float32], model: tuple[str, NDArray[np.float64]]
 ) -> NDArray[np.float32]:
-    """[h, w] distance in pixels of motions to the epipolar lines, of first order."""
+    """[h, w] pixels of motions from start to end, both [h, w, 2], that a camera model does not explain."""
+    kind, matrix = model
+    if kind == "homography":
+        moved = cv2.perspectiveTransform(start.reshape(-1, 1, 2), matrix).reshape(start.shape)
+        return np.linalg.norm(end - moved, axis=-1)
+    fundamental = matrix.astype(np.float32)
     one = np.ones((*start.shape[:2], 1), np.float32)
     x, y = np.concatenate([start, one], -1), np.concatenate([end, one], -1)
     right, left = x @ fundamental.T, y @ fundamental
-    error = (y * right).sum(-1)
     norm = (right[..., :2] ** 2).sum(-1) + (left[..., :2] ** 2).sum(-1)
-    return (np.abs(error) / np.sqrt(np.maximum(norm, 1e-12)) * 2).astype(np.float32)
+    error = np.abs((y * right).sum(-1)) / np.sqrt(np.maximum(norm, 1e-12))
+    return 2 * error  # of first order; the distance to both lines together
 
 
-def _regions(cv2: Any, residual: NDArray[np.float32], least_area: float) -> list[Mask]:
-    """Connected regions of residual motion, the largest first."""
-    limit = max(_PIXELS, _NOISE * float(np.median(residual)))
-    binary = (residual > limit).astype(np.uint8)
+def _regions(cv2: Any, motion: _Motion | None, least_area: float) -> list[Mask]:
+    """Connected regions of residual motion around features that move, the largest first."""
+    if motion is None:
+        return []
+    shape = motion.residual.shape
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    binary = cv2.morphologyEx(binary, cv2.MORPH_OPEN, kernel)
-    binary = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11)))
+    wide = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))
+    binary = cv2.morphologyEx((motion.residual > motion.limit).astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    binary = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, wide)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
-    areas = stats[1:count, cv2.CC_STAT_AREA]
-    order = np.argsort(-areas, kind="stable")
-    wanted = [k for k in order if areas[k] >= least_area * residual.size and areas[k] < 0.6 * residual.size]
-    return [labels == k + 1 for k in wanted[:4]]
+    columns, rows = np.round(motion.features).astype(np.int64).T
+    inside = labels[np.clip(rows, 0, shape[0] - 1), np.clip(columns, 0, shape[1] - 1)]
+    features = np.bincount(inside, minlength=count)
+    moving = np.bincount(inside, weights=motion.moving, minlength=count)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    pixels = motion.residual.size
+    wanted = [
+        k
+        for k in np.argsort(-areas, kind="stable")
+        if k
+        and least_area * pixels <= areas[k] < _LARGEST * pixels
+        # Flow alone moves where there is nothing to see; features do not.
+        and moving[k] >= _SEEDS
+        and moving[k] >= 0.5 * features[k]
+    ]
+    return [labels == k for k in wanted[:4]]
 
 
 def _linked(cv2: Any, regions: list[list[Mask]], flows: list[NDArray[np.float32]]) -> list[dict[int, Mask]]:
@@ -172,6 +219,13 @@ def _linked(cv2: Any, regions: list[list[Mask]], flows: list[NDArray[np.float32]
             tracks.append({index: found[k]})
             last.append((index, found[k]))
     return tracks
+
+
+def _of_like_size(track: dict[int, Mask]) -> dict[int, Mask]:
+    """Without the frames in which the region has grown into the background, or is a part of the thing."""
+    areas = {index: int(mask.sum()) for index, mask in track.items()}
+    usual = float(np.median(list(areas.values())))
+    return {index: mask for index, mask in track.items() if usual / 2.5 <= areas[index] <= 2.5 * usual}
 
 
 def _carried(cv2: Any, mask: Mask, flow: NDArray[np.float32]) -> Mask:

@@ -1,0 +1,134 @@
+"""The stages geometry and motion of one clip: the paths of camera and things, and their moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourdthinker.errors import GeometryError
+from fourdthinker.synth import rle
+from fourdthinker.synth.clips import RejectError
+from fourdthinker.synth.context import Context
+from fourdthinker.synth.geometry import (
+    estimate_camera,
+    ground_plane,
+    lift_object,
+    read_npz,
+    read_spatialvid,
+    read_tum,
+)
+from fourdthinker.synth.motion import camera_moves, object_moves
+from fourdthinker.synth.tracks import STATIC, CameraTrack, Move, ObjectTrack
+
+POSES = ("spatialvid", "tum", "npz")
+_LEAST_SURE = 0.3  # mean confidence of the poses of a clip
+
+
+def geometry(context: Context) -> dict[str, Any]:
+    """The camera's path and the paths of things: true ones, given ones, or estimated from the frames."""
+    if context.scene is not None:
+        camera, tracks = context.scene.camera(context.clip), context.scene.things(context.clip)
+        return _result(camera, list(enumerate(tracks)), [])
+    try:
+        if "poses" in context.source.given:
+            return _result(_given(context), [], ["objects: no points of the scene, and no depth"])
+        return _estimated(context)
+    except GeometryError as error:
+        raise RejectError(f"no geometry: {' '.join(str(error).split())}") from error
+
+
+def _given(context: Context) -> CameraTrack:
+    """Poses that came with the video, at the clip's frames."""
+    given, clip = context.source.given, context.clip
+    path, kind = given["poses"], given.get("poses_format") or Path(given["poses"]).suffix.lstrip(".")
+    height, width = clip.pixels.shape[1:3]
+    if kind == "spatialvid":
+        track = read_spatialvid(Path(path).parent, fps=float(given.get("rate", 30)), size=(width, height))
+    elif kind in ("tum", "txt"):
+        track = read_tum(path)
+    elif kind == "npz":
+        track = read_npz(path)
+    else:
+        raise GeometryError(f"{path}: poses_format is {kind!r}; choose one of {', '.join(POSES)}")
+    if track.times[0] > clip.start + 0.5 or track.times[-1] < clip.end - 0.5:
+        raise GeometryError(
+            f"{path}: poses from {track.times[0]:.2f} to {track.times[-1]:.2f} s for a clip from "
+            f"{clip.start:.2f} to {clip.end:.2f} s; give poses of the whole video, in its own seconds"
+        )
+    return _shifted(track.resampled(clip.times + clip.start), clip.times)
+
+
+def _shifted(track: CameraTrack, times: NDArray[np.float64]) -> CameraTrack:
+    values = {**vars(track), "times": times}
+    return CameraTrack(**values)
+
+
+def _estimated(context: Context) -> dict[str, Any]:
+    clip = context.clip
+    things = context.results["segment"]["things"]
+    masks = [_masks(thing["masks"], clip.pixels.shape[1:3]) for thing in things]
+    movers = [np.logical_or.reduce(frame) for frame in zip(*masks, strict=True)] if masks else None
+    estimate = estimate_camera(list(clip.pixels), clip.times, movers=movers)
+    if float(estimate.track.confidence.mean()) < _LEAST_SURE:
+        raise RejectError("no geometry: the poses are unsure")
+    ground = ground_plane(estimate.track, estimate.points)
+    tracks, left_out = [], []
+    for number, (thing, mask) in enumerate(zip(things, masks, strict=True)):
+        try:
+            track = lift_object(thing["name"], mask, clip.times, estimate.track, ground=ground)
+            tracks.append((number, track))
+        except GeometryError as error:
+            left_out.append(" ".join(str(error).split()))
+    return _result(estimate.track.resampled(clip.times), tracks, left_out)
+
+
+def _masks(coded: list[Any], size: tuple[int, ...]) -> list[NDArray[np.bool_]]:
+    return [np.zeros(size[:2], bool) if mask is None else rle.decode(mask) for mask in coded]
+
+
+def _result(
+    camera: CameraTrack, tracks: list[tuple[int, ObjectTrack]], left_out: list[str]
+) -> dict[str, Any]:
+    """`things`: for each track the number of its thing in the segment stage."""
+    return {
+        "camera": camera,
+        "objects": [track for _, track in tracks],
+        "things": [number for number, _ in tracks],
+        "left_out": left_out,
+    }
+
+
+def motion(context: Context) -> dict[str, Any]:
+    """The moves of the camera and of each thing."""
+    camera = camera_of(context.results)
+    try:
+        moves = camera_moves(camera)
+        found = [object_moves(track, camera) for track in objects_of(context.results)]
+    except GeometryError as error:
+        raise RejectError(f"no motion: {' '.join(str(error).split())}") from error
+    if not any(move.name != STATIC for move in moves) and not any(found):
+        raise RejectError("no clear motion of camera or things")
+    return {"camera": moves, "objects": found}
+
+
+def camera_of(results: Mapping[str, Any]) -> CameraTrack:
+    """The camera's path, as the geometry stage has found it."""
+    values = results["geometry"]["camera"]
+    size = values["size"]
+    return CameraTrack(**{**values, "size": None if size is None else (size[0], size[1])})
+
+
+def objects_of(results: Mapping[str, Any]) -> list[ObjectTrack]:
+    """The paths of things, as the geometry stage has found them."""
+    return [ObjectTrack(**values) for values in results["geometry"]["objects"]]
+
+
+def moves_of(results: Mapping[str, Any]) -> tuple[tuple[Move, ...], list[tuple[Move, ...]]]:
+    """The moves of the camera, and of each thing, as the motion stage has found them."""
+    found = results["motion"]
+    camera = tuple(Move(**values) for values in found["camera"])
+    return camera, [tuple(Move(**values) for values in moves) for moves in found["objects"]]
