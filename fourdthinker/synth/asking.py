@@ -1,41 +1,52 @@
-"""The stage questions of one clip."""
+"""The stage questions of one clip, and what it asks from."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.labels import camera_of, moves_of, objects_of
-from fourdthinker.synth.motion import distance_change, move_sets, object_direction
+from fourdthinker.synth.questions import Facts, ObjectFacts, Question, Support, ask
+
+
+def facts_of(clip: str, source: str, results: Mapping[str, Any]) -> Facts:
+    """All that the stages have found out about a clip.
+
+    Args:
+        clip: its id.
+        source: the video that it is of.
+        results: stage -> result, of geometry and motion.
+
+    Returns:
+        What questions are asked from.
+    """
+    camera = camera_of(results)
+    things = [
+        ObjectFacts(track, words["direction"], words["distance"], words["speed"])
+        for track, words in zip(objects_of(results), results["motion"]["objects"], strict=True)
+    ]
+    return Facts(clip, source, float(camera.times[-1]), camera, moves_of(results), tuple(things))
 
 
 def questions(context: Context) -> dict[str, Any]:
     """Questions with their answers, and the instants that a picture is imagined of."""
-    camera, tracks = camera_of(context.results), objects_of(context.results)
-    moves, _ = moves_of(context.results)
-    end = float(context.clip.times[-1])
-    asked: list[dict[str, Any]] = []
-
-    def ask(kind: str, thing: int | None, text: str, answer: str | None, start: float, until: float) -> None:
-        if answer is not None:
-            name = f"{context.clip.item}-{kind}-{len(asked)}"
-            asked.append(
-                {"id": name, "type": kind, "text": text, "answer": answer, "start": start, "end": until}
-                | {"thing": thing, "instants": [start, until]}
-            )
-
-    things = context.results["geometry"]["things"]
-    static = things[-1] if things else None
-    for start, until, names in move_sets(moves):
-        if until - start >= 1:
-            text = f"How does the camera move from {start:.1f} s to {until:.1f} s?"
-            ask("camera", static, text, ", ".join(sorted(names)), start, until)
-    for number, track in zip(things, tracks, strict=True):
-        text = f"Which way does the {track.name} move?"
-        ask("direction", number, text, object_direction(track, camera, 0.0, end), 0.0, end)
-        text = f"How does the distance to the {track.name} change?"
-        ask("distance", number, text, distance_change(track, camera, 0.0, end), 0.0, end)
-    if not asked:
+    facts = facts_of(context.clip.item, context.source.group, context.results)
+    found = ask(facts, context.settings.seed)
+    if not found:
         raise RejectError("nothing clear to ask about")
-    return {"questions": asked[: context.settings.most_questions]}
+    return {"questions": found}
+
+
+def question_of(values: Mapping[str, Any]) -> Question:
+    """A question as the journal holds it."""
+    given = {field.name: values[field.name] for field in dataclasses.fields(Question)}
+    support = values["support"]
+    given["support"] = Support(support["object"], tuple(support["instants"]))
+    given["evidence"] = tuple(values["evidence"])
+    if values["bbox"] is not None:
+        left, top, right, bottom = values["bbox"]
+        given["bbox"] = (left, top, right, bottom)
+    return Question(**given)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fourdthinker.files import LETTERS
-from fourdthinker.latents import IMAGERY
+from fourdthinker.synth.asking import facts_of, question_of
+from fourdthinker.synth.imagery import from_above
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Journal
+from fourdthinker.synth.narrate import fault, narrate
+from fourdthinker.synth.options import add_options
 from fourdthinker.synth.payload import loads
+from fourdthinker.synth.questions import Facts, Question
 from fourdthinker.synth.settings import CLIP_STAGES, SynthSettings
 from fourdthinker.synth.stages import keys
-from fourdthinker.synth.write import Made, write_all, write_card
+from fourdthinker.synth.write import Made, split_of, write_all
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def finish(
 ) -> dict[str, Any]:
     """Options, narration and records of all finished clips.
 
+    These stages take seconds for thousands of clips and depend on all of them, so they are done in each run.
+
     Args:
         sources: of the run.
         settings: of the run.
@@ -64,68 +67,93 @@ def finish(
         journal: of the folder.
 
     Returns:
-        "stages": counts by stage; "records": counts by split.
+        "stages": counts and reasons by stage; "records": counts by split; "made": the records.
     """
     if "options" not in stages:
         return {}
-    clips = list(finished_clips(sources, settings, journal))
+    clips = {clip.item: clip for clip in finished_clips(sources, settings, journal)}
     started = time.perf_counter()
-    asked = [(clip, question) for clip in clips for question in clip.results["questions"]["questions"]]
-    options = _options(asked, settings)
-    counts = {"options": {"done": len(options), "seconds": time.perf_counter() - started}}
+    asked, left_out = _with_options(clips.values(), settings)
+    counts = {"options": _counted(len(asked), left_out, started)}
     if "narrate" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
-    made = [
-        _made(clip, question, *options[question["id"]])
-        for clip, question in asked
-        if question["id"] in options
-    ]
-    counts["narrate"] = {"done": len(made), "seconds": time.perf_counter() - started}
+    made, faults = _narrated(asked, clips, settings)
+    counts["narrate"] = _counted(len(made), faults, started)
     if "write" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
     records = write_all(made, settings, out)
-    write_card(out, made, records, [], [])
-    counts["write"] = {"done": len(made), "seconds": time.perf_counter() - started}
-    return {"stages": counts, "records": records}
+    counts["write"] = _counted(len(made), Counter(), started)
+    return {"stages": counts, "records": records, "made": made}
 
 
-def _options(
-    asked: Sequence[tuple[Finished, dict[str, Any]]], settings: SynthSettings
-) -> dict[str, tuple[dict[str, str], str]]:
-    pools: dict[str, list[str]] = {}
-    for _, question in asked:
-        pools.setdefault(question["type"], []).append(question["answer"])
-    found = {}
-    for _, question in asked:
-        seed = hashlib.blake2b(f"{settings.seed} {question['id']}".encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(seed, "big"))
-        others = sorted(set(pools[question["type"]]) - {question["answer"]})
-        wrong = rng.permutation(others)[: settings.most_options - 1]
-        if not len(wrong):
+def _counted(done: int, rejected: Counter[str], started: float) -> dict[str, Any]:
+    return {"done": done, "rejected": dict(rejected), "seconds": time.perf_counter() - started}
+
+
+def _with_options(clips: Iterable[Finished], settings: SynthSettings) -> tuple[list[Question], Counter[str]]:
+    """Options are drawn within each split, so that no split says anything about another one."""
+    by_split: dict[str, list[Question]] = {name: [] for name in settings.splits}
+    for clip in clips:
+        split = split_of(clip.source.group, settings.seed, settings.splits)
+        by_split[split] += [question_of(values) for values in clip.results["questions"]["questions"]]
+    asked: list[Question] = []
+    left_out: Counter[str] = Counter()
+    for questions in by_split.values():
+        found = add_options(questions, settings.seed)
+        asked += found.questions
+        left_out.update(found.rejected.values())
+    return asked, left_out
+
+
+def _narrated(
+    asked: Sequence[Question], clips: Mapping[str, Finished], settings: SynthSettings
+) -> tuple[list[Made], Counter[str]]:
+    made, faults = [], Counter[str]()
+    for question in asked:
+        clip = clips[question.clip]
+        shown = clip.results["imagery"][question.id]
+        facts = facts_of(clip.item, clip.source.group, clip.results)
+        text = narrate(question, facts, shown["instants"], settings.seed)
+        if (wrong := fault(text, question, len(shown["images"]))) is not None:
+            faults[f"narrate: {wrong}"] += 1
             continue
-        texts = [str(text) for text in rng.permutation([question["answer"], *wrong])]
-        options = dict(zip(LETTERS, texts, strict=False))
-        found[question["id"]] = options, LETTERS[texts.index(question["answer"])]
-    return found
+        made.append(_made(clip, question, facts, text))
+    return made, faults
 
 
-def _made(clip: Finished, question: dict[str, Any], options: dict[str, str], answer: str) -> Made:
-    images = clip.results["imagery"]["images"][question["id"]]
-    shown = " to ".join([IMAGERY] * len(images))
-    frames = clip.results["ingest"]
+def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
+    frames, shown = clip.results["ingest"], clip.results["imagery"][question.id]
+    labels = [f"{k}, {t:.1f} s" for k, t in zip(shown["kinds"], shown["instants"], strict=True)]
+    extra: dict[str, Any] = {"interval": [question.start, question.end], "imagery": labels}
+    extra["above"] = _above(facts, question.support.object)
+    if question.centres is not None:
+        extra["centres"] = question.centres
     return Made(
         clip.source,
-        question["id"],
-        question["type"],
-        question["text"],
-        options,
-        answer,
-        f"<think>I imagine it: {shown}.</think>\n<answer>{answer}. {options[answer]}</answer>",
+        question.id,
+        question.type,
+        question.text,
+        question.options,
+        question.letter or question.answer,
+        reasoning,
         frames["frames"],
         frames["seconds"],
-        images,
-        None,
-        {"interval": [question["start"], question["end"]]},
+        shown["images"],
+        None if question.bbox is None else list(question.bbox),
+        extra,
     )
+
+
+def _above(facts: Facts, name: str | None) -> dict[str, list[list[float]]]:
+    """Camera and object from above, a few points a second, for the preview."""
+    camera = facts.camera
+    track = next((item.track for item in facts.objects if item.track.name == name), None)
+    points = [camera.centres] + ([] if track is None else [track.positions_in(camera.times)])
+    seen = from_above(camera.poses, points)
+    step = max(1, len(camera.times) // 16)
+    return {
+        key: [[round(float(x), 3), round(float(y), 3)] for x, y in (*path[:-1:step], path[-1])]
+        for key, path in zip(("camera", "object"), seen, strict=False)
+    }

@@ -60,23 +60,27 @@ def segment(context: Context) -> dict[str, Any]:
 
 
 def draw(context: Context) -> dict[str, Any]:
-    """The pictures of every question, each drawn once."""
+    """The pictures of every question, each drawn once, with kinds and instants."""
     drawn: dict[tuple[str, int | None, int], str] = {}
-    images: dict[str, list[str]] = {}
-    labels: dict[str, list[str]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    tracks = objects_of(context.results)
+    numbers = dict(zip([track.name for track in tracks], context.results["geometry"]["things"], strict=True))
     for question in context.results["questions"]["questions"]:
-        own, names = images.setdefault(question["id"], []), labels.setdefault(question["id"], [])
-        thing = question["thing"]
-        frames = sorted({_frame(context, thing, instant) for instant in question["instants"]})
+        support = question["support"]
+        thing = numbers.get(support["object"])
+        frames = sorted({_frame(context, thing, instant) for instant in support["instants"]})
+        shown: dict[str, Any] = {"images": [], "kinds": [], "instants": []}
         for number, frame in enumerate(frames):
-            for kind in context.settings.imagery:
-                shown = kind if thing is not None or kind in ("next", "depth") else "map"
-                key = shown, thing, frame
+            for wanted in context.settings.imagery:
+                kind = wanted if thing is not None or wanted in ("next", "depth") else "map"
+                key = kind, thing, frame
                 if key not in drawn:
                     drawn[key] = _drawn(context, *key, frames[min(number + 1, len(frames) - 1)])
-                own.append(drawn[key])
-                names.append(f"{shown}, {context.clip.times[frame]:.1f} s")
-    return {"images": images, "labels": labels}
+                shown["images"].append(drawn[key])
+                shown["kinds"].append(kind)
+                shown["instants"].append(float(context.clip.times[frame]))
+        found[question["id"]] = shown
+    return found
 
 
 def _frame(context: Context, thing: int | None, instant: float) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.errors import GeometryError
+from fourdthinker.frames import probe
 from fourdthinker.synth import rle
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
@@ -21,8 +22,8 @@ from fourdthinker.synth.geometry import (
     read_spatialvid,
     read_tum,
 )
-from fourdthinker.synth.motion import camera_moves, object_moves
-from fourdthinker.synth.tracks import STATIC, CameraTrack, Move, ObjectTrack
+from fourdthinker.synth.motion import camera_moves, distance_change, object_direction, speed_profile
+from fourdthinker.synth.tracks import STATIC, STATIONARY, CameraTrack, Move, ObjectTrack
 
 POSES = ("spatialvid", "tum", "npz")
 _LEAST_SURE = 0.3  # mean confidence of the poses of a clip
@@ -47,7 +48,7 @@ def _given(context: Context) -> CameraTrack:
     path, kind = given["poses"], given.get("poses_format") or Path(given["poses"]).suffix.lstrip(".")
     height, width = clip.pixels.shape[1:3]
     if kind == "spatialvid":
-        track = read_spatialvid(Path(path).parent, fps=float(given.get("rate", 30)), size=(width, height))
+        track = read_spatialvid(Path(path).parent, fps=probe(context.source.path).rate, size=(width, height))
     elif kind in ("tum", "txt"):
         track = read_tum(path)
     elif kind == "npz":
@@ -103,16 +104,24 @@ def _result(
 
 
 def motion(context: Context) -> dict[str, Any]:
-    """The moves of the camera and of each thing."""
-    camera = camera_of(context.results)
+    """The camera's moves, and the words for each thing's motion over the clip; None: unclear."""
+    camera, end = camera_of(context.results), float(context.clip.times[-1])
     try:
         moves = camera_moves(camera)
-        found = [object_moves(track, camera) for track in objects_of(context.results)]
+        things = [
+            {
+                "direction": object_direction(track, camera, 0.0, end),
+                "distance": distance_change(track, camera, 0.0, end),
+                "speed": speed_profile(track, 0.0, end),
+            }
+            for track in objects_of(context.results)
+        ]
     except GeometryError as error:
         raise RejectError(f"no motion: {' '.join(str(error).split())}") from error
-    if not any(move.name != STATIC for move in moves) and not any(found):
+    clear = [word for words in things for word in words.values() if word not in (None, STATIONARY)]
+    if not clear and not any(move.name != STATIC for move in moves):
         raise RejectError("no clear motion of camera or things")
-    return {"camera": moves, "objects": found}
+    return {"camera": moves, "objects": things}
 
 
 def camera_of(results: Mapping[str, Any]) -> CameraTrack:
@@ -127,8 +136,6 @@ def objects_of(results: Mapping[str, Any]) -> list[ObjectTrack]:
     return [ObjectTrack(**values) for values in results["geometry"]["objects"]]
 
 
-def moves_of(results: Mapping[str, Any]) -> tuple[tuple[Move, ...], list[tuple[Move, ...]]]:
-    """The moves of the camera, and of each thing, as the motion stage has found them."""
-    found = results["motion"]
-    camera = tuple(Move(**values) for values in found["camera"])
-    return camera, [tuple(Move(**values) for values in moves) for moves in found["objects"]]
+def moves_of(results: Mapping[str, Any]) -> tuple[Move, ...]:
+    """The camera's moves, as the motion stage has found them."""
+    return tuple(Move(**values) for values in results["motion"]["camera"])

@@ -25,8 +25,10 @@ from fourdthinker.synth.journal import NAME, Entry, Journal
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
+from fourdthinker.synth.segment import opencv
 from fourdthinker.synth.settings import CLIP_STAGES, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, keys, window_item, work
+from fourdthinker.synth.write import write_card
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +219,8 @@ def synthesise(
         found = found[: options.limit]
     folder = Path(out)
     _check_folder(folder, settings, options)
+    if "segment" in options.stages and any(candidate.scene is None for candidate in found):
+        opencv()  # said now, not once for each clip
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
@@ -227,6 +231,13 @@ def synthesise(
             results = finish(run.sources, settings, options.stages, folder, journal)
         summary = _summary(run, results)
         write_json(folder / SUMMARY, summary)
+        if "made" in results:
+            left_out = [
+                (stage, reason, number)
+                for stage, row in summary["stages"].items()
+                for reason, number in row["rejected"].items()
+            ]
+            write_card(folder, results["made"], results["records"], left_out)
     return summary
 
 
@@ -354,5 +365,4 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
         "seconds": f"{seconds:.1f}",
         "clips": f"about {clips}: fewer where shots are short",
         "frames to decode": f"about {round(seconds * settings.analysis_fps)}",
-        "questions": f"at most {clips * settings.most_questions}",
     }

@@ -37,9 +37,9 @@ _MATTERS = {
     "segment": ("least_area",),
     "geometry": (),
     "motion": (),
-    "questions": ("seed", "most_questions"),
+    "questions": ("seed",),
     "imagery": ("imagery",),
-    "options": ("seed", "most_options"),
+    "options": ("seed", "splits"),
     "narrate": ("seed",),
 }
 
@@ -73,8 +73,6 @@ class SynthSettings(BaseModel):
 
     names: tuple[str, ...] = Field(default=(), description="Objects to look for in every clip.")
     least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
-    most_questions: int = Field(default=4, ge=1, description="Questions of one clip at most.")
-    most_options: int = Field(default=4, ge=2, le=8, description="Options of a question.")
     imagery: tuple[Literal["overlay", "silhouette", "depth", "trail", "map", "next"], ...] = Field(
         default=("overlay",), min_length=1, description="What an <output_image> shows."
     )

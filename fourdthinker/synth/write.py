@@ -24,8 +24,8 @@ class Made:
     Attributes:
         source: of the clip.
         id, type, text: of the question.
-        options: letter -> text.
-        answer: the letter of the right one.
+        options: letter -> text; {} for an open question, which makes no 4DRL record.
+        answer: the letter of the right one, or the answer to an open question.
         reasoning: with one <output_image> for each of `images`.
         frames: paths of the clip's frames, relative to the output folder.
         seconds: when each is shown.
@@ -84,11 +84,13 @@ def write_all(made: Sequence[Made], settings: SynthSettings, out: Path) -> dict[
     counts: dict[str, dict[str, int]] = {}
     written = set()
     for split, records in by_split.items():
-        counts[split] = {"dift": len(records), "rl": len(records)}
-        for start in range(0, len(records), settings.shard_records):
-            part = records[start : start + settings.shard_records]
-            for kind in ("dift", "rl"):
+        counts[split] = {}
+        for kind in ("dift", "rl"):
+            kept = [one for one in records if one.options or kind == "dift"]
+            counts[split][kind] = len(kept)
+            for start in range(0, len(kept), settings.shard_records):
                 path = out / f"{kind}-{split}-{start // settings.shard_records:05d}.jsonl"
+                part = kept[start : start + settings.shard_records]
                 write_records(path, [_record(one, kind, out) for one in part])
                 written.add(path.name)
     for kind in ("dift", "rl"):
@@ -106,9 +108,9 @@ def _record(one: Made, kind: str, out: Path) -> Record:
     record = Record(
         kind,
         one.id,
-        f"{one.text}\n\n{listed}" if kind == "dift" else one.text,
+        f"{one.text}\n\n{listed}" if kind == "dift" and listed else one.text,
         options=one.options,
-        answer=one.answer,
+        answer=one.answer if one.options else None,
         frames=[str(out / path) for path in one.frames],
         seconds=one.seconds,
         type=one.type,
@@ -124,8 +126,7 @@ def write_card(
     out: Path,
     made: Sequence[Made],
     counts: dict[str, dict[str, int]],
-    rejected: Iterable[tuple[str, str, int]],
-    audit: Sequence[str],
+    rejected: Iterable[tuple[str, str, int]] = (),
 ) -> None:
     """Write the data card, README.md.
 
@@ -134,7 +135,6 @@ def write_card(
         made: all records.
         counts: of `write_all`.
         rejected: (stage, reason, items).
-        audit: lines about what solvers without eyes answer.
     """
     types = Counter(one.type for one in made)
     licences = Counter(one.source.licence or "not given" for one in {m.source.name: m for m in made}.values())
@@ -147,14 +147,14 @@ def write_card(
         "|---|---|---|---|",
     ]
     for kind, number in sorted(types.items()):
-        letters = Counter(one.answer for one in made if one.type == kind)
-        answers = Counter(one.options[one.answer] for one in made if one.type == kind)
+        letters = Counter(one.answer for one in made if one.type == kind and one.options)
+        answers = Counter(one.options.get(one.answer, one.answer) for one in made if one.type == kind)
         spread = " ".join(f"{letter} {letters[letter]}" for letter in LETTERS if letters[letter])
         common = "; ".join(f"{_cell(text)} {count}" for text, count in answers.most_common(6))
         lines.append(f"| {kind} | {number} | {spread} | {common} |")
     lines += ["", "## Left out", "", "| stage | reason | items |", "|---|---|---|"]
     lines += [f"| {stage} | {_cell(reason)} | {number} |" for stage, reason, number in rejected]
-    lines += ["", "## What is answered without eyes", "", *(audit or ["Not measured."])]
+    lines += ["", "## What is answered without eyes", "", "Measure it: `fourdthinker audit rl-*.jsonl`."]
     lines += ["", "## Licences of the videos", ""]
     lines += [f"- {_cell(name)}: {number} videos" for name, number in sorted(licences.items())]
     write_text(out / CARD, "\n".join(lines) + "\n")

@@ -94,7 +94,7 @@ def test_shards_and_those_of_an_earlier_run(tmp_path: Path) -> None:
 
 def test_the_data_card(tmp_path: Path) -> None:
     made = make(tmp_path, 3)
-    write_card(tmp_path, made, {"train": {"dift": 9, "rl": 9}}, [("ingest", "black | dark", 2)], [])
+    write_card(tmp_path, made, {"train": {"dift": 9, "rl": 9}}, [("ingest", "black | dark", 2)])
     text = (tmp_path / "README.md").read_text()
     assert "| camera | 9 | B 9 | Pan Right 9 |" in text
     assert "| ingest | black \\| dark | 2 |" in text

@@ -1,0 +1,51 @@
+"""The page about synthesised data: everything is in it, and nothing of the data runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.synth.preview import write_preview
+from fourdthinker.synth.settings import SynthSettings
+from fourdthinker.synth.write import Made, write_all
+from tests.unit.synth.test_write import make
+
+HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"
+
+
+def page(tmp_path: Path, **changes: object) -> str:
+    made = [Made(**{**vars(one), **changes}) for one in make(tmp_path, 4)]
+    write_all(made, SynthSettings(splits={"train": 1.0}), tmp_path)
+    return write_preview(tmp_path).read_text()
+
+
+def test_a_card_shows_question_options_pictures_and_paths(tmp_path: Path) -> None:
+    above = {"camera": [[0, 0], [0, 1]], "object": [[1, 1], [1, 2]]}
+    text = page(tmp_path, extra={"interval": [0.0, 1.0], "imagery": ["overlay, 0.0 s"], "above": above})
+    assert text.count("<article") == 12
+    assert text.count("data:image/jpeg;base64,") == 12 * 4
+    assert '<li class="right"><b>B</b> Pan Right' in text
+    assert "0.0 to 1.0 s" in text
+    assert "overlay, 0.0 s" in text
+    assert text.count('<path class="camera"') == text.count('<path class="object"') == 12
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_nothing_of_the_data_runs(tmp_path: Path) -> None:
+    options = {"A": HOSTILE, "B": "Pan Right"}
+    text = page(tmp_path, text=HOSTILE, type=HOSTILE, options=options)
+    assert text.count("<script>") == 1
+    assert 'onload="' not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_a_camera_alone_has_a_path(tmp_path: Path) -> None:
+    text = page(tmp_path, extra={"above": {"camera": [[0, 0], [0, 0]]}})
+    assert '<path class="object"' not in text
+
+
+def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no dift-"):
+        write_preview(tmp_path)
