@@ -41,7 +41,10 @@ def called(track: ObjectTrack) -> str:
 
 def span_of(track: ObjectTrack) -> tuple[float, float]:
     """Start and end of a track, to tenths of a second within it."""
-    return float(np.ceil(track.times[0] * 10 - 1e-6) / 10), float(np.floor(track.times[-1] * 10 + 1e-6) / 10)
+    # + 0.0: no time is written as -0.0
+    return float(np.ceil(track.times[0] * 10 - 1e-6) / 10) + 0.0, float(
+        np.floor(track.times[-1] * 10 + 1e-6) / 10
+    )
 
 
 def object_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:

@@ -52,6 +52,7 @@ def test_scenes_become_records_that_the_trainers_take(made: tuple[Path, dict[str
     reinforced = [record for path in out.glob("rl-*.jsonl") for record in read_records(path, kind="rl")]
     assert [record.id for record in reinforced] == [record.id for record in choices]
     assert len({record.type for record in records}) > 5
+    assert not any("-0.0" in record.question for record in records)
     for record in records:
         assert record.answer in (record.options or {None: ""})
         assert record.images
@@ -105,7 +106,8 @@ def test_other_settings_are_refused_and_taken_on_request(
     assert {entry.computed for entry in found if entry.stage == "segment"} == {1}
     records = [record for path in out.glob("dift-*.jsonl") for record in read_records(path, kind="dift")]
     kinds = {Path(path).name.split("-")[0] for record in records for path in record.images}
-    assert kinds == {"silhouette", "map"}  # a map where nothing at rest is named
+    assert "silhouette" in kinds
+    assert kinds <= {"silhouette", "map"}  # a map where nothing at rest is named
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
