@@ -127,6 +127,9 @@ def writing(path: PathLike) -> Iterator[None]:
     Args:
         path: the file or folder, for messages.
 
+    Yields:
+        Nothing.
+
     Raises:
         OutputError: the disk is full, or whatever else the system says.
     """
