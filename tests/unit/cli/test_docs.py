@@ -114,7 +114,18 @@ def test_settings_named_in_the_training_page_exist() -> None:
 def test_every_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)
+            if target.startswith("https://"):
+                continue
+            path, _, heading = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), (page.name, target)
+            assert not heading or heading in headings(file), (page.name, target)
+
+
+def headings(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
 
 
 def test_python_examples_name_things_that_exist() -> None:
