@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -25,6 +25,13 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,gif,mxf,wav,mp3,"
     "aac,flac,h264,hevc,vvc,m4v,av1,obu,apng,yuv4mpegpipe,rm,nut,image2pipe,png_pipe,jpeg_pipe,webp_pipe"
 )
+# How files begin of which FFmpeg mixes the pictures of two that stand one behind the other. MXF: the key of a
+# header partition (SMPTE ST 377-1, 7.1).
+_BEGINNINGS = {
+    "nut": b"nut/multimedia container\0",
+    "mxf": b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",
+}
+_BLOCK = 1 << 20  # bytes that are searched at once
 
 
 class Deadline:
@@ -164,6 +171,34 @@ def _check_alpha(container: InputContainer, video: VideoStream, name: str) -> No
         raise VideoError(
             f"{name}: its alpha is coded apart from its pictures, and not read; put it over a background, or "
             "convert it to ProRes 4444 (of a WebM, ffmpeg reads it with -c:v libvpx-vp9 or libvpx before -i)"
+        )
+
+
+def check_single(source: Source, name: str, form: str, check: Callable[[], None]) -> None:
+    """Refuse files put one behind the other, in formats where FFmpeg does not notice.
+
+    Args:
+        source: the file, or its bytes.
+        name: of the file.
+        form: FFmpeg's name of its format.
+        check: called for each block that is read.
+
+    Raises:
+        VideoError: a second file begins within this one.
+    """
+    beginning = _BEGINNINGS.get(form)
+    if beginning is None:
+        return
+    count, kept = 0, b""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(name, "rb") as file:
+        while block := file.read(_BLOCK):
+            check()
+            count += (kept + block).count(beginning)
+            kept = (kept + block)[1 - len(beginning) :]
+    if count > 1:
+        raise VideoError(
+            f"{name}: a second {form.upper()} file begins behind the first; split them, or join them with "
+            "a muxer"
         )
 
 

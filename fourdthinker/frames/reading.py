@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourdthinker.frames import index_cache
 from fourdthinker.frames.attempts import FAILURES, Attempt, LayoutChanged, Untold, final_error, next_attempt
-from fourdthinker.frames.container import Deadline, aspect_of, opened
+from fourdthinker.frames.container import Deadline, aspect_of, check_single, opened
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
 from fourdthinker.frames.decode import decoded_frames, shares, single_packet
@@ -170,6 +170,7 @@ class Reading:
         """The timeline, if packets tell it."""
         source, name, check = self.request.source, self.request.name, self.deadline.check
         held = Held(ROOM)
+        check_single(source.media, name, container.format.name, check)
         self.walk = walk(source.media, name, check)
 
         def shown(skipped: int, count: int) -> set[int]:

@@ -41,6 +41,7 @@ REFUSALS = (
         "program streams, TS, Matroska and WebM put one behind the other (`cat`), whose stamps begin "
         "anew; of FLV, ASF and MP4 FFmpeg shows the first file alone",
     ),
+    Refusal(r"a second (NUT|MXF) file begins behind the first", "NUT and MXF put one behind the other"),
     Refusal(
         r"pictures leave the decoder in another order than when",
         "a decoder that gives another order than when the file was read through",

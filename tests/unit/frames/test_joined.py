@@ -9,7 +9,8 @@ import av
 import pytest
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FrameSource, read_frames
+from fourdthinker.frames import FramePolicy, FrameSource, read_frames
+from fourdthinker.frames import container as container_module
 from fourdthinker.frames.probing import probe
 from tests.clips import numbers, picture
 
@@ -106,3 +107,27 @@ def test_files_put_one_behind_the_other_are_refused(tmp_path: Path, suffix: str,
         times = [k / RATE for k in range(count + 37)]
         frames = read_frames(FrameSource(path, fps=RATE), times=times)
         assert numbers(frames.pixels) == [*range(count), *range(100, 137)]
+
+
+@pytest.mark.parametrize(("suffix", "size"), [("nut", 16), ("mxf", 16), ("nut", 1 << 20)])
+def test_a_second_file_that_ffmpeg_mixes_into_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int
+) -> None:
+    monkeypatch.setattr(container_module, "_BLOCK", size)  # so that beginnings lie across blocks
+    paths = [tmp_path / f"{first}.{suffix}" for first in (0, 100)]
+    for path, first in zip(paths, (0, 100)):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=RATE)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            stream.codec_context.max_b_frames = 2
+            for number in range(first, first + 37):
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+                frame.pts, frame.time_base = number - first, Fraction(1, RATE)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    assert numbers(read_frames(paths[0], FramePolicy(fps=RATE)).pixels) == list(range(37))
+    path = tmp_path / f"c.{suffix}"
+    path.write_bytes(paths[0].read_bytes() + paths[1].read_bytes())
+    for source in (path, path.read_bytes()):
+        with pytest.raises(VideoError, match=rf"a second {suffix.upper()} file begins behind the first"):
+            read_frames(source, times=[0.1])
