@@ -32,6 +32,8 @@ class Codec:
         settle: the flags of a whole stream, once all are known.
         begins: whether decoding can begin at a picture that the container calls a keyframe, for decoders that
             do not notice when it cannot.
+        begins_once: decoding begins at the first packet alone, whatever the container calls keyframes: a
+            picture may show again what was before the one before it.
         keyframes_known: by their data, here or to FFmpeg's parsers and decoders, so that they are believed
             even where all pictures are keyframes.
         leading_told: of pictures decoded after the first keyframe and shown before it, the decoder shows
@@ -63,6 +65,7 @@ class Codec:
     flags: Callable[[bytes], Flags] = lambda _: lambda data: 0
     settle: Callable[[bytearray], bytes] = bytes
     begins: Callable[[bytes], Test] = lambda _: lambda data: True
+    begins_once: bool = False
     keyframes_known: bool = False
     leading_told: bool = False
     always_shown: bool = False
@@ -188,10 +191,10 @@ CODECS = {
             "h263",
             "h263p",
             "theora",
-            "apng",
         ),
         flushes=True,
     ),
+    "apng": Codec(("apng",), begins_once=True, flushes=True),
     "gif": Codec(("gif",), damage=gif.damage, flushes=True),
     "realvideo": Codec(("rv30", "rv40"), reorders=True, frame_threads=False),
     "mjpeg": Codec(

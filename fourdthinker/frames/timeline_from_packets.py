@@ -330,7 +330,7 @@ def _packets(
                 found.whole = pts if latest is None else sum(latest)
                 latest = pts, duration
             data = memoryview(packet)
-            key = packet.is_keyframe and begins(data)
+            key = found.count == 1 if codec.begins_once else packet.is_keyframe and begins(data)
             if not found.stamps and not key:
                 found.skipped += 1
                 continue
