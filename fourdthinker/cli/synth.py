@@ -29,6 +29,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, metavar="X", help="frames a second of the records (default: 1)")
     parser.add_argument("--objects", metavar="A,B", help="names of objects to ask about, in every clip")
     parser.add_argument("--imagery", metavar="A,B", help="overlay, silhouette, depth, trail, map, next")
+    parser.add_argument(
+        "--narrator",
+        metavar="MODEL",
+        help="of an OpenAI-compatible endpoint, named by OPENAI_BASE_URL and _API_KEY",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="for one item (default: %(default)g)"
@@ -47,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fourdthinker.synth.run import SUMMARY, Options, plan, synthesise
     from fourdthinker.synth.settings import STAGES, read_settings
 
-    given: dict[str, Any] = {"seed": arguments.seed}
+    given: dict[str, Any] = {"seed": arguments.seed, "narrator_model": arguments.narrator}
     given["imagery"] = _listed(arguments.imagery)
     given["names"] = _listed(arguments.objects)
     settings = read_settings(arguments.config, **given)

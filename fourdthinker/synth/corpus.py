@@ -13,7 +13,8 @@ from fourdthinker.synth.asking import facts_of, question_of
 from fourdthinker.synth.imagery import from_above
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Journal
-from fourdthinker.synth.narrate import fault, narrate
+from fourdthinker.synth.narrate import BudgetError, EndpointError
+from fourdthinker.synth.narration import narrated
 from fourdthinker.synth.options import add_options
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.questions import Facts, Question
@@ -78,14 +79,14 @@ def finish(
     if "narrate" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
-    made, faults = _narrated(asked, clips, settings)
-    counts["narrate"] = _counted(len(made), faults, started)
+    made, faults, failed = _narrated(asked, clips, settings, out)
+    counts["narrate"] = _counted(len(made), faults, started) | {"failed": dict(Counter(failed.values()))}
     if "write" not in stages:
-        return {"stages": counts}
+        return {"stages": counts, "failed": list(failed)}
     started = time.perf_counter()
     records = write_all(made, settings, out)
     counts["write"] = _counted(len(made), Counter(), started)
-    return {"stages": counts, "records": records, "made": made}
+    return {"stages": counts, "records": records, "made": made, "failed": list(failed)}
 
 
 def _counted(done: int, rejected: Counter[str], started: float) -> dict[str, Any]:
@@ -108,19 +109,21 @@ def _with_options(clips: Iterable[Finished], settings: SynthSettings) -> tuple[l
 
 
 def _narrated(
-    asked: Sequence[Question], clips: Mapping[str, Finished], settings: SynthSettings
-) -> tuple[list[Made], Counter[str]]:
-    made, faults = [], Counter[str]()
-    for question in asked:
-        clip = clips[question.clip]
-        shown = clip.results["imagery"][question.id]
-        facts = facts_of(clip.item, clip.source.group, clip.results)
-        text = narrate(question, facts, shown["instants"], settings.seed)
-        if (wrong := fault(text, question, len(shown["images"]))) is not None:
-            faults[f"narrate: {wrong}"] += 1
-            continue
-        made.append(_made(clip, question, facts, text))
-    return made, faults
+    asked: Sequence[Question], clips: Mapping[str, Finished], settings: SynthSettings, out: Path
+) -> tuple[list[Made], Counter[str], dict[str, str]]:
+    """The records, why others have none, and the questions that a later run may have more luck with."""
+    wanted = {question.clip: clips[question.clip] for question in asked}
+    facts = {name: facts_of(name, clip.source.group, clip.results) for name, clip in wanted.items()}
+    shown = {name: clip.results for name, clip in wanted.items()}
+    made, faults, failed = [], Counter[str](), {}
+    for question, text in narrated(asked, facts, shown, out, settings):
+        if isinstance(text, str):
+            made.append(_made(clips[question.clip], question, facts[question.clip], text))
+        elif isinstance(text, EndpointError | BudgetError):
+            failed[question.id] = str(text)
+        else:
+            faults[str(text)] += 1
+    return made, faults, failed
 
 
 def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:

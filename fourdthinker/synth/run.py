@@ -22,6 +22,7 @@ from fourdthinker.progress import progress_bar
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
 from fourdthinker.synth.journal import NAME, Entry, Journal
+from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
@@ -221,6 +222,8 @@ def synthesise(
     _check_folder(folder, settings, options)
     if "segment" in options.stages and any(candidate.scene is None for candidate in found):
         opencv()  # said now, not once for each clip
+    if "narrate" in options.stages and settings.narrator_model is not None:
+        narrator(settings.narrator_model, folder)  # without its key nothing begins
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
@@ -320,7 +323,9 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
     return {
         "videos": {"given": len(run.sources) + len(run.refused), "refused": len(run.refused)},
         "stages": stages,
-        "failed": sorted(item for item, state in settled.items() if state == "failed"),
+        "failed": sorted(
+            [item for item, state in settled.items() if state == "failed"] + corpus.get("failed", [])
+        ),
         QUARANTINED: sorted(set(quarantined)),
         "refused": [{"input": r.shown, "reason": r.reason} for r in run.refused],
         "records": corpus.get("records", {}),

@@ -40,7 +40,7 @@ _MATTERS = {
     "questions": ("seed",),
     "imagery": ("imagery",),
     "options": ("seed", "splits"),
-    "narrate": ("seed",),
+    "narrate": ("seed", "narrator_model"),
 }
 
 
@@ -75,6 +75,9 @@ class SynthSettings(BaseModel):
     least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
     imagery: tuple[Literal["overlay", "silhouette", "depth", "trail", "map", "next"], ...] = Field(
         default=("overlay",), min_length=1, description="What an <output_image> shows."
+    )
+    narrator_model: str | None = Field(
+        default=None, description="Model of an endpoint that writes the reasoning; none: from the geometry."
     )
     splits: dict[str, float] = Field(
         default_factory=lambda: {"train": 0.9, "val": 0.05, "test": 0.05},

@@ -13,20 +13,14 @@ from pathlib import Path
 from fourdthinker.synth.journal import Journal
 
 KILLS = int(os.environ.get("FOURDTHINKER_KILLS", "4"))
-VIDEOS = 10
+VIDEOS = 6
 
 
 def command(out: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "fourdthinker.cli",
-        "synth",
-        f"scenes:{VIDEOS}",
-        "-o",
-        str(out),
-        "--workers=2",
-    ]
+    config = out.with_suffix(".yaml")
+    config.write_text("analysis_fps: 4\n")
+    inputs = [f"scenes:{VIDEOS}", "-o", str(out), "--workers=2", "--config", str(config)]
+    return [sys.executable, "-m", "fourdthinker.cli", "synth", *inputs]
 
 
 def results(folder: Path) -> dict[str, bytes]:

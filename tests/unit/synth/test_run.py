@@ -14,10 +14,11 @@ import pytest
 from fourdthinker.errors import ConfigError
 from fourdthinker.records import read_records
 from fourdthinker.synth import clips as clips_module
-from fourdthinker.synth import stages
+from fourdthinker.synth import narration, stages
 from fourdthinker.synth.clips import Clip, windows
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
+from fourdthinker.synth.narrate import EndpointError, RejectedError, narrate
 from fourdthinker.synth.run import Options, plan, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
@@ -108,6 +109,35 @@ def test_other_settings_are_refused_and_taken_on_request(
     kinds = {Path(path).name.split("-")[0] for record in records for path in record.images}
     assert "silhouette" in kinds
     assert kinds <= {"silhouette", "map"}  # a map where nothing at rest is named
+
+
+def test_a_model_narrates_and_what_it_fails_at_is_left_for_later(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    settings, update = SynthSettings(narrator_model="m"), Options(workers=1, progress=False, update=True)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        synthesise(["scenes:6"], out, settings, update)
+    assert files(out) == files(made[0])
+
+    def by_model(job: Any, endpoint: Any) -> str:
+        if job.question.type == "camera_displacement":
+            raise EndpointError("no reply")
+        if job.question.type == "object_displacement":
+            raise RejectedError("the model disagrees")
+        assert len(job.overlays) == len(job.question.support.instants)
+        return narrate(job.question, job.facts, [picture.instant for picture in job.overlays], 5)
+
+    monkeypatch.setattr(narration, "narrate_by_model", by_model)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    summary = synthesise(["scenes:6"], out, settings, update)
+    row = summary["stages"]["narrate"]
+    assert row["rejected"].keys() == {"the model disagrees"}
+    assert row["failed"].keys() == {"no reply"}
+    assert len(summary["failed"]) == row["failed"]["no reply"]
+    assert row["done"] == sum(counts["dift"] for counts in summary["records"].values()) > 5
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
