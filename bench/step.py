@@ -37,7 +37,7 @@ def step(backbone: Backbone, prompt: int, completions: int, length: int) -> None
     hidden = backbone.decode(
         backbone.embed_tokens(ids),
         offset.expand(3, 1, -1),
-        packed_mask(group_segments(prompt, completions, length, device)),
+        packed_mask(group_segments(prompt, completions, length, device), backbone.dtype),
     )
     labels = torch.where(torch.arange(size, device=device) < prompt, -100, ids[0])
     loss = linear_cross_entropy(hidden[0, :-1], backbone.head_weight, labels[1:])
@@ -80,7 +80,9 @@ def main(argv: list[str]) -> int:
     rate = flops(backbone, *sizes) / min(taken)
     row = {
         "shape": shape, "prompt": prompt, "completions": completions, "length": length,
-        "mask": type(packed_mask(group_segments(prompt, completions, length, backbone.device))).__name__,
+        "mask": type(
+            packed_mask(group_segments(prompt, completions, length, backbone.device), backbone.dtype)
+        ).__name__,
         "peak_bytes": measure.peak_allocated(call, device),
         "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3), **measure.summary(taken),
     }  # fmt: skip

@@ -341,15 +341,24 @@ class Backbone(nn.Module, ABC):
         The batch gets its latents if they were computed here. The loss is computed here too, so that a
         DistributedDataParallel wrapper sees every parameter used. A tower that is trained runs in every
         batch: ranks exchange gradients of the same parts, whatever pictures they have.
+
+        Sequences are padded on the right, where nothing that is causal looks: without `segments` no mask is
+        made, and attention takes its fastest form. What stands at padded positions means nothing.
         """
         inputs, segments = self.embed_inputs(batch), batch.get("segments")
-        mask = batch.get("attention_mask") if segments is None else packed_mask(segments)
-        embeds = inputs.embeds
+        embeds, mask = inputs.embeds, None
+        if segments is not None:
+            mask = packed_mask(segments, self._attention_dtype(embeds))
         if self._tower_is_trained() and (batch.get("patches") is None or not batch["vision_index"].numel()):
             embeds = embeds + 0.0 * self._blank_features().sum().to(embeds.dtype)
         hidden = self.decode(embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
         latents = {} if inputs.latents is None else {"latents": inputs.latents}
         return objective(self, hidden, batch | latents)
+
+    def _attention_dtype(self, embeds: Tensor) -> torch.dtype:
+        device = embeds.device.type
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if cast else embeds.dtype
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None

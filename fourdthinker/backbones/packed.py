@@ -38,21 +38,31 @@ def use_packed_attention(config: Any) -> None:
         config._attn_implementation = NAME
 
 
-def packed_mask(segments: Tensor) -> Tensor | BlockMask:
+def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
     """Which positions see which.
+
+    A dense mask is what SDPA adds to the scores. Of a bool mask it would make that in every layer, and keep
+    it for the backward pass.
 
     Args:
         segments: [B, S] integers: 0 for the prompt, 1 + r for the r-th completion, -1 for padding, ascending
             but for the padding after them. A completion sees the prompt and itself, both causally; padding
             sees itself, for a softmax over nothing is not a number.
+        dtype: of queries and keys.
 
     Returns:
-        On the device of ``segments``: [B, 1, S, S] bool on the CPU and for short sequences, else a mask of
-        flex_attention.
+        On the device of ``segments``: [B, 1, S, S] of ``dtype``, 0 or -inf, on the CPU and for short
+        sequences, else a mask of flex_attention.
     """
     if segments.device.type == "cuda" and segments.shape[1] >= FLEX_FROM:
         return block_mask(segments)
-    return dense_mask(segments)
+    return additive_mask(segments, dtype)
+
+
+def additive_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, S, S] of ``dtype``, 0 where :func:`dense_mask` is true and -inf elsewhere."""
+    seen = dense_mask(segments)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def _visible(segments: Tensor) -> Visible:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.liger import use_liger
 from fourdthinker.errors import FourdError
 from fourdthinker.files import check_folder
 from fourdthinker.trainers.arguments import training_arguments
@@ -26,11 +27,14 @@ from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
 from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.model import add_adapter, load_model, reference_model
+from fourdthinker.trainers.plan import plan_text
 from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -86,6 +90,8 @@ def train(
     if recipe.wants_reference:  # before the adapter is there
         reference = reference_model(config, args, resume, given, checkpoint)
     add_adapter(config, checkpoint.backbone)
+    if config.liger is not False and use_liger(checkpoint.backbone, required=config.liger is True):
+        logger.info("RMSNorm and SwiGLU run by Liger")
     if items is None:
         data = load_items(config, args, checkpoint, recipe.kind, recipe.kept)
     else:
@@ -108,7 +114,9 @@ def run_command(
     program: str,
     description: str,
 ) -> None:
-    """A command: `[--config FILE] [key=value ...]`. A mistake ends it with one line on stderr and status 2.
+    """A command: `[--config FILE] [--dry-run] [key=value ...]`.
+
+    A mistake ends it with one line on stderr and status 2.
 
     Args:
         train_with: trains by settings.
@@ -119,7 +127,10 @@ def run_command(
     """
     start_logging()
     try:
-        config = parse_command_line(settings, argv, program=program, description=description)
+        config, dry_run = parse_command_line(settings, argv, program=program, description=description)
+        if dry_run:
+            sys.stdout.write(plan_text(config))
+            return
         with process_group():
             final = train_with(config)
     except (FourdError, NonFiniteLossError, MemoryLimitError, OSError) as error:

@@ -206,6 +206,11 @@ class TrainConfig(Section):
         description="Positions of a training forward at most, padding included; micro-batches are cut by it, "
         "records (rollouts) of like length together. One that is longer goes alone. null: no limit.",
     )
+    liger: Bool | Literal["auto"] = Field(
+        "auto",
+        description="RMSNorm and SwiGLU of the language model by Liger (`train` extra), each compared with "
+        "the plain layer first; auto: on a GPU, where it is installed.",
+    )
     deepspeed: Name | None = Field(
         None,
         description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed.",

@@ -124,8 +124,23 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def parse_command_line(cls: type[C], argv: Sequence[str] | None, *, program: str, description: str) -> C:
-    """The settings that a command line describes: `[--config FILE] [key=value ...]`."""
+def parse_command_line(
+    cls: type[C], argv: Sequence[str] | None, *, program: str, description: str
+) -> tuple[C, bool]:
+    """What a command line asks for: `[--config FILE] [--dry-run] [key=value ...]`.
+
+    Args:
+        cls: `DiftConfig` or `GrpoConfig`.
+        argv: the arguments; None: those of the process.
+        program: how the command is called, for `--help`.
+        description: what it does, for `--help`.
+
+    Returns:
+        The settings, and whether only the plan of the run is wanted.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -136,8 +151,9 @@ def parse_command_line(cls: type[C], argv: Sequence[str] | None, *, program: str
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file"
     )
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would need, and end")
     arguments = parser.parse_args(argv)
-    return load_config(cls, arguments.config, arguments.overrides)
+    return load_config(cls, arguments.config, arguments.overrides), arguments.dry_run
 
 
 def save_config(config: TrainConfig, folder: str | Path) -> Path:

@@ -85,7 +85,7 @@ def test_flex_attention_gives_the_same_logprobs(family: str, monkeypatch: pytest
         return flex(*args, **options)
 
     monkeypatch.setattr(packed, "_flex", lambda device: counted)
-    monkeypatch.setattr("fourdthinker.backbones.common.packed_mask", block_mask)
+    monkeypatch.setattr("fourdthinker.backbones.common.packed_mask", lambda segments, _: block_mask(segments))
     blocks = replay_logprobs(checkpoint.backbone, batch)
     assert len(calls) == checkpoint.backbone.num_layers
     torch.testing.assert_close(blocks, dense, atol=2e-5, rtol=1e-5)
@@ -93,14 +93,16 @@ def test_flex_attention_gives_the_same_logprobs(family: str, monkeypatch: pytest
 
 
 def test_short_sequences_and_the_cpu_take_a_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packed_mask(torch.zeros(1, packed.FLEX_FROM, dtype=torch.int32)).dtype == torch.bool
+    mask = packed_mask(torch.zeros(1, packed.FLEX_FROM, dtype=torch.int32), torch.float32)
+    assert isinstance(mask, Tensor)
+    assert mask.dtype == torch.float32
     made = []
-    for name in ("block_mask", "dense_mask"):
-        monkeypatch.setattr(packed, name, lambda segments, name=name: made.append(name))
+    for name in ("block_mask", "additive_mask"):
+        monkeypatch.setattr(packed, name, lambda *_, name=name: made.append(name))
     for length in (packed.FLEX_FROM - 1, packed.FLEX_FROM):
         on_gpu = torch.empty(1, length, device="meta")
-        packed_mask(_OnGpu(on_gpu))  # type: ignore[arg-type]
-    assert made == ["dense_mask", "block_mask"]
+        packed_mask(_OnGpu(on_gpu), torch.float32)  # type: ignore[arg-type]
+    assert made == ["additive_mask", "block_mask"]
 
 
 class _OnGpu:
@@ -117,3 +119,27 @@ def test_the_users_choice_of_attention_stays() -> None:
     again = type(backbone)(backbone.model, backbone.latents)
     assert again.attention == "eager"
     assert isinstance(block_mask(torch.zeros(1, 3, dtype=torch.int32)), BlockMask)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_no_layer_keeps_a_mask_of_its_own(shared: bool) -> None:
+    """One mask for all layers of a packed batch, none at all for one that is padded on the right."""
+    backbone = tiny_checkpoint(layers=4).backbone
+    ids = torch.randint(0, 300, (2, 40))
+    batch = {"input_ids": ids, "position_ids": torch.arange(40).expand(3, 2, 40)}
+    if shared:
+        batch["segments"] = torch.arange(40).expand(2, 40).div(10, rounding_mode="floor").int()
+    else:
+        batch["attention_mask"] = torch.ones(2, 40, dtype=torch.long)
+        batch["attention_mask"][1, 30:] = 0
+    masks: dict[int, tuple[int, ...]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[-2:] == (40, 40):
+            masks[tensor.untyped_storage().data_ptr()] = tuple(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = backbone(batch, lambda backbone, hidden, batch: hidden)
+    assert len(masks) == int(shared), masks
+    assert kept.requires_grad

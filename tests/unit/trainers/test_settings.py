@@ -220,9 +220,10 @@ def test_deepspeed_configs_are_relative_to_the_file_that_names_them(tmp_path: Pa
 def test_command_line(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\n")
-    config = parse_command_line(
+    config, dry_run = parse_command_line(
         DiftConfig, ["--config", str(path), "max_steps=2", "output_dir=x"], program="p", description="d"
     )
+    assert not dry_run
     assert (config.seed, config.max_steps, config.output_dir) == (3, 2, "x")
 
 
@@ -232,7 +233,7 @@ def test_shared_names_mean_what_trainer_means() -> None:
     ours = {
         "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
         "override_policy", "dtype", "freeze_vision", "lora", "cache_dir", "max_bad_steps",
-        "overwrite_output_dir", "max_prompt_tokens", "max_tokens_per_forward",
+        "overwrite_output_dir", "max_prompt_tokens", "max_tokens_per_forward", "liger",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert set(TrainConfig.model_fields) - theirs == ours

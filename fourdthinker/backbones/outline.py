@@ -1,0 +1,99 @@
+"""A model without its weights: shapes on the meta device, enough to count what training it would hold."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from fourdthinker.backbones import _family, _load_policy, _located
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.files import PathLike
+from fourdthinker.frames import FramePolicy
+from fourdthinker.latents import DEFAULT_LATENT_SIZE, LatentSpec
+
+NAME = "fourdthinker_outline"
+TOWER = "fourdthinker_outline_flash"  # by its name transformers gives it whole sequences, not piece by piece
+
+
+def outline(
+    path: PathLike, subfolder: str | None = None, *, dtype: torch.dtype | None = None
+) -> tuple[Backbone, FramePolicy]:
+    """The model of a checkpoint on the meta device, and its frame policy. No weights are read.
+
+    Attention keeps for its backward pass what flash attention does, and computes nothing.
+
+    Args:
+        path: as for `load_checkpoint`; a base model will do.
+        subfolder: as for `load_checkpoint`.
+        dtype: of the weights; None: the one that they were saved in.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, as far as the config shows it.
+    """
+    path, where = _located(path, subfolder)
+    config, family = _family(path, subfolder, where)
+    with torch.device("meta"):
+        model = family.architecture(config)
+    model.to(dtype or getattr(config, "dtype", None) or torch.float32)
+    if getattr(config, "latent_token_id", None) is None:
+        last = config.text_config.vocab_size - 1
+        spec = LatentSpec(DEFAULT_LATENT_SIZE, last - 2, last - 1, last)
+    else:
+        spec = LatentSpec.from_config(config)
+    backbone = family(model, spec)
+    backbone.hf.model.language_model.config._attn_implementation = NAME
+    backbone.hf.model.visual.config._attn_implementation = TOWER
+    return backbone, _load_policy(path, where, family)[0]
+
+
+class _Kept(torch.autograd.Function):
+    """Keeps what flash attention keeps: its inputs, its output, and one number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_rest = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def outline_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    """The memory of an attention layer, as the layers of transformers call one.
+
+    Args:
+        module: the calling layer.
+        query: [B, heads, S, D].
+        key: [B, kv_heads, S, D].
+        value: as ``key``.
+        attention_mask: a dense one, with which SDPA needs keys and values for every head; or None.
+
+    Returns:
+        [B, S, heads, D], and None for the attention weights.
+    """
+    if attention_mask is not None:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    return _Kept.apply(query, key, value).transpose(1, 2).contiguous(), None  # type: ignore[no-untyped-call]
+
+
+def vision_patches(backbone: Backbone, policy: FramePolicy) -> Tensor:
+    """[1, 3] the largest grid of patches (time, height, width) that a clip has by a frame policy."""
+    spec = backbone.vision
+    side = spec.merge_size * max(1, math.isqrt(policy.max_pixels // spec.factor**2))
+    return torch.tensor([[-(-policy.max_frames // spec.temporal_patch_size), side, side]])
+
+
+for _name in (NAME, TOWER):
+    AttentionInterface.register(_name, outline_attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # type: ignore[arg-type]

@@ -1,0 +1,302 @@
+"""What a run would need, before anything of it is loaded: `--dry-run`.
+
+The model is made without weights (on torch's meta device), and the largest forward and backward pass that the
+settings allow is traced: which tensors exist at the same time follows from the very code that trains.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourdthinker.backbones.adapters import add_lora
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.outline import outline, vision_patches
+from fourdthinker.kernels import chunk_size
+from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.samples import Batch
+from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
+
+_TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
+_ANSWER = 512  # tokens of a DIFT answer
+_BLOCKS = 2  # imagery blocks in it
+_GPUS = (16, 24, 40, 48, 80, 96, 141, 192)  # GB
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The largest training forward.
+
+    Attributes:
+        prompt: tokens of a prompt, those of its pictures included.
+        vision: of them those of pictures.
+        answer: tokens of an answer.
+        prompts: prompts of the forward.
+        rows: answers to each that share it; 1 in DIFT.
+    """
+
+    prompt: int
+    vision: int
+    answer: int
+    prompts: int
+    rows: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of the forward."""
+        return self.prompts * (self.prompt + self.rows * self.answer)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs on each GPU.
+
+    Attributes:
+        parameters: of the model.
+        trained: of them those that are trained.
+        shape: of the largest forward.
+        parts: bytes by part.
+        phases: bytes that exist at the same time, by phase.
+    """
+
+    parameters: int
+    trained: int
+    shape: Shape
+    parts: dict[str, int]
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the phase that needs most."""
+        return max(self.phases.values())
+
+
+def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False) -> Plan:
+    """What a run by some settings needs.
+
+    Args:
+        config: the settings; `model` is a folder or a hub name, of which the config is read.
+        world_size: processes, among which ZeRO divides what it divides.
+        on_cpu: whether it trains on the CPU, where masks are dense and chunks of logits small.
+
+    Raises:
+        CheckpointError: the model's config cannot be used.
+    """
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    backbone, policy = outline(config.model, config.subfolder, dtype=dtype)
+    grid = vision_patches(backbone, config.frames or policy)
+    shape = _largest(config, int(grid.prod()) // backbone.vision.merge_size**2)
+    sizes = _static(config, backbone, world_size)
+    if config.bf16:
+        backbone.to(torch.bfloat16)  # what autocast computes in
+    features, vision = _vision(config, backbone, grid)
+    traced, kept, chunk = _traced(config, backbone, shape, grid, on_cpu)
+    parts = sizes | {"activations": kept, "logits chunk": chunk, "vision": features + vision}
+    static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
+    gradients = sizes["gradients"]
+    whole = _bytes(p for p in backbone.parameters() if p.requires_grad)
+    phases = {"training": static + traced + features - whole + min(gradients, whole)}
+    phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
+    if isinstance(config, GrpoConfig):
+        parts["KV cache"] = _kv(config, backbone, shape)
+        phases["rollouts"] = static + parts["KV cache"] + features + vision
+    parameters = list(backbone.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases)
+
+
+def _largest(config: TrainConfig, vision: int) -> Shape:
+    prompt = config.max_prompt_tokens or vision + _TEXT
+    vision = min(vision, prompt)
+    if not isinstance(config, GrpoConfig):
+        shape = Shape(prompt, vision, _ANSWER, config.per_device_train_batch_size, 1)
+    else:
+        rows, prompts = config.num_generations, config.per_device_train_batch_size
+        shape = Shape(prompt, vision, config.max_completion_length, prompts, rows)
+        if not config.share_prompt:
+            shape = replace(shape, prompts=prompts * rows, rows=1)
+    budget = config.max_tokens_per_forward
+    if budget is None:
+        return shape
+    each = prompt + shape.rows * shape.answer
+    if isinstance(config, DiftConfig):  # micro-batches of an update are cut anew together
+        shape = replace(shape, prompts=shape.prompts * config.gradient_accumulation_steps)
+    if each <= budget:
+        return replace(shape, prompts=min(shape.prompts, budget // each))
+    return replace(shape, prompts=1, rows=max(1, (budget - prompt) // shape.answer))
+
+
+def _bytes(parameters: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[str, int]:
+    """Weights, gradients and optimizer of one GPU; what is trained is set on the model."""
+    backbone.freeze_vision(config.freeze_vision)
+    reference = 0
+    if isinstance(config, GrpoConfig) and config.loss.beta and config.lora is None:
+        tower = _bytes(backbone.visual.parameters()) if config.freeze_vision else 0
+        reference = _bytes(backbone.parameters()) - tower
+    if config.lora is not None:
+        lora = config.lora
+        add_lora(
+            backbone, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules
+        )
+        if lora.train_embeddings:
+            backbone.embedding_weight.requires_grad_(True)
+            backbone.head_weight.requires_grad_(True)
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    half = sum(p.numel() for p in trained if p.element_size() < 4)
+    weights, gradients, masters, optimizer = (
+        _bytes(backbone.parameters()),
+        _bytes(trained),
+        4 * half,
+        8 * count,
+    )
+    stage, offloaded = _zero(config)
+    if stage >= 1:
+        masters, optimizer = masters // world_size, optimizer // world_size
+    if stage >= 2:
+        gradients //= world_size
+    if stage >= 3:
+        weights, reference = weights // world_size, reference
+    if offloaded:
+        masters = optimizer = 0
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "master weights": masters,
+        "optimizer": optimizer,
+        "reference": reference,
+    }
+
+
+def _zero(config: TrainConfig) -> tuple[int, bool]:
+    """The stage of ZeRO, and whether the optimizer is kept on the host."""
+    if config.deepspeed is None:
+        return 0, False
+    settings = json.loads(Path(config.deepspeed).read_text(encoding="utf-8")).get("zero_optimization", {})
+    return int(settings.get("stage", 0)), "offload_optimizer" in settings
+
+
+def _vision(config: TrainConfig, backbone: Backbone, grid: Tensor) -> tuple[int, int]:
+    """Bytes of the features of the prompts of a micro-batch, and of the tower's pass over one clip."""
+    if not config.freeze_vision:
+        return 0, 0  # the tower runs in the training forward
+    patches = torch.empty(int(grid.prod()), backbone.vision.patch_dim, device="meta")
+    with torch.no_grad(), LiveBytes() as live:
+        features = backbone.encode_vision(patches, grid)
+    size = features.numel() * features.element_size()
+    return size * config.per_device_train_batch_size, live.peak + patches.numel() * 4
+
+
+def _kv(config: GrpoConfig, backbone: Backbone, shape: Shape) -> int:
+    """Bytes of keys and values of all rollouts of a micro-batch: each prompt once, each answer in full."""
+    positions = config.per_device_train_batch_size * (
+        shape.prompt + config.num_generations * config.max_completion_length
+    )
+    width = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim
+    return positions * width * backbone.embedding_weight.element_size()
+
+
+def _traced(
+    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
+) -> tuple[int, int, int]:
+    """Bytes of the largest pass at its worst moment, of what its forward keeps, and of a chunk of logits."""
+    batch, objective = _batch(config, backbone, shape, grid)
+    if not on_cpu and shape.positions // shape.prompts >= 2048:
+        batch.pop("segments", None)  # flex_attention makes no mask of all pairs
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable()
+    backbone.train()
+    tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
+    chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
+    with LiveBytes() as live:
+        kept = after = 0
+
+        def measured(model: Backbone, hidden: Tensor, inputs: Batch) -> Any:
+            nonlocal kept, after
+            kept = live.held
+            result = objective(model, hidden, inputs)
+            after = live.held
+            return result
+
+        loss, *_ = backbone(batch, measured)
+        loss.backward()
+    return max(live.peak, after + chunk), kept, chunk
+
+
+def _batch(
+    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor
+) -> tuple[Batch, Callable[..., Any]]:
+    """A batch of nothing in the largest shape, on the meta device, and its objective."""
+    length = shape.prompt + shape.rows * shape.answer
+    rows, tokens = shape.prompts * shape.rows, shape.prompts * shape.rows * shape.answer
+
+    def ids(*size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.long, device="meta")
+
+    latents = rows * _BLOCKS * backbone.latents.latent_size
+    batch: Batch = {
+        "input_ids": ids(shape.prompts, length),
+        "position_ids": ids(3, shape.prompts, length),
+        "latent_index": ids(latents),
+        "latents": torch.empty(latents, backbone.hidden_size, dtype=backbone.dtype, device="meta"),
+        "vision_index": ids(shape.prompts * shape.vision),
+    }
+    if config.freeze_vision:
+        width = backbone.hidden_size * (1 + backbone.deepstack_levels)
+        batch["vision_features"] = torch.empty(
+            shape.prompts * shape.vision, width, dtype=backbone.dtype, device="meta"
+        )
+    else:
+        grids = grid.repeat(shape.prompts, 1)
+        batch["vision_index"] = ids(int(grids.prod(-1).sum()) // backbone.vision.merge_size**2)
+        patches = int(grids.prod(-1).sum()), backbone.vision.patch_dim
+        batch |= {"patches": torch.empty(patches, device="meta"), "grid_thw": grids}
+    if isinstance(config, GrpoConfig):
+        numbers = torch.empty(rows, shape.answer, device="meta")
+        batch |= {"source_index": ids(tokens), "chosen_ids": ids(tokens), "completion_index": ids(tokens)}
+        batch |= {"policy_mask": numbers.bool(), "rollout_logprobs": numbers, "advantages": numbers[:, 0]}
+        if config.share_prompt:
+            batch["segments"] = ids(shape.prompts, length).int()
+        if config.loss.beta:
+            batch["ref_logprobs"] = numbers
+        return batch, functools.partial(grpo_objective, options=config.loss, num_items=1.0, num_tokens=1.0)
+    batch |= {"target": ids(shape.prompts, length), "rows": ids(tokens)}
+    return batch, functools.partial(dift_objective, num_tokens=1.0, num_latents=1.0)
+
+
+def plan_text(config: TrainConfig) -> str:
+    """The plan of a run in words, for the processes of `WORLD_SIZE` and the devices of this machine."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = config.use_cpu
+    plan = make_plan(config, world_size=world_size, on_cpu=on_cpu)
+    shape, billions = plan.shape, plan.parameters / 1e9
+    lines = [
+        f"model: {config.model}, {billions:.3g} billion parameters, {plan.trained / 1e9:.3g} trained",
+        f"largest forward: {shape.prompts} prompts of {shape.prompt} tokens ({shape.vision} of pictures), "
+        f"{shape.rows} answers of {shape.answer} each: {shape.positions} positions",
+        f"memory of each of {world_size} {'processes' if on_cpu else 'GPUs'}, in GB:",
+    ]
+    lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.parts.items() if size]
+    lines.append("at the same time:")
+    lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.phases.items()]
+    fits = [f"{size}" for size in _GPUS if plan.peak * 1.1 <= size * 1e9]  # the allocator's own share
+    if not on_cpu:
+        lines.append(f"fits GPUs of {', '.join(fits)} GB" if fits else f"fits no GPU of {_GPUS[-1]} GB")
+        if len(fits) < len(_GPUS):
+            lines.append(
+                "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, deepspeed (ZeRO)"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""The plan of a run against what a step of it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench._measure import peak_allocated
+from fourdthinker.backbones import Checkpoint, save_checkpoint
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.trainers.dift import main
+from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.plan import make_plan
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.tiny import tiny_checkpoint
+
+PROMPT, VISION, ANSWER = 300, 100, 64
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, str]:
+    made, folder = tiny_checkpoint(hidden=64, layers=3), tmp_path_factory.mktemp("model")
+    save_checkpoint(folder, made)
+    return made, str(folder)
+
+
+def test_live_bytes_are_those_of_the_allocator() -> None:
+    def work() -> None:
+        kept = [torch.ones(1000) for _ in range(3)]
+        (kept[0] + kept[1]).sum()
+        del kept[1]
+        torch.ones(500)
+
+    with LiveBytes() as live:
+        work()
+    assert live.peak == pytest.approx(4 * 4 * 1000, abs=64)
+    assert live.held == 0
+
+
+def batch_of(backbone: Backbone, rows: int, prompts: int, share: bool) -> dict[str, Any]:
+    length = PROMPT + (rows if share else 1) * ANSWER
+    position = torch.arange(length)
+    part = torch.where(position < PROMPT, 0, 1 + (position - PROMPT) // ANSWER)
+    answers = [b * length + p for b in range(prompts) for p in range(PROMPT, length)]
+    vision = [b * length + p for b in range(prompts) for p in range(VISION)]
+    batch: dict[str, Any] = {
+        "input_ids": torch.randint(0, 300, (prompts, length)),
+        "position_ids": position.expand(3, prompts, length),
+        "vision_index": torch.tensor(vision),
+        "vision_features": torch.randn(len(vision), backbone.hidden_size),
+    }
+    if not share:
+        target = torch.full((prompts, length), -100)
+        target.view(-1)[answers] = 5
+        latents = torch.tensor(answers).view(prompts, -1)[:, 8:16].flatten()
+        more = {"latent_index": latents, "latents": torch.randn(len(latents), backbone.hidden_size)}
+        return batch | more | {"target": target, "rows": torch.tensor(answers)}
+    count = len(answers)
+    batch |= {"segments": part.expand(prompts, length).int(), "source_index": torch.tensor(answers) - 1}
+    batch |= {"chosen_ids": torch.randint(0, 300, (count,)), "completion_index": torch.arange(count)}
+    numbers = torch.randn(prompts * rows, ANSWER)
+    return batch | {
+        "policy_mask": numbers.isfinite(),
+        "rollout_logprobs": numbers,
+        "advantages": numbers[:, 0],
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_the_plan_of_a_step_is_what_it_holds(
+    checkpoint: tuple[Checkpoint, str],
+    monkeypatch: pytest.MonkeyPatch,
+    trainer: str,
+    checkpointing: bool,
+) -> None:
+    """Forward and backward of a tiny model, as torch's allocator counts them, within 15 %."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    loaded, folder = checkpoint
+    backbone = loaded.backbone
+    values: dict[str, Any] = {"model": folder, "use_cpu": True, "per_device_train_batch_size": 2}
+    values |= {"max_prompt_tokens": PROMPT, "gradient_checkpointing": checkpointing}
+    frames = {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}
+    values |= {"frames": frames, "override_policy": True}
+    if trainer == "dift":
+        plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
+        batch = batch_of(backbone, 1, 2, False)
+        objective: Any = lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0)  # noqa: E731
+    else:
+        more = {"num_generations": 4, "max_completion_length": ANSWER, "loss": {"beta": 0.0}}
+        config = make_config(GrpoConfig, values | more)
+        plan = make_plan(config, on_cpu=True)
+        batch = batch_of(backbone, 4, 2, True)
+        objective = lambda *a: grpo_objective(*a, options=config.loss, num_items=8.0)  # noqa: E731
+    assert (plan.shape.vision, plan.shape.positions) == (VISION, batch["input_ids"].numel())
+
+    def step() -> None:
+        loss, *_ = backbone(batch, objective)
+        loss.backward()
+
+    backbone.freeze_vision()
+    backbone.train()
+    (backbone.gradient_checkpointing_enable if checkpointing else backbone.gradient_checkpointing_disable)()
+    backbone.zero_grad(set_to_none=True)
+    measured = peak_allocated(step)
+    # On top of weights, optimizer and the batch, which are there before.
+    static = sum(plan.parts[name] for name in ("weights", "master weights", "optimizer", "reference"))
+    given = batch["vision_features"].nbytes
+    assert plan.phases["training"] - static - given == pytest.approx(measured, rel=0.15)
+    parameters = list(backbone.parameters())
+    assert plan.parameters == sum(p.numel() for p in parameters)
+    assert plan.trained == sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def test_parts_of_bfloat16_and_lora(checkpoint: tuple[Checkpoint, str]) -> None:
+    _, folder = checkpoint
+    values = {"model": folder, "dtype": "bfloat16", "max_prompt_tokens": PROMPT}
+    half = make_plan(make_config(GrpoConfig, values))
+    assert half.parts["weights"] == 2 * half.parameters
+    assert half.parts["optimizer"] == 2 * half.parts["master weights"] == 8 * half.trained
+    assert 0 < half.parts["reference"] < half.parts["weights"]
+    adapter = make_plan(make_config(GrpoConfig, values | {"lora": {"r": 4}}))
+    assert adapter.parts["reference"] == 0
+    assert adapter.trained < 0.1 * half.trained
+    budget = make_plan(make_config(GrpoConfig, values | {"max_tokens_per_forward": 900}))
+    assert budget.shape.positions <= 900
+    assert budget.phases["training"] < half.phases["training"]
+
+
+def test_dry_run_prints_the_plan_and_ends(
+    checkpoint: tuple[Checkpoint, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    main(["--dry-run", f"model={checkpoint[1]}", "data=none.jsonl", f"output_dir={run}", "dtype=bfloat16"])
+    said = capsys.readouterr().out
+    for word in ("largest forward", "weights", "optimizer", "activations", "logits chunk", "fits GPUs of 16"):
+        assert word in said
+    assert not run.exists()
