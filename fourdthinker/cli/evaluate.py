@@ -6,19 +6,37 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
+
+if TYPE_CHECKING:
+    from fourdthinker.evaluate import BenchmarkData, EvalResult
+    from fourdthinker.records import Record
 
 log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker eval`."""
-    parser = commands.add_parser("eval", help="accuracy on records, with intervals")
+    parser = commands.add_parser("eval", help="accuracy on records or a benchmark, with intervals")
     add_model(parser)
-    parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="JSONL", help="record files")
     parser.add_argument(
-        "--media-root", type=Path, help="paths in the records start here (default: folder of the file)"
+        "--bench",
+        action=_Bench,
+        metavar="NAME",
+        help="the data are this benchmark's; `list` says what is known and what each needs",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="record files (JSONL); with --bench the folder of its files, or one of them",
+    )
+    parser.add_argument(
+        "--media-root", type=Path, help="paths in the data start here (default: the folder of the data)"
     )
     parser.add_argument(
         "--on-bad-record",
@@ -44,27 +62,38 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     return parser
 
 
+class _Bench(argparse.Action):
+    """Keeps the name of a benchmark; `list` prints what is known and ends, as --help does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        from fourdthinker.evaluate import BENCHMARKS, list_benchmarks
+
+        if values == "list":
+            sys.stdout.write(list_benchmarks())
+            parser.exit()
+        if values not in BENCHMARKS:
+            parser.error(
+                f"argument --bench: no benchmark {values!r}; there are list, {', '.join(BENCHMARKS)}"
+            )
+        namespace.bench = values
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate a checkpoint: answers.jsonl and results.json in the folder `--out`, a table on stdout."""
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, types_table
     from fourdthinker.files import write_json
-    from fourdthinker.records import read_records
 
     config = sampling(arguments)
     journal, rejected, results_file = _outputs(arguments.out)
-    records = [
-        record
-        for path in arguments.data
-        for record in read_records(
-            path,
-            media_root=arguments.media_root,
-            kind="rl",
-            on_bad_record=arguments.on_bad_record,
-            rejected=rejected,
-        )
-    ]
+    records, bench = _questions(arguments, rejected)
     model, name = thinker(arguments), model_name(arguments)
     result = evaluate(
         model.sampler,
@@ -82,16 +111,22 @@ def run(arguments: argparse.Namespace) -> None:
     results = {
         **baselines(records),
         "model": summary,
+        "answered": summary["answered"],
         "checkpoint": name,
         "data": [str(path) for path in arguments.data],
         "records_rejected": skipped,
         "settings": result.settings,
     }
+    if bench is not None:
+        results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
     path = write_json(results_file, results)
     console = Console()
     console.print(results_table(results, title=name))
     if len(summary["by_type"]) > 1:
         console.print(types_table(summary))
+    if bench is not None:
+        for line in _lines(results["benchmark"]):
+            console.print(line)
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")
@@ -112,3 +147,72 @@ def _outputs(folder: Path) -> tuple[Path, Path, Path]:
         )
     output_path(rejected).unlink(missing_ok=True)
     return journal, rejected, results
+
+
+def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Record], BenchmarkData | None]:
+    """The questions to ask, and the benchmark that they are."""
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.evaluate import read_benchmark
+    from fourdthinker.records import read_records
+
+    if arguments.bench is None:
+        records = [
+            record
+            for path in arguments.data
+            for record in read_records(
+                path,
+                media_root=arguments.media_root,
+                kind="rl",
+                on_bad_record=arguments.on_bad_record,
+                rejected=rejected,
+            )
+        ]
+        return records, None
+    if len(arguments.data) != 1:
+        raise ConfigError(f"--bench reads one folder or file, and --data names {len(arguments.data)}")
+    data = read_benchmark(arguments.bench, arguments.data[0], arguments.media_root)
+    for note in data.notes:
+        log.warning("%s: %s", arguments.bench, note)
+    for key, reason in data.left_out.items():
+        log.warning("%s: left out: %s: %s", arguments.bench, key, reason)
+    if data.missing:
+        log.warning("%d media are missing, such as %s", len(data.missing), data.missing[0])
+    return data.records, data
+
+
+def _benchmark(name: str, data: BenchmarkData, result: EvalResult, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a results.json says about the benchmark; the types of `summary` are put into its order."""
+    from fourdthinker.evaluate import BENCHMARKS
+
+    benchmark = BENCHMARKS[name]
+    found = summary["by_type"]
+    order = [kind for kind in benchmark.types if kind in found]
+    summary["by_type"] = {kind: found[kind] for kind in dict.fromkeys([*order, *found])}
+    return {
+        "name": name,
+        "title": benchmark.title,
+        "files": [str(path) for path in data.files],
+        "left_out": data.left_out,
+        "missing_media": data.missing,
+        "notes": data.notes,
+        **(result.by_task(benchmark.tasks) if benchmark.tasks else {}),
+        **({"consistency": result.consistency(data.twins)} if data.twins else {}),
+    }
+
+
+def _lines(bench: dict[str, Any]) -> list[str]:
+    """The benchmark's own figures, a line each."""
+    from fourdthinker.evaluate.table import percent, span
+
+    lines = [
+        f"{task}: {percent(entry['accuracy'])} ({span(entry)}), "
+        f"mean of its types {percent(entry['type_mean'])}"
+        for task, entry in bench.get("tasks", {}).items()
+    ]
+    if "task_mean" in bench:
+        lines.append(f"mean of the tasks: {percent(bench['task_mean'])}")
+    if "consistency" in bench:
+        entry = bench["consistency"]
+        lines.append(f"right on all twins of a question: {percent(entry['accuracy'])} ({span(entry)})")
+    lines.append(f"{len(bench['left_out'])} questions left out, {len(bench['missing_media'])} media missing")
+    return lines

@@ -1,17 +1,22 @@
 """Scoring a model on records: sampled and greedy accuracy with intervals, baselines, paired comparisons."""
 
+from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
 from fourdthinker.evaluate.clips import group_clips, read_clips
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate, sample_seed
 from fourdthinker.evaluate.table import results_table, types_table
 
 __all__ = [
+    "BENCHMARKS",
+    "BenchmarkData",
     "EvalResult",
     "Question",
     "baselines",
     "evaluate",
     "group_clips",
+    "list_benchmarks",
     "paired_difference",
+    "read_benchmark",
     "read_clips",
     "results_table",
     "sample_seed",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourdthinker.evaluate import scoring
+from fourdthinker.evaluate.numeric import mean_relative_accuracy
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -21,8 +22,9 @@ class Question:
     """One record as answered by one model.
 
     id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the
-    clip. options: letter -> text. answer: the right letter. answers: the parsed letter of each of the n
-    samples, None where nothing could be parsed. greedy: the parsed letter at temperature 0. texts,
+    clip. options: letter -> text, {} where the answer is a number. answer: the right letter or number.
+    answers: the parsed letter or number of each of the n samples, None where nothing could be parsed.
+    greedy: the same at temperature 0. texts,
     greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
     length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
     "" otherwise; a failed question counts as answered wrongly. times_from: how the times of its clip were
@@ -42,6 +44,17 @@ class Question:
     truncated: int = 0
     failed: str = ""
     times_from: str = "container"
+
+    def score(self, answer: str | None) -> float:
+        """What an answer scores: 1 or 0; a number its mean relative accuracy; 0 if the question failed."""
+        if self.failed:
+            return 0.0
+        return float(answer == self.answer) if self.options else mean_relative_accuracy(answer, self.answer)
+
+    @property
+    def chance(self) -> float:
+        """What a uniform guess scores; 0 for a number."""
+        return 1.0 / len(self.options) if self.options else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For a line of the journal; `from_dict` reads it back."""
@@ -70,17 +83,15 @@ class EvalResult:
     seconds: float = 0.0
 
     @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """[Q, n]; all False in the row of a failed question."""
-        rows = [
-            [a == q.answer for a in q.answers] if not q.failed else [False] * self.n for q in self.questions
-        ]
-        return np.array(rows, dtype=bool).reshape(len(self.questions), self.n)
+    def marks(self) -> npt.NDArray[np.float64]:
+        """[Q, n]: `Question.score` of every sample."""
+        rows = [[q.score(a) for a in q.answers] if not q.failed else [0.0] * self.n for q in self.questions]
+        return np.array(rows, dtype=np.float64).reshape(len(self.questions), self.n)
 
     @property
-    def greedy_correct(self) -> npt.NDArray[np.bool_]:
-        """[Q]; False for a failed question."""
-        return np.array([not q.failed and q.greedy == q.answer for q in self.questions], dtype=bool)
+    def greedy_marks(self) -> npt.NDArray[np.float64]:
+        """[Q]: `Question.score` at temperature 0."""
+        return np.array([q.score(q.greedy) for q in self.questions], dtype=np.float64)
 
     @property
     def clusters(self) -> list[str]:
@@ -102,8 +113,8 @@ class EvalResult:
         if greedy and not self.greedy:
             raise ValueError(f"result {self.name!r} has no greedy answers; evaluate with greedy=True")
         if greedy or self.n == 0:
-            return self.greedy_correct.astype(np.float64)
-        return scoring.question_means(self.correct)
+            return self.greedy_marks
+        return scoring.question_means(self.marks)
 
     def summary(self) -> dict[str, Any]:
         """The numbers of one model, ready for JSON.
@@ -113,7 +124,9 @@ class EvalResult:
         answer entropy in nats; failed: questions without an answer, all in the denominator; parsed: share
         of completions with an answer; truncated: share of samples that met the length limit; length: mean
         tokens of a sample; times_not_from_container: clips whose times were sorted or counted from a rate;
-        macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}.
+        macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}; answered: the same numbers
+        over the questions that did not fail. adjusted, in each: accuracy less that of a uniform guess, over
+        what a guess leaves to be had: 0 at chance, 1 at all right.
         """
         answered = [q for q in self.questions if not q.failed]
         drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
@@ -136,15 +149,63 @@ class EvalResult:
             ),
             "macro": scoring.macro_average(by_type),
             "by_type": by_type,
+            "answered": self._accuracies([i for i, q in enumerate(self.questions) if not q.failed]),
             "seconds": round(self.seconds, 3),
         }
+
+    def by_task(self, tasks: Mapping[str, str]) -> dict[str, Any]:
+        """The numbers of the tasks that types of questions are grouped into.
+
+        Args:
+            tasks: type -> task; a type that is not in it is its own task.
+
+        Returns:
+            tasks: {task: {accuracy, low, high, greedy, n over its questions, and type_mean, the mean accuracy
+            of its types}}; task_mean: the mean of the type_mean of all tasks.
+        """
+        types = list(dict.fromkeys(q.type for q in self.questions))
+        scores = self.scores()
+        out: dict[str, Any] = {}
+        for task in dict.fromkeys(tasks.get(kind, kind) for kind in (*tasks, *types)):
+            members = [kind for kind in types if tasks.get(kind, kind) == task]
+            rows = {k: [i for i, q in enumerate(self.questions) if q.type == k] for k in members}
+            if members:
+                numbers = self._accuracies(sorted(i for found in rows.values() for i in found))
+                out[task] = {
+                    **numbers,
+                    "type_mean": float(np.mean([scores[r].mean() for r in rows.values()])),
+                }
+        return {"tasks": out, "task_mean": scoring.macro_average(out, "type_mean")}
+
+    def consistency(self, twins: Mapping[str, str]) -> dict[str, Any]:
+        """Whether questions that are one question under symmetry are all answered rightly.
+
+        Args:
+            twins: id -> name of its set; a question that is not in it is left out.
+
+        Returns:
+            accuracy, low, high: share of the sets whose questions are all right (sampled: mean of the product
+            over the samples of the same number), clips as clusters; n: sets.
+        """
+        marks = self.marks if self.n else self.greedy_marks[:, None]
+        sets: dict[str, list[int]] = {}
+        for i, question in enumerate(self.questions):
+            if question.id in twins:
+                sets.setdefault(twins[question.id], []).append(i)
+        all_right = [float((marks[rows] == 1.0).all(axis=0).mean()) for rows in sets.values()]
+        clusters = [self.questions[rows[0]].cluster for rows in sets.values()]
+        bounds = scoring.accuracy_interval(all_right, clusters)
+        return {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(sets)}
 
     def _accuracies(self, rows: Sequence[int]) -> dict[str, Any]:
         index = np.fromiter(rows, dtype=np.int64)
         clusters = [self.questions[i].cluster for i in index]
         accuracy = scoring.accuracy_interval(self.scores()[index], clusters)
         out: dict[str, Any] = {"accuracy": accuracy["mean"], "low": accuracy["low"], "high": accuracy["high"]}
-        greedy = scoring.accuracy_interval(self.greedy_correct[index], clusters) if self.greedy else None
+        out["adjusted"] = scoring.adjusted_accuracy(
+            accuracy["mean"], float(np.mean([self.questions[i].chance for i in index])) if len(index) else 0.0
+        )
+        greedy = scoring.accuracy_interval(self.greedy_marks[index], clusters) if self.greedy else None
         for key, bound in (("greedy", "mean"), ("greedy_low", "low"), ("greedy_high", "high")):
             out[key] = greedy[bound] if greedy else None
         out["n"] = len(index)

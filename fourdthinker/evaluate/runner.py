@@ -25,6 +25,7 @@ from fourdthinker.evaluate.clips import (
     read_clips,
 )
 from fourdthinker.evaluate.journal import Journal
+from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.results import EvalResult, Question
 from fourdthinker.files import PathLike
 from fourdthinker.progress import progress_bar
@@ -71,7 +72,7 @@ def evaluate(
     Args:
         sampler: of the model to evaluate.
         encoder: of the same checkpoint.
-        records: multiple-choice records with unique ids and an answer.
+        records: with unique ids and an answer: a letter, or without options a number.
         n: samples a question; 0 for greedy alone.
         greedy: whether to answer at temperature 0 too.
         config: sampling settings; None: `SamplingConfig()`.
@@ -89,7 +90,7 @@ def evaluate(
         are *failed*: they count as wrong and are reported beside the accuracy.
 
     Raises:
-        RecordError: a record without options or answer, or two with the same id.
+        RecordError: a record without an answer that can be scored, or two with the same id.
         ConfigError: nothing to do, or a journal of another evaluation.
     """
     config = config or SamplingConfig()
@@ -154,9 +155,10 @@ def _check(
         )
     seen: dict[str, str] = {}
     for record in records:
-        if not record.options or record.answer is None:
+        if record.answer is None or not (record.options or parse_number(f"<answer>{record.answer}</answer>")):
             raise RecordError(
-                f"{record.where}: only questions with options and an answer can be scored; add them"
+                f"{record.where}: only questions with options and an answer can be scored, "
+                "or with a number for their answer; add them"
             )
         if record.id in seen:
             raise RecordError(
@@ -303,16 +305,20 @@ def _answered(
     return [
         _question(
             records[i],
-            answers=tuple(parse_answer(text, records[i].options) for text in some.texts),
+            answers=tuple(_parse(text, records[i]) for text in some.texts),
             texts=some.texts,
             lengths=some.lengths,
             truncated=some.truncated,
-            greedy=parse_answer(one.texts[0], records[i].options) if greedy else None,
+            greedy=_parse(one.texts[0], records[i]) if greedy else None,
             greedy_text=one.texts[0] if greedy else None,
             times_from=prompt.vision.times_from if prompt.vision is not None else "container",
         )
         for i, prompt, some, one in zip(rows, prompts, drawn, best, strict=True)
     ]
+
+
+def _parse(text: str, record: Record) -> str | None:
+    return parse_answer(text, record.options) if record.options else parse_number(text)
 
 
 def _sample(

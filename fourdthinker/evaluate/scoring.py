@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fourdthinker.evaluate.numeric import mean_relative_accuracy
+
 Z95 = 1.959963984540054  # standard normal quantile at 0.975
 
 Array = npt.NDArray[np.float64]
@@ -189,21 +191,53 @@ def chance_level(option_counts: Sequence[int]) -> float:
     return float(np.mean([1.0 / n if n else 0.0 for n in option_counts]))
 
 
+def adjusted_accuracy(accuracy: float, chance: float) -> float:
+    """Chance-adjusted accuracy: 0 at chance, 1 at all right, negative below chance.
+
+    Args:
+        accuracy: of the model.
+        chance: of a uniform guess on the same questions.
+
+    Returns:
+        (accuracy - chance) / (1 - chance), which over questions of n options each is (hits - sum 1/n) /
+        (N - sum 1/n); nan where a guess is always right.
+    """
+    return (accuracy - chance) / (1.0 - chance) if chance < 1.0 else math.nan
+
+
+def best_constant(targets: Sequence[str]) -> Array:
+    """Mean relative accuracy that the best constant number reaches, chosen on these very targets.
+
+    Args:
+        targets: the right numbers.
+
+    Returns:
+        float64 [len(targets)], of each question. The constant is one of at most 33 quantiles of the targets.
+    """
+    ordered = sorted(targets, key=float)
+    picks = sorted({round(k * (len(ordered) - 1) / 32) for k in range(33)}) if ordered else []
+    tables = {
+        ordered[pick]: np.array([mean_relative_accuracy(ordered[pick], t) for t in targets]) for pick in picks
+    }
+    return max(tables.values(), key=lambda marks: float(marks.sum()), default=np.zeros(0))
+
+
 def majority_correct(
     answers: Sequence[str | None], options: Sequence[Mapping[str, str]], types: Sequence[str | None]
-) -> npt.NDArray[np.bool_]:
+) -> Array:
     """Which questions the best constant answer of each type gets right.
 
     The constant may be a letter ("always B") or an option's text ("always left"); of both the better is taken
-    for each type. It is chosen on these very questions, so it is the strictest baseline that sees no pixel.
+    for each type. Where there are no options it is a number, scored by its mean relative accuracy. It is
+    chosen on these very questions, so it is the strictest baseline that sees no pixel.
 
     Args:
-        answers: the right letter of each question.
-        options: letter -> text of each question.
+        answers: the right letter, or number, of each question.
+        options: letter -> text of each question; {} for a number.
         types: the type of each question.
 
     Returns:
-        bool [Q].
+        float64 [Q]: 1 or 0, or the mean relative accuracy.
 
     Raises:
         ValueError: the three differ in length.
@@ -215,8 +249,11 @@ def majority_correct(
     members: dict[str | None, list[int]] = defaultdict(list)
     for i, kind in enumerate(types):
         members[kind].append(i)
-    correct = np.zeros(len(answers), dtype=bool)
-    for rows in members.values():
+    correct = np.zeros(len(answers))
+    for all_rows in members.values():
+        rows = [i for i in all_rows if options[i]]
+        numeric = [i for i in all_rows if not options[i] and answers[i] is not None]
+        correct[numeric] = best_constant([str(answers[i]) for i in numeric])
         votes: Counter[tuple[str, str]] = Counter()
         for i in rows:
             letter = answers[i]

@@ -12,6 +12,8 @@ from rich.table import Table
 LABELS = {
     "chance": "Chance",
     "majority": "Majority class",
+    "model": "Model",
+    "answered": "Model, answered questions alone",
     "base": "Base model",
     "dift": "After DIFT",
     "dift_control": "Control: more DIFT",

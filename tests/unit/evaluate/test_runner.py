@@ -104,8 +104,8 @@ def test_every_question_is_answered_and_a_bad_clip_counts_as_wrong(
     assert summary["n"] == 8
     assert summary["failed"] == 2
     assert summary["greedy"] <= 6 / 8
-    assert result.correct.shape == (8, 2)
-    assert not result.correct[6:].any()
+    assert result.marks.shape == (8, 2)
+    assert not result.marks[6:].any()
 
 
 def test_the_result_does_not_depend_on_batching_order_or_neighbours(world: Any) -> None:

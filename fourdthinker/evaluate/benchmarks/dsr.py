@@ -1,0 +1,44 @@
+"""DSR-Bench: its parquet, or the TSV of EASI; one mp4 for each video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
+
+NEEDS = "benchmark.parquet, or EASI's DSRBench.tsv, and the videos as <videoID>.mp4"
+
+
+def read(into: Collector, path: Path) -> None:
+    """Read all rows; parquet has videoID and type, the TSV index, video and task_type."""
+    file = find_file(path, ("DSRBench*.tsv", "benchmark*.parquet", "*.parquet"), NEEDS)
+    into.data.files.append(file)
+    for number, row in enumerate(read_rows(file), 1):
+        video = row.text("video", "videoID")
+        options = options_of(row, row.first("options", "candidates"))
+        name = str(row.values.get("index", number))
+        stem = video if video.lower().endswith(".mp4") else f"{video}.mp4"
+        into.choice(
+            row,
+            f"{video}/{name}",
+            row.text("question"),
+            options,
+            answer_of(row, row["answer"], options),
+            video=into.video(row, stem, f"videos/{stem}", f"dsr-bench/{stem}"),
+            type=row.text("task_type", "type"),
+        )
+
+
+BENCHMARK = Benchmark(
+    name="dsr",
+    title="DSR-Bench",
+    source="TencentARC/DSR_Suite; the TSV: lmms-lab-si/EASI-Leaderboard-Data",
+    needs=NEEDS,
+    read=read,
+    types=(
+        "abs_dis", "abs_dir", "abs_ori", "abs_spd", "abs_spd_comp", "abs_dir_pred",
+        "rel_dis", "rel_dir", "rel_ori", "rel_spd", "rel_spd_comp", "rel_dir_pred", "non_temp",
+    ),
+    counts=(1450, 1484),
+)  # fmt: skip

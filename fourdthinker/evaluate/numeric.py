@@ -1,0 +1,53 @@
+"""Answers that are numbers: how one is read from a completion, and its mean relative accuracy."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from fourdthinker.rewards import answer_text
+
+# A number in digits, with a unit behind it or none. The lengths bound what a hostile text can cost.
+_NUMBER = re.compile(
+    r"([-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,30})?(?:\.\d{1,30})?(?:[eE][-+]?\d{1,2})?)"
+    r"\s*(?:[a-z°²³/%]{1,20}\.?)?\.?",
+    re.IGNORECASE | re.ASCII,
+)
+THRESHOLDS = tuple(Fraction(50 + 5 * k, 100) for k in range(10))  # .50, .55, ... .95
+
+
+def parse_number(text: str) -> str | None:
+    """The number that a completion answers with.
+
+    Only the last closed `<answer>...</answer>` is read, and it must hold nothing but one number in digits,
+    with or without a unit: `3`, `-2.5 m`, `1,200`, `1e3`. "about 3", "3 or 4" and "three" are None.
+
+    Args:
+        text: a decoded completion.
+
+    Returns:
+        The number as it was written, without commas and unit; or None.
+    """
+    match = _NUMBER.fullmatch(answer_text(text) or "")
+    number = match[1].replace(",", "") if match else ""
+    return number if any(c.isdigit() for c in number.lower().partition("e")[0]) else None
+
+
+def mean_relative_accuracy(answer: str | None, target: str) -> float:
+    """Share of the thresholds θ = .50, .55, ... .95 at which |answer − target| / |target| ≤ 1 − θ.
+
+    Numbers are compared exactly as they are written, not as binary fractions. VSI-Bench divides by the
+    target and has none of 0; here the absolute error takes the place of the relative one then.
+
+    Args:
+        answer: a number; None: nothing could be read, which scores 0.
+        target: the right number.
+
+    Returns:
+        0.0, 0.1, ... 1.0.
+    """
+    if answer is None:
+        return 0.0
+    right = Fraction(target)
+    error = abs(Fraction(answer) - right) / (abs(right) or 1)
+    return sum(error <= 1 - threshold for threshold in THRESHOLDS) / len(THRESHOLDS)

@@ -1,0 +1,79 @@
+"""Answers that are numbers: what is read, and mean relative accuracy."""
+
+from __future__ import annotations
+
+import pytest
+
+from fourdthinker.evaluate import EvalResult, Question, scoring
+from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
+
+
+@pytest.mark.parametrize(
+    ("error", "score"),
+    [("0", 1.0), ("5", 1.0), ("10", 0.9), ("25", 0.6), ("50", 0.1), ("60", 0.0), ("50.000001", 0.0)],
+)
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_mean_relative_accuracy_is_exact(error, score, sign):
+    whole, _, part = error.partition(".")
+    for answer in (f"{100 + int(whole)}.{part or 0}", str(100 - float(error))):
+        assert mean_relative_accuracy(sign + answer, f"{sign}100") == score
+        # the same error of a small number, whose decimals no binary fraction has
+        assert mean_relative_accuracy(f"{sign}{answer}e-3", f"{sign}.1") == score
+
+
+def test_a_target_of_zero_takes_the_absolute_error():
+    scores = [mean_relative_accuracy(a, "0") for a in ("0", "0.05", "-0.1", "0.5", "0.51", "3")]
+    assert scores == [1.0, 1.0, 0.9, 0.1, 0.0, 0.0]
+    assert mean_relative_accuracy(None, "0") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("3", "3"), (" -2.5 m ", "-2.5"), ("1,200", "1200"), ("1e3", "1e3"), (".5", ".5"), ("3.", "3"),
+        ("2.5 meters.", "2.5"), ("about 3", None), ("3 or 4", None), ("three", None), ("", None),
+        ("e5", None), ("3 4", None), ("1,20", None), ("٣", None), ("+", None), ("9" * 400, None), ("1e999", None),
+        ("<answer>4", "4"),
+    ],
+)  # fmt: skip
+def test_the_documented_form_is_read_and_nothing_else(text, number):
+    assert parse_number(f"It is 7. <answer>1</answer> <answer>{text}</answer> or 8") == number
+    assert parse_number(text) is None  # never free text
+
+
+def result(*answers: str | None) -> EvalResult:
+    numeric = Question("n", "count", "a", {}, "100", answers=answers, greedy=answers[0])
+    letter = Question("l", "which", "b", {"A": "x", "B": "y"}, "A", answers=("A",) * len(answers), greedy="B")
+    failed = Question("f", "count", "c", {}, "0", failed="the file is missing")
+    return EvalResult("m", (numeric, letter, failed), len(answers), True)
+
+
+def test_numbers_and_letters_are_scored_together():
+    summary = result("110", None).summary()
+    assert summary["accuracy"] == pytest.approx((0.45 + 1 + 0) / 3)
+    assert summary["greedy"] == pytest.approx((0.9 + 0 + 0) / 3)
+    assert summary["by_type"]["count"]["accuracy"] == pytest.approx(0.225)
+    assert (summary["failed"], summary["n"], summary["answered"]["n"]) == (1, 3, 2)
+    assert summary["answered"]["accuracy"] == pytest.approx(1.45 / 2)  # both denominators are there
+
+
+def test_adjusted_accuracy():
+    # (hits - sum 1/n) / (N - sum 1/n) by hand: one question of two options, two numbers
+    assert result("110", None).summary()["adjusted"] == pytest.approx((1.45 - 0.5) / (3 - 0.5))
+    assert scoring.adjusted_accuracy(0.25, 0.25) == 0.0
+    assert scoring.adjusted_accuracy(1.0, 0.25) == 1.0
+
+
+def test_tasks_and_twins():
+    numbers = result("100").by_task({"count": "t", "which": "t"})
+    assert numbers["tasks"]["t"]["accuracy"] == pytest.approx(2 / 3)  # over the questions
+    assert numbers["task_mean"] == pytest.approx((0.5 + 1) / 2)  # over the types
+    apart = result("100").by_task({"count": "numbers"})
+    assert {k: v["n"] for k, v in apart["tasks"].items()} == {"numbers": 2, "which": 1}
+    assert result("100", "90").consistency({"n": "1", "l": "1"})["accuracy"] == 0.5
+    assert result("100").consistency({"n": "1", "l": "2", "f": "2"})["accuracy"] == 0.5
+
+
+def test_the_best_constant_number():
+    marks = scoring.majority_correct(["1", "10", "10", "11"], [{}] * 4, [""] * 4)
+    assert marks.tolist() == [0.0, 1.0, 1.0, mean_relative_accuracy("10", "11")]
