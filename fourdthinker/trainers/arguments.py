@@ -1,6 +1,7 @@
 """`TrainingArguments` of the settings, and the processes of a run.
 
-Beside `trainer.py` and `checkpointing.py` the only file that touches private members of `transformers`; each says why.
+Beside `trainer.py` and `checkpointing.py` the only file that touches private members of `transformers`; each
+says why.
 """
 
 from __future__ import annotations
