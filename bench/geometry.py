@@ -1,12 +1,12 @@
-"""Labels of motion against what was asked for: from true geometry, from estimated geometry, and on real
-frames.
+"""Labels of motion against what was asked for: from true and from estimated geometry, and on real frames.
 
     python -m bench geometry truth [--scenes 200]
-    python -m bench geometry estimated [--scenes 40] [--masks truth|none]
+    python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER]
     python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap]
 
 `estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, and knows
-neither lens nor poses. `fox` wants a folder with transforms.json and images.
+neither lens nor poses. With `--clips` rendered scenes are kept there for the next run. `fox` wants a folder
+with transforms.json and images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -26,9 +26,14 @@ from PIL import Image
 
 from bench._motion_scenes import Scene, TurningWorld, make_scene
 from fourdthinker.errors import GeometryError
-from fourdthinker.synth.geometry import read_nerfstudio
-from fourdthinker.synth.geometry.lift import ground_plane, lift_object
-from fourdthinker.synth.geometry.visual import Estimate, estimate_camera
+from fourdthinker.synth.geometry import (
+    Estimate,
+    estimate_camera,
+    ground_plane,
+    lift_object,
+    read_nerfstudio,
+    reconstruct_camera,
+)
 from fourdthinker.synth.motion import (
     camera_moves,
     distance_change,
@@ -36,6 +41,7 @@ from fourdthinker.synth.motion import (
     object_direction,
     speed_profile,
 )
+from fourdthinker.synth.segment import moving_segments
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack, rotation_vectors
 from fourdthinker.worlds.scenes import render, write_video
 
@@ -101,17 +107,21 @@ def truth(count: int) -> Table:
     return table
 
 
-def filmed(scene: Scene, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def filmed(scene: Scene, path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Frames of the scene after H.264, and the mask of the solid that may move in each."""
-    world, frames, masks = scene.world, [], []
-    for first in range(0, len(world.seconds), 6):  # a few at once: a ray takes much memory
-        clip = render(part(scene, slice(first, first + 6)))
-        frames += list(clip.pixels)
-        masks += list(clip.mask(0))
-    path = folder / "clip.mp4"
-    write_video(path, np.stack(frames), world.fps, crf=23)
+    world = scene.world
+    kept = path.with_suffix(".npz")
+    if not kept.exists():
+        frames, masks = [], []
+        for first in range(0, len(world.seconds), 6):  # a few at once: a ray takes much memory
+            clip = render(part(scene, slice(first, first + 6)))
+            frames += list(clip.pixels)
+            masks += list(clip.mask(0))
+        write_video(path, np.stack(frames), world.fps, crf=23)
+        np.savez_compressed(kept, masks=np.stack(masks))
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], masks
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return decoded, list(np.load(kept)["masks"])
 
 
 def part(scene: Scene, frames: slice) -> TurningWorld:
@@ -122,83 +132,94 @@ def part(scene: Scene, frames: slice) -> TurningWorld:
     return replace(world, solids=solids, **cut)
 
 
-def from_frames(found: Estimate, scene: Scene, masks: list[np.ndarray]) -> Answers:
-    """Labels of an estimate; the object stands on the ground that was found."""
+def moving_masks(frames: list[np.ndarray], fps: float) -> list[np.ndarray]:
+    """Masks of the thing that moves most visibly, without weights; empty ones where nothing does."""
+    found = moving_segments(np.stack(frames), fps, least_area=0.002)
+    masks = found[0].masks if found else [None] * len(frames)
+    return [np.zeros(frames[0].shape[:2], bool) if mask is None else mask for mask in masks]
+
+
+def from_frames(found: Estimate, seconds: np.ndarray, masks: list[np.ndarray]) -> Answers:
+    """Labels of an estimate; the object stands on the ground if one is found, else its size says the rest."""
     if np.median(found.track.confidence) < 0.5:
         return {}
     plane = ground_plane(found.track, found.points)
-    item = None
-    if plane is not None:
-        try:
-            item = lift_object("solid", masks, scene.world.seconds, found.track, ground=plane)
-        except GeometryError:
-            item = None
+    try:
+        item = lift_object("solid", masks, seconds, found.track, ground=plane)
+    except GeometryError:  # no ground while the camera moves, or no mask
+        item = None
     return labels(found.track, item)
 
 
-def estimated(count: int, masks_given: bool) -> Table:
+def estimated(options: argparse.Namespace) -> Table:
     table, seconds = Table(), []
     with tempfile.TemporaryDirectory() as name:
-        for seed in range(count):
-            scene = make_scene(seed)
-            frames, masks = filmed(scene, Path(name))
+        folder = options.clips or Path(name)
+        for seed in range(options.scenes):
+            scene = make_scene(seed, fps=options.fps, size=options.size)
+            frames, masks = filmed(scene, folder / f"{seed:03d}-{options.size}-{options.fps:g}.mp4")
             start = time.perf_counter()
-            found = estimate_camera(frames, scene.world.seconds, movers=masks if masks_given else None)
+            if options.masks == "motion":
+                masks = moving_masks(frames, options.fps)
+            found = estimate_camera(frames, scene.world.seconds, movers=masks)
             seconds.append(time.perf_counter() - start)
-            said = from_frames(found, scene, masks)
+            said = from_frames(found, scene.world.seconds, masks)
             table.add(asked(scene), said)
-            log.info("%d %s | %s | %s", seed, f"{seconds[-1]:.1f} s", asked(scene), said)
+            log.info("%d %.1f s | %s | %s", seed, seconds[-1], asked(scene), said)
     log.info("seconds a clip: median %.1f", float(np.median(seconds)))
     return table
 
 
-def fox(folder: Path, estimator: str) -> list[str]:
-    """Real frames of a phone beside COLMAP's poses; a frame's number counts fifths of a second."""
-    names = sorted(
-        {path.name for path in (folder / "images").glob("*.jpg")}
-        & {Path(f["file_path"]).name for f in json.loads((folder / "transforms.json").read_text())["frames"]}
-    )
+def fox(folder: Path, estimator: str) -> tuple[CameraTrack, CameraTrack]:
+    """An estimate of real frames of a phone, and COLMAP's poses; a frame's number is its time in 0.2 s."""
+    listed = json.loads((folder / "transforms.json").read_text())["frames"]
+    posed = {Path(frame["file_path"]).name for frame in listed}
+    names = sorted(path.name for path in (folder / "images").glob("*.jpg") if path.name in posed)
     frames = [np.asarray(Image.open(folder / "images" / name).convert("RGB")) for name in names]
     times = np.array([int(Path(name).stem) for name in names]) / 5
     size = (frames[0].shape[1], frames[0].shape[0])
     known = read_nerfstudio(folder / "transforms.json", names=names, times=times, size=size)
     assert known.intrinsics is not None
-    if estimator == "colmap":
-        from fourdthinker.synth.geometry.sfm import reconstruct_camera
-
-        track = reconstruct_camera(frames, times, intrinsics=known.intrinsics[0]).track.resampled(times)
-    else:
-        track = estimate_camera(frames, times, intrinsics=known.intrinsics[0]).track.resampled(times)
-    return compared(track, known)
+    estimate = reconstruct_camera if estimator == "colmap" else estimate_camera
+    return estimate(frames, times, intrinsics=known.intrinsics[0]).track.resampled(times), known
 
 
-def compared(track: CameraTrack, known: CameraTrack) -> list[str]:
+@dataclass(frozen=True)
+class Differences:
+    """`turn` and `way` between neighbouring frames, degrees; `seconds`: start, our moves, the other's."""
+
+    turn: np.ndarray
+    way: np.ndarray
+    seconds: list[tuple[float, frozenset[str], frozenset[str]]]
+
+
+def differences(track: CameraTrack, known: CameraTrack) -> Differences:
     """How far a track is from a known one of the same frames, whatever their scales."""
-    steps = []
+    turns, ways = [], []
     for one in (track, known):
-        turn = one.rotations[:-1].transpose(0, 2, 1) @ one.rotations[1:]
-        steps.append((turn, np.einsum("tji,tj->ti", one.rotations[:-1], np.diff(one.centres, axis=0))))
-    (turn, step), (true_turn, true_step) = steps
-    angle = np.rad2deg(np.linalg.norm(rotation_vectors(turn.transpose(0, 2, 1) @ true_turn), axis=1))
-    lengths = np.linalg.norm(step, axis=1) * np.linalg.norm(true_step, axis=1)
-    off = np.rad2deg(np.arccos(np.clip((step * true_step).sum(1) / np.maximum(lengths, 1e-12), -1, 1)))
-    scale = np.median(np.linalg.norm(step, axis=1)) / np.median(np.linalg.norm(true_step, axis=1))
+        turns.append(one.rotations[:-1].transpose(0, 2, 1) @ one.rotations[1:])
+        ways.append(np.einsum("tji,tj->ti", one.rotations[:-1], np.diff(one.centres, axis=0)))
+    turn = np.rad2deg(np.linalg.norm(rotation_vectors(turns[0].transpose(0, 2, 1) @ turns[1]), axis=1))
+    length, other = (np.linalg.norm(way, axis=1) for way in ways)
+    cosine = (ways[0] * ways[1]).sum(1) / np.maximum(length * other, 1e-12)
     poses = known.poses.copy()
-    poses[:, :3, 3] *= scale
-    both = [camera_moves(one) for one in (track, replace(known, poses=poses))]
-    seconds = np.arange(np.ceil(known.times[0]), np.floor(known.times[-1]))
-    sets = [[moves_during(moves, s, s + 1) for s in seconds] for moves in both]
-    same = np.mean([a == b for a, b in zip(*sets, strict=True)])
+    poses[:, :3, 3] *= np.median(length) / np.median(other)  # the file has no scale
+    moves = [camera_moves(one) for one in (track, replace(known, poses=poses))]
+    starts = np.arange(np.ceil(known.times[0]), np.floor(known.times[-1]))
+    seconds = [(float(s), moves_during(moves[0], s, s + 1), moves_during(moves[1], s, s + 1)) for s in starts]
+    return Differences(turn, np.rad2deg(np.arccos(np.clip(cosine, -1, 1))), seconds)
+
+
+def fox_lines(folder: Path, estimator: str) -> list[str]:
+    track, known = fox(folder, estimator)
+    found = differences(track, known)
+    same = np.mean([ours == theirs for _, ours, theirs in found.seconds])
     return [
-        f"rotation between neighbours: {np.median(angle):.2f} degrees, 90 % {np.quantile(angle, 0.9):.2f}",
-        f"direction of translation: {np.median(off):.1f} degrees, 90 % {np.quantile(off, 0.9):.1f}",
+        f"turn between neighbours: {np.median(found.turn):.2f} °, 90 % {np.quantile(found.turn, 0.9):.2f}",
+        f"way between neighbours: {np.median(found.way):.1f} °, 90 % {np.quantile(found.way, 0.9):.1f}",
         f"confidence: median {np.median(track.confidence):.2f}, smallest {track.confidence.min():.2f}",
-        f"seconds of equal camera moves: {100 * same:.0f} % of {len(seconds)}",
-        *(
-            f"  {s:.0f} s: {sorted(a)} | {sorted(b)}"
-            for s, a, b in zip(seconds, *sets, strict=True)
-            if a != b
-        ),
+        f"seconds of equal camera moves: {100 * same:.0f} % of {len(found.seconds)}",
+        *(f"  {s:.0f} s: {sorted(a)} | {sorted(b)}" for s, a, b in found.seconds if a != b),
     ]
 
 
@@ -206,18 +227,17 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench geometry", description=__doc__)
     parser.add_argument("what", choices=("truth", "estimated", "fox"))
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--masks", choices=("truth", "none"), default="truth")
+    parser.add_argument("--masks", choices=("truth", "motion"), default="motion")
+    parser.add_argument("--clips", type=Path)
+    parser.add_argument("--size", type=int, default=480)
+    parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--estimator", choices=("opencv", "colmap"), default="opencv")
     options = parser.parse_args(argv)
     if options.what == "fox":
-        lines = fox(options.folder, options.estimator)
+        lines = fox_lines(options.folder, options.estimator)
     else:
-        table = (
-            truth(options.scenes)
-            if options.what == "truth"
-            else estimated(options.scenes, options.masks == "truth")
-        )
+        table = truth(options.scenes) if options.what == "truth" else estimated(options)
         lines = table.summary()
     for line in lines:
         log.info("%s", line)

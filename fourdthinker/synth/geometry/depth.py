@@ -181,12 +181,20 @@ def aligned(inverse: NDArray[np.float32], camera: CameraTrack, points: Array, so
 
 
 def _line(x: Array, y: Array) -> tuple[float, float]:
-    """Slope a and offset b of y = a x + b; points far from the line count less."""
-    weight = np.ones_like(x)
-    a = b = 0.0
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    for _ in range(10):
-        a, b = np.linalg.lstsq(design * weight[:, None], y * weight, rcond=None)[0]
-        error = np.abs(a * x + b - y)
-        weight = 1 / np.sqrt(1 + (error / (1.5 * np.median(error) + 1e-9)) ** 2)
+    """Slope a and offset b of y = a x + b, of the line that half of the points are nearest to."""
+    rng = np.random.default_rng(0)
+    best, error = (0.0, 0.0), np.inf
+    for _ in range(200):
+        i, j = rng.choice(len(x), 2, replace=False)
+        if abs(x[i] - x[j]) < 1e-9:
+            continue
+        a = (y[i] - y[j]) / (x[i] - x[j])
+        b = y[i] - a * x[i]
+        middle = float(np.median(np.abs(a * x + b - y)))
+        if a > 0 and middle < error:
+            best, error = (a, b), middle
+    near = np.abs(best[0] * x + best[1] - y) <= 3 * error + 1e-9
+    if near.sum() < 2 or np.ptp(x[near]) < 1e-9:
+        return best
+    a, b = np.polyfit(x[near], y[near], 1)
     return float(a), float(b)

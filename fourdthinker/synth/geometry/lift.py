@@ -1,4 +1,4 @@
-"""Objects in the world from their masks: by depth, or by where they stand on the ground."""
+"""Objects in the world from their masks: by depth, by where they stand on the ground, or by their size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack
 
 _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
+_STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
 _GROUND_SHARE = 0.25  # of the points in front that lie on the ground, for it to be one
@@ -76,7 +77,9 @@ def lift_object(
     """An object's path in the world.
 
     With depth, its position is the middle of its mask at the mask's median depth; with a ground plane, it is
-    where the lowest part of the mask stands on the ground.
+    where the lowest part of the mask stands on the ground. With neither, its apparent size says how its
+    distance changes, as of a rigid thing; the unit is then its first distance, so that the camera must not
+    move.
 
     Args:
         name: of the object.
@@ -84,19 +87,22 @@ def lift_object(
         times: seconds.
         camera: with intrinsics.
         depth: of the same frames; None: the ground is used.
-        ground: the plane that the object stands on.
+        ground: the plane that the object stands on; None: the size is used.
 
     Returns:
         The track. Its confidence is 0 where the mask is empty, tiny or cut by the border, and the position is
         then that of the nearest time with one.
 
     Raises:
-        GeometryError: neither depth nor ground, no intrinsics, unlike numbers of frames, or no usable mask at
-            all.
+        GeometryError: neither depth nor ground for a camera that moves or has metres, no intrinsics, unlike
+            numbers of frames, or no usable mask at all.
     """
     seconds = np.asarray(times, np.float64)
-    if depth is None and ground is None:
-        raise GeometryError(f"{name}: neither depth nor a ground plane says how far it is; give one of them")
+    by_size = depth is None and ground is None
+    if by_size and (camera.metric or np.ptp(camera.centres, axis=0).max() > _STAYS):
+        raise GeometryError(
+            f"{name}: neither depth nor a ground plane says how far it is from a camera that moves; give one"
+        )
     if camera.intrinsics is None or camera.size is None:
         raise GeometryError(f"{name}: the camera's track has no intrinsics; give them")
     if len(masks) != len(seconds) or (depth is not None and len(depth.values) != len(seconds)):
@@ -114,13 +120,19 @@ def lift_object(
             positions[k] = _by_depth(mask, depth.values[k], poses, k)
         elif ground is not None:
             positions[k] = _by_ground(mask, poses, k, ground)
+        else:
+            positions[k] = poses.centres[k] + _middle_ray(mask, poses, k) / np.sqrt(mask.mean())
     known = np.isfinite(positions[:, 0])
     if not known.any():
         raise GeometryError(f"{name}: no mask is large enough and whole; choose another object or clip")
     nearest = np.abs(np.subtract.outer(np.arange(len(seconds)), np.flatnonzero(known))).argmin(axis=1)
     positions = positions[np.flatnonzero(known)[nearest]]
+    if by_size:
+        positions -= poses.centres
+        positions /= np.linalg.norm(positions[0])
+        positions += poses.centres
     confidence = np.where(known, poses.confidence, 0.0)
-    source = depth.source if depth is not None else "ground"
+    source = depth.source if depth is not None else "size" if by_size else "ground"
     return ObjectTrack(
         name, seconds, positions, metric=camera.metric, confidence=confidence, source=source, boxes=boxes
     )
@@ -151,6 +163,12 @@ def _ray(poses: CameraTrack, k: int, mask: NDArray[np.bool_], column: float, row
     return poses.rotations[k] @ np.linalg.solve(poses.intrinsics[k], pixel)
 
 
+def _middle_ray(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
+    """The direction of the middle of a mask."""
+    rows, columns = np.nonzero(mask)
+    return _ray(poses, k, mask, float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
+
+
 def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: CameraTrack, k: int) -> Array:
     if depth.shape != mask.shape:
         raise GeometryError(
@@ -162,9 +180,7 @@ def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: Camera
     values = values[np.isfinite(values)]
     if len(values) < 0.2 * len(rows):
         return np.full(3, np.nan)
-    return poses.centres[k] + float(np.median(values)) * _ray(
-        poses, k, mask, columns.mean() + 0.5, rows.mean() + 0.5
-    )
+    return poses.centres[k] + float(np.median(values)) * _middle_ray(mask, poses, k)
 
 
 def _by_ground(mask: NDArray[np.bool_], poses: CameraTrack, k: int, ground: Plane) -> Array:

@@ -31,8 +31,9 @@ def reconstruct_camera(
 ) -> Estimate:
     """Estimate the camera's path from the frames of one shot, with COLMAP.
 
-    COLMAP makes no model of a camera that only turns. Where it makes none, `estimate_camera` is asked, and
-    its answer is taken if the camera stayed where it was.
+    COLMAP makes no model of a camera that only turns, and often none of one that turns before it moves. Where
+    the model holds fewer than half of the frames, the answer is that of `estimate_camera`; `source` says
+    which.
 
     Args:
         frames: uint8 [H, W, 3], RGB, of one size.
@@ -46,7 +47,7 @@ def reconstruct_camera(
         between its neighbours and has no confidence. The unit is the median depth of the points.
 
     Raises:
-        GeometryError: no model of at least half of the frames, and no camera that only turns.
+        GeometryError: as `estimate_camera`.
         ConfigError: pycolmap is not installed.
     """
     try:
@@ -66,7 +67,7 @@ def reconstruct_camera(
         models = _run(pycolmap, folder, intrinsics, threads)
     model = max(models.values(), key=lambda m: m.num_reg_images(), default=None)
     if model is None or model.num_reg_images() < max(_LEAST_SHARE * len(keys), 2):
-        return _only_turned(frames, seconds, intrinsics, movers)
+        return estimate_camera(frames, seconds, intrinsics=intrinsics, movers=movers)
     height, width = frames[0].shape[:2]
     return _estimate(model, names, seconds[keys], (width, height))
 
@@ -133,21 +134,6 @@ def _run(pycolmap: Any, folder: Path, intrinsics: Array | None, threads: int) ->
     )
     (folder / "models").mkdir()
     found: dict[int, Any] = pycolmap.incremental_mapping(*paths, str(folder / "models"), options=mapping)
-    return found
-
-
-def _only_turned(
-    frames: Sequence[NDArray[np.uint8]],
-    times: Array,
-    intrinsics: Array | None,
-    movers: Sequence[NDArray[np.bool_]] | None,
-) -> Estimate:
-    found = estimate_camera(frames, times, intrinsics=intrinsics, movers=movers)
-    if np.abs(found.track.centres).max() > 0:
-        raise GeometryError(
-            f"COLMAP makes no model of these {len(frames)} frames, and the camera does not only turn; "
-            "there is too little texture or too much that moves: leave the clip out"
-        )
     return found
 
 

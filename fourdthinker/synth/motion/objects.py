@@ -156,22 +156,31 @@ def speed_profile(
         settings: thresholds; None: `MotionSettings()`.
 
     Returns:
-        One of SPEED_PROFILES; None where the object hardly moves or its positions are unsure.
+        One of SPEED_PROFILES; None where the object hardly moves, its positions are unsure, or twice the
+        smoothing says another one.
 
     Raises:
         GeometryError: an empty interval.
     """
     settings = settings or MotionSettings()
-    _, velocity, confidence = object_velocity(clipped(item, start, end), settings)
+    part = clipped(item, start, end)
+    more = replace(settings, object_smoothing=2 * settings.object_smoothing)
+    found = {_profile(part, one) for one in (settings, more)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _profile(item: ObjectTrack, settings: MotionSettings) -> str | None:
+    """The profile of the speed of a whole track at one smoothing."""
+    _, velocity, confidence = object_velocity(item, settings)
     speed = np.linalg.norm(velocity, axis=1)
     mean = float(speed.mean())
     threshold = settings.object_speed if item.metric else settings.object_speed_relative
     if mean < threshold or confidence.mean() < settings.min_confidence:
         return None
     constant, up, down, up_down, down_up, varying = SPEED_PROFILES
-    if speed.max() - speed.min() <= settings.constant * mean:
+    if speed.max() - speed.min() <= settings.speed_change * mean:
         return constant
-    runs = _runs(speed, settings.varying * mean)
+    runs = _runs(speed, settings.speed_change * mean)
     return {(1,): up, (-1,): down, (1, -1): up_down, (-1, 1): down_up}.get(runs, varying)
 
 

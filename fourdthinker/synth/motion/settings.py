@@ -33,8 +33,8 @@ class MotionSettings:
         closer: ratio of distances, last to first, below which an object comes closer; above its inverse it
             gets farther.
         same: ratio below which (and above whose inverse) the distance stays the same.
-        constant: spread of the speed, (largest - smallest) / mean, up to which it is constant.
-        varying: change of the speed, as a share of the mean, that counts as one when profiles are told apart.
+        speed_change: change of the speed, as a share of its mean, up to which it is constant, and from which
+            on a rise or a fall counts.
 
     Raises:
         ConfigError: a value out of range.
@@ -54,8 +54,7 @@ class MotionSettings:
     margin: float = 5.0
     closer: float = 0.84
     same: float = 1.045
-    constant: float = 0.35
-    varying: float = 0.25
+    speed_change: float = 0.35
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -8,11 +8,13 @@ from functools import cache
 import numpy as np
 import pytest
 
+from bench.geometry import differences, fox
 from fourdthinker.errors import GeometryError
 from fourdthinker.synth.geometry import scene_camera
 from fourdthinker.synth.motion import camera_moves, moves_during
 from fourdthinker.synth.tracks import CameraTrack, rotation_vectors
 from fourdthinker.worlds.scenes import World, make_world, render
+from tests.shared import needs, shared
 
 pytest.importorskip("cv2", reason="OpenCV is not installed (extra synth)")
 
@@ -21,9 +23,9 @@ from fourdthinker.synth.geometry.visual import estimate_camera
 FPS = 10.0
 
 
-def world(position: np.ndarray, yaw: np.ndarray, *, moving: bool = False) -> World:
+def world(position: np.ndarray, yaw: np.ndarray, *, moving: bool = False, size: int = 192) -> World:
     """Solids and ground around a camera with that path: [T, 3] metres, [T] radians to the left."""
-    base = make_world(3, "move forward", "left", frames=2, fps=FPS, size=192)
+    base = make_world(3, "move forward", "left", frames=2, fps=FPS, size=size)
     frames = len(yaw)
     centres = [np.tile(s.centre[:1], (frames, 1)) for s in base.solids]
     if moving:
@@ -38,26 +40,30 @@ def world(position: np.ndarray, yaw: np.ndarray, *, moving: bool = False) -> Wor
     )
 
 
-def turned_then_forward(degrees: float) -> tuple[World, float]:
+def turned_then_forward(degrees: float, size: int) -> tuple[World, float]:
     """A turn to the right at 45 degrees a second, then 1.5 s forward; and when it ends."""
     turning = round(degrees / 45 * FPS)
     angle = np.deg2rad(-degrees)
     yaw = np.concatenate([np.linspace(0, angle, turning + 1), np.full(15, angle)])
     way = np.concatenate([np.zeros(turning + 1), np.arange(1, 16) * 0.08])
     forward = np.array([-np.sin(angle), np.cos(angle), 0.0])
-    return world(np.array([0, 0, 1.7]) + way[:, None] * forward, yaw), turning / FPS
+    return world(np.array([0, 0, 1.7]) + way[:, None] * forward, yaw, size=size), turning / FPS
+
+
+def made_for(name: str, size: int = 192) -> tuple[World, float]:
+    """The world of a path, and when the part begins that is asked about."""
+    if name == "forward":
+        way = np.array([0, 0, 1.7]) + np.arange(16)[:, None] * np.array([0, 0.08, 0])
+        return world(way, np.zeros(16), size=size), 0.0
+    if name == "pan 1 m from the origin":
+        return world(np.tile([0, 1.0, 1.7], (16, 1)), np.linspace(0, -0.5, 16), size=size), 0.0
+    return turned_then_forward(float(name.split()[-2]), size)
 
 
 @cache
 def estimated(name: str) -> tuple[CameraTrack, CameraTrack, float]:
     """Estimate, truth, and when the part begins that is asked about."""
-    start = 0.0
-    if name == "forward":
-        made = world(np.array([0, 0, 1.7]) + np.arange(16)[:, None] * np.array([0, 0.08, 0]), np.zeros(16))
-    elif name == "pan 1 m from the origin":
-        made = world(np.tile([0, 1.0, 1.7], (16, 1)), np.linspace(0, -0.5, 16))
-    else:
-        made, start = turned_then_forward(float(name.split()[-2]))
+    made, start = made_for(name)
     truth = scene_camera(made)
     found = estimate_camera(list(render(made).pixels), truth.times, intrinsics=made.intrinsics)
     return found.track, truth, start
@@ -132,3 +138,15 @@ def test_what_cannot_be_is_refused():
         estimate_camera([frame], [0])
     with pytest.raises(GeometryError, match="1 masks for 2 frames"):
         estimate_camera([frame, frame], [0, 1], movers=[np.zeros((64, 64), bool)])
+
+
+@needs("poses")
+def test_real_frames_agree_with_the_poses_of_colmap():
+    """Turns between neighbours within 2 degrees, ways within 15, and most seconds have the same moves."""
+    folder = shared("poses")
+    assert folder is not None
+    track, known = fox(folder / "fox", "opencv")
+    found = differences(track, known)
+    assert np.median(found.turn) < 2
+    assert np.median(found.way) < 15
+    assert np.mean([ours == theirs for _, ours, theirs in found.seconds]) >= 0.85
