@@ -18,6 +18,7 @@ from fourdthinker.synth.tracks import Array, CameraTrack
 
 _KEY_SECONDS = 0.2  # between frames that get a pose
 _OVERLAP = 8  # frames that each is matched with
+_FLAT = 0.8  # of the points near one plane, for a scene that is one
 _LEAST_SHARE = 0.5  # of the frames in the model, for it to be one of the clip
 
 
@@ -31,9 +32,9 @@ def reconstruct_camera(
 ) -> Estimate:
     """Estimate the camera's path from the frames of one shot, with COLMAP.
 
-    COLMAP makes no model of a camera that only turns, and often none of one that turns before it moves. Where
-    the model holds fewer than half of the frames, the answer is that of `estimate_camera`; `source` says
-    which.
+    COLMAP makes no model of a camera that only turns, and often none of one that turns before it moves; of a
+    plane it makes either of two. Where its model holds fewer than half of the frames or is flat, the answer
+    is that of `estimate_camera`; `source` says which.
 
     Args:
         frames: uint8 [H, W, 3], RGB, of one size.
@@ -66,7 +67,8 @@ def reconstruct_camera(
         )
         models = _run(pycolmap, folder, intrinsics, threads)
     model = max(models.values(), key=lambda m: m.num_reg_images(), default=None)
-    if model is None or model.num_reg_images() < max(_LEAST_SHARE * len(keys), 2):
+    small = model is None or model.num_reg_images() < max(_LEAST_SHARE * len(keys), 2)
+    if small or _is_flat(_points(model)):
         return estimate_camera(frames, seconds, intrinsics=intrinsics, movers=movers)
     height, width = frames[0].shape[:2]
     return _estimate(model, names, seconds[keys], (width, height))
@@ -137,6 +139,27 @@ def _run(pycolmap: Any, folder: Path, intrinsics: Array | None, threads: int) ->
     return found
 
 
+def _points(model: Any) -> Array:
+    """[N, 3]."""
+    return np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+
+
+def _is_flat(points: Array) -> bool:
+    """Whether most points lie near one plane: two paths then explain the views, and COLMAP takes either."""
+    if len(points) < 4:
+        return True
+    spread = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+    limit = 0.1 * float(np.median(spread))  # the structure of a wrong one is bent
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        a, b, c = points[rng.choice(len(points), 3, replace=False)]
+        normal = np.cross(b - a, c - a)
+        length = float(np.linalg.norm(normal))
+        if length > 1e-12 and (np.abs((points - a) @ normal) < limit * length).mean() > _FLAT:
+            return True
+    return False
+
+
 def _estimate(model: Any, names: Sequence[str], times: Array, size: tuple[int, int]) -> Estimate:
     images = {image.name: image for image in model.images.values() if image.has_pose}
     known = np.array([name in images for name in names])
@@ -144,7 +167,7 @@ def _estimate(model: Any, names: Sequence[str], times: Array, size: tuple[int, i
     rotations = np.array([pose.rotation.matrix() for pose in inverse])
     translations = np.array([pose.translation for pose in inverse])
     poses = inverted(rotations, translations)
-    points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+    points = _points(model)
     depth = np.einsum("tj,nj->tn", rotations[:, 2], points) + translations[:, 2, None]
     depth = depth[depth > 0]
     unit = float(np.median(depth)) if len(depth) else 1.0
