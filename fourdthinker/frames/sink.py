@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fourdthinker.frames.bitstream.pictures import NON_REFERENCE, NOT_SHOWN
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, NON_REFERENCE, NOT_SHOWN
 from fourdthinker.frames.orientation import matrix_of
 from fourdthinker.frames.timeline import Timeline
 
@@ -102,7 +102,7 @@ class Sink:
             pts = frame.pts
             if pts is None or pts < self.landed:
                 continue
-            if self.doubted and pts == self.landed and not frame.key_frame and self.timeline.order.get(pts):
+            if self.doubted and pts == self.landed and not frame.key_frame and self._begins_run(pts):
                 raise Missing(self.timeline.seconds(pts))
             if self.latest is not None and pts <= self.latest:
                 raise Disordered(self.timeline.seconds(pts))
@@ -127,6 +127,11 @@ class Sink:
         """The frames held, when all has come out."""
         while self.held:
             yield self._release()
+
+    def _begins_run(self, pts: int) -> bool:
+        """Whether a picture is a keyframe, by the container, behind the first."""
+        position = self.timeline.order.get(pts, 0)
+        return position > 0 and bool(self.timeline.flags[position] & KEYFRAME)
 
     def _release(self) -> av.VideoFrame:
         frame = self.held.popleft()[1]

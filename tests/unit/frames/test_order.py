@@ -16,9 +16,10 @@ from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import FramePolicy, Frames, FrameSource, codecs, iterate_frames, read_frames, reading
 from fourdthinker.frames import sink as sink_module
 from fourdthinker.frames.attempts import Attempt, Untold, final_error, next_attempt
+from fourdthinker.frames.bitstream.pictures import KEYFRAME
 from fourdthinker.frames.codecs import CODECS, codec_of
 from fourdthinker.frames.display_times import times_of
-from fourdthinker.frames.sink import Disordered, Sink
+from fourdthinker.frames.sink import Disordered, Missing, Sink
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.timeline_from_packets import Packets, _order_of_stamps
 from tests.clips import make_clip, numbers, picture
@@ -399,6 +400,27 @@ def test_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     list(sink.take([Frame(1)]))
     twice = Frame(0)
     assert list(Sink(timeline, [0], several=False).take([twice, twice])) == [twice]  # one picture
+
+
+@pytest.mark.parametrize(("coded", "landed", "refused"), [([0, 1, 2, 3], 2, True), ([2, 0, 1, 3], 0, False)])
+def test_a_keyframe_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, coded: list[int], landed: int, refused: bool
+) -> None:
+    """The first picture shown need not be the first one decoded, which alone is a keyframe then."""
+    monkeypatch.setattr(sink_module, "matrix_of", lambda _: None)
+    flags = bytes([KEYFRAME, 0, KEYFRAME if refused else 0, 0])
+    timeline = Timeline(Fraction(1, 25), range(4), 4 / 25, coded, flags)
+    sink = Sink(timeline, [3], several=False, doubted=True)
+    sink.land(landed)
+    frames = [
+        SimpleNamespace(pts=pts, is_corrupt=False, key_frame=pts == coded[0], planes=[])
+        for pts in range(landed, 4)
+    ]
+    if refused:
+        with pytest.raises(Missing):
+            list(sink.take(frames))
+    else:
+        assert [frame.pts for frame in sink.take(frames)] == [3]
 
 
 def test_unknown_codecs_may_reorder() -> None:
