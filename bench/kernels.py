@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import _kernel_base
+from bench import _kernel_base, _kernel_tune
 from bench import _measure as measure
 from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
 from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
-from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss
+from fourdthinker.kernels import GrpoOptions, launch_settings, linear_cross_entropy, linear_grpo_loss
 
 MUST_HOLD = {"rows": (8, 256), "width": 256, "vocabularies": (32_000, 151_668), "faster": 5.0, "slower": 1.1}
 MISMATCH = 0.02  # losses further apart than this do not do the same work
@@ -184,6 +184,24 @@ def must_hold_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+def tune(families: list[str], repeats: int, device: str) -> int:
+    """Measure launch settings and write them for this GPU; 2 where there is none."""
+    arch = launch_settings.architecture(torch.device(device))
+    if arch is None:
+        logging.error(
+            "--tune measures launch settings, and this machine has no GPU that torch can use; run it on the "
+            "one whose rows of kernels/tuned.json are to be written"
+        )
+        return 2
+    cases = [case for family in families for case in FAMILIES[family](SIZES["cuda"], device, False)]
+    rows = _kernel_tune.tune(
+        cases, arch, lambda calls: measure.interleaved(calls, repeats=repeats, device=device)
+    )  # fmt: skip
+    _kernel_tune.write(launch_settings.TUNED_FILE, arch, rows)
+    logging.info("%d rows of sm_%d are in %s", len(rows), arch, launch_settings.TUNED_FILE)
+    return 0
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench kernels", description=__doc__)
     parser.add_argument("--must-hold", action="store_true", help="only the promises of the head ops on a CPU")
@@ -195,6 +213,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
     parser.add_argument("--repeats", type=int, help="rounds; default 5, on a GPU 20, with --quick 3")
     parser.add_argument("--base", metavar="REV", help="compare with the kernels of this revision, not peers")
+    parser.add_argument("--tune", action="store_true", help="measure launch settings on a GPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
@@ -208,6 +227,8 @@ def main(argv: list[str]) -> int:
     if device == "cpu":
         torch.set_num_threads(chosen.threads)
     repeats = chosen.repeats or (3 if chosen.quick else 20 if device == "cuda" else 5)
+    if chosen.tune:
+        return tune(chosen.only, repeats, device)
     if chosen.must_hold:
         rows = must_hold(repeats, MUST_HOLD | {"vocabularies": chosen.vocabularies})
         measure.show("Head ops on a CPU, forward and backward, 2,048 x 256", must_hold_table(rows))

@@ -5,9 +5,11 @@ as a top-level package ``kernels``, which transformers looks for and imports: th
 """
 
 if __name__ == "fourdthinker.kernels":
+    from . import _launch as launch_settings
     from ._grpo_losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
     from ._grpo_metrics import METRICS
     from ._head_arguments import chunk_size
+    from ._logits import TokenStatistics
     from .add_rms_norm import add_rms_norm
     from .cosine_latent_loss import cosine_latent_loss
     from .cross_entropy import cross_entropy
@@ -34,6 +36,7 @@ if __name__ == "fourdthinker.kernels":
         "SAMPLING_LIMITS",
         "GrpoOptions",
         "Recording",
+        "TokenStatistics",
         "add_rms_norm",
         "chunk_size",
         "cosine_latent_loss",
@@ -44,6 +47,7 @@ if __name__ == "fourdthinker.kernels":
         "grpo_token_loss",
         "latent_feedback_step_",
         "latent_state",
+        "launch_settings",
         "linear_cross_entropy",
         "linear_grpo_loss",
         "linear_logprobs",

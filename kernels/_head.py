@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulation_dtype, use_triton
-from ._logits import grad_, padded, stats
+from ._logits import MORE, RowStats, grad_, in_memory_of, padded, stats
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -131,19 +131,21 @@ class Head:
                 z[rows].div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
         return z
 
-    def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probability of the target, log normaliser and (if asked for) entropy of each row.
+    def stats(
+        self, z: Tensor, target: Tensor, *, with_entropy: bool = False, with_more: bool = False
+    ) -> RowStats:
+        """[m] figures of the rows of z [m, V], in its dtype, for the ids ``target`` [m] int64.
 
         Args:
-            z: [m, V] from ``logits``.
-            target: [m] int64.
+            z: from ``logits``.
+            target: the id of each row.
             with_entropy: whether the entropy is computed.
-
-        Returns:
-            Three [m] tensors in the dtype of z; the last is None without ``with_entropy``.
+            with_more: whether ``MORE`` is.
         """
         normaliser = torch.empty(z.shape[0], dtype=z.dtype, device=z.device)
         entropy = torch.empty_like(normaliser) if with_entropy else None
+        more = normaliser.new_empty(len(MORE), z.shape[0]) if with_more else None
+        chosen = z.gather(1, target[:, None])[:, 0]
         scratch: Tensor | None = None
         for rows in self.blocks(z):
             part = z[rows]
@@ -154,10 +156,14 @@ class Head:
             weight = torch.sub(part, shift, out=scratch[: part.shape[0]]).exp_()
             total = weight.sum(dim=1)
             normaliser[rows] = top + total.log()
+            if more is not None:
+                more[0, rows] = (chosen[rows] >= top).to(z.dtype)
+                more[1, rows] = (torch.linalg.vector_norm(weight, dim=1) / total).square()
+                more[2, rows] = part.mean(dim=1)
             if entropy is not None:
                 # A weight of 0 adds nothing, whatever its logarithm.
                 entropy[rows] = total.log() - torch.xlogy(weight, weight, out=weight).sum(dim=1) / total
-        return z.gather(1, target[:, None])[:, 0] - normaliser, normaliser, entropy
+        return RowStats(chosen - normaliser, normaliser, entropy, more)
 
     def grad_(
         self,
@@ -245,9 +251,13 @@ class FusedHead(Head):
             torch.mm(x, self.weight.T, out_dtype=torch.float32, out=buffer)
         return buffer
 
-    def stats(self, z: Tensor, target: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        rate = 1.0 / self.temperature
-        return stats(z, target, None, rate, with_entropy, bias=self.bias, softcap=self.softcap)
+    def stats(
+        self, z: Tensor, target: Tensor, *, with_entropy: bool = False, with_more: bool = False
+    ) -> RowStats:
+        return stats(
+            z, target, None, 1.0 / self.temperature, with_entropy, with_more=with_more, bias=self.bias,
+            softcap=self.softcap,
+        )  # fmt: skip
 
     def grad_(
         self,
@@ -278,21 +288,6 @@ class FusedHead(Head):
                 torch.addmm(dw, dz.T, x, out_dtype=torch.float32, out=dw)
         if db is not None:
             db += dz.sum(dim=0, dtype=torch.float32)
-
-
-def in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """A view of the memory of ``z`` [m, V] as another, not wider ``dtype``, for a gradient that replaces z.
-
-    It has z's shape, and its rows begin where z's rows begin, so that a kernel may write row by row what it
-    has read.
-
-    Args:
-        z: [m, V], rows dense.
-        dtype: at most as wide as that of z.
-    """
-    stride = z.stride(0) * z.element_size() // dtype.itemsize
-    storage = z.as_strided((z.shape[0], z.stride(0)), (z.stride(0), 1))
-    return storage.view(dtype).as_strided(z.shape, (stride, 1))
 
 
 def make_head(

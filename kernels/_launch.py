@@ -1,15 +1,18 @@
 """How every kernel is launched, by op and by GPU architecture: the one table that a new GPU changes.
 
 tests/compile compiles each kernel for each architecture below with its row; csrc/cuda/find.cmake reads the
-numbers of the architectures from this file.
+numbers of the architectures from this file. Rows that were measured, by ``python -m bench kernels --tune``,
+stand in tuned.json beside it and come first.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,6 +75,8 @@ DEFAULT = {
     "sample_draw": Launch(num_warps=16),
     # The sums over a row go by blocks, so another block samples another id where a rounding error decides.
     "sample_scan": Launch(num_warps=8, block=8192),
+    "sample_bracket": Launch(num_warps=4),
+    "sample_list": Launch(num_warps=16),  # parts of the scan's block
     "silu_mul": Launch(num_warps=4, block=1024),
 }
 
@@ -91,6 +96,17 @@ ARCHITECTURES = {
 }
 # GPUs that take DEFAULT with less memory. The extension is not built for them, the kernels must fit.
 SMALLER = {arch: Architecture(shared=100 * 1024) for arch in (86, 89, 120)}
+
+TUNED_FILE = Path(__file__).with_name("tuned.json")
+
+
+def read_tuned(path: Path) -> dict[int, dict[str, Launch]]:
+    """Measured rows by compute capability, from a file of ``{"90": {"silu_mul": {"num_warps": 4, ...}}}``."""
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return {int(arch): {op: Launch(**row) for op, row in rows.items()} for arch, rows in held.items()}
+
+
+TUNED = read_tuned(TUNED_FILE)
 
 
 @functools.cache
@@ -119,9 +135,12 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def row(op: str, arch: int | None) -> Launch:
-    """The row of ``op`` for an architecture; that of ``DEFAULT`` where it has none."""
-    listed = ARCHITECTURES.get(arch) if arch is not None else None
-    return DEFAULT[op] if listed is None else listed.rows.get(op, DEFAULT[op])
+    """The row of ``op`` for an architecture: the measured one, its own, or that of ``DEFAULT``."""
+    if arch is None:
+        return DEFAULT[op]
+    listed = ARCHITECTURES.get(arch)
+    usual = DEFAULT[op] if listed is None else listed.rows.get(op, DEFAULT[op])
+    return TUNED.get(arch, {}).get(op, usual)
 
 
 def settings(op: str, device: torch.device) -> Launch:

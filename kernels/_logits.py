@@ -12,6 +12,7 @@ d logprob / d z = onehot - p and d entropy / d z = -p * (log p + entropy).
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -24,6 +25,27 @@ from ._launch import launching
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))  # which knows no assembly
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+class TokenStatistics(NamedTuple):
+    """What the read of a row of logits tells about its softmax; float32, one number a token."""
+
+    entropy: Tensor  # nats; the only one with a gradient
+    top1: Tensor  # 1 where no id has a larger logit than the token's, else 0
+    sum_p2: Tensor  # sum of squared probabilities: the chance that two draws are the same id
+    mean_logit: Tensor  # mean over the vocabulary of the logits after softcap and temperature
+
+
+MORE = TokenStatistics._fields[1:]
+
+
+class RowStats(NamedTuple):
+    """What ``stats`` gives, each of the shape of the targets."""
+
+    logprob: Tensor
+    normaliser: Tensor  # log of the sum of exponentials
+    entropy: Tensor | None
+    more: Tensor | None  # [3, ...]: ``MORE``
 
 
 @triton.jit
@@ -62,22 +84,19 @@ def _capped(logits_ptr, bias_ptr, columns, inside, softcap, SOFTCAP: tl.constexp
 
 
 @triton.jit
-def _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP: tl.constexpr):
-    return _capped(logits_ptr, bias_ptr, columns, inside, softcap, SOFTCAP) * rate
-
-
-@triton.jit
 def _grown(lower, rate):
     """The exponent by which older sums are scaled down; they may be of nothing but -inf, and then are 0."""
     return tl.maximum(tl.minimum(lower, 0.0) * rate, -1000.0)
 
 
 @triton.jit
-def _accumulated(top, total, moment, score, rate, ENTROPY: tl.constexpr):
-    """The running figures of lanes [L] after scores [L, VECTOR] more.
+def _accumulated(sums, score, inside, rate, ENTROPY: tl.constexpr, MORE: tl.constexpr):
+    """The running figures of lanes [L] after scores [L, VECTOR] more, -inf where not ``inside`` (None: all).
 
-    ``total`` is the sum of w = 2^((score - top) rate), and ``moment`` that of w log2 w.
+    Of ``sums`` the first is the largest score, then come the sums of w = 2^((score - largest) rate), of
+    w log2 w, of w^2 and of the scores.
     """
+    top, total, moment, square, linear = sums
     highest = tl.maximum(top, tl.max(score, axis=1))
     shift = _finite(highest)
     exponent = (score - shift[:, None]) * rate
@@ -88,8 +107,26 @@ def _accumulated(top, total, moment, score, rate, ENTROPY: tl.constexpr):
         # 0 times -inf would be NaN.
         added = tl.sum(weight * tl.maximum(exponent, -1000.0), axis=1)
         moment = (moment + total * grown) * scale + added
+    if MORE:
+        square = square * scale * scale + tl.sum(weight * weight, axis=1)
+        linear += tl.sum(score if inside is None else tl.where(inside, score, 0.0), axis=1)
     total = total * scale + tl.sum(weight, axis=1)
-    return highest, total, moment
+    return highest, total, moment, square, linear
+
+
+@triton.jit
+def _joined(sums, rate, ENTROPY: tl.constexpr, MORE: tl.constexpr):
+    """The figures of all lanes together."""
+    tops, total, moment, square, linear = sums
+    top = tl.max(tops, axis=0)
+    grown = _grown(_finite(tops) - _finite(top), rate)
+    scale = _exp2(grown)
+    if ENTROPY:
+        moment = tl.sum((moment + total * grown) * scale, axis=0)
+    if MORE:
+        square = tl.sum(square * scale * scale, axis=0)
+        linear = tl.sum(linear, axis=0)
+    return top, tl.sum(total * scale, axis=0), moment, square, linear
 
 
 @triton.jit(do_not_specialize=["length", "batch_rows", "rate", "softcap"])
@@ -104,6 +141,7 @@ def logits_stats_kernel(
     logprob_ptr,
     normaliser_ptr,
     entropy_ptr,
+    more_ptr,
     rate,
     softcap,
     V: tl.constexpr,
@@ -112,6 +150,7 @@ def logits_stats_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    rows = tl.num_programs(0).to(tl.int64)
     counted = True
     if mask_ptr is not None:
         counted = tl.load(mask_ptr + row) != 0
@@ -120,36 +159,79 @@ def logits_stats_kernel(
         LANES: tl.constexpr = BLOCK // VECTOR
         WHOLE: tl.constexpr = V // BLOCK * BLOCK
         ENTROPY: tl.constexpr = entropy_ptr is not None
+        MORE: tl.constexpr = more_ptr is not None
         lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
         fast = rate * LOG2_E
-        top = tl.full([LANES], float("-inf"), tl.float32)
-        total = tl.zeros([LANES], tl.float32)
-        moment = tl.zeros([LANES], tl.float32)
+        zero = tl.zeros([LANES], tl.float32)
+        sums = (tl.full([LANES], float("-inf"), tl.float32), zero, zero, zero, zero)
         for start in range(0, WHOLE, BLOCK):
             score = _capped(logits_ptr, bias_ptr, start + lanes, None, softcap, SOFTCAP)
-            top, total, moment = _accumulated(top, total, moment, score, fast, ENTROPY)
+            sums = _accumulated(sums, score, None, fast, ENTROPY, MORE)
         if WHOLE < V:
             columns = WHOLE + lanes
             score = _capped(logits_ptr, bias_ptr, columns, columns < V, softcap, SOFTCAP)
-            top, total, moment = _accumulated(top, total, moment, score, fast, ENTROPY)
-        tops = _finite(top)
-        top = tl.max(top, axis=0)
-        grown = _grown(tops - _finite(top), fast)
-        scale = _exp2(grown)
-        if ENTROPY:
-            moment = tl.sum((moment + total * grown) * scale, axis=0)
-        total = tl.sum(total * scale, axis=0)
+            sums = _accumulated(sums, score, columns < V, fast, ENTROPY, MORE)
+        top, total, moment, square, linear = _joined(sums, fast, ENTROPY, MORE)
         target = tl.load(target_ptr + row)
         chosen = _capped(logits_ptr, bias_ptr, target, (target >= 0) & (target < V), softcap, SOFTCAP)
         tl.store(logprob_ptr + row, (chosen - top) * rate - tl.log(total))
         tl.store(normaliser_ptr + row, top * rate + tl.log(total))
         if ENTROPY:
             tl.store(entropy_ptr + row, tl.log(total) - moment / total * LN_2)
+        if MORE:
+            tl.store(more_ptr + row, (chosen >= top).to(tl.float32))
+            tl.store(more_ptr + rows + row, square / (total * total))
+            tl.store(more_ptr + 2 * rows + row, linear * rate / V)
     else:
         tl.store(logprob_ptr + row, 0.0)
         tl.store(normaliser_ptr + row, 0.0)
         if entropy_ptr is not None:
             tl.store(entropy_ptr + row, 0.0)
+        if more_ptr is not None:
+            for index in tl.static_range(3):
+                tl.store(more_ptr + index * rows + row, 0.0)
+
+
+@triton.jit
+def _slopes(score, normaliser, fast, base, tilt, added, softcap, inside, SOFTCAP: tl.constexpr):
+    """The gradient of logits, p (base + tilt log2 p) + added under the soft cap; ``added`` for the target."""
+    # Not 2^(score fast - normaliser fast), one instruction less: that overflows for scores below -2.4e38.
+    exponent = (score - normaliser) * fast
+    grad = _exp2(exponent)
+    if tilt is not None:
+        # 0 times -inf would be NaN.
+        grad *= base + tilt * tl.maximum(exponent, -1000.0)
+    else:
+        grad *= base
+    if added is not None:
+        grad += added
+    if SOFTCAP:
+        ratio = (score if inside is None else tl.where(inside, score, 0.0)) / softcap
+        grad *= 1.0 - ratio * ratio
+    return grad
+
+
+@triton.jit
+def _write_slopes(
+    grad_ptr, logits_ptr, bias_ptr, columns, inside, written, normaliser, fast, base, tilt, softcap,
+    SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """``_slopes`` of a tile, of logits that are all ``inside`` where that is None, and likewise written."""
+    score = _capped(logits_ptr, bias_ptr, columns, inside, softcap, SOFTCAP)
+    grad = _slopes(score, normaliser, fast, base, tilt, None, softcap, inside, SOFTCAP)
+    if grad_ptr.dtype.element_ty != logits_ptr.dtype.element_ty:
+        # A narrower gradient in the memory of the logits: a tile then covers bytes that belonged to its own
+        # logits or to earlier ones, which every warp must have read.
+        tl.debug_barrier()
+    tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _clear(grad_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    for start in range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        zero = tl.zeros([BLOCK], grad_ptr.dtype.element_ty)
+        tl.store(grad_ptr + columns, zero, mask=columns < WIDTH)
 
 
 @triton.jit(do_not_specialize=["length", "batch_rows", "grad_batch_rows", "rate", "softcap"])
@@ -183,33 +265,36 @@ def logits_grad_kernel(
         counted = tl.load(mask_ptr + row) != 0
     if counted:
         logits_ptr += (row // length * batch_rows + row % length) * row_stride
+        WHOLE: tl.constexpr = V // BLOCK * BLOCK
         target = tl.load(target_ptr + row)
-        normaliser = tl.load(normaliser_ptr + row)
-        upstream = tl.load(grad_logprob_ptr + row)
-        for start in range(0, V, BLOCK):
-            columns = start + lanes
-            inside = columns < V
-            score = _scores(logits_ptr, bias_ptr, columns, inside, rate, softcap, SOFTCAP)
-            log_p = score - normaliser
-            p = tl.exp(log_p)
-            grad = -upstream * p
-            if grad_entropy_ptr is not None:
-                surprise = tl.where(p > 0, log_p, 0.0) + tl.load(entropy_ptr + row)
-                grad -= tl.load(grad_entropy_ptr + row) * p * surprise
-            grad = (grad + tl.where(columns == target, upstream, 0.0)) * rate
-            if SOFTCAP:
-                ratio = tl.where(inside, score, 0.0) / (rate * softcap)
-                grad *= 1.0 - ratio * ratio
-            if grad_ptr.dtype.element_ty != logits_ptr.dtype.element_ty:
-                # A narrower gradient in the memory of the logits: tile k then covers bytes that belonged to
-                # tile k or before, which every warp must have read.
-                tl.debug_barrier()
-            tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=columns < WIDTH)
+        target_inside = (target >= 0) & (target < V)
+        normaliser = tl.div_rn(tl.load(normaliser_ptr + row), rate)
+        upstream = tl.load(grad_logprob_ptr + row) * rate
+        base = -upstream
+        tilt = None
+        if grad_entropy_ptr is not None:
+            weight = tl.load(grad_entropy_ptr + row) * rate
+            base -= weight * tl.load(entropy_ptr + row)
+            tilt = -weight * LN_2
+        fast = rate * LOG2_E
+        chosen = _capped(logits_ptr, bias_ptr, target, target_inside, softcap, SOFTCAP)
+        tl.debug_barrier()  # every warp has read it before another writes the gradient there
+        for start in range(0, WHOLE, BLOCK):
+            _write_slopes(
+                grad_ptr, logits_ptr, bias_ptr, start + lanes, None, None, normaliser, fast, base, tilt,
+                softcap, SOFTCAP,
+            )  # fmt: skip
+        if WHOLE < WIDTH:
+            columns = WHOLE + lanes
+            _write_slopes(
+                grad_ptr, logits_ptr, bias_ptr, columns, columns < V, columns < WIDTH, normaliser, fast, base,
+                tilt, softcap, SOFTCAP,
+            )  # fmt: skip
+        tl.debug_barrier()  # the target's comes last
+        grad = _slopes(chosen, normaliser, fast, base, tilt, upstream, softcap, target_inside, SOFTCAP)
+        tl.store(grad_ptr + target, grad.to(grad_ptr.dtype.element_ty), mask=target_inside)
     else:
-        for start in range(0, V, BLOCK):
-            columns = start + lanes
-            zero = tl.zeros([BLOCK], grad_ptr.dtype.element_ty)
-            tl.store(grad_ptr + columns, zero, mask=columns < WIDTH)
+        _clear(grad_ptr, WIDTH, BLOCK)
 
 
 def padded(width: int) -> int:
@@ -255,11 +340,26 @@ def empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> T
     return torch.empty(*shape[:-1], padded(shape[-1]), dtype=dtype, device=device)[..., : shape[-1]]
 
 
+def in_memory_of(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """A view of the memory of ``z`` [m, V] as another, not wider ``dtype``, for a gradient that replaces z.
+
+    It has z's shape, and its rows begin where z's rows begin, so that a kernel may write row by row what it
+    has read.
+
+    Args:
+        z: [m, V], rows dense.
+        dtype: at most as wide as that of z.
+    """
+    stride = z.stride(0) * z.element_size() // dtype.itemsize
+    storage = z.as_strided((z.shape[0], z.stride(0)), (z.stride(0), 1))
+    return storage.view(dtype).as_strided(z.shape, (stride, 1))
+
+
 def stats(
     logits: Tensor, target: Tensor, mask: Tensor | None, rate: float, with_entropy: bool, *,
-    bias: Tensor | None = None, softcap: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Log-probability of ``target``, log normaliser and (if asked for) entropy; 0 where ``mask`` is false.
+    with_more: bool = False, bias: Tensor | None = None, softcap: float | None = None,
+) -> RowStats:  # fmt: skip
+    """Log-probability of ``target``, log normaliser and what is asked for; 0 where ``mask`` is false.
 
     One launch, one read of the rows in ``mask``.
 
@@ -269,17 +369,19 @@ def stats(
         mask: bool of the shape of ``target``; None: all rows count.
         rate: 1 / temperature.
         with_entropy: whether the entropy is computed.
+        with_more: whether ``MORE`` is.
         bias: [V] floating, added to the logits; None: none.
         softcap: bounds the logits; None: no bound.
 
     Returns:
-        Three float32 tensors of the shape of ``target``; the last is None without ``with_entropy``.
+        Float32 tensors of the shape of ``target``; None what was not asked for.
     """
     vocabulary, rows = logits.shape[-1], target.numel()
     length = target.shape[1] if target.dim() == 2 else 1
     logprob = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
     normaliser = torch.empty_like(logprob)
     entropy = torch.empty_like(logprob) if with_entropy else None
+    more = logprob.new_empty(len(MORE), *target.shape) if with_more else None
     layout = rows_of(logits)
     assert layout is not None
     if rows:
@@ -288,10 +390,10 @@ def stats(
             logits_stats_kernel[(rows,)](
                 logits, *layout, length, bias, target.contiguous(),
                 None if mask is None else mask.contiguous().view(torch.uint8), logprob, normaliser, entropy,
-                rate, softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=block,
+                more, rate, softcap or 1.0, V=vocabulary, SOFTCAP=softcap is not None, BLOCK=block,
                 VECTOR=min(math.gcd(layout[1], 16 // logits.element_size()), block), **launch.options,
             )  # fmt: skip
-    return logprob, normaliser, entropy
+    return RowStats(logprob, normaliser, entropy, more)
 
 
 def grad_(

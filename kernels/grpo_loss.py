@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ._common import check_tensors
 from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
+from ._logits import MORE
 from .grpo_token_loss import grpo_token_loss
 from .logprobs import logprobs
 
@@ -24,6 +25,7 @@ def grpo_loss(
     num_items: Tensor | float | None = None,
     num_tokens: Tensor | float | None = None,
     temperature: float = 1.0,
+    return_statistics: bool = False,
     inplace_backward: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -46,6 +48,8 @@ def grpo_loss(
         num_items: as in ``grpo_token_loss``.
         num_tokens: as in ``grpo_token_loss``.
         temperature: the one that the tokens were sampled at.
+        return_statistics: whether the means of all ``TokenStatistics`` are among the metrics, without
+            another read.
         inplace_backward: as in ``logprobs``.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
@@ -60,14 +64,24 @@ def grpo_loss(
     check_tensors(logits=logits, mask=mask)
     if logits.dim() != 3:
         raise ValueError(f"logits is {tuple(logits.shape)}; it must be [R, T, V]")
-    values = logprobs(
-        logits, target, mask=mask, temperature=temperature, return_entropy=options.entropy_coef != 0,
-        inplace_backward=inplace_backward, backend=backend,
-    )  # fmt: skip
-    current, entropy = (values, None) if isinstance(values, Tensor) else values
+    if return_statistics:
+        current, statistics = logprobs(
+            logits, target, mask=mask, temperature=temperature, return_statistics=True,
+            inplace_backward=inplace_backward, backend=backend,
+        )  # fmt: skip
+        entropy: Tensor | None = statistics.entropy
+    else:
+        values = logprobs(
+            logits, target, mask=mask, temperature=temperature, return_entropy=options.entropy_coef != 0,
+            inplace_backward=inplace_backward, backend=backend,
+        )  # fmt: skip
+        current, entropy = (values, None) if isinstance(values, Tensor) else values
     loss, metrics = grpo_token_loss(
         current, advantages, mask, options, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy=entropy, entropy_mask=entropy_mask, num_items=num_items,
         num_tokens=num_tokens, backend=backend,
     )  # fmt: skip
+    if return_statistics:  # masked tokens have zeros
+        tokens = mask.sum().clamp(min=1)
+        metrics |= {name: getattr(statistics, name).sum() / tokens for name in MORE}
     return loss, current.detach(), metrics

@@ -38,7 +38,7 @@ def _loss_op(
             counted = target[chosen] >= 0
             part, label = gather(x, target, chosen, counted)
             z = head.logits(part)
-            logprob, normaliser, _ = head.stats(z, label, False)
+            logprob, normaliser = head.stats(z, label)[:2]
             loss -= torch.where(counted, logprob, 0.0).sum()
             if need_dx or need_dw or need_db:
                 z = head.grad_(z, label, normaliser, None, torch.where(counted, -scale, 0.0), None)

@@ -24,6 +24,7 @@ from ._grpo_reference import (
 )
 from ._head import Head, full_precision, gradients, make_head, scaled_gradients
 from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows
+from ._logits import MORE
 
 
 class _Rows(NamedTuple):
@@ -78,7 +79,7 @@ def _sequence_ratios(
     for part in chunks:
         chosen, counted = listed.rows[part], listed.counted[part]
         hidden, label = gather(x, listed.target, chosen, counted)
-        logprob = head.stats(head.logits(hidden), label, False)[0]
+        logprob = head.stats(head.logits(hidden), label).logprob
         logprobs.index_copy_(0, chosen, torch.where(counted, logprob, 0.0))
     current = logprobs[listed.rows]
     log_ratio = listed.sequence_means(current - (current if listed.old is None else listed.old))
@@ -108,12 +109,13 @@ def _loss_op(
     softcap: float | None,
     chunk: int,
     with_entropy: bool,
+    with_more: bool,
     need_dx: bool,
     need_dw: bool,
     need_db: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, log-probabilities of all rows, the vector of ``METRICS``, dx, dw, db; see ``_Rows``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, log-probabilities of all rows, vector of ``METRICS``, sums of ``MORE`` (or empty), dx, dw, db."""
     listed = _Rows(
         target, rows, sequences, counted, lengths, share, bonus, advantages, old, ref, sampler, entropy_mask
     )
@@ -122,7 +124,9 @@ def _loss_op(
         head = make_head(x, weight, bias, temperature, softcap, backend)
         needs = (need_dx, need_dw, need_db)
         decoded = GrpoOptions.decode(options)
-        return (*_loss_and_gradients(decoded, head, x, listed, chunk, with_entropy, grads, needs), *grads)
+        spread = share.new_zeros(len(MORE)) if with_more else None
+        out = _loss_and_gradients(decoded, head, x, listed, chunk, with_entropy, spread, grads, needs)
+        return (*out, share.new_empty(0) if spread is None else spread, *grads)
 
 
 def _loss_and_gradients(
@@ -132,10 +136,11 @@ def _loss_and_gradients(
     listed: _Rows,
     chunk: int,
     with_entropy: bool,
+    spread: Tensor | None,
     grads: tuple[Tensor, Tensor, Tensor],
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, log-probabilities of all rows [N] and the vector of ``METRICS``; writes ``grads``."""
+    """Loss, log-probabilities of all rows [N], ``METRICS``; writes ``grads``, adds to ``spread``."""
     wide = listed.share.dtype
     logprobs = torch.zeros(listed.target.shape, dtype=wide, device=x.device)
     loss = torch.zeros((), dtype=wide, device=x.device)
@@ -150,7 +155,9 @@ def _loss_and_gradients(
         chosen, counted, share = listed.rows[part], listed.counted[part], listed.share[part]
         hidden, label = gather(x, listed.target, chosen, counted)
         z = head.logits(hidden)
-        logprob, normaliser, entropy = head.stats(z, label, with_entropy)
+        logprob, normaliser, entropy, more = head.stats(
+            z, label, with_entropy=with_entropy, with_more=spread is not None
+        )  # fmt: skip
         logprob = torch.where(counted, logprob, 0.0)
         logprobs.index_copy_(0, chosen, logprob)
         ratio = None if log_ratio is None else log_ratio[part]
@@ -160,6 +167,8 @@ def _loss_and_gradients(
         if bonus is not None and entropy is not None:
             loss += (torch.where(counted, entropy, 0.0) * bonus).sum()
         sums = join(torch.stack((sums, added)))
+        if spread is not None and more is not None:
+            spread += torch.where(counted, more, 0.0).sum(dim=1)
         if any(needs):
             if row_slope is not None:
                 slope = row_slope[part]
@@ -176,12 +185,13 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, sequences: Tensor,
     counted: Tensor, lengths: Tensor, share: Tensor, bonus: Tensor, advantages: Tensor, old: Tensor | None,
     ref: Tensor | None, sampler: Tensor | None, entropy_mask: Tensor | None, options: list[float],
-    temperature: float, softcap: float | None, chunk: int, with_entropy: bool, need_dx: bool, need_dw: bool,
-    need_db: bool, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    temperature: float, softcap: float | None, chunk: int, with_entropy: bool, with_more: bool, need_dx: bool,
+    need_dw: bool, need_db: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = share.new_empty(())
     return (
         loss, loss.new_empty(target.shape), loss.new_empty(len(METRICS)),
+        loss.new_empty(len(MORE) if with_more else 0),
         *gradients(x, weight, bias, need_dx, need_dw, need_db),
     )  # fmt: skip
 
@@ -196,20 +206,22 @@ class _LinearGrpoLoss(torch.autograd.Function):
         tensors: tuple[Tensor | None, ...],
         options: tuple[Any, ...],
         backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        loss, logprobs, sums, dx, dw, db = _loss_op(x, weight, bias, *tensors, *options, *need, backend)
+        loss, logprobs, sums, spread, dx, dw, db = _loss_op(
+            x, weight, bias, *tensors, *options, *need, backend
+        )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, *tensors)
         ctx.grads, ctx.options = (dx, dw, db), (*options, *need, backend)
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(logprobs, sums)
-        return loss, logprobs, sums
+        ctx.mark_non_differentiable(logprobs, sums, spread)
+        return loss, logprobs, sums, spread
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = scaled_gradients(
-            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[3:]
+            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[4:]
         )
         return (*grads, None, None, None)
 
@@ -293,6 +305,7 @@ def linear_grpo_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     return_entropy: bool = False,
+    return_statistics: bool = False,
     chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -321,6 +334,7 @@ def linear_grpo_loss(
         temperature: the one that the tokens were sampled at.
         softcap: logits are capped to ``softcap * tanh(logits / softcap)``.
         return_entropy: whether the mean entropy is among the metrics.
+        return_statistics: whether the means of all ``TokenStatistics`` are, without another read.
         chunk_rows: rows of logits that exist at a time; None: a fixed rule.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
@@ -333,7 +347,7 @@ def linear_grpo_loss(
             CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises.
     """
     check_options(options)
-    check_flags(return_entropy=return_entropy)
+    check_flags(return_entropy=return_entropy, return_statistics=return_statistics)
     check_tensors(input=input, advantages=advantages)
     check_floating(advantages=advantages)
     check_head(input, weight, target, bias, temperature, softcap)
@@ -355,11 +369,13 @@ def linear_grpo_loss(
         options, target, mask, advantages, rows, ids, count, num_items, num_tokens,
         (old_logprobs, ref_logprobs, sampler_logprobs, entropy_mask), accumulation_dtype(input, weight),
     )  # fmt: skip
-    with_entropy = return_entropy or options.entropy_coef != 0
+    with_entropy = return_entropy or return_statistics or options.entropy_coef != 0
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=input.device.type == "cpu")
-    loss, logprobs, sums = _LinearGrpoLoss.apply(
+    loss, logprobs, sums, spread = _LinearGrpoLoss.apply(
         matmul_rows(input, backend), weight, bias, tuple(listed),
-        (options.encode(), temperature, softcap, chunk, with_entropy), backend,
+        (options.encode(), temperature, softcap, chunk, with_entropy, return_statistics), backend,
     )  # fmt: skip
     metrics = metrics_of(options, sums, ref=ref_logprobs, entropy=with_entropy, sampler=sampler_logprobs)
+    if return_statistics:
+        metrics |= zip(MORE, spread / sums[0].clamp(min=1))
     return loss, logprobs.reshape(target.shape), metrics

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ._common import COLDEST, LARGEST, NAMESPACE, check_floating, check_tensors, debugging, tile, use_triton
 from ._launch import launching
-from ._sample_kernel import FIGURES, GROUPS, sample_draw_kernel, sample_scan_kernel
+from ._sample_kernel import sample_draw_kernel, sample_scan_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
+from ._sample_scores import BEHIND, BINS, FIGURES
+from ._sample_truncate import sample_bracket_kernel, sample_list_kernel
 
 __all__ = ["PRESENT", "REPEATED", "SAMPLING_LIMITS", "philox_uniform", "sample_tokens"]
 
@@ -70,28 +72,43 @@ def _check_values(
 def _launch_kernels(
     logits: Tensor, dense: list[Tensor | None], ids: Tensor, logprobs: Tensor, sampled: Tensor
 ) -> None:
-    """Scan and draw; ``dense`` are the parameters of ``_sample_op`` from ``seeds`` on."""
-    _, _, temperature, top_k, top_p, _, forbidden, *penalties = dense
+    """Scan, truncate if asked for, draw; ``dense`` are the parameters of ``_sample_op`` from ``seeds`` on."""
+    seeds, steps, temperature, top_k, top_p, min_p, forbidden, *penalties = dense
     rows, vocabulary = logits.shape
+    rules, given, device = (top_k, top_p, min_p), (logits, logits.stride(0)), logits.device
+    kept = counts = plan = listed = None
     with launching("sample_scan", logits) as launch:
         block = tile(vocabulary, launch.block)
         parts = triton.cdiv(vocabulary, block)
-        sizes = {"V": vocabulary, "F": 0 if forbidden is None else forbidden.shape[1], "PARTS": parts}
-        figures = torch.empty(FIGURES, rows, parts, dtype=torch.float32, device=logits.device)
-        first = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
-        groups = listed = None
-        if top_k is not None:
-            groups = torch.empty(rows, parts, min(block, GROUPS.value), device=logits.device)
+        split = {"V": vocabulary, "PARTS": parts}
+        sizes = split | {"F": 0 if forbidden is None else forbidden.shape[1], "BLOCK": block}
+        width = {"WIDTH": triton.next_power_of_2(parts)}
+        figures = torch.empty(FIGURES, rows, parts, dtype=torch.float32, device=device)
+        first = torch.empty(rows, parts, dtype=torch.int32, device=device)
         if top_k is not None or top_p is not None:
-            listed = torch.empty(rows, vocabulary, dtype=torch.int32, device=logits.device)
+            counts = torch.empty(rows, parts, BINS.value, dtype=torch.int16, device=device)
         sample_scan_kernel[(rows * parts,)](
-            logits, logits.stride(0), temperature, forbidden, *penalties, figures, first, groups, **sizes,
-            BLOCK=block, **launch.options,
+            *given, temperature, top_k, top_p, forbidden, *penalties, figures, first, counts, **sizes,
+            **launch.options,
         )  # fmt: skip
+    if counts is not None:
+        plan = torch.empty(rows, parts + BEHIND.value, dtype=torch.int32, device=device)
+        with launching("sample_bracket", logits) as launch:
+            sample_bracket_kernel[(rows,)](
+                temperature, *rules, figures, counts, plan, **split, **width, **launch.options
+            )
+    if any(rule is not None for rule in rules):
+        kept = torch.empty(rows, parts, dtype=torch.float32, device=device)
+        listed = torch.empty(rows, parts * block, dtype=torch.int32, device=device)
+        with launching("sample_list", logits) as launch:
+            sample_list_kernel[(rows * parts,)](
+                *given, temperature, *rules, forbidden, *penalties, figures, plan, kept, listed, **sizes,
+                **width, **launch.options,
+            )  # fmt: skip
     with launching("sample_draw", logits) as launch:
         sample_draw_kernel[(rows,)](
-            logits, logits.stride(0), *dense, figures, first, groups, listed, ids, logprobs, sampled, **sizes,
-            WIDTH=triton.next_power_of_2(parts), BLOCK=block, **launch.options,
+            *given, seeds, steps, temperature, *rules, forbidden, *penalties, figures, first, plan, kept,
+            listed, ids, logprobs, sampled, **sizes, **width, **launch.options,
         )  # fmt: skip
 
 
@@ -175,8 +192,9 @@ def sample_tokens(
     in float64; so their ids differ where u * sum(w) falls within a rounding error of a border.
 
     Two launches on CUDA: many programs a row read the logits once, and one draws, for which it reads another
-    8,192 of them. Truncation does not sort: one more read lists the scores that may be at the threshold of
-    top-k or top-p, which is then bisected over that list, and one more weighs what is kept.
+    8,192 of them. Truncation does not sort and takes two launches more: counts of the first read say between
+    which scores the thresholds of top-k and top-p lie, a second read by many programs a row lists those, and
+    the draw bisects the list.
 
     Args:
         logits: [B, V] floating.

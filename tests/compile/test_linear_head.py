@@ -22,7 +22,7 @@ def test_no_spills_and_wide_accesses(arch, vocabulary, entropy):
     }  # fmt: skip
     label = f"V={vocabulary}{' entropy' if entropy else ''}"
     binary = compile_kernel(
-        _logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32", "VECTOR": 4},
+        _logits.logits_stats_kernel, {**common, "logprob_ptr": "*fp32", "more_ptr": None, "VECTOR": 4},
         arch=arch, launch=launch, name=f"logits stats {label}",
     )  # fmt: skip
     assert binary.spills == binary.stack == 0

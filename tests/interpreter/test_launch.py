@@ -11,7 +11,14 @@ import pytest
 import torch
 from triton.runtime.interpreter import GridExecutor
 
-from fourdthinker.kernels import _launch, add_rms_norm, rotary_append_, shared_prefix_decode, silu_mul
+from fourdthinker.kernels import (
+    _launch,
+    add_rms_norm,
+    rotary_append_,
+    sample_tokens,
+    shared_prefix_decode,
+    silu_mul,
+)
 from tests.unit.kernels.syncs import CASES, HIDDEN, KERNELS_ONLY, WEIGHT
 
 KERNELS = {
@@ -32,6 +39,12 @@ def rotary():
     query, key, caches = torch.ones(2, 2, 16), torch.ones(2, 1, 16), torch.zeros(2, 2, 1, 4, 16)
     turn = torch.ones(2, 16)
     rotary_append_(query, key, key, turn, turn, caches[0], caches[1], torch.tensor([0, 1]), backend="triton")
+
+
+def truncated():
+    zero = torch.zeros(2, dtype=torch.int64)
+    rules = {"seeds": zero, "steps": zero, "temperature": torch.ones(2), "top_p": torch.full((2,), 0.9)}
+    sample_tokens(torch.randn(2, 9), **rules, backend="triton")
 
 
 def norm(width):
@@ -72,6 +85,7 @@ RUNS = {
     "pool_latents": (lambda: train("pool_latents"), {"pool_latents"}),
     "rotary_append_": (rotary, {"rotary_append"}),
     "sample_tokens": (lambda: train("sample_tokens"), {"sample_scan", "sample_draw"}),
+    "sample_tokens truncated": (truncated, {"sample_scan", "sample_bracket", "sample_list", "sample_draw"}),
     "silu_mul": (lambda: silu_mul(torch.ones(2, 8), torch.ones(2, 8), backend="triton"), {"silu_mul"}),
 }  # fmt: skip
 

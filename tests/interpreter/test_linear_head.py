@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fourdthinker.kernels import linear_cross_entropy, linear_grpo_loss, linear_logprobs
-from fourdthinker.kernels._head import FusedHead, in_memory_of
+from fourdthinker.kernels._head import FusedHead
+from fourdthinker.kernels._logits import in_memory_of
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 
@@ -121,7 +122,7 @@ def test_gradient_in_the_memory_of_the_logits(dtype):
     weight = torch.zeros(vocabulary, 1)
     head = FusedHead(torch.zeros(rows, 1), weight, None, 0.8, None)
     target = torch.tensor([0, 4096, 8999])
-    _, normaliser, entropy = head.stats(z, target, True)
+    _, normaliser, entropy, _ = head.stats(z, target, with_entropy=True)
     upstream, bonus = torch.tensor([1.0, -0.5, 2.0]), torch.tensor([0.1, 0.2, -0.3])
     exact = z.double().requires_grad_()
     log_p = (exact / 0.8).log_softmax(1)
@@ -148,7 +149,7 @@ def test_very_negative_and_infinite_logits():
     z = torch.tensor(
         [[0.0, -torch.inf, -1e30, 0.0, -3e38], [-3e38, -torch.inf, -torch.inf, -torch.inf, -torch.inf]]
     )
-    logprob, normaliser, entropy = head.stats(z, torch.tensor([3, 0]), True)
+    logprob, normaliser, entropy, _ = head.stats(z, torch.tensor([3, 0]), with_entropy=True)
     torch.testing.assert_close(logprob, torch.tensor([0.5, 1.0]).log())
     torch.testing.assert_close(entropy, torch.tensor([2.0, 1.0]).log())
     got = head.grad_(z, torch.tensor([3, 0]), normaliser, entropy, torch.ones(2), torch.ones(2))

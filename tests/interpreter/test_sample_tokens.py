@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -60,7 +62,7 @@ def test_equals_the_reference_on_small_vocabularies(features, dtype):
         check(logits, rules(rows, vocabulary, features, generator))
 
 
-@pytest.mark.parametrize(("rows", "vocabulary", "truncated"), [(200, 4096, False), (60, 1024, True)])
+@pytest.mark.parametrize(("rows", "vocabulary", "truncated"), [(100, 4096, False), (30, 1024, True)])
 def test_many_rows(rows, vocabulary, truncated):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(rows, vocabulary, generator=generator) * 2
@@ -75,9 +77,11 @@ def test_the_real_vocabulary(features):
     check(torch.randn(rows, 151_936, generator=generator) * 3, rules(rows, 151_936, features, generator))
 
 
-@pytest.mark.parametrize("kind", ["flat", "ties", "peaked", "few finite"])
+@pytest.mark.parametrize(
+    "kind", ["flat", "ties", "peaked", "few finite", "equal", "far apart", "far from 0", "beyond the grid"]
+)
 def test_thresholds_over_several_tiles(kind):
-    """Lists of few and of all ids, more than a lane has maxima, masses from nothing to nearly all."""
+    """Lists of few and of all ids, thresholds in any bin of the counts, masses from nothing to nearly all."""
     generator = torch.Generator().manual_seed(8)
     rows, vocabulary = 6, 9000
     logits = torch.randn(rows, vocabulary, generator=generator)
@@ -87,11 +91,66 @@ def test_thresholds_over_several_tiles(kind):
         logits[:, 100:120] += 15
     if kind == "few finite":
         logits[torch.rand(rows, vocabulary, generator=generator) < 0.995] = -torch.inf
+    if kind == "equal":
+        logits[:] = 1.5
+    if kind == "far apart":  # most scores lie below all bins but the last
+        logits *= 40
+    if kind == "far from 0":
+        logits += 3e4
+    if kind == "beyond the grid":  # where steps of the grid are lost in rounding
+        logits += 3e5
     arguments = rules(rows, vocabulary, (), generator)
     check(logits, {**arguments, "top_k": torch.tensor([1, 20, 1500, 9000, 0, 3], dtype=torch.int32)})
     check(logits, {**arguments, "top_p": torch.tensor([0.0, 0.3, 0.9, 0.9999, 1.0, 0.99999999])})
     both = {"top_k": torch.tensor([0, 20, 1500, 9000, 4, 1], dtype=torch.int32)}
     check(logits, {**arguments, **both, "top_p": torch.tensor([0.5, 0.5, 0.9, 1.0, 0.1, 0.9])})
+
+
+def test_min_p_beside_and_inside_the_others():
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(8, 9000, generator=generator) * 2
+    arguments = rules(8, 9000, (), generator) | {
+        "top_k": torch.tensor([0, 30, 2000, 0, 30, 2000, 9000, 1], dtype=torch.int32),
+        "top_p": torch.tensor([0.9, 0.9, 0.99, 0.9, 1.0, 0.5, 0.95, 0.9]),
+    }
+    for fractions in ([0.5] * 8, [1e-6] * 8, [0.0, 0.02, 0.0, 0.0, 0.3, 0.05, 0.01, 1.0]):
+        check(logits, arguments | {"min_p": torch.tensor(fractions)})
+
+
+def test_a_row_does_not_depend_on_the_others():
+    generator = torch.Generator().manual_seed(12)
+    logits = torch.randn(5, 9000, generator=generator) * 3
+    arguments = rules(5, 9000, ALL, generator)
+    together = sample_tokens(logits, **arguments, backend="triton")
+    for row in range(5):
+        alone = {name: values[row : row + 1] for name, values in arguments.items()}
+        for got, want in zip(sample_tokens(logits[row : row + 1], **alone, backend="triton"), together):
+            assert torch.equal(got, want[row : row + 1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"),
+    [({"top_k": torch.full((2,), 20, dtype=torch.int32)}, 100), ({"top_p": torch.full((2,), 0.9)}, 12_000)],
+)
+def test_few_scores_are_listed(rule, most, monkeypatch):
+    """The counts of the first read leave a bin to top-k, and three or four to top-p."""
+    module = importlib.import_module("fourdthinker.kernels.sample_tokens")
+    lists = []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                kernel[grid](*args, **options)
+                lists.append(args[kernel.arg_names.index("plan_ptr")][:, options["PARTS"]].tolist())
+
+            return run
+
+    kernel = module.sample_bracket_kernel
+    monkeypatch.setattr(module, "sample_bracket_kernel", Recorded())
+    logits = torch.randn(2, 151_936, generator=torch.Generator().manual_seed(13)) * 2
+    names = torch.arange(2)
+    check(logits, {"seeds": names, "steps": names, "temperature": torch.ones(2)} | rule)
+    assert all(0 < listed <= most for listed in lists[0]), lists
 
 
 def test_extremes_and_no_rows():

@@ -95,14 +95,19 @@ def sample_tokens(load: Load, extra: str) -> Case:
             "min_p": torch.full((rows,), 0.05),
         },
     }.get(extra, {})
-    # Once for the sums, and the part that is drawn from; to truncate the list of top scores and the weights.
-    reads = (3 if extra == "truncated" else 1) + load("_launch").DEFAULT["sample_scan"].block / vocabulary
+    # Once for the sums, and the part that is drawn from; to truncate once more.
+    truncated, block = extra == "truncated", load("_launch").DEFAULT["sample_scan"].block
+    reads = 1 + truncated + block / vocabulary
     return Case(
         lambda: load("sample_tokens").sample_tokens(
             logits, seeds=zero, steps=zero, temperature=torch.ones(rows), **more, backend="triton"
         ),
         floor=reads * rows * vocabulary * F32,
-        launches=["sample_scan_kernel", "sample_draw_kernel"],
+        launches=[
+            "sample_scan_kernel",
+            *["sample_bracket_kernel", "sample_list_kernel"] * truncated,
+            "sample_draw_kernel",
+        ],
     )
 
 

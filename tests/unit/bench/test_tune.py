@@ -1,0 +1,112 @@
+"""Tuning of launch settings, with a timer that knows how long each setting takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import _kernel_tune as tuner
+from bench._kernel_cases import Case
+from fourdthinker.kernels import _launch
+
+ARCH = 999
+
+
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch):
+    monkeypatch.setattr(_launch, "TUNED", {})
+
+
+def case(cost, *ops, alike=False):
+    """Takes the rows of ``ops`` from the table, and as long as ``cost`` says."""
+    return Case(
+        "op", "size", "mode",
+        {"ours": lambda: torch.tensor(float(sum(cost(_launch.row(op, ARCH)) for op in ops)))}, alike=alike,
+    )  # fmt: skip
+
+
+def timed(calls):
+    taken = {name: float(call()) for name, call in calls.items()}
+    return {name: [seconds, seconds * 1.01, seconds * 0.99] for name, seconds in taken.items()}
+
+
+def test_the_fastest_setting_is_found_and_the_others_stay():
+    one = case(lambda row: {2: 5.0, 4: 3.0, 8: 1.0}[row.num_warps] + (row.block == 512), "silu_mul")
+    rows = tuner.tune([one], ARCH, timed)
+    assert rows == {"silu_mul": replace(_launch.DEFAULT["silu_mul"], num_warps=8)}
+    assert _launch.TUNED[ARCH] == {}  # measured, not yet in use
+
+
+def test_a_small_gain_is_not_taken():
+    one = case(lambda row: 1.0 - 0.001 * row.num_warps, "silu_mul")
+    assert tuner.tune([one], ARCH, timed) == {}
+
+
+def test_a_kernel_is_judged_by_all_cases_that_launch_it():
+    more = case(lambda row: 1 / row.num_warps, "silu_mul")
+    fewer = case(lambda row: row.num_warps**2, "silu_mul")  # loses twice what it gains
+    assert tuner.tune([more], ARCH, timed)["silu_mul"].num_warps == 8
+    assert tuner.tune([more, fewer], ARCH, timed)["silu_mul"].num_warps == 2
+
+
+def test_kernels_of_one_case_are_tuned_one_after_another():
+    two = case(lambda row: 1 / row.num_warps, "silu_mul", "logits_grad")
+    rows = tuner.tune([two], ARCH, timed)
+    assert {op: row.num_warps for op, row in rows.items()} == {"silu_mul": 8, "logits_grad": 16}
+
+
+def test_settings_that_fail_or_give_another_loss_are_left_out(caplog):
+    def cost(row):
+        if row.num_warps == 8:
+            raise RuntimeError("out of resource: shared memory")
+        return 1.0 if row.num_warps == 4 else 0.5
+
+    with caplog.at_level(logging.INFO):
+        assert tuner.tune([case(cost, "silu_mul", alike=True)], ARCH, timed) == {}
+    assert "out of resource" in caplog.text
+    assert "gives 0.5 instead of 1.0" in caplog.text
+
+
+def test_the_block_that_decides_ids_is_not_tried():
+    assert {launch.block for launch in tuner.neighbours("sample_scan", _launch.DEFAULT["sample_scan"])} == {
+        8192
+    }
+    blocks = {launch.block for launch in tuner.neighbours("silu_mul", _launch.DEFAULT["silu_mul"])}
+    assert blocks == {512, 1024, 2048}
+    assert _launch.DEFAULT["silu_mul"] in tuner.neighbours("silu_mul", _launch.DEFAULT["silu_mul"])
+
+
+def test_rows_are_written_for_one_gpu_and_read_again(tmp_path):
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"80": {"silu_mul": {"num_warps": 2, "block": 512}}, "90": {}}))
+    row = _launch.Launch(num_warps=16, block=2048)
+    tuner.write(path, 90, {"silu_mul": row})
+    assert _launch.read_tuned(path) == {
+        80: {"silu_mul": _launch.Launch(num_warps=2, block=512)}, 90: {"silu_mul": row},
+    }  # fmt: skip
+    assert [file.name for file in tmp_path.iterdir()] == ["tuned.json"]
+
+
+def test_measured_rows_come_first(monkeypatch):
+    row = _launch.Launch(num_warps=1, block=64)
+    monkeypatch.setitem(_launch.TUNED, 90, {"silu_mul": row, "prefix_decode_prompt": row})
+    assert _launch.row("silu_mul", 90) == _launch.row("prefix_decode_prompt", 90) == row
+    assert _launch.row("silu_mul", 80) == _launch.row("silu_mul", None) == _launch.DEFAULT["silu_mul"]
+
+
+def test_rows_in_the_file_are_of_known_kernels():
+    for rows in _launch.read_tuned(_launch.TUNED_FILE).values():
+        assert set(rows) <= set(_launch.DEFAULT)
+
+
+def test_without_a_gpu_tuning_is_refused(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = _launch.TUNED_FILE.read_text()
+    assert command.run(["kernels", "--tune"]) == 2
+    assert "--tune measures launch settings, and this machine has no GPU" in caplog.text
+    assert _launch.TUNED_FILE.read_text() == before
