@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fourdthinker.kernels import grpo_loss, linear_grpo_loss, linear_logprobs, l
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {"bias": bias, "softcap": softcap, "temperature": temperature}
     for bias, softcap, temperature in product((False, True), (None, 3.0), (1.0, 0.6))
 ]
