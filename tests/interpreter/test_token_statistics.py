@@ -59,7 +59,7 @@ def test_of_hidden_states(options, backend):
     own = [leaf.clone().requires_grad_() for leaf in leaves]
     more = options | {"bias": own[2] if options["bias"] else None}
     values, statistics = linear_logprobs(
-        *own[:2], target, mask=mask, return_statistics=True, chunk_rows=3, backend=backend, **more
+        own[0], own[1], target, mask=mask, return_statistics=True, chunk_rows=3, backend=backend, **more
     )
     got = [values, *statistics]
     for value, right in zip(got, want, strict=True):
@@ -107,7 +107,14 @@ def test_beside_every_loss_and_its_gradients(kind, options, backend):
         own = [leaf.clone().requires_grad_() for leaf in leaves]
         more = options | {"bias": own[2] if options["bias"] else None}
         loss, _, metrics = linear_grpo_loss(
-            *own[:2], target, return_statistics=statistics, chunk_rows=3, backend=backend, **given, **more
+            own[0],
+            own[1],
+            target,
+            return_statistics=statistics,
+            chunk_rows=3,
+            backend=backend,
+            **given,
+            **more,
         )
         loss.backward()
         results.append([loss.detach(), *(leaf.grad for leaf in own if leaf.grad is not None)])
