@@ -22,7 +22,9 @@ from fourdthinker.files import LETTERS
 from fourdthinker.synth.questions import Question
 
 OPTIONS = 4
-_COMMON = 1.5  # an answer takes part at most this often, as a multiple of the median answer of its pool
+# An answer takes part at most this often: a multiple of the median answer of its pool, or, where there are
+# many answers, a share of the pool.
+_COMMON, _SHARE = 1.5, 1 / 16
 
 ALONE = "options: no other track has another answer of this kind"
 COMMON = "options: answer too common in this corpus"
@@ -83,11 +85,12 @@ def add_options(questions: Sequence[Question], seed: int, *, every: bool = False
 def _balanced(
     members: Sequence[Question], rng: np.random.Generator, rejected: dict[str, str]
 ) -> dict[str, list[Question]]:
-    """Questions by answer, in random order, none of the answers much more often than the median one."""
+    """Questions by answer, in random order, none of the answers much more often than the others."""
     by_answer: dict[str, list[Question]] = defaultdict(list)
     for index in rng.permutation(len(members)):
         by_answer[normal(members[index].answer)].append(members[index])
-    most = max(1, int(_COMMON * float(np.median([len(found) for found in by_answer.values()]))))
+    median = float(np.median([len(found) for found in by_answer.values()]))
+    most = max(1, int(max(_COMMON * median, _SHARE * len(members))))
     for found in by_answer.values():
         rejected |= {question.id: COMMON for question in found[most:]}
         del found[most:]

@@ -20,6 +20,7 @@ from fourdthinker.synth.questions.views import Array, camera_viewer, change_word
 GRID = 1.25  # of lengths: each value by the one below
 ANGLES = 15.0  # degrees between two values of the grid of angles
 CLEAR = 0.3  # of the distance between grid points: a value so near to one is asked as a choice
+TIMES = 1.5  # ratio between lengths of time whose answers are not options of one another
 LEAST = 0.2  # metres: smaller displacements are not asked for
 NEARER = ("the former is farther", "the former is nearer", "both are nearly as far")
 DIGITS = 2  # decimals of centres
@@ -67,13 +68,16 @@ def on_grid(value: float, unit: str) -> str | None:
     return None if abs(step - nearest) > CLEAR else f"{GRID**nearest:.2g} {unit}"
 
 
-def _numeric(facts: Facts, question: Question, choice: str | None) -> Iterator[Question]:
+def _numeric(question: Question, choice: str | None) -> Iterator[Question]:
     """A question for a number, and the same as a choice."""
     number = f"{question.value:.1f} {question.unit}"
     text = f"{question.text} {NUMBER.format(unit='metres' if question.unit == 'm' else question.unit)}"
     yield replace(question, id=f"{question.id}.number", text=text, answer=number, pool="")
     if choice is not None:
-        yield replace(question, answer=choice, pool=f"{question.type} choice")
+        # A long time goes with a long way, and the question names the time: options are of times as long.
+        length = question.support.instants[-1] - question.support.instants[0]
+        bucket = round(math.log(length) / math.log(TIMES)) if length > 0 else 0
+        yield replace(question, answer=choice, pool=f"{question.type} choice {bucket}")
 
 
 def _make(
@@ -153,7 +157,7 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
     if way >= LEAST:
         evidence = (f"the camera goes from its position at {seconds(start)} {way:.1f} m on",)
         made = _make(facts, "camera_displacement", rng, start, end, value=way, evidence=evidence)
-        yield from _numeric(facts, made, on_grid(way, "m"))
+        yield from _numeric(made, on_grid(way, "m"))
     nearest = [int(np.abs(viewer.times - t).argmin()) for t in (start, end)]
     turn = viewer.axes[nearest[0]] @ viewer.axes[nearest[1]].T
     angle = math.degrees(math.acos(float(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
@@ -162,7 +166,7 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
         made = _make(
             facts, "camera_rotation", rng, start, end, value=angle, unit="degrees", evidence=evidence
         )
-        yield from _numeric(facts, made, on_grid(angle, "degrees"))
+        yield from _numeric(made, on_grid(angle, "degrees"))
 
 
 def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Iterator[Question]:
@@ -175,7 +179,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
         facts, "camera_absolute_distance", rng, start, start, item=item, value=near,
         evidence=(f"at {seconds(start)} it is {near:.1f} m from the camera",),
     )  # fmt: skip
-    yield from _numeric(facts, made, on_grid(near, "m"))
+    yield from _numeric(made, on_grid(near, "m"))
     bearing = math.degrees(math.atan2(seen[0][0], seen[0][2]))
     yield from _bearing(facts, item, start, bearing, rng)
     first, last = interpolate(item.track.times, item.track.positions, (start, end))
@@ -185,7 +189,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
             facts, "object_displacement", rng, start, end, item=item, value=way,
             evidence=(f"in the scene it is {way:.1f} m from where it was",),
         )  # fmt: skip
-        yield from _numeric(facts, made, on_grid(way, "m"))
+        yield from _numeric(made, on_grid(way, "m"))
     change = far - near
     if abs(change) >= LEAST:
         made = _make(
@@ -196,7 +200,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
         size = on_grid(abs(change), "m")
         yield from (
             replace(q, answer=f"{q.answer} {word}")
-            for q in _numeric(facts, made, size)
+            for q in _numeric(made, size)
             if q.pool  # the number alone would not say which way
         )
 
@@ -231,7 +235,7 @@ def _of_two(
         facts, "object_absolute_distance", rng, instant, instant, item=item, other=other, value=apart,
         evidence=(f"at {seconds(instant)} they are {apart:.1f} m apart",),
     )  # fmt: skip
-    yield from _numeric(facts, made, on_grid(apart, "m"))
+    yield from _numeric(made, on_grid(apart, "m"))
     word = change_word(far, near, NEARER)
     if word is not None:
         made = _make(

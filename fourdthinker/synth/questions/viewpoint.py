@@ -49,7 +49,7 @@ def viewpoint_questions(facts: Facts, rng: np.random.Generator) -> list[Question
         rng: draws wordings.
 
     Returns:
-        Questions, each type a pool.
+        Questions; the viewers of a type have two pools, since a camera mostly sees what is in front of it.
     """
     items = named(facts)
     viewers: list[tuple[Viewer, str, float | None]] = [(camera_viewer(facts.camera), "the camera", None)]
@@ -110,7 +110,7 @@ def _of_pair(
             answer=found[0],
             start=0.0 if kind == "dir_pred" else start,
             end=shown,
-            pool=label,
+            pool=f"{label} from {'the camera' if name == viewer.name else 'an object'}",
             support=Support(item.track.name, tuple(t for t in instants if t <= shown + 1e-6)),
             evidence=found[1],
         )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fourdthinker.audit import Item, audit
 from fourdthinker.audit.texts import normal
 from fourdthinker.synth.options import ALONE, COMMON, SERVES, add_options
-from fourdthinker.synth.questions import Question, Support, ask
-from tests.unit.synth.scenes import scene
+from fourdthinker.synth.questions import Question, Support
 
 
 def question(index: int, answer: str, pool: str = "p", kind: str = "t") -> Question:
@@ -27,16 +25,6 @@ def questions(number: int, answers: int, seed: int = 0) -> list[Question]:
     rng = np.random.default_rng(seed)
     p = 1 / np.arange(1, answers + 1)
     return [question(i, f"answer {a}") for i, a in enumerate(rng.choice(answers, number, p=p / p.sum()))]
-
-
-def items(asked: tuple[Question, ...]) -> list[Item]:
-    return [
-        Item(
-            q.id, q.source, q.type, q.text, tuple(q.options.values()), list(q.options).index(str(q.letter)), i
-        )
-        for i, q in enumerate(asked)
-        if q.options
-    ]
 
 
 def test_wrong_options_are_answers_of_other_tracks_each_used_once() -> None:
@@ -134,20 +122,3 @@ def test_the_seed_decides() -> None:
     assert [q for q in add_options(more, 1).questions if q.pool == "p"] == list(
         add_options(made, 1).questions
     )
-
-
-def test_no_solver_beats_chance_on_5000_questions_of_every_type() -> None:
-    asked: list[Question] = []
-    kinds: dict[str, int] = defaultdict(int)
-    made = [q for index in range(2600) for q in ask(scene(index), 0)]
-    for q in add_options(made, 0).questions:
-        if q.options and kinds[q.type] < 300:
-            kinds[q.type] += 1
-            asked.append(q)
-    assert len(asked) >= 5000
-    found = audit(items(tuple(asked)), folds=5)
-    assert found.leaks == ()
-    for line in found.lines:
-        if line.type is None:
-            half = 1.96 * np.sqrt(line.chance * (1 - line.chance) / line.questions)
-            assert abs(line.accuracy - line.chance) < half * 1.3, line
