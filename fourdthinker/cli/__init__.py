@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from fourdthinker import __version__
 from fourdthinker.cli import (
     audit,
+    compare,
     convert,
     demo,
     doctor,
@@ -68,7 +69,20 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="more log lines, and tracebacks of errors"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, synth, preview, generate, evaluate, audit, report, init, convert, probe, doctor):
+    for module in (
+        demo,
+        synth,
+        preview,
+        generate,
+        evaluate,
+        compare,
+        audit,
+        report,
+        init,
+        convert,
+        probe,
+        doctor,
+    ):
         command = module.add(commands)
         command.add_argument(
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate a checkpoint: answers.jsonl and results.json in the folder `--out`, a table on stdout."""
     from rich.console import Console
 
-    from fourdthinker.evaluate import baselines, evaluate, results_table, types_table
+    from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
     from fourdthinker.files import write_json
 
     config = sampling(arguments)
@@ -112,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         **baselines(records),
         "model": summary,
         "answered": summary["answered"],
+        **result.easi(),
+        **several_samples(result),
         "checkpoint": name,
         "data": [str(path) for path in arguments.data],
         "records_rejected": skipped,

@@ -2,23 +2,29 @@
 
 from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
 from fourdthinker.evaluate.clips import group_clips, read_clips
+from fourdthinker.evaluate.compare import Comparison, compare, load_result
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate, sample_seed
+from fourdthinker.evaluate.several import several_samples
 from fourdthinker.evaluate.table import results_table, types_table
 
 __all__ = [
     "BENCHMARKS",
     "BenchmarkData",
+    "Comparison",
     "EvalResult",
     "Question",
     "baselines",
+    "compare",
     "evaluate",
     "group_clips",
     "list_benchmarks",
+    "load_result",
     "paired_difference",
     "read_benchmark",
     "read_clips",
     "results_table",
     "sample_seed",
+    "several_samples",
     "types_table",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourdthinker.evaluate import scoring
+from fourdthinker.evaluate.easi import easi_letter
 from fourdthinker.evaluate.numeric import mean_relative_accuracy
 
 if TYPE_CHECKING:
@@ -152,6 +153,23 @@ class EvalResult:
             "answered": self._accuracies([i for i, q in enumerate(self.questions) if not q.failed]),
             "seconds": round(self.seconds, 3),
         }
+
+    def easi(self) -> dict[str, Any]:
+        """The accuracy with letters read as EASI does (`easi_letter`); numbers keep their score.
+
+        Returns:
+            easi: {accuracy, low, high, n} of the samples (at temperature 0 where there are none);
+            format_share: {mean, low, high} of that less the accuracy: what the form of the answers costs.
+        """
+        sampled = self.n > 0
+        rows = []
+        for q, strict in zip(self.questions, self.scores(), strict=True):
+            texts = q.texts if sampled else (q.greedy_text or "",)
+            lenient = bool(q.options) and not q.failed
+            rows.append(float(np.mean([easi_letter(t) == q.answer for t in texts])) if lenient else strict)
+        bounds = scoring.accuracy_interval(rows, self.clusters)
+        numbers = {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(rows)}
+        return {"easi": numbers, "format_share": scoring.paired_interval(rows, self.scores(), self.clusters)}
 
     def by_task(self, tasks: Mapping[str, str]) -> dict[str, Any]:
         """The numbers of the tasks that types of questions are grouped into.

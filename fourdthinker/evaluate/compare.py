@@ -1,0 +1,164 @@
+"""Two runs on the same questions: how much better one is, and which answers changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate.results import EvalResult, Question, paired_difference
+from fourdthinker.files import read_regular
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question that one of two runs answers rightly at temperature 0 and the other does not.
+
+    Attributes:
+        id, type: of the question.
+        right: the right answer.
+        a, b: the answers of the runs; None: nothing could be read.
+        gained: whether the second run is the one that is right.
+    """
+
+    id: str
+    type: str
+    right: str
+    a: str | None
+    b: str | None
+    gained: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second run less the first.
+
+    Attributes:
+        a, b: names of the runs.
+        questions: how many are paired.
+        greedy: difference at temperature 0, {"mean", "low", "high"}, interval clustered by video; None where
+            one of the runs has no such answers.
+        sampled: the same of sampled answers.
+        by_type: type -> the greedy difference, else the sampled one.
+        flips: questions that became right or wrong at temperature 0, in the order of the first run.
+        p: exact two-sided McNemar test of the flips; it takes questions for independent.
+        changed: share of the questions whose answer at temperature 0 is another one.
+    """
+
+    a: str
+    b: str
+    questions: int
+    greedy: dict[str, float] | None
+    sampled: dict[str, float] | None
+    by_type: dict[str, dict[str, float]]
+    flips: tuple[Flip, ...]
+    p: float | None
+    changed: float | None
+
+
+def load_result(folder: Path) -> EvalResult:
+    """The answers of a run, from the answers.jsonl of its folder.
+
+    Args:
+        folder: the `--out` of an evaluation, or the file itself.
+
+    Returns:
+        The result, in the order of the file; a question that was tried again counts as it ended.
+
+    Raises:
+        ConfigError: no such file, or not one of an evaluation.
+    """
+    path = folder / "answers.jsonl" if folder.is_dir() else folder
+    lines = read_regular(path).splitlines()
+    questions: dict[str, Question] = {}
+    number = 1
+    try:
+        settings = json.loads(lines[0])["settings"]
+        for line in lines[1:]:
+            number += 1
+            entry = json.loads(line)
+            del entry["seconds"]
+            question = Question.from_dict(entry)
+            questions[question.id] = question
+        name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}:{number}: not the answers of an evaluation ({error!r}); name its folder"
+        ) from error
+    return EvalResult(name, tuple(questions.values()), samples, greedy, settings)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar test.
+
+    Args:
+        gained: questions that only the second run gets right.
+        lost: questions that only the first run gets right.
+
+    Returns:
+        The probability of a split at least as uneven when both runs are equally good; 1 without any.
+    """
+    number = gained + lost
+    tail = sum(comb(number, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**number)
+
+
+def compare(a: EvalResult, b: EvalResult) -> Comparison:
+    """Pair two runs by the ids of their questions.
+
+    Args:
+        a: the one, the base.
+        b: the other, whose gain is sought.
+
+    Returns:
+        Differences b − a with intervals, and the flips.
+
+    Raises:
+        ConfigError: they are not about the same questions.
+    """
+    other = {q.id: q for q in b.questions}
+    odd = [q.id for q in a.questions if q.id not in other or _asked(q) != _asked(other[q.id])]
+    odd += sorted(set(other) - {q.id for q in a.questions})
+    if odd:
+        raise ConfigError(
+            f"{a.name!r} and {b.name!r} answered different questions ({len(odd)}, first {odd[:3]}); "
+            "evaluate both on the same data to the end"
+        )
+    greedy = a.greedy and b.greedy
+    pairs = [(q, other[q.id]) for q in a.questions]
+    flips = tuple(_flips(pairs)) if greedy else ()
+    gained = sum(flip.gained for flip in flips)
+    kinds = sorted({q.type for q in a.questions})
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        questions=len(pairs),
+        greedy=paired_difference(b, a, greedy=True) if greedy else None,
+        sampled=paired_difference(b, a) if a.n and b.n else None,
+        by_type={kind: paired_difference(_only(b, kind), _only(a, kind), greedy=greedy) for kind in kinds},
+        flips=flips,
+        p=mcnemar(gained, len(flips) - gained) if greedy else None,
+        changed=sum(x.greedy != y.greedy for x, y in pairs) / len(pairs) if greedy and pairs else None,
+    )
+
+
+def _asked(question: Question) -> tuple[Any, ...]:
+    return question.options, question.answer, question.cluster
+
+
+def _only(result: EvalResult, kind: str) -> EvalResult:
+    questions = tuple(q for q in result.questions if q.type == kind)
+    return EvalResult(result.name, questions, result.n, result.greedy)
+
+
+def _flips(pairs: list[tuple[Question, Question]]) -> list[Flip]:
+    """Questions of which one run is right, and the other is not; a number is right at a score of 1."""
+    out = []
+    for x, y in pairs:
+        before, after = x.score(x.greedy) == 1.0, y.score(y.greedy) == 1.0
+        if before != after:
+            out.append(Flip(x.id, x.type, x.answer, x.greedy, y.greedy, after))
+    return out

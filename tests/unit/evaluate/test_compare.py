@@ -1,0 +1,85 @@
+"""Two runs compared: pairing, intervals, the test, the flips, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fourdthinker.cli import main
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate import EvalResult, Question, compare, load_result, scoring
+from fourdthinker.evaluate.compare import mcnemar
+from fourdthinker.evaluate.journal import Journal
+
+OPTIONS = {"A": "left", "B": "right"}
+
+
+def run(name: str, greedy: str, clips: str) -> EvalResult:
+    """One question a letter; the right answer is A."""
+    questions = tuple(
+        Question(f"q{i}", "t" if i % 2 else "s", clip, OPTIONS, "A", greedy=None if letter == "-" else letter)
+        for i, (letter, clip) in enumerate(zip(greedy, clips, strict=True))
+    )
+    return EvalResult(name, questions, 0, True, {"name": name, "n": 0, "greedy": True})
+
+
+def save(result: EvalResult, folder) -> None:
+    with Journal(folder / "answers.jsonl", result.settings) as journal:
+        journal.add([replace(result.questions[0], failed="gone")], 1.0)  # tried again below
+        journal.add(result.questions, 1.0)
+
+
+def test_mcnemar_against_sums_by_hand():
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 0) == mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert mcnemar(3, 3) == 1.0
+    assert 0 < mcnemar(900, 700) < 1e-5
+
+
+def test_differences_are_paired_and_clustered():
+    a, b = run("a", "AABBBB", "xxyyzz"), run("b", "AAAAB-", "xxyyzz")
+    found = compare(a, replace(b, questions=b.questions[::-1]))  # whatever the order
+    assert found.greedy == scoring.mean_interval([0, 0, 1, 1, 0, 0], list("xxyyzz"))
+    assert found.greedy["low"] < scoring.mean_interval([0, 0, 1, 1, 0, 0])["low"]  # clips widen it
+    assert [f.id for f in found.flips] == ["q2", "q3"]
+    assert all(f.gained for f in found.flips)
+    assert found.p == mcnemar(2, 0)
+    assert found.changed == pytest.approx(3 / 6)
+    assert found.sampled is None
+    assert found.by_type["t"]["mean"] == pytest.approx(1 / 3)
+    assert compare(b, a).greedy["mean"] == pytest.approx(-1 / 3)
+
+
+def test_other_questions_are_refused():
+    a, b = run("a", "AB", "xy"), run("b", "AB", "xy")
+    changed = (b.questions[0], replace(b.questions[1], answer="B"))
+    for other in (
+        replace(b, questions=b.questions[:1]),
+        replace(b, questions=changed),
+        run("b", "ABA", "xyz"),
+    ):
+        with pytest.raises(ConfigError, match="answered different questions"):
+            compare(a, other)
+
+
+def test_the_command(tmp_path, capsys):
+    for name, letters in (("a", "AABB"), ("b", "BAAA")):
+        save(run(name, letters, "wxyz"), tmp_path / name)
+    assert load_result(tmp_path / "a").questions == run("a", "AABB", "wxyz").questions
+    out = tmp_path / "difference.json"
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out), "--flips", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "2 became right, 1 wrong" in said
+    assert "− q0: A -> B, right is A" in said
+    assert "q2" not in said
+    assert [f["id"] for f in json.loads(out.read_text())["flips"]] == ["q0", "q2", "q3"]
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "answers.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(ConfigError, match="not the answers of an evaluation"):
+        load_result(tmp_path)
+    assert main(["compare", str(tmp_path), str(tmp_path / "none")]) == 2
