@@ -110,7 +110,10 @@ def without_grad(call: Call) -> Call:
 
 def _present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, str]]:
     """The calls there are, and why the others are not: ``peers`` and the arguments decide."""
-    why = {"torch.compile": "left out", "Liger": "not installed, or needs a GPU"}
+    why = {
+        "torch.compile": "left out", "Liger": "not installed, or needs a GPU",
+        "TRL fused head": "not installed: pip install trl",
+    }  # fmt: skip
     missing = {name: why.get(name, "not in this torch") for name, call in calls.items() if call is None}
     return {name: call for name, call in calls.items() if call is not None}, missing
 
@@ -167,6 +170,16 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             options=GrpoOptions(beta=peers.BETA),
         )[0]  # fmt: skip
 
+    head = peers.trl_logprobs()
+
+    def trl_ce(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        assert head is not None
+        return -head(x, weight, target).mean()
+
+    def trl_grpo(x: Tensor, weight: Tensor) -> Tensor:
+        assert head is not None
+        return peers.eager_grpo(head(x, weight, target), gains, mask, old, ref)
+
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
     liger = peers.liger_grpo()
@@ -178,6 +191,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         calls, absent = _present({
             "ours": _step(linear_cross_entropy, leaves, flat, weight, flat_target),
             "eager": _step(eager_ce, leaves, flat, weight, flat_target),
+            "TRL fused head": _step(trl_ce if head else None, leaves, flat, weight, flat_target),
             "torch.compile": _step(compiled_ce, leaves, flat, weight, flat_target),
             "Liger": _step(peers.liger_cross_entropy(), leaves, flat, weight, flat_target),
             "F.linear_cross_entropy": _step(
@@ -189,26 +203,31 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             "ours": _step(ours_grpo, leaves, x, weight),
             "its matmuls alone": functools.partial(_matmuls, flat.detach(), weight.detach(), not frozen),
             "eager (TRL)": _step(eager_grpo, leaves, x, weight),
+            "TRL fused head": _step(trl_grpo if head else None, leaves, x, weight),
             "torch.compile": _step(compiled_grpo, leaves, x, weight),
             "Liger": _step(liger, leaves, x, weight, target, gains, mask, old, ref),
         })  # fmt: skip
         yield Case("linear_grpo_loss", size, mode, calls, flops=flops, dw=not frozen, absent=absent)
     weight = matrix.clone()
-    calls = {
+    calls, absent = _present({
         "ours": without_grad(lambda: -linear_logprobs(x, weight, target).mean()),
         "eager (TRL)": without_grad(lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean()),
-    }
-    yield Case("linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary)
+        "TRL fused head": without_grad(lambda: trl_ce(x, weight, target)) if head else None,
+    })  # fmt: skip
+    yield Case(
+        "linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary, absent=absent
+    )  # fmt: skip
     weight = matrix.clone().requires_grad_()
-    calls = {
+    calls, absent = _present({
         "ours": trained(lambda: -linear_logprobs(x, weight, target).mean(), x, weight),
         "eager (TRL)": trained(
             lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean(), x, weight
         ),
-    }
+        "TRL fused head": _step(trl_ce if head else None, (x, weight), x, weight, target),
+    })  # fmt: skip
     yield Case(
         "linear_logprobs", size, "forward+backward, head trained", calls,
-        flops=8 * rows * width * vocabulary, dw=True,
+        flops=8 * rows * width * vocabulary, dw=True, absent=absent,
     )  # fmt: skip
 
 

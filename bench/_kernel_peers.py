@@ -76,6 +76,23 @@ def eager_decode(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query[:, :, None], keys, values, enable_gqa=True)[:, :, 0]
 
 
+def trl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """TRL's fused head, log-probabilities alone: Triton on CUDA, else torch; None where not installed."""
+    if importlib.util.find_spec("trl") is None:
+        return None
+    from trl.kernels import ChunkedLogProbFunction
+
+    def run(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        # no bias, temperature 1, TRL's own chunk of 32,768 ids, no softcap, no scale, no other output
+        out = ChunkedLogProbFunction.apply(
+            rows, weight, None, target.reshape(-1), 1.0, 32_768, None, 1.0, ()
+        )  # fmt: skip
+        return out[0].view(target.shape)
+
+    return run
+
+
 def liger_grpo() -> Callable[..., Tensor] | None:
     """Liger's chunked fused linear GRPO loss (plain torch inside), or None where it is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:

@@ -45,7 +45,9 @@ def run_case(case: Case, device: str, repeats: int, fastest: dict[str, float]) -
     for name, call in case.calls.items():
         try:
             values[name] = call()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
+        except (
+            RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, ImportError
+        ) as error:  # fmt: skip
             if name == "ours":
                 raise
             absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
@@ -12,7 +13,7 @@ import torch
 from bench import __main__ as command
 from bench import _measure as measure
 from bench import kernels
-from bench._kernel_cases import SIZES, Case
+from bench._kernel_cases import FAMILIES, SIZES, Case
 
 
 @pytest.fixture
@@ -40,8 +41,15 @@ def test_a_run_times_compares_and_saves(results, capsys):
         assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
         assert row.get("same_loss", True), f"{row['candidate']} of {row['op']} computes another loss"
     every = {row["candidate"] for row in saved["rows"] if "op" in row}
-    assert {"ours", "eager", "eager (TRL)", "torch.compile"} <= every
+    assert {"ours", "eager", "eager (TRL)", "torch.compile", "TRL fused head"} <= every
     assert "linear_grpo_loss" in capsys.readouterr().out
+
+
+def test_the_fused_head_of_trl_is_raced_or_named():
+    installed = importlib.util.find_spec("trl") is not None
+    for case in FAMILIES["head"](SIZES["tiny"], "cpu", False):
+        assert ("TRL fused head" in case.calls) is installed
+        assert ("TRL fused head" in case.absent) is not installed
 
 
 def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
