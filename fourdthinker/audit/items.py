@@ -1,11 +1,12 @@
 """Questions as an audit sees them: text alone, no media. One reader for every form of file.
 
 Read are JSONL and JSON lists of records (DIFT, 4DRL, our superset, MLLM-4D, plain questions), VLM4D's and
-Dyn-Bench's lists, and DSR's object of lists by video. What a file is, its keys say.
+Dyn-Bench's lists, DSR's object of lists by video, and its Parquet. What a file is, its keys say.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def read_questions(path: PathLike) -> QuestionFile:
     """Read a file of questions. Media are not looked for.
 
     Args:
-        path: JSONL or JSON.
+        path: JSONL, JSON or Parquet.
 
     Returns:
         Its questions.
@@ -119,6 +120,8 @@ Entry = tuple[str, str | None, dict[str, Any]]  # where, the video if the file's
 
 
 def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], bytes]]:
+    if raw.startswith(b"PAR1"):
+        return _parquet(name, raw)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,6 +143,28 @@ def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
         ]
         return _objects(entries), lambda dropped: _dump(_without(whole, dropped))
     return _lines(name, text)
+
+
+def _parquet(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], bytes]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is Parquet, which needs pyarrow: pip install fourdthinker[eval]"
+        ) from error
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(raw))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise RecordError(f"{name}: no readable Parquet ({error}); fetch the file once more") from error
+
+    def rewrite(dropped: set[int]) -> bytes:
+        out = io.BytesIO()
+        kept = [index for index in range(table.num_rows) if index not in dropped]
+        pyarrow.parquet.write_table(table.take(kept), out)
+        return out.getvalue()
+
+    return [(f"{name}: row {i + 1}", None, row) for i, row in enumerate(table.to_pylist())], rewrite
 
 
 def _lines(name: str, text: str) -> tuple[list[Entry], Callable[[set[int]], bytes]]:

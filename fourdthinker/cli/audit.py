@@ -32,7 +32,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="JSONL or JSON with questions; each is audited apart",
+        help="JSONL, JSON or Parquet with questions; each is audited apart",
     )
     parser.add_argument(
         "--prune", type=output, metavar="OUT", help="write the file without the items that give most away"

@@ -78,6 +78,30 @@ def test_benchmarks_are_read(tmp_path: Path, value: object, group: str | None, a
     assert group is None or item.group == group
 
 
+def test_parquet_is_read_and_written(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is missing: fourdthinker[eval]")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is missing: fourdthinker[eval]")
+    row = {
+        "videoID": "yt_1",
+        "question": "Which way?",
+        "options": DYN["options"],
+        "answer": "B",
+        "type": "abs_dir",
+    }
+    table = arrow.Table.from_pylist([row, {**row, "videoID": "yt_2"}])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    file = read_questions(tmp_path / "a.parquet")
+    assert [(item.group, item.type, item.answer, item.options[1]) for item in file.items] == [
+        ("yt_1", "abs_dir", 1, "right"),
+        ("yt_2", "abs_dir", 1, "right"),
+    ]
+    write_without(file, [0], tmp_path / "b.parquet")
+    assert [item.group for item in read_questions(tmp_path / "b.parquet").items] == ["yt_2"]
+    (tmp_path / "c.parquet").write_bytes(b"PAR1nonsense")
+    with pytest.raises(RecordError, match="no readable Parquet"):
+        read_questions(tmp_path / "c.parquet")
+
+
 def test_an_answer_that_is_a_text_wins_over_a_letter(tmp_path: Path) -> None:
     entry = {**VLM4D, "choices": {"A": "B", "B": "A"}, "answer": "A"}
     (item,) = read_questions(write(tmp_path / "a.json", [entry])).items
