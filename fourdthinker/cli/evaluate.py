@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FEWEST = 30  # multiple-choice questions that solvers without eyes are tried on
+
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker eval`."""
@@ -55,7 +57,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch", type=int, default=16, help="questions in one batch (default: %(default)s)")
     parser.add_argument(
-        "--frames", choices=("black", "other"), help="show black frames, or another clip's, instead"
+        "--frames",
+        choices=("black", "other", "none"),
+        help="show black frames, another clip's, or none at all, instead",
     )
     add_sampling(parser, temperature=1.0)
     parser.set_defaults(run=run)
@@ -110,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = result.summary()
     results = {
         **baselines(records),
+        **_priors(records),
         "model": summary,
         "answered": summary["answered"],
         **result.easi(),
@@ -180,6 +185,40 @@ def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Reco
     if data.missing:
         log.warning("%d media are missing, such as %s", len(data.missing), data.missing[0])
     return data.records, data
+
+
+def _priors(records: list[Record]) -> dict[str, Any]:
+    """What the text of the options and the best of the audit's solvers reach; {} for too few questions."""
+    from fourdthinker.audit import Item, audit
+    from fourdthinker.evaluate import cluster_of
+
+    choices = [r for r in records if r.options and r.answer]
+    if len(choices) < FEWEST or len({cluster_of(r) for r in choices}) < 2:
+        return {}
+    items = [
+        Item(
+            id=r.id, group=cluster_of(r), type=r.type or "", question=r.question,
+            options=tuple(r.options.values()), answer=list(r.options).index(str(r.answer)), index=i,
+        )
+        for i, r in enumerate(choices)
+    ]  # fmt: skip
+    try:
+        lines = [line for line in audit(items).lines if line.type is None]
+    except ImportError as error:
+        log.warning("no option-text prior beside the accuracy: %s", error)
+        return {}
+    best = max(lines, key=lambda line: line.accuracy)
+    prior = next(line for line in lines if line.solver == "option text")
+    return {
+        key: {
+            "accuracy": line.accuracy,
+            "low": line.low,
+            "high": line.high,
+            "n": line.questions,
+            "solver": line.solver,
+        }
+        for key, line in (("option_prior", prior), ("blind_solver", best))
+    }
 
 
 def _benchmark(name: str, data: BenchmarkData, result: EvalResult, summary: dict[str, Any]) -> dict[str, Any]:

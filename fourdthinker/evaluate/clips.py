@@ -19,8 +19,8 @@ from fourdthinker.samples import Prompt, Vision
 if TYPE_CHECKING:
     from fourdthinker.vision import VisionSpec
 
-Override = Literal["black", "other"]
-OVERRIDES = ("black", "other")
+Override = Literal["black", "other", "none"]
+OVERRIDES = ("black", "other", "none")
 _READ_AHEAD = 2  # clips decoded while the model works
 
 
@@ -96,7 +96,9 @@ def derangement(number: int, seed: int = 0) -> list[int]:
 
 
 def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[Clip]:
-    """The clip that is shown for each clip: itself, or with "other" a clip of another source."""
+    """The clip shown for each clip: itself, with "other" one of another source, with "none" none."""
+    if override == "none":
+        return [replace(clip, record=text_only(clip.record)) for clip in clips]
     if override != "other":
         return list(clips)
     first = {clip.source: clip for clip in reversed(clips)}  # reversed: the first clip of a source stays
@@ -104,6 +106,11 @@ def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[
     shuffled = derangement(len(sources), seed)
     other = {source: first[sources[shuffled[i]]] for i, source in enumerate(sources)}
     return [other[clip.source] for clip in clips]
+
+
+def text_only(record: Record) -> Record:
+    """The record without its pictures."""
+    return replace(record, video=None, frames=None, start=None, end=None, fps=None, seconds=None)
 
 
 def blacken(vision: Vision, spec: VisionSpec) -> Vision:
@@ -124,8 +131,13 @@ def override_prompts(
     prompt.
 
     Raises:
-        ConfigError: a prompt has no pictures, or (with "other") no other source has the same grid.
+        ConfigError: "none", which is another prompt; a prompt has no pictures, or (with "other") no other
+            source has the same grid.
     """
+    if override == "none":
+        raise ConfigError(
+            "frames_override='none' changes the prompts; leave out prompts, or the pictures in them"
+        )
     out = list(prompts)
     shapes = [_shape(prompt) for prompt in prompts]
     if override == "black":

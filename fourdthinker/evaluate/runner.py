@@ -23,6 +23,7 @@ from fourdthinker.evaluate.clips import (
     group_clips,
     override_prompts,
     read_clips,
+    text_only,
 )
 from fourdthinker.evaluate.journal import Journal
 from fourdthinker.evaluate.numeric import parse_number
@@ -77,8 +78,9 @@ def evaluate(
         greedy: whether to answer at temperature 0 too.
         config: sampling settings; None: `SamplingConfig()`.
         batch_prompts: prompts in one call of the sampler, n rows each.
-        frames_override: "black" shows black frames, "other" those of another clip, by a deterministic
-            exchange that leaves no clip where it was. What is still answered does not come from the pixels.
+        frames_override: "black" shows black frames, "none" no frames at all, "other" those of another clip,
+            by a deterministic exchange that leaves no clip where it was. What is still answered does not
+            come from the pixels.
         prompts: one encoded prompt for each record, best with `vision.features`; None: `encoder` makes them.
         journal: a JSONL file to which answers are appended as they come, and from which an evaluation that
             was interrupted goes on; None: none is kept.
@@ -239,13 +241,14 @@ def _encoded(
         if isinstance(vision, VideoError):
             yield from (_question(records[i], failed=str(vision)) for i in rows)
             continue
-        if override is not None:
+        if override in ("black", "other"):
             if vision is None:
                 raise ConfigError(f"{records[rows[0]].where}: frames_override needs records with pictures")
             vision = blacken(vision, encoder.spec) if override == "black" else vision
         for i in rows:
             try:
-                yield i, encoder.prompt(records[i], frames=vision)
+                asked = text_only(records[i]) if override == "none" else records[i]
+                yield i, encoder.prompt(asked, frames=vision)
             except RecordError as error:  # a control token of this model's tokenizer
                 yield _question(records[i], failed=str(error))
 

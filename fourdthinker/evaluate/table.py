@@ -12,6 +12,8 @@ from rich.table import Table
 LABELS = {
     "chance": "Chance",
     "majority": "Majority class",
+    "option_prior": "Option-text prior",
+    "blind_solver": "Best solver without the video",
     "model": "Model",
     "answered": "Model, answered questions alone",
     "easi": "Model, letters read as EASI does",

@@ -23,7 +23,7 @@ from fourdthinker.evaluate import (
     paired_difference,
     results_table,
 )
-from fourdthinker.evaluate.clips import derangement, group_clips, override_prompts
+from fourdthinker.evaluate.clips import cluster_of, derangement, group_clips, override_prompts
 from fourdthinker.evaluate.runner import sample_seed
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
@@ -232,8 +232,20 @@ def test_overrides_show_something_else_than_the_clip(world: Any, monkeypatch: py
         assert any(torch.equal(shown, own[other.id]) for other in records if other.frames != record.frames)
     assert len({p[0].sum().item() for p in seen.values()}) == 3  # nobody is shown twice
 
+    monkeypatch.setattr(CountingSampler, "sample", original)
+    asked: list[Any] = []
+    monkeypatch.setattr(encoder, "prompt", lambda r, frames=None: asked.append((r, frames)) or text_prompt(r))
+    text_prompt = type(encoder).prompt.__get__(encoder)
+    result = run(world, records=[*records, world[2][6]], frames_override="none")  # the last cannot be read
+    assert not any(q.failed for q in result.questions)
+    assert {q.cluster for q in result.questions} == {cluster_of(r) for r in world[2][:7]}
+    assert all(frames is None and r.frames is None for r, frames in asked)
+    monkeypatch.undo()
+
     prompts = [encoder.prompt(r) for r in records]
     clips = group_clips(records)
+    with pytest.raises(ConfigError, match="changes the prompts"):
+        override_prompts(prompts, clips, "none", 0, encoder.spec)
     others = override_prompts(prompts, clips, "other", 0, encoder.spec)
     for before, after in zip(prompts, others, strict=True):
         assert after.vision is not None
