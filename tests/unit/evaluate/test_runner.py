@@ -234,8 +234,8 @@ def test_overrides_show_something_else_than_the_clip(world: Any, monkeypatch: py
 
     monkeypatch.setattr(CountingSampler, "sample", original)
     asked: list[Any] = []
+    text_prompt: Any = encoder.prompt
     monkeypatch.setattr(encoder, "prompt", lambda r, frames=None: asked.append((r, frames)) or text_prompt(r))
-    text_prompt = type(encoder).prompt.__get__(encoder)
     result = run(world, records=[*records, world[2][6]], frames_override="none")  # the last cannot be read
     assert not any(q.failed for q in result.questions)
     assert {q.cluster for q in result.questions} == {cluster_of(r) for r in world[2][:7]}
