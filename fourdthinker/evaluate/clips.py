@@ -25,7 +25,14 @@ _READ_AHEAD = 2  # clips decoded while the model works
 
 
 def cluster_of(record: Record) -> str:
-    """The source a record asks about: its video, whatever part of it, or its frames; its id without any."""
+    """The source a record asks about.
+
+    Args:
+        record: the question.
+
+    Returns:
+        Its video, whatever part of it, or its frames; its id without any.
+    """
     if record.video is not None:
         return record.video
     return "\n".join(record.frames) if record.frames else f"text:{record.id}"
