@@ -84,7 +84,7 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
         A row for every model or baseline, then one for every comparison.
     """
     table = Table(title=title or None)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
         table.add_column(column, justify="right")
     for key, entry in models(results).items():
