@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.labels import camera_of, moves_of, objects_of
+from fourdthinker.synth.labels import camera_of, moves_of, objects_of, unclear_of
 from fourdthinker.synth.questions import Facts, ObjectFacts, Question, Support, ask
 
 
@@ -28,7 +29,15 @@ def facts_of(clip: str, source: str, results: Mapping[str, Any]) -> Facts:
         ObjectFacts(track, words["direction"], words["distance"], words["speed"])
         for track, words in zip(objects_of(results), results["motion"]["objects"], strict=True)
     ]
-    return Facts(clip, source, float(camera.times[-1]), camera, moves_of(results), tuple(things))
+    return Facts(
+        clip,
+        source,
+        float(camera.times[-1]),
+        camera,
+        moves_of(results),
+        tuple(things),
+        unclear_of(results),
+    )
 
 
 def questions(context: Context) -> dict[str, Any]:
@@ -38,6 +47,29 @@ def questions(context: Context) -> dict[str, Any]:
     if not found:
         raise RejectError("nothing clear to ask about")
     return {"questions": found}
+
+
+def shown_frames(question: Question, ingest: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+    """The frames of the clip that go with a question.
+
+    Args:
+        question: one about the clip; a prediction asks for what comes after its end.
+        ingest: result of that stage.
+
+    Returns:
+        Paths, and seconds of each; of a prediction only those up to its end.
+    """
+    kept = [
+        (path, second)
+        for path, second in zip(ingest["frames"], ingest["seconds"], strict=True)
+        if second <= latest(question.type, question.end)
+    ]
+    return [path for path, _ in kept], [second for _, second in kept]
+
+
+def latest(kind: str, end: float) -> float:
+    """Seconds up to which a question of that type and end may show the clip."""
+    return end + 1e-6 if kind.endswith("_dir_pred") else math.inf
 
 
 def question_of(values: Mapping[str, Any]) -> Question:

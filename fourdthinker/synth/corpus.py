@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.synth.asking import facts_of, question_of
+from fourdthinker.synth.asking import facts_of, question_of, shown_frames
 from fourdthinker.synth.imagery import from_above
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Journal
@@ -127,7 +127,8 @@ def _narrated(
 
 
 def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
-    frames, shown = clip.results["ingest"], clip.results["imagery"][question.id]
+    frames, times = shown_frames(question, clip.results["ingest"])
+    shown = clip.results["imagery"][question.id]
     labels = [f"{k}, {t:.1f} s" for k, t in zip(shown["kinds"], shown["instants"], strict=True)]
     extra: dict[str, Any] = {"interval": [question.start, question.end], "imagery": labels}
     extra["above"] = _above(facts, question.support.object)
@@ -141,8 +142,8 @@ def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> M
         question.options,
         question.letter or question.answer,
         reasoning,
-        frames["frames"],
-        frames["seconds"],
+        frames,
+        times,
         shown["images"],
         None if question.bbox is None else list(question.bbox),
         extra,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth import imagery, rle
-from fourdthinker.synth.asking import questions
+from fourdthinker.synth.asking import latest, questions
 from fourdthinker.synth.clips import RejectError, write_jpeg
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.labels import camera_of, geometry, motion, objects_of
@@ -68,14 +68,17 @@ def draw(context: Context) -> dict[str, Any]:
     for question in context.results["questions"]["questions"]:
         support = question["support"]
         thing = numbers.get(support["object"])
-        frames = sorted({_frame(context, thing, instant) for instant in support["instants"]})
+        last = latest(question["type"], question["end"])
+        frames = sorted({_frame(context, thing, instant, last) for instant in support["instants"]})
         shown: dict[str, Any] = {"images": [], "kinds": [], "instants": []}
         for number, frame in enumerate(frames):
             for wanted in context.settings.imagery:
                 kind = wanted if thing is not None or wanted in ("next", "depth") else "map"
-                key = kind, thing, frame
+                key = kind, thing, frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame
                 if key not in drawn:
-                    drawn[key] = _drawn(context, *key, frames[min(number + 1, len(frames) - 1)])
+                    drawn[key] = _drawn(context, *key)
+                if drawn[key] in shown["images"]:
+                    continue  # such as the map in place of two kinds that need a thing
                 shown["images"].append(drawn[key])
                 shown["kinds"].append(kind)
                 shown["instants"].append(float(context.clip.times[frame]))
@@ -83,27 +86,30 @@ def draw(context: Context) -> dict[str, Any]:
     return found
 
 
-def _frame(context: Context, thing: int | None, instant: float) -> int:
-    """The frame nearest to an instant, of those in which the thing is seen."""
-    distance = np.abs(context.clip.times - instant)
+def _frame(context: Context, thing: int | None, instant: float, last: float) -> int:
+    """The frame nearest to an instant, of those that show the thing; none after `last` if one before does."""
+    times = context.clip.times
+    usable = np.ones(len(times), bool)
     if thing is not None:
         masks = context.results["segment"]["things"][thing]["masks"]
-        distance = np.where([mask is not None for mask in masks], distance, np.inf)
-    return int(np.argmin(distance))
+        usable = np.array([mask is not None for mask in masks])
+    if (usable & (times <= last)).any():
+        usable &= times <= last
+    return int(np.argmin(np.where(usable, np.abs(times - instant), np.inf)))
 
 
-def _drawn(context: Context, kind: str, thing: int | None, frame: int, later: int) -> str:
-    """Draw one picture and write it; its path."""
+def _drawn(context: Context, kind: str, thing: int | None, frame: int) -> str:
+    """Draw one picture and write it; its path. `frame` is the one that it shows."""
     whose = "" if thing is None else f"-{thing}"
     path = f"media/{context.clip.item}/{kind}{whose}-{frame:04d}.jpg"
-    write_jpeg(context.out / path, _picture(context, kind, thing, frame, later))
+    write_jpeg(context.out / path, _picture(context, kind, thing, frame))
     return path
 
 
-def _picture(context: Context, kind: str, thing: int | None, frame: int, later: int) -> NDArray[np.uint8]:
+def _picture(context: Context, kind: str, thing: int | None, frame: int) -> NDArray[np.uint8]:
     pixels = context.clip.pixels[frame]
     if kind == "next":
-        return context.clip.pixels[later]
+        return pixels
     if kind == "depth":
         if context.scene is None:
             raise RejectError("no depth for imagery=depth")

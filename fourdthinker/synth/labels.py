@@ -22,7 +22,13 @@ from fourdthinker.synth.geometry import (
     read_spatialvid,
     read_tum,
 )
-from fourdthinker.synth.motion import camera_moves, distance_change, object_direction, speed_profile
+from fourdthinker.synth.motion import (
+    camera_moves,
+    distance_change,
+    object_direction,
+    speed_profile,
+    unclear_spans,
+)
 from fourdthinker.synth.tracks import STATIC, STATIONARY, CameraTrack, Move, ObjectTrack
 
 POSES = ("spatialvid", "tum", "npz")
@@ -104,10 +110,11 @@ def _result(
 
 
 def motion(context: Context) -> dict[str, Any]:
-    """The camera's moves, and the words for each thing's motion over the clip; None: unclear."""
+    """The camera's moves, where they are unclear, and the words for each thing's motion; None: unclear."""
     camera, end = camera_of(context.results), float(context.clip.times[-1])
     try:
         moves = camera_moves(camera)
+        unclear = unclear_spans(camera, moves)
         things = [
             {
                 "direction": object_direction(track, camera, 0.0, end),
@@ -121,7 +128,7 @@ def motion(context: Context) -> dict[str, Any]:
     clear = [word for words in things for word in words.values() if word not in (None, STATIONARY)]
     if not clear and not any(move.name != STATIC for move in moves):
         raise RejectError("no clear motion of camera or things")
-    return {"camera": moves, "objects": things}
+    return {"camera": moves, "unclear": unclear, "objects": things}
 
 
 def camera_of(results: Mapping[str, Any]) -> CameraTrack:
@@ -139,3 +146,8 @@ def objects_of(results: Mapping[str, Any]) -> list[ObjectTrack]:
 def moves_of(results: Mapping[str, Any]) -> tuple[Move, ...]:
     """The camera's moves, as the motion stage has found them."""
     return tuple(Move(**values) for values in results["motion"]["camera"])
+
+
+def unclear_of(results: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+    """The times in which the camera may do more than its moves say, as the motion stage has found them."""
+    return tuple((start, end) for start, end in results["motion"]["unclear"])

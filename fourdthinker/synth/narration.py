@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import FourdError
 from fourdthinker.frames import load_image
+from fourdthinker.synth.asking import shown_frames
 from fourdthinker.synth.narrate import (
     Endpoint,
     EndpointSettings,
@@ -26,13 +28,21 @@ CACHE = "replies"  # of the model, in the output folder
 _THREADS = 16
 
 
-def narrator(model: str, out: Path) -> Endpoint:
-    """The endpoint of a model; its replies are kept in the output folder.
+def narrator(settings: SynthSettings, out: Path) -> Endpoint:
+    """The endpoint of narrator_model, within the limits of the run; replies are kept in the output folder.
 
     Raises:
         ConfigError: no key in the environment.
     """
-    return Endpoint(EndpointSettings(model=model), out / CACHE)
+    assert settings.narrator_model is not None
+    limits = EndpointSettings(
+        model=settings.narrator_model,
+        max_calls=settings.narrator_max_calls,
+        budget=settings.narrator_budget,
+        price_in=settings.narrator_price_in,
+        price_out=settings.narrator_price_out,
+    )
+    return Endpoint(limits, out / CACHE)
 
 
 class FaultyError(FourdError):
@@ -53,10 +63,14 @@ def narrated(
         facts: clip -> what is known of it.
         shown: clip -> results of its stages; `ingest` and `imagery` are read.
         out: the output folder.
-        settings: seed and narrator_model.
+        settings: seed, narrator_model and its limits.
 
     Yields:
         Each question, in order, with its reasoning or the error that says why it has none.
+
+    Raises:
+        ConfigError: the endpoint refuses the key, or does not know the model.
+        OutputError: a reply cannot be written.
     """
     if settings.narrator_model is None:
         for question in asked:
@@ -66,7 +80,7 @@ def narrated(
             yield question, text if wrong is None else FaultyError(wrong)
         return
     (out / CACHE).mkdir(exist_ok=True)
-    endpoint = narrator(settings.narrator_model, out)
+    endpoint = narrator(settings, out)
     jobs = (
         _job(question, facts[question.clip], shown[question.clip], out, settings.seed) for question in asked
     )
@@ -75,13 +89,14 @@ def narrated(
 
 
 def _job(question: Question, facts: Facts, results: Mapping[str, Any], out: Path, seed: int) -> Job:
-    frames, imagined = results["ingest"], results["imagery"][question.id]
+    frames, times = shown_frames(question, results["ingest"])
+    imagined = results["imagery"][question.id]
     return Job(
         question,
         facts,
-        _pictures(out, frames["frames"], frames["seconds"]),
+        _pictures(out, frames, times),
         _pictures(out, imagined["images"], imagined["instants"]),
-        seed,
+        seed + zlib.crc32(question.id.encode()) % 2**31,  # each question has a style of its own
     )
 
 

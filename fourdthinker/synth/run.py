@@ -27,7 +27,7 @@ from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
 from fourdthinker.synth.segment import opencv
-from fourdthinker.synth.settings import CLIP_STAGES, STAGES, SynthSettings
+from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, keys, window_item, work
 from fourdthinker.synth.write import write_card
 
@@ -223,7 +223,7 @@ def synthesise(
     if "segment" in options.stages and any(candidate.scene is None for candidate in found):
         opencv()  # said now, not once for each clip
     if "narrate" in options.stages and settings.narrator_model is not None:
-        narrator(settings.narrator_model, folder)  # without its key nothing begins
+        narrator(settings, folder)  # without its key nothing begins
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
@@ -277,7 +277,7 @@ def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> No
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it, or name a new folder") from error
     now = json.loads(json.dumps(settings.plain()))
-    changed = [name for name in now if before.get(name) != now[name]]
+    changed = [name for name in now if before.get(name) != now[name] and name not in LIMITS]
     if changed and not options.update:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
         raise ConfigError(

@@ -18,7 +18,7 @@ from fourdthinker.frames import FramePolicy
 CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
 CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
-VERSION = 1  # raised when a stage's results change although its settings do not
+VERSION = 2  # raised when a stage's results change although its settings do not
 
 # The settings that the result of a stage depends on, beside those of the stages before it.
 _MATTERS = {
@@ -42,6 +42,9 @@ _MATTERS = {
     "options": ("seed", "splits"),
     "narrate": ("seed", "narrator_model"),
 }
+
+# What a run may cost changes nothing of what it makes: another run in the same folder may have other limits.
+LIMITS = ("narrator_max_calls", "narrator_budget", "narrator_price_in", "narrator_price_out")
 
 
 def _policy(value: Any) -> Any:
@@ -79,6 +82,14 @@ class SynthSettings(BaseModel):
     narrator_model: str | None = Field(
         default=None, description="Model of an endpoint that writes the reasoning; none: from the geometry."
     )
+    narrator_max_calls: int | None = Field(
+        default=None, ge=0, description="Requests of a run to the endpoint at most, attempts counted."
+    )
+    narrator_budget: float | None = Field(
+        default=None, ge=0, description="Money of a run at most, in the unit of the prices."
+    )
+    narrator_price_in: float = Field(default=0.0, ge=0, description="Of a million tokens read.")
+    narrator_price_out: float = Field(default=0.0, ge=0, description="Of a million tokens written.")
     splits: dict[str, float] = Field(
         default_factory=lambda: {"train": 0.9, "val": 0.05, "test": 0.05},
         description="Shares of the source videos.",
@@ -95,6 +106,11 @@ class SynthSettings(BaseModel):
         if self.window_seconds < self.max_seconds:
             raise ValueError(
                 f"window_seconds is {self.window_seconds}; give at least max_seconds = {self.max_seconds}"
+            )
+        if self.narrator_budget is not None and self.narrator_price_in + self.narrator_price_out == 0:
+            raise ValueError(
+                f"narrator_budget is {self.narrator_budget} and the prices are 0; give narrator_price_in "
+                "and narrator_price_out, of a million tokens"
             )
         if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError(f"splits is {self.splits}; give names and shares that sum to 1")

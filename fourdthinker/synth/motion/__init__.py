@@ -1,6 +1,6 @@
 """Moves of the camera and of objects, from their tracks. docs/synthesis-labels.md explains each label."""
 
-from fourdthinker.synth.motion.camera import camera_moves, move_sets, moves_during
+from fourdthinker.synth.motion.camera import camera_moves, move_sets, moves_during, unclear_spans
 from fourdthinker.synth.motion.objects import (
     distance_change,
     distances,
@@ -20,4 +20,5 @@ __all__ = [
     "object_direction",
     "object_moves",
     "speed_profile",
+    "unclear_spans",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from fourdthinker.synth.motion.rates import (
     with_hysteresis,
 )
 from fourdthinker.synth.motion.settings import MotionSettings
-from fourdthinker.synth.tracks import STATIC, CameraTrack, Move
+from fourdthinker.synth.tracks import STATIC, Array, CameraTrack, Move
 
 # (axis, sign) of the rates -> move. Axes are x right, y down, z forward; rotations are right-handed about
 # them.
@@ -65,14 +65,10 @@ def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> 
             f"{track.source or 'camera track'}: one pose has no motion; give at least two frames"
         )
     rates = camera_rates(track, settings)
-    translation = settings.translation if track.metric else settings.translation_relative
     sure = rates.confidence >= settings.min_confidence
     found: list[Move] = []
     still = sure.copy()
-    for values, threshold, names in (
-        (rates.translation, translation, TRANSLATIONS),
-        (rates.rotation, settings.rotation, ROTATIONS),
-    ):
+    for values, threshold, names in _groups(rates, track, settings):
         largest = np.abs(values).max(axis=1)
         still &= largest < settings.keep * threshold
         for (axis, sign), name in names.items():
@@ -87,6 +83,46 @@ def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> 
             found += _moves(name, runs, rates, settings.min_duration)
     found += _moves(STATIC, spans(still), rates, settings.min_duration)
     return tuple(sorted(found, key=lambda move: (move.start, move.name)))
+
+
+def _groups(
+    rates: CameraRates, track: CameraTrack, settings: MotionSettings
+) -> tuple[tuple[Array, float, dict[tuple[int, int], str]], ...]:
+    """Rates [N, 3], threshold and names of translations and of rotations."""
+    translation = settings.translation if track.metric else settings.translation_relative
+    return (
+        (rates.translation, translation, TRANSLATIONS),
+        (rates.rotation, settings.rotation, ROTATIONS),
+    )
+
+
+def unclear_spans(
+    track: CameraTrack, moves: Sequence[Move], settings: MotionSettings | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Times in which the camera may do more than its moves say.
+
+    That is where the largest rate of translation, or of rotation, is at least `settings.keep` of its
+    threshold while no move of that kind is named, and where the poses are unsure.
+
+    Args:
+        track: the camera's path.
+        moves: of `camera_moves` with the same settings.
+        settings: thresholds; None: `MotionSettings()`.
+
+    Returns:
+        (start, end) in seconds, in order, apart from each other.
+    """
+    settings = settings or MotionSettings()
+    rates = camera_rates(track, settings)
+    times = rates.times
+    unclear = rates.confidence < settings.min_confidence
+    for values, threshold, names in _groups(rates, track, settings):
+        named = np.zeros(len(times), bool)
+        for move in moves:
+            if move.name in names.values():
+                named |= (times >= move.start) & (times <= move.end)
+        unclear |= ~named & (np.abs(values).max(axis=1) >= settings.keep * threshold)
+    return tuple((float(times[first]), float(times[last - 1])) for first, last in spans(unclear))
 
 
 def _moves(name: str, runs: Spans, rates: CameraRates, min_duration: float) -> list[Move]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourdthinker.errors import FourdError
+from fourdthinker.errors import ConfigError, FourdError, OutputError
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.narrate.endpoint import Endpoint
 from fourdthinker.synth.narrate.template import answer_line, camera_words
@@ -185,6 +185,10 @@ def narrate_many(
 
     Yields:
         Each question, in order, with its narration or the error that says why it has none.
+
+    Raises:
+        ConfigError: the endpoint refuses the key, or does not know the model.
+        OutputError: a reply cannot be written.
     """
     waiting: list[tuple[Job, Future[str]]] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -203,5 +207,7 @@ def narrate_many(
 def _finished(job: Job, future: Future[str]) -> tuple[Job, str | FourdError]:
     try:
         return job, future.result()
+    except (ConfigError, OutputError):
+        raise  # no other question would fare better
     except FourdError as error:
         return job, error

@@ -13,8 +13,10 @@ import numpy as np
 
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.motion import move_sets
-from fourdthinker.synth.questions.forms import Facts, Question, seconds
+from fourdthinker.synth.questions.forms import Facts, Question, join_runs, seconds
 from fourdthinker.synth.tracks import STATIC
+
+LABELLED = 0.8  # of a time: where less of it has clear moves, nothing is said of the camera
 
 _WHEN = (
     "The question is about the time from {start} to {end}.",
@@ -100,13 +102,11 @@ def answer_line(question: Question) -> str:
 
 
 def camera_words(facts: Facts, start: float, end: float) -> str:
-    """The camera's moves within a time, in order: "pan left, then static"; "" where none is clear."""
-    words = [
-        " and ".join(sorted(names))
-        for a, b, names in move_sets(facts.moves)
-        if min(b, end) - max(a, start) > 0.1
-    ]
-    return ", then ".join(words)
+    """The camera's moves within a time, in order: "pan left, then static"; "" where most is not clear."""
+    parts = [(min(b, end) - max(a, start), names) for a, b, names in move_sets(facts.moves)]
+    if sum(length for length, _ in parts if length > 0) < LABELLED * (end - start):
+        return ""
+    return join_runs([" and ".join(sorted(names)) for length, names in parts if length > 0.1])
 
 
 def _camera_sentence(question: Question, facts: Facts, say: Callable[..., str]) -> list[str]:

@@ -12,6 +12,7 @@ from fourdthinker.synth.questions.phrases import CAMERA, put
 from fourdthinker.synth.tracks import STATIC, STATIONARY
 
 SHORTEST = 0.8  # seconds of a part that is asked about
+UNCLEAR = 0.3  # seconds of unclear motion that a part may hold
 MOST = 3  # questions of each form about a clip
 
 
@@ -34,10 +35,16 @@ def camera_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:
             for row in rows
             if all(end - start >= SHORTEST for start, end, _ in row)
             and all(abs(a[1] - b[0]) < 1e-6 and a[2] != b[2] for a, b in pairwise(row))
+            and not _unclear(facts, row[0][0], row[-1][1])
         ]
         for number in sorted(rng.permutation(len(rows))[:MOST]):
             questions.append(_camera_question(facts, rows[number], f"{length}.{number}", rng))
     return questions
+
+
+def _unclear(facts: Facts, start: float, end: float) -> bool:
+    """Whether the camera may do something else, unnamed, in that time."""
+    return any(min(b, end) - max(a, start) > UNCLEAR for a, b in facts.unclear)
 
 
 def _camera_question(

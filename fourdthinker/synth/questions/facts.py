@@ -10,6 +10,7 @@ from fourdthinker.synth.motion import (
     distance_change,
     object_direction,
     speed_profile,
+    unclear_spans,
 )
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
@@ -39,13 +40,15 @@ def measure(
     Raises:
         GeometryError: a track that does not overlap the camera's in time, or has another scale.
     """
+    moves = camera_moves(camera, settings)
     return Facts(
         clip=clip,
         source=source,
         duration=duration,
         camera=camera,
-        moves=camera_moves(camera, settings),
+        moves=moves,
         objects=tuple(_measured(track, camera, settings) for track in tracks),
+        unclear=unclear_spans(camera, moves, settings),
     )
 
 

@@ -37,6 +37,7 @@ class Facts:
         duration: seconds.
         camera: its track.
         moves: the camera's moves; those that overlap in time are concurrent.
+        unclear: (start, end) of the times in which the camera may do more than the moves say.
         objects: the objects.
     """
 
@@ -46,6 +47,7 @@ class Facts:
     camera: CameraTrack
     moves: tuple[Move, ...] = ()
     objects: tuple[ObjectFacts, ...] = ()
+    unclear: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,10 @@ def on_grid(value: float, unit: str) -> str | None:
         return None
     step = math.log(value) / math.log(GRID)
     nearest = round(step)
-    return None if abs(step - nearest) > CLEAR else f"{GRID**nearest:.2g} {unit}"
+    if abs(step - nearest) > CLEAR:
+        return None
+    rounded = float(f"{GRID**nearest:.2g}")
+    return f"{np.format_float_positional(rounded, trim='-')} {unit}"  # 110 m, never 1.1e+02 m
 
 
 def _numeric(question: Question, choice: str | None) -> Iterator[Question]:

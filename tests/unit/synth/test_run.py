@@ -130,14 +130,32 @@ def test_a_model_narrates_and_what_it_fails_at_is_left_for_later(
         assert len(job.overlays) == len(job.question.support.instants)
         return narrate(job.question, job.facts, [picture.instant for picture in job.overlays], 5)
 
-    monkeypatch.setattr(narration, "narrate_by_model", by_model)
+    def refused(job: Any, endpoint: Any) -> str:
+        raise ConfigError("the endpoint answers 401")
+
     monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setattr(narration, "narrate_by_model", refused)
+    with pytest.raises(ConfigError, match="401"):
+        synthesise(["scenes:6"], out, settings, update)
+    assert files(out) == files(made[0])
+    monkeypatch.setattr(narration, "narrate_by_model", by_model)
     summary = synthesise(["scenes:6"], out, settings, update)
     row = summary["stages"]["narrate"]
     assert row["rejected"].keys() == {"the model disagrees"}
     assert row["failed"].keys() == {"no reply"}
     assert len(summary["failed"]) == row["failed"]["no reply"]
     assert row["done"] == sum(counts["dift"] for counts in summary["records"].values()) > 5
+
+
+def test_limits_of_the_endpoint_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="the openai client is missing: pip install fourdthinker[synth]")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    prices = {"narrator_price_in": 2.0, "narrator_price_out": 8.0}
+    settings = SynthSettings(narrator_model="m", narrator_max_calls=7, narrator_budget=1.5, **prices)
+    found = narration.narrator(settings, tmp_path).settings
+    assert (found.max_calls, found.budget, found.price_in, found.price_out) == (7, 1.5, 2.0, 8.0)
+    with pytest.raises(ConfigError, match=r"narrator_budget is 1.5 and the prices are 0"):
+        read_settings(None, narrator_budget=1.5)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from fourdthinker.errors import ConfigError, GeometryError
-from fourdthinker.synth.motion import MotionSettings, camera_moves, move_sets, moves_during
+from fourdthinker.synth.motion import (
+    MotionSettings,
+    camera_moves,
+    move_sets,
+    moves_during,
+    unclear_spans,
+)
 from fourdthinker.synth.tracks import CAMERA_MOVES, CameraTrack, Move
 from tests.unit.synth.paths import FORWARD, NONE, during, steady, walked, yaw
 
@@ -140,6 +146,23 @@ def test_unsure_instants_are_not_labelled():
     assert first.name == second.name == "dolly in"
     assert first.end == pytest.approx(1, abs=0.2)
     assert second.start == pytest.approx(3, abs=0.2)
+
+
+def test_what_is_not_named_is_unclear_where_it_may_be_a_move():
+    def found(track: CameraTrack) -> tuple[tuple[float, float], ...]:
+        return unclear_spans(track, camera_moves(track))
+
+    assert found(walked(FORWARD, NONE, 4)) == found(walked(NONE, NONE, 4)) == ()
+    assert found(walked(FORWARD, steady(0, 2, 0), 4)) == ()  # below half of the threshold: not there
+    slow = walked(FORWARD, steady(0, 3.5, 0), 4)
+    assert only(camera_moves(slow)) == ["dolly in"]
+    assert found(slow) == ((0.0, 4.0),)
+    (brief,) = found(walked(FORWARD, during(1.0, 1.15, 0, 20, 0), 4, rate=30))  # too short for a move
+    assert brief == pytest.approx((1.0, 1.15), abs=0.2)
+    track = walked(FORWARD, NONE, 4)
+    sure = np.where((track.times > 1) & (track.times < 3), 0.0, 1.0)
+    (unsure,) = found(replace(track, confidence=sure))
+    assert unsure == pytest.approx((1, 3), abs=0.2)
 
 
 def test_a_clip_shorter_than_a_move_still_has_one():

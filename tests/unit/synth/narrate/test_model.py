@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("openai", reason="the openai client is missing: pip install fourdthinker[synth]")
 
+from fourdthinker.errors import ConfigError, OutputError
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.narrate import (
     Endpoint,
@@ -142,6 +143,20 @@ def test_many_are_narrated_at_a_time_and_in_order(
     assert server.busiest > 3
     assert time.monotonic() - started < 16 * 0.1
     assert all(fault(r, QUESTION, 2) is None for _, r in results if isinstance(r, str))
+
+
+def test_a_key_that_is_refused_ends_the_run(
+    server: fake.FakeEndpoint, endpoint: Endpoint, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.default = fake.status(401)
+    with pytest.raises(ConfigError, match="the endpoint answers 401"):
+        list(narrate_many([job] * 3, lambda j: narrate_by_model(j, endpoint), workers=2))
+
+    def full(job: Job) -> str:
+        raise OutputError("no space")
+
+    with pytest.raises(OutputError, match="no space"):
+        list(narrate_many([job], full, workers=2))
 
 
 def test_an_outage_fails_and_does_not_reject(server: fake.FakeEndpoint, endpoint: Endpoint, job: Job) -> None:

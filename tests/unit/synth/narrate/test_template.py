@@ -50,6 +50,19 @@ def test_the_cameras_motion_is_taken_away_where_the_scene_is_asked_about() -> No
     assert "camera" not in narrate(q, replace(still, moves=()), q.support.instants, seed=0).lower()
 
 
+def test_nothing_is_said_of_a_camera_that_is_mostly_unclear() -> None:
+    q = next(q for q in QUESTIONS if q.type == "object_direction" and "camera" not in q.answer)
+    part = replace(SCENES[q.clip], moves=(Move("camera", "static", 0.0, q.start + 0.7 * (q.end - q.start)),))
+    assert camera_words(part, q.start, q.end) == ""
+    assert "camera" not in narrate(q, part, q.support.instants, seed=0).lower()
+
+
+def test_a_move_with_a_pause_is_named_once() -> None:
+    pans = (Move("camera", "pan left", 0.0, 2.9), Move("camera", "pan left", 3.1, 5.0))
+    halves = replace(SCENES["clip00000"], moves=(*pans, Move("camera", "static", 5.0, 6.0)))
+    assert camera_words(halves, 0, 6) == "pan left, then static"
+
+
 def test_wording_varies_with_the_seed_and_not_otherwise() -> None:
     q = some("camera")
     texts = {narrate(q, SCENES[q.clip], q.support.instants, seed=k) for k in range(30)}

@@ -104,6 +104,18 @@ def test_a_camera_at_rest_is_static_and_an_unclear_one_is_not_asked_about() -> N
     assert answers(replace(rests, moves=()), "camera") == []
 
 
+def test_a_slow_pan_is_not_hidden_by_a_dolly() -> None:
+    """3.5 degrees a second: too much for none, too little for a pan."""
+    ahead = np.array([0.0, 0, 3])
+    assert answers(measure("clip", "video.mp4", 4.0, camera(ahead)), "camera") == ["dolly in"]
+    slow = measure("clip", "video.mp4", 4.0, camera(ahead, yaw_degrees=14))
+    assert [move.name for move in slow.moves] == ["dolly in"]
+    assert answers(slow, "camera") == []
+    moves = (Move("camera", "pan left", 0.0, 2.0), Move("camera", "dolly in", 2.0, 4.0))
+    part = replace(facts(camera(), moves=moves), unclear=((2.5, 2.9), (1.5, 1.7)))
+    assert answers(part, "camera") == ["pan left"]
+
+
 def test_facts_are_measured() -> None:
     ball = track("ball", [-2, 0, 10], [2, 0, 10]).track
     found = measure("clip", "video.mp4", 4.0, camera(np.array([0, 0, 3.0])), [ball])
@@ -235,6 +247,8 @@ def test_choices_are_apart_by_a_quarter() -> None:
     assert min(b / a for a, b in pairwise(values)) > 1.15
     assert on_grid(2.0, "m") == "2 m"
     assert on_grid(0.0, "m") is None
+    assert on_grid(108.0, "m") == "110 m"
+    assert on_grid(0.108, "m") == "0.11 m"
     assert on_grid(44.0, "degrees") == "45 degrees"
     assert on_grid(52.0, "degrees") is None
 
