@@ -16,7 +16,7 @@ from rich.progress import (
 def progress_bar(*, shown: bool = True, transient: bool = False) -> Progress:
     """Description, bar, done of total, time gone and time left. transient: it vanishes at the end."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -13,12 +13,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from fourdthinker.errors import RecordError
 from fourdthinker.files import LETTERS, PathLike, read_regular, write_bytes
-from fourdthinker.records import letter_of, options_in
+from fourdthinker.records import letter_of, options_in, options_of
 
 _QUESTION = ("question", "Question", "text_input")
 _TYPE = ("type", "Type", "task_type", "question_type")
@@ -130,7 +129,7 @@ def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
         ) from error
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # JSONL; its lines say what is wrong
         return _lines(name, text)
     if isinstance(whole, list):
         entries: list[Entry] = [(f"{name}: question {i + 1}", None, data) for i, data in enumerate(whole)]
@@ -155,7 +154,8 @@ def _parquet(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
         ) from error
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(raw))
-    except (OSError, pyarrow.ArrowException) as error:
+        rows = table.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise RecordError(f"{name}: no readable Parquet ({error}); fetch the file once more") from error
 
     def rewrite(dropped: set[int]) -> bytes:
@@ -164,7 +164,7 @@ def _parquet(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
         pyarrow.parquet.write_table(table.take(kept), out)
         return out.getvalue()
 
-    return [(f"{name}: row {i + 1}", None, row) for i, row in enumerate(table.to_pylist())], rewrite
+    return [(f"{name}: row {i + 1}", None, row) for i, row in enumerate(rows)], rewrite
 
 
 def _lines(name: str, text: str) -> tuple[list[Entry], Callable[[set[int]], bytes]]:
@@ -176,7 +176,7 @@ def _lines(name: str, text: str) -> tuple[list[Entry], Callable[[set[int]], byte
         where = f"{name}:{number}"
         try:
             entries.append((where, None, json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(
                 f"{where}: malformed JSON ({error}); give JSONL, a JSON list, or an object of lists by video"
             ) from error
@@ -208,7 +208,7 @@ def _without(whole: Mapping[str, list[Any]], dropped: set[int]) -> dict[str, lis
 
 
 def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> Item | None:
-    if "conversations" in data:
+    if data.get("conversations") is not None:
         data = _plain(data, where)
     key = next((key for key in _QUESTION if key in data), None)
     if key is None or not isinstance(data[key], str):
@@ -216,12 +216,10 @@ def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> It
     options = _options(data, where) or options_in(data[key])
     if not options:
         return None
-    if len(options) < 2:
-        raise RecordError(f"{where}: {len(options)} option; give at least two")
     kind = next((str(data[key]) for key in _TYPE if data.get(key)), "")
     texts = tuple(options.values())
     return Item(
-        id=str(data.get("id", f"question {index + 1}")),
+        id=f"question {index + 1}" if data.get("id") is None else str(data["id"]),
         group=group or _group(data) or f"question {index + 1}",
         type=kind,
         question="\n".join(line for line in data[key].splitlines() if not _LETTERED.match(line)).strip(),
@@ -233,7 +231,10 @@ def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> It
 
 def _plain(data: dict[str, Any], where: str) -> dict[str, Any]:
     """A record of MLLM-4D as a question with an answer."""
-    turns = {turn.get("from"): turn.get("value") for turn in data["conversations"] if isinstance(turn, dict)}
+    turns = data["conversations"]
+    if not isinstance(turns, list):
+        raise RecordError(f"{where}: key 'conversations' is {turns!r:.60}; it must be a list of turns")
+    turns = {str(turn.get("from")): turn.get("value") for turn in turns if isinstance(turn, dict)}
     question = turns.get("user") or turns.get("human")
     if not isinstance(question, str):
         raise RecordError(f"{where}: key 'conversations' holds no turn of the user; add it")
@@ -247,17 +248,12 @@ def _plain(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _options(data: dict[str, Any], where: str) -> dict[str, str]:
     """Letter to text; {} where the object has none."""
-    given = next((data[key] for key in _OPTIONS if data.get(key)), None)
-    if given is None:
-        given = {letter: data[letter] for letter in LETTERS if letter in data}
-    if isinstance(given, list):
-        if len(given) > len(ascii_uppercase):
-            raise RecordError(f"{where}: {len(given)} options; there are letters for {len(ascii_uppercase)}")
-        texts = [match[2] if (match := _LETTERED.fullmatch(str(text))) else str(text) for text in given]
-        given = dict(zip(ascii_uppercase, texts, strict=False))
-    if not isinstance(given, dict):
-        raise RecordError(f"{where}: options are {given!r:.60}; give an object of letters, or a list")
-    return {str(letter): str(text).strip() for letter, text in given.items()}
+    lettered = {letter: data[letter] for letter in LETTERS if letter in data}
+    for given in (*(data.get(key) for key in _OPTIONS), lettered):
+        texts = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
+        if given != "" and any(text is not None for text in texts):  # all None: Parquet has a column of them
+            return options_of(where, given)
+    return {}
 
 
 def _answer(data: dict[str, Any], options: dict[str, str], where: str) -> int:

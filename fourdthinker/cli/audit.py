@@ -114,16 +114,18 @@ def _show(console: Any, file: QuestionFile, found: Audit, worst: int) -> None:
 
 
 def _table(title: str, found: Audit) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{title}: {len(found.items)} questions, {found.groups} videos, {found.folds} folds")
+    name = escape(title)
+    table = Table(title=f"{name}: {len(found.items)} questions, {found.groups} videos, {found.folds} folds")
     for column in ("questions", "solver", "accuracy", "95 %", "chance", ""):
         table.add_column(column, justify="left" if column in ("questions", "solver", "") else "right")
     for line in found.lines:
         if line.type is not None and not line.beats_chance:
             continue  # of types, only what leaks
         table.add_row(
-            f"{line.type or 'all'} ({line.questions})",
+            f"{escape(line.type or 'all')} ({line.questions})",
             line.solver,
             f"{line.accuracy:.1%}",
             f"{line.low:.1%} to {line.high:.1%}",

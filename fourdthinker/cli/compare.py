@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,20 +49,21 @@ def run(arguments: argparse.Namespace) -> None:
         said = f"{flip.a or 'nothing'} -> {flip.b or 'nothing'}, right is {flip.right}"
         console.print(f"{sign} {flip.id}: {said}", markup=False, highlight=False)
     if arguments.out:
-        sys.stdout.write(f"{write_json(arguments.out, asdict(found))}\n")
+        sys.stdout.write(f"{write_json(arguments.out, found.to_dict())}\n")
 
 
 def _table(found: Comparison) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     from fourdthinker.evaluate.table import points, span
 
-    table = Table(title=f"{found.b} less {found.a}, {found.questions} questions")
+    table = Table(title=f"{escape(found.b)} less {escape(found.a)}, {found.questions} questions")
     table.add_column("")
     table.add_column("points", justify="right")
     table.add_column("95 % interval", justify="right")
     rows = {"temperature 0": found.greedy, "sampled": found.sampled, **found.by_type}
     for name, entry in rows.items():
         if entry is not None:
-            table.add_row(name or "(no type)", points(entry["mean"]), span(entry, difference=True))
+            table.add_row(escape(name or "(no type)"), points(entry["mean"]), span(entry, difference=True))
     return table

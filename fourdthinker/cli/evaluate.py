@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(types_table(summary))
     if bench is not None:
         for line in _lines(results["benchmark"]):
-            console.print(line)
+            console.print(line, markup=False, highlight=False)
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")
@@ -190,14 +190,14 @@ def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Reco
 def _priors(records: list[Record]) -> dict[str, Any]:
     """What the text of the options and the best of the audit's solvers reach; {} for too few questions."""
     from fourdthinker.audit import Item, audit
-    from fourdthinker.evaluate import cluster_of
+    from fourdthinker.evaluate import source_of
 
     choices = [r for r in records if r.options and r.answer]
-    if len(choices) < FEWEST or len({cluster_of(r) for r in choices}) < 2:
+    if len(choices) < FEWEST or len({source_of(r) for r in choices}) < 2:
         return {}
     items = [
         Item(
-            id=r.id, group=cluster_of(r), type=r.type or "", question=r.question,
+            id=r.id, group=source_of(r), type=r.type or "", question=r.question,
             options=tuple(r.options.values()), answer=list(r.options).index(str(r.answer)), index=i,
         )
         for i, r in enumerate(choices)

@@ -132,5 +132,5 @@ def _show(results: dict[str, Any], page: Path) -> None:
     console = Console()
     console.print(results_table(results, title="held-out scenes, sampled accuracy"))
     for sentence in verdict(results):
-        console.print(sentence)
-    console.print(f"results: {page.with_name('results.json')}   page: {page}")
+        console.print(sentence, markup=False)
+    console.print(f"results: {page.with_name('results.json')}   page: {page}", markup=False)

@@ -1,7 +1,7 @@
 """Scoring a model on records: sampled and greedy accuracy with intervals, baselines, paired comparisons."""
 
 from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
-from fourdthinker.evaluate.clips import cluster_of, group_clips, read_clips
+from fourdthinker.evaluate.clips import group_clips, read_clips, source_of
 from fourdthinker.evaluate.compare import Comparison, compare, load_result
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate, sample_seed
@@ -15,7 +15,6 @@ __all__ = [
     "EvalResult",
     "Question",
     "baselines",
-    "cluster_of",
     "compare",
     "evaluate",
     "group_clips",
@@ -27,5 +26,6 @@ __all__ = [
     "results_table",
     "sample_seed",
     "several_samples",
+    "source_of",
     "types_table",
 ]

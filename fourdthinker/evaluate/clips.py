@@ -25,7 +25,7 @@ _READ_AHEAD = 2  # clips decoded while the model works
 
 
 def cluster_of(record: Record) -> str:
-    """The source a record asks about.
+    """The pictures a record shows.
 
     Args:
         record: the question.
@@ -38,9 +38,21 @@ def cluster_of(record: Record) -> str:
     return "\n".join(record.frames) if record.frames else f"text:{record.id}"
 
 
+def source_of(record: Record) -> str:
+    """The original video of a record: questions about one are not independent, whichever frames they show.
+
+    Args:
+        record: the question.
+
+    Returns:
+        Its key `source` where the line has one, else as `cluster_of`.
+    """
+    return str(record.extra.get("source") or cluster_of(record))
+
+
 @dataclass(frozen=True)
 class Clip:
-    """One stretch of one source and the rows of the questions about it."""
+    """One stretch of one source (`source_of`) and the rows of the questions about it."""
 
     source: str
     record: Record
@@ -60,7 +72,9 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
     for i, record in enumerate(records):
         timing = (record.separate, record.fps, tuple(record.seconds or ()))
         rows[(cluster_of(record), record.start, record.end, *timing)].append(i)
-    return [Clip(key[0], records[members[0]], tuple(members)) for key, members in rows.items()]
+    return [
+        Clip(source_of(records[members[0]]), records[members[0]], tuple(members)) for members in rows.values()
+    ]
 
 
 def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | VideoError | None]:
@@ -92,8 +106,8 @@ def derangement(number: int, seed: int = 0) -> list[int]:
     """
     if number == 1:
         raise ConfigError(
-            "frames_override='other' needs at least two different clips of each size, and of one size there "
-            "is one alone; add records, or leave these out"
+            "frames_override='other' needs at least two different clips of each size, of two sources, and of "
+            "one size there is one alone; add records, or leave these out"
         )
     cycle = np.random.default_rng(seed % 2**63).permutation(number)
     out = [0] * number

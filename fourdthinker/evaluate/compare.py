@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.results import EvalResult, Question, paired_difference
 from fourdthinker.files import read_regular
 
@@ -58,6 +59,15 @@ class Comparison:
     p: float | None
     changed: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: bounds are None where all questions are about one video."""
+        return {
+            **asdict(self),
+            "greedy": scoring.finite(self.greedy) if self.greedy else None,
+            "sampled": scoring.finite(self.sampled) if self.sampled else None,
+            "by_type": {kind: scoring.finite(entry) for kind, entry in self.by_type.items()},
+        }
+
 
 def load_result(folder: Path) -> EvalResult:
     """The answers of a run, from the answers.jsonl of its folder.
@@ -84,7 +94,7 @@ def load_result(folder: Path) -> EvalResult:
             question = Question.from_dict(entry)
             questions[question.id] = question
         name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}:{number}: not the answers of an evaluation ({error!r}); name its folder"
         ) from error
@@ -117,7 +127,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
         Differences b − a with intervals, and the flips.
 
     Raises:
-        ConfigError: they are not about the same questions.
+        ConfigError: they are not about the same questions, or one has only greedy answers and the other none.
     """
     other = {q.id: q for q in b.questions}
     odd = [q.id for q in a.questions if q.id not in other or _asked(q) != _asked(other[q.id])]
@@ -128,6 +138,11 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
             "evaluate both on the same data to the end"
         )
     greedy = a.greedy and b.greedy
+    if not greedy and not (a.n and b.n):
+        raise ConfigError(
+            f"{a.name!r} and {b.name!r} have no answers of one kind: one was asked at temperature 0 only, "
+            "the other sampled only; evaluate both in the same way"
+        )
     pairs = [(q, other[q.id]) for q in a.questions]
     flips = tuple(_flips(pairs)) if greedy else ()
     gained = sum(flip.gained for flip in flips)

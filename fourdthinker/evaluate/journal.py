@@ -70,7 +70,7 @@ class Journal:
                     self.done[question.id] = question
             except ConfigError:
                 raise
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ConfigError(
                     f"{self._file.name}:{number}: not a line of an evaluation journal ({error}); "
                     "delete the file to start anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,16 @@ from fourdthinker.evaluate.numeric import mean_relative_accuracy
 if TYPE_CHECKING:
     from fourdthinker.records import Record
 
+_BOUNDS = ("mean", "low", "high")
+
 
 @dataclass(frozen=True)
 class Question:
     """One record as answered by one model.
 
     id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the
-    clip. options: letter -> text, {} where the answer is a number. answer: the right letter or number.
-    answers: the parsed letter or number of each of the n samples, None where nothing could be parsed.
+    original video. options: letter -> text, {} where the answer is a number. answer: the right letter or
+    number. answers: the parsed letter or number of each of the n samples, None where nothing could be parsed.
     greedy: the same at temperature 0. texts,
     greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
     length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
@@ -96,7 +99,7 @@ class EvalResult:
 
     @property
     def clusters(self) -> list[str]:
-        """The clip of each question: questions about one clip are not independent."""
+        """The original video of each question: questions about one are not independent."""
         return [q.cluster for q in self.questions]
 
     @property
@@ -126,8 +129,8 @@ class EvalResult:
         of completions with an answer; truncated: share of samples that met the length limit; length: mean
         tokens of a sample; times_not_from_container: clips whose times were sorted or counted from a rate;
         macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}; answered: the same numbers
-        over the questions that did not fail. adjusted, in each: accuracy less that of a uniform guess, over
-        what a guess leaves to be had: 0 at chance, 1 at all right.
+        over the questions that did not fail, None without any. adjusted, in each: accuracy less that of a
+        uniform guess, over what a guess leaves to be had: 0 at chance, 1 at all right.
         """
         answered = [q for q in self.questions if not q.failed]
         drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
@@ -159,7 +162,8 @@ class EvalResult:
 
         Returns:
             easi: {accuracy, low, high, n} of the samples (at temperature 0 where there are none);
-            format_share: {mean, low, high} of that less the accuracy: what the form of the answers costs.
+            format_share: {mean, low, high} of that less the accuracy: what the form of the answers costs;
+            bounds are None where all questions are about one video.
         """
         sampled = self.n > 0
         rows = []
@@ -169,7 +173,8 @@ class EvalResult:
             rows.append(float(np.mean([easi_letter(t) == q.answer for t in texts])) if lenient else strict)
         bounds = scoring.accuracy_interval(rows, self.clusters)
         numbers = {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(rows)}
-        return {"easi": numbers, "format_share": scoring.paired_interval(rows, self.scores(), self.clusters)}
+        share = scoring.paired_interval(rows, self.scores(), self.clusters)
+        return {"easi": numbers, "format_share": scoring.finite(share)}
 
     def by_task(self, tasks: Mapping[str, str]) -> dict[str, Any]:
         """The numbers of the tasks that types of questions are grouped into.
@@ -199,29 +204,35 @@ class EvalResult:
         """Whether questions that are one question under symmetry are all answered rightly.
 
         Args:
-            twins: id -> name of its set; a question that is not in it is left out.
+            twins: id -> name of its set; a question that is not in it is left out, and so is a set of which
+                a question was not asked.
 
         Returns:
             accuracy, low, high: share of the sets whose questions are all right (sampled: mean of the product
-            over the samples of the same number), clips as clusters; n: sets.
+            over the samples of the same number), videos as clusters, None without any set; n: sets.
         """
         marks = self.marks if self.n else self.greedy_marks[:, None]
         sets: dict[str, list[int]] = {}
         for i, question in enumerate(self.questions):
             if question.id in twins:
                 sets.setdefault(twins[question.id], []).append(i)
-        all_right = [float((marks[rows] == 1.0).all(axis=0).mean()) for rows in sets.values()]
-        clusters = [self.questions[rows[0]].cluster for rows in sets.values()]
-        bounds = scoring.accuracy_interval(all_right, clusters)
-        return {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(sets)}
+        sizes = Counter(twins.values())
+        full = [rows for name, rows in sets.items() if len(rows) == sizes[name]]
+        all_right = [float((marks[rows] == 1.0).all(axis=0).mean()) for rows in full]
+        clusters = [self.questions[rows[0]].cluster for rows in full]
+        bounds = scoring.accuracy_interval(all_right, clusters) if full else dict.fromkeys(_BOUNDS)
+        return {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(full)}
 
     def _accuracies(self, rows: Sequence[int]) -> dict[str, Any]:
         index = np.fromiter(rows, dtype=np.int64)
+        if not len(index):  # no question was answered; JSON has no NaN
+            keys = ("accuracy", "low", "high", "adjusted", "greedy", "greedy_low", "greedy_high")
+            return {**dict.fromkeys(keys), "n": 0}
         clusters = [self.questions[i].cluster for i in index]
         accuracy = scoring.accuracy_interval(self.scores()[index], clusters)
         out: dict[str, Any] = {"accuracy": accuracy["mean"], "low": accuracy["low"], "high": accuracy["high"]}
         out["adjusted"] = scoring.adjusted_accuracy(
-            accuracy["mean"], float(np.mean([self.questions[i].chance for i in index])) if len(index) else 0.0
+            accuracy["mean"], float(np.mean([self.questions[i].chance for i in index]))
         )
         greedy = scoring.accuracy_interval(self.greedy_marks[index], clusters) if self.greedy else None
         for key, bound in (("greedy", "mean"), ("greedy_low", "low"), ("greedy_high", "high")):
@@ -267,12 +278,12 @@ def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
         (exact, so low = high). majority: the best constant answer of each type, chosen on these records
         themselves, with its interval over questions.
     """
-    from fourdthinker.evaluate.clips import cluster_of
+    from fourdthinker.evaluate.clips import source_of
 
     kinds = [r.type or "" for r in records]
     guess = [scoring.chance_level([len(r.options)]) for r in records]
     right = scoring.majority_correct([r.answer for r in records], [r.options for r in records], kinds)
-    clusters = [cluster_of(r) for r in records]
+    clusters = [source_of(r) for r in records]
 
     def numbers(rows: list[int], majority: bool) -> dict[str, Any]:
         if majority:

@@ -23,6 +23,7 @@ from fourdthinker.evaluate.clips import (
     group_clips,
     override_prompts,
     read_clips,
+    source_of,
     text_only,
 )
 from fourdthinker.evaluate.journal import Journal
@@ -178,7 +179,9 @@ def _settings(
     override: str | None,
     name: str,
 ) -> dict[str, Any]:
-    asked = [[r.id, r.question, r.options, r.answer, cluster_of(r), r.start, r.end] for r in records]
+    asked = [
+        [r.id, r.question, r.options, r.answer, cluster_of(r), source_of(r), r.start, r.end] for r in records
+    ]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
     return {
         "name": name,
@@ -210,7 +213,7 @@ def sample_seed(seed: int, record_id: str, number: int) -> int:
 def _question(record: Record, **answers: Any) -> Question:
     assert record.answer is not None  # checked before anything ran
     return Question(
-        record.id, record.type or "", cluster_of(record), dict(record.options), record.answer, **answers
+        record.id, record.type or "", source_of(record), dict(record.options), record.answer, **answers
     )
 
 

@@ -125,6 +125,18 @@ def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) 
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+def finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON has them.
+
+    Args:
+        numbers: such as `mean_interval` returns.
+
+    Returns:
+        The same, with None for infinity and nan.
+    """
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+
+
 def paired_interval(
     a: npt.ArrayLike, b: npt.ArrayLike, clusters: Sequence[Any] | None = None
 ) -> dict[str, float]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 # What the keys of a results.json are called where people read them; any other key is shown as it is.
@@ -83,20 +84,20 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
     Returns:
         A row for every model or baseline, then one for every comparison.
     """
-    table = Table(title=title or None)
+    table = Table(title=escape(title) or None)
     table.add_column("", no_wrap=True)
     for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
         table.add_column(column, justify="right")
     for key, entry in models(results).items():
         entropy = number(entry.get("entropy"))
         table.add_row(
-            LABELS.get(key, key), percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")),
+            _label(key), percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")),
             "–" if entropy is None else f"{entropy:.3f}", str(entry.get("n", "–")),
         )  # fmt: skip
     table.add_section()
     for key, entry in comparisons(results).items():
-        table.add_row(LABELS.get(key, key), f"{points(entry['mean'])} points", span(entry, difference=True))
-    failed = {LABELS.get(k, k): e["failed"] for k, e in models(results).items() if e.get("failed")}
+        table.add_row(_label(key), f"{points(entry['mean'])} points", span(entry, difference=True))
+    failed = {_label(k): e["failed"] for k, e in models(results).items() if e.get("failed")}
     if failed:
         table.caption = "failed, counted as wrong: " + ", ".join(f"{k} {v}" for k, v in failed.items())
     return table
@@ -117,7 +118,7 @@ def types_table(entry: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for kind, part in entry["by_type"].items():
         table.add_row(
-            kind or "(none)",
+            escape(kind) or "(none)",
             percent(part["accuracy"]),
             span(part),
             percent(part.get("greedy")),
@@ -126,6 +127,10 @@ def types_table(entry: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("mean over types", percent(entry["macro"]))
     return table
+
+
+def _label(key: str) -> str:
+    return escape(LABELS.get(key, key))
 
 
 def number(value: Any) -> float | None:

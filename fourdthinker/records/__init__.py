@@ -1,6 +1,6 @@
 """Records: the lines of data that training and evaluation read, validated before anything else runs."""
 
-from fourdthinker.records.line import Record, letter_of, options_in
+from fourdthinker.records.line import Record, letter_of, options_in, options_of
 from fourdthinker.records.read import read_media, read_records, write_records
 
-__all__ = ["Record", "letter_of", "options_in", "read_media", "read_records", "write_records"]
+__all__ = ["Record", "letter_of", "options_in", "options_of", "read_media", "read_records", "write_records"]

@@ -5,7 +5,9 @@ Errors say where.
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
 import math
 import os
 import re
@@ -21,6 +23,7 @@ from fourdthinker.latents import IMAGERY
 
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>")
 _OPTION = re.compile(r"\s*([A-H])[.)]\s+(\S.*?)\s*")
+_LETTERED = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(.*)", re.DOTALL)
 _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
 
 
@@ -90,6 +93,56 @@ def options_in(text: str) -> dict[str, str]:
     if len(found) < 2 or letters != LETTERS[: len(found)]:
         return {}
     return {match[1]: match[2] for match in found}
+
+
+def options_of(where: str, value: Any) -> dict[str, str]:
+    """Options as benchmarks' files give them: an object of letters, a list, or either written as a text.
+
+    Args:
+        where: the question, for errors.
+        value: `{"A": "left"}`, `["A. left", ...]`, `["left", ...]`, or such a text in JSON or Python. An
+            option that is None, as in parquet's structs, is none.
+
+    Returns:
+        Letter to text, without the letter in front.
+
+    Raises:
+        RecordError: something else, fewer than two, or more than there are letters.
+    """
+    if isinstance(value, str):
+        value = _literal(where, value)
+    if isinstance(value, Mapping):  # parquet's structs hold every key, and None where a row has none
+        value = {str(k): v for k, v in value.items() if v is not None}
+        if "".join(value) != LETTERS[: len(value)]:
+            raise RecordError(f"{where}: options are lettered {', '.join(value)}; write 2 to 8: A, B, ...")
+        texts = [str(text) for text in value.values()]
+    elif isinstance(value, list):
+        last = max((i for i, text in enumerate(value) if text is not None), default=-1)
+        texts = ["" if text is None else str(text) for text in value[: last + 1]]
+    else:
+        raise RecordError(f"{where}: options are {value!r:.60}; give an object of letters, or a list")
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise RecordError(f"{where}: number of options: {len(texts)}; give 2 to {len(LETTERS)}")
+    led = [_LETTERED.fullmatch(text) for text in texts]
+    if all(match and match[1] == letter for match, letter in zip(led, LETTERS, strict=False)):
+        texts = [match[2] for match in led if match]
+    texts = [text.strip() for text in texts]
+    if not all(texts):
+        raise RecordError(f"{where}: an option is empty: {texts}; write it, or leave it out")
+    return dict(zip(LETTERS, texts, strict=False))
+
+
+def _literal(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a list in Python's form, or nothing
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise RecordError(
+            f"{where}: options are the text {text!r:.60}, which is no list in JSON or Python ({error})"
+        ) from error
 
 
 def letter_of(label: str, options: Mapping[str, str]) -> str | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +11,12 @@ from typing import Any
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.tables import Row
 from fourdthinker.evaluate.numeric import parse_number
-from fourdthinker.files import LETTERS
 from fourdthinker.records import Record, letter_of
 
 NUMBER = (
     "There are no options to choose from. Put the answer, as a number in digits and nothing else, between "
     "<answer> and </answer>."
 )
-_LETTERED = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(.*)", re.DOTALL)
 
 
 @dataclass
@@ -114,7 +109,7 @@ class Collector:
             row: that it stands in.
             id: unique within the benchmark.
             question: without the options.
-            options: letter to text (`options_of`).
+            options: letter to text (`records.options_of`).
             answer: letter of the right one.
             **media: `video` or `frames`, and `type`, of the record.
         """
@@ -157,8 +152,11 @@ class Collector:
             self.data.left_out[record.id] = reason
 
     def _within(self, row: Row, name: str) -> str:
-        path = os.path.realpath(self.media / name)
-        if "\0" in name or os.path.commonpath([path, self.media]) != str(self.media):
+        try:
+            path = os.path.realpath(self.media / name)
+        except ValueError as error:  # a NUL, or half of a surrogate pair
+            raise RecordError(f"{row.where}: {name!r:.60} is no path ({error}); mend it there") from error
+        if os.path.commonpath([path, self.media]) != str(self.media):
             raise RecordError(f"{row.where}: {name!r} leads out of {self.media}; set --media-root above it")
         return path
 
@@ -166,58 +164,16 @@ class Collector:
 def _check_characters(record: Record) -> None:
     if not record.id or not record.question.strip():
         raise RecordError(f"{record.where}: no id, or no question")
+    try:
+        "".join([record.id, record.question, record.type or "", *record.options.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{record.where}: half of a surrogate pair, which is no character; write the text as UTF-8"
+        ) from error
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-def options_of(row: Row, value: Any) -> dict[str, str]:
-    """Options as files give them: an object of letters, a list, or either written as a text.
-
-    Args:
-        row: for errors.
-        value: `{"A": "left"}`, `["A. left", ...]`, `["left", ...]`, or such a text in JSON or Python.
-
-    Returns:
-        Letter to text, without the letter in front.
-
-    Raises:
-        RecordError: something else, fewer than two, or more than there are letters.
-    """
-    if isinstance(value, str):
-        value = _literal(row, value)
-    if isinstance(value, Mapping):  # parquet's structs hold every key, and None where a row has none
-        value = {str(k): v for k, v in value.items() if v is not None}
-        if "".join(value) != LETTERS[: len(value)]:
-            raise RecordError(f"{row.where}: options are lettered {', '.join(value)}; A, B, ... was expected")
-        texts = [str(text) for text in value.values()]
-    elif isinstance(value, list):
-        texts = [str(text) for text in value]
-    else:
-        raise RecordError(f"{row.where}: options are {value!r:.60}; a list or an object was expected")
-    if not 2 <= len(texts) <= len(LETTERS):
-        raise RecordError(f"{row.where}: {len(texts)} options; 2 to {len(LETTERS)} can be asked")
-    led = [_LETTERED.fullmatch(text) for text in texts]
-    if all(match and match[1] == letter for match, letter in zip(led, LETTERS, strict=False)):
-        texts = [match[2] for match in led if match]
-    texts = [text.strip() for text in texts]
-    if not all(texts):
-        raise RecordError(f"{row.where}: an option is empty: {texts}")
-    return dict(zip(LETTERS, texts, strict=False))
-
-
-def _literal(row: Row, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # a list in Python's form, or nothing
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise RecordError(
-            f"{row.where}: options are the text {text!r:.60}, which is no list in JSON or Python ({error})"
-        ) from error
 
 
 def answer_of(row: Row, value: Any, options: Mapping[str, str], *, text: bool = False) -> str:
@@ -226,7 +182,7 @@ def answer_of(row: Row, value: Any, options: Mapping[str, str], *, text: bool = 
     Args:
         row: for errors.
         value: a letter; with `text` the text of an option, also as an integer.
-        options: as `options_of` gives them.
+        options: as `records.options_of` gives them.
         text: whether the file answers with texts, one of which may look like a letter.
 
     Returns:

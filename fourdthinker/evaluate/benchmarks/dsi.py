@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import Row, find_files, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "metadatas/{std,hflip,reverse,reverse_hflip}.csv and videos/<variant>/<relative_path>"
 VARIANTS = ("std", "hflip", "reverse", "reverse_hflip")
@@ -31,7 +32,7 @@ def read(into: Collector, path: Path) -> None:
         into.data.files.append(files[0])
         for number, row in enumerate(read_rows(files[0]), 1):
             name = f"{variant}/{number}"
-            options = options_of(row, _NEXT.split(row.text("options").rstrip("; ")))
+            options = options_of(row.where, _NEXT.split(row.text("options").rstrip("; ")))
             video = row.text("relative_path")
             into.choice(
                 row,
@@ -41,6 +42,7 @@ def read(into: Collector, path: Path) -> None:
                 answer_of(row, row["GT"], options),
                 video=into.video(row, f"videos/{variant}/{video}", f"{variant}/{video}"),
                 type=_kind(row),
+                extra={"source": video},  # the four variants are of one video
             )
             into.data.twins[name] = str(number)
 

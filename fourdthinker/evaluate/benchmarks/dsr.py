@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "benchmark.parquet, or EASI's DSRBench.tsv, and the videos as <videoID>.mp4"
 
@@ -16,7 +17,7 @@ def read(into: Collector, path: Path) -> None:
     into.data.files.append(file)
     for number, row in enumerate(read_rows(file), 1):
         video = row.text("video", "videoID")
-        options = options_of(row, row.first("options", "candidates"))
+        options = options_of(row.where, row.first("options", "candidates"))
         name = str(row.values.get("index", number))
         stem = video if video.lower().endswith(".mp4") else f"{video}.mp4"
         into.choice(

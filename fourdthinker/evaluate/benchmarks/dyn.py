@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import read_rows
 from fourdthinker.files import PICTURE_SUFFIXES
+from fourdthinker.records import options_of
 
 NEEDS = "multi_json/<dataset>/<scene>_{cameraqa,qa,sceneqa}.json and frames/<dataset>/<scene>/frame_*.jpg"
 KINDS = {"cameraqa": "camera-object", "qa": "inter-object", "sceneqa": "object-scene"}
@@ -25,7 +26,7 @@ def read(into: Collector, path: Path) -> None:
         dataset, scene, kind = file.parent.name, match[1], match[2]
         into.data.files.append(file)
         for number, row in enumerate(read_rows(file), 1):
-            options = options_of(row, row["options"])
+            options = options_of(row.where, row["options"])
             folder = Path(into.video(row, f"frames/{dataset}/{scene}", f"{dataset}/{scene}"))
             frames = sorted(str(p) for p in folder.glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
             # missing frames are named, and their questions count as wrong

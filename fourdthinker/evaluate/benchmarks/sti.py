@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import RecordError
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import Row, find_file, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "qa.parquet, and the videos under the names of its column Video (in it or in video/)"
 
@@ -17,7 +18,7 @@ def read(into: Collector, path: Path) -> None:
     file = find_file(path, ("qa.parquet", "*.parquet"), NEEDS)
     into.data.files.append(file)
     for number, row in enumerate(read_rows(file), 1):
-        options = options_of(row, row["Candidates"])
+        options = options_of(row.where, row["Candidates"])
         video = row.text("Video")
         start, end = (_seconds(row, key) for key in ("time_start", "time_end"))
         into.choice(

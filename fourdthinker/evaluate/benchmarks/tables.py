@@ -109,7 +109,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'fourdthinker[eval]'") from error
     try:
         return list(parquet.ParquetFile(path).read().to_pylist())
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise RecordError(f"{path}: not a parquet file that can be read ({error}); fetch it anew") from error
 
 

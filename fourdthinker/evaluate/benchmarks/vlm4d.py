@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import Row, find_files, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "real_mc.json and synthetic_mc.json (or one), and the folders videos_real and videos_synthetic"
 LAST_EXO = 922  # the authors' rule: real questions up to this number are exocentric
@@ -33,7 +34,7 @@ def read(into: Collector, path: Path) -> None:
 
 def add(into: Collector, row: Row, kind: str) -> None:
     """Add one question; the form that MLLM-4D's evaluation reads is the same."""
-    options = options_of(row, row.first("choices", "options"))
+    options = options_of(row.where, row.first("choices", "options"))
     answer = answer_of(row, row["answer"], options, text=True)
     name = row.text("id")
     address = row.text("video")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "test*.parquet or test.jsonl, and the videos as <dataset>/<scene_name>.mp4"
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
@@ -32,7 +33,7 @@ def read(into: Collector, path: Path) -> None:
         key = str(row.values.get("id", number))
         question = row.text("question")
         if row.values.get("options"):
-            options = options_of(row, row["options"])
+            options = options_of(row.where, row["options"])
             into.choice(row, key, question, options, answer_of(row, row["ground_truth"], options), **media)
         else:
             into.number(row, key, question, row["ground_truth"], **media)

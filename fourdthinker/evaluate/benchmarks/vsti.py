@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of, options_of
+from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
+from fourdthinker.records import options_of
 
 NEEDS = "test*.parquet, or the same as JSON, and the videos under video_path or as <dataset>/<scene_name>.mp4"
 NUMERIC = ("camera_obj_abs_dist", "camera_displacement", "camera_obj_dist_change")
@@ -31,7 +32,7 @@ def read(into: Collector, path: Path) -> None:
         key = str(row.values.get("id", number))
         question = row.text("question")
         if row.values.get("options"):
-            options = options_of(row, row["options"])
+            options = options_of(row.where, row["options"])
             answer = answer_of(row, row["mc_answer"], options)
             into.choice(row, key, question, options, answer, **media)
         else:

@@ -102,6 +102,38 @@ def test_parquet_is_read_and_written(tmp_path: Path) -> None:
         read_questions(tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"options": {"A": "left", "B": "right", "C": None, "D": None}},
+        {"options": ["left", "right", None]},
+        {"A": "left", "B": "right", "C": None, "D": None},
+        {"options": None, "choices": {"A": "left", "B": "right"}},
+        {"options": '["A. left", "B. right"]'},
+        {"options": "['left', 'right']", "conversations": None, "id": None},
+    ],
+)
+def test_options_are_those_that_the_evaluation_asks(tmp_path: Path, form: dict[str, Any]) -> None:
+    """Parquet fills structs and columns with None, which is no option: chance is one half."""
+    row = {"id": "x", "question": "Which way?", "answer": "B", **form}
+    (item,) = read_questions(write(tmp_path / "a.jsonl", [row])).items
+    assert (item.options, item.answer) == (("left", "right"), 1)
+    assert item.id in ("x", "question 1")
+
+
+def test_a_parquet_struct_of_nothing_is_an_open_question(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is missing: fourdthinker[eval]")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is missing: fourdthinker[eval]")
+    rows = [
+        {"question": "Which way?", "options": options, "answer": "A"}
+        for options in ({"A": "x", "B": "y", "C": "z"}, {"A": "x", "B": "y"}, {"C": None})
+    ]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    file = read_questions(tmp_path / "a.parquet")
+    assert [item.options for item in file.items] == [("x", "y", "z"), ("x", "y")]
+    assert file.open_questions == 1
+
+
 def test_an_answer_that_is_a_text_wins_over_a_letter(tmp_path: Path) -> None:
     entry = {**VLM4D, "choices": {"A": "B", "B": "A"}, "answer": "A"}
     (item,) = read_questions(write(tmp_path / "a.json", [entry])).items
@@ -139,8 +171,11 @@ def test_a_file_is_written_in_its_own_form(tmp_path: Path, name: str, value: obj
         ([{**RL, "Correct": "D"}], r"a\.jsonl:1: the answer 'D' is no option; options are A\. left"),
         ([RL, {**RL, "Correct": None}], r"a\.jsonl:2: no answer; name the right option"),
         ([{"id": "x", **OPTIONS}], r"a\.jsonl:1: no question; its text belongs under"),
-        ([{**PLAIN, "options": {"A": "x"}}], "1 option; give at least two"),
+        ([{**PLAIN, "options": {"A": "x"}}], "number of options: 1; give 2 to 8"),
         ([{**PLAIN, "options": 3}], "options are 3; give an object"),
+        ([{**PLAIN, "options": "left or right"}], "no list in JSON or Python"),
+        ([{**MLLM, "conversations": 1}], r"'conversations' is 1; it must be a list of turns"),
+        ([{**MLLM, "conversations": [{"from": ["x"]}]}], "holds no turn of the user"),
         ([OPEN], "no question has options"),
         ([[1]], r"a\.jsonl:1: a JSON list, not an object|question 1: a JSON int"),
     ],
@@ -154,6 +189,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     bad = tmp_path / "a.jsonl"
     bad.write_text(json.dumps(RL) + "\n{nonsense\n")
     with pytest.raises(RecordError, match=r"a\.jsonl:2: malformed JSON"):
+        read_questions(bad)
+    bad.write_text("[" * 200_000)
+    with pytest.raises(RecordError, match=r"a\.jsonl:1: malformed JSON \(maximum recursion"):
         read_questions(bad)
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(RecordError, match="not UTF-8 at byte 0"):

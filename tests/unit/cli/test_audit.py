@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_a_fair_file_is_pruned_of_nothing(tmp_path: Path) -> None:
     path, out = write(tmp_path / "a.jsonl", fair_items(100)), tmp_path / "pruned.jsonl"
     assert cli.main(["audit", str(path), "--folds", "3", "--prune", str(out)]) == 0
     assert out.read_bytes() == path.read_bytes()
+
+
+def test_a_type_that_looks_like_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [replace(x, type=("[/dis]", "b")[i % 2]) for i, x in enumerate(dsr_items("distance", 200))]
+    path, out = write(tmp_path / "[a].jsonl", items), tmp_path / "audit.json"
+    assert cli.main(["audit", str(path), "--folds", "3", "--out", str(out)]) == 1
+    assert "[/dis]" in capsys.readouterr().out
+    assert out.exists()
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,27 @@ def test_other_questions_are_refused():
             compare(a, other)
 
 
+def test_runs_without_answers_of_one_kind_are_refused():
+    greedy, sampled = run("a", "AB", "xy"), run("b", "AB", "xy")
+    questions = tuple(replace(q, answers=("A", "B"), greedy=None) for q in sampled.questions)
+    with pytest.raises(ConfigError, match="no answers of one kind"):
+        compare(greedy, EvalResult("b", questions, 2, False))
+    both = EvalResult("c", tuple(replace(q, greedy="A") for q in questions), 2, True)
+    assert compare(greedy, both).greedy["mean"] == 0.5
+    assert compare(EvalResult("b", questions, 2, False), both).by_type["s"]["mean"] == 0.0
+
+
+def test_names_that_look_like_markup(tmp_path, capsys):
+    for name, letters in (("[/a]", "AA"), ("[/b]", "AB")):
+        result = run(name, letters, "wx")
+        questions = tuple(replace(q, type="[/dis]") for q in result.questions)
+        save(replace(result, questions=questions), tmp_path / name.strip("[/]"))
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().out
+    assert "[/b] less [/a]" in said
+    assert "[/dis]" in said
+
+
 def test_the_command(tmp_path, capsys):
     for name, letters in (("a", "AABB"), ("b", "BAAA")):
         save(run(name, letters, "wxyz"), tmp_path / name)
@@ -78,8 +99,22 @@ def test_the_command(tmp_path, capsys):
     assert [f["id"] for f in json.loads(out.read_text())["flips"]] == ["q0", "q2", "q3"]
 
 
+def test_a_single_video_has_no_interval(tmp_path):
+    for name, letters in (("a", "AAB"), ("b", "AAA")):
+        save(run(name, letters, "xxx"), tmp_path / name)
+    out = tmp_path / "difference.json"
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["greedy"] == {"mean": pytest.approx(1 / 3), "low": None, "high": None}
+    json.dumps(run("a", "AAB", "xxx").easi(), allow_nan=False)
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ConfigError, match="not the answers of an evaluation"):
         load_result(tmp_path)
+    (tmp_path / "answers.jsonl").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not the answers of an evaluation"):
+        load_result(tmp_path)
+    with pytest.raises(ConfigError, match="not a line of an evaluation journal"):
+        Journal(tmp_path / "answers.jsonl", {})
     assert main(["compare", str(tmp_path), str(tmp_path / "none")]) == 2

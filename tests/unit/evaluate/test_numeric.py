@@ -74,6 +74,13 @@ def test_tasks_and_twins():
     assert result("100").consistency({"n": "1", "l": "2", "f": "2"})["accuracy"] == 0.5
 
 
+def test_only_full_sets_of_twins_count():
+    twins = {"n": "1", "l": "1", "f": "2", "left out": "2"}
+    assert result("100").consistency(twins) == result("100").consistency({"n": "1", "l": "1"})
+    none = result("100").consistency({"f": "2", "left out": "2"})
+    assert none == {"accuracy": None, "low": None, "high": None, "n": 0}
+
+
 def test_the_best_constant_number():
     marks = scoring.majority_correct(["1", "10", "10", "11"], [{}] * 4, [""] * 4)
     assert marks.tolist() == [0.0, 1.0, 1.0, mean_relative_accuracy("10", "11")]

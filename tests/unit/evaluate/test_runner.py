@@ -22,8 +22,11 @@ from fourdthinker.evaluate import (
     evaluate,
     paired_difference,
     results_table,
+    scoring,
+    source_of,
+    types_table,
 )
-from fourdthinker.evaluate.clips import cluster_of, derangement, group_clips, override_prompts
+from fourdthinker.evaluate.clips import cluster_of, derangement, donors, group_clips, override_prompts
 from fourdthinker.evaluate.runner import sample_seed
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
@@ -388,6 +391,43 @@ def test_baselines() -> None:
     assert found["majority"]["low"] < found["majority"]["accuracy"] < found["majority"]["high"]
     assert found["majority"]["by_type"]["move"]["accuracy"] == pytest.approx(4 / 6)
     assert found["majority"]["macro"] == pytest.approx((4 / 6 + 1) / 2)
+
+
+def test_clips_of_one_source_are_not_independent(world: Any) -> None:
+    """Records of frames, as a synthesis writes them: the key `source` names the video that they are of."""
+    sources = ["v", "v", "w", "w"]
+    records = [
+        replace(record, frames=[*record.frames, str(i)], extra={"source": source})
+        for i, (record, source) in enumerate(zip(world[2], sources, strict=False))
+    ]
+    assert [source_of(r) for r in records] == sources
+    assert source_of(world[2][0]) == cluster_of(world[2][0])
+    clips = group_clips(records)
+    assert len(clips) == 4  # each is decoded
+    assert [c.source for c in donors(clips, "other", 0)] == ["w", "w", "v", "v"]
+    found = baselines([replace(r, answer=letter) for r, letter in zip(records, "AABB", strict=True)])
+    apart = scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0], sources)
+    assert found["majority"]["low"] == apart["low"] < scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0])["low"]
+
+    two = [replace(r, extra={"source": "v"}) for r in (world[2][0], world[2][2])]
+    assert [q.cluster for q in run(world, records=two, n=0).questions] == ["v", "v"]
+
+
+def test_nothing_answered_is_valid_json(world: Any) -> None:
+    summary = run(world, records=world[2][6:]).summary()  # the clip cannot be read
+    assert summary["answered"]["accuracy"] is None
+    assert (summary["answered"]["n"], summary["failed"], summary["accuracy"]) == (0, 2, 0.0)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_types_that_look_like_markup_are_shown() -> None:
+    part = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 4}
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(types_table({"by_type": {"[/dis]": part}, "macro": 0.5}))
+    console.print(results_table({"[/dis]": {**part, "failed": 1}}, title="[/model]"))
+    text = console.export_text()
+    assert text.count("[/dis]") == 3
+    assert "[/model]" in text
 
 
 def test_results_are_written_whole_and_shown(tmp_path: Path) -> None:

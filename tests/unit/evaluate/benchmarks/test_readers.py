@@ -10,9 +10,9 @@ import pytest
 
 from fourdthinker.cli import main
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate import BENCHMARKS, read_benchmark
-from fourdthinker.evaluate.benchmarks.benchmark import options_of
-from fourdthinker.evaluate.benchmarks.tables import Row, read_rows
+from fourdthinker.evaluate import BENCHMARKS, read_benchmark, source_of
+from fourdthinker.evaluate.benchmarks.tables import read_rows
+from fourdthinker.records import options_of
 from tests.shared import needs, shared
 
 URL = "https://huggingface.co/datasets/shijiezhou/VLM4D/resolve/main/"
@@ -223,6 +223,7 @@ def test_dsi(tmp_path):
     assert data.records[1].video == str(tmp_path / "videos" / "hflip" / "x" / "a.mp4")
     assert data.twins == {f"{v}/1": "1" for v in ("std", "hflip", "reverse", "reverse_hflip")}
     assert data.records[0].type == "object, moving camera"
+    assert {source_of(r) for r in data.records} == {"x/a.mp4"}  # twins are not independent
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -230,8 +231,11 @@ def test_what_is_wrong_is_named(tmp_path):
     for row, words in (
         (vlm4d(1, answer=9), "the answer '9' is no option"),
         (vlm4d(1, video="../../etc/passwd"), "leads out of"),
-        (vlm4d(1, choices={"A": 1}), "1 options"),
-        (vlm4d(1, choices={"B": 1, "A": 2}), "A, B, ... was expected"),
+        (vlm4d(1, video="a\0b"), r"'a\\x00b' is no path"),
+        (vlm4d(1, video="a\ud800"), "is no path"),
+        (vlm4d(1, question="Which\ud800?"), "half of a surrogate pair"),
+        (vlm4d(1, choices={"A": 1}), "number of options: 1; give 2 to 8"),
+        (vlm4d(1, choices={"B": 1, "A": 2}), "options are lettered B, A; write 2 to 8: A, B"),
         (vlm4d(1, choices="open()"), "no list in JSON or Python"),
         ({"id": "validation_1"}, "no column 'choices'"),
     ):
@@ -264,13 +268,25 @@ def test_what_is_missing_is_said(tmp_path, name):
 
 
 def test_options_in_the_forms_of_files():
-    row = Row({}, "f: row 1")
+    row = "f: row 1"
     plain = {"A": "x", "B": "y"}
     for given in (["x", "y"], ["A. x", "B. y"], ["(A) x", "(B) y"], '["x", "y"]', "['A: x', 'B: y']", plain):
         assert options_of(row, given) == plain
     assert options_of(row, {"A": 1, "B": 0, "C": None}) == {"A": "1", "B": "0"}  # parquet fills structs
+    assert options_of(row, ["x", "y", None, None]) == plain
     assert options_of(row, ["B. x", "A. y"]) == {"A": "B. x", "B": "A. y"}  # no letters of these options
-    for given in ("x", 3, None, [], ["x"], list("abcdefghi"), ["x", " "], "[" * 10000):
+    for given in (
+        "x",
+        3,
+        None,
+        [],
+        ["x"],
+        list("abcdefghi"),
+        ["x", " "],
+        ["x", None, "y"],
+        "[" * 10000,
+        "{[]: 1}",
+    ):
         with pytest.raises(RecordError):
             options_of(row, given)
 
