@@ -41,7 +41,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--attempts", type=int, default=3, metavar="N", help="then an item is left alone (default: 3)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and what it costs")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to read, and write nothing")
     parser.add_argument("--update", action="store_true", help="go on in a folder of other settings")
     parser.set_defaults(run=run)
     return parser

@@ -28,7 +28,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".json")
 _SCENES = re.compile(r"scenes:([1-9][0-9]{0,6})")
-_KEYS = {"video", "id", "start", "end", "objects", "poses", "poses_format", "calibration", "right", "licence"}
+_KEYS = {"video", "id", "start", "end", "objects", "poses", "poses_format", "poses_metric", "licence"}
+_GIVEN = ("poses", "poses_format", "poses_metric")
 _CHUNK = 1 << 20
 
 
@@ -45,7 +46,7 @@ class Source:
         start, end: part of the video, in seconds; None: from its start, to its end.
         scene: number of one of the project's own scenes, or None.
         objects: names of objects in it.
-        given: further files and values: poses, poses_format, calibration, right, instructions.
+        given: poses (a file), poses_format and poses_metric ("true" or "false"), as far as they were given.
         licence: of the video, as given.
     """
 
@@ -139,31 +140,27 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
     try:
         reason = _unfit(candidate)
         if reason is None:
-            extra = _given(candidate)
-            files = [path, *(Path(value) for key, value in sorted(extra.items()) if key in _FILES)]
-            contents = [_file_digest(file, journal) for file in files]
-            digest = _digest(contents, candidate.row)
+            group = _file_digest(path, journal)
+            extra = {file.name: _file_digest(file, journal) for file in _files(candidate.row)}
+            digest = _digest(group, extra, candidate.row)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     if reason is not None:
-        mark = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
-        return Refused(f"{stem}-{mark}", candidate.shown, reason)
+        mark = hashlib.blake2b(str(path).encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+        return Refused(f"{stem}-{mark}", candidate.shown.encode("utf-8", "backslashreplace").decode(), reason)
     row = candidate.row
     return Source(
         f"{_safe(str(row.get('id') or stem))}-{digest[:8]}",
         os.path.abspath(path),
         digest,
-        contents[0],
+        group,
         candidate.shown,
         _seconds(row, "start"),
         _seconds(row, "end"),
         objects=_objects(row),
-        given=extra,
+        given={key: str(row[key]) for key in _GIVEN if key in row},
         licence=row.get("licence") or None,
     )
-
-
-_FILES = ("poses", "calibration", "right", "instructions", "intrinsics")
 
 
 def _folder(path: Path) -> Iterator[Candidate]:
@@ -179,9 +176,6 @@ def _folder(path: Path) -> Iterator[Candidate]:
             notes = path / "annotations" / file.relative_to(top).with_suffix("")
             if (notes / "poses.npy").exists():
                 row = {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
-                for key in ("intrinsics.npy", "instructions.json"):
-                    if (notes / key).exists():
-                        row[Path(key).stem] = str(notes / key)
         yield Candidate(file, str(file), top, row=row)
 
 
@@ -212,9 +206,10 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         for key in ("start", "end"):
             if key in row:
                 row[key] = _number(row[key], f"{where}: {key}")
-        for key in _FILES:
-            if key in row:
-                row[key] = str(path.parent / str(row[key]))
+        if "poses_metric" in row:
+            row["poses_metric"] = _truth(row["poses_metric"], f"{where}: poses_metric")
+        if "poses" in row:
+            row["poses"] = str(path.parent / str(row["poses"]))
         yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row)
 
 
@@ -228,6 +223,14 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
+def _truth(value: Any, where: str) -> str:
+    """ "true" or "false" of a value in JSON or CSV."""
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise ConfigError(f"{where} is {value!r}; give true or false")
+    return text
+
+
 def _seconds(row: dict[str, Any], key: str) -> float | None:
     return float(row[key]) if key in row else None
 
@@ -238,14 +241,21 @@ def _objects(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in (" ".join(str(n).split()) for n in names) if name)
 
 
-def _given(candidate: Candidate) -> dict[str, str]:
-    row = candidate.row
-    return {key: str(row[key]) for key in (*_FILES, "poses_format") if key in row}
+def _files(row: dict[str, Any]) -> list[Path]:
+    """The files that are read beside the video: of its poses."""
+    if "poses" not in row:
+        return []
+    poses = Path(row["poses"])
+    if row.get("poses_format") != "spatialvid":
+        return [poses]
+    return [poses, poses.with_name("intrinsics.npy"), poses.with_name("indexes.txt")]
 
 
 def _unfit(candidate: Candidate) -> str | None:
-    """Why a candidate is no video, as far as can be told without opening it."""
+    """Why a candidate is no video, or its row of no use, as far as can be told without opening any file."""
     path, root = candidate.path, candidate.root
+    if wrong := _unwritable(candidate):
+        return wrong
     if root is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         return "a link out of its folder"
     try:
@@ -256,7 +266,38 @@ def _unfit(candidate: Candidate) -> str | None:
         return "not a regular file"
     if root is not None and not candidate.row and path.suffix.lower() not in VIDEO_SUFFIXES:
         return "not a video, by its suffix"
-    return None if status.st_size else "empty file"
+    if not status.st_size:
+        return "empty file"
+    for file in _files(candidate.row):
+        if not file.exists():
+            return f"poses: no file {file.name}"
+        if not file.is_file():  # a pipe would be waited for
+            return f"poses: {file.name} is not a regular file"
+    return None
+
+
+def _unwritable(candidate: Candidate) -> str | None:
+    """Why names or values of a candidate cannot stand in the journal or in records."""
+    licence = candidate.row.get("licence")
+    if licence is not None and not isinstance(licence, str):
+        return f"licence is {licence!r}; give text"
+    for name, value in {"its name": candidate.path, **candidate.row}.items():
+        if not _is_utf8(json.dumps(value, ensure_ascii=False, default=str)):
+            return f"{name} is not UTF-8"
+    for file in (candidate.path, *_files(candidate.row)):
+        if "\0" in str(file):
+            return "a path with the character NUL"
+        if not _is_utf8(os.path.realpath(file)):
+            return "a path that is not UTF-8"
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_digest(path: Path, journal: Journal) -> str:
@@ -275,11 +316,11 @@ def _file_digest(path: Path, journal: Journal) -> str:
     return hashed.hexdigest()
 
 
-def _digest(contents: list[str], row: dict[str, Any]) -> str:
-    if len(contents) == 1 and not row:
-        return contents[0]
-    values = {key: value for key, value in row.items() if key not in (*_FILES, "video", "licence")}
-    text = json.dumps([contents, values], sort_keys=True, default=str)
+def _digest(video: str, files: dict[str, str], row: dict[str, Any]) -> str:
+    if not row:
+        return video
+    values = {key: value for key, value in row.items() if key not in ("poses", "video", "licence")}
+    text = json.dumps([video, files, values], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -53,10 +53,15 @@ def _given(context: Context) -> CameraTrack:
     given, clip = context.source.given, context.clip
     path, kind = given["poses"], given.get("poses_format") or Path(given["poses"]).suffix.lstrip(".")
     height, width = clip.pixels.shape[1:3]
+    if "poses_metric" in given and kind not in ("tum", "txt"):
+        raise GeometryError(
+            f"{path}: poses_metric is for TUM lines, and poses_format is {kind!r}, which says it itself; "
+            "leave poses_metric out"
+        )
     if kind == "spatialvid":
         track = read_spatialvid(Path(path).parent, fps=probe(context.source.path).rate, size=(width, height))
     elif kind in ("tum", "txt"):
-        track = read_tum(path)
+        track = read_tum(path, metric=given.get("poses_metric") == "true")
     elif kind == "npz":
         track = read_npz(path)
     else:

@@ -106,9 +106,19 @@ def _render(**values: Any) -> str:
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(folder.glob("dift-*.jsonl")):
         split = path.name.split("-")[1]
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if line.strip():
-                yield split, json.loads(line)
+                yield split, _record(line, f"{path}:{number}")
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not a record ({error}); run the synthesis once more") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: a {type(found).__name__}, not a record; run the synthesis once more")
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -46,11 +46,6 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
-def area(rle: Rle) -> int:
-    """Pixels of a mask."""
-    return sum(_numbers(rle["counts"])[1::2])
-
-
 def box(mask: NDArray[np.bool_]) -> list[float] | None:
     """The bounding box of a mask in fractions of width and height.
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.errors import ConfigError
 from fourdthinker.files import UNFINISHED, PathLike, write_json
 from fourdthinker.frames import probe
 from fourdthinker.progress import progress_bar
@@ -231,6 +232,8 @@ def synthesise(
         with progress_bar(shown=options.progress) as bar:
             task = bar.add_task("synthesis", total=len(found))
             _clip_stages(run, found, bar, task)
+            if "write" in options.stages:
+                _warn_of_others(folder, set(run.sources))
             results = finish(run.sources, settings, options.stages, folder, journal)
         summary = _summary(run, results)
         write_json(folder / SUMMARY, summary)
@@ -263,6 +266,32 @@ def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: Tas
         more=lambda: run.queue.pop(0) if run.queue else None,
     )
     bar.update(task, completed=len(found), description=run.title())
+
+
+def _warn_of_others(folder: Path, names: set[str]) -> None:
+    """Say how many records go, since they are of videos that are not among this run's inputs."""
+    clip = re.compile(r"(.+)-\d{7,}-\d{7,}\.")
+    gone: Counter[str] = Counter()
+    for path in sorted(folder.glob("dift-*.jsonl")):
+        for line in path.read_bytes().split(b"\n"):
+            found = clip.match(_id(line))
+            if found is not None and found[1] not in names:
+                gone[found[1]] += 1
+    if gone:
+        log.warning(
+            "%s: %d records of %d videos that are not among these inputs are left out from now on; a run "
+            "writes the records of its own inputs. Give all of them at once: what is done is not done again",
+            folder,
+            gone.total(),
+            len(gone),
+        )
+
+
+def _id(line: bytes) -> str:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError, TypeError):  # nothing of a damaged line is kept anyway
+        return ""
 
 
 def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> None:
@@ -338,7 +367,7 @@ def _empty() -> dict[str, Any]:
 
 
 def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> dict[str, str]:
-    """What a run would have to do; nothing is written, and of each video only the packets are read.
+    """What a run would have to read; nothing is written, and of each video only the packets are read.
 
     Args:
         inputs: as for `synthesise`.
@@ -346,7 +375,7 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
         options: how.
 
     Returns:
-        Name -> text: videos, bytes, seconds, clips, calls, money.
+        Name -> text: videos, bytes, seconds, clips, frames to decode.
     """
     found = candidates(inputs)[: options.limit]
     size = clips = 0
@@ -359,7 +388,7 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
                 held = probe(candidate.path)
                 size += candidate.path.stat().st_size
                 length = held.end - held.begin
-            except (FourdError, OSError):
+            except (ValueError, OSError):  # a FourdError, or a path that cannot be one
                 unreadable += 1
                 continue
         seconds += length

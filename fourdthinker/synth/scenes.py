@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth.clips import Clip
+from fourdthinker.synth.geometry import scene_camera, scene_object
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
@@ -49,23 +50,23 @@ class Scene:
 
     def camera(self, clip: Clip) -> CameraTrack:
         """The true path of the camera."""
-        index, world = self.index(clip), self.world
+        index, whole = self.index(clip), scene_camera(self.world)
+        assert whole.intrinsics is not None
         height, width = clip.pixels.shape[1:3]
-        poses = np.tile(np.eye(4), (len(index), 1, 1))
-        poses[:, :3, :3] = world.rotation[index].transpose(0, 2, 1)
-        poses[:, :3, 3] = world.position[index]
-        lens = world.intrinsics.astype(np.float64)
-        lens[:2] *= np.array([[width], [height]]) / world.size
-        return CameraTrack(clip.times, poses, lens, (width, height), metric=True, source="scene")
+        lens = whole.intrinsics[index] * (np.array([[width], [height], [self.world.size]]) / self.world.size)
+        return CameraTrack(
+            clip.times, whole.poses[index], lens, (width, height), metric=whole.metric, source=whole.source
+        )
 
     def things(self, clip: Clip) -> list[ObjectTrack]:
         """The true paths of the solids that are asked about."""
         index = self.index(clip)
+        tracks = [scene_object(self.world, number) for number in range(ASKED)]
         return [
             ObjectTrack(
-                solid.name, clip.times, solid.centre[index].astype(np.float64), metric=True, source="scene"
+                track.name, clip.times, track.positions[index], metric=track.metric, source=track.source
             )
-            for solid in self.world.solids[:ASKED]
+            for track in tracks
         ]
 
 

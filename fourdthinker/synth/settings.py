@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,7 +21,8 @@ CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
 VERSION = 2  # raised when a stage's results change although its settings do not
 
-# The settings that the result of a stage depends on, beside those of the stages before it.
+# The settings that the result of a stage of one clip depends on, beside those of the stages before it; the
+# stages of the whole corpus are done in every run.
 _MATTERS = {
     "ingest": (
         "frames",
@@ -39,9 +41,8 @@ _MATTERS = {
     "motion": (),
     "questions": ("seed",),
     "imagery": ("imagery",),
-    "options": ("seed", "splits"),
-    "narrate": ("seed", "narrator_model"),
 }
+_SPLIT = re.compile(r"[A-Za-z0-9_]+")
 
 # What a run may cost changes nothing of what it makes: another run in the same folder may have other limits.
 LIMITS = ("narrator_max_calls", "narrator_budget", "narrator_price_in", "narrator_price_out")
@@ -57,7 +58,7 @@ def _policy(value: Any) -> Any:
 
 
 class SynthSettings(BaseModel):
-    """Settings of a run; see docs/synthesis.md. Adding one: a field here, and its name in `_MATTERS`."""
+    """Settings of a run; see docs/synthesis.md. A new one is a field here and, if of clips, in `_MATTERS`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -114,6 +115,10 @@ class SynthSettings(BaseModel):
             )
         if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError(f"splits is {self.splits}; give names and shares that sum to 1")
+        if wrong := [name for name in self.splits if not _SPLIT.fullmatch(name)]:
+            raise ValueError(
+                f"splits names {wrong[0]!r}, a part of file names; use letters A-Z, a-z, digits and _"
+            )
         return self
 
     def plain(self) -> dict[str, Any]:
@@ -125,7 +130,7 @@ class SynthSettings(BaseModel):
         """Changes with everything that the result of a stage depends on.
 
         Args:
-            stage: one of STAGES.
+            stage: "ingest" or one of CLIP_STAGES.
             before: the key of the stage before it, or the digest of the source for the first one.
 
         Returns:

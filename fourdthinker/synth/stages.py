@@ -135,21 +135,40 @@ def _read(job: Job, scene: Any, sender: _Sender) -> None:
     item = window_item(job.source, job.index)
     assert job.window is not None
     if job.clips is not None:
-        for name, start, end in job.clips:
-            sender.begin(name, "ingest")
-            _clip(read_clip(job.source, name, start, end, job.settings), job, scene, sender)
+        for part in job.clips:
+            _again(part, job, scene, sender)
         return
     found: list[tuple[str, float, float]] = []
-    with closing(_of_window(job)) as clips:
-        for clip in clips:
-            if isinstance(clip, Bad):
-                sender.end(clip.item, "ingest", "rejected", clip.reason)
-            else:
-                found.append((clip.item, clip.start, clip.end))
-                if clip.item not in job.skip:
-                    _clip(clip, job, scene, sender)
-            sender.begin(item, "ingest")
+    try:
+        with closing(_of_window(job)) as clips:
+            for clip in clips:
+                if isinstance(clip, Bad):
+                    sender.end(clip.item, "ingest", "rejected", clip.reason)
+                else:
+                    found.append((clip.item, clip.start, clip.end))
+                    if clip.item not in job.skip:
+                        _clip(clip, job, scene, sender)
+                sender.begin(item, "ingest")
+    except VideoError as error:
+        if not found:
+            raise
+        # What was found before the damage is good: the window is done, so that later runs go on with it.
+        sender.end(f"{item}.rest", "ingest", "rejected", _reason(error, job.source))
     sender.end(item, "ingest", "done", payload={"clips": found})
+
+
+def _again(part: tuple[str, float, float], job: Job, scene: Any, sender: _Sender) -> None:
+    """Read a clip that has been cut before and go on with it; what is wrong with it is said of it alone."""
+    item, start, end = part
+    sender.begin(item, "ingest")
+    try:
+        clip = read_clip(job.source, item, start, end, job.settings)
+    except (RejectError, VideoError) as error:
+        sender.end(item, "ingest", "rejected", _reason(error, job.source))
+    except Exception as error:  # noqa: BLE001  # one clip must not end the run
+        sender.end(item, "ingest", "failed", _named(error))
+    else:
+        _clip(clip, job, scene, sender)
 
 
 def _of_window(job: Job) -> Generator[Clip | Bad, None, None]:

@@ -9,12 +9,14 @@ from fourdthinker.files import PathLike
 from fourdthinker.synth.geometry.conventions import frame_times, pose_matrices, quaternion_rotations, table
 from fourdthinker.synth.tracks import Array, CameraTrack
 
+_CLOCK = 1e6  # seconds; no video is as long, so larger stamps are those of a clock
+
 
 def read_tum(
     path: PathLike,
     *,
     times: Sequence[float] | None = None,
-    metric: bool = True,
+    metric: bool = False,
     intrinsics: Array | None = None,
     size: tuple[int, int] | None = None,
 ) -> CameraTrack:
@@ -22,8 +24,9 @@ def read_tum(
 
     Args:
         path: the file.
-        times: of the clip's frames, one for each line; None: the timestamps, counted from the first.
-        metric: whether lengths are metres; those of a monocular SLAM are not.
+        times: of the clip's frames, one for each line; None: the timestamps, in seconds of the video. Those
+            of a clock (the first one above 1e6 s) are counted from the first.
+        metric: whether lengths are metres, which the format does not say; those of a monocular SLAM are not.
         intrinsics: [3, 3] in pixels of `size`, which the format does not hold.
         size: width and height of the pictures.
 
@@ -35,6 +38,9 @@ def read_tum(
             differs.
     """
     rows = table(path, 8)
-    seconds = rows[:, 0] - rows[0, 0] if times is None else frame_times(times, len(rows), str(Path(path)))
+    if times is not None:
+        seconds = frame_times(times, len(rows), str(Path(path)))
+    else:
+        seconds = rows[:, 0] - (rows[0, 0] if rows[0, 0] > _CLOCK else 0.0)
     poses = pose_matrices(quaternion_rotations(rows[:, 4:], str(Path(path))), rows[:, 1:4])
     return CameraTrack(seconds, poses, intrinsics, size, metric=metric, source="tum")

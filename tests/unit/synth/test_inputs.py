@@ -12,6 +12,8 @@ import pytest
 from fourdthinker.errors import ConfigError
 from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate
 from fourdthinker.synth.journal import Journal
+from fourdthinker.synth.run import Options, plan
+from fourdthinker.synth.settings import SynthSettings
 
 
 def opened(inputs: list[str], out: Path) -> list[Source | Refused]:
@@ -100,7 +102,9 @@ def test_a_manifest(videos: Path, tmp_path: Path) -> None:
     [
         ('{"video": "b.mp4", "speed": 1}', "row 1: unknown key speed; known are"),
         ('{"path": "b.mp4"}', "row 1: no video"),
+        ('{"video": "b.mp4", "calibration": "c.json"}', "row 1: unknown key calibration; known are"),
         ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
+        ('{"video": "b.mp4", "poses_metric": "yes"}', "poses_metric is 'yes'; give true or false"),
         ("{", "not a manifest"),
         ("", "holds no rows"),
     ],
@@ -126,15 +130,73 @@ def test_spatialvid(tmp_path: Path) -> None:
     (root / "videos" / "group_0001" / "x.mp4").write_bytes(b"video")
     notes = root / "annotations" / "group_0001" / "x"
     notes.mkdir(parents=True)
-    np.save(notes / "poses.npy", np.zeros((3, 7)))
+    for name in ("poses.npy", "intrinsics.npy"):
+        np.save(notes / name, np.zeros((3, 7)))
+    (notes / "indexes.txt").write_text("0 0")
+    (notes / "instructions.json").write_text("{}")
     source = opened([str(root)], tmp_path / "out")[0]
     assert isinstance(source, Source)
     assert source.given == {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
-    np.save(notes / "poses.npy", np.ones((3, 7)))
-    changed = opened([str(root)], tmp_path / "out")[0]
-    assert isinstance(changed, Source)
-    assert changed.digest != source.digest
-    assert changed.group == source.group
+    (notes / "instructions.json").write_text("{} ")  # is never read
+    assert opened([str(root)], tmp_path / "out")[0] == source
+    seen = {source.digest}
+    for name in ("poses.npy", "intrinsics.npy", "indexes.txt"):
+        (notes / name).write_bytes(b"something else")
+        changed = opened([str(root)], tmp_path / "out")[0]
+        assert isinstance(changed, Source)
+        assert changed.group == source.group
+        seen.add(changed.digest)
+    assert len(seen) == 4
+    (notes / "indexes.txt").unlink()
+    missing = opened([str(root)], tmp_path / "out")[0]
+    assert isinstance(missing, Refused)
+    assert missing.reason == "poses: no file indexes.txt"
+
+
+def test_names_and_values_that_cost_only_their_item(videos: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(videos) + b"/caf\xe9.mp4")
+    Path(odd).write_bytes(b"odd")
+    os.mkfifo(videos / "pipe.npz")
+    rows = [
+        {"video": "caf\udce9.mp4"},
+        {"video": "a\0.mp4"},
+        {"video": "b.mp4", "id": "1", "objects": ["\ud800"]},
+        {"video": "b.mp4", "start": 0, "poses": "pipe.npz"},
+        {"video": "b.mp4", "start": 1, "poses": "none.npz"},
+        {"video": "b.mp4", "start": 2, "poses": "\0.npz"},
+        {"video": "b.mp4", "start": 3, "licence": ["CC"]},
+        {"video": "b.mp4", "start": 4},
+    ]
+    path = videos / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *refused, good = opened([str(path)], tmp_path / "out")
+    assert isinstance(good, Source)
+    assert [one.reason for one in refused if isinstance(one, Refused)] == [
+        "its name is not UTF-8",
+        "a path with the character NUL",
+        "objects is not UTF-8",
+        "poses: pipe.npz is not a regular file",
+        "poses: no file none.npz",
+        "a path with the character NUL",
+        "licence is ['CC']; give text",
+    ]
+    assert refused[0].shown == "caf\\udce9.mp4"
+    json.dumps([one.shown for one in refused], ensure_ascii=False).encode()
+    assert plan([str(path)], SynthSettings(), Options())["videos"] == "8, 8 unreadable"
+    path.unlink()
+    (videos / "pipe.npz").unlink()
+    assert sum(isinstance(one, Source) for one in opened([str(videos)], tmp_path / "out")) == 3
+
+
+def test_a_folder_whose_name_is_not_utf8(videos: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    odd.mkdir()
+    (odd / "v.mp4").write_bytes(b"v")
+    (videos / "link.mp4").symlink_to(odd / "v.mp4")
+    for given in (odd, videos / "link.mp4"):
+        (found,) = opened([str(given)], tmp_path / "out")
+        assert isinstance(found, Refused)
+        assert found.reason in ("its name is not UTF-8", "a path that is not UTF-8")
 
 
 def test_scenes(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_a_camera_alone_has_a_path(tmp_path: Path) -> None:
     assert '<path class="object"' not in text
 
 
+@pytest.mark.parametrize("line", [b'{"id": "cut', b"[1]", b'{"id": "\xff"}'])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    write_all(make(tmp_path, 1), SynthSettings(splits={"train": 1.0}), tmp_path)
+    path = tmp_path / "dift-train-00000.jsonl"
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(ConfigError, match=r"dift-train-00000\.jsonl:4: .*; run the synthesis once more"):
+        write_preview(tmp_path)
+
+
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no dift-"):
         write_preview(tmp_path)

@@ -158,6 +158,23 @@ def test_limits_of_the_endpoint_are_settings(tmp_path: Path, monkeypatch: pytest
         read_settings(None, narrator_budget=1.5)
 
 
+def test_records_that_other_inputs_replace_are_warned_of(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    synthesise(["scenes:6"], out, options=QUIET)
+    assert "not among these inputs" not in caplog.text
+    names = [_scene_name(out, number) for number in range(6)]
+    kept = tuple(f"{name}-" for name in names[:2])
+    before = [r.id for path in out.glob("dift-*.jsonl") for r in read_records(path, kind="dift")]
+    gone = [record for record in before if not record.startswith(kept)]
+    videos = {record.split(".")[0] for record in gone}
+    synthesise(["scenes:6"], out, options=Options(workers=1, progress=False, limit=2))
+    assert f"{len(gone)} records of {len(videos)} videos that are not among these inputs" in caplog.text
+    assert len(gone) > len(videos) > 1
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="is not empty, and no synthesis was made there"):
@@ -174,6 +191,8 @@ def test_unknown_stages_and_settings() -> None:
         read_settings(None, speed=3)
     with pytest.raises(ConfigError, match="min_seconds <= max_seconds / 2 must hold"):
         read_settings(None, min_seconds=10.0, max_seconds=15.0)
+    with pytest.raises(ConfigError, match=r"splits names '\.\./x', a part of file names; use letters"):
+        read_settings(None, splits={"../x": 1.0})
     with pytest.raises(ConfigError, match="frame policy: fps is -1"):
         read_settings(None, frames={"fps": -1})
 

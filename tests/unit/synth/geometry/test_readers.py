@@ -189,6 +189,16 @@ def test_spatialvid_times_are_those_of_the_videos_frames(tmp_path):
     assert found.times[1] == pytest.approx(6 / 29.97)
 
 
+def test_tum_stamps_of_a_video_are_kept_and_those_of_a_clock_counted(tmp_path):
+    path = tmp_path / "path.txt"
+    path.write_text("2.5 0 0 0 0 0 0 1\n3.0 0 0 1 0 0 0 1\n")
+    found = read_tum(path)
+    assert found.times.tolist() == [2.5, 3.0]
+    assert not found.metric
+    path.write_text("1000001.5 0 0 0 0 0 0 1\n1000002.0 0 0 1 0 0 0 1\n")
+    assert read_tum(path, metric=True).times.tolist() == [0.0, 0.5]
+
+
 def test_spatialvids_own_labels_are_read_for_comparison(tmp_path):
     spatialvid(FOUR["forward"][0], tmp_path)
     (tmp_path / "instructions.json").write_text('{"0->3": ["Dolly In", "Roll CW"], "3->7": ["Stay"]}')

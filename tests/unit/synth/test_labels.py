@@ -1,0 +1,63 @@
+"""The geometry stage: poses that are given, and the truth of scenes at a clip's frames and size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fourdthinker.synth.clips import Clip, RejectError
+from fourdthinker.synth.context import Context
+from fourdthinker.synth.inputs import Source
+from fourdthinker.synth.labels import geometry
+from fourdthinker.synth.scenes import Scene
+from fourdthinker.synth.settings import SynthSettings
+from fourdthinker.worlds.scenes import make_world
+
+
+def clip_of(start: float, frames: int, height: int = 48, width: int = 64) -> Clip:
+    pixels = np.zeros((frames, height, width, 3), np.uint8)
+    return Clip("v-0", start, start + frames / 10, np.arange(frames) / 10, pixels, (0,))
+
+
+def context(tmp_path: Path, **given: str) -> Context:
+    return Context(clip_of(2.0, 31), Source("v", "", "d", "g", "v", given=given), SynthSettings(), tmp_path)
+
+
+def tum_file(tmp_path: Path, first: float) -> str:
+    path = tmp_path / "path.txt"
+    path.write_text("".join(f"{first + k / 10:.1f} 0 0 {k} 0 0 0 1\n" for k in range(31)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("told", "metric"), [({}, False), ({"poses_metric": "true"}, True)])
+def test_tum_poses_are_in_metres_only_where_that_is_said(
+    tmp_path: Path, told: dict[str, str], metric: bool
+) -> None:
+    camera = geometry(context(tmp_path, poses=tum_file(tmp_path, 2.0), **told))["camera"]
+    assert camera.metric is metric
+    assert camera.times[0] == 0
+    np.testing.assert_allclose(camera.centres[:, 2], np.arange(31), atol=1e-9)
+
+
+def test_poses_of_a_part_of_the_video_are_not_shifted_to_its_start(tmp_path: Path) -> None:
+    with pytest.raises(RejectError, match=r"poses from 9\.00 to 12\.00 s for a clip from 2\.00 to 5\.10 s"):
+        geometry(context(tmp_path, poses=tum_file(tmp_path, 9.0)))
+
+
+def test_metres_are_not_claimed_for_other_poses(tmp_path: Path) -> None:
+    with pytest.raises(RejectError, match="poses_metric is for TUM lines, and poses_format is 'npz'"):
+        geometry(context(tmp_path, poses="p.npz", poses_metric="true"))
+
+
+def test_true_tracks_of_a_scene_are_at_the_clips_frames_and_size() -> None:
+    world = make_world(1, "pan left", "right", frames=20, fps=10, size=64)
+    scene = Scene(world, np.zeros((20, 64, 64), np.int8), np.zeros((20, 64, 64), np.float32))
+    clip = clip_of(0.5, 10, height=64, width=128)
+    camera, (mover, _) = scene.camera(clip), scene.things(clip)
+    assert camera.times.tolist() == mover.times.tolist() == clip.times.tolist()
+    assert camera.metric
+    assert mover.metric
+    expected = world.project(world.solids[0].centre)[5:15] * [2, 1, 1]
+    np.testing.assert_allclose(camera.project(mover.positions), expected, atol=1e-3)
