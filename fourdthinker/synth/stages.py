@@ -136,7 +136,7 @@ def _read(job: Job, scene: Any, sender: _Sender) -> None:
     assert job.window is not None
     if job.clips is not None:
         for part in job.clips:
-            _again(part, job, scene, sender)
+            _reread(part, job, scene, sender)
         return
     found: list[tuple[str, float, float]] = []
     try:
@@ -157,7 +157,7 @@ def _read(job: Job, scene: Any, sender: _Sender) -> None:
     sender.end(item, "ingest", "done", payload={"clips": found})
 
 
-def _again(part: tuple[str, float, float], job: Job, scene: Any, sender: _Sender) -> None:
+def _reread(part: tuple[str, float, float], job: Job, scene: Any, sender: _Sender) -> None:
     """Read a clip that has been cut before and go on with it; what is wrong with it is said of it alone."""
     item, start, end = part
     sender.begin(item, "ingest")
