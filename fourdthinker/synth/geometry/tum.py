@@ -9,7 +9,7 @@ from fourdthinker.files import PathLike
 from fourdthinker.synth.geometry.conventions import frame_times, pose_matrices, quaternion_rotations, table
 from fourdthinker.synth.tracks import Array, CameraTrack
 
-_CLOCK = 1e6  # seconds; no video is as long, so larger stamps are those of a clock
+_EPOCH = 1e6  # seconds; no video is as long: larger stamps count from some day, such as 1970
 
 
 def read_tum(
@@ -25,7 +25,7 @@ def read_tum(
     Args:
         path: the file.
         times: of the clip's frames, one for each line; None: the timestamps, in seconds of the video. Those
-            of a clock (the first one above 1e6 s) are counted from the first.
+            that count from 1970 (the first one above 1e6 s) are counted from the first.
         metric: whether lengths are metres, which the format does not say; those of a monocular SLAM are not.
         intrinsics: [3, 3] in pixels of `size`, which the format does not hold.
         size: width and height of the pictures.
@@ -41,6 +41,6 @@ def read_tum(
     if times is not None:
         seconds = frame_times(times, len(rows), str(Path(path)))
     else:
-        seconds = rows[:, 0] - (rows[0, 0] if rows[0, 0] > _CLOCK else 0.0)
+        seconds = rows[:, 0] - (rows[0, 0] if rows[0, 0] > _EPOCH else 0.0)
     poses = pose_matrices(quaternion_rotations(rows[:, 4:], str(Path(path))), rows[:, 1:4])
     return CameraTrack(seconds, poses, intrinsics, size, metric=metric, source="tum")
