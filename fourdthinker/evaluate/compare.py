@@ -87,13 +87,17 @@ def load_result(folder: Path) -> EvalResult:
     number = 1
     try:
         settings = json.loads(lines[0])["settings"]
+        name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
         for line in lines[1:]:
             number += 1
             entry = json.loads(line)
             del entry["seconds"]
             question = Question.from_dict(entry)
+            if not isinstance(question.options, dict) or not isinstance(question.type, str):
+                raise TypeError("options are no object, or the type is no text")
+            if not question.failed and len(question.answers) != samples:
+                raise ValueError(f"{len(question.answers)} answers, where the settings say {samples}")
             questions[question.id] = question
-        name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}:{number}: not the answers of an evaluation ({error!r}); name its folder"

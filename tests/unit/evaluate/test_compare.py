@@ -112,6 +112,15 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ConfigError, match="not the answers of an evaluation"):
         load_result(tmp_path)
+    good = run("a", "A", "x")
+    for changed, words in (
+        ({"answers": ("A",)}, "1 answers, where the settings say 0"),
+        ({"options": ["x"]}, "no object"),
+    ):
+        with Journal(tmp_path / words / "answers.jsonl", good.settings) as journal:
+            journal.add([replace(good.questions[0], **changed)], 1.0)
+        with pytest.raises(ConfigError, match=f"answers.jsonl:2: .*{words}"):
+            load_result(tmp_path / words)
     (tmp_path / "answers.jsonl").write_text("[" * 200_000)
     with pytest.raises(ConfigError, match="not the answers of an evaluation"):
         load_result(tmp_path)
