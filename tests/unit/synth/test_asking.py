@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from fourdthinker.synth import corpus, narration
-from fourdthinker.synth.asking import shown_frames
+from fourdthinker.synth.asking import facts_of, shown_frames
+from fourdthinker.synth.clips import Clip
+from fourdthinker.synth.context import Context
 from fourdthinker.synth.inputs import Source
+from fourdthinker.synth.labels import motion
+from fourdthinker.synth.payload import dumps, loads
 from fourdthinker.synth.questions import Facts, Question, Support
+from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack
+from tests.unit.synth.paths import FORWARD, steady, walked
 
 INGEST = {"frames": ["a", "b", "c", "d"], "seconds": [0.0, 1.0, 3.0, 4.0]}
 FACTS = Facts("c", "v", 4.0, CameraTrack(np.array([0.0, 4.0]), np.tile(np.eye(4), (2, 1, 1))))
@@ -41,6 +47,18 @@ def test_nothing_shows_the_future_of_a_prediction(kind: str, monkeypatch: pytest
 
 def test_other_questions_show_the_whole_clip() -> None:
     assert shown_frames(question("camera"), INGEST) == (["a", "b", "c", "d"], [0.0, 1.0, 3.0, 4.0])
+
+
+def test_unclear_times_come_from_the_stage_motion() -> None:
+    """3.5 degrees a second beside a dolly: too much for none, too little for a pan."""
+    track = walked(FORWARD, steady(0, 3.5, 0), 4)
+    found: Any = {"geometry": {"camera": vars(track), "objects": [], "things": []}}
+    clip = Clip("c", 0.0, 4.0, track.times, np.zeros((len(track.times), 8, 8, 3), np.uint8), (0,))
+    source = Source("v", "", "d", "d", "v")
+    found["motion"] = loads(dumps(motion(Context(clip, source, SynthSettings(), Path(), found))))
+    facts = facts_of("c", "v", found)
+    assert [move.name for move in facts.moves] == ["dolly in"]
+    assert facts.unclear == ((0.0, 4.0),)
 
 
 def test_each_question_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fourdthinker.synth.clips import Clip, windows
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import EndpointError, RejectedError, narrate
-from fourdthinker.synth.run import Options, plan, synthesise
+from fourdthinker.synth.run import Options, _check_folder, plan, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
 from tests.clips import make_clip
@@ -173,6 +173,14 @@ def test_records_that_other_inputs_replace_are_warned_of(
     synthesise(["scenes:6"], out, options=Options(workers=1, progress=False, limit=2))
     assert f"{len(gone)} records of {len(videos)} videos that are not among these inputs" in caplog.text
     assert len(gone) > len(videos) > 1
+
+
+def test_a_later_run_may_spend_more(tmp_path: Path) -> None:
+    few = SynthSettings(narrator_max_calls=1)
+    (tmp_path / "settings.json").write_text(json.dumps(few.plain()))
+    _check_folder(tmp_path, SynthSettings(narrator_max_calls=2), QUIET)
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        _check_folder(tmp_path, SynthSettings(narrator_max_calls=2, seed=1), QUIET)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
