@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import torch
 
 from fourdthinker.objectives import Metrics
+from fourdthinker.trainers.loader import errors_of_workers
 
 T = TypeVar("T")
 
@@ -46,7 +47,8 @@ class Ahead(Generic[T]):
             self._coming = deque(self._pool.submit(next, source, None) for _ in range(self.depth))
         taken = []
         for _ in range(count):
-            batch = self._coming.popleft().result()
+            with errors_of_workers():
+                batch = self._coming.popleft().result()
             self._coming.append(self._pool.submit(next, source, None))  # type: ignore[union-attr]
             if batch is not None:
                 taken.append(batch)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +18,13 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers: before a node is taken away; Slurm's --signal
+SAME = 5.0  # seconds in which several are one: Slurm and torchrun both pass a SIGTERM on
 
 
 class StopOnSignal(TrainerCallback):
     """Saves and ends the run after the update in which any rank got a signal.
 
-    A second signal does what it would have done without this.
+    A second signal, more than `SAME` seconds later, does what it would have done without this.
 
     Args:
         every: updates that belong together (on one batch of rollouts); a checkpoint between them could not be
@@ -32,7 +34,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, every: int) -> None:
         self.every = every
         self.stopped = False  # whether the run was ended
-        self._asked = False
+        self._asked: float | None = None  # when the first signal came, by `time.monotonic`
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -43,15 +45,15 @@ class StopOnSignal(TrainerCallback):
         owner, before = os.getpid(), {number: signal.getsignal(number) for number in SIGNALS}
 
         def take(number: int, frame: Any) -> None:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            if os.getpid() != owner:  # a worker of the loader
+            forked = os.getpid() != owner
+            if not forked and self._asked is None:
+                self._asked = time.monotonic()
+                name = signal.Signals(number).name
+                logger.warning("%s: the run ends with a checkpoint after this update", name)
+            elif forked or time.monotonic() - (self._asked or 0.0) > SAME:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
                 os.kill(os.getpid(), number)
-                return
-            self._asked = True
-            logger.warning(
-                "%s: the run ends with a checkpoint after this update", signal.Signals(number).name
-            )
 
         for number in SIGNALS:
             signal.signal(number, take)
@@ -63,7 +65,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by Trainer after every update, on every rank."""
-        asked = torch.tensor(int(self._asked), device=args.device)
+        asked = torch.tensor(int(self._asked is not None), device=args.device)
         if args.world_size > 1:  # a signal reaches the ranks at different times
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         if asked.item() and state.global_step % self.every == 0 and not control.should_training_stop:

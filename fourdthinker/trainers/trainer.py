@@ -24,20 +24,18 @@ from fourdthinker.samples import Batch
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import ShardedBatches, same
 from fourdthinker.trainers.checkpointing import ResumableTrainer
+from fourdthinker.trainers.loader import Loader
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.resume import check_data, finished_updates
-from fourdthinker.trainers.run_folder import (
-    FINAL,
-    METRICS,
-    begin_run,
-    resumed_updates,
-)
+from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError, Parts
 
 logger = logging.getLogger(__name__)
+
+_NO_STATE = "save_only_model=true: no run can go on from its checkpoints, also not after a signal"
 
 
 class _AfterUpdate(TrainerCallback):
@@ -95,8 +93,10 @@ class LatentTrainer(ResumableTrainer):
         self.stopping = StopOnSignal(batches.repeats)
         self.add_callback(self.stopping)
         self.add_callback(_AfterUpdate(self.after_update))
-        # Over the empty batches of further updates on the same rollouts to the next prompts.
-        self._ahead: Ahead[list[Any]] = Ahead(args.gradient_accumulation_steps * batches.repeats)
+        # Over the empty batches of further updates on the same rollouts to the next prompts. Workers are
+        # ahead by themselves.
+        depth = args.gradient_accumulation_steps * batches.repeats
+        self._ahead: Ahead[list[Any]] = Ahead(1 if args.dataloader_num_workers else depth)
         self.metric_sums = MetricSums()
         self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
         self._skip_update = False
@@ -139,7 +139,7 @@ class LatentTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader of this rank. Trainer's own would shard what is sharded already."""
         workers = self.args.dataloader_num_workers
-        return DataLoader(
+        return Loader(
             self.items,
             batch_sampler=self.batches,
             collate_fn=same,
@@ -377,6 +377,8 @@ class LatentTrainer(ResumableTrainer):
                     f"model={final}, or set save_steps in a new one"
                 )
         begin_run(self.settings, self.args, resume)
+        if self.args.save_only_model and self.is_world_process_zero():
+            logger.warning(_NO_STATE)
         if resume is not None and resumed_updates(resume) >= updates:
             self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
             done = resumed_updates(resume)
@@ -388,7 +390,8 @@ class LatentTrainer(ResumableTrainer):
                 self._ahead.close()
             done = self.state.global_step
             if self.stopping.stopped:
-                logger.info("%d of %d updates; resume_from_checkpoint=auto goes on", done, updates)
+                how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
+                logger.info("%d of %d updates; %s", done, updates, how)
                 return Path(self.settings.output_dir) / f"checkpoint-{done}"
         self.save_model(str(final))
         if self.is_world_process_zero():

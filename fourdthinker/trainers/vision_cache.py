@@ -29,6 +29,7 @@ from fourdthinker.prompts import Encoder
 from fourdthinker.sampler import encode_imagery, encode_visions
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
+from fourdthinker.trainers.loader import errors_of_workers
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -121,7 +122,12 @@ class VisionCache:
         loader: DataLoader[Any] = DataLoader(
             items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers
         )
-        for batch in loader:
+        rest = iter(loader)
+        while True:
+            with errors_of_workers():
+                batch = next(rest, None)
+            if batch is None:
+                break
             for kind, encode in (("clip", encode_visions), ("imagery", encode_imagery)):
                 mine = [(index, vision) for index, vision in batch if todo[index][1][0] == kind]
                 encoded = encode(backbone, [vision for _, vision in mine])

@@ -92,6 +92,32 @@ def test_a_signal_saves_and_ends_the_run_well(
     assert [line["step"] for line in metrics(run)] == list(range(1, step + 3))
 
 
+@pytest.mark.parametrize("only_model", [False, True])
+def test_a_signal_to_all_processes_comes_twice(
+    base: dict[str, Any], tmp_path: Path, only_model: bool
+) -> None:
+    """Slurm and torchrun both send it, and to every process: also workers of the loader get it."""
+    run = tmp_path / "run"
+    config = base["dift"] | {"output_dir": str(run), "max_steps": 10_000, "dataloader_num_workers": 1}
+    config |= {"dataloader_persistent_workers": True, "save_only_model": only_model}
+    process = subprocess.Popen(
+        [sys.executable, *MODULE["dift"], *settings(config)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_lines(run, process, 5)  # of more than one epoch
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.01)
+    output = finish(process, timeout=120)
+    assert len(list(run.glob("checkpoint-*"))) == 1
+    assert ("goes on" in output) != only_model
+    assert output.count("no run can go on from its checkpoints") == 2 * only_model
+
+
 def test_ranks_stop_together_when_slurm_warns(base: dict[str, Any], tmp_path: Path) -> None:
     """SIGUSR1 to every process of the job, of which torchrun must not take notice."""
     run = tmp_path / "run"
