@@ -122,7 +122,7 @@ def prepare(venv: Path) -> None:
     run("installing build tools", [*pip, *pinned, *builders])
     # Here a broken extension is an error; for a plain `pip install` it is a fallback to Pillow.
     environment = {**os.environ, "FOURDTHINKER_REQUIRE_EXT": "1" if extension else "0"}
-    package = ["--no-build-isolation", "--editable", f"{ROOT}[train,synth,audit,eval,dev]"]
+    package = ["--no-build-isolation", "--editable", f"{ROOT}[train,synth,geometry,audit,eval,dev]"]
     run("installing fourdthinker and its dependencies", [*pip, *pinned, *package], environment)
     (venv / ".ready").touch()
 

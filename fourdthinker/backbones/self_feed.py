@@ -38,6 +38,7 @@ def with_own_latents(backbone: Backbone, batch: Batch) -> Batch:
         return _with_own_latents(backbone, batch)
     finally:
         backbone.train(training)
+        torch.clear_autocast_cache()  # casts of weights made without gradient are not for training
 
 
 def _with_features(backbone: Backbone, batch: Batch) -> Batch:

@@ -20,6 +20,7 @@ from torch import Tensor
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import outline, vision_patches
+from fourdthinker.errors import ConfigError
 from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
@@ -96,6 +97,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     grid = vision_patches(backbone, config.frames or policy)
     shape = _largest(config, int(grid.prod()) // backbone.vision.merge_size**2)
     sizes = _static(config, backbone, world_size)
+    wide = config.bf16 and next(backbone.parameters()).dtype == torch.float32
     if config.bf16:
         backbone.to(torch.bfloat16)  # what autocast computes in
     features, vision = _vision(config, backbone, grid)
@@ -103,8 +105,10 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     parts = sizes | {"activations": kept, "logits chunk": chunk, "vision": features + vision}
     static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
     gradients = sizes["gradients"]
-    whole = _bytes(p for p in backbone.parameters() if p.requires_grad)
-    phases = {"training": static + traced + features - whole + min(gradients, whole)}
+    whole = _bytes(p for p in backbone.parameters() if p.requires_grad)  # the gradients within the trace
+    held = gradients if wide else min(gradients, whole)
+    casts = _bytes(backbone.hf.model.language_model.parameters()) if wide else 0  # autocast keeps its copies
+    phases = {"training": static + traced + features + casts - whole + held}
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
     if isinstance(config, GrpoConfig):
         parts["KV cache"] = _kv(config, backbone, shape)
@@ -169,7 +173,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
     if stage >= 2:
         gradients //= world_size
     if stage >= 3:
-        weights, reference = weights // world_size, reference
+        weights //= world_size
     if offloaded:
         masters = optimizer = 0
     return {
@@ -185,8 +189,15 @@ def _zero(config: TrainConfig) -> tuple[int, bool]:
     """The stage of ZeRO, and whether the optimizer is kept on the host."""
     if config.deepspeed is None:
         return 0, False
-    settings = json.loads(Path(config.deepspeed).read_text(encoding="utf-8")).get("zero_optimization", {})
-    return int(settings.get("stage", 0)), "offload_optimizer" in settings
+    try:
+        settings = json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"deepspeed: {config.deepspeed} is not JSON ({error}); mend the file") from error
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
+    if not isinstance(zero, dict):
+        raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
+    offload = zero.get("offload_optimizer") or {}
+    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
 
 
 def _vision(config: TrainConfig, backbone: Backbone, grid: Tensor) -> tuple[int, int]:

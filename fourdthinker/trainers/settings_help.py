@@ -80,7 +80,7 @@ def _kind(annotation: Any, bounds: list[str]) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         members = [_kind(a, bounds) for a in arguments if a is not type(None)]
-        return " or ".join([*members, "null"])
+        return " or ".join([*members, *(["null"] if type(None) in arguments else [])])
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin is typing.Annotated:

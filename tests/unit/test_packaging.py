@@ -394,7 +394,7 @@ def test_the_constraints_pin_what_the_package_allows():
     assert pins["torch"].startswith("2.13.")
     assert all(re.fullmatch(r"[0-9][\w.]*", version) for version in pins.values()), json.dumps(pins)
     installed = requirements()
-    for extra in ("", "train", "synth", "audit", "eval", "dev"):  # what `make` installs
+    for extra in ("", "train", "synth", "geometry", "audit", "eval", "dev"):  # what `make` installs
         for name, requirement in installed[extra].items():
             pin = {canonicalize_name(n): v for n, v in pins.items()}[canonicalize_name(name)]
             assert requirement.specifier.contains(pin), f"{name}: {pin} is pinned, {requirement} is allowed"

@@ -139,6 +139,17 @@ def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Backbone, batch: dic
     assert not backbone.imagery_targets(patches(backbone), GRIDS).requires_grad
 
 
+def test_the_tower_runs_on_imagery_of_which_nothing_is_placed(
+    backbone: Backbone, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ZeRO-3 its weights are gathered by all processes together, those with an empty forward too."""
+    calls: list[int] = []
+    encode = backbone.imagery_targets
+    monkeypatch.setattr(backbone, "imagery_targets", lambda *a: (calls.append(1), encode(*a))[1])
+    backbone.embed_inputs(batch | {"latent_index": batch["latent_index"][:0]})
+    assert calls == [1]
+
+
 def test_embed_inputs(backbone: Backbone, batch: dict[str, Any]) -> None:
     kept = dict(batch)
     computed = backbone.embed_inputs(batch)

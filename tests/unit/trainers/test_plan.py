@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from bench._measure import peak_allocated
 from fourdthinker.backbones import Checkpoint, save_checkpoint
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
@@ -71,20 +73,30 @@ def batch_of(backbone: Backbone, rows: int, prompts: int, share: bool) -> dict[s
     }
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+@pytest.mark.parametrize(
+    ("trainer", "checkpointing", "bf16"),
+    [
+        ("dift", False, False),
+        ("dift", True, False),
+        ("dift", False, True),
+        ("grpo", False, False),
+        ("grpo", True, False),
+        ("grpo", True, True),
+    ],
+)
 def test_the_plan_of_a_step_is_what_it_holds(
     checkpoint: tuple[Checkpoint, str],
     monkeypatch: pytest.MonkeyPatch,
     trainer: str,
     checkpointing: bool,
+    bf16: bool,
 ) -> None:
     """Forward and backward of a tiny model, as torch's allocator counts them, within 15 %."""
     monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
     loaded, folder = checkpoint
     backbone = loaded.backbone
     values: dict[str, Any] = {"model": folder, "use_cpu": True, "per_device_train_batch_size": 2}
-    values |= {"max_prompt_tokens": PROMPT, "gradient_checkpointing": checkpointing}
+    values |= {"max_prompt_tokens": PROMPT, "gradient_checkpointing": checkpointing, "bf16": bf16}
     frames = {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}
     values |= {"frames": frames, "override_policy": True}
     if trainer == "dift":
@@ -100,7 +112,8 @@ def test_the_plan_of_a_step_is_what_it_holds(
     assert (plan.shape.vision, plan.shape.positions) == (VISION, batch["input_ids"].numel())
 
     def step() -> None:
-        loss, *_ = backbone(batch, objective)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, *_ = backbone(batch, objective)
         loss.backward()
 
     backbone.freeze_vision()
@@ -141,3 +154,23 @@ def test_dry_run_prints_the_plan_and_ends(
     for word in ("largest forward", "weights", "optimizer", "activations", "logits chunk", "fits GPUs of 16"):
         assert word in said
     assert not run.exists()
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_optimizer_is_elsewhere_only_where_it_is_offloaded(
+    checkpoint: tuple[Checkpoint, str], tmp_path: Path, device: str
+) -> None:
+    zero = {"stage": 2, "offload_optimizer": {"device": device}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "deepspeed": str(tmp_path / "zero.json")}
+    assert bool(make_plan(make_config(GrpoConfig, values)).parts["optimizer"]) == (device == "none")
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ('{"zero_optimization": 3}', "is 3; give")])
+def test_a_deepspeed_file_that_cannot_be_read_is_named(
+    checkpoint: tuple[Checkpoint, str], tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "zero.json").write_text(text)
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "deepspeed": str(tmp_path / "zero.json")}
+    with pytest.raises(ConfigError, match=said):
+        make_plan(make_config(GrpoConfig, values))
