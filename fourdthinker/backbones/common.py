@@ -276,11 +276,11 @@ class Backbone(nn.Module, ABC):
             merged, deepstack = self._levels(index, features)
             flat = _replace_rows(flat, index, merged, "vision features", "vision pads")
         index, latents = batch.get("latent_index"), batch.get("latents")
-        if index is not None and latents is None and batch.get("imagery_patches") is not None:
-            latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-            # Where none is placed too: under ZeRO-3 every process runs the tower as often as the others.
-            latents = latents if index.numel() else latents[:0]
-        if index is not None and index.numel():
+        if index is not None and (index.numel() or "imagery_patches" in batch):
+            if latents is None:
+                # Where none is placed too: under ZeRO-3 every process runs the tower as often as the others.
+                latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
+                latents = latents if index.numel() else latents[:0]
             fed = batch.get("fed_latents")
             flat = _replace_rows(flat, index, latents if fed is None else fed, "latents", "latent pads")
         return Inputs(flat.view_as(embeds), deepstack, latents)
