@@ -170,10 +170,15 @@ def letter_of(label: str, options: Mapping[str, str]) -> str | None:
 
 
 class MediaRoot:
-    """The folder that records may name files in."""
+    """The folder that records may name files in.
 
-    def __init__(self, path: PathLike) -> None:
-        self.path = os.path.realpath(path)
+    Args:
+        path: the folder.
+        complete: whether every file must be there, with something in it.
+    """
+
+    def __init__(self, path: PathLike, *, complete: bool = True) -> None:
+        self.path, self.complete = os.path.realpath(path), complete
         if not os.path.isdir(self.path):
             raise ConfigError(
                 f"media_root {os.fspath(path)} is no folder; name the folder that holds the media"
@@ -281,6 +286,8 @@ class Line:
                 f"key {key!r}: {value!r} lies outside media_root {self.root.path}; move the file there, "
                 "or set media_root to a folder that holds all media"
             )
+        if not self.root.complete and (state is None or state.st_size == 0):
+            return path
         if state is None:
             self.fail(
                 f"key {key!r}: {value!r} does not exist in media_root {self.root.path}; add it, or set "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from fourdthinker.errors import ConfigError, RecordError
@@ -33,6 +33,7 @@ def read_records(
     on_bad_record: Literal["raise", "skip"] = "raise",
     rejected: PathLike | None = None,
     check: Callable[[list[Record]], Sequence[str | None]] | None = None,
+    left_out: Collection[str] | None = None,
 ) -> list[Record]:
     """Read a JSONL file (UTF-8, one object a line; blank lines are ignored) and validate every line of it.
 
@@ -46,6 +47,8 @@ def read_records(
         rejected: a JSONL file that skipped lines are appended to, as {"where", "reason", "line"}.
         check: checks the valid records further, their media for example; gives for each of them what is
             wrong, or None. What is wrong makes its line a bad one.
+        left_out: lines that an earlier reading skipped, and this one does too, without a word. Files of the
+            others may be gone or empty by now. None: there was no earlier one.
 
     Returns:
         The valid records, at least one, in the order of the file.
@@ -62,7 +65,10 @@ def read_records(
     name = os.fspath(path)
     if "\0" in name or not name:
         raise RecordError(f"{name!r} is no path of a record file; give a file of JSON lines")
-    root = MediaRoot(os.path.dirname(os.path.abspath(name)) if media_root is None else media_root)
+    root = MediaRoot(
+        os.path.dirname(os.path.abspath(name)) if media_root is None else media_root,
+        complete=left_out is None,
+    )
     records: list[Record] = []
     bad: list[tuple[str, str, str]] = []
 
@@ -75,6 +81,8 @@ def read_records(
     texts: dict[str, str] = {}
     for where, line in _lines(name):
         text = line.decode("utf-8", errors="replace")
+        if left_out and text in left_out:
+            continue
         try:
             records.append(parse_line(line, where, root, kind))
             if check is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import logging
 import os
 from collections import Counter
@@ -18,13 +20,14 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import make_folder, output_path
+from fourdthinker.files import append_lines, make_folder, output_path
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.lengths import Lengths
-from fourdthinker.trainers.run_folder import REJECTED
+from fourdthinker.trainers.resume import finished_updates
+from fourdthinker.trainers.run_folder import FINAL, REJECTED
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -48,6 +51,8 @@ def load_items(
     checkpoint: Checkpoint,
     kind: Literal["dift", "rl"],
     kept: Kept,
+    *,
+    resume: str | None = None,
 ) -> Items[Any]:
     """The records of `config.data` as items that encode themselves on access: samples or prompts.
 
@@ -60,6 +65,8 @@ def load_items(
         checkpoint: of the model; its encoder makes the items.
         kind: "dift" for samples, "rl" for prompts.
         kept: what a cache keeps.
+        resume: the checkpoint folder that the run goes on from; with on_bad_record=skip its records are those
+            that the run began with, and are not checked once more.
 
     Returns:
         The items, in the order of the files.
@@ -72,7 +79,8 @@ def load_items(
     checks = Checks(encoder, Lengths.of(config, checkpoint.backbone.max_positions), kind)
     # Filling the cache reads everything too, but cannot leave a record out.
     covered = config.cache_dir is not None and kept.clips and config.on_bad_record == "raise"
-    records = load_records(config, args, kind, checks if config.check_media and not covered else None)
+    wanted = checks if config.check_media and not covered else None
+    records = load_records(config, args, kind, wanted, began_in=_began_in(config, resume))
     source: Encoder | VisionCache = encoder
     if config.cache_dir is not None:
         source = cache = _filled_cache(config, args, checkpoint, encoder, records, kept)
@@ -137,7 +145,12 @@ class Checks:
 
 
 def load_records(
-    config: TrainConfig, args: TrainingArguments, kind: Literal["dift", "rl"], checks: Checks | None
+    config: TrainConfig,
+    args: TrainingArguments,
+    kind: Literal["dift", "rl"],
+    checks: Checks | None,
+    *,
+    began_in: Path | None = None,
 ) -> list[Record]:
     """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
 
@@ -147,6 +160,8 @@ def load_records(
         kind: which records are read.
         checks: reads every clip and picture once too, the ranks sharing the work, so that what cannot be
             decoded, is too small or too long shows before the first step; None: media are not read.
+        began_in: the folder of the run that goes on. With on_bad_record=skip the lines left out are those
+            in its rejected.jsonl and no others: what broke since then stays a record.
 
     Returns:
         The records, in the order of the files.
@@ -157,10 +172,16 @@ def load_records(
     """
     if not config.data:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
+    left_out = None
+    if began_in is not None and config.on_bad_record == "skip":
+        left_out, checks = _left_out(began_in / REJECTED), None
     rejected = None
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
-        output_path(rejected).unlink(missing_ok=True)
+        if began_in is None or not rejected.parent.samefile(began_in):
+            output_path(rejected).unlink(missing_ok=True)
+            if left_out:
+                append_lines(rejected, left_out.values())
     check = None if checks is None else functools.partial(_checked, args, find=checks.media)
     records: list[Record] = []
     for path in config.data:
@@ -169,14 +190,35 @@ def load_records(
             media_root=config.media_root,
             kind=kind,
             on_bad_record=config.on_bad_record,
-            rejected=rejected,
+            rejected=rejected if began_in is None else None,
             check=check,
+            left_out=left_out,
         )
-    skipped = 0 if rejected is None or not rejected.exists() else len(rejected.read_bytes().splitlines())
+    skipped = 0 if rejected is None else len(_left_out(rejected))
     if skipped:
         logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), rejected)
     logger.info("%d records from %s", len(records), ", ".join(config.data))
     return records
+
+
+def _began_in(config: TrainConfig, resume: str | None) -> Path | None:
+    """The folder of the run that goes on, or that is finished already; None for a new one."""
+    if resume is not None:
+        return Path(resume).parent
+    folder = Path(config.output_dir)
+    finished = config.resume_from_checkpoint is not None and finished_updates(folder / FINAL) is not None
+    return folder if finished else None
+
+
+def _left_out(rejected: Path) -> dict[str, Any]:
+    """Line -> its entry in rejected.jsonl, of those left out before the first step; others have no line."""
+    if not rejected.exists():
+        return {}
+    entries = []
+    for line in rejected.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
+            entries.append(json.loads(line))
+    return {entry["line"]: entry for entry in entries if "line" in entry}
 
 
 def _checked(

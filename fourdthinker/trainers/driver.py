@@ -93,7 +93,7 @@ def train(
     if config.liger is not False and use_liger(checkpoint.backbone, required=config.liger is True):
         logger.info("RMSNorm and SwiGLU run by Liger")
     if items is None:
-        data = load_items(config, args, checkpoint, recipe.kind, recipe.kept)
+        data = load_items(config, args, checkpoint, recipe.kind, recipe.kept, resume=resume)
     else:
         if isinstance(items, list):  # others may be made on access
             Lengths.of(config, checkpoint.backbone.max_positions).check(items)

@@ -242,5 +242,6 @@ def check_data(path: Path, data: str) -> None:
     if RunState.read(path).data != data:
         raise ConfigError(
             f"data: the records are not those that {path} was trained on (some were added, left out or "
-            f"changed); give it its data, or begin a run of its own with model={path}"
+            "changed; rejected.jsonl in the run's folder says which were left out); give it its data, or "
+            f"begin a run of its own with model={path}"
         )

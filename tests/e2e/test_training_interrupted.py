@@ -179,3 +179,31 @@ def test_a_clip_that_breaks_during_the_run_can_be_skipped(trainer: str, tmp_path
     assert rejected["where"].endswith(".jsonl:3")
     assert "2.mp4" in rejected["reason"]
     assert torch.isfinite(torch.tensor(metrics(run)[-1]["loss"]))
+
+
+def test_a_run_in_which_clips_broke_goes_on(tmp_path: Path) -> None:
+    dift, _ = write_data(tmp_path / "data", 5)
+    mended = json.loads(dift.read_text().splitlines()[0]) | {"id": "mended", "video": "mended.mp4"}
+    dift.write_text(dift.read_text() + "no record\n" + json.dumps(mended) + "\n")
+    (tmp_path / "data" / "mended.mp4").write_text("this is not a video " * 50)
+    values = {
+        "model": str(write_model(tmp_path / "model")),
+        "use_cpu": True,
+        "save_steps": 2,
+        "report_to": [],
+    }
+    values |= {"output_dir": str(tmp_path / "run"), "logging_steps": 1, "on_bad_record": "skip"}
+    values |= {"data": str(dift), "resume_from_checkpoint": "auto", "lr_scheduler_type": "constant"}
+    train_dift(
+        make_config(DiftConfig, values | {"max_steps": 4}),
+        callbacks=[BreakClip(tmp_path / "data" / "2.mp4")],
+    )
+    (tmp_path / "data" / "1.mp4").unlink()
+    (tmp_path / "data" / "mended.mp4").write_bytes((tmp_path / "data" / "0.mp4").read_bytes())
+    rejected = (tmp_path / "run" / "rejected.jsonl").read_text()
+    assert [("line" in json.loads(line)) for line in rejected.splitlines()][:3] == [True, True, False]
+    train_dift(make_config(DiftConfig, values | {"max_steps": 7}))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 8))
+    after = (tmp_path / "run" / "rejected.jsonl").read_text()
+    assert after.startswith(rejected)
+    assert not any("line" in json.loads(line) for line in after[len(rejected) :].splitlines())

@@ -451,3 +451,13 @@ def test_writing_is_all_or_nothing(media: Path) -> None:
     (media / "sub" / "far.jsonl").parent.mkdir(exist_ok=True)
     write_records(media / "sub" / "far.jsonl", [record])
     assert read_records(media / "sub" / "far.jsonl", media_root=media)[0].video == record.video
+
+
+def test_a_later_reading_leaves_out_what_the_first_did(media: Path) -> None:
+    lines = [json.dumps(RL | {"id": str(i)}) for i in range(3)]
+    (media / "later.jsonl").write_text("\n".join(lines))
+    (media / RL["video_path"]).unlink()
+    kept = read_records(media / "later.jsonl", left_out=[lines[1]])
+    assert [record.id for record in kept] == ["0", "2"]
+    with pytest.raises(RecordError, match="does not exist"):
+        read_records(media / "later.jsonl")
