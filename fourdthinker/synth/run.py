@@ -326,6 +326,7 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {stage: _empty() for stage in STAGES}
     settled: dict[str, str] = {}
     quarantined = []
+    times: Counter[str] = Counter()  # how the times of each video were learnt
     for name, source in run.sources.items():
         own = keys(source, run.settings)
         for entry in run.journal.of_source(name):
@@ -333,6 +334,8 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
                 continue
             row = stages[entry.stage]
             if entry.state == "done":
+                if entry.item == name and entry.stage == "ingest" and entry.payload is not None:
+                    times[loads(entry.payload).get("times_from", "container")] += 1
                 row["done"] += entry.stage != "ingest" or entry.item.startswith(f"{name}-")
                 row["seconds"] += entry.seconds
                 continue
@@ -350,7 +353,11 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
         row["per_minute"] = round(60 * row["done"] / row["seconds"], 1) if row["seconds"] > 0 else None
         row["seconds"] = round(row["seconds"], 3)
     return {
-        "videos": {"given": len(run.sources) + len(run.refused), "refused": len(run.refused)},
+        "videos": {
+            "given": len(run.sources) + len(run.refused),
+            "refused": len(run.refused),
+            "times_from": dict(sorted(times.items())),
+        },
         "stages": stages,
         "failed": sorted(
             [item for item, state in settled.items() if state == "failed"] + corpus.get("failed", [])

@@ -125,6 +125,7 @@ def _probe(source: Source, job: Job, sender: _Sender) -> list[tuple[float, float
         "seconds": found.end - found.begin,
         "rate": found.rate,
         "codec": found.codec,
+        "times_from": found.times_from,
     }
     sender.end(source.name, "ingest", "done", payload=payload)
     return parts

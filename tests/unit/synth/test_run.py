@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -247,6 +248,22 @@ def test_every_bad_file_is_accounted_for(poisoned: Path, tmp_path: Path) -> None
     assert sum(reasons.values()) == 8
     assert summary["videos"]["given"] == 9
     assert summary["failed"] == []
+
+
+def test_clips_without_times_of_their_own_are_counted(tmp_path: Path) -> None:
+    """A raw stream has no stamps: its times are from its rate, and the summary says so."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    video(folder / "a.mp4", 4, noise(6))
+    with av.open(str(folder / "b.h264"), "w") as raw:
+        stream = raw.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for number in range(40):
+            raw.mux(stream.encode(av.VideoFrame.from_ndarray(noise(7)(number))))
+        raw.mux(stream.encode())
+    options = Options(stages=("ingest",), workers=1, progress=False)
+    summary = synthesise([str(folder / "a.mp4"), str(folder / "b.h264")], tmp_path / "out", options=options)
+    assert summary["videos"]["times_from"] == {"container": 1, "rate": 1}
 
 
 def entries(job: Job) -> list[Entry]:
