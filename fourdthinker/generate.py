@@ -205,7 +205,7 @@ def _answered(file: JsonLines, keys: dict[str, str], n: int) -> set[str]:
             line = json.loads(text)
             lines.append({"id": line["id"], "key": line["key"], "raw": text, "failed": "error" in line})
             other = keys.get(line["id"], line["key"]) != line["key"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{file.name}:{number}: not a line of answers ({error}); choose another file for --out"
             ) from error

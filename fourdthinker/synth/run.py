@@ -290,7 +290,7 @@ def _warn_of_others(folder: Path, names: set[str]) -> None:
 def _id(line: bytes) -> str:
     try:
         return str(json.loads(line)["id"])
-    except (ValueError, KeyError, TypeError):  # nothing of a damaged line is kept anyway
+    except (ValueError, KeyError, TypeError, RecursionError):  # nothing of a damaged line is kept anyway
         return ""
 
 
@@ -303,8 +303,10 @@ def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> No
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it, or name a new folder") from error
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path}: not settings of a synthesis; remove it, or name a new folder")
     now = json.loads(json.dumps(settings.plain()))
     changed = [name for name in now if before.get(name) != now[name] and name not in LIMITS]
     if changed and not options.update:

@@ -51,7 +51,7 @@ def read_nerfstudio(
     try:
         found = json.loads(read_source(path))
         frames = {PurePosixPath(frame["file_path"]).name: frame for frame in found["frames"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, GeometryError):
             raise
         raise GeometryError(f"{source}: not of the form of a transforms.json ({error})") from error

@@ -79,7 +79,7 @@ def read_instructions(folder: PathLike, *, fps: float) -> tuple[Move, ...]:
             start, end = (float(times[int(number)]) for number in key.split("->"))
             moves += [Move("camera", _move(str(name), path), start, end) for name in names]
         return tuple(moves)
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
+    except (ValueError, IndexError, AttributeError, TypeError, RecursionError) as error:
         if isinstance(error, GeometryError):
             raise
         raise GeometryError(

@@ -176,7 +176,7 @@ class Endpoint:
             return f"no connection ({error.__cause__ or error})"
         except (openai.OpenAIError, httpx2.HTTPError) as error:
             return f"the reply broke off ({error})"
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             return f"the reply is no chat completion ({type(error).__name__}: {error})"
 
     def _stream(self, request: dict[str, Any]) -> bytes:
@@ -226,6 +226,6 @@ def _remembered(path: Path) -> Reply | None:
         return Reply(str(value["text"]), bool(value["cut"]), cached=True)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         log.warning("%s is damaged and is asked for once more", path)
         return None
