@@ -20,6 +20,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.files import UNFINISHED, PathLike, write_json
 from fourdthinker.frames import probe
 from fourdthinker.progress import progress_bar
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
 from fourdthinker.synth.journal import NAME, Entry, Journal
@@ -27,7 +28,6 @@ from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
-from fourdthinker.synth.segment import opencv
 from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, keys, window_item, work
 from fourdthinker.synth.write import write_card

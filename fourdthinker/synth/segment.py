@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.synth.computer_vision import opencv
 
 Mask = NDArray[np.bool_]
 Grey = NDArray[np.uint8]
@@ -85,22 +85,6 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
             ]
             found.append(Segment(tuple(masks), round(share, 4)))
     return found
-
-
-def opencv() -> Any:
-    """The module `cv2`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError(
-            "OpenCV is not installed, and masks by motion need it; pip install 'fourdthinker[synth]'"
-        ) from error
-    cv2.setNumThreads(1)  # processes share the cores
-    return cv2
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ from tests.tiny import tiny_checkpoint
 ROOT = Path(__file__).parents[2]
 POLICY = FramePolicy(fps=2.0, max_frames=4, max_pixels=56 * 56)
 POLICIES = {"qwen2_5_vl": POLICY, "qwen3_vl": replace(POLICY, max_pixels=64 * 64, factor=32)}
+BARE: dict[str, Any] = {  # a run that reports to its own log alone, and saves at its end
+    "use_cpu": True,
+    "report_to": [],
+    "save_steps": 0,
+    "logging_steps": 1,
+    "warmup_steps": 0,
+}
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),

@@ -15,6 +15,7 @@ from fourdthinker.synth.geometry.conventions import (
     frame_times,
     intrinsic_matrix,
     inverted,
+    of_frames,
     quaternion_rotations,
     read_source,
     scaled_intrinsics,
@@ -78,13 +79,7 @@ def read_colmap(
     source = str(folder)
     lenses, images, points = _read(folder)
     seconds = frame_times(times, len(names), source)
-    missing = [name for name in names if PurePosixPath(name).name not in images]
-    if missing:
-        raise GeometryError(
-            f"{source}: no pose for {missing[0]} ({len(missing)} of {len(names)} frames have none); leave "
-            "these out"
-        )
-    chosen = [images[PurePosixPath(name).name] for name in names]
+    chosen = of_frames(images, names, source)
     if not all(image.camera in lenses for image in chosen):
         raise GeometryError(
             f"{source}: an image names a camera that is not among the cameras; export the model anew"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,7 @@ from fourdthinker.files import PathLike, read_regular
 from fourdthinker.synth.tracks import Array
 
 _ROUNDED = 0.01  # largest error of a rotation that few digits explain
+T = TypeVar("T")
 OPENGL = np.diag([1.0, -1.0, -1.0])  # x right, y up, z backward
 
 
@@ -83,6 +85,21 @@ def frame_times(times: Sequence[float] | Array, count: int, source: str) -> Arra
             f"{source}: {count} poses for {len(found)} frames; give one pose for each frame, in their order"
         )
     return found
+
+
+def of_frames(known: Mapping[str, T], names: Sequence[str], source: str) -> list[T]:
+    """What a source knows of each frame, by the frame's file name; folders do not count.
+
+    Raises:
+        GeometryError: a frame is not among what is known.
+    """
+    missing = [name for name in names if PurePosixPath(name).name not in known]
+    if missing:
+        raise GeometryError(
+            f"{source}: no pose for {missing[0]} ({len(missing)} of {len(names)} frames have none); leave "
+            "these out"
+        )
+    return [known[PurePosixPath(name).name] for name in names]
 
 
 def intrinsic_matrix(fx: float, fy: float, cx: float, cy: float) -> Array:

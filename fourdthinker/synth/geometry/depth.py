@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fourdthinker.errors import GeometryError
 from fourdthinker.files import PathLike
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.geometry.conventions import read_source
-from fourdthinker.synth.geometry.visual.features import opencv
 from fourdthinker.synth.tracks import Array, CameraTrack
 
 _KEYS = {"depth", "metric"}

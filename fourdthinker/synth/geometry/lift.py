@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.errors import GeometryError
+from fourdthinker.synth import rle
 from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack
 
@@ -113,7 +114,7 @@ def lift_object(
     positions = np.full((len(seconds), 3), np.nan)
     boxes = np.zeros((len(seconds), 4))
     for k, mask in enumerate(masks):
-        boxes[k] = box_of(mask)
+        boxes[k] = rle.box(mask) or 0.0
         if not _usable(mask):
             continue
         if depth is not None:
@@ -136,15 +137,6 @@ def lift_object(
     return ObjectTrack(
         name, seconds, positions, metric=camera.metric, confidence=confidence, source=source, boxes=boxes
     )
-
-
-def box_of(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a mask [H, W] as fractions of width and height; zeros for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return 0.0, 0.0, 0.0, 0.0
-    height, width = mask.shape
-    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
 def _usable(mask: NDArray[np.bool_]) -> bool:

@@ -17,6 +17,7 @@ from fourdthinker.synth.geometry.conventions import (
     frame_times,
     intrinsic_matrix,
     nearest_rotations,
+    of_frames,
     pose_matrices,
     read_source,
     scaled_intrinsics,
@@ -56,13 +57,7 @@ def read_nerfstudio(
             raise
         raise GeometryError(f"{source}: not of the form of a transforms.json ({error})") from error
     seconds = frame_times(times, len(names), source)
-    missing = [name for name in names if PurePosixPath(name).name not in frames]
-    if missing:
-        raise GeometryError(
-            f"{source}: no pose for {missing[0]} ({len(missing)} of {len(names)} frames have none); leave "
-            "these out"
-        )
-    chosen = [frames[PurePosixPath(name).name] for name in names]
+    chosen = of_frames(frames, names, source)
     try:
         matrices = np.array([frame["transform_matrix"] for frame in chosen], np.float64)[:, :3, :4]
         lenses = [_lens(found | frame) for frame in chosen]

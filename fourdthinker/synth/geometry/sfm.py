@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.errors import ConfigError, GeometryError
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.geometry.conventions import inverted
 from fourdthinker.synth.geometry.visual import Estimate, estimate_camera, key_frames
-from fourdthinker.synth.geometry.visual.features import opencv
 from fourdthinker.synth.tracks import Array, CameraTrack
 
 _KEY_SECONDS = 0.2  # between frames that get a pose

@@ -21,15 +21,10 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import MemoryLimitError
 from tests.e2e.gradients_worker import dift_gradients, grpo_gradients
-from tests.e2e.training import metrics, prompts, relative_difference, samples
+from tests.e2e.training import BARE, metrics, prompts, relative_difference, samples
 from tests.tiny import tiny_checkpoint
 
-BASE: dict[str, Any] = {
-    "use_cpu": True,
-    "report_to": [],
-    "save_steps": 0,
-    "logging_steps": 1,
-    "warmup_steps": 0,
+BASE: dict[str, Any] = BARE | {
     "learning_rate": 1e-2,
     "optim": "sgd",  # Adam makes a step of a rounding error
     "max_steps": 2,

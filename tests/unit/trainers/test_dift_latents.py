@@ -16,16 +16,11 @@ from fourdthinker.trainers import dift
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import make_config
-from tests.e2e.training import metrics, prompts, samples
+from tests.e2e.training import BARE, metrics, prompts, samples
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import OftenStart
 
-BASE: dict[str, Any] = {
-    "use_cpu": True,
-    "report_to": [],
-    "save_steps": 0,
-    "logging_steps": 1,
-    "warmup_steps": 0,
+BASE: dict[str, Any] = BARE | {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 4,

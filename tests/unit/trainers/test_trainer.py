@@ -19,16 +19,11 @@ from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config, make_config
 from fourdthinker.trainers.update import NonFiniteLossError
 from fourdthinker.trainers.vision_cache import tower_fingerprint
-from tests.e2e.training import metrics, samples
+from tests.e2e.training import BARE, metrics, samples
 from tests.full_disk import largest_file
 from tests.tiny import tiny_checkpoint
 
-BASE: dict[str, Any] = {
-    "use_cpu": True,
-    "report_to": [],
-    "save_steps": 0,
-    "logging_steps": 1,
-    "warmup_steps": 0,
+BASE: dict[str, Any] = BARE | {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 2,
     "num_train_epochs": 1,

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.errors import GeometryError
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.geometry.conventions import intrinsic_matrix, pose_matrices
-from fourdthinker.synth.geometry.visual.features import follow, opencv
+from fourdthinker.synth.geometry.visual.features import follow
 from fourdthinker.synth.geometry.visual.stretch import go_on, new_path
 from fourdthinker.synth.tracks import Array, CameraTrack
 

@@ -8,30 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.tracks import Array
 
 MOST_POINTS = 400  # followed at once
 LONG_SIDE = 640  # pixels; larger frames are made smaller
 _BACK = 1.0  # pixels: a point that is followed forth and back returns to within this
 _SLOW = 0.12  # seconds between frames from which points are matched instead of followed
-
-
-def opencv() -> Any:
-    """The module cv2.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ConfigError(
-            "estimating geometry needs OpenCV; install it (pip install 'fourdthinker[synth]'), or give poses"
-        ) from error
-    cv2.setNumThreads(1)  # clips share the cores, one each
-    cv2.setRNGSeed(0)
-    return cv2
 
 
 def follow(

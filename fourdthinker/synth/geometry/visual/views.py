@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.synth.geometry.visual.features import opencv
+from fourdthinker.synth.computer_vision import opencv
 from fourdthinker.synth.tracks import Array
 
 

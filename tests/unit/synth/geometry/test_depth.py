@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fourdthinker.errors import GeometryError
+from fourdthinker.synth import rle
 from fourdthinker.synth.geometry import aligned, read_depth, scene_camera, scene_object
 from fourdthinker.synth.geometry.depth import Depth
-from fourdthinker.synth.geometry.lift import box_of, ground_plane, lift_object
+from fourdthinker.synth.geometry.lift import ground_plane, lift_object
 from fourdthinker.synth.motion import distance_change, object_direction
 from fourdthinker.worlds.scenes import Clip, World, make_world, render
 
@@ -115,7 +116,7 @@ def test_objects_are_lifted_by_depth_and_by_the_ground(clip):
         end = float(camera.times[-1])
         assert object_direction(found, camera, 0, end) == "away from the camera"
         assert distance_change(found, camera, 0, end) == distance_change(item, camera, 0, end)
-    np.testing.assert_allclose(by_depth.boxes[0], box_of(masks[0]))
+    np.testing.assert_allclose(by_depth.boxes[0], rle.box(masks[0]))
 
 
 def test_masks_that_say_little_are_not_trusted(clip):
