@@ -194,8 +194,9 @@ def test_each_kernel_is_inside_once_and_typed(installed, tmp_path):
         for name in zipfile.ZipFile(installed.wheel).namelist()
         if name.startswith("fourdthinker/kernels/")
     ]
-    files = sorted(f"fourdthinker/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py"))
-    assert sorted(names) == files
+    settings = ROOT / "kernels" / "tuned.json"  # launch settings that were measured
+    files = [*(ROOT / "kernels").glob("*.py"), settings]
+    assert sorted(names) == sorted(f"fourdthinker/kernels/{path.name}" for path in files)
     assert (installed.site / "fourdthinker" / "py.typed").exists()
     said = said_of(tmp_path, installed.site)
     assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said
