@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.watch import grace
 
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
 
@@ -38,6 +40,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         shared.pop(name)
     _check_deepspeed(config)
     _check_processes(config)
+    shared["ddp_timeout"] = patience(config)
     shared["save_strategy"] = "steps" if config.save_steps else "no"
     shared["save_steps"] = config.save_steps or 1
     try:
@@ -59,6 +62,11 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
     args._n_gpu = min(args._n_gpu, 1)
     return args
+
+
+def patience(config: TrainConfig) -> int:
+    """Seconds that a collective waits: a little longer than until the silent rank is named."""
+    return math.ceil(config.ddp_timeout + grace(config.ddp_timeout))
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
@@ -118,7 +126,7 @@ def _cpu_processes(config: TrainConfig) -> Iterator[None]:
         yield
         return
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=config.ddp_timeout))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=patience(config)))
     before = os.environ.get(_DEVICE)
     os.environ[_DEVICE] = "cpu"
     try:

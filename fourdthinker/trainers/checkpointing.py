@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import Trainer, set_seed
 
@@ -80,6 +81,12 @@ class ResumableTrainer(Trainer):
         backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
         if self.masters is not None:
             self.masters.load(Path(resume_from_checkpoint))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Called by Trainer on every rank, before the first one writes the state that makes it complete."""
+        super()._save_rng_state(output_dir)
+        if self.args.world_size > 1:
+            dist.barrier()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by Trainer when it resumes.

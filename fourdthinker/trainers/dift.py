@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,8 +41,8 @@ class DiftTrainer(LatentTrainer):
     _parts: list[list[list[int]]]  # of each micro-batch its forwards, each a list of positions in `_samples`
     _log_norms: Tensor  # [2] of the targets of the update, see `normed_dift_objective`
 
-    def make_update(self, batches: list[list[tuple[int, Sample]]]) -> list[list[Forward]]:
-        """The forwards of each micro-batch, with the numbers of tokens and latents of the whole update.
+    def prepare_update(self, batches: list[list[tuple[int, Sample]]]) -> None:
+        """Divide the samples of the update into forwards.
 
         With a budget the samples of all micro-batches are sorted by length and cut anew, and all forwards
         stand in the last one.
@@ -53,14 +54,10 @@ class DiftTrainer(LatentTrainer):
         if self.settings.max_tokens_per_forward is not None:
             self._parts = [*([] for _ in batches[1:]), self._by_budget(self.settings.max_tokens_per_forward)]
         for _ in range(self.divisions):
-            self._halve()
-        return self._forwards()
+            self.halve()
 
-    def divide_update(self) -> list[list[Forward]] | None:
-        """The same update with half the samples a forward; None where each has one already."""
-        return self._forwards() if self._halve() else None
-
-    def _halve(self) -> bool:
+    def halve(self) -> bool:
+        """Cut the update into forwards of half the samples; False where each has one already."""
         before = sum(map(len, self._parts))
         self._parts = [[half for part in parts for half in halves(part)] for parts in self._parts]
         return sum(map(len, self._parts)) > before
@@ -111,10 +108,12 @@ class DiftTrainer(LatentTrainer):
         def cost(part: Sequence[int]) -> int:
             return sum(lengths[i] for i in part) if self._packed else len(part) * lengths[part[0]]
 
-        parts = cut(order, cost, budget)
-        return cut_into(parts, self.most_of_ranks([len(parts)])[0])
+        return cut(order, cost, budget)
 
-    def _forwards(self) -> list[list[Forward]]:
+    def forwards(self) -> list[list[Forward]]:
+        """The forwards of each micro-batch, with the numbers of tokens and latents of the whole update."""
+        most = self.most_of_ranks([len(parts) for parts in self._parts])
+        self._parts = [cut_into(parts, number) for parts, number in zip(self._parts, most, strict=True)]
         made = [[self._collate(part) for part in parts] for parts in self._parts]
         counts = [
             sum(batch[key].numel() for batches in made for batch in batches)
@@ -132,9 +131,10 @@ class DiftTrainer(LatentTrainer):
         objective: Objective = functools.partial(dift_objective, **options)
         if weight := self.settings.latent_norm:
             objective = functools.partial(normed_dift_objective, norm_weight=weight, **options)
+        numbered = itertools.count()
         return [
             [
-                Forward(batch, objective, torch.tensor([self._samples[i][0] for i in part]))
+                Forward(batch, objective, torch.tensor([self._samples[i][0] for i in part]), next(numbered))
                 for part, batch in zip(parts, batches, strict=True)
             ]
             for parts, batches in zip(self._parts, made, strict=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.liger import use_liger
@@ -33,6 +33,7 @@ from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts
+from fourdthinker.trainers.watch import RankLostError, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,32 @@ def train(
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
+        RankLostError: another process has died.
     """
     args = training_arguments(config)
-    resume = find_resume(config, args)
-    if config.cache_dir is not None:
-        check_folder(config.cache_dir)
+    with Watch.of_group(config.ddp_timeout) as watch:
+        resume = find_resume(config, args)
+        if config.cache_dir is not None:
+            check_folder(config.cache_dir)
+        trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, watch))
+        loaded = resume is not None and given is None
+        try:
+            return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
+        except torch.OutOfMemoryError as error:  # outside of the forwards, which are made smaller
+            raise MemoryLimitError(str(error).partition("\n")[0]) from error
+
+
+def _parts(
+    config: TrainConfig,
+    recipe: Recipe,
+    args: TrainingArguments,
+    resume: str | None,
+    given: Checkpoint | None,
+    items: Sequence[Any] | None,
+    watch: Watch,
+) -> Parts:
+    """Model, reference and data of a run; everything is checked."""
+    watch.enter("loading the model", 0, 1)
     checkpoint = load_model(config, args, resume, given)
     recipe.check(checkpoint)
     reference = None
@@ -92,18 +114,15 @@ def train(
     add_adapter(config, checkpoint.backbone)
     if config.liger is not False and use_liger(checkpoint.backbone, required=config.liger is True):
         logger.info("RMSNorm and SwiGLU run by Liger")
+    watch.enter("reading the data", 0, 2)
     if items is None:
         data = load_items(config, args, checkpoint, recipe.kind, recipe.kept, resume=resume)
     else:
         if isinstance(items, list):  # others may be made on access
             Lengths.of(config, checkpoint.backbone.max_positions).check(items)
         data = Items(items)
-    trainer = recipe.make_trainer(Parts(args, checkpoint, data, reference))
-    loaded = resume is not None and given is None
-    try:
-        return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
-    except torch.OutOfMemoryError as error:  # outside of the forwards, which are made smaller
-        raise MemoryLimitError(str(error).partition("\n")[0]) from error
+    watch.enter("preparing the run", 0, 3)
+    return Parts(args, checkpoint, data, reference, watch)
 
 
 def run_command(
@@ -133,7 +152,7 @@ def run_command(
             return
         with process_group():
             final = train_with(config)
-    except (FourdError, NonFiniteLossError, MemoryLimitError, OSError) as error:
+    except (FourdError, NonFiniteLossError, MemoryLimitError, RankLostError, OSError) as error:
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"error{rank}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error

@@ -26,7 +26,6 @@ from fourdthinker.rewards import Reward, accuracy_reward, load_reward
 from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
-from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.experience import (
@@ -41,7 +40,7 @@ from fourdthinker.trainers.experience import (
     with_advantages,
     write_rollouts,
 )
-from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
+from fourdthinker.trainers.packing import Chunk, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
@@ -87,43 +86,54 @@ class GrpoTrainer(LatentTrainer):
 
     # ---- an update
 
-    def make_update(self, batches: list[Any]) -> list[list[Forward]]:
-        """Sample, or with num_iterations > 1 replay the last rollouts again."""
+    def prepare_update(self, batches: list[Any]) -> None:
+        """Sample, or with num_iterations > 1 keep the last rollouts for another update."""
         if batches[0][0][0] != REPEAT:
             self._replay = self._sample([list(zip(*batch, strict=True)) for batch in batches])
             self._old_logprobs = {}
-        elif self._replay is None:
-            raise ConfigError(
-                f"step {self.state.global_step} is within the {self.settings.num_iterations} updates on "
-                "one batch of rollouts, which are gone; resume from an earlier checkpoint"
-            )
-        return self._forwards(self._replay)
 
-    def divide_update(self) -> list[list[Forward]] | None:
-        """The same update with half the rollouts a forward; None where each has one already."""
-        replay = self._replay
-        if replay is None or all(len(c.rows) < 2 for chunks in replay.micro_batches for c in chunks):
-            return None
+    def halve(self) -> bool:
+        """Cut the update into forwards of half the rollouts; False where each has one already."""
+        replay = self._rollouts
+        if all(len(c.rows) < 2 for chunks in replay.micro_batches for c in chunks):
+            return False
         numbers = itertools.count()
         micro_batches = [
             self._halves([replace(c, batch=c.batch | self._known(next(numbers))) for c in chunks])
             for chunks in replay.micro_batches
         ]
         self._replay, self._old_logprobs = replace(replay, micro_batches=micro_batches), {}
-        return self._forwards(self._replay)
+        return True
+
+    @property
+    def _rollouts(self) -> Replay:
+        if self._replay is None:
+            raise ConfigError(
+                f"step {self.state.global_step} is within the {self.settings.num_iterations} updates on "
+                "one batch of rollouts, which are gone; resume from an earlier checkpoint"
+            )
+        return self._replay
 
     def _halves(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         pad_id, share = self.checkpoint.backbone.vision.pad_id, self.settings.share_prompt
         return [half for chunk in chunks for half in halved(chunk, pad_id, share=share)]
 
-    def _forwards(self, replay: Replay) -> list[list[Forward]]:
-        numbers = itertools.count()
+    def forwards(self) -> list[list[Forward]]:
+        """The forwards of each micro-batch of the rollouts, as many on every rank."""
+        replay = self._rollouts
+        most = self.most_of_ranks([len(chunks) for chunks in replay.micro_batches])
+        pad_id, share = self.checkpoint.backbone.vision.pad_id, self.settings.share_prompt
+        filled = [
+            filled_up(chunks, number, pad_id, share=share)
+            for chunks, number in zip(replay.micro_batches, most, strict=True)
+        ]
+        self._replay, numbers = replace(replay, micro_batches=filled), itertools.count()
         return [
             [
                 self._forward(chunk, self._objective(num_items, replay.num_tokens), next(numbers))
                 for chunk in m
             ]
-            for m, num_items in zip(replay.micro_batches, replay.num_items, strict=True)
+            for m, num_items in zip(filled, replay.num_items, strict=True)
         ]
 
     def _objective(self, num_items: Tensor, num_tokens: Tensor) -> Any:
@@ -203,14 +213,10 @@ class GrpoTrainer(LatentTrainer):
         counts = [[e.num_sequences, e.num_tokens] for e in experiences]
         totals = torch.tensor(counts, dtype=torch.float64, device=self.args.device).sum(0)
         sequences, tokens = self.sum_over_ranks(totals)
-        cuts = [cut_rows(e, config.max_tokens_per_forward, share=config.share_prompt) for e in experiences]
-        numbers = self.most_of_ranks([len(parts) for parts in cuts])
+        share, budget = config.share_prompt, config.max_tokens_per_forward
         micro_batches = [
-            [
-                make_chunk(experience, rows, pad_id, share=config.share_prompt)
-                for rows in cut_into(parts, number)
-            ]
-            for experience, parts, number in zip(experiences, cuts, numbers, strict=True)
+            [make_chunk(e, rows, pad_id, share=share) for rows in cut_rows(e, budget, share=share)]
+            for e in experiences
         ]
         for _ in range(self.divisions):
             micro_batches = [self._halves(chunks) for chunks in micro_batches]

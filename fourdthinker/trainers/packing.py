@@ -96,3 +96,21 @@ def halved(chunk: Chunk, pad_id: int, *, share: bool) -> list[Chunk]:
         made.append(replace(half, batch=half.batch | known))
         first += len(rows)
     return made
+
+
+def filled_up(chunks: Sequence[Chunk], count: int, pad_id: int, *, share: bool) -> list[Chunk]:
+    """Exactly `count` chunks of some that are at most as many: the largest are halved, then empty ones added.
+
+    Every rank runs as many forwards, or collectives would hang.
+    """
+    made = list(chunks)
+    while len(made) < count:
+        largest = max(range(len(made)), key=lambda i: len(made[i].rows))
+        if len(made[largest].rows) > 1:
+            made[largest : largest + 1] = halved(made[largest], pad_id, share=share)
+            continue
+        empty = make_chunk(made[0].experience, [], pad_id, share=share)
+        if "ref_logprobs" in made[0].batch:
+            empty.batch["ref_logprobs"] = torch.zeros_like(empty.batch["rollout_logprobs"])
+        made.append(empty)
+    return made

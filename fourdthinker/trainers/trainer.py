@@ -1,12 +1,11 @@
 """The training loop: `transformers.Trainer` around a backbone, for both trainers.
 
-Beside `arguments.py` and `checkpointing.py` the only file that touches private members of `transformers` and
-`accelerate`; each one says why.
+Beside `arguments.py`, `checkpointing.py` and `passes.py` the only file that touches private members of
+`transformers` and `accelerate`; each one says why.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,24 +13,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
-from fourdthinker.samples import Batch
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import ShardedBatches, same
-from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.loader import Loader
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.metric_sums import MetricSums
+from fourdthinker.trainers.passes import PassTrainer
 from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.stopping import StopOnSignal
-from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError, Parts
+from fourdthinker.trainers.update import Forward, Parts
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +49,13 @@ class _AfterUpdate(TrainerCallback):
         control.should_log |= control.should_save
 
 
-class LatentTrainer(ResumableTrainer):
+class LatentTrainer(PassTrainer):
     """`transformers.Trainer` around a backbone whose loss is computed inside its forward pass.
 
-    Subclasses give `make_update`. The rest, in the order of an update: `get_batch_samples` (its batches),
-    `training_step` (each micro-batch: forward, backward), `_clip_grad_norm` and `_get_grad_norm` (a void
-    update is stopped there), the optimizer, `log`, `save_model`.
+    Subclasses give `prepare_update`, `forwards` and `halve`. The rest, in the order of an update:
+    `get_batch_samples` (its batches), `training_step` (each micro-batch: forward, backward),
+    `_clip_grad_norm` and `_get_grad_norm` (a void update is stopped there), the optimizer, `log`,
+    `save_model`.
 
     Args:
         config: the settings.
@@ -77,6 +74,7 @@ class LatentTrainer(ResumableTrainer):
     ) -> None:
         self.settings, self.batches = config, batches
         self.checkpoint, self.items, args = parts.checkpoint, parts.items, parts.args
+        self.watch = parts.watch
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
         self.masters = None if args.deepspeed else MasterWeights(backbone)
@@ -97,39 +95,17 @@ class LatentTrainer(ResumableTrainer):
         # ahead by themselves.
         depth = args.gradient_accumulation_steps * batches.repeats
         self._ahead: Ahead[list[Any]] = Ahead(1 if args.dataloader_num_workers else depth)
-        self.metric_sums = MetricSums()
-        self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
-        self._skip_update = False
-        self.bad_steps = 0
-        self._update: list[list[Forward]] = []
-        self._done = 0  # micro-batches of the current update
-        self.divisions = 0  # how often the forwards were halved because memory ran out
         self._weights_loaded = False
 
     # ---- what a subclass gives
 
-    def make_update(self, batches: list[Any]) -> list[list[Forward]]:
-        """The forwards of one update of the weights.
+    def prepare_update(self, batches: list[Any]) -> None:
+        """Take the items of the next update of the weights; `forwards` tells of it from now on.
 
         Args:
             batches: (index, item) pairs of each micro-batch; on this rank.
-
-        Returns:
-            For each micro-batch its forwards, as many on every rank; their gradients add up. A micro-batch
-            other than the last may have none.
         """
         raise NotImplementedError
-
-    def divide_update(self) -> list[list[Forward]] | None:
-        """The current update at half the rows a forward, or None where every forward has one row."""
-        raise NotImplementedError
-
-    def after_forward(self, forward: Forward, *outputs: Any) -> None:
-        """Take what the objective returned beyond loss and metrics, before the backward pass."""
-
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """Change a batch on the device before its forward."""
-        return batch
 
     def after_update(self) -> None:
         """Called once for each update of the weights, on every rank, before anything is saved."""
@@ -156,175 +132,14 @@ class LatentTrainer(ResumableTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
+        self._enter("reading the batches", -2)
         batches = self._ahead.take(epoch_iterator, num_batches)
         self.metric_sums.add(self._ahead.metrics)
-        self._update = self.make_update(batches)
-        self._done = 0
-        self.metric_sums.mark()
-        return self._update, None
-
-    # ---- one micro-batch
-
-    def training_step(
-        self, model: nn.Module, inputs: list[Forward], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """Forward and backward of the next micro-batch of the update, smaller where memory does not suffice.
-
-        Returns:
-            What is logged as loss, a scalar: the share of this rank times the number of ranks.
-        """
-        model.train()
-        first = self._done
-        while True:
-            try:
-                for micro_batch in self._update[first : self._done + 1]:
-                    loss = self._micro_batch(model, micro_batch)
-                break
-            except torch.OutOfMemoryError as error:
-                reason = str(error).partition("\n")[0]
-            # Outside of the handler, which would keep what the failed pass has allocated.
-            self._begin_smaller(model, reason)
-            first = 0
-        self._done += 1
-        return loss
-
-    def _begin_smaller(self, model: nn.Module, reason: str) -> None:
-        """Take back what the update has done so far, and cut its forwards in halves.
-
-        With several processes the others are in the middle of a collective, which cannot be taken back.
-        """
-        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
-        smaller = self.divide_update() if alone else None
-        if smaller is None:
-            raise MemoryLimitError(f"step {self.state.global_step + 1}: {reason}")
-        self.divisions += 1
-        logger.warning(
-            "step %d: out of memory; run again at half the rows a forward (%d times halved)",
-            self.state.global_step + 1,
-            self.divisions,
-        )
-        self._update = smaller
-        self.metric_sums.rewind()
-        self._bad, self._skip_update = [], False
-        model.zero_grad(set_to_none=True)
-        if self.args.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _micro_batch(self, model: nn.Module, forwards: list[Forward]) -> Tensor:
-        state = self.accelerator.gradient_state
-        steps = state.sync_gradients  # whether the optimizer steps after this micro-batch
-        losses = [torch.zeros((), device=self.args.device)]
-        try:
-            for number, forward in enumerate(forwards):
-                last = number + 1 == len(forwards)
-                context: Any = contextlib.nullcontext()
-                if not last and not self.is_deepspeed_enabled:
-                    context = self.accelerator.no_sync(model)
-                # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is
-                # no public way to say that several backward passes belong to one micro-batch.
-                state._set_sync_gradients(steps and last)
-                with context:
-                    losses.append(self._forward_backward(model, forward))
-        finally:
-            state._set_sync_gradients(steps)
-        return torch.stack(losses).sum()
-
-    def _forward_backward(self, model: nn.Module, forward: Forward) -> Tensor:
-        batch = self._prepare_inputs(forward.batch)  # moves it to the device, as Trainer's own step does
-        with self.compute_loss_context_manager():
-            batch = self.prepare_batch(batch)
-            loss, metrics, *outputs = model(batch, forward.objective)
-        self.after_forward(forward, *outputs)
-        if not self._finite_everywhere(loss, forward):
-            return torch.zeros_like(loss)
-        self.metric_sums.add(metrics)
-        # Data parallelism averages gradients over ranks, and the loss is a share of a sum over them.
-        loss = loss * self.args.world_size
-        # DeepSpeed would divide by the accumulation steps, which the global normaliser has done.
-        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
-        return loss.detach()
-
-    # ---- updates that are void
-
-    def _finite_everywhere(self, loss: Tensor, forward: Forward) -> bool:
-        """Whether the loss is finite on every rank. If not, no rank runs backward and the update is void."""
-        finite = torch.isfinite(loss.detach())
-        everywhere = finite.to(torch.int32)
-        if self.args.world_size > 1:
-            dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-        if everywhere.item():
-            return True
-        if not finite.item():
-            self._bad += forward.items.unique().tolist()
-        self._skip_update = True
-        if self.is_deepspeed_enabled:
-            self._void_update("loss")
-        return False
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Called once per update where gradients are clipped; in a void update nothing is.
-
-        What was accumulated before the bad micro-batch was never reduced.
-        """
-        return torch.zeros(()) if self._skip_update else super()._clip_grad_norm(model)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The one point at which an update can still be taken back.
-
-        Called once per update, between the backward passes and the optimizer step, on every rank. An
-        optimizer leaves parameters without a gradient as they are.
-        """
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self._skip_update:
-            self._void_update("loss")
-        elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():
-            # Gradients are already reduced here, so that all ranks come to the same conclusion.
-            self._void_update("gradient")
-        else:
-            return norm
-        model.zero_grad(set_to_none=True)
-        return torch.zeros(())
-
-    def _void_update(self, what: str) -> None:
-        names = [self.items.describe(i) for i in self._bad]
-        if self.args.world_size > 1:
-            parts: list[list[str]] = [[] for _ in range(self.args.world_size)]
-            dist.all_gather_object(parts, names)
-            names = [name for part in parts for name in part]
-        self._bad, self._skip_update = [], False
-        self.bad_steps += 1
-        message = f"step {self.state.global_step + 1}: non-finite {what}" + (
-            f", in {', '.join(names)}" if names else ""
-        )
-        if self.is_deepspeed_enabled:
-            # Its engine counts backward passes and steps by itself, so that neither can be left out.
-            raise NonFiniteLossError(
-                f"{message}; under DeepSpeed this ends the run, resume from a checkpoint"
-            )
-        if self.bad_steps > self.settings.max_bad_steps:
-            raise NonFiniteLossError(
-                f"{message}; {self.bad_steps} such steps, max_bad_steps is {self.settings.max_bad_steps}. "
-                "Look at these records, lower learning_rate, or train in float32"
-            )
-        logger.warning(
-            "%s; the step is skipped (%d of %d)", message, self.bad_steps, self.settings.max_bad_steps
-        )
+        self._enter("rollouts" if self.batches.whole_updates else "division into forwards", -1)
+        self.prepare_update(batches)
+        return self.begin_update(), None
 
     # ---- metrics
-
-    def most_of_ranks(self, values: list[int]) -> list[int]:
-        """Of each of `values` the largest that a rank has."""
-        if self.args.world_size == 1:
-            return values
-        most = torch.tensor(values, device=self.args.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        return most.tolist()
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """`values` summed over all ranks, in place."""
-        if self.args.world_size > 1:
-            dist.all_reduce(values)
-        return values
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, from the first process: to metrics.jsonl, the trackers and the log."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.watch import Watch
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,9 +56,11 @@ class Parts:
         checkpoint: what is trained, in place.
         items: the data set.
         reference: the frozen model that training started from, if the recipe wants one.
+        watch: what the ranks tell each other of their phases.
     """
 
     args: TrainingArguments
     checkpoint: Checkpoint
     items: Items[Any]
     reference: Backbone | None
+    watch: Watch = field(default_factory=Watch)

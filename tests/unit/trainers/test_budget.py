@@ -86,14 +86,14 @@ def forwards(
 ) -> list[list[tuple[int, ...]]]:
     """The sizes [B, S] of the forwards that a trainer makes from now on, a list for each update."""
     seen: list[list[tuple[int, ...]]] = []
-    original = trainer.make_update
+    original = trainer.forwards
 
-    def spy(self: Any, batches: Any) -> Any:
-        update = original(self, batches)
+    def spy(self: Any) -> Any:
+        update = original(self)
         seen.append([tuple(f.batch["input_ids"].shape) for forwards in update for f in forwards])
         return update
 
-    monkeypatch.setattr(trainer, "make_update", spy)
+    monkeypatch.setattr(trainer, "forwards", spy)
     return seen
 
 

@@ -1,0 +1,349 @@
+"""The passes of an update: forward and backward of its micro-batches, all ranks together.
+
+Private members of `transformers` and `accelerate` that are used here say why.
+
+After every forward the ranks agree on how it went, before anything of it is reduced: a loss that is not
+finite voids the update on all of them, and memory that ran out on one lets all of them begin it again with
+half the rows a forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fourdthinker.samples import Batch
+from fourdthinker.trainers.checkpointing import ResumableTrainer
+from fourdthinker.trainers.metric_sums import MetricSums
+from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError
+from fourdthinker.trainers.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY, _NOT_FINITE, _FINE = range(3)  # the worst of all ranks is that of all
+
+
+class PassTrainer(ResumableTrainer):
+    """`transformers.Trainer` whose updates are lists of forwards. `LatentTrainer` is complete."""
+
+    watch: Watch
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.metric_sums = MetricSums()
+        self.divisions = 0  # how often the forwards were halved because memory ran out
+        self.bad_steps = 0
+        self._update: list[list[Forward]] = []
+        self._done = 0  # micro-batches of the current update
+        self._made = 0  # updates by this process
+        self._attempt = 0  # at the current update
+        self._sizes: list[int] = []  # of the update's largest forward on any rank
+        self._fitted: list[int] = []  # those that were not too large, with the optimizer's state beside them
+        self._failure: str | None = None  # of the current update on this rank: memory ran out
+        self._bad: list[int] = []  # items of the current update with a non-finite loss, on this rank
+        self._skip_update = False
+
+    # ---- what a subclass gives
+
+    def forwards(self) -> list[list[Forward]]:
+        """For each micro-batch its forwards, as many on every rank; their gradients add up.
+
+        A micro-batch other than the last may have none.
+        """
+        raise NotImplementedError
+
+    def halve(self) -> bool:
+        """Cut the current update into forwards of half the rows; False where each has one already."""
+        raise NotImplementedError
+
+    def after_forward(self, forward: Forward, *outputs: Any) -> None:
+        """Take what the objective returned beyond loss and metrics, before the backward pass."""
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Change a batch on the device before its forward."""
+        return batch
+
+    # ---- an update
+
+    @property
+    def _together(self) -> bool:
+        """Whether ranks that ran out of memory can begin again together with the others.
+
+        Under DeepSpeed they are in the middle of a collective in nearly every pass.
+        """
+        return self.args.world_size > 1 and not self.is_deepspeed_enabled
+
+    def begin_update(self) -> list[list[Forward]]:
+        """The forwards of the update that `prepare_update` has prepared."""
+        self._done = 0
+        self._cut()
+        self.metric_sums.mark()
+        return self._update
+
+    def _cut(self) -> None:
+        self._update, self._failure = self.forwards(), None
+        sizes = [_sizes(forward.batch) for micro_batch in self._update for forward in micro_batch]
+        self._sizes = self.most_of_ranks([max(column) for column in zip(*sizes, strict=True)])
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether gradients are reduced while the last backward pass runs, which cannot be taken back.
+
+        Only for sizes that have been there: of larger ones the ranks agree first that memory sufficed.
+        """
+        known = bool(self._fitted) and all(a <= b for a, b in zip(self._sizes, self._fitted, strict=True))
+        return not self._together or known
+
+    def training_step(
+        self, model: nn.Module, inputs: list[Forward], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of the next micro-batch of the update, smaller where memory does not suffice.
+
+        Returns:
+            What is logged as loss, a scalar: the share of this rank times the number of ranks.
+        """
+        model.train()
+        if isinstance(model, DistributedDataParallel):
+            # None of them changes, and a rank without memory does not come to the next broadcast.
+            model.broadcast_buffers = False
+        first = self._done
+        while True:
+            try:
+                for number in range(first, self._done + 1):
+                    loss = self._micro_batch(model, number)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # Outside of the handler, which would keep what the failed pass has allocated.
+            self._begin_smaller(model, reason)
+            first = 0
+        self._done += 1
+        if self._done == len(self._update):
+            self._made += 1
+            if self._made > 1:  # the first has made the optimizer's state
+                self._fitted = [
+                    max(pair) for pair in zip(self._sizes, self._fitted or self._sizes, strict=True)
+                ]
+            self._attempt = 0
+            self._enter("optimizer step", 10**9)
+        return loss
+
+    def _begin_smaller(self, model: nn.Module, reason: str) -> None:
+        """Take back what the update has done so far, and cut its forwards in halves, on all ranks."""
+        step, failed = self.state.global_step + 1, self._failure is not None or not self._together
+        smaller = not self.is_deepspeed_enabled and self.halve()
+        if self.any_rank(failed and not smaller) if self._together else not smaller:
+            raise MemoryLimitError(f"step {step}: {reason}")
+        self.divisions += 1
+        self._attempt += 1
+        logger.warning(
+            "step %d: out of memory (%s); run again at half the rows a forward (%d times halved)",
+            step,
+            reason,
+            self.divisions,
+        )
+        self.metric_sums.rewind()
+        self._bad, self._skip_update = [], False
+        model.zero_grad(set_to_none=True)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._cut()
+
+    def _micro_batch(self, model: nn.Module, number: int) -> Tensor:
+        state, forwards = self.accelerator.gradient_state, self._update[number]
+        steps = state.sync_gradients
+        ends = number + 1 == len(self._update)  # whether the optimizer steps after this micro-batch
+        losses = [torch.zeros((), device=self.args.device)]
+        try:
+            for place, forward in enumerate(forwards):
+                last = ends and place + 1 == len(forwards)
+                context: Any = contextlib.nullcontext()
+                if not (last and self._overlaps) and not self.is_deepspeed_enabled:
+                    context = self.accelerator.no_sync(model)
+                # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is
+                # no public way to say that several backward passes belong to one micro-batch.
+                state._set_sync_gradients(last)
+                with context:
+                    losses.append(self._forward_backward(model, forward, alone=not (last and self._overlaps)))
+        finally:
+            state._set_sync_gradients(steps)
+        if ends and not self._overlaps:
+            self._enter("reduction of the gradients", 10**8)
+            self._agree(None, [])
+            self._reduce_gradients(model)
+        return torch.stack(losses).sum()
+
+    def _forward_backward(self, model: nn.Module, forward: Forward, *, alone: bool) -> Tensor:
+        """One pass; `alone`: its backward waits for no other rank."""
+        loss, metrics = self._run_forward(model, forward)
+        if not self._agree(loss, forward.items.unique().tolist()):
+            return torch.zeros((), device=self.args.device)
+        assert loss is not None
+        self.metric_sums.add(metrics)
+        self._enter(f"backward {forward.number}", 3 * forward.number + 2)
+        try:
+            # Data parallelism averages gradients over ranks, and the loss is a share of a sum over them.
+            # DeepSpeed would divide by the accumulation steps, which the global normaliser has done.
+            options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(loss * self.args.world_size, **options)
+        except torch.OutOfMemoryError as error:
+            if not self._together:
+                raise
+            reason = str(error).partition("\n")[0]
+            if not alone:
+                step = self.state.global_step + 1
+                raise MemoryLimitError(f"step {step}, while gradients were reduced: {reason}") from error
+            self._failure = reason
+        return loss.detach() * self.args.world_size
+
+    def _run_forward(self, model: nn.Module, forward: Forward) -> tuple[Tensor | None, Any]:
+        """Loss and metrics; no loss where this rank is out of memory and its others do not know it yet."""
+        if self._failure is not None:
+            return None, {}
+        self._enter(f"forward {forward.number}", 3 * forward.number)
+        try:
+            batch = self._prepare_inputs(forward.batch)  # moves it to the device, as Trainer's own step does
+            with self.compute_loss_context_manager():
+                batch = self.prepare_batch(batch)
+                loss, metrics, *outputs = model(batch, forward.objective)
+            self.after_forward(forward, *outputs)
+        except torch.OutOfMemoryError as error:
+            if not self._together:
+                raise
+            self._failure = str(error).partition("\n")[0]
+            return None, {}
+        finally:
+            self._enter(f"agreement after forward {forward.number}", 3 * forward.number + 1)
+        return loss, metrics
+
+    def _agree(self, loss: Tensor | None, items: list[int]) -> bool:
+        """Whether the loss is finite on every rank. If not, no rank runs backward and the update is void.
+
+        Raises:
+            OutOfMemoryError: on every rank, when memory ran out on one.
+        """
+        outcome = torch.tensor(
+            _OUT_OF_MEMORY if self._failure is not None else _FINE, device=self.args.device
+        )
+        if loss is not None:
+            outcome = torch.where(torch.isfinite(loss.detach()), _FINE, _NOT_FINITE)
+        mine = outcome.clone()
+        if self.args.world_size > 1:
+            dist.all_reduce(outcome, op=dist.ReduceOp.MIN)
+        worst = outcome.item()
+        if worst == _OUT_OF_MEMORY:
+            raise torch.OutOfMemoryError(self._failure or "on another process")
+        if worst == _FINE:
+            return True
+        if mine.item() == _NOT_FINITE:
+            self._bad += items
+        self._skip_update = True
+        if self.is_deepspeed_enabled:
+            self._void_update("loss")
+        return False
+
+    def _reduce_gradients(self, model: nn.Module) -> None:
+        """The means over the ranks, as DistributedDataParallel makes them."""
+        if self._skip_update:
+            return
+        waiting = []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad /= self.args.world_size
+                waiting.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in waiting:
+            work.wait()
+
+    # ---- updates that are void
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Called once per update where gradients are clipped; in a void update nothing is.
+
+        What was accumulated before the bad micro-batch was never reduced.
+        """
+        return torch.zeros(()) if self._skip_update else super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The one point at which an update can still be taken back.
+
+        Called once per update, between the backward passes and the optimizer step, on every rank. An
+        optimizer leaves parameters without a gradient as they are.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._skip_update:
+            self._void_update("loss")
+        elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():
+            # Gradients are already reduced here, so that all ranks come to the same conclusion.
+            self._void_update("gradient")
+        else:
+            return norm
+        model.zero_grad(set_to_none=True)
+        return torch.zeros(())
+
+    def _void_update(self, what: str) -> None:
+        names = [self.items.describe(i) for i in self._bad]
+        if self.args.world_size > 1:
+            parts: list[list[str]] = [[] for _ in range(self.args.world_size)]
+            dist.all_gather_object(parts, names)
+            names = [name for part in parts for name in part]
+        self._bad, self._skip_update = [], False
+        self.bad_steps += 1
+        message = f"step {self.state.global_step + 1}: non-finite {what}" + (
+            f", in {', '.join(names)}" if names else ""
+        )
+        if self.is_deepspeed_enabled:
+            # Its engine counts backward passes and steps by itself, so that neither can be left out.
+            raise NonFiniteLossError(
+                f"{message}; under DeepSpeed this ends the run, resume from a checkpoint"
+            )
+        if self.bad_steps > self.settings.max_bad_steps:
+            raise NonFiniteLossError(
+                f"{message}; {self.bad_steps} such steps, max_bad_steps is {self.settings.max_bad_steps}. "
+                "Look at these records, lower learning_rate, or train in float32"
+            )
+        logger.warning(
+            "%s; the step is skipped (%d of %d)", message, self.bad_steps, self.settings.max_bad_steps
+        )
+
+    # ---- what ranks tell each other
+
+    def _enter(self, phase: str, place: int) -> None:
+        step = self.state.global_step + 1
+        self.watch.enter(f"step {step}: {phase}", step, self._attempt, place)
+
+    def any_rank(self, value: bool) -> bool:
+        """Whether it is true on any rank."""
+        return bool(self.most_of_ranks([int(value)])[0])
+
+    def most_of_ranks(self, values: list[int]) -> list[int]:
+        """Of each of `values` the largest that a rank has."""
+        if self.args.world_size == 1:
+            return values
+        most = torch.tensor(values, device=self.args.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return most.tolist()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """`values` summed over all ranks, in place."""
+        if self.args.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+def _sizes(batch: Batch) -> list[int]:
+    """What the memory of a forward depends on: positions, rows of logits, patches."""
+    rows = batch.get("rows", batch.get("chosen_ids"))
+    patches = batch.get("patches")
+    return [
+        batch["input_ids"].numel(),
+        0 if rows is None else rows.numel(),
+        0 if patches is None else patches.shape[0],
+    ]

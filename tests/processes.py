@@ -1,0 +1,57 @@
+"""Functions run by two processes of a gloo group, forked from a server that has imported the package."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+_SERVER = mp.get_context("forkserver")
+_SERVER.set_forkserver_preload(["fourdthinker.trainers.dift", "fourdthinker.trainers.grpo"])
+
+
+def run_ranks(work: Callable[..., None], folder: Path, *arguments: Any, timeout: float = 60.0) -> list[int]:
+    """Call `work(rank, folder, *arguments)` in two processes.
+
+    Args:
+        work: a function of a module, called within the group.
+        folder: for what it writes.
+        arguments: further ones.
+        timeout: of a collective, in seconds.
+
+    Returns:
+        The exit status of each; negative: the signal that ended it.
+    """
+    with tempfile.TemporaryDirectory() as store:
+        started = [
+            _SERVER.Process(target=_run, args=(work, rank, folder, store, timeout, arguments))
+            for rank in range(2)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(120)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        return [int(process.exitcode or 0) for process in started]
+
+
+def _run(
+    work: Callable[..., None], rank: int, folder: Path, store: str, timeout: float, arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = dist.FileStore(os.path.join(store, "store"), 2)
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=shared, timeout=limit)
+    work(rank, folder, *arguments)
+    dist.destroy_process_group()

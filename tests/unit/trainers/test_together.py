@@ -1,0 +1,147 @@
+"""Two processes: memory that runs out on one of them, and one that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fourdthinker.trainers import dift, grpo
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
+from fourdthinker.trainers.update import MemoryLimitError
+from fourdthinker.trainers.watch import RankLostError, Watch
+from tests.e2e.training import BARE, metrics, prompts, samples
+from tests.processes import run_ranks
+from tests.tiny import tiny_checkpoint
+
+BASE: dict[str, Any] = BARE | {"learning_rate": 1e-3, "max_steps": 3}
+DIFT = BASE | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+GRPO = BASE | {
+    "rewards": ["tests.e2e.training:length_reward"],
+    "reward_weights": [1.0],
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "log_rollouts": 0,
+    "loss": {"beta": 0.1},
+}
+
+
+class Full:
+    """An objective without memory: of a forward of more than `rows` rows, or in its backward pass."""
+
+    def __init__(self, module: Any, rows: int, *, backward: bool = False) -> None:
+        name = f"{module.__name__.rpartition('.')[2]}_objective"
+        self.objective, self.rows, self.backward = getattr(module, name), rows, backward
+        setattr(module, name, self)
+
+    def __call__(self, backbone: Any, hidden: torch.Tensor, batch: Any, **options: Any) -> Any:
+        rows = batch["advantages"].shape[0] if "advantages" in batch else hidden.shape[0]
+        if rows > self.rows and not self.backward:
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.\nAnd more.")
+        loss, *others = self.objective(backbone, hidden, batch, **options)
+        if rows > self.rows:
+            loss = NoBackward.apply(loss)
+        return loss, *others
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB.")
+
+
+def dift_weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(DiftConfig, DIFT | {"output_dir": str(folder)})
+    train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 24))
+    return {name: p.detach().clone() for name, p in checkpoint.backbone.named_parameters()}
+
+
+def grpo_weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder)})
+    train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 6))
+    return {name: p.detach().clone() for name, p in checkpoint.backbone.named_parameters()}
+
+
+def without_memory(rank: int, folder: Path) -> None:
+    """Each trainer with memory; then without on the second rank alone; then without for single rows."""
+    for module, weights, backward in ((dift, dift_weights, True), (grpo, grpo_weights, False)):
+        name = module.__name__.rpartition(".")[2]
+        objective = getattr(module, f"{name}_objective")
+        plain = weights(folder / f"{name}-plain")
+        if rank == 1:
+            Full(module, 1, backward=backward)
+        smaller = weights(folder / f"{name}-smaller")
+        for key, value in plain.items():
+            torch.testing.assert_close(smaller[key], value, rtol=1e-3, atol=2e-5)
+        setattr(module, f"{name}_objective", objective)
+    if rank == 1:
+        Full(dift, 0)
+    with pytest.raises(MemoryLimitError, match="lower max_tokens_per_forward"):
+        dift_weights(folder / "none")
+    (folder / f"done{rank}").touch()
+
+
+def test_ranks_begin_again_together_or_end_together(tmp_path: Path) -> None:
+    assert run_ranks(without_memory, tmp_path) == [0, 0]
+    for name, halved in (("dift", 1), ("grpo", 2)):
+        lines, plain = metrics(tmp_path / f"{name}-smaller"), metrics(tmp_path / f"{name}-plain")
+        assert [line["out_of_memory"] for line in lines] == [halved] * 3
+        for line, other in zip(lines, plain, strict=True):
+            assert "out_of_memory" not in other
+            for key in ("loss", "grad_norm"):
+                assert line[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6)
+    assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
+
+
+def one_dies(rank: int, folder: Path) -> None:
+    """The second rank is killed while it samples in the second step."""
+    sample = GrpoTrainer._sample
+
+    def killed(self: GrpoTrainer, batches: Any) -> Any:
+        if rank == 1 and self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(self, batches)
+
+    GrpoTrainer._sample = killed  # type: ignore[method-assign]
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder / "run"), "ddp_timeout": 10})
+    with pytest.raises(RankLostError) as error:
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 6))
+    (folder / "said").write_text(str(error.value))
+
+
+def test_a_rank_that_dies_is_named_with_its_phase(tmp_path: Path) -> None:
+    assert run_ranks(one_dies, tmp_path) == [0, -signal.SIGKILL]
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("rank 1 ended in 'step 2: rollouts'; go on with resume_from_checkpoint=auto"), said
+    assert "\n" not in said
+
+
+def test_who_is_behind_and_who_beats() -> None:
+    store = dist.HashStore()
+    first, second = (Watch(store, rank, 2, timeout=0.2) for rank in range(2))
+    first.enter("step 3: forward 1", 3, 0, 3)
+    second.enter("step 3: forward 0", 3, 0, 0)
+    assert first._behind() == [1]
+    assert second._behind() == []
+    store.set("beat1", "0")
+    assert first._dead() == [1]
+    with second:
+        assert first._dead() == []
+    store.set("phase1", json.dumps([[3, 0, 3], "step 3: forward 1"]))
+    assert first._behind() == []
