@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fourdthinker.frames.bitstream import av1, display_order, gif, mpeg, nal, parameter_sets, vpx
+from fourdthinker.frames import animation
+from fourdthinker.frames.bitstream import av1, display_order, mpeg, nal, parameter_sets, vpx
 from fourdthinker.frames.bitstream.display_order import Order
 from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Damage, Data, Flags, Test
 
@@ -50,6 +51,7 @@ class Codec:
             threads.
         err_detect: for decoders that do not mark damaged pictures, what makes them fail instead.
         without_picture: a packet that shows nothing, which moves threads on.
+        compose: makes pictures of packets instead of FFmpeg's decoder (`animation`).
         damage: for decoders that say nothing of it, what shows in the data of a picture that some are missing
             or overwritten; None: nothing does.
         siting: where the chroma samples lie: "left", "center" or "topleft".
@@ -77,6 +79,7 @@ class Codec:
     settable_delay: bool = False
     err_detect: str | None = None
     without_picture: Callable[[bytes], bytes] | None = None
+    compose: Callable[[bytes], animation.Compose] | None = None
     damage: Callable[[bytes], Damage] | None = None
     siting: Callable[[bytes], str] = lambda _: "left"  # of MPEG-2 and what came after
     nvdec: str | None = None
@@ -194,8 +197,16 @@ CODECS = {
         ),
         flushes=True,
     ),
-    "apng": Codec(("apng",), begins_once=True, flushes=True),
-    "gif": Codec(("gif",), damage=gif.damage, flushes=True),
+    "apng": Codec(
+        ("apng",), begins_once=True, flushes=True, frame_threads=False, compose=animation.png_composer
+    ),
+    "gif": Codec(
+        ("gif",),
+        begins_once=True,
+        flushes=True,
+        frame_threads=False,
+        compose=animation.gif_composer,
+    ),
     "realvideo": Codec(("rv30", "rv40"), reorders=True, frame_threads=False),
     "mjpeg": Codec(
         ("mjpeg",), flags=_each_alone, flushes=True, err_detect="explode", siting=lambda _: "center"

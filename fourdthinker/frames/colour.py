@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fourdthinker.frames.rgba import opaque, over_white
+
 if TYPE_CHECKING:
     import av
 
@@ -57,6 +59,8 @@ def planes_of(
     rgb: make RGB of every format, for want of a converter.
     """
     name = frame.format.name
+    if name == "rgba":
+        return _over_white(frame), LAYOUTS["rgb24"], None
     known = None if rgb and name != "rgb24" else LAYOUTS.get(name)
     matrix = "bt601" if known and known.chroma in ("gray", "rgb") else _MATRICES.get(int(frame.colorspace))
     if known is None or matrix is None or any(plane.line_size < 0 for plane in frame.planes):
@@ -66,7 +70,7 @@ def planes_of(
         exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
         clear = name == "pal8" or any(part.is_alpha for part in frame.format.components)
         packed = frame.reformat(format="rgba" if clear else "rgb24", interpolation=exact, threads=1)
-        planes = (_over_white(packed),) if clear else _views(packed, LAYOUTS["rgb24"])
+        planes = _over_white(packed) if clear else _views(packed, LAYOUTS["rgb24"])
         return planes, LAYOUTS["rgb24"], name
     # Gray is full range unless declared otherwise; RGB and the yuvj formats always are.
     full = int(frame.color_range) == _FULL_RANGE or (
@@ -76,12 +80,12 @@ def planes_of(
     return _views(frame, layout), layout, None
 
 
-def _over_white(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """RGB [H, 3 * W] of an RGBA frame, by the arithmetic of Pillow's `paste`, as for images."""
+def _over_white(frame: av.VideoFrame) -> Planes:
+    """The plane of RGB of an RGBA frame, as for images."""
     pixels = frame.to_ndarray()
-    alpha = pixels[..., 3:].astype(np.uint16)
-    summed = pixels[..., :3] * alpha + 255 * (255 - alpha) + 128
-    return (((summed >> 8) + summed) >> 8).astype(np.uint8).reshape(frame.height, -1)
+    if opaque(pixels):
+        return _views(frame.reformat(format="rgb24", threads=1), LAYOUTS["rgb24"])
+    return (over_white(pixels).reshape(frame.height, -1),)
 
 
 def _views(frame: av.VideoFrame, layout: Layout) -> Planes:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.frames.bitstream import gif
 from fourdthinker.frames.threads import set_threads
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def opened(
         )
     if quick and (head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"):  # MP4, Matroska
         options["codec_whitelist"] = "none"  # for what avformat opens itself
+    if head[:6] in gif.SIGNATURES:
+        source = _gif(source, name)
     try:
         # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
         container = av.open(
@@ -160,6 +163,18 @@ def _head(source: Source, name: str) -> bytes:
         return source[:24].ljust(24, b"\0")
     with open(name, "rb") as file:
         return file.read(24).ljust(24, b"\0")
+
+
+def _gif(source: Source, name: str) -> bytes:
+    """A GIF file as FFmpeg tells its pictures and their times apart."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(name, "rb") as file:
+        try:
+            return gif.in_packets(file.read())
+        except gif.Text as error:
+            raise VideoError(
+                f"{name}: the GIF has text that a viewer must draw, which is not read here; write it anew "
+                "with the text in its pictures"
+            ) from error
 
 
 def _check_alpha(container: InputContainer, video: VideoStream, name: str) -> None:

@@ -117,8 +117,11 @@ class Converter:
     ) -> Iterator[Group]:
         """Runs of at most CHUNK frames of one layout."""
         module = native()
-        codec = f"libavcodec {video.codec_context.name}" + ("" if module else ", RGB by swscale and Pillow")
-        siting = codec_of(video.codec_context.name).siting(video.codec_context.extradata or b"")
+        name = video.codec_context.name
+        known = codec_of(name)
+        codec = f"{'Pillow' if known.compose else 'libavcodec'} {name}"
+        codec += "" if module else ", RGB by swscale and Pillow"
+        siting = known.siting(video.codec_context.extradata or b"")
         group: Group | None = None
         fault: Exception | None = None
         try:
@@ -152,13 +155,14 @@ class Converter:
             raise fault
 
     def by_decord(
-        self, timeline: Timeline, chosen: Sequence[int], aspect: float, threads: int
+        self, timeline: Timeline, chosen: Sequence[int], codec: str, aspect: float, threads: int
     ) -> Iterator[tuple[int, Tensor]]:
         """As `converted`, with frames of decord, of which the k-th is the k-th of the timeline.
 
         Args:
             timeline: of the stream.
             chosen: indices of pictures in the order of display, increasing.
+            codec: FFmpeg's name of the decoder.
             aspect: width to height of a pixel.
             threads: of the decoder.
 
@@ -174,6 +178,11 @@ class Converter:
             raise VideoError(
                 f"{self.request.name}: reader='decord' knows a picture by the time that the file gives it, "
                 "and these times are missing or wrong; use reader='auto'"
+            )
+        if codec_of(codec).compose:
+            raise VideoError(
+                f"{self.request.name}: reader='decord' composes pictures of {codec} otherwise than they are "
+                "shown; use reader='auto'"
             )
         orientation, rest = decord_reader.orientation_left(source.media, self.deadline)
         aspect = 1.0 / aspect if orientation.transposed else aspect

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from fourdthinker.frames.animation import composing
 from fourdthinker.frames.bitstream.pictures import (
     DUPLICATE,
     KEYFRAME,
@@ -185,8 +186,9 @@ def decoded_frames(
     """
     import av.error
 
-    context = video.codec_context
-    doubted = not (context.codec.intra_only or codec_of(context.name).keyframes_known)
+    context, codec = video.codec_context, codec_of(video.codec_context.name)
+    compose = None if codec.compose is None else composing(codec.compose, context.extradata or b"")
+    doubted = not (context.codec.intra_only or codec.keyframes_known)
     sink = Sink(timeline, wanted, several=context.thread_count > 1, doubted=doubted)
     packets = packets_for(container, video, timeline, wanted, deadline, held=held, seek=seek, careful=careful)
     near = wanted[-1]  # the stamp of the packet last given to the decoder
@@ -204,7 +206,9 @@ def decoded_frames(
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 near = near if stamp is None else stamp
                 try:
-                    frames = context.decode(packet)
+                    frames = context.decode(packet) if compose is None else compose(packet)
+                except ValueError as error:  # of what is composed
+                    raise Damaged(str(error), timeline, near) from error
                 except av.error.FFmpegError:
                     if context.thread_count > 1 or sink.needs(near):
                         raise

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fourdthinker.errors import ConfigError, VideoError
+from fourdthinker.frames.animation import first_of_gif
 from fourdthinker.frames.checks import whole
 from fourdthinker.frames.orientation import Orientation
+from fourdthinker.frames.rgba import SIXTEEN, gray_of_sixteen, has_alpha, over_white, scale_key, with_alpha
 
 # Plain raster formats only: some others that Pillow knows start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -28,8 +30,6 @@ MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: about 0.5 GB while the image is read
 VARIABLE = "FOURDTHINKER_MAX_SOURCE_PIXELS"
 _STRIP = 256  # rows that are converted at once
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED = 258, 262, 339, 2  # tags of TIFF, and a value of the last
-_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # of Pillow's raw modes: from one level of so many bits to the next
-_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG, but those within entropy-coded data
 Bytes = bytes | mmap.mmap
@@ -101,8 +101,11 @@ def load_image(
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(name, "rb") as file:
             image = _identified(file)
-            _scale_key(image)
+            scale_key(image)
             check_source_size(name, image.height, image.width, source_limit(limit))
+            if image.format == "GIF":  # Pillow fills what the first picture leaves free with a colour
+                file.seek(0)
+                return over_white(first_of_gif(file.read()))
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
             image.load()
@@ -144,20 +147,13 @@ def _identified(file: BinaryIO) -> Image.Image:
     raise UnidentifiedImageError(f"its first bytes are those of none of {', '.join(FORMATS)}")
 
 
-def _scale_key(image: Image.Image) -> None:
-    """Scale the transparent level of a gray PNG of 2 or 4 bits to 8, as Pillow scales the picture alone."""
-    key, tiles = image.info.get("transparency"), getattr(image, "tile", None)
-    if image.format == "PNG" and isinstance(key, int) and tiles:
-        image.info["transparency"] = key * _GRAY_STEPS.get(str(tiles[0][3]), 1)
-
-
 def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:  # after loading, which turns a TIFF by itself
         orientation = Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation))
     except (SyntaxError, ValueError, OSError, struct.error):  # EXIF that cannot be read says nothing
         orientation = Orientation()
     tags = dict(getattr(image, "tag_v2", {}))
-    sixteen = image.mode in _SIXTEEN or (image.mode == "I" and image.format != "TIFF")
+    sixteen = image.mode in SIXTEEN or (image.mode == "I" and image.format != "TIFF")
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     if signed or (image.mode in ("F", "I") and not sixteen):
         levels = "floating point" if image.mode == "F" else "signed or 32-bit integers"
@@ -176,23 +172,17 @@ def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def _from_sixteen(image: Image.Image, bits: int, inverted: bool) -> NDArray[np.uint8]:
     """Gray levels of so many bits, scaled to 8 and rounded. inverted: white is zero."""
-    levels = np.asarray(image)
-    top = (1 << bits) - 1
-    gray = ((levels.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    gray, clear = gray_of_sixteen(image, bits)
     gray = 255 - gray if inverted else gray
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        gray[levels == key] = 255
+    if clear is not None:
+        gray[clear] = 255
     return gray[..., None]
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    key = image.info.get("transparency")
-    if key is None and image.mode not in ("RGBA", "RGBa", "LA", "La", "PA"):
+    if not has_alpha(image):
         return image.convert("RGB")
-    if key is not None and image.mode == "RGB" and max(key) > 255:  # of 16 bits, as the file's levels were
-        image.info["transparency"] = tuple(level >> 8 for level in key)
-    clear = image if image.mode == "RGBA" else image.convert("RGBA")
+    clear = with_alpha(image)
     white = Image.new("RGB", clear.size, (255, 255, 255))
     white.paste(clear, mask=clear.getchannel("A"))
     return white

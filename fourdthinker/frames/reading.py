@@ -212,7 +212,8 @@ class Reading:
         straight = attempt.straight and request.out == "patches" and batch is None and chosen == unique
         straight = straight and not decord
         if decord:
-            pieces = self.pictures.by_decord(timeline, unique, aspect_of(video), attempt.threads)
+            codec = video.codec_context.name
+            pieces = self.pictures.by_decord(timeline, unique, codec, aspect_of(video), attempt.threads)
         else:
             stamps = [timeline.pts[index] for index in unique]
             several = not attempt.careful and batch is None and attempt.straight

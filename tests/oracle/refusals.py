@@ -46,6 +46,10 @@ REFUSALS = (
         r"pictures leave the decoder in another order than when",
         "a decoder that gives another order than when the file was read through",
     ),
+    Refusal(
+        r"its disposal is|does not lie on the canvas|text that a viewer must draw|it has no colours",
+        "GIF, animated PNG",
+    ),
     Refusal(r"an animated WebP", "animated WebP, as a video"),
     Refusal(
         r"its alpha is coded apart from its pictures", "alpha of VP8 and VP9 (WebM) and of animated AVIF"

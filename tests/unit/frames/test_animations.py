@@ -1,0 +1,96 @@
+"""GIF and animated PNG: composed as the standards and browsers do it, which FFmpeg does not always.
+
+`python -m tests.fuzz.animations --cases N` draws more of the same.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import FrameSource, read_frames
+from fourdthinker.frames.image_file import load_image
+from tests.fuzz.animations import faults
+from tests.oracle.animations import chunk, coded, random_gif, random_png
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+@pytest.mark.parametrize("make", [random_gif, random_png])
+def test_random_animations(make) -> None:
+    animations = [make(seed) for seed in range(25)]
+    assert [(a.kind, words) for a in animations if (words := faults(a))] == []
+
+
+def gif(
+    *parts: tuple[int, int, tuple[int, int, int, int]], colours=(RED, GREEN), before: bytes = b""
+) -> bytes:
+    """4x4 pictures of (colour, disposal, box), 0.1 s each; before: each picture."""
+    data = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x80, 1, 0) + bytes(sum(colours, ()))
+    for colour, disposal, box in parts:
+        data += b"!\xf9\4" + struct.pack("<BHBB", disposal << 2, 10, 0, 0) + before
+        data += b"," + struct.pack("<4HB", *box, 0) + coded(np.full((box[3], box[2]), colour))
+    return data + b";"
+
+
+def test_what_a_gif_clears_is_white() -> None:
+    """FFmpeg makes it the background colour (here green); browsers and Pillow's RGBA, transparent."""
+    data = gif((0, 2, (0, 0, 4, 4)), (0, 0, (0, 0, 2, 2)))
+    second = read_frames(data, times=[0.15]).pixels[0]
+    assert second[0, 0].tolist() == list(RED)
+    assert second[3, 3].tolist() == [255] * 3
+    small = gif((0, 0, (1, 1, 2, 2)))
+    for picture in (load_image(small), read_frames(small, times=[0.0]).pixels[0].numpy()):
+        assert picture[2, 2].tolist() == list(RED)
+        assert picture[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (gif((0, 4, (0, 0, 4, 4))), "its disposal is 4, which GIF does not define"),
+        (gif((0, 0, (1, 0, 4, 4))), "a part of 4x4 at 1, 0 does not lie on the canvas"),
+        (gif((0, 0, (0, 0, 4, 4)), before=b"!\x01\x01x\0"), "the GIF has text that a viewer must draw"),
+        (gif((0, 0, (0, 0, 4, 4)), colours=()).replace(b"\x80\1", b"\0\1"), "it has no colours"),
+        (gif((0, 0, (0, 0, 4, 4)))[:-6] + b"\0;", "cannot be decoded"),
+    ],
+)
+def test_gifs_that_say_nothing_defined(data: bytes, cause: str) -> None:
+    with pytest.raises(VideoError, match=cause):
+        read_frames(data, times=[0.0])
+
+
+def test_a_second_gif_behind_the_first_is_not_shown() -> None:
+    data = gif((0, 0, (0, 0, 4, 4)))
+    assert len(read_frames(data + gif((1, 0, (0, 0, 4, 4)))).seconds) == 1
+
+
+def test_an_animated_png_that_is_damaged_turned_or_left_to_decord() -> None:
+    pictures = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, RED)]
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures[0].save(
+        file, "PNG", save_all=True, append_images=pictures[1:], duration=100, exif=exif, default_image=False
+    )
+    data = file.getvalue()
+    assert read_frames(data, times=[0.15]).pixels.shape == (1, 6, 4, 3)
+    assert load_image(data).shape == (6, 4, 3)
+    begin = data.rindex(b"fdAT") + 12
+    broken = data[:begin] + bytes([data[begin] ^ 1]) + data[begin + 1 :]
+    with pytest.raises(VideoError, match="the checksum of its fdAT chunk is wrong"):
+        read_frames(broken, times=[0.25])
+    assert read_frames(broken, times=[0.15]).pixels[0, 0, 0].tolist() == list(GREEN)
+    second = data.index(b"fdAT") - 4
+    length = int.from_bytes(data[second : second + 4], "big")
+    lost = data[:second] + chunk(b"fdAT", struct.pack(">I", 7) + data[second + 12 : second + 8 + length])
+    with pytest.raises(VideoError, match="chunks of a picture are missing"):
+        read_frames(lost + data[second + 12 + length :], times=[0.15])
+    for source in (data, gif((0, 0, (0, 0, 4, 4)))):
+        with pytest.raises(VideoError, match="reader='decord' composes pictures of"):
+            read_frames(FrameSource(source, reader="decord"), times=[0.0])
