@@ -51,6 +51,22 @@ SHAPES = {
          "window_size": 112, "fullatt_block_indexes": [3]},
         (8, 18, 32),
     ),
+    "mini": Shape(  # for tests: everything but the vocabulary is as small as it gets
+        "qwen2_5_vl",
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "vocab_size": VOCABULARY, "mrope_section": [2, 3, 3]},
+        {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32,
+         "window_size": 112, "fullatt_block_indexes": [1]},
+        (2, 4, 4),
+    ),
+    "100m": Shape(
+        "qwen2_5_vl",
+        {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "vocab_size": VOCABULARY, "mrope_section": [8, 12, 12]},
+        {"depth": 4, "hidden_size": 160, "intermediate_size": 428, "num_heads": 4, "out_hidden_size": 512,
+         "window_size": 112, "fullatt_block_indexes": [3]},
+        (8, 18, 26),
+    ),
     "3b": Shape(
         "qwen2_5_vl",
         {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,

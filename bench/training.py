@@ -1,0 +1,248 @@
+"""Training steps: ``python -m bench training``.
+
+- ``grpo``: our 4DRL step against ``trl.GRPOTrainer``'s, whole updates by ``train()`` of both. "as installed":
+  TRL's defaults, but float32; "fair": only rows with a loss go through the head, the tower is frozen and no
+  layer is computed twice, as in ours. TRL reads no video: a clip becomes as many vision tokens of pictures.
+- ``dift``: our DIFT loss and step against transformers' logits and loss of all positions.
+- ``growth``: memory and time of our step at three sizes each of prompt, completion and group.
+- ``parts``: what our step keeps for its backward pass.
+
+Candidates take turns in one process. Peaks are bytes of tensors at the worst moment of a step; those of grpo
+hold weights, gradients and AdamW's state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import _measure as measure
+from bench import _training_dift as dift
+from bench import _training_trl as trl
+from bench._sampler_cases import SHAPES, build
+from bench._training_cases import GRIDS, Case, OurStep, Timed, make_task
+from bench._training_parts import Kept
+from fourdthinker.backbones.common import Backbone
+
+Row = dict[str, Any]
+logger = logging.getLogger(__name__)
+ANSWER = 200  # tokens of a DIFT answer
+GROWTH = ("prompt_tokens", "completions", "new_tokens")
+
+
+def make_backbone(options: argparse.Namespace) -> Backbone:
+    backbone = build(options.shape, options.device, torch.float32)
+    backbone.freeze_vision()
+    return backbone
+
+
+def grpo_steps(options: argparse.Namespace, case: Case, folder: Path) -> dict[str, Timed]:
+    """The candidates, each with a model of its own."""
+    steps: dict[str, Timed] = {}
+    again = options.checkpointing
+    task = make_task(make_backbone(options), case)
+    if "ours" in options.candidates:
+        steps["ours"] = OurStep(make_backbone(options), task, case, folder, checkpointing=again)
+    if reason := trl.absent():
+        logger.warning("TRL is left out: %s", reason)
+        return steps
+    if "fair" in options.candidates:
+        steps["TRL, fair"] = trl.TrlStep(
+            make_backbone(options), task, case, folder, fair=True, checkpointing=again
+        )
+    if "installed" in options.candidates:
+        steps["TRL, as installed"] = trl.TrlStep(
+            make_backbone(options), task, case, folder, fair=False, checkpointing=True
+        )
+    return steps
+
+
+def race_grpo(options: argparse.Namespace, case: Case) -> list[Row]:
+    """A row of each candidate. The first step, which is not timed, tells the peak."""
+    with tempfile.TemporaryDirectory() as name:
+        steps = grpo_steps(options, case, Path(name))
+        peaks = {who: step.peak_bytes() for who, step in steps.items()}
+        parts: dict[str, dict[str, list[float]]] = {who: defaultdict(list) for who in steps}
+
+        def noting(who: str) -> Callable[[], None]:
+            def call() -> None:
+                steps[who]()
+                for part, seconds in steps[who].seconds.items():
+                    parts[who][part].append(seconds)
+
+            return call
+
+        taken = measure.interleaved(
+            {who: noting(who) for who in steps}, repeats=options.repeats, warmup=0, device="cpu"
+        )
+    rows = []
+    for who in steps:
+        row: Row = {
+            "candidate": who,
+            **vars(case),
+            "shape": options.shape,
+            "recomputed": options.checkpointing,
+        }
+        row |= {"peak_bytes": peaks[who], "kept_bytes": steps[who].kept_bytes()}
+        row |= {f"{part}_s": min(seconds) for part, seconds in parts[who].items()}
+        row |= measure.summary(taken[who])
+        if "ours" in steps and who != "ours":
+            row["slower"] = round(min(taken[who]) / min(taken["ours"]), 2)
+            row["ours_to_its_peak"] = round(peaks["ours"] / peaks[who], 3)
+        rows.append(row)
+    return rows
+
+
+def race_dift(options: argparse.Namespace) -> list[Row]:
+    """Loss part and step, ours and transformers'."""
+    backbone, rows = make_backbone(options).train(), []
+    for prompt_tokens in options.prompt_tokens[:2]:
+        batch = dift.dift_batch(backbone, prompt_tokens, ANSWER, options.samples)
+        objectives = {"ours": dift.our_objective(batch), "transformers": dift.plain_objective}
+        for what, make in {"loss": dift.loss_part, "step": dift.whole_step}.items():
+            calls = {who: make(backbone, batch, objective) for who, objective in objectives.items()}
+            losses = {who: call() for who, call in calls.items()}
+            if abs(losses["ours"] - losses["transformers"]) > 1e-4:
+                raise RuntimeError(f"the losses differ, so they are not the same work: {losses}")
+            peaks = {who: measure.peak_allocated(call, options.device) for who, call in calls.items()}
+            taken = measure.interleaved(calls, repeats=options.repeats, warmup=0, device=options.device)
+            for who in calls:
+                rows.append({
+                    "candidate": who, "what": what, "prompt_tokens": prompt_tokens, "answer_tokens": ANSWER,
+                    "samples": options.samples, "shape": options.shape, "peak_bytes": peaks[who],
+                    "slower": round(min(taken[who]) / min(taken["ours"]), 2),
+                    "ours_to_its_peak": round(peaks["ours"] / peaks[who], 3), **measure.summary(taken[who]),
+                })  # fmt: skip
+    return rows
+
+
+def measure_growth(options: argparse.Namespace) -> list[Row]:
+    """Our step at three sizes each of prompt, group and completion, the others as in the first case."""
+    first, rows = options.cases[0], []
+    sizes: dict[str, list[int]] = {
+        "prompt_tokens": options.prompt_tokens,
+        "completions": [first.completions * k for k in (1, 2, 4)],
+        "new_tokens": [first.new_tokens * k for k in (1, 2, 4)],
+    }
+    for name in GROWTH:
+        for size in sizes[name]:
+            case = Case(**(vars(first) | {name: size}))
+            with tempfile.TemporaryDirectory() as folder:
+                backbone = make_backbone(options)
+                step = OurStep(backbone, make_task(backbone, case), case, Path(folder))
+                with Kept(backbone) as kept:
+                    step()
+            kept_bytes = sum(kept.parts.values())
+            rows.append({
+                "grows": name, **vars(case), "positions": case.positions, "shape": options.shape,
+                "kept_bytes": kept_bytes, "kept_bytes_a_position": round(kept_bytes / case.positions),
+                "loss_s": step.seconds["loss"], "ms_a_position": 1e3 * step.seconds["loss"] / case.positions,
+            })  # fmt: skip
+    return rows
+
+
+def list_parts(options: argparse.Namespace) -> list[Row]:
+    """Of the first case: the bytes that the step holds at its worst moment, and what they are."""
+    case, backbone = options.cases[0], make_backbone(options)
+    with tempfile.TemporaryDirectory() as folder:
+        step = OurStep(
+            backbone, make_task(backbone, case), case, Path(folder), checkpointing=options.checkpointing
+        )
+        peak = step.peak_bytes()
+        with Kept(backbone) as kept:
+            step()
+    weights = sum(p.nbytes for p in backbone.parameters())
+    trained = sum(p.nbytes for p in backbone.parameters() if p.requires_grad)
+    found = {"whole peak": peak, "weights": weights, "AdamW's state": step.kept_bytes() - weights}
+    found |= {"gradients, at the end": trained, "kept for backward": sum(kept.parts.values())}
+    found |= {f"kept by {part}": size for part, size in sorted(kept.parts.items())}
+    return [{"part": part, "MB": round(size / 1e6, 1), **vars(case)} for part, size in found.items()]
+
+
+def race_all(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    for case in options.cases:
+        rows += race_grpo(options, case)
+        measure.show(
+            f"A 4DRL step, {options.shape} on {options.device}, so far", [short(row) for row in rows]
+        )
+        if options.save:
+            measure.save("training grpo", rows, options.device)
+    return rows
+
+
+KINDS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "grpo": race_all, "dift": race_dift, "growth": measure_growth, "parts": list_parts,
+}  # fmt: skip
+
+
+def short(row: Row) -> dict[str, object]:
+    """A row as it is shown: seconds and gigabytes of few digits."""
+    return {
+        key.removesuffix("_bytes") + (" GB" if key.endswith("_bytes") else ""): (
+            round(value / 1e9, 2)
+            if key.endswith("_bytes")
+            else round(value, 3)
+            if isinstance(value, float)
+            else value
+        )
+        for key, value in row.items()
+        if key not in ("lower_quartile", "upper_quartile", "runs", "shape")
+    }
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a smaller model and fewer cases: ten minutes")
+    parser.add_argument("--only", nargs="*", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--candidates", nargs="*", choices=["ours", "fair", "installed"],
+                        default=["ours", "fair", "installed"])  # fmt: skip
+    parser.add_argument("--shape", choices=list(SHAPES), help="default: 100m, with --quick tiny")
+    parser.add_argument(
+        "--prompt-tokens", nargs="*", type=int, choices=list(GRIDS), default=[250, 1000, 4000]
+    )
+    parser.add_argument("--completions", nargs="*", type=int, default=[4, 8, 16])
+    parser.add_argument("--new-tokens", type=int, help="of a completion; default: 64, with --quick 16")
+    parser.add_argument("--prompts", type=int, help="of a 4DRL step; default: 2, with --quick 1")
+    parser.add_argument("--samples", type=int, default=1, help="of a DIFT step")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours and TRL, fair")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    options = parser.parse_args(argv)
+    quick = options.quick
+    options.shape = options.shape or ("tiny" if quick else "100m")
+    new, prompts = options.new_tokens or (16 if quick else 64), options.prompts or (1 if quick else 2)
+    options.cases = [
+        Case(length, completions, new, prompts)
+        for length in options.prompt_tokens
+        for completions in options.completions
+        # The rows of TRL grow as their product, which --quick has no time for.
+        if not quick or length * completions <= 8_000
+    ]
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    rows: dict[str, list[Row]] = {}
+    for kind in options.only:
+        rows[kind] = KINDS[kind](options)
+        measure.show(f"{kind}, {options.shape} on {options.device}", [short(row) for row in rows[kind]])
+        if options.save:
+            measure.save(f"training {kind}", rows[kind], options.device)
+    sys.stdout.write(json.dumps({"device": options.device, "rows": rows}) + "\n")
+    return 0
