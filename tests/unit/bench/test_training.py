@@ -1,4 +1,4 @@
-"""What the bench of training steps does on a tiny model: the same work for both sides, and what memory is kept."""
+"""What the bench of training steps does on a tiny model: the same work for both, and what is kept."""
 
 from __future__ import annotations
 
