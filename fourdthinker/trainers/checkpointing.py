@@ -36,6 +36,9 @@ class ResumableTrainer(Trainer):
     masters: MasterWeights | None
     _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
 
+    def save_rank_state(self, folder: Path) -> None:
+        """Write what a subclass needs of each rank to go on, into the folder of a checkpoint."""
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's own, on float32 copies of weights that are bfloat16."""
         optimizer = super().create_optimizer(model)
@@ -85,6 +88,7 @@ class ResumableTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Called by Trainer on every rank, before the first one writes the state that makes it complete."""
         super()._save_rng_state(output_dir)
+        self.save_rank_state(Path(output_dir))
         if self.args.world_size > 1:
             dist.barrier()
 

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ from fourdthinker.trainers.experience import (
     write_rollouts,
 )
 from fourdthinker.trainers.packing import Chunk, cut_rows, filled_up, halved, make_chunk
+from fourdthinker.trainers.replay import Replay, load_replay, save_replay
+from fourdthinker.trainers.resume import rollouts_file
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
@@ -48,22 +50,6 @@ from fourdthinker.trainers.update import Forward, Parts
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What a batch of rollouts trains, for one update or for several.
-
-    Attributes:
-        micro_batches: the chunks of each.
-        num_items: of each what its loss is divided by: the rollouts, or the tokens that the policy chose, of
-            the whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
-        num_tokens: the tokens that the policy chose, of the whole update.
-    """
-
-    micro_batches: list[list[Chunk]]
-    num_items: list[Tensor]
-    num_tokens: Tensor
 
 
 class GrpoTrainer(LatentTrainer):
@@ -91,28 +77,27 @@ class GrpoTrainer(LatentTrainer):
         if batches[0][0][0] != REPEAT:
             self._replay = self._sample([list(zip(*batch, strict=True)) for batch in batches])
             self._old_logprobs = {}
+        elif self._replay is None:
+            self._replay = self._restored()
 
     def halve(self) -> bool:
         """Cut the update into forwards of half the rollouts; False where each has one already."""
-        replay = self._rollouts
+        replay = self._with_old_logprobs()
         if all(len(c.rows) < 2 for chunks in replay.micro_batches for c in chunks):
             return False
-        numbers = itertools.count()
-        micro_batches = [
-            self._halves([replace(c, batch=c.batch | self._known(next(numbers))) for c in chunks])
-            for chunks in replay.micro_batches
-        ]
+        micro_batches = [self._halves(chunks) for chunks in replay.micro_batches]
         self._replay, self._old_logprobs = replace(replay, micro_batches=micro_batches), {}
         return True
 
-    @property
-    def _rollouts(self) -> Replay:
-        if self._replay is None:
-            raise ConfigError(
-                f"step {self.state.global_step} is within the {self.settings.num_iterations} updates on "
-                "one batch of rollouts, which are gone; resume from an earlier checkpoint"
-            )
-        return self._replay
+    def _with_old_logprobs(self) -> Replay:
+        """The replay, with the log-probs that are known of it in its chunks."""
+        assert self._replay is not None
+        numbers = itertools.count()
+        micro_batches = [
+            [replace(chunk, batch=chunk.batch | self._known(next(numbers))) for chunk in chunks]
+            for chunks in self._replay.micro_batches
+        ]
+        return replace(self._replay, micro_batches=micro_batches)
 
     def _halves(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         pad_id, share = self.checkpoint.backbone.vision.pad_id, self.settings.share_prompt
@@ -120,7 +105,8 @@ class GrpoTrainer(LatentTrainer):
 
     def forwards(self) -> list[list[Forward]]:
         """The forwards of each micro-batch of the rollouts, as many on every rank."""
-        replay = self._rollouts
+        replay = self._replay
+        assert replay is not None
         most = self.most_of_ranks([len(chunks) for chunks in replay.micro_batches])
         pad_id, share = self.checkpoint.backbone.vision.pad_id, self.settings.share_prompt
         filled = [
@@ -162,6 +148,37 @@ class GrpoTrainer(LatentTrainer):
         (logprobs,) = outputs
         if self.settings.num_iterations > 1 and "old_logprobs" not in forward.batch:
             self._old_logprobs[forward.number] = logprobs
+
+    # ---- checkpoints between updates on the same rollouts
+
+    def save_rank_state(self, folder: Path) -> None:
+        """Write the rollouts of this rank, if the next update is on them too."""
+        if self.state.global_step % self.settings.num_iterations:
+            save_replay(folder / rollouts_file(self.args.process_index), self._with_old_logprobs())
+
+    @torch.no_grad()
+    def _restored(self) -> Replay:
+        assert self.resumed_from is not None
+        backbone, settings = self.checkpoint.backbone, self.settings
+        with self.accelerator.autocast(), gathered(backbone):
+            return load_replay(
+                self.resumed_from / rollouts_file(self.args.process_index),
+                self._prompts_of,
+                lambda prompts: encode_prompts(backbone, prompts) if settings.freeze_vision else None,
+                pad_id=backbone.vision.pad_id,
+                share=settings.share_prompt,
+                device=self.args.device,
+            )
+
+    def _prompts_of(self, indices: list[int]) -> list[Prompt]:
+        found = [self.items[index] for index in indices]
+        for index, (mine, _) in zip(indices, found, strict=True):
+            if mine != index:
+                raise ConfigError(
+                    f"{self.items.describe(index)} cannot be read any more, and the checkpoint has rollouts "
+                    "of it; mend its media, or resume from an earlier checkpoint"
+                )
+        return [prompt for _, prompt in found]
 
     # ---- sampling
 

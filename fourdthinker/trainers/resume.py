@@ -70,6 +70,11 @@ class RunState:
     resumable: bool
     data: str
 
+    @property
+    def within_iterations(self) -> bool:
+        """Whether the next update is on the rollouts of the last one."""
+        return self.updates % self.settings.get("num_iterations", 1) > 0
+
     def write(self, folder: Path) -> None:
         """Into `folder`/run.json."""
         write_json(folder / RUN, dataclasses.asdict(self))
@@ -87,6 +92,11 @@ class RunState:
             raise CheckpointError(
                 f"{folder / RUN} cannot be read ({error}); name a checkpoint that a run of this version wrote"
             ) from error
+
+
+def rollouts_file(rank: int) -> str:
+    """Of a checkpoint between updates on the same rollouts, the file with those of a rank."""
+    return f"rollouts_{rank}.safetensors"
 
 
 def run_state(config: TrainConfig, args: TrainingArguments, updates: int, data: str) -> RunState:
@@ -193,6 +203,8 @@ def _problem(path: Path) -> str | None:
     random = ["rng_state.pth"]
     if state.processes > 1:
         random = [f"rng_state_{rank}.pth" for rank in range(state.processes)]
+    if state.within_iterations:
+        random += [rollouts_file(rank) for rank in range(state.processes)]
     needed = ["scheduler.pt", *random] + ([] if state.deepspeed else ["optimizer.pt"])
     missing = [name for name in needed if not (path / name).is_file()]
     return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run" if missing else None
@@ -216,6 +228,12 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
         raise ConfigError(
             f"{path} was written by {old.processes} processes {kind[old.deepspeed]}, and this run has "
             f"{new.processes} {kind[new.deepspeed]}: DeepSpeed's state cannot be divided anew; start as then"
+        )
+    if old.within_iterations and old.processes != new.processes:
+        raise ConfigError(
+            f"{path} stands between updates on the same rollouts (num_iterations), of which each of its "
+            f"{old.processes} processes has its own, and this run has {new.processes}; start as then, or "
+            "name a checkpoint after a multiple of num_iterations updates"
         )
     if old.records_per_update != new.records_per_update:
         each = config.per_device_train_batch_size * new.processes

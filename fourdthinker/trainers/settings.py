@@ -384,9 +384,4 @@ class GrpoConfig(TrainConfig):
                 f"rewards names {len(self.rewards)} functions and reward_weights has "
                 f"{len(self.reward_weights)} numbers; give one weight a function"
             )
-        if self.save_steps % self.num_iterations:
-            raise ValueError(
-                f"save_steps is {self.save_steps} and num_iterations {self.num_iterations}: a checkpoint "
-                "within a batch of rollouts could not be resumed; make save_steps a multiple"
-            )
         return self

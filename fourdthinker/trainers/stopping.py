@@ -25,14 +25,9 @@ class StopOnSignal(TrainerCallback):
     """Saves and ends the run after the update in which any rank got a signal.
 
     A second signal, more than `SAME` seconds later, does what it would have done without this.
-
-    Args:
-        every: updates that belong together (on one batch of rollouts); a checkpoint between them could not be
-            resumed.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self.stopped = False  # whether the run was ended
         self._asked: float | None = None  # when the first signal came, by `time.monotonic`
 
@@ -68,6 +63,6 @@ class StopOnSignal(TrainerCallback):
         asked = torch.tensor(int(self._asked is not None), device=args.device)
         if args.world_size > 1:  # a signal reaches the ranks at different times
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked.item() and state.global_step % self.every == 0 and not control.should_training_stop:
+        if asked.item() and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True

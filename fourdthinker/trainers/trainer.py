@@ -88,7 +88,7 @@ class LatentTrainer(PassTrainer):
             backbone.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self.stopping = StopOnSignal(batches.repeats)
+        self.stopping = StopOnSignal()
         self.add_callback(self.stopping)
         self.add_callback(_AfterUpdate(self.after_update))
         # Over the empty batches of further updates on the same rollouts to the next prompts. Workers are
@@ -96,6 +96,7 @@ class LatentTrainer(PassTrainer):
         depth = args.gradient_accumulation_steps * batches.repeats
         self._ahead: Ahead[list[Any]] = Ahead(1 if args.dataloader_num_workers else depth)
         self._weights_loaded = False
+        self.resumed_from: Path | None = None  # the checkpoint folder that the run goes on from
 
     # ---- what a subclass gives
 
@@ -176,6 +177,7 @@ class LatentTrainer(PassTrainer):
         for callback in callbacks:
             self.add_callback(callback)
         self._weights_loaded = weights_loaded
+        self.resumed_from = None if resume is None else Path(resume)
         final = Path(self.settings.output_dir) / FINAL
         *_, updates = self.set_initial_training_values(self.args, self.get_train_dataloader())
         if self.settings.resume_from_checkpoint is not None:

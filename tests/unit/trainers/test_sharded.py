@@ -24,8 +24,9 @@ from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept
-from fourdthinker.trainers.grpo import Replay, make_trainer
+from fourdthinker.trainers.grpo import make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
+from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import Parts

@@ -14,7 +14,7 @@ from fourdthinker.trainers import stopping
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    callback = stopping.StopOnSignal(1)
+    callback = stopping.StopOnSignal()
     try:
         for number in stopping.SIGNALS:
             signal.signal(number, lambda number, frame: taken.append(number))
@@ -33,7 +33,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
 
 def test_a_forked_process_that_is_no_worker_dies_of_it() -> None:
     begun, begins = os.pipe()
-    with stopping.StopOnSignal(1).listening():
+    with stopping.StopOnSignal().listening():
         child = os.fork()
         if child == 0:
             os.write(begins, b".")  # Python drops signals that came before it has forked

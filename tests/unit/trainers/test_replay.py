@@ -1,0 +1,89 @@
+"""Checkpoints between two updates on the same rollouts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.resume import RunState
+from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.settings_files import make_config
+from tests.e2e.training import BARE, metrics, prompts
+from tests.tiny import tiny_checkpoint
+
+GRPO: dict[str, Any] = BARE | {
+    "rewards": ["tests.e2e.training:length_reward"],
+    "reward_weights": [1.0],
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "max_tokens_per_forward": 50,
+    "num_generations": 4,
+    "num_iterations": 3,
+    "max_completion_length": 8,
+    "learning_rate": 1e-2,
+    "log_rollouts": 0,
+    "loss": {"beta": 0.1},
+    "max_steps": 4,
+    "save_steps": 1,
+    "save_total_limit": None,
+    "resume_from_checkpoint": "auto",
+}
+
+
+def train(folder: Path, **extra: Any) -> Path:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder)} | extra)
+    return train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("replay") / "run").parent
+
+
+def stopped(whole: Path, folder: Path, step: int) -> Path:
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "final")
+    for later in range(step + 1, 5):
+        shutil.rmtree(folder / f"checkpoint-{later}")
+    return folder
+
+
+def test_a_run_goes_on_between_updates_on_the_same_rollouts(whole: Path, tmp_path: Path) -> None:
+    run = stopped(whole, tmp_path / "run", 2)
+    train(run)
+    for line, other in zip(metrics(run), metrics(whole), strict=True):
+        for name in ("loss", "grad_norm", "kl", "ratio", "clip_low"):
+            assert line[name] == other[name], name
+    assert {line["ratio"] == pytest.approx(1, abs=1e-5) for line in metrics(run)} == {True, False}
+    mine, theirs = (load_checkpoint(folder / "final").backbone.state_dict() for folder in (run, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_rollouts_are_kept_where_they_are_needed(whole: Path) -> None:
+    kept = {p.parent.name for p in whole.glob("checkpoint-*/rollouts_0.safetensors")}
+    assert kept == {f"checkpoint-{n}" for n in (1, 2, 4)}
+
+
+def test_without_its_rollouts_a_checkpoint_is_not_gone_on_from(whole: Path, tmp_path: Path) -> None:
+    run = stopped(whole, tmp_path / "run", 4)
+    (run / "checkpoint-4" / "rollouts_0.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"has no rollouts_0\.safetensors"):
+        train(run, resume_from_checkpoint=str(run / "checkpoint-4"))
+
+
+def test_rollouts_of_other_processes_are_refused(whole: Path, tmp_path: Path) -> None:
+    folder = stopped(whole, tmp_path / "run", 4) / "checkpoint-4"
+    state = RunState.read(folder)
+    RunState(**vars(state) | {"processes": 2}).write(folder)
+    for name in ("rng_state_0.pth", "rng_state_1.pth", "rollouts_1.safetensors"):
+        (folder / name).touch()
+    with pytest.raises(ConfigError, match="of which each of its 2 processes has its own"):
+        train(folder.parent, gradient_accumulation_steps=4)
