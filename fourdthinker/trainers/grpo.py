@@ -171,7 +171,7 @@ class GrpoTrainer(LatentTrainer):
             )
 
     def _prompts_of(self, indices: list[int]) -> list[Prompt]:
-        found = [self.items[index] for index in indices]
+        found: list[tuple[int, Any]] = [self.items[index] for index in indices]
         for index, (mine, _) in zip(indices, found, strict=True):
             if mine != index:
                 raise ConfigError(

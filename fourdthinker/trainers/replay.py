@@ -92,8 +92,8 @@ def load_replay(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).to(device) for name in names}
+            stored = list(file.keys())
+            tensors = {name: file.get_tensor(name).to(device) for name in stored}
             told = json.loads(file.metadata()["micro_batches"])
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
