@@ -1,4 +1,4 @@
-"""Rendering: clips as mp4 files, overlays as pictures, records as JSONL, and the frames as they decode."""
+"""The demo's data: clips as mp4 files, overlays as pictures, records as JSONL, and frames as they decode."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fourdthinker.demo.questions import SUBJECTS, Labels, Question, ask_all, caption, label, narrate
 from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
 from fourdthinker.frames import read_frames, read_images
 from fourdthinker.records import Record, write_records
-from fourdthinker.worlds.questions import Question, ask_all, caption, narrate
 from fourdthinker.worlds.scenes import (
     CAMERA_MOTIONS,
     DIRECTIONS,
@@ -32,8 +32,8 @@ from fourdthinker.worlds.scenes import (
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "rl", "test")
-SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
 _CHUNK = 20
+Labelled = tuple[World, Labels]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def render_jobs(settings: DemoSettings, folder: Path) -> list[Job]:
     ]
 
 
-def render_clips(settings: DemoSettings, folder: Path, processes: int) -> Iterator[tuple[Job, list[World]]]:
+def render_clips(
+    settings: DemoSettings, folder: Path, processes: int
+) -> Iterator[tuple[Job, list[Labelled]]]:
     """Render every split into `folder`, in order.
 
     Also writes <split>.frames.npy (uint8 [n, T, h, w, 3], the videos as the frame policy reads them back)
@@ -97,8 +99,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def render_job(job: Job) -> list[World]:
-    """Render, encode and read back the clips of one job; their worlds."""
+def render_job(job: Job) -> list[Labelled]:
+    """Render, encode, read back and label the clips of one job; their worlds."""
     stored = np.load(f"{job.folder}/{job.split}.frames.npy", mmap_mode="r+")
     worlds = []
     for index in range(job.start, job.stop):
@@ -119,7 +121,7 @@ def render_job(job: Job) -> list[World]:
         stored[index] = read_frames(path, POLICY).pixels
         if job.split != "test":
             _overlays(job, index, clip.pixels, [clip.mask(k) for k in SUBJECTS])
-        worlds.append(world)
+        worlds.append((world, label(world)))
     return worlds
 
 
@@ -133,7 +135,7 @@ def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArr
         stored[index, solid] = read_images(paths, POLICY, separate=True).pixels
 
 
-def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -> dict[str, int]:
+def write_all_records(worlds: dict[str, list[Labelled]], folder: Path, seed: int) -> dict[str, int]:
     """Write captions.jsonl, dift.jsonl, rl.jsonl, control.jsonl and test.jsonl.
 
     Returns how many records each holds.
@@ -142,7 +144,7 @@ def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -
         split: ask_all(worlds[split], seed * len(SPLITS) + number) for number, split in enumerate(SPLITS)
     }
     files: dict[str, list[Record]] = {
-        "captions": [_caption(folder, index, world) for index, world in enumerate(worlds["train"])]
+        "captions": [_caption(folder, index, world) for index, (world, _) in enumerate(worlds["train"])]
     }
     for name, split, reasoning in (
         ("dift", "train", True),
@@ -152,7 +154,7 @@ def write_all_records(worlds: dict[str, list[World]], folder: Path, seed: int) -
     ):
         files[name] = [
             _question(folder, split, index, world, question, reasoning)
-            for index, world in enumerate(worlds[split])
+            for index, (world, _) in enumerate(worlds[split])
             for question in questions[split][index]
         ]
     for name, records in files.items():

@@ -13,9 +13,9 @@ from transformers import (
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
+from fourdthinker.demo.questions import words
 from fourdthinker.demo.settings import POLICY, STYLE, ModelSettings
 from fourdthinker.latents import grow_vocabulary
-from fourdthinker.worlds.questions import words
 
 UNKNOWN = "<unk>"
 INITIALIZER_RANGE = 0.06  # for widths of about 128; the usual 0.02 is made for thousands

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fourdthinker.demo.data import render_clips, write_all_records
+from fourdthinker.demo.data import Labelled, render_clips, write_all_records
 from fourdthinker.demo.results import make_results
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
@@ -25,7 +25,6 @@ from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
 from fourdthinker.report.verdict import verdict
-from fourdthinker.worlds.scenes import World
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def _render(run: Path, settings: DemoSettings) -> None:
     if folder.exists():
         shutil.rmtree(folder)  # of a killed run or of other settings; everything in it is ours
     folder.mkdir(parents=True)
-    worlds: dict[str, list[World]] = {"train": [], "rl": [], "test": []}
+    worlds: dict[str, list[Labelled]] = {"train": [], "rl": [], "test": []}
     bar = progress_bar()
     total = sum(getattr(settings.render, split) for split in worlds)
     with bar:

@@ -397,11 +397,11 @@ def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: i
 
 
 def write_image(path: PathLike, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG.
+    """Write a PNG; it is not waited for the disk, since it can be rendered once more.
 
     Args:
         path: the file.
         pixels: uint8 [H, W, 3].
     """
-    with atomic_writer(path) as file:
+    with atomic_writer(path, sync=False) as file:
         Image.fromarray(pixels).save(file, "PNG", compress_level=1)

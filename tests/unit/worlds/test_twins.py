@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fourdthinker.worlds.questions import camera_motion, distance_change, object_direction
+from fourdthinker.demo.questions import label
 from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, make_world, render
 from fourdthinker.worlds.twins import mirrored, reversed_in_time, twins
 
@@ -28,20 +28,15 @@ def swapped(text: str, words: dict[str, str]) -> str:
 @pytest.mark.parametrize("camera", CAMERA_MOTIONS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_answers_change_as_they_must(camera: str, direction: str) -> None:
-    world, mirror, reverse, both = twins(make_world(3, camera, direction))
-    assert camera_motion(mirror) == swapped(camera, SIDES)
-    assert camera_motion(reverse) == swapped(camera, ENDS)
-    assert camera_motion(both) == swapped(swapped(camera, ENDS), SIDES)
-    assert object_direction(mirror) == SIDES.get(direction, direction)
+    world, mirror, reverse, both = map(label, twins(make_world(3, camera, direction)))
+    assert mirror.camera == swapped(camera, SIDES)
+    assert reverse.camera == swapped(camera, ENDS)
+    assert both.camera == swapped(swapped(camera, ENDS), SIDES)
+    assert mirror.direction == SIDES.get(direction, direction)
     if not camera.startswith("pan"):  # the words are those of the first view, which a pan changes
-        assert object_direction(reverse) == ENDS[direction]
-    for index in (0, 1):
-        assert distance_change(mirror, index) == distance_change(world, index)
-        there = distance_change(world, index)
-        if there == "same":  # the other two have thresholds that are not each other's inverse
-            assert distance_change(reverse, index) == "same"
-        else:
-            assert distance_change(reverse, index) in (CHANGES[there], None)
+        assert reverse.direction == ENDS[direction]
+    assert mirror.distance == world.distance
+    assert reverse.distance == tuple(CHANGES[change] for change in world.distance)
 
 
 def test_pictures() -> None:

@@ -6,22 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fourdthinker.rewards import format_reward, parse_answer
-from fourdthinker.worlds.questions import (
+from fourdthinker.demo.questions import (
     FAMILIES,
     ask,
     ask_all,
-    camera_motion,
     caption,
-    distance_change,
     ground_flow,
+    label,
     make_options,
     narrate,
-    object_direction,
     scan,
     spot,
     words,
 )
+from fourdthinker.rewards import format_reward, parse_answer
 from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, World, make_world
 
 
@@ -32,33 +30,39 @@ def worlds() -> list[World]:
 
 def test_labels_follow_from_the_poses(worlds: list[World]) -> None:
     for i, world in enumerate(worlds):
-        assert camera_motion(world) == CAMERA_MOTIONS[i % 6]
-        assert object_direction(world) == DIRECTIONS[i // 6 % 4]
+        assert label(world).camera == CAMERA_MOTIONS[i % 6]
+        assert label(world).direction == DIRECTIONS[i // 6 % 4]
 
 
 def test_direction_does_not_depend_on_what_the_camera_does_later(worlds: list[World]) -> None:
     world = worlds[0]
     moved = replace(world, position=world.position + np.linspace(0, 3, 8)[:, None].astype(np.float32))
-    assert object_direction(moved) == object_direction(world)
+    assert label(moved).direction == label(world).direction
     # ... and seen from the other side, left is right.
     turned = replace(world, yaw=world.yaw + np.float32(np.pi))
     opposite = {"left": "right", "right": "left", "toward": "away", "away": "toward"}
-    assert object_direction(turned) == opposite[object_direction(world)]
-    with pytest.raises(ValueError, match="does not move"):
-        object_direction(world, 1)
+    assert label(turned).direction == opposite[label(world).direction or ""]
+    with pytest.raises(ValueError, match="no clear answer"):
+        ask(world, label(world), "direction", 1, np.random.default_rng(0))  # it stands still
 
 
 @pytest.mark.parametrize(
-    ("ratio", "label"),
+    ("ratio", "change"),
     [(0.5, "closer"), (0.9, None), (1.0, "same"), (1.03, "same"), (1.1, None), (1.5, "farther")],
 )
-def test_distance_change(worlds: list[World], ratio: float, label: str | None) -> None:
+def test_distance_change(worlds: list[World], ratio: float, change: str | None) -> None:
     world = worlds[0]
     away = world.solids[0].centre[0] - world.position[0]
     centre = np.stack([world.position[0] + away, world.position[0] + ratio * away])
     solid = replace(world.solids[0], centre=centre)
-    two = replace(world, solids=(solid,), position=world.position[[0, 0]])
-    assert distance_change(two, 0) == label
+    two = replace(
+        world,
+        seconds=world.seconds[[0, -1]],
+        solids=(solid, solid),
+        position=world.position[[0, 0]],
+        yaw=world.yaw[[0, 0]],
+    )
+    assert label(two).distance == (change, change)
 
 
 def test_options_hold_the_answer_once_at_every_place() -> None:
@@ -82,7 +86,7 @@ def test_options_hold_the_answer_once_at_every_place() -> None:
 
 def test_answers_are_balanced(worlds: list[World]) -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for questions in ask_all(worlds, 0):
+    for questions in ask_all([(world, label(world)) for world in worlds], 0):
         for question in questions:
             counts[question.family][question.answer_text] += 1
     for family, answers in FAMILIES.items():
@@ -100,9 +104,10 @@ def test_text_alone_is_at_chance() -> None:
     rng = np.random.default_rng(1)
     asked = []
     for world in base:
+        labels = label(world)
         for family, index in (("camera", 1), ("direction", 0), ("distance", 0), ("distance", 1)):
-            if family != "distance" or distance_change(world, index):
-                asked += [(world, ask(world, family, index, rng)) for _ in range(32)]
+            if family != "distance" or labels.distance[index]:
+                asked += [(world, ask(world, labels, family, index, rng)) for _ in range(32)]
     names = {id(w): [s.name for s in w.solids] for w in base}
     weight: Counter[tuple[str, str]] = Counter((q.family, q.answer_text) for _, q in asked)
     half = {id(w): k % 2 for k, w in enumerate(rng.permutation(np.array(base, dtype=object)))}
@@ -116,8 +121,8 @@ def test_text_alone_is_at_chance() -> None:
         table: dict[object, Counter[str]] = defaultdict(Counter)
         for world, q in asked:
             if half[id(world)]:
-                label = q.answer if what == "letter" else q.answer_text
-                table[key(world, q)][label] += 1 / weight[q.family, q.answer_text]
+                answer = q.answer if what == "letter" else q.answer_text
+                table[key(world, q)][answer] += 1 / weight[q.family, q.answer_text]
         right, chance, count = 0.0, 0.0, 0.0
         for world, q in asked:
             if half[id(world)]:
@@ -131,20 +136,30 @@ def test_text_alone_is_at_chance() -> None:
         assert right / count < chance / count + 0.08, (what, right / count, chance / count)
 
 
+def test_what_is_unclear_is_not_asked(worlds: list[World]) -> None:
+    clear = label(worlds[0])
+    unclear = replace(clear, camera=None, distance=(None, None))
+    asked = ask_all([(worlds[0], clear), (worlds[0], unclear)], 0)
+    assert [[question.family for question in questions] for questions in asked] == [
+        ["camera", "direction", "distance"] if any(clear.distance) else ["camera", "direction"],
+        ["direction"],
+    ]
+
+
 def test_unclear_questions_are_refused(worlds: list[World]) -> None:
     rng = np.random.default_rng(0)
-    unclear = next(w for w in worlds if distance_change(w, 0) is None)
+    unclear = next(w for w in worlds if label(w).distance[0] is None)
     with pytest.raises(ValueError, match="ask another"):
-        ask(unclear, "distance", 0, rng)
+        ask(unclear, label(unclear), "distance", 0, rng)
     with pytest.raises(ValueError, match="unknown question family"):
-        ask(unclear, "speed", 0, rng)
+        ask(unclear, label(unclear), "speed", 0, rng)
 
 
 def test_narration_states_the_answer_and_has_a_place_for_each_overlay(worlds: list[World]) -> None:
     rng = np.random.default_rng(0)
     for world in worlds[:48]:
         for family in ("camera", "direction"):
-            question = ask(world, family, 1 if family == "camera" else 0, rng)
+            question = ask(world, label(world), family, 1 if family == "camera" else 0, rng)
             text = narrate(world, question)
             assert text.count("<output_image>") == 2
             assert parse_answer(text, question.options) == question.answer
@@ -161,7 +176,8 @@ def test_captions_describe_and_do_not_answer(worlds: list[World]) -> None:
         text = caption(world, (0, -1))
         assert set(text.split()) <= known
         assert not set(text.split()) & answers
-        for question in (ask(world, "camera", 1, rng), ask(world, "direction", 0, rng)):
+        for family, index in (("camera", 1), ("direction", 0)):
+            question = ask(world, label(world), family, index, rng)
             shown = [f"{letter}. {option}" for letter, option in question.options.items()]
             everything = " ".join([question.text, *shown, narrate(world, question)])
             assert set(everything.replace("<output_image>", "").split()) <= known
@@ -175,7 +191,7 @@ def test_what_captions_say_is_what_is_seen(worlds: list[World]) -> None:
         assert row == int(y // (world.size / 8))
         depths = world.project(np.stack([s.centre for s in world.solids], 1))[0, :, 2]
         assert world.solids[int(depths.argmin())].colour in scan(world, 0).split()
-    flows = {camera_motion(w): ground_flow(w).split() for w in worlds[:6]}
+    flows = {label(w).camera: ground_flow(w).split() for w in worlds[:6]}
     assert int(flows["pan left"][1]) > 0 > int(flows["pan right"][1])
     assert int(flows["move left"][1]) > int(flows["move left"][4]) >= 0  # parallax: the near ground is faster
     assert int(flows["move forward"][2]) > 0 > int(flows["move back"][2])

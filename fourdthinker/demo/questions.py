@@ -1,9 +1,8 @@
-"""Questions about a world, answered by its geometry: camera motion, object direction, distance change.
+"""Questions about a rendered world: camera motion, object direction, distance change.
 
-Labels are computed from the exact poses. Object direction is measured in the world, so the camera's own
-motion is removed; its words are those of the first view. Answers are balanced over a set of clips, wrong
-options are drawn uniformly from the family's other answers and all are shuffled, so that a question's text
-says nothing about its answer.
+Labels are those of the synthesis pipeline, from the exact poses, in the few words of the demo's tokenizer.
+Answers are balanced over a set of clips, wrong options are drawn uniformly from the family's other answers
+and all are shuffled, so that a question's text says nothing about its answer.
 """
 
 from __future__ import annotations
@@ -15,53 +14,62 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourdthinker.files import LETTERS
-
-from .scenes import CAMERA_MOTIONS, CAN_RADIUS, COLOURS, DIRECTIONS, KEY_FRAMES, World
+from fourdthinker.synth.geometry import scene_camera, scene_object
+from fourdthinker.synth.motion import camera_moves, distance_change, moves_during, object_direction
+from fourdthinker.worlds.scenes import (
+    CAMERA_MOTIONS,
+    CAN_RADIUS,
+    COLOURS,
+    DIRECTIONS,
+    KEY_FRAMES,
+    World,
+)
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "camera": CAMERA_MOTIONS,
     "direction": DIRECTIONS,
     "distance": ("closer", "farther", "same"),
 }
+SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
 MAX_OPTIONS = 4
-_CLOSER, _SAME, _FARTHER = 0.84, (0.955, 1.045), 1.19
+# The pipeline's words -> the demo's; other moves are none that a scene of the demo makes.
+_CAMERA = {
+    "pan left": "pan left",
+    "pan right": "pan right",
+    "truck left": "move left",
+    "truck right": "move right",
+    "dolly in": "move forward",
+    "dolly out": "move back",
+}
+_DIRECTION = {"left": "left", "right": "right", "toward the camera": "toward", "away from the camera": "away"}
 
 
-def camera_motion(world: World) -> str:
-    """The camera's motion (one of CAMERA_MOTIONS), from its poses."""
-    turn = float(world.yaw[-1] - world.yaw[0])
-    if abs(turn) > 0.1:
-        return "pan left" if turn > 0 else "pan right"
-    right, _, forward = world.rotation[0] @ (world.position[-1] - world.position[0])
-    if abs(right) > abs(forward):
-        return "move right" if right > 0 else "move left"
-    return "move forward" if forward > 0 else "move back"
+@dataclass(frozen=True)
+class Labels:
+    """What the geometry of a world says, in the words of FAMILIES; None where it is unclear.
 
-
-def object_direction(world: World, index: int = 0) -> str:
-    """Where solid `index` goes over the ground, in the words of the first view, whatever the camera does."""
-    step = world.solids[index].centre[-1] - world.solids[index].centre[0]
-    if np.linalg.norm(step) < 1e-3:
-        raise ValueError(f"solid {index} ({world.solids[index].name}) does not move: ask about another one")
-    s, c = np.sin(world.yaw[0]), np.cos(world.yaw[0])
-    right, forward = step[0] * c + step[1] * s, step[1] * c - step[0] * s
-    if abs(right) > abs(forward):
-        return "right" if right > 0 else "left"
-    return "away" if forward > 0 else "toward"
-
-
-def distance_change(world: World, index: int) -> str | None:
-    """How solid `index`'s distance to the camera changes from the first frame to the last.
-
-    "closer", "farther" or "same"; None where the change is too small to be named and too large to be none.
+    Attributes:
+        camera: the camera's one move from the first frame to the last.
+        direction: where the moving solid goes over the ground, in the words of the first view, whatever the
+            camera does.
+        distance: of each of SUBJECTS, how its distance to the camera changes.
     """
-    distance = np.linalg.norm(world.solids[index].centre - world.position, axis=-1)
-    ratio = float(distance[-1] / distance[0])
-    if ratio < _CLOSER:
-        return "closer"
-    if ratio > _FARTHER:
-        return "farther"
-    return "same" if _SAME[0] < ratio < _SAME[1] else None
+
+    camera: str | None
+    direction: str | None
+    distance: tuple[str | None, ...]
+
+
+def label(world: World) -> Labels:
+    """The labels of a world, from its exact poses."""
+    camera, end = scene_camera(world), float(world.seconds[-1])
+    moves = sorted(moves_during(camera_moves(camera), 0.0, end))
+    tracks = [scene_object(world, index) for index in SUBJECTS]
+    return Labels(
+        _CAMERA.get(moves[0]) if len(moves) == 1 else None,
+        _DIRECTION.get(object_direction(tracks[0], camera, 0.0, end) or ""),
+        tuple(distance_change(track, camera, 0.0, end) for track in tracks),
+    )
 
 
 @dataclass(frozen=True)
@@ -89,46 +97,46 @@ def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[di
     return options, LETTERS[texts.index(answer)]
 
 
-def ask(world: World, family: str, index: int, rng: np.random.Generator) -> Question:
+def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Generator) -> Question:
     """One question of `family` about solid `index`. ValueError where it has no clear answer."""
     name = world.solids[index].name
     if family == "camera":
-        text, answer = "how does the camera move ?", camera_motion(world)
+        text, answer = "how does the camera move ?", labels.camera
     elif family == "direction":
-        text, answer = f"which way does the {name} move ?", object_direction(world, index)
+        text, answer = f"which way does the {name} move ?", labels.direction if index == 0 else None
     elif family == "distance":
-        change = distance_change(world, index)
-        if change is None:
-            raise ValueError(
-                f"the distance of the {name} changes neither clearly nor not at all: ask another"
-            )
-        text, answer = f"how does the distance to the {name} change ?", change
+        text, answer = f"how does the distance to the {name} change ?", labels.distance[index]
     else:
         raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
+    if answer is None:
+        raise ValueError(f"{family}: no clear answer about the {name} in this world; ask another")
     options, letter = make_options(family, answer, rng)
     return Question(family, index, text, options, letter)
 
 
-def ask_all(worlds: Sequence[World], seed: int) -> list[list[Question]]:
+def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[Question]]:
     """Questions of all families for every world, answers balanced over the set as far as the worlds allow.
 
     The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0
-    or 1) is chosen for the answer least used so far. A world whose two solids both have unclear distances
-    gets no such question.
+    or 1) is chosen for the answer least used so far. What is unclear in a world is not asked of it.
     """
     rng = np.random.default_rng([seed, 7])
     used: Counter[str] = Counter()
     result = []
-    for world in worlds:
-        questions = [ask(world, "camera", 1, rng), ask(world, "direction", 0, rng)]
+    for world, labels in worlds:
+        questions = []
+        if labels.camera is not None:
+            questions.append(ask(world, labels, "camera", 1, rng))
+        if labels.direction is not None:
+            questions.append(ask(world, labels, "direction", 0, rng))
         order = rng.permutation(2)
-        candidates = [(int(k), change) for k in order if (change := distance_change(world, int(k)))]
+        candidates = [(int(k), change) for k in order if (change := labels.distance[int(k)])]
         if candidates:
             index, change = min(candidates, key=lambda item: used[item[1]])
             # An answer that is already ahead of the rarest one waits, so that the counts stay level.
             if used[change] <= min(used[text] for text in FAMILIES["distance"]) + 2:
                 used[change] += 1
-                questions.append(ask(world, "distance", index, rng))
+                questions.append(ask(world, labels, "distance", index, rng))
         result.append(questions)
     return result
 
@@ -237,22 +245,3 @@ def words() -> list[str]:
     answers = " ".join(answer for family in FAMILIES.values() for answer in family)
     every = [*text.split(), *COLOURS, "ball", "box", "can", *answers.split(), *letters, *LETTERS, *numbers]
     return list(dict.fromkeys(every))
-
-
-__all__ = [
-    "FAMILIES",
-    "Question",
-    "ask",
-    "ask_all",
-    "camera_motion",
-    "caption",
-    "distance_change",
-    "ground_flow",
-    "ground_slide",
-    "make_options",
-    "narrate",
-    "object_direction",
-    "scan",
-    "spot",
-    "words",
-]
