@@ -28,6 +28,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (default: 0)")
     parser.add_argument("--fps", type=float, metavar="X", help="frames a second of the records (default: 1)")
     parser.add_argument("--objects", metavar="A,B", help="names of objects to ask about, in every clip")
+    parser.add_argument(
+        "--namer", metavar="MODEL", help="of the endpoint, names objects where no names are given"
+    )
+    parser.add_argument("--geometry", choices=("opencv", "colmap"), help="estimates camera paths")
     parser.add_argument("--imagery", metavar="A,B", help="overlay, silhouette, depth, trail, map, next")
     parser.add_argument(
         "--narrator",
@@ -42,6 +46,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--attempts", type=int, default=3, metavar="N", help="then an item is left alone (default: 3)"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what there is to read, and write nothing")
+    parser.add_argument(
+        "--audit", action="store_true", help="say in the data card what is answered without eyes"
+    )
     parser.add_argument("--update", action="store_true", help="go on in a folder of other settings")
     parser.set_defaults(run=run)
     return parser
@@ -49,10 +56,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """0; 1 when items failed that the same command would try once more."""
-    from fourdthinker.synth.run import SUMMARY, Options, plan, synthesise
+    from fourdthinker.synth.plan import plan
+    from fourdthinker.synth.run import SUMMARY, Options, synthesise
     from fourdthinker.synth.settings import STAGES, read_settings
 
     given: dict[str, Any] = {"seed": arguments.seed, "narrator_model": arguments.narrator}
+    given |= {"namer_model": arguments.namer, "geometry": arguments.geometry}
     given["imagery"] = _listed(arguments.imagery)
     given["names"] = _listed(arguments.objects)
     settings = read_settings(arguments.config, **given)
@@ -66,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
         attempts=arguments.attempts,
         update=arguments.update,
+        audit=arguments.audit,
     )
     if arguments.dry_run:
         for name, value in plan(arguments.inputs, settings, options).items():

@@ -1,4 +1,4 @@
-"""OpenCV, imported where it is used."""
+"""OpenCV and pycolmap, imported where they are used."""
 
 from __future__ import annotations
 
@@ -23,3 +23,19 @@ def opencv() -> Any:
     cv2.setNumThreads(1)  # clips share the cores, one each
     cv2.setRNGSeed(0)
     return cv2
+
+
+def colmap() -> Any:
+    """The module `pycolmap`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise ConfigError(
+            "this estimator needs pycolmap; install it (pip install 'fourdthinker[geometry]'), or use "
+            "OpenCV's"
+        ) from error
+    return pycolmap

@@ -23,6 +23,7 @@ class Context:
         out: the output folder, for media.
         results: stage -> its result.
         scene: the scene that the clip shows, where it is one of the project's own.
+        share: processes that share the limits of an endpoint.
     """
 
     clip: Clip
@@ -31,3 +32,4 @@ class Context:
     out: Path
     results: dict[str, Any] = field(default_factory=dict)
     scene: Scene | None = None
+    share: int = 1

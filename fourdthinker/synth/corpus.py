@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,27 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.errors import FourdError
 from fourdthinker.synth.asking import facts_of, question_of, shown_frames
 from fourdthinker.synth.imagery import from_above
 from fourdthinker.synth.inputs import Source
-from fourdthinker.synth.journal import Journal
+from fourdthinker.synth.journal import QUARANTINED, Entry, Journal
 from fourdthinker.synth.narrate import BudgetError, EndpointError
 from fourdthinker.synth.narration import narrated
 from fourdthinker.synth.options import add_options
-from fourdthinker.synth.payload import loads
+from fourdthinker.synth.payload import dumps, loads
 from fourdthinker.synth.questions import Facts, Question
-from fourdthinker.synth.settings import CLIP_STAGES, SynthSettings
+from fourdthinker.synth.settings import CLIP_STAGES, VERSION, SynthSettings
 from fourdthinker.synth.stages import keys
 from fourdthinker.synth.write import Made, split_of, write_all
+
+CORPUS = "corpus"  # the source of what is made of all clips, in the journal
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A clip that has been through all stages of its own, and their results by stage."""
+    """A clip that has been through all stages of its own, their results and their keys by stage."""
 
     source: Source
     item: str
     results: dict[str, Any]
+    keys: dict[str, str]
 
 
 def finished_clips(
@@ -46,7 +51,7 @@ def finished_clips(
         for item, found in sorted(by_item.items()):
             if last in found:
                 results = {stage: loads(data) for stage, data in found.items()}
-                yield Finished(sources[name], item, results)
+                yield Finished(sources[name], item, results, own)
 
 
 def finish(
@@ -55,10 +60,12 @@ def finish(
     stages: Sequence[str],
     out: Path,
     journal: Journal,
+    attempts: int,
 ) -> dict[str, Any]:
     """Options, narration and records of all finished clips.
 
-    These stages take seconds for thousands of clips and depend on all of them, so they are done in each run.
+    Options and narrations stand in the journal, under keys of all that they depend on; records are written
+    in each run.
 
     Args:
         sources: of the run.
@@ -66,67 +73,118 @@ def finish(
         stages: those wanted.
         out: the output folder.
         journal: of the folder.
+        attempts: runs in which the endpoint may fail to narrate a question before it is left alone.
 
     Returns:
-        "stages": counts and reasons by stage; "records": counts by split; "made": the records.
+        "stages": counts and reasons by stage; "records": counts by split; "made": the records; "failed" and
+        "quarantined": questions.
     """
     if "options" not in stages:
         return {}
     clips = {clip.item: clip for clip in finished_clips(sources, settings, journal)}
     started = time.perf_counter()
-    asked, left_out = _with_options(clips.values(), settings)
+    asked, left_out = _with_options(clips.values(), settings, journal)
     counts = {"options": _counted(len(asked), left_out, started)}
     if "narrate" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
-    made, faults, failed = _narrated(asked, clips, settings, out)
-    counts["narrate"] = _counted(len(made), faults, started) | {"failed": dict(Counter(failed.values()))}
+    told = list(_narrated(asked, clips, settings, out, journal, attempts))
+    lost: dict[str, dict[str, str]] = {"failed": {}, QUARANTINED: {}}
+    for question, entry in told:
+        if entry.state == "failed":
+            lost[QUARANTINED if entry.attempts >= attempts else "failed"][question.id] = entry.reason
+    faults = Counter(entry.reason for _, entry in told if entry.state == "rejected")
+    texts = [(question, entry) for question, entry in told if entry.state == "done"]
+    counts["narrate"] = _counted(len(texts), faults, started)
+    counts["narrate"] |= {state: dict(Counter(reasons.values())) for state, reasons in lost.items()}
+    found: dict[str, Any] = {"stages": counts, **{state: list(names) for state, names in lost.items()}}
     if "write" not in stages:
-        return {"stages": counts, "failed": list(failed)}
+        return found
     started = time.perf_counter()
+    made = [_made(clips[question.clip], question, loads(entry.payload or b"")) for question, entry in texts]
     records = write_all(made, settings, out)
     counts["write"] = _counted(len(made), Counter(), started)
-    return {"stages": counts, "records": records, "made": made, "failed": list(failed)}
+    return {**found, "records": records, "made": made}
 
 
 def _counted(done: int, rejected: Counter[str], started: float) -> dict[str, Any]:
     return {"done": done, "rejected": dict(rejected), "seconds": time.perf_counter() - started}
 
 
-def _with_options(clips: Iterable[Finished], settings: SynthSettings) -> tuple[list[Question], Counter[str]]:
+def _with_options(
+    clips: Iterable[Finished], settings: SynthSettings, journal: Journal
+) -> tuple[list[Question], Counter[str]]:
     """Options are drawn within each split, so that no split says anything about another one."""
-    by_split: dict[str, list[Question]] = {name: [] for name in settings.splits}
+    by_split: dict[str, list[Finished]] = {name: [] for name in settings.splits}
     for clip in clips:
-        split = split_of(clip.source.group, settings.seed, settings.splits)
-        by_split[split] += [question_of(values) for values in clip.results["questions"]["questions"]]
+        by_split[split_of(clip.source.group, settings.seed, settings.splits)].append(clip)
     asked: list[Question] = []
     left_out: Counter[str] = Counter()
-    for questions in by_split.values():
-        found = add_options(questions, settings.seed)
-        asked += found.questions
-        left_out.update(found.rejected.values())
+    for split, members in by_split.items():
+        key = _key("options", settings.seed, [(clip.item, clip.keys["questions"]) for clip in members])
+        entry = journal.find(split, "options", key)
+        if entry is None or entry.payload is None:
+            started = time.perf_counter()
+            questions = [
+                question_of(values) for clip in members for values in clip.results["questions"]["questions"]
+            ]
+            found = add_options(questions, settings.seed)
+            payload = dumps({"asked": found.questions, "rejected": Counter(found.rejected.values())})
+            seconds = time.perf_counter() - started
+            entry = Entry(split, "options", key, CORPUS, "done", seconds=seconds, payload=payload)
+            journal.record(entry)
+        known = loads(entry.payload or b"")
+        asked += [question_of(values) for values in known["asked"]]
+        left_out.update(known["rejected"])
     return asked, left_out
 
 
+def _key(*values: Any) -> str:
+    return hashlib.blake2b(dumps([VERSION, *values]), digest_size=16).hexdigest()
+
+
 def _narrated(
-    asked: Sequence[Question], clips: Mapping[str, Finished], settings: SynthSettings, out: Path
-) -> tuple[list[Made], Counter[str], dict[str, str]]:
-    """The records, why others have none, and the questions that a later run may have more luck with."""
-    wanted = {question.clip: clips[question.clip] for question in asked}
+    asked: Sequence[Question],
+    clips: Mapping[str, Finished],
+    settings: SynthSettings,
+    out: Path,
+    journal: Journal,
+    attempts: int,
+) -> Iterator[tuple[Question, Entry]]:
+    """Each question with the outcome of its narration; what is settled is not narrated once more."""
+    known: dict[str, Entry] = {}
+    keys = {}
+    for question in asked:
+        made_of = clips[question.clip].keys["imagery"], settings.seed, settings.narrator_model
+        keys[question.id] = _key("narrate", question, made_of)
+        entry = journal.find(question.id, "narrate", keys[question.id])
+        if entry is not None and (entry.state != "failed" or entry.attempts >= attempts):
+            known[question.id] = entry
+    left = [question for question in asked if question.id not in known]
+    wanted = {question.clip: clips[question.clip] for question in left}
     facts = {name: facts_of(name, clip.source.group, clip.results) for name, clip in wanted.items()}
     shown = {name: clip.results for name, clip in wanted.items()}
-    made, faults, failed = [], Counter[str](), {}
-    for question, text in narrated(asked, facts, shown, out, settings):
-        if isinstance(text, str):
-            made.append(_made(clips[question.clip], question, facts[question.clip], text))
-        elif isinstance(text, EndpointError | BudgetError):
-            failed[question.id] = str(text)
-        else:
-            faults[str(text)] += 1
-    return made, faults, failed
+    fresh = narrated(left, facts, shown, out, settings)
+    for question in asked:
+        if question.id in known:
+            yield question, known[question.id]
+            continue
+        _, text = next(fresh)
+        entry = _outcome(question, keys[question.id], clips[question.clip].source.name, text)
+        if not isinstance(text, BudgetError):  # which says nothing about the question
+            entry = journal.record(entry)
+        yield question, entry
 
 
-def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
+def _outcome(question: Question, key: str, source: str, text: str | FourdError) -> Entry:
+    if isinstance(text, str):
+        return Entry(question.id, "narrate", key, source, "done", payload=dumps(text))
+    again = isinstance(text, EndpointError | BudgetError)
+    return Entry(question.id, "narrate", key, source, "failed" if again else "rejected", str(text))
+
+
+def _made(clip: Finished, question: Question, reasoning: str) -> Made:
+    facts = facts_of(clip.item, clip.source.group, clip.results)
     frames, times = shown_frames(question, clip.results["ingest"])
     shown = clip.results["imagery"][question.id]
     labels = [f"{k}, {t:.1f} s" for k, t in zip(shown["kinds"], shown["instants"], strict=True)]

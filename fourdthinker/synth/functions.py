@@ -13,6 +13,7 @@ from fourdthinker.synth.asking import latest, questions
 from fourdthinker.synth.clips import RejectError, write_jpeg
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.labels import camera_of, geometry, motion, objects_of
+from fourdthinker.synth.naming import name_things
 from fourdthinker.synth.scenes import ASKED
 from fourdthinker.synth.segment import moving_segments
 
@@ -21,10 +22,23 @@ UNNAMED = "moving object"
 
 
 def objects(context: Context) -> dict[str, Any]:
-    """Names of the things in the clip: of the scene, of the manifest, or of the settings."""
+    """Names of the things in the clip, `moving` that of the one that moves by itself, where that is known.
+
+    They are those of the scene, of the manifest or the settings, else what a model says.
+    """
     if context.scene is not None:
-        return {"names": [solid.name for solid in context.scene.world.solids[:ASKED]], "from": "scene"}
-    return {"names": [*context.source.objects, *context.settings.names], "from": "given"}
+        names = [solid.name for solid in context.scene.world.solids[:ASKED]]
+        return {"names": names, "moving": names[0], "from": "scene"}
+    settings = context.settings
+    given = [*context.source.objects, *settings.names]
+    if given or (settings.namer_model is None and settings.namer_weights is None):
+        # Which of several is the one that moves nobody knows without a model.
+        return {"names": given, "moving": given[0] if len(given) == 1 else None, "from": "given"}
+    found = name_things(context)
+    names = [name for name in (found.moving, found.still) if name is not None]
+    if not names:
+        raise RejectError("the model names nothing in it")
+    return {"names": names, "moving": found.moving, "from": settings.namer_model or "checkpoint"}
 
 
 def segment(context: Context) -> dict[str, Any]:
@@ -40,10 +54,10 @@ def segment(context: Context) -> dict[str, Any]:
         segments = moving_segments(
             context.clip.pixels, context.settings.analysis_fps, context.settings.least_area
         )
-        names = context.results["objects"]["names"]
-        # Which of several names belongs to which region nobody knows without a model.
-        named = len(names) == len(segments) == 1
-        found = [(names[0] if named else UNNAMED, one.masks, one.score) for one in segments[:1]]
+        moving = context.results["objects"]["moving"]
+        # Which of several regions a name belongs to nobody knows without a model.
+        name = moving if moving is not None and len(segments) == 1 else UNNAMED
+        found = [(name, one.masks, one.score) for one in segments[:1]]
     least = context.settings.least_area * context.clip.pixels[0, ..., 0].size
     things = []
     for name, masks, score in found:
@@ -61,7 +75,7 @@ def segment(context: Context) -> dict[str, Any]:
 
 def draw(context: Context) -> dict[str, Any]:
     """The pictures of every question, each drawn once, with kinds and instants."""
-    drawn: dict[tuple[str, int | None, int], str] = {}
+    drawn: dict[tuple[str, int | None, int, int], str] = {}
     found: dict[str, dict[str, Any]] = {}
     tracks = objects_of(context.results)
     numbers = dict(zip([track.name for track in tracks], context.results["geometry"]["things"], strict=True))
@@ -69,12 +83,13 @@ def draw(context: Context) -> dict[str, Any]:
         support = question["support"]
         thing = numbers.get(support["object"])
         last = latest(question["type"], question["end"])
+        seen = int((context.clip.times <= last).sum())
         frames = sorted({_frame(context, thing, instant, last) for instant in support["instants"]})
         shown: dict[str, Any] = {"images": [], "kinds": [], "instants": []}
         for number, frame in enumerate(frames):
             for wanted in context.settings.imagery:
                 kind = wanted if thing is not None or wanted in ("next", "depth") else "map"
-                key = kind, thing, frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame
+                key = kind, thing, frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame, seen
                 if key not in drawn:
                     drawn[key] = _drawn(context, *key)
                 if drawn[key] in shown["images"]:
@@ -98,15 +113,19 @@ def _frame(context: Context, thing: int | None, instant: float, last: float) -> 
     return int(np.argmin(np.where(usable, np.abs(times - instant), np.inf)))
 
 
-def _drawn(context: Context, kind: str, thing: int | None, frame: int) -> str:
-    """Draw one picture and write it; its path. `frame` is the one that it shows."""
+def _drawn(context: Context, kind: str, thing: int | None, frame: int, seen: int) -> str:
+    """Draw one picture and write it; its path.
+
+    `frame` is the one that it shows, `seen` how many of the clip's frames the question may show.
+    """
     whose = "" if thing is None else f"-{thing}"
-    path = f"media/{context.clip.item}/{kind}{whose}-{frame:04d}.jpg"
-    write_jpeg(context.out / path, _picture(context, kind, thing, frame))
+    only = "" if seen == len(context.clip.times) else f"-of-{seen:04d}"
+    path = f"media/{context.clip.item}/{kind}{whose}-{frame:04d}{only}.jpg"
+    write_jpeg(context.out / path, _picture(context, kind, thing, frame, seen))
     return path
 
 
-def _picture(context: Context, kind: str, thing: int | None, frame: int) -> NDArray[np.uint8]:
+def _picture(context: Context, kind: str, thing: int | None, frame: int, seen: int) -> NDArray[np.uint8]:
     pixels = context.clip.pixels[frame]
     if kind == "next":
         return pixels
@@ -115,7 +134,7 @@ def _picture(context: Context, kind: str, thing: int | None, frame: int) -> NDAr
             raise RejectError("no depth for imagery=depth")
         return imagery.depth_picture(context.scene.depth[context.scene.index(context.clip)[frame]])
     if kind == "map" or thing is None:
-        return _map(context, thing, frame)
+        return _map(context, thing, frame, seen)
     masks = context.results["segment"]["things"][thing]["masks"]
     if kind == "trail":
         height, width = pixels.shape[:2]
@@ -126,13 +145,14 @@ def _picture(context: Context, kind: str, thing: int | None, frame: int) -> NDAr
     return imagery.overlay(pixels, mask) if kind == "overlay" else imagery.silhouette(mask)
 
 
-def _map(context: Context, thing: int | None, frame: int) -> NDArray[np.uint8]:
+def _map(context: Context, thing: int | None, frame: int, seen: int) -> NDArray[np.uint8]:
+    """Seen from above; how large its picture is drawn tells nothing of what comes after the frames seen."""
     camera = camera_of(context.results)
     track = dict(zip(context.results["geometry"]["things"], objects_of(context.results), strict=True)).get(
         thing
     )
     points = [camera.centres] + ([] if track is None else [track.positions_in(camera.times)])
-    above, *others = imagery.from_above(camera.poses, points)
+    above, *others = (path[:seen] for path in imagery.from_above(camera.poses, points))
     forward = camera.rotations[:, :, 2] @ camera.rotations[0]
     there = others[0] if others else None
     return imagery.top_down(context.clip.pixels.shape[1:3], above, forward[:, [0, 2]], there, frame)

@@ -28,8 +28,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".json")
 _SCENES = re.compile(r"scenes:([1-9][0-9]{0,6})")
-_KEYS = {"video", "id", "start", "end", "objects", "poses", "poses_format", "poses_metric", "licence"}
-_GIVEN = ("poses", "poses_format", "poses_metric")
+_GIVEN = ("poses", "poses_format", "poses_metric", "right", "focal", "baseline")
+_KEYS = {"video", "id", "start", "end", "objects", "licence", *_GIVEN}
+_STEREO = {"right", "focal", "baseline"}
 _CHUNK = 1 << 20
 
 
@@ -46,7 +47,8 @@ class Source:
         start, end: part of the video, in seconds; None: from its start, to its end.
         scene: number of one of the project's own scenes, or None.
         objects: names of objects in it.
-        given: poses (a file), poses_format and poses_metric ("true" or "false"), as far as they were given.
+        given: poses (a file), poses_format and poses_metric ("true" or "false"); of stereo right (a file),
+            focal and baseline; as far as they were given.
         licence: of the video, as given.
     """
 
@@ -208,18 +210,25 @@ def _manifest(path: Path) -> Iterator[Candidate]:
                 row[key] = _number(row[key], f"{where}: {key}")
         if "poses_metric" in row:
             row["poses_metric"] = _truth(row["poses_metric"], f"{where}: poses_metric")
-        if "poses" in row:
-            row["poses"] = str(path.parent / str(row["poses"]))
+        if 0 < len(_STEREO & row.keys()) < len(_STEREO):
+            missing = ", ".join(sorted(_STEREO - row.keys()))
+            raise ConfigError(f"{where}: no {missing}; stereo is right, focal and baseline together")
+        for key in ("focal", "baseline"):
+            if key in row:
+                row[key] = _number(row[key], f"{where}: {key}", "a number above 0")
+        for key in ("poses", "right"):
+            if key in row:
+                row[key] = str(path.parent / str(row[key]))
         yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row)
 
 
-def _number(value: Any, where: str) -> float:
+def _number(value: Any, where: str, wanted: str = "seconds of the video, 0 or more") -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < 1e9:
-        raise ConfigError(f"{where} is {value!r}; give seconds of the video, 0 or more")
+        raise ConfigError(f"{where} is {value!r}; give {wanted}")
     return number
 
 
@@ -242,13 +251,15 @@ def _objects(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _files(row: dict[str, Any]) -> list[Path]:
-    """The files that are read beside the video: of its poses."""
+    """The files that are read beside the video: of its poses, and the right one of a stereo pair."""
+    found = [Path(row["right"])] if "right" in row else []
     if "poses" not in row:
-        return []
+        return found
     poses = Path(row["poses"])
-    if row.get("poses_format") != "spatialvid":
-        return [poses]
-    return [poses, poses.with_name("intrinsics.npy"), poses.with_name("indexes.txt")]
+    found.append(poses)
+    if row.get("poses_format") == "spatialvid":
+        found += [poses.with_name("intrinsics.npy"), poses.with_name("indexes.txt")]
+    return found
 
 
 def _unfit(candidate: Candidate) -> str | None:
@@ -270,10 +281,15 @@ def _unfit(candidate: Candidate) -> str | None:
         return "empty file"
     for file in _files(candidate.row):
         if not file.exists():
-            return f"poses: no file {file.name}"
+            return f"{_role(candidate, file)}: no file {file.name}"
         if not file.is_file():  # a pipe would be waited for
-            return f"poses: {file.name} is not a regular file"
+            return f"{_role(candidate, file)}: {file.name} is not a regular file"
     return None
+
+
+def _role(candidate: Candidate, file: Path) -> str:
+    """What a file beside a video is for, as the manifest says it."""
+    return "right" if str(file) == candidate.row.get("right") else "poses"
 
 
 def _unwritable(candidate: Candidate) -> str | None:
@@ -319,7 +335,7 @@ def _file_digest(path: Path, journal: Journal) -> str:
 def _digest(video: str, files: dict[str, str], row: dict[str, Any]) -> str:
     if not row:
         return video
-    values = {key: value for key, value in row.items() if key not in ("poses", "video", "licence")}
+    values = {key: value for key, value in row.items() if key not in ("poses", "right", "video", "licence")}
     text = json.dumps([video, files, values], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

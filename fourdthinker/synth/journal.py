@@ -10,7 +10,7 @@ import fcntl
 import os
 import sqlite3
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -19,6 +19,7 @@ from fourdthinker.errors import OutputError
 from fourdthinker.files import PathLike, make_folder
 
 State = Literal["done", "rejected", "failed"]
+QUARANTINED = "quarantined"  # failed so often that it is left alone
 NAME, LOCK = "journal.sqlite", "journal.lock"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS stages (
@@ -115,8 +116,8 @@ class Journal:
         ).fetchone()
         return None if row is None else _entry(row)
 
-    def record(self, entry: Entry) -> None:
-        """Note an outcome; `attempts` and `computed` are counted here."""
+    def record(self, entry: Entry) -> Entry:
+        """Note an outcome, and return it with `attempts` and `computed`, which are counted here."""
         before = self.find(entry.item, entry.stage, entry.key)
         attempts = (before.attempts if before else 0) + (entry.state == "failed")
         computed = (before.computed if before else 0) + (entry.state == "done")
@@ -125,6 +126,7 @@ class Journal:
             "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*values, computed, entry.seconds, entry.payload),
         )
+        return replace(entry, attempts=attempts, computed=computed)
 
     def of_source(self, source: str) -> list[Entry]:
         """All entries of a source, its windows, clips and questions, in the order of their items."""

@@ -14,13 +14,16 @@ from fourdthinker.frames import probe
 from fourdthinker.synth import rle
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
+from fourdthinker.synth.depths import with_depth
 from fourdthinker.synth.geometry import (
+    Estimate,
     estimate_camera,
     ground_plane,
     lift_object,
     read_npz,
     read_spatialvid,
     read_tum,
+    reconstruct_camera,
 )
 from fourdthinker.synth.motion import (
     camera_moves,
@@ -42,7 +45,7 @@ def geometry(context: Context) -> dict[str, Any]:
         return _result(camera, list(enumerate(tracks)), [])
     try:
         if "poses" in context.source.given:
-            return _result(_given(context), [], ["objects: no points of the scene, and no depth"])
+            return _paths(context, _given(context), None)
         return _estimated(context)
     except GeometryError as error:
         raise RejectError(f"no geometry: {' '.join(str(error).split())}") from error
@@ -81,21 +84,33 @@ def _shifted(track: CameraTrack, times: NDArray[np.float64]) -> CameraTrack:
 
 def _estimated(context: Context) -> dict[str, Any]:
     clip = context.clip
-    things = context.results["segment"]["things"]
-    masks = [_masks(thing["masks"], clip.pixels.shape[1:3]) for thing in things]
+    masks = [_masks(thing["masks"], clip.pixels.shape[1:3]) for thing in context.results["segment"]["things"]]
     movers = [np.logical_or.reduce(frame) for frame in zip(*masks, strict=True)] if masks else None
-    estimate = estimate_camera(list(clip.pixels), clip.times, movers=movers)
+    estimator = reconstruct_camera if context.settings.geometry == "colmap" else estimate_camera
+    estimate = estimator(list(clip.pixels), clip.times, movers=movers)
     if float(estimate.track.confidence.mean()) < _LEAST_SURE:
         raise RejectError("no geometry: the poses are unsure")
-    ground = ground_plane(estimate.track, estimate.points)
-    tracks, left_out = [], []
-    for number, (thing, mask) in enumerate(zip(things, masks, strict=True)):
+    return _paths(context, estimate.track.resampled(clip.times), estimate)
+
+
+def _paths(context: Context, camera: CameraTrack, estimate: Estimate | None) -> dict[str, Any]:
+    """The paths of things beside that of the camera: by depth, or by the ground that they stand on."""
+    left_out, depth, ground = [], None, None
+    if "right" in context.source.given or context.settings.depth_weights is not None:
+        camera, depth = with_depth(context, camera, estimate)
+    elif estimate is not None:
+        ground = ground_plane(estimate.track, estimate.points)
+    else:
+        return _result(camera, [], ["objects: no points of the scene, and no depth"])
+    tracks = []
+    for number, thing in enumerate(context.results["segment"]["things"]):
+        masks = _masks(thing["masks"], context.clip.pixels.shape[1:3])
         try:
-            track = lift_object(thing["name"], mask, clip.times, estimate.track, ground=ground)
+            track = lift_object(thing["name"], masks, context.clip.times, camera, depth=depth, ground=ground)
             tracks.append((number, track))
         except GeometryError as error:
             left_out.append(" ".join(str(error).split()))
-    return _result(estimate.track.resampled(clip.times), tracks, left_out)
+    return _result(camera, tracks, left_out)
 
 
 def _masks(coded: list[Any], size: tuple[int, ...]) -> list[NDArray[np.bool_]]:

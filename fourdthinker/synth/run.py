@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
-import math
 import os
 import re
 import time
@@ -18,24 +18,23 @@ from rich.progress import Progress, TaskID
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import UNFINISHED, PathLike, write_json
-from fourdthinker.frames import probe
 from fourdthinker.progress import progress_bar
-from fourdthinker.synth.computer_vision import opencv
+from fourdthinker.synth.compared import agreement
+from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
-from fourdthinker.synth.journal import NAME, Entry, Journal
+from fourdthinker.synth.journal import NAME, QUARANTINED, Entry, Journal
+from fourdthinker.synth.naming import namer
 from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
-from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
 from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, keys, window_item, work
-from fourdthinker.synth.write import write_card
+from fourdthinker.synth.write import audited_lines, write_card
 
 log = logging.getLogger(__name__)
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
-QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Options:
         attempts: runs in which an item may fail before it is left alone for good.
         update: go on in a folder that was made with other settings.
         progress: whether a bar is shown.
+        audit: whether the data card says what is answered without eyes.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -59,6 +59,7 @@ class Options:
     attempts: int = 3
     update: bool = False
     progress: bool = True
+    audit: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
@@ -69,6 +70,11 @@ class Options:
                 raise ConfigError(f"{name} is {value}; give a whole number above 0")
         if not self.timeout > 0:
             raise ConfigError(f"timeout is {self.timeout}; give seconds above 0")
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.workers or os.cpu_count() or 1
 
 
 @dataclass
@@ -109,7 +115,7 @@ class _Run:
         if self._left_alone(source.name, entry):
             return
         if entry is None or entry.payload is None:
-            yield Job(source, self.settings, self.out, self.options.stages)
+            yield Job(source, self.settings, self.out, self.options.stages, share=self.options.processes)
             return
         for index in range(len(loads(entry.payload)["windows"])):
             yield from self._of_window(source, index)
@@ -127,6 +133,7 @@ class _Run:
             return
         known, skip = self._known(source)
         common: dict[str, Any] = {"index": index, "window": window, "known": known, "skip": skip}
+        common["share"] = self.options.processes
         job = Job(source, self.settings, self.out, self.options.stages, **common)
         if entry is None or entry.payload is None:
             yield job
@@ -223,8 +230,14 @@ def synthesise(
     _check_folder(folder, settings, options)
     if "segment" in options.stages and any(candidate.scene is None for candidate in found):
         opencv()  # said now, not once for each clip
+    if "geometry" in options.stages and settings.geometry == "colmap":
+        colmap()
+    if options.audit and importlib.util.find_spec("sklearn") is None:
+        raise ConfigError("an audit needs scikit-learn; pip install 'fourdthinker[audit]'")
     if "narrate" in options.stages and settings.narrator_model is not None:
         narrator(settings, folder)  # without its key nothing begins
+    if "objects" in options.stages and settings.namer_model is not None:
+        namer(settings.namer_model, settings.namer_max_calls, folder)
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
@@ -234,7 +247,7 @@ def synthesise(
             _clip_stages(run, found, bar, task)
             if "write" in options.stages:
                 _warn_of_others(folder, set(run.sources))
-            results = finish(run.sources, settings, options.stages, folder, journal)
+            results = finish(run.sources, settings, options.stages, folder, journal, options.attempts)
         summary = _summary(run, results)
         write_json(folder / SUMMARY, summary)
         if "made" in results:
@@ -243,7 +256,8 @@ def synthesise(
                 for stage, row in summary["stages"].items()
                 for reason, number in row["rejected"].items()
             ]
-            write_card(folder, results["made"], results["records"], left_out)
+            audited = audited_lines(folder) if options.audit else None
+            write_card(folder, results["made"], results["records"], left_out, audited)
     return summary
 
 
@@ -260,7 +274,7 @@ def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: Tas
     run_jobs(
         taken(),
         work,
-        workers=run.options.workers or os.cpu_count() or 1,
+        workers=run.options.processes,
         timeout=run.options.timeout,
         handle=handle,
         more=lambda: run.queue.pop(0) if run.queue else None,
@@ -329,11 +343,12 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
     settled: dict[str, str] = {}
     quarantined = []
     times: Counter[str] = Counter()  # how the times of each video were learnt
+    compared: Counter[str] = Counter()
     for name, source in run.sources.items():
         own = keys(source, run.settings)
-        for entry in run.journal.of_source(name):
-            if own.get(entry.stage) != entry.key:
-                continue
+        entries = [entry for entry in run.journal.of_source(name) if own.get(entry.stage) == entry.key]
+        compared += agreement(source, entries)
+        for entry in entries:
             row = stages[entry.stage]
             if entry.state == "done":
                 if entry.item == name and entry.stage == "ingest" and entry.payload is not None:
@@ -364,48 +379,13 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
         "failed": sorted(
             [item for item, state in settled.items() if state == "failed"] + corpus.get("failed", [])
         ),
-        QUARANTINED: sorted(set(quarantined)),
+        QUARANTINED: sorted(set(quarantined) | set(corpus.get(QUARANTINED, []))),
         "refused": [{"input": r.shown, "reason": r.reason} for r in run.refused],
         "records": corpus.get("records", {}),
+        **({"spatialvid_moves": dict(compared)} if compared else {}),
         "seconds": round(time.monotonic() - run.began, 1),
     }
 
 
 def _empty() -> dict[str, Any]:
     return {"done": 0, "rejected": {}, "failed": {}, QUARANTINED: {}, "seconds": 0.0}
-
-
-def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> dict[str, str]:
-    """What a run would have to read; nothing is written, and of each video only the packets are read.
-
-    Args:
-        inputs: as for `synthesise`.
-        settings: what would be made.
-        options: how.
-
-    Returns:
-        Name -> text: videos, bytes, seconds, clips, frames to decode.
-    """
-    found = candidates(inputs)[: options.limit]
-    size = clips = 0
-    seconds = 0.0
-    unreadable = 0
-    for candidate in found:
-        length = SCENE_SECONDS
-        if candidate.scene is None:
-            try:
-                held = probe(candidate.path)
-                size += candidate.path.stat().st_size
-                length = held.end - held.begin
-            except (ValueError, OSError):  # a FourdError, or a path that cannot be one
-                unreadable += 1
-                continue
-        seconds += length
-        clips += int(length >= settings.min_seconds) and math.ceil(length / settings.max_seconds)
-    return {
-        "videos": f"{len(found)}, {unreadable} unreadable",
-        "bytes": f"{size / 1e6:.1f} MB",
-        "seconds": f"{seconds:.1f}",
-        "clips": f"about {clips}: fewer where shots are short",
-        "frames to decode": f"about {round(seconds * settings.analysis_fps)}",
-    }

@@ -131,7 +131,10 @@ def _camera_model(
     homography, inside = cv2.findHomography(start, end, cv2.USAC_MAGSAC, 1.0, maxIters=2000)
     if homography is not None and inside.mean() >= _EXPLAINED:
         return "homography", homography
-    fundamental, _ = cv2.findFundamentalMat(start, end, cv2.USAC_MAGSAC, 0.7, 0.99, 2000)
+    try:
+        fundamental, _ = cv2.findFundamentalMat(start, end, cv2.USAC_MAGSAC, 0.7, 0.99, 2000)
+    except cv2.error:  # where no sample gives a model, its refinement asserts that there is one
+        return None
     if fundamental is None or fundamental.shape != (3, 3):
         return None
     return "epipolar", fundamental

@@ -19,7 +19,7 @@ from fourdthinker.frames import FramePolicy
 CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
 CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
-VERSION = 2  # raised when a stage's results change although its settings do not
+VERSION = 3  # raised when a stage's results change although its settings do not
 
 # The settings that the result of a stage of one clip depends on, beside those of the stages before it; the
 # stages of the whole corpus are done in every run.
@@ -35,9 +35,9 @@ _MATTERS = {
         "cut_difference",
         "max_source_pixels",
     ),
-    "objects": ("names",),
+    "objects": ("names", "namer_model", "namer_weights"),
     "segment": ("least_area",),
-    "geometry": (),
+    "geometry": ("geometry", "depth_weights"),
     "motion": (),
     "questions": ("seed",),
     "imagery": ("imagery",),
@@ -45,7 +45,13 @@ _MATTERS = {
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
 
 # What a run may cost changes nothing of what it makes: another run in the same folder may have other limits.
-LIMITS = ("narrator_max_calls", "narrator_budget", "narrator_price_in", "narrator_price_out")
+LIMITS = (
+    "namer_max_calls",
+    "narrator_max_calls",
+    "narrator_budget",
+    "narrator_price_in",
+    "narrator_price_out",
+)
 
 
 def _policy(value: Any) -> Any:
@@ -76,7 +82,22 @@ class SynthSettings(BaseModel):
     max_source_pixels: int = Field(default=2**26, ge=1, description="Larger pictures are rejected.")
 
     names: tuple[str, ...] = Field(default=(), description="Objects to look for in every clip.")
+    namer_model: str | None = Field(
+        default=None, description="Model of an endpoint that names things where no names are given."
+    )
+    namer_weights: Path | None = Field(
+        default=None, description="Folder of a Qwen-VL checkpoint that names them instead."
+    )
+    namer_max_calls: int | None = Field(
+        default=None, ge=0, description="Requests of a run to name things at most, shared out to processes."
+    )
     least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
+    geometry: Literal["opencv", "colmap"] = Field(
+        default="opencv", description="What estimates the camera's path where none is given."
+    )
+    depth_weights: Path | None = Field(
+        default=None, description="Folder of a depth model of transformers; none: things stand on the ground."
+    )
     imagery: tuple[Literal["overlay", "silhouette", "depth", "trail", "map", "next"], ...] = Field(
         default=("overlay",), min_length=1, description="What an <output_image> shows."
     )
@@ -108,6 +129,8 @@ class SynthSettings(BaseModel):
             raise ValueError(
                 f"window_seconds is {self.window_seconds}; give at least max_seconds = {self.max_seconds}"
             )
+        if self.namer_model is not None and self.namer_weights is not None:
+            raise ValueError("namer_model and namer_weights are both given; choose one of them")
         if self.narrator_budget is not None and self.narrator_price_in + self.narrator_price_out == 0:
             raise ValueError(
                 f"narrator_budget is {self.narrator_budget} and the prices are 0; give narrator_price_in "
@@ -138,7 +161,7 @@ class SynthSettings(BaseModel):
         """
         values = {name: getattr(self, name) for name in _MATTERS[stage]}
         values = {k: asdict(v) if isinstance(v, FramePolicy) else v for k, v in values.items()}
-        text = json.dumps([VERSION, stage, before, values], sort_keys=True)
+        text = json.dumps([VERSION, stage, before, values], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -38,6 +38,7 @@ class Job:
             not.
         known: item -> stage -> result of what has been done.
         skip: items that are left alone.
+        share: processes that share the limits of an endpoint.
     """
 
     source: Source
@@ -49,6 +50,7 @@ class Job:
     clips: tuple[tuple[str, float, float], ...] | None = None
     known: dict[str, dict[str, bytes]] = field(default_factory=dict)
     skip: frozenset[str] = frozenset()
+    share: int = 1
 
 
 def window_item(source: Source, index: int) -> str:
@@ -179,7 +181,7 @@ def _of_window(job: Job) -> Generator[Clip | Bad, None, None]:
 
 def _clip(clip: Clip, job: Job, scene: Any, sender: _Sender) -> None:
     """Take a clip through the stages that are wanted, up to the first one that fails or is not wanted."""
-    context = Context(clip, job.source, job.settings, job.out, scene=scene)
+    context = Context(clip, job.source, job.settings, job.out, scene=scene, share=job.share)
     known = job.known.get(clip.item, {})
     for stage in ("ingest", *CLIP_STAGES):
         if stage in known:

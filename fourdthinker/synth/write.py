@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.audit import audit, read_questions
 from fourdthinker.files import LETTERS, write_text
 from fourdthinker.records import Record, write_records
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings
 
 CARD = "README.md"
+_NOT_AUDITED = "Not audited: `fourdthinker synth --audit` does, or `fourdthinker audit rl-*.jsonl`."
+_FEWEST_VIDEOS = 10
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def write_card(
     made: Sequence[Made],
     counts: dict[str, dict[str, int]],
     rejected: Iterable[tuple[str, str, int]] = (),
+    audited: Sequence[str] | None = None,
 ) -> None:
     """Write the data card, README.md.
 
@@ -135,6 +139,7 @@ def write_card(
         made: all records.
         counts: of `write_all`.
         rejected: (stage, reason, items).
+        audited: lines of `audited_lines`; None: not audited.
     """
     types = Counter(one.type for one in made)
     licences = Counter(one.source.licence or "not given" for one in {m.source.name: m for m in made}.values())
@@ -154,10 +159,38 @@ def write_card(
         lines.append(f"| {kind} | {number} | {spread} | {common} |")
     lines += ["", "## Left out", "", "| stage | reason | items |", "|---|---|---|"]
     lines += [f"| {stage} | {_cell(reason)} | {number} |" for stage, reason, number in rejected]
-    lines += ["", "## What is answered without eyes", "", "Measure it: `fourdthinker audit rl-*.jsonl`."]
+    lines += ["", "## What is answered without eyes", "", *(audited or [_NOT_AUDITED])]
     lines += ["", "## Licences of the videos", ""]
     lines += [f"- {_cell(name)}: {number} videos" for name, number in sorted(licences.items())]
     write_text(out / CARD, "\n".join(lines) + "\n")
+
+
+def audited_lines(out: Path) -> list[str]:
+    """What solvers without eyes answer of the choice questions of each split, as lines of the data card.
+
+    Args:
+        out: the folder, with its records.
+
+    Returns:
+        A table in Markdown, or why there is none.
+    """
+    lines = []
+    for split in sorted({path.name.split("-")[1] for path in out.glob("rl-*-[0-9]*.jsonl")}):
+        items = [
+            item for path in sorted(out.glob(f"rl-{split}-*.jsonl")) for item in read_questions(path).items
+        ]
+        videos = len({item.group for item in items})
+        if videos < _FEWEST_VIDEOS:
+            lines.append(f"- {split}: {videos} videos are too few to audit; {_FEWEST_VIDEOS} are needed.")
+            continue
+        found = [line for line in audit(items).lines if line.type is None]
+        lines += ["", f"| {split}: solver | questions | right | interval | chance |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {line.solver} | {line.questions} | {100 * line.accuracy:.1f} % | {100 * line.low:.1f} to "
+            f"{100 * line.high:.1f} % | {100 * line.chance:.1f} % |"
+            for line in found
+        ]
+    return lines or ["No choice questions."]
 
 
 def _cell(text: str) -> str:

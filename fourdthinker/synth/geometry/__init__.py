@@ -1,7 +1,7 @@
 """Where a clip's geometry comes from: a reader for each source of poses, estimators, depth."""
 
 from fourdthinker.synth.geometry.colmap import read_colmap
-from fourdthinker.synth.geometry.depth import Depth, aligned, read_depth, stereo_depth
+from fourdthinker.synth.geometry.depth import Depth, aligned, in_metres, read_depth, stereo_depth
 from fourdthinker.synth.geometry.lift import Plane, ground_plane, lift_object
 from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
 from fourdthinker.synth.geometry.npz import read_npz, write_npz
@@ -18,6 +18,7 @@ __all__ = [
     "aligned",
     "estimate_camera",
     "ground_plane",
+    "in_metres",
     "lift_object",
     "read_colmap",
     "read_depth",

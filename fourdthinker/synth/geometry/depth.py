@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,25 +159,74 @@ def aligned(inverse: NDArray[np.float32], camera: CameraTrack, points: Array, so
         raise GeometryError(
             f"{source}: the camera's track has no intrinsics, so no point is projected; give them"
         )
-    height, width = inverse.shape[1:]
-    ratio = np.array([width, height]) / np.array(camera.size)
     out = np.empty_like(inverse, dtype=np.float32)
     for k, image in enumerate(inverse):
-        local = (points - camera.centres[k]) @ camera.rotations[k]
-        ahead = local[local[:, 2] > 1e-6]
-        pixel = (ahead / ahead[:, 2:]) @ camera.intrinsics[k].T
-        column, row = np.floor(pixel[:, :2] * ratio).astype(int).T
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        if inside.sum() < _LEAST_POINTS:
+        row, column, ahead = _seen(camera, points, k, image.shape)
+        if len(row) < _LEAST_POINTS:
             raise GeometryError(
-                f"{source}: {int(inside.sum())} points of the scene are seen in frame {k}, and "
+                f"{source}: {len(row)} points of the scene are seen in frame {k}, and "
                 f"{_LEAST_POINTS} are needed to find the scale of the model's depth; use a metric depth model"
             )
-        x, y = image[row[inside], column[inside]].astype(np.float64), 1 / ahead[inside, 2]
+        x, y = image[row, column].astype(np.float64), 1 / ahead
         a, b = _line(x, y)
         with np.errstate(divide="ignore"):
             out[k] = 1 / (a * image + b)
     return Depth(out, camera.metric, source)
+
+
+def in_metres(camera: CameraTrack, points: Array, depth: Depth) -> CameraTrack:
+    """An estimated path at the scale of a depth in metres.
+
+    Args:
+        camera: with intrinsics, without scale.
+        points: [N, 3], points of the scene in the track's world.
+        depth: metric, one frame for each pose.
+
+    Returns:
+        The path in metres. One that has only turned is so already.
+
+    Raises:
+        GeometryError: another number of frames than of poses, no intrinsics, or too few points whose depth is
+            known.
+    """
+    if len(depth.values) != len(camera.times) or camera.intrinsics is None or camera.size is None:
+        raise GeometryError(
+            f"{depth.source}: depth of {len(depth.values)} frames for {len(camera.times)} poses, intrinsics "
+            f"{'missing' if camera.intrinsics is None else 'known'}; give one frame for each, and intrinsics"
+        )
+    ratios = []
+    for k, values in enumerate(depth.values):
+        row, column, ahead = _seen(camera, points, k, values.shape)
+        ratios.append(values[row, column] / ahead)
+    known = np.concatenate(ratios)
+    known = known[np.isfinite(known)]
+    scale = 1.0
+    if np.ptp(camera.centres, axis=0).max() > 0:
+        if len(known) < _LEAST_POINTS:
+            raise GeometryError(
+                f"{depth.source}: {len(known)} points of the scene have a depth, and {_LEAST_POINTS} are "
+                "needed to find the scale of the camera's path"
+            )
+        scale = float(np.median(known))
+    poses = camera.poses.copy()
+    poses[:, :3, 3] *= scale
+    return replace(camera, poses=poses, metric=True, source=f"{camera.source}, {depth.source}")
+
+
+def _seen(
+    camera: CameraTrack, points: Array, frame: int, size: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+    """Rows, columns and depths of the points that a frame of a size shows."""
+    assert camera.intrinsics is not None  # checked by the callers
+    assert camera.size is not None
+    height, width = size
+    local = (points - camera.centres[frame]) @ camera.rotations[frame]
+    ahead = local[local[:, 2] > 1e-6]
+    pixel = (ahead / ahead[:, 2:]) @ camera.intrinsics[frame].T
+    ratio = np.array([width, height]) / np.array(camera.size)
+    column, row = np.floor(pixel[:, :2] * ratio).astype(np.int64).T
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return row[inside], column[inside], ahead[inside, 2]
 
 
 def _line(x: Array, y: Array) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.errors import ConfigError, GeometryError
-from fourdthinker.synth.computer_vision import opencv
+from fourdthinker.errors import GeometryError
+from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.geometry.conventions import inverted
 from fourdthinker.synth.geometry.visual import Estimate, estimate_camera, key_frames
 from fourdthinker.synth.tracks import Array, CameraTrack
@@ -51,13 +51,7 @@ def reconstruct_camera(
         GeometryError: as `estimate_camera`.
         ConfigError: pycolmap is not installed.
     """
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise ConfigError(
-            "this estimator needs pycolmap; install it (pip install 'fourdthinker[geometry]'), or use "
-            "OpenCV's"
-        ) from error
+    pycolmap = colmap()
     seconds = np.asarray(times, np.float64)
     keys = key_frames(seconds, _KEY_SECONDS)
     with tempfile.TemporaryDirectory(prefix="fourdthinker-") as name:

@@ -64,3 +64,16 @@ def test_the_imagery_of_a_prediction_ends_where_it_does(tmp_path: Path) -> None:
     found = draw(context(tmp_path, both, "silhouette", seen="x..xx"))
     assert found["q"]["instants"] == [0.0]
     assert found["r"]["instants"] == [0.0, 3.0]
+
+
+def test_the_map_of_a_prediction_tells_nothing_of_what_comes(tmp_path: Path) -> None:
+    """Its scale is that of the path up to the end of the question, not of the whole clip."""
+    pictures = []
+    for name, far in (("near", 1.0), ("far", 50.0)):
+        question = asked("q", 0, 2, kind="abs_dir_pred", thing="ball")
+        clip = context(tmp_path / name, [question], "map", seen="xxxxx")
+        positions = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 3], [far, 0, 3], [2 * far, 0, 3]], float)
+        clip.results["geometry"]["objects"][0]["positions"] = positions
+        path = draw(clip)["q"]["images"][-1]
+        pictures.append((tmp_path / name / path).read_bytes())
+    assert pictures[0] == pictures[1]

@@ -105,6 +105,8 @@ def test_a_manifest(videos: Path, tmp_path: Path) -> None:
         ('{"video": "b.mp4", "calibration": "c.json"}', "row 1: unknown key calibration; known are"),
         ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
         ('{"video": "b.mp4", "poses_metric": "yes"}', "poses_metric is 'yes'; give true or false"),
+        ('{"video": "b.mp4", "right": "c.mp4"}', "row 1: no baseline, focal; stereo is"),
+        ('{"video": "b.mp4", "right": "c", "focal": "x", "baseline": 1}', "focal is 'x'; give a number"),
         ("{", "not a manifest"),
         ("", "holds no rows"),
     ],
@@ -114,6 +116,23 @@ def test_manifests_that_are_wrong(videos: Path, text: str, message: str) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         candidates([str(path)])
+
+
+def test_a_stereo_pair(videos: Path, tmp_path: Path) -> None:
+    path = videos / "list.jsonl"
+    row = {"video": "b.mp4", "right": "c.mp4", "focal": 500, "baseline": 0.1}
+    path.write_text(json.dumps(row))
+    (missing,) = opened([str(path)], tmp_path / "out")
+    assert isinstance(missing, Refused)
+    assert missing.reason == "right: no file c.mp4"
+    digests = set()
+    for content in (b"one", b"other"):
+        (videos / "c.mp4").write_bytes(content)
+        (source,) = opened([str(path)], tmp_path / "out")
+        assert isinstance(source, Source)
+        assert source.given == {"right": str(videos / "c.mp4"), "focal": "500.0", "baseline": "0.1"}
+        digests.add(source.digest)
+    assert len(digests) == 2
 
 
 def test_a_csv_manifest(videos: Path, tmp_path: Path) -> None:

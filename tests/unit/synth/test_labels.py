@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fourdthinker.errors import GeometryError
+from fourdthinker.synth import depths, labels, rle
 from fourdthinker.synth.clips import Clip, RejectError
 from fourdthinker.synth.context import Context
+from fourdthinker.synth.geometry import Depth, Estimate
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.labels import geometry
 from fourdthinker.synth.scenes import Scene
 from fourdthinker.synth.settings import SynthSettings
-from fourdthinker.worlds.scenes import make_world
+from fourdthinker.synth.tracks import CameraTrack
+from fourdthinker.worlds.scenes import make_world, write_video
 
 
 def clip_of(start: float, frames: int, height: int = 48, width: int = 64) -> Clip:
@@ -61,3 +66,47 @@ def test_true_tracks_of_a_scene_are_at_the_clips_frames_and_size() -> None:
     assert mover.metric
     expected = world.project(world.solids[0].centre)[5:15] * [2, 1, 1]
     np.testing.assert_allclose(camera.project(mover.positions), expected, atol=1e-3)
+
+
+def test_the_estimator_is_chosen_and_depth_lifts_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wiring alone: estimators and depth have tests of their own."""
+    clip = clip_of(0.0, 31, height=60, width=80)
+    lens = np.array([[64.0, 0, 40], [0, 64, 30], [0, 0, 1]])
+    poses = np.tile(np.eye(4), (31, 1, 1))
+    poses[:, 0, 3] = np.linspace(0, 0.3, 31)
+    points = np.random.default_rng(0).uniform([-1, -1, 2], [1, 1, 3], (200, 3))
+    estimate = Estimate(CameraTrack(clip.times, poses, lens, (80, 60)), points)
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:50] = True
+    thing = {"name": "box", "masks": [rle.encode(mask)] * 31}
+    monkeypatch.setattr(labels, "reconstruct_camera", lambda frames, times, movers: estimate)
+    values = np.full((31, 60, 80), 5.0, np.float32)
+    monkeypatch.setattr(depths, "_stereo", lambda context: Depth(values, metric=True, source="stereo"))
+    given = {"right": "r.mp4", "focal": "64", "baseline": "0.1"}
+    one = Context(
+        clip, Source("v", "", "d", "g", "v", given=given), SynthSettings(geometry="colmap"), tmp_path
+    )
+    one.results["segment"] = {"things": [thing]}
+    found = geometry(one)
+    assert found["camera"].metric
+    assert found["camera"].centres[-1, 0] == pytest.approx(0.3 * 2, rel=0.3)  # points at 2.5 are 5 m away
+    (track,) = found["objects"]
+    assert (track.source, track.metric, found["things"]) == ("stereo", True, [0])
+    np.testing.assert_allclose(track.positions[:, 2], 5.0)
+
+
+def test_the_right_video_is_read_at_the_clips_times(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra synth)")
+    path = tmp_path / "v.mp4"
+    rng = np.random.default_rng(0)
+    still = np.repeat(rng.integers(0, 255, (1, 96, 128, 3), np.uint8), 40, axis=0)
+    write_video(path, still, 10)
+    given = {"right": str(path), "focal": "100", "baseline": "0.1"}
+    clip = clip_of(1.0, 5, height=96, width=128)
+    one = Context(clip, Source("v", str(path), "d", "g", "v", given=given), SynthSettings(), tmp_path)
+    assert depths._stereo(one).values.shape == (5, 96, 128)
+    other = clip_of(1.0, 5, height=48, width=64)
+    with pytest.raises(GeometryError, match="read at another size"):
+        depths._stereo(replace(one, clip=other))

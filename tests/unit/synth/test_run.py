@@ -20,7 +20,8 @@ from fourdthinker.synth.clips import Clip, windows
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import EndpointError, RejectedError, narrate
-from fourdthinker.synth.run import Options, _check_folder, plan, synthesise
+from fourdthinker.synth.plan import plan
+from fourdthinker.synth.run import Options, _check_folder, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
 from tests.clips import make_clip
@@ -71,7 +72,9 @@ def test_a_finished_run_does_nothing_and_changes_nothing(made: tuple[Path, dict[
     assert {path: path.stat().st_mtime_ns for path in times} == times
     with Journal(out) as journal:
         found = [e for k in range(6) for e in journal.of_source(_scene_name(out, k))]
+        found += journal.of_source("corpus")
         assert len(found) > 40
+        assert {"options", "narrate"} < {entry.stage for entry in found}
         assert {entry.computed for entry in found} == {1}
 
 
@@ -146,6 +149,20 @@ def test_a_model_narrates_and_what_it_fails_at_is_left_for_later(
     assert row["failed"].keys() == {"no reply"}
     assert len(summary["failed"]) == row["failed"]["no reply"]
     assert row["done"] == sum(counts["dift"] for counts in summary["records"].values()) > 5
+    records, asked = files(out), []
+
+    def fails(job: Any, endpoint: Any) -> str:
+        asked.append(job.question.id)
+        raise EndpointError("no reply")
+
+    monkeypatch.setattr(narration, "narrate_by_model", fails)
+    for _ in range(4):  # the second, the third and no further attempt
+        last = synthesise(["scenes:6"], out, settings, update)
+    assert asked == 2 * summary["failed"]
+    assert (last["failed"], last["quarantined"]) == ([], summary["failed"])
+    assert last["stages"]["narrate"]["quarantined"] == row["failed"]
+    assert last["stages"]["narrate"]["done"] == row["done"]
+    assert files(out) == records
 
 
 def test_limits_of_the_endpoint_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +394,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     found = plan([str(path), str(tmp_path / "bad.mp4")], SynthSettings(), Options())
     assert found["videos"] == "2, 1 unreadable"
     assert found["clips"].startswith("about 2")
+    assert not any("calls" in name for name in found)
+    prices = {"narrator_price_in": 1.0, "narrator_price_out": 10.0}
+    settings = SynthSettings(namer_model="m", narrator_model="m", narrator_max_calls=4, **prices)
+    costs = plan([str(path)], settings, Options())
+    assert costs["calls to name things"] == "about 2"
+    assert costs["calls to narrate"].startswith("about 4, of ")
+    assert 0.01 < float(costs["money"].removeprefix("about ")) < 0.1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.mp4", "v.mp4"]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fourdthinker.records import read_records
+from fourdthinker.synth import write
 from fourdthinker.synth.clips import write_jpeg
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings
-from fourdthinker.synth.write import Made, split_of, write_all, write_card
+from fourdthinker.synth.write import Made, audited_lines, split_of, write_all, write_card
 
 
 def make(out: Path, videos: int, each: int = 3) -> list[Made]:
@@ -99,3 +102,29 @@ def test_the_data_card(tmp_path: Path) -> None:
     assert "| camera | 9 | B 9 | Pan Right 9 |" in text
     assert "| ingest | black \\| dark | 2 |" in text
     assert "- CC0: 3 videos" in text
+    assert "Not audited: `fourdthinker synth --audit` does" in text
+
+
+def test_the_data_card_says_what_is_answered_without_eyes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def audited(items: list[Any]) -> Any:
+        asked.append(len(items))
+        common = {"questions": len(items), "low": 0.2, "high": 0.4, "chance": 0.25}
+        lines = [
+            SimpleNamespace(solver=s, type=t, accuracy=0.3, **common)
+            for s, t in (("words", None), ("x", "y"))
+        ]
+        return SimpleNamespace(lines=lines)
+
+    monkeypatch.setattr(write, "audit", audited)
+    made = make(tmp_path, 40)
+    counts = write_all(made, SynthSettings(), tmp_path)
+    lines = audited_lines(tmp_path)
+    assert asked == [counts["train"]["rl"]]  # the other splits hold too few videos
+    assert lines.count(f"| words | {asked[0]} | 30.0 % | 20.0 to 40.0 % | 25.0 % |") == 1
+    assert [line for line in lines if "too few" in line]
+    write_card(tmp_path, made, counts, (), lines)
+    assert "| words |" in (tmp_path / "README.md").read_text()

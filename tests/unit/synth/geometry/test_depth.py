@@ -10,7 +10,7 @@ import torch
 
 from fourdthinker.errors import GeometryError
 from fourdthinker.synth import rle
-from fourdthinker.synth.geometry import aligned, read_depth, scene_camera, scene_object
+from fourdthinker.synth.geometry import aligned, in_metres, read_depth, scene_camera, scene_object
 from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.geometry.lift import ground_plane, lift_object
 from fourdthinker.synth.motion import distance_change, object_direction
@@ -95,6 +95,19 @@ def test_relative_inverse_depth_gets_the_tracks_unit(clip):
         aligned(inverse, camera, points[:5], "model")
     with pytest.raises(GeometryError, match="depth of 2 frames for 8 poses"):
         aligned(inverse[:2], camera, points, "model")
+
+
+def test_depth_in_metres_gives_a_path_its_scale(clip):
+    camera, points = scene_camera(clip.world), points_of(clip.world)
+    poses = camera.poses.copy()
+    poses[:, :3, 3] /= 4
+    small = replace(camera, poses=poses, metric=False)
+    depth = Depth(along_axis(clip), True, "truth")
+    found = in_metres(small, points / 4, depth)
+    assert found.metric
+    np.testing.assert_allclose(found.centres, camera.centres, rtol=0.02)
+    with pytest.raises(GeometryError, match="0 points of the scene have a depth"):
+        in_metres(small, points[:0], depth)
 
 
 def points_of(world: World) -> np.ndarray:
