@@ -25,9 +25,7 @@ def test_seconds_in_which_both_say_the_same(tmp_path: Path) -> None:
     entries = [
         entry("v", "ingest", {"rate": 30.0}),
         entry("v-1", "ingest", {"start": 1.0, "end": 6.0}),
-        entry(
-            "v-1", "motion", {"camera": [Move("camera", "dolly in", 0, 2), Move("camera", "static", 3, 5)]}
-        ),
+        entry("v-1", "motion", {"camera": ours}),
     ]
     source = Source("v", "", "d", "d", "v", given=given)
     # Second 1: in, in; 2: in, pan; 3: nothing, pan; 4 and 5: static, nothing.

@@ -12,7 +12,8 @@ import pytest
 from fourdthinker.errors import ConfigError
 from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate
 from fourdthinker.synth.journal import Journal
-from fourdthinker.synth.run import Options, plan
+from fourdthinker.synth.plan import plan
+from fourdthinker.synth.run import Options
 from fourdthinker.synth.settings import SynthSettings
 
 
