@@ -88,7 +88,9 @@ def finish(
     if "narrate" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
-    told = list(_narrated(asked, clips, settings, out, journal, attempts))
+    wanted = {question.clip: clips[question.clip] for question in asked}
+    facts = {name: facts_of(name, clip.source.group, clip.results) for name, clip in wanted.items()}
+    told = list(_narrated(asked, wanted, facts, settings, out, journal, attempts))
     lost: dict[str, dict[str, str]] = {"failed": {}, QUARANTINED: {}}
     for question, entry in told:
         if entry.state == "failed":
@@ -101,7 +103,10 @@ def finish(
     if "write" not in stages:
         return found
     started = time.perf_counter()
-    made = [_made(clips[question.clip], question, loads(entry.payload or b"")) for question, entry in texts]
+    made = [
+        _made(clips[question.clip], question, facts[question.clip], loads(entry.payload or b""))
+        for question, entry in texts
+    ]
     records = write_all(made, settings, out)
     counts["write"] = _counted(len(made), Counter(), started)
     return {**found, "records": records, "made": made}
@@ -146,6 +151,7 @@ def _key(*values: Any) -> str:
 def _narrated(
     asked: Sequence[Question],
     clips: Mapping[str, Finished],
+    facts: Mapping[str, Facts],
     settings: SynthSettings,
     out: Path,
     journal: Journal,
@@ -161,9 +167,7 @@ def _narrated(
         if entry is not None and (entry.state != "failed" or entry.attempts >= attempts):
             known[question.id] = entry
     left = [question for question in asked if question.id not in known]
-    wanted = {question.clip: clips[question.clip] for question in left}
-    facts = {name: facts_of(name, clip.source.group, clip.results) for name, clip in wanted.items()}
-    shown = {name: clip.results for name, clip in wanted.items()}
+    shown = {name: clip.results for name, clip in clips.items()}
     fresh = narrated(left, facts, shown, out, settings)
     for question in asked:
         if question.id in known:
@@ -183,8 +187,7 @@ def _outcome(question: Question, key: str, source: str, text: str | FourdError) 
     return Entry(question.id, "narrate", key, source, "failed" if again else "rejected", str(text))
 
 
-def _made(clip: Finished, question: Question, reasoning: str) -> Made:
-    facts = facts_of(clip.item, clip.source.group, clip.results)
+def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
     frames, times = shown_frames(question, clip.results["ingest"])
     shown = clip.results["imagery"][question.id]
     labels = [f"{k}, {t:.1f} s" for k, t in zip(shown["kinds"], shown["instants"], strict=True)]

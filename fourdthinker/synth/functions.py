@@ -50,6 +50,15 @@ def segment(context: Context) -> dict[str, Any]:
             (name, list(mask), 1.0)
             for name, mask in zip(context.results["objects"]["names"], seen, strict=True)
         ]
+    elif context.settings.segment_weights is not None:
+        from fourdthinker.synth.sam3 import sam3
+
+        names = context.results["objects"]["names"]
+        if not names:
+            raise RejectError("no names of things to segment")
+        model = sam3(context.settings.segment_weights)
+        followed = model(context.clip.pixels, context.settings.analysis_fps, names)
+        found = [(name, one.masks, one.score) for name, one in followed.items()]
     else:
         segments = moving_segments(
             context.clip.pixels, context.settings.analysis_fps, context.settings.least_area

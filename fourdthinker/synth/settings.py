@@ -36,7 +36,7 @@ _MATTERS = {
         "max_source_pixels",
     ),
     "objects": ("names", "namer_model", "namer_weights"),
-    "segment": ("least_area",),
+    "segment": ("least_area", "segment_weights"),
     "geometry": ("geometry", "depth_weights"),
     "motion": (),
     "questions": ("seed",),
@@ -90,6 +90,9 @@ class SynthSettings(BaseModel):
     )
     namer_max_calls: int | None = Field(
         default=None, ge=0, description="Requests of a run to name things at most, shared out to processes."
+    )
+    segment_weights: Path | None = Field(
+        default=None, description="Folder of SAM 3 for videos; none: masks of what moves, without weights."
     )
     least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
     geometry: Literal["opencv", "colmap"] = Field(

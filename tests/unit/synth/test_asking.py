@@ -37,7 +37,8 @@ def results() -> dict[str, Any]:
 def test_nothing_shows_the_future_of_a_prediction(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = question(kind)
     assert shown_frames(asked, INGEST) == (["a", "b", "c"], [0.0, 1.0, 3.0])
-    made = corpus._made(corpus.Finished(Source("v", "", "d", "d", "v"), "c", results()), asked, FACTS, "")
+    clip = corpus.Finished(Source("v", "", "d", "d", "v"), "c", results(), {})
+    made = corpus._made(clip, asked, FACTS, "")
     assert (made.frames, made.seconds) == (["a", "b", "c"], [0.0, 1.0, 3.0])
     sent: list[Any] = []
     monkeypatch.setattr(narration, "_pictures", lambda out, *given: sent.append(given))
