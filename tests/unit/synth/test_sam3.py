@@ -38,6 +38,7 @@ def save(folder: Path) -> None:
         "mask_decoder_config": {"hidden_size": 32, "num_attention_heads": 4},
     }  # fmt: skip
     tracker = {
+        "image_size": 56,
         "vision_config": vision,
         "prompt_encoder_config": {"hidden_size": 32, "image_size": 56, "patch_size": 14},
         "mask_decoder_config": {
