@@ -92,13 +92,15 @@ def draw(context: Context) -> dict[str, Any]:
         support = question["support"]
         thing = numbers.get(support["object"])
         last = latest(question["type"], question["end"])
-        seen = int((context.clip.times <= last).sum())
+        until = int((context.clip.times <= last).sum())
         frames = sorted({_frame(context, thing, instant, last) for instant in support["instants"]})
         shown: dict[str, Any] = {"images": [], "kinds": [], "instants": []}
         for number, frame in enumerate(frames):
             for wanted in context.settings.imagery:
                 kind = wanted if thing is not None or wanted in ("next", "depth") else "map"
-                key = kind, thing, frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame, seen
+                seen = until if kind == "map" else len(context.clip.times)
+                shows = frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame
+                key = kind, thing, shows, seen
                 if key not in drawn:
                     drawn[key] = _drawn(context, *key)
                 if drawn[key] in shown["images"]:
@@ -125,7 +127,7 @@ def _frame(context: Context, thing: int | None, instant: float, last: float) -> 
 def _drawn(context: Context, kind: str, thing: int | None, frame: int, seen: int) -> str:
     """Draw one picture and write it; its path.
 
-    `frame` is the one that it shows, `seen` how many of the clip's frames the question may show.
+    `frame` is the one that it shows, `seen` how many of the clip's frames a map may tell of.
     """
     whose = "" if thing is None else f"-{thing}"
     only = "" if seen == len(context.clip.times) else f"-of-{seen:04d}"

@@ -347,7 +347,7 @@ def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:
     for name, source in run.sources.items():
         own = keys(source, run.settings)
         entries = [entry for entry in run.journal.of_source(name) if own.get(entry.stage) == entry.key]
-        compared += agreement(source, entries)
+        compared.update(agreement(source, entries))
         for entry in entries:
             row = stages[entry.stage]
             if entry.state == "done":
