@@ -21,8 +21,8 @@ CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
 VERSION = 3  # raised when a stage's results change although its settings do not
 
-# The settings that the result of a stage of one clip depends on, beside those of the stages before it; the
-# stages of the whole corpus are done in every run.
+# The settings that the result of a stage of one clip depends on, beside those of the stages before it;
+# corpus.py makes the keys of the stages of the whole corpus.
 _MATTERS = {
     "ingest": (
         "frames",
