@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from fourdthinker.errors import ConfigError, FourdError, RecordError, SamplingError
 from fourdthinker.evaluate import group_clips, read_clips, sample_seed
+from fourdthinker.evaluate.asking import Asking
+from fourdthinker.evaluate.latent_modes import OF_OWN, Key, LatentFeeds, latent_feeds
 from fourdthinker.files import JsonLines, PathLike, make_folder, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import Record
@@ -43,6 +46,7 @@ def generate_file(
     config: SamplingConfig,
     batch: int = 8,
     latents_out: PathLike | None = None,
+    latents: str = "own",
     name: str = "model",
     progress: bool = True,
 ) -> Generated:
@@ -64,6 +68,8 @@ def generate_file(
         batch: questions in one call of the sampler.
         latents_out: a folder that gets one safetensors file an answer, with `latents` [N, H] and `steps` [N];
             lines then name it under `latents`.
+        latents: what the model is fed inside its blocks, one of `sampler.LATENT_MODES`; for those that are
+            made of own latents all questions are sampled once more, first.
         name: of the model, part of the key.
         progress: whether to show a progress bar on standard error.
 
@@ -71,12 +77,13 @@ def generate_file(
         How many questions were answered now and before, and which failed.
 
     Raises:
-        RecordError: two records with the same id.
-        ConfigError: n or batch below 1; `out` holds other lines than answers, or answers to the same ids from
-            other settings.
+        RecordError: two records with the same id; latents "oracle", and a record without overlays.
+        ConfigError: n or batch below 1; a mode of `latents` that is unknown or needs more videos; `out` holds
+            other lines than answers, or answers to the same ids from other settings.
         OutputError: `out` or `latents_out` cannot be written, or another process is writing `out`.
     """
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
+    settings.append(latents)
     keys = {record.id: _key(record, settings) for record in records}
     if len(keys) < len(records):
         ids = [record.id for record in records]
@@ -84,10 +91,13 @@ def generate_file(
     if n < 1 or batch < 1:
         raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
     folder = None if latents_out is None else make_folder(latents_out)
+    feeds = latent_feeds(latents, thinker.checkpoint.backbone, thinker.encoder, records, config)
     with JsonLines(out) as file:
         done = _answered(file, keys, n)
         todo = [record for record in records if record.id not in done]
-        writer = _Writer(thinker, config, n, file, folder, keys)
+        if latents in OF_OWN and todo:
+            feeds.own = _own(thinker, records, n, config, feeds, batch)
+        writer = _Writer(thinker, config, n, file, folder, keys, feeds)
         with progress_bar(shown=progress, transient=True) as bar:
             task = bar.add_task("generate", total=len(records), completed=len(done))
             ready: list[tuple[Record, Prompt]] = []
@@ -122,6 +132,21 @@ def _prompts(
                 yield record, prompt
 
 
+def _own(
+    thinker: Thinker, records: Sequence[Record], n: int, config: SamplingConfig, feeds: LatentFeeds,
+    batch: int,
+) -> dict[Key, Tensor]:  # fmt: skip
+    """The latents that the model thinks itself in the n answers to every record that can be asked."""
+    asking = Asking(thinker.sampler, thinker.encoder, records, n, False, config, feeds)
+    number = {record.id: i for i, record in enumerate(records)}
+    ready = [
+        (number[record.id], prompt)
+        for record, prompt in _prompts(thinker, records, config)
+        if isinstance(prompt, Prompt)
+    ]
+    return asking.own(ready[start : start + batch] for start in range(0, len(ready), batch))
+
+
 @dataclass
 class _Writer:
     """Answers questions, and writes the lines of those that are answered and of those that failed."""
@@ -132,6 +157,7 @@ class _Writer:
     file: JsonLines
     folder: Path | None
     keys: dict[str, str]
+    feeds: LatentFeeds
     failed: dict[str, str] = field(default_factory=dict)
 
     def fail(self, record: Record, reason: str) -> None:
@@ -154,8 +180,9 @@ class _Writer:
 
     def _lines(self, items: Sequence[tuple[Record, Prompt]]) -> list[dict[str, Any]]:
         prompts, n = [prompt for _, prompt in items], self.n
-        seeds = [sample_seed(self.config.seed, record.id, k) for record, _ in items for k in range(n)]
-        rollout = self.thinker.sample(prompts, n, self.config, seeds=seeds)
+        rows = [(record.id, k) for record, _ in items for k in range(n)]
+        seeds = [sample_seed(self.config.seed, id, k) for id, k in rows]
+        rollout = self.thinker.sample(prompts, n, self.config, seeds=seeds, feed=self.feeds.feed(rows))
         lines = []
         for row, answer in enumerate(self.thinker.answers(rollout, prompts)):
             record, sample = items[row // n][0], row % n

@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
+from fourdthinker.cli.shared import (
+    Commands,
+    add_latents,
+    add_model,
+    add_sampling,
+    model_name,
+    output,
+    sampling,
+    thinker,
+)
 
 if TYPE_CHECKING:
     from fourdthinker.evaluate import BenchmarkData, EvalResult
@@ -61,6 +70,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         choices=("black", "other", "none"),
         help="show black frames, another clip's, or none at all, instead",
     )
+    add_latents(parser)
     add_sampling(parser, temperature=1.0)
     parser.set_defaults(run=run)
     return parser
@@ -94,8 +104,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
     from fourdthinker.files import write_json
+    from fourdthinker.sampler import check_latent_mode
 
     config = sampling(arguments)
+    check_latent_mode(arguments.latents)
     journal, rejected, results_file = _outputs(arguments.out)
     records, bench = _questions(arguments, rejected)
     model, name = thinker(arguments), model_name(arguments)
@@ -107,6 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         config=config,
         batch_prompts=arguments.batch,
         frames_override=arguments.frames,
+        latents=arguments.latents,
         journal=journal,
         name=name,
     )

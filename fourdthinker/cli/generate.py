@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
+from fourdthinker.cli.shared import (
+    Commands,
+    add_latents,
+    add_model,
+    add_sampling,
+    model_name,
+    output,
+    sampling,
+    thinker,
+)
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -69,6 +78,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="one safetensors file an answer, with its latents",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
+    add_latents(parser)
     add_sampling(parser, temperature=0.0)
     parser.set_defaults(run=run)
     return parser
@@ -82,17 +92,22 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from fourdthinker.errors import ConfigError
     from fourdthinker.files import check_output
+    from fourdthinker.sampler import check_latent_mode
 
     config = sampling(arguments)
+    check_latent_mode(arguments.latents)
     if arguments.out is not None:
         check_output(arguments.out)  # before anything is read
     records = _records(arguments)
     if arguments.out is not None:
         return _to_file(arguments, records)
-    if len(records) > 1 or arguments.samples != 1 or arguments.latents_out is not None:
+    replaced = arguments.latents != "own"
+    if len(records) > 1 or arguments.samples != 1 or arguments.latents_out is not None or replaced:
+        more = ", --latents-out" if arguments.latents_out else ""
+        more += f", --latents {arguments.latents}" if replaced else ""
         raise ConfigError(
-            f"{len(records)} questions, {arguments.samples} samples"
-            f"{', --latents-out' if arguments.latents_out else ''}: name a file for the answers with --out"
+            f"{len(records)} questions, {arguments.samples} samples{more}: name a file for the answers with "
+            "--out"
         )
     model = thinker(arguments)
     prompt = model.encoder.prompt(records[0])
@@ -122,6 +137,7 @@ def _to_file(arguments: argparse.Namespace, records: list[Record]) -> int:
         config=sampling(arguments),
         batch=arguments.batch,
         latents_out=arguments.latents_out,
+        latents=arguments.latents,
         name=model_name(arguments),
     )
     sys.stdout.write(f"{arguments.out}\n")

@@ -19,12 +19,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that say which checkpoint is loaded, how and where."""
-    parser.add_argument(
-        "--checkpoint", required=True, help="folder or hub id of a checkpoint with latent tokens"
-    )
-    parser.add_argument("--subfolder", help="folder within --checkpoint that holds the model")
+def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Declare what says which checkpoint is loaded, how and where."""
+    text = "folder or hub id of a checkpoint with latent tokens"
+    if positional:
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help=text)
+    else:
+        parser.add_argument("--checkpoint", required=True, help=text)
+    parser.add_argument("--subfolder", help="folder within the checkpoint that holds the model")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -32,6 +34,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="of the weights; auto: as they were saved (default: auto)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
+
+
+def add_latents(parser: argparse.ArgumentParser) -> None:
+    """Declare what the model is fed inside its blocks."""
+    parser.add_argument(
+        "--latents",
+        default="own",
+        metavar="MODE",
+        help="what the model is fed inside imagery blocks: own (default), oracle, zero, pad, noise, "
+        "other-clip, first-repeat, shuffle or none; see docs/latents.md",
+    )
 
 
 def output(text: str) -> Path:

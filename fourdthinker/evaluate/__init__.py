@@ -1,10 +1,11 @@
 """Scoring a model on records: sampled and greedy accuracy with intervals, baselines, paired comparisons."""
 
+from fourdthinker.evaluate.asking import sample_seed
 from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
 from fourdthinker.evaluate.clips import group_clips, read_clips, source_of
 from fourdthinker.evaluate.compare import Comparison, compare, load_result
 from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
-from fourdthinker.evaluate.runner import evaluate, sample_seed
+from fourdthinker.evaluate.runner import evaluate
 from fourdthinker.evaluate.several import several_samples
 from fourdthinker.evaluate.table import results_table, types_table
 

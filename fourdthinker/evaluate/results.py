@@ -32,7 +32,8 @@ class Question:
     greedy_text: the decoded completions. lengths: tokens of the samples. truncated: samples that met the
     length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
     "" otherwise; a failed question counts as answered wrongly. times_from: how the times of its clip were
-    learnt (`frames.Frames`).
+    learnt (`frames.Frames`). letters: letter -> its probability among the letters where the answer at
+    temperature 0 names one, None where it was not wanted or the answer names none.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Question:
     truncated: int = 0
     failed: str = ""
     times_from: str = "container"
+    letters: dict[str, float] | None = None
 
     def score(self, answer: str | None) -> float:
         """What an answer scores: 1 or 0; a number its mean relative accuracy; 0 if the question failed."""

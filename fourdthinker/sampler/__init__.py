@@ -2,17 +2,26 @@
 
 from fourdthinker.sampler.config import SamplingConfig, row_seed
 from fourdthinker.sampler.engine import LatentSampler
+from fourdthinker.sampler.feed import Feed
+from fourdthinker.sampler.latent_modes import LATENT_MODES, check_latent_mode, make_feed, most_latents
 from fourdthinker.sampler.replay import replay_batch, replay_logprobs
 from fourdthinker.sampler.rollout import Rollout
+from fourdthinker.sampler.step import head_logits
 from fourdthinker.sampler.vision import encode_imagery, encode_prompts, encode_visions
 
 __all__ = [
+    "LATENT_MODES",
+    "Feed",
     "LatentSampler",
     "Rollout",
     "SamplingConfig",
+    "check_latent_mode",
     "encode_imagery",
     "encode_prompts",
     "encode_visions",
+    "head_logits",
+    "make_feed",
+    "most_latents",
     "replay_batch",
     "replay_logprobs",
     "row_seed",

@@ -16,6 +16,7 @@ from fourdthinker.backbones.fused import fused_projections
 from fourdthinker.backbones.gathering import require_whole
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler.config import SamplingConfig, row_seed
+from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.logits_processors import Processor, Processors
 from fourdthinker.sampler.non_finite import refuse_broken
 from fourdthinker.sampler.output import StopScanner
@@ -80,6 +81,7 @@ class LatentSampler:
         logits_processor: Sequence[Processor] | None = None,
         features: Sequence[Tensor | None] | None = None,
         on_tokens: OnTokens | None = None,
+        feed: Feed | None = None,
     ) -> Rollout:
         """Sample `n` rows of every prompt; row `p * n + s` is sample s of prompt p.
 
@@ -96,15 +98,17 @@ class LatentSampler:
             features: of every prompt, as `encode_prompts` returns; None: it is called.
             on_tokens: called with a row's index, its new ids and whether it has ended, every `check_every`
                 steps when there are new ones; together they are the ids of the rollout.
+            feed: of the rows, what they are fed instead of their own latents (`make_feed`); None: nothing.
 
         Returns:
             The rows: ids, latents, log-probabilities and why each ended, on the device of the model.
 
         Raises:
-            ConfigError: weights that are sliced over ranks (see `gathered`), no prompts, n < 1, seeds or
-                features that do not fit, EOS ids the model does not have, prompts that are longer than the
-                model's context, of another family, or whose vision pads and features differ in number, stop
-                strings without a tokenizer, a `kv_budget` too small for a prompt and one row of it.
+            ConfigError: weights that are sliced over ranks (see `gathered`), no prompts, n < 1, seeds,
+                features or a feed that do not fit, EOS ids the model does not have, prompts that are longer
+                than the model's context, of another family, or whose vision pads and features differ in
+                number, stop strings without a tokenizer, a `kv_budget` too small for a prompt and one row of
+                it.
             SamplingError: prompts with a row whose logits leave nothing to sample from.
         """
         config = config if config is not None else SamplingConfig()
@@ -117,6 +121,8 @@ class LatentSampler:
                 f"{len(features)} features for {len(prompts)} prompts; give one (or None) for each"
             )
         backbone, spec = self.backbone, self.backbone.vision
+        if feed is not None:
+            feed.check(len(prompts) * n, backbone.hidden_size)
         require_full_attention(backbone)
         require_whole(backbone)
         eos_ids = _eos_ids(backbone, config)
@@ -132,7 +138,7 @@ class LatentSampler:
                 prompts, features, vision_ids, new=config.max_new_tokens, context=backbone.max_positions
             )
             plan, work = self._plan(prompts, features, n, config, row_seeds)
-            work.stops, work.on_tokens = stops, on_tokens
+            work.stops, work.on_tokens, work.feed = stops, on_tokens, feed
             processors = None
             if logits_processor:
                 processors = Processors(logits_processor, config.max_new_tokens, backbone.device)

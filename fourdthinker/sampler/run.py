@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.graphs import Graphs
 from fourdthinker.sampler.output import Output, StopScanner
 from fourdthinker.sampler.prefill import prefill
@@ -52,6 +53,7 @@ class Work:
     seeds: Tensor  # [R] on the CPU
     stops: StopScanner | None = None
     on_tokens: OnTokens | None = None
+    feed: Feed | None = None  # of all rows; None: their own latents
 
 
 class Run:
@@ -170,8 +172,10 @@ class Run:
     def _enter(self, slot_ids: list[int], entering: list[tuple[Chunk, int, int]]) -> None:
         work, stepper = self.work, self.stepper
         rows = [row for _, _, row in entering]
+        backbone = stepper.backbone
+        feed = None if work.feed is None else work.feed.rows(rows, backbone.embedding_weight)
         fresh = Slots.fresh(
-            stepper.backbone, stepper.config, [work.row_prompts[row] for row in rows], work.seeds[rows]
+            backbone, stepper.config, [work.row_prompts[row] for row in rows], work.seeds[rows], feed
         )
         if stepper.processors is not None:
             stepper.processors.begin([work.row_prompts[row] for row in rows])

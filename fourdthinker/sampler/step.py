@@ -25,6 +25,7 @@ from fourdthinker.kernels import (
 from fourdthinker.latents import rescaled
 from fourdthinker.sampler.attention import NAME
 from fourdthinker.sampler.config import SamplingConfig
+from fourdthinker.sampler.feed import fed
 from fourdthinker.sampler.logits_processors import Processors
 from fourdthinker.sampler.store import KVStore
 from fourdthinker.sampler.vision import vision_index
@@ -46,11 +47,13 @@ class Slots:
     history: dict[str, Tensor]  # [r, max_new_tokens + 1] each, see Recording
     embeds: Tensor  # [r, H] input of the next step
     upcoming: dict[str, Tensor]  # of the next step: positions, newest and forbidden of Recording
+    feed: dict[str, Tensor]  # what is fed instead of own latents, see Feed.rows; {}: nothing is
 
     @classmethod
     def fresh(
-        cls, backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor
-    ) -> Slots:
+        cls, backbone: Backbone, config: SamplingConfig, prompts: Sequence[Prompt], seeds: Tensor,
+        feed: dict[str, Tensor] | None = None,
+    ) -> Slots:  # fmt: skip
         """Slots for rows that have emitted nothing yet.
 
         Args:
@@ -58,10 +61,11 @@ class Slots:
             config: sampling settings.
             prompts: of each row the prompt that it continues, r of them.
             seeds: [r] int64.
+            feed: see `Feed.rows`; None: every row feeds its own latents.
         """
         before = torch.tensor([prompt.next_position - 1 for prompt in prompts]).to(backbone.device)
         drawn = drawing(backbone, config, prompts, seeds)
-        return cls._zeros(backbone, config, len(prompts), drawn, before)
+        return cls._zeros(backbone, config, len(prompts), drawn, before, feed or {})
 
     @classmethod
     def empty(cls, backbone: Backbone, config: SamplingConfig, rows: int, like: Slots) -> Slots:
@@ -74,7 +78,8 @@ class Slots:
             like: slots with the same parameters of `sample_tokens` in use.
         """
         nothing = {name: value.new_ones(rows, *value.shape[1:]) for name, value in like.drawing.items()}
-        slots = cls._zeros(backbone, config, rows, nothing, like.upcoming["positions"].new_zeros(rows))
+        feed = {name: value.new_zeros(rows, *value.shape[1:]) for name, value in like.feed.items()}
+        slots = cls._zeros(backbone, config, rows, nothing, like.upcoming["positions"].new_zeros(rows), feed)
         slots.state["finished"].fill_(True)
         slots.state["steps"].fill_(1)
         slots.upcoming["newest"].fill_(0)
@@ -83,7 +88,7 @@ class Slots:
     @classmethod
     def _zeros(
         cls, backbone: Backbone, config: SamplingConfig, rows: int, drawing: dict[str, Tensor],
-        positions: Tensor,
+        positions: Tensor, feed: dict[str, Tensor],
     ) -> Slots:  # fmt: skip
         device, columns = backbone.device, config.max_new_tokens + 1
         max_latents = min(config.max_blocks * backbone.latents.latent_size, config.max_new_tokens)
@@ -103,7 +108,7 @@ class Slots:
                 max_blocks=config.max_blocks,
             ),
         }  # fmt: skip
-        return cls(state, drawing, history, embeds, upcoming)
+        return cls(state, drawing, history, embeds, upcoming, feed)
 
     @property
     def recording(self) -> Recording:
@@ -117,6 +122,7 @@ class Slots:
             (self.drawing, fresh.drawing),
             (self.history, fresh.history),
             (self.upcoming, fresh.upcoming),
+            (self.feed, fresh.feed),
         ):
             for name, value in mine.items():
                 value.index_copy_(0, index, theirs[name])
@@ -124,11 +130,11 @@ class Slots:
 
     def select(self, index: Tensor) -> Slots:
         """The slots `index` [k] alone."""
-        state, drawing, history, upcoming = (
+        state, drawing, history, upcoming, feed = (
             {name: value.index_select(0, index) for name, value in part.items()}
-            for part in (self.state, self.drawing, self.history, self.upcoming)
+            for part in (self.state, self.drawing, self.history, self.upcoming, self.feed)
         )
-        return Slots(state, drawing, history, self.embeds.index_select(0, index), upcoming)
+        return Slots(state, drawing, history, self.embeds.index_select(0, index), upcoming, feed)
 
 
 @dataclass
@@ -185,9 +191,12 @@ class Stepper:
             logprobs = scaled.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         if broken is not None:  # such a row ends here, and says so
             logprobs = logprobs.masked_fill(broken, torch.nan)
+        thought = rescaled(hidden, latents.latent_norm)
+        if slots.feed:  # of a call, not of a step
+            thought = fed(slots.feed, state, thought, latents.latent_size)
         emitted, _, _ = latent_feedback_step_(
             ids,
-            rescaled(hidden, latents.latent_norm),
+            thought,
             backbone.embedding_weight,
             **state,  # type: ignore[arg-type]  # tensors; none is called backend or mode
             eos_ids=self.eos_ids,

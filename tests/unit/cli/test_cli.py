@@ -213,6 +213,28 @@ def test_generate_answers_many_and_goes_on(
     assert len(out.read_text(encoding="utf-8").splitlines()) == 4
 
 
+def test_latents_are_audited(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, data = str(folder / "model"), str(folder / "data.jsonl")
+    command = ["latents", model, "--data", data, "--out", str(tmp_path), "--max-new-tokens", "3"]
+    assert cli.main([*command, "--modes", "zero", "other-clip", "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "latents.json").read_text())
+    assert list(found["modes"]) == ["own", "zero", "other-clip"]
+    assert found["questions"] == 4
+    assert found["without_blocks"] == 1  # a random model opens none: nothing changes
+    assert found["modes"]["zero"]["flips"] == 0
+    assert "100 % of the answers have no imagery block" in caplog.text
+    assert "less own" in capsys.readouterr().out
+    assert cli.main(["compare", str(tmp_path / "own"), str(tmp_path / "zero")]) == 0
+
+    assert cli.main([*command, "--modes", "nothing"]) == 2
+    assert cli.main(["generate", "--checkpoint", model, "--question", "a?", "--latents", "zero"]) == 2
+    said = capsys.readouterr().err
+    assert "latents is 'nothing'; choose one of own, oracle" in said
+    assert "--latents zero: name a file for the answers with --out" in said
+
+
 def test_flags_win_over_presets() -> None:
     from fourdthinker.cli.shared import add_sampling, sampling
 

@@ -28,6 +28,7 @@ PAGES = [
     ROOT / "docs" / "generation.md",
     ROOT / "docs" / "synthesis.md",
     ROOT / "docs" / "audit.md",
+    ROOT / "docs" / "latents.md",
     ROOT / "docs" / "questions.md",
 ]
 

@@ -22,12 +22,12 @@ from fourdthinker.evaluate import (
     evaluate,
     paired_difference,
     results_table,
+    sample_seed,
     scoring,
     source_of,
     types_table,
 )
 from fourdthinker.evaluate.clips import cluster_of, derangement, donors, group_clips, override_prompts
-from fourdthinker.evaluate.runner import sample_seed
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle

@@ -29,8 +29,14 @@ class Row:
 
 
 @torch.no_grad()
-def one_row(checkpoint: Checkpoint, prompt: Prompt, config: SamplingConfig, seed: int) -> Row:
-    """The grammar, the draw and the layers of transformers with their own cache, for one row alone."""
+def one_row(
+    checkpoint: Checkpoint, prompt: Prompt, config: SamplingConfig, seed: int, feed: str = "own",
+    vectors: Tensor | None = None,
+) -> Row:  # fmt: skip
+    """The grammar, the draw and the layers of transformers with their own cache, for one row alone.
+
+    ``feed``: one of LATENT_MODES; ``vectors`` [N, H] stand in for the first N latents.
+    """
     backbone, latents = checkpoint.backbone, checkpoint.backbone.latents
     eos = config.eos_ids or backbone.vision.eos_ids
     batch: dict[str, Any] = {"input_ids": prompt.input_ids[None]}
@@ -56,11 +62,21 @@ def one_row(checkpoint: Checkpoint, prompt: Prompt, config: SamplingConfig, seed
         embeds = None
         policy = inside < 0
         if inside >= 0:
-            ends = inside == latents.latent_size or (config.mode == "reference" and token == latents.end_id)
+            size = 0 if feed == "none" else latents.latent_size
+            ends = inside == size or (config.mode == "reference" and token == latents.end_id)
             token = latents.end_id if ends else latents.pad_id
             if not ends:
-                row.latents.append(hidden)
-                embeds = hidden[None, None]
+                thought = hidden
+                if feed == "first-repeat" and inside > 0:
+                    thought = row.latents[-1]
+                elif feed == "zero":
+                    thought = torch.zeros_like(hidden)
+                elif feed == "pad":
+                    thought = backbone.embedding_weight[latents.pad_id]
+                elif vectors is not None and len(row.latents) < len(vectors):
+                    thought = vectors[len(row.latents)]
+                row.latents.append(thought)
+                embeds = thought[None, None]
             inside = -1 if ends else inside + 1
         elif token == latents.start_id:
             inside, blocks, policy = 0, blocks + 1, config.train_start

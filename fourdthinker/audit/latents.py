@@ -1,0 +1,205 @@
+"""What the latents of a model do: the same questions with something else in their place."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fourdthinker.audit.blocks import BlockLatents, block_statistics, collect_blocks
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate import EvalResult, Question, compare, evaluate, group_clips, scoring, source_of
+from fourdthinker.evaluate.asking import Asking
+from fourdthinker.evaluate.items import Items
+from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, imagery_targets
+from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_latent_mode, encode_prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fourdthinker.prompts import Encoder
+    from fourdthinker.records import Record
+    from fourdthinker.sampler import LatentSampler
+    from fourdthinker.samples import Prompt
+
+log = logging.getLogger(__name__)
+
+
+def usable_modes(records: Sequence[Record]) -> list[str]:
+    """The modes that these records allow, "own" first; what is left out is logged.
+
+    Args:
+        records: the questions.
+    """
+    left_out = {}
+    if any(not record.images for record in records):
+        left_out["oracle"] = "not every record has overlays"
+    if len({source_of(record) for record in records}) < 2:
+        left_out |= dict.fromkeys(("noise", "other-clip"), "all questions are about one video")
+    for mode, reason in left_out.items():
+        log.info("latents %s is left out: %s", mode, reason)
+    return [mode for mode in LATENT_MODES if mode not in left_out]
+
+
+@dataclass
+class LatentAudit:
+    """Audits the latents of one model.
+
+    Attributes:
+        sampler: of the model.
+        encoder: of the same checkpoint.
+        records: multiple-choice questions with unique ids.
+        n: samples of each question beside the answer at temperature 0.
+        config: sampling settings.
+        batch: questions at a time.
+        folder: gets `MODE/answers.jsonl`, from which an audit that was interrupted goes on; None: none.
+        name: of the model.
+        progress: whether bars are shown on standard error.
+    """
+
+    sampler: LatentSampler
+    encoder: Encoder
+    records: Sequence[Record]
+    n: int = 0
+    config: SamplingConfig = field(default_factory=SamplingConfig)
+    batch: int = 16
+    folder: Path | None = None
+    name: str = "model"
+    progress: bool = True
+
+    def run(
+        self, modes: Sequence[str] | None = None, prompts: Sequence[Prompt] | None = None
+    ) -> dict[str, Any]:
+        """Answer the questions in every mode, and describe the latents.
+
+        Args:
+            modes: of LATENT_MODES, "own" is always one; None: all that the records allow.
+            prompts: one encoded prompt for each record; None: they are made, each clip encoded once.
+
+        Returns:
+            For JSON. modes: mode -> accuracy and its interval, parsed, n, and against own: difference (and
+            sampled_difference) with interval, flips (share of the answers at temperature 0 that are others),
+            gained, lost, p (McNemar), kl (mean divergence of the letters' probabilities from those with own
+            latents, in nats, with interval, over `kl_questions`). blocks: see `block_statistics`.
+            without_blocks: share of the answers that have no block. failed: id -> reason, of the questions
+            that are left out.
+
+        Raises:
+            ConfigError: an unknown mode, no question that can be asked, or those of `evaluate`.
+            RecordError: as for `evaluate`.
+        """
+        for mode in modes or ():
+            check_latent_mode(mode)
+        failed: dict[str, str] = {}
+        if prompts is None:
+            prompts, failed = self._encode()
+        asked = [record for record in self.records if record.id not in failed]
+        if not asked:
+            raise ConfigError(f"no question can be asked; first: {next(iter(failed.values()))}")
+        chosen = usable_modes(asked) if modes is None else ["own", *(mode for mode in modes if mode != "own")]
+        own, found, without = self._own(asked, prompts)
+        results = {mode: self._answers(mode, asked, prompts, own) for mode in chosen}
+        return {
+            "name": self.name,
+            "questions": len(asked),
+            "videos": len({source_of(record) for record in asked}),
+            "samples": self.n,
+            "modes": {mode: mode_numbers(results["own"], result) for mode, result in results.items()},
+            "blocks": block_statistics(found, self.sampler.backbone.embedding_weight),
+            "without_blocks": without / len(asked),
+            "failed": failed,
+            "settings": results["own"].settings,
+        }
+
+    def _items(self, records: Sequence[Record], prompts: Sequence[Prompt] | None) -> Items:
+        return Items(records, self.encoder, group_clips(records), None, self.config.seed, prompts)
+
+    def _encode(self) -> tuple[list[Prompt], dict[str, str]]:
+        """Prompts with the features of their clips, on the CPU; what cannot be asked, with the reason."""
+        made: dict[int, Prompt] = {}
+        failed: dict[str, str] = {}
+        for batch in self._items(self.records, None).batches((), self.batch):
+            ready = [item for item in batch if not isinstance(item, Question)]
+            failed |= {item.id: item.failed for item in batch if isinstance(item, Question)}
+            features = encode_prompts(self.sampler.backbone, [prompt for _, prompt in ready])
+            for (i, prompt), feature in zip(ready, features, strict=True):
+                vision = prompt.vision
+                if vision is not None and feature is not None:
+                    vision = replace(vision, patches=None, features=feature.detach().cpu())
+                made[i] = replace(prompt, vision=vision)
+        return [made[i] for i in sorted(made)], failed
+
+    def _own(
+        self, records: Sequence[Record], prompts: Sequence[Prompt]
+    ) -> tuple[dict[Key, Tensor], dict[int, BlockLatents], int]:
+        """Own latents of all rows, those of each block at temperature 0, and how many answers have none."""
+        backbone = self.sampler.backbone
+        sources = {record.id: source_of(record) for record in records}
+        targets = imagery_targets(backbone, self.encoder, records)
+        feeds = LatentFeeds("own", backbone, self.config, sources)
+        asking = Asking(self.sampler, self.encoder, records, self.n, True, self.config, feeds)
+        own: dict[Key, Tensor] = {}
+        found: dict[int, BlockLatents] = {}
+        for batch in self._items(records, prompts).batches((), self.batch):
+            for asked in asking.sampled_rows(batch):
+                own |= asked.latents()
+                if asked.keys[0][1] < 0:
+                    collect_blocks(found, asked, backbone, self.encoder.tokenizer, sources, targets)
+        without = sum(not len(vectors) for (_, number), vectors in own.items() if number < 0)
+        return own, found, without
+
+    def _answers(
+        self, mode: str, records: Sequence[Record], prompts: Sequence[Prompt], own: dict[Key, Tensor]
+    ) -> EvalResult:
+        return evaluate(
+            self.sampler, self.encoder, records, n=self.n, config=self.config, batch_prompts=self.batch,
+            latents=mode, own=own, letters=True, prompts=prompts, name=self.name, progress=self.progress,
+            journal=None if self.folder is None else self.folder / mode / "answers.jsonl",
+        )  # fmt: skip
+
+
+def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:
+    """The row of a mode, see `LatentAudit.run`.
+
+    Args:
+        own: the answers with own latents.
+        result: those to the same questions in the mode.
+    """
+    accuracy = scoring.accuracy_interval(result.scores(greedy=True), result.clusters)
+    out: dict[str, Any] = {
+        "accuracy": accuracy["mean"],
+        "low": accuracy["low"],
+        "high": accuracy["high"],
+        "parsed": sum(q.greedy is not None for q in result.questions) / len(result.questions),
+        "n": len(result.questions),
+    }
+    if result.n:
+        out["sampled"] = float(scoring.question_means(result.marks).mean())
+    if result is own:
+        return out
+    found = compare(own, result).to_dict()
+    gained = sum(flip["gained"] for flip in found["flips"])
+    pairs = [
+        (kl_divergence(a.letters, b.letters), a.cluster)
+        for a, b in zip(own.questions, result.questions, strict=True)
+        if a.letters and b.letters
+    ]
+    divergence = scoring.finite(scoring.mean_interval([kl for kl, _ in pairs], [c for _, c in pairs]))
+    return out | {
+        "difference": found["greedy"],
+        "sampled_difference": found["sampled"],
+        "flips": found["changed"],
+        "gained": gained,
+        "lost": len(found["flips"]) - gained,
+        "p": found["p"],
+        "kl": divergence,
+        "kl_questions": len(pairs),
+    }
+
+
+def kl_divergence(p: dict[str, float], q: dict[str, float]) -> float:
+    """Sum p log(p / q) in nats over the letters of `p`; a probability of 0 in `q` counts as 1e-12."""
+    return sum(share * math.log(share / max(q[letter], 1e-12)) for letter, share in p.items() if share > 0)

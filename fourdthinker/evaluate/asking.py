@@ -1,0 +1,188 @@
+"""Prompts to answered questions: n samples and one answer at temperature 0 of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fourdthinker.errors import SamplingError
+from fourdthinker.evaluate.items import Item, make_question
+from fourdthinker.evaluate.latent_modes import Key, LatentFeeds
+from fourdthinker.evaluate.letters import letter_probabilities, letter_steps
+from fourdthinker.evaluate.numeric import parse_number
+from fourdthinker.evaluate.results import Question
+from fourdthinker.rewards import parse_answer
+from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts
+
+if TYPE_CHECKING:
+    from fourdthinker.prompts import Encoder
+    from fourdthinker.records import Record
+    from fourdthinker.samples import Prompt
+
+
+def sample_seed(seed: int, record_id: str, number: int) -> int:
+    """The seed of one sample, whatever else is asked in the same evaluation.
+
+    Args:
+        seed: that of the evaluation.
+        record_id: of the question.
+        number: of the sample, from 0; -1 at temperature 0.
+
+    Returns:
+        A hash of the three, in [0, 2^63).
+    """
+    digest = hashlib.blake2b(f"{seed}\n{number}\n{record_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass
+class Asked:
+    """A batch of prompts as sampled once.
+
+    Attributes:
+        rollout: n rows a prompt.
+        keys: of each row.
+        prompts: what it was sampled from.
+        features: their vision features.
+        records: what the prompts ask.
+    """
+
+    rollout: Rollout
+    keys: list[Key]
+    prompts: Sequence[Prompt]
+    features: Sequence[Tensor | None]
+    records: Sequence[Record]
+
+    def latents(self) -> dict[Key, Tensor]:
+        """Of each row what it was fed, [N, H] float32 on the CPU."""
+        vectors, rows = self.rollout.latents.float().cpu(), self.rollout.latent_rows.cpu()
+        return {key: vectors[rows == row] for row, key in enumerate(self.keys)}
+
+
+@dataclass
+class Asking:
+    """How the prompts of an evaluation are asked.
+
+    Attributes:
+        sampler: of the model.
+        encoder: of the same checkpoint.
+        records: all of them; prompts come with their index.
+        n: samples of each.
+        greedy: whether they are answered at temperature 0 too.
+        config: sampling settings.
+        feeds: what the model is fed inside blocks.
+        letters: whether the probabilities of the letters at temperature 0 are wanted.
+    """
+
+    sampler: LatentSampler
+    encoder: Encoder
+    records: Sequence[Record]
+    n: int
+    greedy: bool
+    config: SamplingConfig
+    feeds: LatentFeeds
+    letters: bool = False
+
+    def answer(self, todo: Sequence[tuple[int, Prompt]]) -> list[Question]:
+        """Answers to all of `todo`; those that the model has no answer to fail, and the others go on."""
+        failed: list[Question] = []
+        while todo:
+            try:
+                return failed + self._answered(todo)
+            except SamplingError as error:
+                failed += [
+                    make_question(self.records[todo[k][0]], failed=reason)
+                    for k, reason in error.prompts.items()
+                ]
+                todo = [item for k, item in enumerate(todo) if k not in error.prompts]
+        return failed
+
+    def own(self, batches: Iterable[Sequence[Item]]) -> dict[Key, Tensor]:
+        """The latents that the model thinks itself in all these rows; what fails has none."""
+        found: dict[Key, Tensor] = {}
+        asking = replace(self, feeds=replace(self.feeds, mode="own"))
+        for batch in batches:
+            for asked in asking.sampled_rows(batch):
+                found |= asked.latents()
+        return found
+
+    def sampled_rows(self, batch: Sequence[Item]) -> list[Asked]:
+        """As `sampled`, without the items that fail."""
+        todo = [item for item in batch if not isinstance(item, Question)]
+        while todo:
+            try:
+                return self.sampled(todo)
+            except SamplingError as error:
+                todo = [item for k, item in enumerate(todo) if k not in error.prompts]
+        return []
+
+    def sampled(self, todo: Sequence[tuple[int, Prompt]]) -> list[Asked]:
+        """The n samples, then the row at temperature 0, as far as they are wanted."""
+        records, prompts = [self.records[i] for i, _ in todo], [prompt for _, prompt in todo]
+        with torch.no_grad():
+            features = encode_prompts(self.sampler.backbone, prompts)  # each distinct clip once, for both
+        out = []
+        for numbers, wanted in ((range(self.n), self.n > 0), (range(-1, 0), self.greedy)):
+            if not wanted:
+                continue
+            keys = [(record.id, k) for record in records for k in numbers]
+            config = self.config if numbers[0] >= 0 else replace(self.config, temperature=0.0)
+            rollout = self.sampler.sample(
+                prompts, len(numbers), config, features=features, feed=self.feeds.feed(keys),
+                seeds=[sample_seed(config.seed, id, k) for id, k in keys],
+            )  # fmt: skip
+            out.append(Asked(rollout, keys, prompts, features, records))
+        return out
+
+    def _answered(self, todo: Sequence[tuple[int, Prompt]]) -> list[Question]:
+        found: list[dict[str, Any]] = [{} for _ in todo]
+        for asked in self.sampled(todo):
+            drawn = asked.keys[0][1] >= 0
+            for values, more in zip(found, self._drawn(asked) if drawn else self._best(asked), strict=True):
+                values |= more
+        out = []
+        for (i, prompt), values in zip(todo, found, strict=True):
+            times = prompt.vision.times_from if prompt.vision is not None else "container"
+            out.append(make_question(self.records[i], times_from=times, **values))
+        return out
+
+    def _drawn(self, asked: Asked) -> list[dict[str, Any]]:
+        """Of each record what its samples say."""
+        texts, lengths = asked.rollout.texts(self.encoder.tokenizer), asked.rollout.lengths.tolist()
+        cut = [reason == "length" for reason in asked.rollout.finish_reason]
+        out = []
+        for number, record in enumerate(asked.records):
+            rows = slice(number * self.n, (number + 1) * self.n)
+            out.append(
+                {
+                    "answers": tuple(_parse(text, record) for text in texts[rows]),
+                    "texts": tuple(texts[rows]),
+                    "lengths": tuple(lengths[rows]),
+                    "truncated": sum(cut[rows]),
+                }
+            )
+        return out
+
+    def _best(self, asked: Asked) -> list[dict[str, Any]]:
+        """Of each record its answer at temperature 0."""
+        texts = asked.rollout.texts(self.encoder.tokenizer)
+        letters: dict[int, dict[str, float]] = {}
+        if self.letters:
+            options = [record.options for record in asked.records]
+            steps = letter_steps(self.encoder.tokenizer, asked.rollout, options)
+            letters = letter_probabilities(
+                self.sampler.backbone, asked.rollout, asked.prompts, asked.features, steps
+            )
+        return [
+            {"greedy": _parse(text, record), "greedy_text": text, "letters": letters.get(row)}
+            for row, (text, record) in enumerate(zip(texts, asked.records, strict=True))
+        ]
+
+
+def _parse(text: str, record: Record) -> str | None:
+    return parse_answer(text, record.options) if record.options else parse_number(text)

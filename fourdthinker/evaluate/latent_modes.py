@@ -1,0 +1,182 @@
+"""What the answers to records are thought with: the latents of each row, or something in their place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.evaluate.clips import derangement, source_of
+from fourdthinker.sampler import (
+    Feed,
+    SamplingConfig,
+    check_latent_mode,
+    encode_imagery,
+    make_feed,
+    most_latents,
+)
+
+if TYPE_CHECKING:
+    from fourdthinker.backbones.common import Backbone
+    from fourdthinker.prompts import Encoder
+    from fourdthinker.records import Record
+
+Key = tuple[str, int]  # id of a record, and the number of a sample; -1: at temperature 0
+OF_OWN = ("noise", "other-clip", "shuffle")  # made of the latents that the model thinks itself
+
+
+@dataclass
+class LatentFeeds:
+    """Makes the feeds of the rows that answer records, in one mode.
+
+    No entry depends on how records are batched, nor on the order of sampling.
+
+    Attributes:
+        mode: one of LATENT_MODES.
+        backbone: the model.
+        config: sampling settings.
+        sources: id of each record -> its original video.
+        own: of the rows of a run with own latents, those latents [N, H]; for the modes OF_OWN.
+        targets: id -> [N, H], what its overlays are to be thought as; for oracle.
+    """
+
+    mode: str
+    backbone: Backbone
+    config: SamplingConfig
+    sources: Mapping[str, str]
+    own: dict[Key, Tensor] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def feed(self, keys: Sequence[Key]) -> Feed | None:
+        """The feed of some rows, for `LatentSampler.sample`; None for own."""
+        made = {
+            "oracle": lambda: [self.targets[id] for id, _ in keys],
+            "noise": lambda: self._noise(keys),
+            "other-clip": lambda: self._other_clip(keys),
+            "shuffle": lambda: [self._shuffled(key) for key in keys],
+        }.get(self.mode, lambda: None)()
+        return make_feed(self.mode, self.backbone, len(keys), made)
+
+    def _noise(self, keys: Sequence[Key]) -> list[Tensor]:
+        """Normal draws with mean and spread, a number at a time, and with the norm of all own latents."""
+        every = torch.cat([*self.own.values(), torch.zeros(0, self.backbone.hidden_size)]).double()
+        if not len(every):
+            return [every.float() for _ in keys]
+        mean, norm = every.mean(0), every.norm(dim=-1).mean()
+        spread = every.std(0, correction=0)
+        length = most_latents(self.backbone, self.config)
+        out = []
+        for key in keys:
+            generator = torch.Generator().manual_seed(_seed(self.config.seed, "noise", key))
+            drawn = torch.randn(length, len(mean), generator=generator, dtype=torch.float64)
+            drawn = mean + spread * drawn
+            out.append((drawn * (norm / drawn.norm(dim=-1, keepdim=True))).float())
+        return out
+
+    def _other_clip(self, keys: Sequence[Key]) -> list[Tensor]:
+        """Those of a row about another video, over and over; the videos are exchanged in one cycle."""
+        rows: dict[str, list[Key]] = {}
+        for key in sorted(self.own):
+            if len(self.own[key]):
+                rows.setdefault(self.sources[key[0]], []).append(key)
+        if not rows:  # no block was opened: nothing to replace
+            return [torch.zeros(0, self.backbone.hidden_size) for _ in keys]
+        if len(rows) == 1:
+            raise ConfigError(
+                "latents other-clip: the rows of one video alone have latents; ask about two or more videos"
+            )
+        donors = list(rows)
+        exchanged = dict(
+            zip(donors, (donors[i] for i in derangement(len(donors), self.config.seed)), strict=True)
+        )
+        length, out = most_latents(self.backbone, self.config), []
+        for key in keys:
+            source = self.sources[key[0]]
+            given = rows[exchanged.get(source, donors[0])]
+            vectors = self.own[given[_seed(self.config.seed, "donor", key) % len(given)]]
+            out.append(vectors[torch.arange(length) % len(vectors)])
+        return out
+
+    def _shuffled(self, key: Key) -> Tensor:
+        """The row's own latents, those of all blocks, each in another's stead."""
+        vectors = self.own.get(key, torch.zeros(0, self.backbone.hidden_size))
+        if len(vectors) < 2:
+            return vectors
+        return vectors[torch.tensor(derangement(len(vectors), _seed(self.config.seed, "shuffle", key)))]
+
+
+def latent_feeds(
+    mode: str,
+    backbone: Backbone,
+    encoder: Encoder,
+    records: Sequence[Record],
+    config: SamplingConfig,
+) -> LatentFeeds:
+    """What `mode` needs beside own latents, checked and read.
+
+    Args:
+        mode: one of LATENT_MODES.
+        backbone: the model.
+        encoder: of the same checkpoint.
+        records: what will be asked.
+        config: sampling settings.
+
+    Returns:
+        The feeds; for the modes OF_OWN their `own` is still to be filled.
+
+    Raises:
+        ConfigError: an unknown mode, or too few videos for it.
+        RecordError: oracle, and a record without overlays.
+        VideoError: oracle, and an overlay that cannot be read.
+    """
+    check_latent_mode(mode)
+    sources = {record.id: source_of(record) for record in records}
+    if mode in ("noise", "other-clip") and len(set(sources.values())) < 2:
+        raise ConfigError(
+            f"latents {mode} are made of those of several videos, and all questions are about one; add "
+            "questions about another, or choose another mode"
+        )
+    targets = imagery_targets(backbone, encoder, records, required=True) if mode == "oracle" else {}
+    return LatentFeeds(mode, backbone, config, sources, targets=targets)
+
+
+def imagery_targets(
+    backbone: Backbone, encoder: Encoder, records: Sequence[Record], *, required: bool = False
+) -> dict[str, Tensor]:
+    """What the overlays of records are to be thought as.
+
+    Args:
+        backbone: the model.
+        encoder: of the same checkpoint.
+        records: with or without overlays.
+        required: whether a record without any is an error.
+
+    Returns:
+        id -> [N, H] on the CPU, K for each overlay, of those that have some.
+
+    Raises:
+        RecordError: a record without overlays, if they are required.
+        VideoError: an overlay that cannot be read.
+    """
+    bare = [record for record in records if not record.images]
+    if bare and required:
+        raise RecordError(
+            f"{bare[0].where}: latents oracle need overlays and this record has none ({len(bare)} of "
+            f"{len(records)} have none); use records with 'image_output', or another mode"
+        )
+    out = {}
+    for record in records:
+        if record.images:
+            (vectors,) = encode_imagery(backbone, [encoder.overlays(record)])
+            out[record.id] = vectors.float().cpu()
+    return out
+
+
+def _seed(seed: int, what: str, key: Key) -> int:
+    digest = hashlib.blake2b(f"{seed}\n{what}\n{key[1]}\n{key[0]}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,220 @@
+"""The latent audit tells a model that reads its latents from one that does not; its numbers are right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fourdthinker.audit import latents as audit_module
+from fourdthinker.audit.blocks import between_clip_cosine, effective_rank
+from fourdthinker.audit.latents import LatentAudit, kl_divergence, usable_modes
+from fourdthinker.backbones import Checkpoint
+from fourdthinker.backbones.watched import attention_shares
+from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.evaluate import evaluate, latent_modes
+from fourdthinker.evaluate.latent_modes import LatentFeeds, latent_feeds
+from fourdthinker.evaluate.letters import letter_step
+from fourdthinker.sampler import LatentSampler, SamplingConfig, replay_batch
+from tests.tiny import tiny_tokenizer
+from tests.unit.audit.synthetic import class_targets, questions, trained
+from tests.unit.sampler.cases import make_prompt, talkative
+
+CONFIG = SamplingConfig(max_new_tokens=14, max_blocks=1)
+QUESTIONS = 16
+
+
+@pytest.fixture(scope="module")
+def reader() -> Checkpoint:
+    return trained(reads=True)
+
+
+def audited(
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    modes: tuple[str, ...],
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    records, prompts = questions(checkpoint, QUESTIONS)
+    targets = {record.id: class_targets()[i % 4] for i, record in enumerate(records)}
+    for module in (audit_module, latent_modes):
+        monkeypatch.setattr(module, "imagery_targets", lambda *_, **__: targets)
+    sampler = LatentSampler(checkpoint.backbone)
+    audit = LatentAudit(sampler, checkpoint.encoder(), records, config=CONFIG, folder=folder, progress=False)
+    return audit.run(modes, prompts)
+
+
+def test_a_model_that_answers_from_its_latents(
+    reader: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = ("oracle", "zero", "other-clip", "none")
+    found = audited(reader, monkeypatch, chosen, tmp_path)
+    modes = found["modes"]
+    assert tuple(modes) == ("own", *chosen)
+    assert (modes["own"]["accuracy"], modes["own"]["parsed"]) == (1.0, 1.0)
+    assert modes["oracle"]["accuracy"] == 1.0
+    assert modes["oracle"]["flips"] == 0
+    assert modes["zero"]["accuracy"] == 0.25  # one letter for all: chance
+    for mode in ("zero", "other-clip"):
+        assert modes[mode]["accuracy"] <= 0.4, mode
+        assert modes[mode]["difference"]["high"] < -0.3
+        assert modes[mode]["flips"] == modes[mode]["lost"] / QUESTIONS == 1 - modes[mode]["accuracy"]
+        assert modes[mode]["p"] < 0.01
+        assert modes[mode]["kl"]["mean"] > 1
+        assert modes[mode]["kl_questions"] == QUESTIONS
+    (block,) = found["blocks"]
+    assert (block["block"], block["rows"], block["latents"]) == (1, QUESTIONS, 2 * QUESTIONS)
+    assert block["oracle_cosine"] > 0.9
+    assert block["between_clip_cosine"] < 0.6
+    assert block["effective_rank"] > 4
+    assert block["answer_to_latents"] > 0.3
+    assert block["latents_to_frames"] is None
+    assert found["without_blocks"] == 0
+    # The answers of each mode are there to be compared, and an audit goes on with them.
+    assert {path.parent.name for path in tmp_path.glob("*/answers.jsonl")} == set(modes)
+    monkeypatch.setattr(evaluate.__globals__["Asking"], "answer", lambda self, todo: [*map(fail, todo)])
+    assert audited(reader, monkeypatch, chosen, tmp_path)["modes"] == modes
+
+
+def fail(item: Any) -> Any:
+    raise AssertionError(f"{item} was answered before")
+
+
+def test_a_model_that_ignores_its_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = audited(trained(reads=False), monkeypatch, ("oracle", "zero", "noise", "other-clip"))["modes"]
+    assert modes.pop("own")["accuracy"] == 1.0
+    for mode, row in modes.items():
+        assert row["accuracy"] == 1.0, mode
+        assert row["difference"]["mean"] == row["flips"] == row["gained"] == row["lost"] == 0
+        assert row["kl"]["mean"] < 0.05
+
+
+def test_replacements_do_not_depend_on_batching(reader: Checkpoint) -> None:
+    """What is made of own latents is the same in batches of any size, and with latents known before."""
+    records, prompts = questions(reader, 6)
+    sampler, encoder = LatentSampler(reader.backbone), reader.encoder()
+    for mode in ("noise", "other-clip"):
+        options: dict[str, Any] = {"n": 1, "config": CONFIG, "latents": mode, "progress": False}
+        options |= {"prompts": prompts, "letters": True}
+        whole = evaluate(sampler, encoder, records, **options)
+        parts = evaluate(sampler, encoder, records, batch_prompts=2, **options)
+        for a, b in zip(whole.questions, parts.questions, strict=True):
+            assert (a.texts, a.greedy_text) == (b.texts, b.greedy_text)
+            assert (a.letters or {}) == pytest.approx(b.letters or {}, abs=1e-5)
+        assert mode == "noise" or all(q.letters for q in whole.questions)
+        assert whole.settings["latents"] == mode
+
+
+def test_what_is_fed(reader: Checkpoint) -> None:
+    """noise has mean and norm of all own latents; other-clip is of another video; shuffle moves each one."""
+    generator = torch.Generator().manual_seed(3)
+    own = {(f"q{i}", 0): 1 + torch.randn(6, 32, generator=generator) for i in range(40)}
+    sources = {f"q{i}": f"video{i // 2}" for i in range(40)}
+    config = SamplingConfig(max_new_tokens=300, max_blocks=100)
+
+    def table(mode: str) -> list[torch.Tensor]:
+        feed = LatentFeeds(mode, reader.backbone, config, sources, own).feed(list(own))
+        assert feed is not None
+        return [rows[:count] for rows, count in zip(feed.table, feed.counts.tolist(), strict=True)]
+
+    every = torch.cat(list(own.values()))
+    noise = torch.cat(table("noise"))
+    assert len(noise) == 40 * 200
+    assert torch.allclose(noise.norm(dim=-1), every.norm(dim=-1).mean(), rtol=1e-5)
+    assert (noise.mean(0) - every.mean(0)).abs().max() < 0.12
+    assert len(noise.unique(dim=0)) == len(noise)
+    keys = list(own)
+    for number, rows in enumerate(table("other-clip")):
+        (donor,) = [key for key in keys if torch.equal(own[key], rows[:6])]
+        assert sources[donor[0]] != sources[keys[number][0]]
+        assert torch.equal(rows[6:12], rows[:6])
+    for key, rows in zip(keys, table("shuffle"), strict=True):
+        assert (rows != own[key]).any(-1).all()
+        assert torch.equal(rows.sort(0).values, own[key].sort(0).values)
+
+
+def test_what_the_data_do_not_allow(reader: Checkpoint) -> None:
+    records, _ = questions(reader, 2)
+    encoder = reader.encoder()
+    records[1].images, records[1].extra["source"] = [], "video0"
+    assert usable_modes(records) == ["own", "zero", "pad", "first-repeat", "shuffle", "none"]
+    with pytest.raises(RecordError, match=r"data.jsonl:2: latents oracle need overlays .*1 of 2 have none"):
+        latent_feeds("oracle", reader.backbone, encoder, records, CONFIG)
+    with pytest.raises(ConfigError, match="other-clip are made of those of several videos"):
+        latent_feeds("other-clip", reader.backbone, encoder, records, CONFIG)
+
+
+def test_attention_shares_are_those_of_the_eager_layers() -> None:
+    checkpoint = talkative(start=5.0, eos=0.0)
+    backbone = checkpoint.backbone
+    prompts = [make_prompt(checkpoint, 0, 7, clip=0), make_prompt(checkpoint, 1, 12)]
+    rollout = LatentSampler(backbone).sample(
+        prompts, config=SamplingConfig(max_new_tokens=14, temperature=0.0)
+    )
+    batch = replay_batch(rollout, prompts)
+    rows, length = batch["input_ids"].shape
+    groups = torch.zeros(2, rows * length, dtype=torch.bool)
+    groups[0, batch["vision_index"]] = True
+    groups[1, batch["latent_index"]] = True
+    queries = torch.cat([batch["latent_index"], batch["source_index"][-3:]])
+    shares = attention_shares(backbone, batch, queries, groups.view(2, rows, length))
+    inputs = backbone.embed_inputs(batch)
+    with torch.no_grad(), backbone.set_attention("eager"):
+        weights = backbone.hf.model.language_model(
+            inputs_embeds=inputs.embeds, position_ids=batch["position_ids"], output_attentions=True
+        ).attentions
+    mean = torch.stack(weights).mean((0, 2))  # [B, S, S]
+    for line, query in enumerate(queries.tolist()):
+        row, column = divmod(query, length)
+        expected = groups.view(2, rows, length)[:, row].float() @ mean[row, column]
+        assert (shares[line] - expected).abs().max() <= 1e-5
+    assert shares[:, 0].max() > 0.05
+    assert shares[:, 1].max() > 0.05
+
+
+def test_ranks_cosines_and_divergence() -> None:
+    assert effective_rank(torch.eye(5)[:3] * 7) == pytest.approx(3)
+    assert effective_rank(torch.ones(4, 6)) == pytest.approx(1)
+    assert effective_rank(torch.zeros(2, 2)) == 0
+    blocks = [torch.randn(size, 5, generator=torch.Generator().manual_seed(size)) for size in (3, 2, 3, 1)]
+    sources = ["a", "a", "b", "c"]
+    pairs = [
+        float(F.cosine_similarity(blocks[i][k], blocks[j][k], dim=0))
+        for i in range(4)
+        for j in range(4)
+        for k in range(min(len(blocks[i]), len(blocks[j])))
+        if sources[i] != sources[j]
+    ]
+    assert between_clip_cosine(blocks, sources) == pytest.approx(sum(pairs) / len(pairs))
+    assert between_clip_cosine(blocks[:2], sources[:2]) is None
+    p, q = {"A": 0.75, "B": 0.25}, {"A": 0.5, "B": 0.5}
+    assert kl_divergence(p, q) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert kl_divergence({"A": 1.0, "B": 0.0}, {"A": 1.0, "B": 0.0}) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("so <answer> B. right </answer>", " B"),
+        ("<answer>a</answer>", "a"),
+        ("<answer>A</answer> no <answer>B</answer>", "B"),
+        ("<answer> left </answer>", None),
+        ("it is B", None),
+        ("<answer>Between</answer>", None),
+    ],
+)
+def test_the_step_that_names_the_letter(text: str, letter: str | None) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = letter_step(tokenizer, ids, {"A": "left", "B": "right"})
+    if letter is None:
+        assert found is None
+        return
+    assert found is not None
+    assert tokenizer.decode([ids[found.step]]) == letter
+    assert tokenizer.decode([found.ids["A"]]) == letter.replace("B", "A")
+    assert tokenizer.decode([found.ids["B"]]) == letter.replace("A", "B").replace("a", "b")
