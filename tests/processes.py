@@ -37,7 +37,7 @@ def run_ranks(work: Callable[..., None], folder: Path, *arguments: Any, timeout:
         for process in started:
             process.start()
         for process in started:
-            process.join(120)
+            process.join(400)
             if process.exitcode is None:
                 process.kill()
                 process.join()

@@ -130,8 +130,8 @@ class PassTrainer(ResumableTrainer):
                 self._fitted = [
                     max(pair) for pair in zip(self._sizes, self._fitted or self._sizes, strict=True)
                 ]
-            self._attempt = 0
             self._enter("optimizer step", 10**9)
+            self._attempt = 0
         return loss
 
     def _begin_smaller(self, model: nn.Module, reason: str) -> None:

@@ -25,6 +25,7 @@ from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Work, work_of
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
@@ -67,6 +68,8 @@ class Plan:
         shape: of the largest forward.
         parts: bytes by part.
         phases: bytes that exist at the same time, by phase.
+        cache: bytes that `cache_dir` would hold on disk of a clip and of a picture of imagery.
+        work: of an update, on each GPU.
     """
 
     parameters: int
@@ -74,6 +77,8 @@ class Plan:
     shape: Shape
     parts: dict[str, int]
     phases: dict[str, int]
+    cache: tuple[int, int]
+    work: Work
 
     @property
     def peak(self) -> int:
@@ -95,7 +100,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     backbone, policy = outline(config.model, config.subfolder, dtype=dtype)
     grid = vision_patches(backbone, config.frames or policy)
-    shape = _largest(config, int(grid.prod()) // backbone.vision.merge_size**2)
+    asked = _asked(config, int(grid.prod()) // backbone.vision.merge_size**2)
+    shape = _within_budget(config, asked)
     sizes = _static(config, backbone, world_size)
     wide = config.bf16 and next(backbone.parameters()).dtype == torch.float32
     if config.bf16:
@@ -115,10 +121,22 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         phases["rollouts"] = static + parts["KV cache"] + features + vision
     parameters = list(backbone.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases)
+    width, element = backbone.hidden_size, backbone.embedding_weight.element_size()
+    clip = int(grid.prod()) // backbone.vision.merge_size**2 * width * (1 + backbone.deepstack_levels)
+    work = work_of(
+        config,
+        backbone,
+        prompt=asked.prompt,
+        answer=asked.answer,
+        rows=asked.rows,
+        sequences=asked.prompts,
+        patches=int(grid.prod()),
+    )
+    cache = clip * element, backbone.latents.latent_size * width * element
+    return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases, cache, work)
 
 
-def _largest(config: TrainConfig, vision: int) -> Shape:
+def _asked(config: TrainConfig, vision: int) -> Shape:
     prompt = config.max_prompt_tokens or vision + _TEXT
     vision = min(vision, prompt)
     if not isinstance(config, GrpoConfig):
@@ -128,7 +146,11 @@ def _largest(config: TrainConfig, vision: int) -> Shape:
         shape = Shape(prompt, vision, config.max_completion_length, prompts, rows)
         if not config.share_prompt:
             shape = replace(shape, prompts=prompts * rows, rows=1)
-    budget = config.max_tokens_per_forward
+    return shape
+
+
+def _within_budget(config: TrainConfig, shape: Shape) -> Shape:
+    budget, prompt = config.max_tokens_per_forward, shape.prompt
     if budget is None:
         return shape
     each = prompt + shape.rows * shape.answer
@@ -310,4 +332,26 @@ def plan_text(config: TrainConfig) -> str:
             lines.append(
                 "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, deepspeed (ZeRO)"
             )
+    if config.cache_dir is not None:
+        clip, picture = plan.cache
+        lines.append(f"cache on disk: {clip / 1e6:.2f} MB a clip, {picture / 1e3:.3g} KB an imagery picture")
+    if not on_cpu:
+        lines += _times(plan)
     return "\n".join(lines) + "\n"
+
+
+def _times(plan: Plan) -> list[str]:
+    """The time of an update on the GPUs that it fits."""
+    lines = [
+        f"time of an update with answers of full length, at {PASSES:.0%} of the peak rate and, in decoding, "
+        f"{DECODING:.0%} of the bandwidth (without reading of videos, rewards and communication):"
+    ]
+    for device in DEVICES:
+        if plan.peak * 1.1 <= device.memory * 1e9:
+            training, sampling = plan.work.seconds(device)
+            sheet = f"{device.rate:.0f} TFLOP/s, {device.bandwidth:.0f} GB/s"
+            lines.append(
+                f"  {device.name:<10} {training + sampling:8.2f} s: training {training:.2f}, before it "
+                f"{sampling:.2f} ({sheet})"
+            )
+    return lines if len(lines) > 1 else []

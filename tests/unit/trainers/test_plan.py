@@ -17,6 +17,7 @@ from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.plan import make_plan
+from fourdthinker.trainers.plan_time import Device, Work
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
 from tests.tiny import tiny_checkpoint
@@ -154,6 +155,34 @@ def test_dry_run_prints_the_plan_and_ends(
     for word in ("largest forward", "weights", "optimizer", "activations", "logits chunk", "fits GPUs of 16"):
         assert word in said
     assert not run.exists()
+
+
+def test_the_time_is_operations_over_the_rates_of_the_table(
+    checkpoint: tuple[Checkpoint, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "num_generations": 4}
+    values |= {"max_completion_length": ANSWER, "loss": {"beta": 0.0}}
+    plan = make_plan(make_config(GrpoConfig, values))
+    layers = sum(p.numel() for p in checkpoint[0].backbone.hf.model.language_model.layers.parameters())
+    head = checkpoint[0].backbone.head_weight.numel()
+    pairs = PROMPT**2 / 2 + 4 * ANSWER * (PROMPT + ANSWER / 2)
+    forward = 2 * layers * (PROMPT + 4 * ANSWER) + 4 * 3 * 64 * pairs
+    assert plan.work.training == pytest.approx(3 * forward + 6 * head * 4 * ANSWER)
+    assert plan.work.decoded > ANSWER * 4 * (layers + head)
+    device = Device("x", 80, 100.0, 1000.0)
+    training, sampling = Work(4e13, 8e13, 6e11).seconds(device)
+    assert (training, sampling) == (pytest.approx(1.0), pytest.approx(2.0 + 1.0))
+    twice = make_plan(make_config(GrpoConfig, values | {"num_iterations": 2})).work
+    assert twice.training == plan.work.training
+    assert twice.decoded == plan.work.decoded / 2
+    plain = make_plan(make_config(GrpoConfig, values | {"share_prompt": False})).work
+    assert plain.training > plan.work.training
+    assert plain.decoded == plan.work.decoded
+    main(["--dry-run", f"model={checkpoint[1]}", "data=none.jsonl", "cache_dir=none", "latent_size=4"])
+    said = capsys.readouterr().out
+    assert "cache on disk: " in said
+    assert "KB an imagery picture" in said
+    assert "H100" in said
 
 
 @pytest.mark.parametrize("device", ["none", "cpu"])
