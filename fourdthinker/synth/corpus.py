@@ -14,7 +14,7 @@ from fourdthinker.errors import FourdError
 from fourdthinker.synth.asking import facts_of, question_of, shown_frames
 from fourdthinker.synth.imagery import from_above
 from fourdthinker.synth.inputs import Source
-from fourdthinker.synth.journal import QUARANTINED, Entry, Journal
+from fourdthinker.synth.journal import QUARANTINED, Entry, Journal, State
 from fourdthinker.synth.narrate import BudgetError, EndpointError
 from fourdthinker.synth.narration import narrated
 from fourdthinker.synth.options import add_options
@@ -183,8 +183,8 @@ def _narrated(
 def _outcome(question: Question, key: str, source: str, text: str | FourdError) -> Entry:
     if isinstance(text, str):
         return Entry(question.id, "narrate", key, source, "done", payload=dumps(text))
-    again = isinstance(text, EndpointError | BudgetError)
-    return Entry(question.id, "narrate", key, source, "failed" if again else "rejected", str(text))
+    state: State = "failed" if isinstance(text, EndpointError | BudgetError) else "rejected"
+    return Entry(question.id, "narrate", key, source, state, str(text))
 
 
 def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
