@@ -36,11 +36,13 @@ class PromptStyle:
         seconds_per_grid: None: the true seconds of the clip's temporal patches go to the position ids
             (Qwen2.5-VL) or into the text before them (Qwen3-VL). A number: as if that many lay between them,
             whatever the clip.
+        preamble: text before the pictures; "" for none.
     """
 
     instruction: str = INSTRUCTION
     newline_after_assistant: bool = True
     seconds_per_grid: float | None = None
+    preamble: str = ""
 
 
 # The released 4DThinker checkpoints were trained with positions as at 2 fps on frames taken at 1 fps.

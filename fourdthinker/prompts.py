@@ -225,6 +225,8 @@ class Encoder:
         self.check_text(record)
         text = question_text(record, self.style.instruction)
         parts: list[dict[str, Any]] = [{"type": kind} for _ in range(number)]
+        if self.style.preamble:
+            parts.insert(0, {"type": "text", "text": self.style.preamble})
         user = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
         if record.system is None:
             return [user]

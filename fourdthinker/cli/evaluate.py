@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What --baselines runs: another picture, or none, and the name that its results have.
+CONTROLS = {
+    "text": ("none", "text_only"),
+    "black": ("black", "shown_black"),
+    "other": ("other", "shown_other"),
+}
 FEWEST = 30  # multiple-choice questions that solvers without eyes are tried on
 
 
@@ -70,6 +78,19 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         choices=("black", "other", "none"),
         help="show black frames, another clip's, or none at all, instead",
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("own", "easi"),
+        default="own",
+        help="easi: prompt and frames of VLMEvalKit's DSRBench_1fps (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        choices=CONTROLS,
+        default=[],
+        help="ask the same without pictures, with black frames, with another clip's, and print these beside",
+    )
     add_latents(parser)
     add_sampling(parser, temperature=1.0)
     parser.set_defaults(run=run)
@@ -103,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
+    from fourdthinker.evaluate.easi_protocol import EasiEncoder
     from fourdthinker.files import write_json
     from fourdthinker.sampler import check_latent_mode
 
@@ -110,19 +132,14 @@ def run(arguments: argparse.Namespace) -> None:
     check_latent_mode(arguments.latents)
     journal, rejected, results_file = _outputs(arguments.out)
     records, bench = _questions(arguments, rejected)
+    _check_controls(arguments, records)
     model, name = thinker(arguments), model_name(arguments)
-    result = evaluate(
-        model.sampler,
-        model.encoder,
-        records,
-        n=arguments.samples,
-        config=config,
-        batch_prompts=arguments.batch,
-        frames_override=arguments.frames,
-        latents=arguments.latents,
-        journal=journal,
-        name=name,
-    )
+    encoder = model.encoder if arguments.protocol == "own" else EasiEncoder(model.encoder)
+    ask = partial(
+        evaluate, model.sampler, encoder, records, n=arguments.samples, config=config,
+        batch_prompts=arguments.batch, latents=arguments.latents, name=name,
+    )  # fmt: skip
+    result = ask(frames_override=arguments.frames, journal=journal)
     skipped = len(rejected.read_text(encoding="utf-8").splitlines()) if rejected.exists() else 0
     summary = result.summary()
     results = {
@@ -130,8 +147,10 @@ def run(arguments: argparse.Namespace) -> None:
         **_priors(records),
         "model": summary,
         "answered": summary["answered"],
+        **_controls(arguments, ask, result),
         **result.easi(),
         **several_samples(result),
+        "protocol": arguments.protocol,
         "checkpoint": name,
         "data": [str(path) for path in arguments.data],
         "records_rejected": skipped,
@@ -150,6 +169,37 @@ def run(arguments: argparse.Namespace) -> None:
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")
+
+
+def _check_controls(arguments: argparse.Namespace, records: list[Record]) -> None:
+    """ConfigError for baselines that cannot be asked, before anything is."""
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.evaluate import source_of
+
+    if arguments.baselines and arguments.frames:
+        raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
+    bare = [record for record in records if record.video is None and not record.frames]
+    if bare and {"black", "other"} & set(arguments.baselines):
+        raise ConfigError(f"{bare[0].where}: --baselines black and other need pictures, and this has none")
+    if "other" in arguments.baselines and len({source_of(record) for record in records}) < 2:
+        raise ConfigError("--baselines other needs questions about two videos or more; leave it out")
+
+
+def _controls(
+    arguments: argparse.Namespace, ask: Callable[..., EvalResult], result: EvalResult
+) -> dict[str, Any]:
+    """The same questions without their pictures, and how much better the model is with them."""
+    from fourdthinker.evaluate import paired_difference
+    from fourdthinker.evaluate.scoring import finite
+
+    out: dict[str, Any] = {}
+    for control in dict.fromkeys(arguments.baselines):
+        override, key = CONTROLS[control]
+        journal = arguments.out / "baselines" / control / "answers.jsonl"
+        other = ask(frames_override=override, journal=journal)
+        out[key] = other.summary()
+        out[f"model_minus_{key}"] = finite(paired_difference(result, other))
+    return out
 
 
 def _outputs(folder: Path) -> tuple[Path, Path, Path]:

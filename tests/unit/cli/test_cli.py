@@ -213,6 +213,30 @@ def test_generate_answers_many_and_goes_on(
     assert len(out.read_text(encoding="utf-8").splitlines()) == 4
 
 
+def test_baselines_are_run_beside_the_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "--checkpoint", str(folder / "model"), "--data", str(folder / "data.jsonl")]
+    command += ["--out", str(tmp_path), "--samples", "0", "--max-new-tokens", "2", "--device", "cpu"]
+    command += ["--baselines", "text", "black", "other"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    for control, key, override, label in (
+        ("text", "text_only", "none", "Text only"),
+        ("black", "shown_black", "black", "Black frames"),
+        ("other", "shown_other", "other", "Another clip's"),
+    ):
+        journal = (tmp_path / "baselines" / control / "answers.jsonl").read_text().splitlines()
+        assert json.loads(journal[0])["settings"]["frames_override"] == override
+        assert (len(journal), results[key]["n"]) == (5, 4)
+        share = results["model"]["accuracy"] - results[key]["accuracy"]
+        assert results[f"model_minus_{key}"]["mean"] == pytest.approx(share)
+        assert label in out
+    assert cli.main([*command, "--frames", "black"]) == 2
+    assert "--baselines goes without --frames black" in capsys.readouterr().err
+
+
 def test_latents_are_audited(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

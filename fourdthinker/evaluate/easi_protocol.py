@@ -1,0 +1,78 @@
+"""Questions asked as EASI (VLMEvalKit's `DSRBench_1fps`) asks them: its text, and its frames.
+
+Written from what `vlmeval/dataset/dsrbench.py` does as of August 2026: a sentence, the frames, then the
+question, its options and "Answer: "; of a video of n pictures at r pictures a second, int(n / r) frames, the
+i-th of which is picture int(i * r).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import Frames, probe, read_frames
+from fourdthinker.prompts import Encoder
+from fourdthinker.records import Record
+from fourdthinker.samples import Prompt, Vision
+
+PREAMBLE = (
+    "\nThese are the frames of a video. Select the best answer to the following multiple-choice question "
+    "based on the video. Respond with only the letter (A, B, C, or D) of the correct option.\n"
+)
+
+
+def easi_question(record: Record) -> str:
+    """The text after the frames.
+
+    Args:
+        record: the question and its options.
+
+    Returns:
+        Question, options as "A. text" lines, and where the answer goes.
+    """
+    options = "".join(f"\n{letter}. {text}" for letter, text in record.options.items())
+    return f"Question: {record.question}{options}\nAnswer: "
+
+
+def easi_indices(pictures: int, rate: float) -> list[int]:
+    """Which pictures of a video are shown, one a second.
+
+    Args:
+        pictures: how many it has.
+        rate: pictures a second.
+
+    Returns:
+        Their indices in display order; none of a video shorter than a second.
+    """
+    return [int(i * rate) for i in range(int(pictures / rate))]
+
+
+class EasiEncoder(Encoder):
+    """Makes the prompts of this protocol, for the model that another encoder is for.
+
+    Frames are a clip, of the size that the model's frame policy says; EASI leaves the size to each model.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        style = replace(encoder.style, instruction="", preamble=PREAMBLE)
+        super().__init__(encoder.tokenizer, encoder.spec, encoder.latents, encoder.policy, style)
+
+    def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
+        """As `Encoder.prompt`, with EASI's text."""
+        return super().prompt(replace(record, question=easi_question(record)), frames)
+
+    def read(self, record: Record) -> Vision | None:
+        """As `Encoder.read`, with EASI's frames; VideoError for a video shorter than a second."""
+        if record.video is None:
+            return super().read(record)
+        found = probe(record.video)
+        indices = easi_indices(found.frames, found.rate)
+        if not indices:
+            raise VideoError(
+                f"{record.video}: {found.end - found.begin:.3f} s; EASI takes no frame under 1 s"
+            )
+        times = [found.begin + (index + 0.5) / found.rate for index in indices]  # the middle of each
+        frames = read_frames(
+            record.video, self.policy, times=times, out="patches", mean=self.spec.mean, std=self.spec.std
+        )
+        return Vision.from_frames(frames, self.spec)
