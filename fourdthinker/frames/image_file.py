@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.animation import first_of_gif
 from fourdthinker.frames.checks import whole
 from fourdthinker.frames.orientation import Orientation
 from fourdthinker.frames.rgba import SIXTEEN, gray_of_sixteen, has_alpha, over_white, scale_key, with_alpha
+from fourdthinker.frames.tiff import check_parts
 
 # Plain raster formats only: some others that Pillow knows start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -103,6 +104,8 @@ def load_image(
             image = _identified(file)
             scale_key(image)
             check_source_size(name, image.height, image.width, source_limit(limit))
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                check_parts(image.tag_v2)
             if image.format == "GIF":  # Pillow fills what the first picture leaves free with a colour
                 file.seek(0)
                 return over_white(first_of_gif(file.read()))
