@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fourdthinker.frames import index_cache
 from fourdthinker.frames.attempts import FAILURES, Attempt, LayoutChanged, Untold, final_error, next_attempt
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Deadline, aspect_of, check_single, opened
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
@@ -28,7 +29,7 @@ from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.sink import Damaged, Missing
 from fourdthinker.frames.threads import set_threads
 from fourdthinker.frames.timeline import Held, Timeline
-from fourdthinker.frames.timeline_from_decoding import decodable, decoded_timeline
+from fourdthinker.frames.timeline_from_decoding import check_order, decodable, decoded_timeline
 from fourdthinker.frames.timeline_from_packets import build_timeline
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Reading:
 
     pictures: what makes them what was asked for. timeline, from_cache: known after the first attempt that
     tells, and whether it comes from the index cache; learnt: with which `cached` and `order` of an attempt.
-    listed: the timeline that packets tell, where that was not enough. walk: over the file's elements. held:
+    listed: the timeline that packets tell, where that was not enough; told: likewise, where the pictures' own
+    headers give its order, which a decoder then has to keep. walk: over the file's elements. held:
     all packets of the timeline, where they are at hand. wanted: the times asked for; done: so many of them
     are handed out.
     """
@@ -65,6 +67,7 @@ class Reading:
         self.pictures = Converter(request, self.deadline)
         self.timeline: Timeline | None = None
         self.listed: Timeline | None = None
+        self.told: Timeline | None = None
         self.learnt: tuple[bool, str] | None = None
         self.from_cache = False
         self.walk = Walk()
@@ -150,6 +153,8 @@ class Reading:
                     source.fps,
                     self._segments(its_video, whole),
                 )
+            if self.told is not None:
+                check_order(self.told, self.timeline)
         else:
             self.timeline = index_cache.load(key) if key is not None and attempt.cached else None
             self.from_cache = self.timeline is not None and (
@@ -157,6 +162,8 @@ class Reading:
             )
             if not self.from_cache:
                 self.timeline, unread = self._listed(attempt, container, video), False
+                headers = codec_of(video.codec_context.name).display_order is not None
+                self.told = self.timeline if headers else None
         if self.timeline is None:
             raise Untold(name)
         sound = attempt.order == "packets" or self.timeline.fault is None

@@ -13,7 +13,7 @@ from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.display_times import times_of
 from fourdthinker.frames.edits import Segment, edited
-from fourdthinker.frames.sink import repeats
+from fourdthinker.frames.sink import Disordered, repeats
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.timeline_from_packets import (
     DAMAGED,
@@ -114,6 +114,31 @@ def decoded_timeline(
     elif listed is not None:
         timeline.fault = listed.fault
     return timeline
+
+
+def check_order(told: Timeline, decoded: Timeline) -> None:
+    """Whether pictures leave the decoder in the order that their own headers give.
+
+    Where a stream breaks the rules (H.265: the end of a sequence before a picture that goes on with it), a
+    decoder may show its pictures in another order, and nothing tells which is right.
+
+    Args:
+        told: by the packets, the order by their headers.
+        decoded: by the decoder; nothing is checked where it only counts pictures.
+
+    Raises:
+        Disordered: they do not.
+    """
+    numbers = dict(zip(range(told.skipped, told.skipped + len(told.coded)), told.coded))
+    packets = {number: decoded.skipped + k for k, number in enumerate(decoded.coded)}
+    latest: int | None = None
+    for shown in decoded.pts if decoded.coded else ():
+        number = numbers.get(packets[shown])
+        if number is None or not told.shows(number):
+            continue
+        if latest is not None and number < latest:
+            raise Disordered(told.seconds(number))
+        latest = number
 
 
 def decodable(container: InputContainer, video: VideoStream, skipped: int, count: int) -> set[int]:
