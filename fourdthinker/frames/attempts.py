@@ -14,7 +14,7 @@ applies decides:
 | any other error, opened quickly             | opened with a look at | FFmpeg then knows the format, how |
 |                                             | the first pictures    | far pictures are reordered |
 | the order of display was learnt by decoding | careful; then it is   | what is shown may depend on where |
-|                                             | the error             | decoding began |
+| (an error too if headers give another one)  | the error             | decoding began |
 | packets do not tell the order of display,   | the order learnt by   | only the decoder knows it |
 | or the decoder gives another one            | decoding              |  |
 | a picture is missing                        | careful               | it may need what was left out |

@@ -84,7 +84,8 @@ class _Count:
     """Picture order count: what a slice gives of it, made whole by the pictures before."""
 
     def __init__(self) -> None:
-        self.epoch = self.high = self.low = 0
+        # From the first epoch on, for counts below 0 would be taken for OF_SECOND_FIELD and NEVER_SHOWN.
+        self.epoch, self.high, self.low = _EPOCH, 0, 0
 
     def begin(self) -> None:
         self.epoch, self.high, self.low = self.epoch + _EPOCH, 0, 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import pytest
 
+from fourdthinker.errors import VideoError
 from fourdthinker.frames import read_frames
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.display_order import NEVER_SHOWN, h265
@@ -20,6 +21,7 @@ from fourdthinker.frames.probing import probe
 from tests.h264 import _Writer, coded, parameter_sets
 from tests.oracle import stamps
 from tests.oracle.coded import ENCODERS, add_stream, encoded
+from tests.oracle.files import Recipe, make
 from tests.oracle.marks import mark_of
 
 RATE = 25
@@ -170,6 +172,36 @@ def test_pictures_that_need_what_lies_before_a_cut_are_not_shown(
     else:
         check(path, [max(number for number in left if number <= k) for k in range(40)])
     assert probe(path).times_from == ("rate" if suffix == "hevc" else "container")
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mp4"])
+def test_an_end_of_sequence_within_a_group_is_refused(tmp_path: Path, suffix: str) -> None:
+    """H.265 forbids it; FFmpeg then shows what follows after what was decoded before, in another order."""
+    path, place = tmp_path / f"c.{suffix}", 14
+    with av.open(str(path), "w") as output:
+        stream = add_stream(output, ENCODERS["hevc-b"], Fraction(RATE))
+        stream.time_base = Fraction(1, stamps.BASE)
+        packets = encoded(stream, ENCODERS["hevc-b"], 20)
+        pts = stamps.in_order_of_display(packets, stamps.even(20, STEP))
+        stamps.write(packets, pts, stamps.decoding_times(pts, STEP), [STEP] * 20)
+        for index, coded in enumerate(packets):
+            lead = END_OF_SEQUENCE + b"\0\0\0\1\x46\1\x50" if index == place else b""  # and a delimiter
+            packet = av.Packet(lead + bytes(coded.packet))
+            packet.pts, packet.dts = coded.packet.pts, coded.packet.dts
+            packet.time_base, packet.duration = coded.packet.time_base, STEP
+            packet.is_keyframe, packet.stream = coded.key, stream
+            output.mux(packet)
+    begin = probe(path).begin
+    for places in (range(20), range(10, 18)):
+        with pytest.raises(VideoError, match="pictures leave the decoder in another order"):
+            read_numbers(path, begin, places)
+    assert read_numbers(path, begin, [0, 4]) == [0, 4]
+
+
+def test_counts_below_zero_are_pictures_too(tmp_path: Path) -> None:
+    """A stream that begins in the middle counts from a picture that is no IDR: -1 and -2 are counts too."""
+    clip = make(Recipe("h264-open", "flv", count=40, cut=2, seed=1), tmp_path)
+    check(clip.path, [number for _, number in clip.truth.frames])
 
 
 def test_other_layers_say_nothing_of_the_order() -> None:
