@@ -44,7 +44,8 @@ REFUSALS = (
     Refusal(r"a second (NUT|MXF) file begins behind the first", "NUT and MXF put one behind the other"),
     Refusal(
         r"pictures leave the decoder in another order than when",
-        "a decoder that gives another order than the pictures' headers, or than when the file was read through",
+        "a decoder that gives another order than the pictures' headers, or than when the file was read "
+        "through",
     ),
     Refusal(
         r"its disposal is|does not lie on the canvas|text that a viewer must draw|it has no colours",
