@@ -18,7 +18,7 @@ from fourdthinker.errors import ConfigError, FourdError, RecordError, SamplingEr
 from fourdthinker.evaluate import group_clips, read_clips, sample_seed
 from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.latent_modes import OF_OWN, Key, LatentFeeds, latent_feeds
-from fourdthinker.files import JsonLines, PathLike, make_folder, write_bytes
+from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
@@ -229,10 +229,10 @@ def _answered(file: JsonLines, keys: dict[str, str], n: int) -> set[str]:
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(file.lines(), start=1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             lines.append({"id": line["id"], "key": line["key"], "raw": text, "failed": "error" in line})
             other = keys.get(line["id"], line["key"]) != line["key"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{file.name}:{number}: not a line of answers ({error}); choose another file for --out"
             ) from error

@@ -6,6 +6,7 @@ answer = thinker.generate("kitchen.mp4", "Which way does the camera move?").text
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -311,6 +312,11 @@ def question_record(
                 f"{text!a} holds half of a surrogate pair or bytes that are not UTF-8; no tokenizer and "
                 "no file takes them, so write the text as UTF-8, or rename the file"
             )
+    for label, second in (("start", start), ("end", end)):
+        if second is not None and not 0 <= second < math.inf:
+            raise ConfigError(f"{label} is {second}; give seconds of the video, from 0 on")
+    if end is not None and end <= (start or 0):
+        raise ConfigError(f"end is {end} and start {start or 0}; end must be later than start")
     if record.video is None and (start is not None or end is not None):
         raise ConfigError(f"start {start} and end {end} cut a video file, and none is given; leave them out")
     return record

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import RecordError
-from fourdthinker.files import LETTERS, PathLike, read_regular, write_bytes
+from fourdthinker.files import LETTERS, PathLike, parse_json, read_regular, write_bytes
 from fourdthinker.records import letter_of, options_in, options_of
 
 _QUESTION = ("question", "Question", "text_input")
@@ -128,8 +128,8 @@ def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
             f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8 JSON or JSONL"
         ) from error
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):  # JSONL; its lines say what is wrong
+        whole = parse_json(text, finite=False)
+    except ValueError:  # JSONL; its lines say what is wrong
         return _lines(name, text)
     if isinstance(whole, list):
         entries: list[Entry] = [(f"{name}: question {i + 1}", None, data) for i, data in enumerate(whole)]
@@ -175,8 +175,8 @@ def _lines(name: str, text: str) -> tuple[list[Entry], Callable[[set[int]], byte
             continue
         where = f"{name}:{number}"
         try:
-            entries.append((where, None, json.loads(line)))
-        except (ValueError, RecursionError) as error:
+            entries.append((where, None, parse_json(line, finite=False)))
+        except ValueError as error:
             raise RecordError(
                 f"{where}: malformed JSON ({error}); give JSONL, a JSON list, or an object of lists by video"
             ) from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
 from fourdthinker.backbones.released_format import write_released_format
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
-from fourdthinker.files import PathLike, make_folder, writing
+from fourdthinker.files import PathLike, make_folder, read_json_object, writing
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
 from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
@@ -342,10 +342,4 @@ def _find(path: str, name: str, where: dict[str, str]) -> str | None:
 
 
 def _read_json(file: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: a JSON object was expected, found {type(content).__name__}")
-    return content
+    return read_json_object(file, "fetch the checkpoint once more", error=CheckpointError, finite=False)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.shared import Commands, output
+from fourdthinker.cli.shared import SEEDS, Commands, output, real, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--keep",
-        type=float,
+        type=real(1e-6, 1.0),
         default=0.5,
         metavar="SHARE",
         help="share of the items that --prune must leave (default: %(default)s)",
@@ -48,11 +48,17 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--out", type=output, metavar="JSON", help="write all figures, and the bias of each item"
     )
     parser.add_argument(
-        "--worst", type=int, default=5, metavar="N", help="items to show, worst first (default: %(default)s)"
+        "--worst",
+        type=whole(0),
+        default=5,
+        metavar="N",
+        help="items to show, worst first (default: %(default)s)",
     )
-    parser.add_argument("--folds", type=int, default=10, metavar="N", help="of videos (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the folds (default: %(default)s)"
+        "--folds", type=whole(2), default=10, metavar="N", help="of videos (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, SEEDS), default=0, metavar="N", help="of the folds (default: %(default)s)"
     )
     parser.set_defaults(run=run)
     return parser
@@ -74,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--prune writes one file and {len(arguments.files)} are given; prune one at a time"
         )
-    if not 0 < arguments.keep <= 1:
-        raise ConfigError(f"--keep is {arguments.keep}; give a share above 0 and at most 1")
     for path in (arguments.prune, arguments.out):
         if path is not None:
             check_output(path)  # before long work

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdthinker.cli.shared import Commands, output
+from fourdthinker.cli.shared import Commands, output, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("b", type=Path, metavar="B", help="folder of an evaluation of the same questions")
     parser.add_argument("--out", type=output, metavar="JSON", help="write all figures and all flips")
     parser.add_argument(
-        "--flips", type=int, default=20, metavar="N", help="questions to list (default: %(default)s)"
+        "--flips", type=whole(0), default=20, metavar="N", help="questions to list (default: %(default)s)"
     )
     parser.set_defaults(run=run)
     return parser
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"at temperature 0: {gained} became right, {len(found.flips) - gained} wrong "
             f"(McNemar p = {found.p:.3g}); {found.changed:.1%} of the answers are others"
         )
-    for flip in found.flips[: max(arguments.flips, 0)]:
+    for flip in found.flips[: arguments.flips]:
         sign = "+" if flip.gained else "−"
         said = f"{flip.a or 'nothing'} -> {flip.b or 'nothing'}, right is {flip.right}"
         console.print(f"{sign} {flip.id}: {said}", markup=False, highlight=False)

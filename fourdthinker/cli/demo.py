@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fourdthinker.cli.shared import Commands, output
+from fourdthinker.cli.shared import SEEDS, Commands, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -18,7 +18,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "--out", type=output, default=Path("runs/demo"), help="folder of the run (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of scenes, weights and sampling (default: %(default)s)"
+        "--seed",
+        type=whole(0, SEEDS),
+        default=0,
+        help="of scenes, weights and sampling (default: %(default)s)",
     )
     parser.set_defaults(run=run)
     return parser
@@ -27,10 +30,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Run the demo, or go on with one that was interrupted, and write its report."""
     from fourdthinker.demo import run_demo
-    from fourdthinker.errors import ConfigError, FourdError
+    from fourdthinker.errors import FourdError
 
-    if not 0 <= arguments.seed < 2**32:
-        raise ConfigError(f"--seed is {arguments.seed}; give a number from 0 to {2**32 - 1}")
     try:
         run_demo(arguments.out, quick=arguments.quick, seed=arguments.seed)
     except RuntimeError as error:  # a training process failed; its own message stands above

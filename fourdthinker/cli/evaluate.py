@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourdthinker.cli.shared import (
+    SAMPLES,
     Commands,
     add_latents,
     add_model,
     add_sampling,
     model_name,
     output,
+    rejects_beside,
     sampling,
     thinker,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -68,11 +71,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=whole(0, SAMPLES),
         default=4,
         help="samples of each question; 0: greedy alone (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=16, help="questions in one batch (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=16, help="questions in one batch (default: %(default)s)"
+    )
     parser.add_argument(
         "--frames",
         choices=("black", "other", "none"),
@@ -140,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_prompts=arguments.batch, latents=arguments.latents, name=name,
     )  # fmt: skip
     result = ask(frames_override=arguments.frames, journal=journal)
-    skipped = len(rejected.read_text(encoding="utf-8").splitlines()) if rejected.exists() else 0
+    skipped = rejected.read_bytes().count(b"\n") if rejected.exists() else 0
     summary = result.summary()
     results = {
         **baselines(records),
@@ -205,18 +210,17 @@ def _controls(
 def _outputs(folder: Path) -> tuple[Path, Path, Path]:
     """The files of answers, of rejected records and of results; FourdError where they cannot be written."""
     from fourdthinker.errors import ConfigError
-    from fourdthinker.files import check_output, make_folder, output_path
+    from fourdthinker.files import check_output, make_folder
 
     make_folder(folder)
-    journal, rejected, results = (folder / n for n in ("answers.jsonl", "rejected.jsonl", "results.json"))
+    journal, results = folder / "answers.jsonl", folder / "results.json"
     check_output(journal)
     if results.exists() and not journal.exists():
         raise ConfigError(
             f"{results} is of something else, since no {journal.name} is beside it; "
             "name another folder (--out)"
         )
-    output_path(rejected).unlink(missing_ok=True)
-    return journal, rejected, results
+    return journal, rejects_beside(journal), results
 
 
 def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Record], BenchmarkData | None]:

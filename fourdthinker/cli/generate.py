@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourdthinker.cli.shared import (
+    SAMPLES,
     Commands,
     add_latents,
     add_model,
     add_sampling,
     model_name,
     output,
+    rejects_beside,
     sampling,
     thinker,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +69,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="what a line of --data that is wrong does (default: raise)",
     )
     parser.add_argument(
-        "--samples", type=int, default=1, metavar="N", help="answers to each question (default: 1)"
+        "--samples",
+        type=whole(1, SAMPLES),
+        default=1,
+        metavar="N",
+        help="answers to each question (default: 1)",
     )
     parser.add_argument(
         "--out", type=output, metavar="JSONL", help="answers; the same command goes on with it"
@@ -77,7 +84,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="one safetensors file an answer, with its latents",
     )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions at a time (default: 8)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=8, metavar="N", help="questions at a time (default: 8)"
+    )
     add_latents(parser)
     add_sampling(parser, temperature=0.0)
     parser.set_defaults(run=run)
@@ -164,7 +173,7 @@ def _records(arguments: argparse.Namespace) -> list[Record]:
             media_root=arguments.media_root,
             kind="ask",
             on_bad_record=arguments.on_bad_record,
-            rejected=None if arguments.out is None else arguments.out.with_name("rejected.jsonl"),
+            rejected=None if arguments.out is None else rejects_beside(arguments.out),
         )
     if arguments.video and arguments.image:
         raise ConfigError("give either --video or --image")

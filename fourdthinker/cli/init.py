@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fourdthinker.cli.shared import Commands, new_folder, output
+from fourdthinker.cli.shared import Commands, new_folder, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the base model")
     parser.add_argument("out", type=output, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument(
-        "--latent-size", type=int, default=4, help="latents in a block (default: %(default)s)"
+        "--latent-size", type=whole(1, 4096), default=4, help="latents in a block (default: %(default)s)"
     )
     parser.set_defaults(run=run)
     return parser
@@ -23,10 +23,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Give a base model its latent tokens and write it as a checkpoint into a new folder."""
     from fourdthinker.backbones import init_checkpoint, save_checkpoint
-    from fourdthinker.errors import ConfigError
 
-    if arguments.latent_size < 1:
-        raise ConfigError(f"--latent-size is {arguments.latent_size}; give at least 1")
     out = new_folder(arguments.out)
     checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
     save_checkpoint(out, checkpoint)

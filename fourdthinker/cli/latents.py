@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.shared import Commands, add_model, add_sampling, model_name, output, sampling, thinker
+from fourdthinker.cli.shared import (
+    SAMPLES,
+    Commands,
+    add_model,
+    add_sampling,
+    model_name,
+    output,
+    sampling,
+    thinker,
+    whole,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,11 +47,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=whole(0, SAMPLES),
         default=0,
         help="samples of each question beside the greedy answer (default: 0)",
     )
-    parser.add_argument("--batch", type=int, default=16, help="questions in one batch (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=whole(1), default=16, help="questions in one batch (default: %(default)s)"
+    )
     parser.add_argument(
         "--out",
         type=output,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fourdthinker.cli.shared import Commands, output
+from fourdthinker.cli.shared import Commands, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "folder", type=Path, metavar="OUT", help="folder that `fourdthinker synth` has written"
     )
     parser.add_argument("--out", type=output, help="the page (default: preview.html in the folder)")
-    parser.add_argument("--most", type=int, default=60, help="questions shown (default: %(default)s)")
+    parser.add_argument("--most", type=whole(1), default=60, help="questions shown (default: %(default)s)")
     parser.set_defaults(run=run)
     return parser
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ if TYPE_CHECKING:  # heavy modules are imported by the commands that need them, 
     from fourdthinker.thinker import Thinker
 
 Commands = argparse._SubParsersAction  # of argparse.ArgumentParser
+SEEDS = 2**32 - 1  # the largest that numpy takes
+SAMPLES = 65_536  # of a question
 
 # Recommended by the models' makers. Flags given beside a preset win.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -58,6 +62,36 @@ def output(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of arguments that are whole numbers: argparse's error for others, and outside the bounds."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # also of more than 4,300 digits
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: give a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def real(least: float, most: float) -> Callable[[str], float]:
+    """The type of arguments that are numbers: argparse's error for others, NaN, and outside the bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: give a number from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
 def new_folder(path: Path) -> Path:
     """A folder to write to, as it was named; FourdError when something is in it or it cannot be made."""
     from fourdthinker.errors import ConfigError
@@ -66,6 +100,19 @@ def new_folder(path: Path) -> Path:
     check_folder(path)
     if path.exists() and any(path.iterdir()):
         raise ConfigError(f"{path} is not empty; name a new folder")
+    return path
+
+
+def rejects_beside(answers: Path) -> Path:
+    """The file of the records that were left out, empty: `answers.rejected.jsonl` of `answers.jsonl`.
+
+    It is named after the answers, since a training run whose folder they are in has a rejected.jsonl too.
+    """
+    from fourdthinker.files import write_bytes
+
+    path = answers.with_name(f"{answers.stem}.rejected.jsonl")
+    if path.exists():
+        write_bytes(path, b"")  # of an earlier run of the same command
     return path
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.cli.shared import Commands, output
+from fourdthinker.cli.shared import Commands, output, real, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -24,8 +24,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings; see docs/synthesis.md")
     parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N videos")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all that is drawn (default: 0)")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N videos")
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="of all that is drawn (default: 0)")
     parser.add_argument("--fps", type=float, metavar="X", help="frames a second of the records (default: 1)")
     parser.add_argument("--objects", metavar="A,B", help="names of objects to ask about, in every clip")
     parser.add_argument(
@@ -38,12 +38,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         metavar="MODEL",
         help="of an OpenAI-compatible endpoint, named by OPENAI_BASE_URL and _API_KEY",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=whole(1, 4096), metavar="N", help="processes (default: one a core)")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="for one item (default: %(default)g)"
+        "--timeout",
+        type=real(0.001, 1e6),
+        default=600.0,
+        metavar="S",
+        help="for one item (default: %(default)g)",
     )
     parser.add_argument(
-        "--attempts", type=int, default=3, metavar="N", help="then an item is left alone (default: 3)"
+        "--attempts", type=whole(1), default=3, metavar="N", help="then an item is left alone (default: 3)"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what there is to read, and write nothing")
     parser.add_argument(

@@ -20,7 +20,7 @@ from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import results_table
-from fourdthinker.files import UNFINISHED, check_folder, make_folder, read_regular, write_json
+from fourdthinker.files import UNFINISHED, check_folder, make_folder, parse_json, read_regular, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
@@ -87,7 +87,7 @@ def check_is_demo(run: Path) -> None:
     if all(UNFINISHED.fullmatch(name) for name in names):
         return
     try:
-        found = json.loads(read_regular(run / "settings.json"))
+        found = parse_json(read_regular(run / "settings.json"))
     except (ConfigError, ValueError):
         found = None
     if not isinstance(found, dict) or not {"seed", "render", "dift"} <= found.keys():

@@ -33,7 +33,7 @@ from fourdthinker.demo.pictures import (
 )
 from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
 from fourdthinker.evaluate import evaluate
-from fourdthinker.files import write_json
+from fourdthinker.files import parse_json, write_json
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.records import Record, read_records
 from fourdthinker.sampler import LatentSampler, SamplingConfig
@@ -62,7 +62,7 @@ ARMS: dict[str, tuple[str, Any]] = {
 def is_done(run: Path, phase: str, settings: DemoSettings) -> bool:
     """Whether the outputs of a phase are there and were made from the same inputs."""
     try:
-        found = json.loads((run / phase / DONE).read_text(encoding="utf-8"))
+        found = parse_json((run / phase / DONE).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("key") == settings.key(phase)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.results import EvalResult, Question, paired_difference
-from fourdthinker.files import read_regular
+from fourdthinker.files import parse_json, read_regular
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def load_result(folder: Path) -> EvalResult:
     questions: dict[str, Question] = {}
     number = 1
     try:
-        settings = json.loads(lines[0])["settings"]
+        settings = parse_json(lines[0])["settings"]
         name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
         for line in lines[1:]:
             number += 1
-            entry = json.loads(line)
+            entry = parse_json(line)
             del entry["seconds"]
             question = Question.from_dict(entry)
             if not isinstance(question.options, dict) or not isinstance(question.type, str):
@@ -98,7 +97,7 @@ def load_result(folder: Path) -> EvalResult:
             if not question.failed and len(question.answers) != samples:
                 raise ValueError(f"{len(question.answers)} answers, where the settings say {samples}")
             questions[question.id] = question
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ConfigError(
             f"{path}:{number}: not the answers of an evaluation ({error!r}); name its folder"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.results import Question
-from fourdthinker.files import JsonLines, PathLike, make_folder
+from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json
 
 
 class Journal:
@@ -61,7 +61,7 @@ class Journal:
     def _load(self, lines: Iterable[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if number == 1:
                     self._check(entry["settings"])
                 else:
@@ -70,7 +70,7 @@ class Journal:
                     self.done[question.id] = question
             except ConfigError:
                 raise
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(
                     f"{self._file.name}:{number}: not a line of an evaluation journal ({error}); "
                     "delete the file to start anew"

@@ -1,4 +1,4 @@
-"""Writing files: whole files at once, JSONL files line by line, and what stops either.
+"""Writing files: whole files at once, JSONL files line by line, and what stops either; reading JSON.
 
 What is written goes through here, so that the same rules hold everywhere: a symbolic link is followed and
 stays a link, only regular files are written, a reader sees the old file or the new one and never a half, and
@@ -8,6 +8,7 @@ that readers and writers share (picture suffixes, option letters) are here too.
 """
 
 from fourdthinker.files.jsonl import JsonLines, append_lines, check_output
+from fourdthinker.files.locks import close_locked, open_locked
 from fourdthinker.files.paths import (
     PathLike,
     check_folder,
@@ -16,6 +17,7 @@ from fourdthinker.files.paths import (
     output_path,
     read_regular,
 )
+from fourdthinker.files.reading_json import parse_json, read_json_object
 from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text, writing
 
 LETTERS = "ABCDEFGH"  # of the options of a question, in order
@@ -31,9 +33,13 @@ __all__ = [
     "atomic_writer",
     "check_folder",
     "check_output",
+    "close_locked",
     "make_folder",
     "named_path",
+    "open_locked",
     "output_path",
+    "parse_json",
+    "read_json_object",
     "read_regular",
     "write_bytes",
     "write_json",

@@ -1,22 +1,18 @@
-"""JSONL files, written line by line, and the lock that keeps others from writing them."""
+"""JSONL files, written line by line by one process at a time."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fourdthinker.errors import OutputError
+from fourdthinker.files.locks import close_locked, lock, open_locked
 from fourdthinker.files.paths import PathLike, failed, output_path
+from fourdthinker.files.reading_json import parse_json
 from fourdthinker.files.whole import sync_folder, temporary_file
-
-log = logging.getLogger(__name__)
 
 
 def check_output(path: PathLike) -> None:
@@ -27,7 +23,7 @@ def check_output(path: PathLike) -> None:
     """
     target = output_path(path)
     if target.exists():
-        os.close(_open_locked(target, os.fspath(path)))
+        close_locked(open_locked(target, os.fspath(path)))
 
 
 def _json_line(entry: Any) -> bytes:
@@ -76,7 +72,7 @@ class JsonLines:
         """
         self.name = os.fspath(path)
         self.path = output_path(path)
-        self._handle = _open_locked(self.path, self.name)
+        self._handle = open_locked(self.path, self.name)
 
     def __enter__(self) -> Self:
         return self
@@ -87,10 +83,8 @@ class JsonLines:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back, also where a forked process still has the file open."""
-        with suppress(OSError):
-            fcntl.flock(self._handle, fcntl.LOCK_UN)
-        os.close(self._handle)
+        """Let others write the file."""
+        close_locked(self._handle)
 
     def lines(self) -> list[bytes]:
         """The whole lines of the file.
@@ -121,7 +115,7 @@ class JsonLines:
             os.fsync(handle)
             fresh = os.open(temporary, os.O_RDWR | os.O_APPEND)
             try:
-                _lock(fresh, self.name)  # before it has the name, so that nobody else can lock it first
+                lock(fresh, self.name)  # before it has the name, so that nobody else can lock it first
                 os.replace(temporary, self.path)
             except BaseException:
                 os.close(fresh)
@@ -159,7 +153,7 @@ def _is_cut(tail: bytes) -> bool:
     if tail[:2] != b'{"'[: len(tail)]:
         return False
     try:
-        json.loads(tail)
+        parse_json(tail, finite=False)
     except ValueError:
         return True
     return False
@@ -178,33 +172,3 @@ def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def _open_locked(target: Path, name: str) -> int:
-    while True:
-        try:
-            handle = os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise failed(name, error) from error
-        try:
-            _lock(handle, name)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(target)):
-                    return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its writer has replaced the file since it was opened: lock the new one
-
-
-def _lock(handle: int, name: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            f"{name}: another process is writing this file; wait for it to end, or name another file"
-        ) from error
-    except OSError as error:
-        log.warning(
-            "%s: this file system has no locks (%s); let no other process write it", name, error.strerror
-        )

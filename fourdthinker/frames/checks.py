@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.frames.policy import RESAMPLES, FramePolicy
+from fourdthinker.frames.policy import FASTEST, RESAMPLES, FramePolicy
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -119,6 +119,22 @@ def above_zero(label: str, value: Any, remedy: str, *, finite: bool = True) -> f
     found = number(label, value, remedy)
     if found <= 0 or (finite and math.isinf(found)):
         raise ConfigError(f"{label} is {short(value)}; {remedy}")
+    return found
+
+
+def frame_rate(value: Any, remedy: str) -> float:
+    """The argument `fps`: above 0 and at most `FASTEST`.
+
+    Args:
+        value: what was given.
+        remedy: what to give instead, in messages.
+
+    Raises:
+        ConfigError: another value.
+    """
+    found = above_zero("fps", value, remedy)
+    if found > FASTEST:
+        raise ConfigError(f"fps is {short(value)}; {remedy}")
     return found
 
 

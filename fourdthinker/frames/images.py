@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.files import PICTURE_SUFFIXES, PathLike
-from fourdthinker.frames.checks import above_zero, device_of, numbers, out_of, path_of, policy_of
+from fourdthinker.frames.checks import device_of, frame_rate, numbers, out_of, path_of, policy_of
 from fourdthinker.frames.convert import CLIP_MEAN, CLIP_STD, Frames, Normal, patchify, resize
 from fourdthinker.frames.image_file import load_image, source_limit
-from fourdthinker.frames.policy import FramePolicy, hold, rate
+from fourdthinker.frames.policy import FASTEST, FramePolicy, hold, rate
 from fourdthinker.frames.request import Request, times_wanted
 from fourdthinker.frames.timeline import Timeline
 
@@ -67,7 +67,7 @@ def read_images(
     policy, device = policy_of(policy), device_of(device)
     out_of(out)
     if fps is not None:
-        fps = above_zero("fps", fps, "give a finite number above 0")
+        fps = frame_rate(fps, f"give pictures a second above 0, and at most {FASTEST:g}")
     if seconds is not None:
         seconds = numbers("seconds", seconds, "give one finite time for each picture")
     normal = Normal(policy.factor // 2, mean, std)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import get_args
 
 from fourdthinker.errors import OutputError
-from fourdthinker.files import UNFINISHED, make_folder, write_bytes
+from fourdthinker.files import UNFINISHED, make_folder, parse_json, write_bytes
 from fourdthinker.frames.display_times import TimesFrom
 from fourdthinker.frames.timeline import Timeline
 
@@ -82,7 +82,7 @@ def load(key: str) -> Timeline | None:
         return None
     try:
         timeline = _unpack(data, key)
-    except (ValueError, LookupError, TypeError, ArithmeticError, zlib.error, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, zlib.error) as error:
         logger.warning("%s: the index is damaged (%s); it is made again", path, error)
         return None
     with suppress(OSError):  # kept where we may not write
@@ -182,7 +182,7 @@ def _unpack(data: bytes, key: str) -> Timeline:
     if data != signed(data[8:]):
         raise ValueError("its sum is another")
     line, _, packed = data[8:].partition(b"\n")
-    head = json.loads(line)
+    head = parse_json(line)
     if head["key"] != key:
         raise ValueError("it is of another file")
     shown, coded, timed = (int(count) for count in head["counts"])

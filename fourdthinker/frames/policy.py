@@ -12,6 +12,7 @@ from typing import Any
 from fourdthinker.errors import ConfigError
 
 RESAMPLES = ("lanczos", "bicubic")
+FASTEST = 1e6  # frames a second: above it, frames lie nearer than times can tell apart
 NEAR = 1e-6  # seconds: what rounding and decimal notation take away from a time
 
 
@@ -21,7 +22,7 @@ def _described(default: Any, text: str, **limits: Any) -> Any:
     Args:
         default: of the field.
         text: the explanation.
-        **limits: `minimum` (itself allowed), `above`, or `choices`.
+        **limits: `minimum` (itself allowed), `above` with `maximum`, or `choices`.
     """
     return field(default=default, metadata={"help": text, **limits})
 
@@ -30,8 +31,8 @@ def _wanted(value: Any, limits: Mapping[str, Any]) -> str | None:
     """What to give instead of a value outside the limits of its field, or None for one inside."""
     if "choices" in limits:
         return None if value in limits["choices"] else f"choose one of {', '.join(limits['choices'])}"
-    if "above" in limits and not limits["above"] < value < math.inf:
-        return f"give a finite number above {limits['above']}"
+    if "maximum" in limits and not limits["above"] < value <= limits["maximum"]:
+        return f"give a number above {limits['above']}, and at most {limits['maximum']:g}"
     if "minimum" in limits and value < limits["minimum"]:
         return f"give at least {limits['minimum']}"
     return None
@@ -55,7 +56,7 @@ class FramePolicy:
         ConfigError: a value out of range.
     """
 
-    fps: float = _described(1.0, "Frames a second.", above=0)
+    fps: float = _described(1.0, "Frames a second.", above=0, maximum=FASTEST)
     max_frames: int = _described(50, "Frames at most; longer clips are sampled more thinly.", minimum=1)
     min_frames: int = _described(1, "Frames at least; shorter clips are sampled more densely.", minimum=1)
     max_pixels: int = _described(256 * 28 * 28, "Height * width of a resized frame at most.", minimum=4)

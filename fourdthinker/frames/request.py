@@ -9,10 +9,19 @@ from typing import Literal
 import torch
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames.checks import above_zero, device_of, number, numbers, out_of, path_of, whole
+from fourdthinker.frames.checks import (
+    above_zero,
+    device_of,
+    frame_rate,
+    number,
+    numbers,
+    out_of,
+    path_of,
+    whole,
+)
 from fourdthinker.frames.container import Source
 from fourdthinker.frames.convert import Normal
-from fourdthinker.frames.policy import NEAR, FramePolicy
+from fourdthinker.frames.policy import FASTEST, NEAR, FramePolicy
 from fourdthinker.frames.timeline import Timeline
 
 
@@ -42,8 +51,8 @@ class FrameSource:
         if self.reader not in ("auto", "decord"):
             raise ConfigError(f"reader is {self.reader!r}; choose 'auto' or 'decord'")
         if self.fps is not None:
-            remedy = "give pictures a second above 0, or None for the file's own times"
-            object.__setattr__(self, "fps", above_zero("fps", self.fps, remedy))
+            remedy = f"give pictures a second above 0, at most {FASTEST:g}, or None for the file's own times"
+            object.__setattr__(self, "fps", frame_rate(self.fps, remedy))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from typing import Any
 
 from fourdthinker.errors import RecordError
-from fourdthinker.files import LETTERS
+from fourdthinker.files import LETTERS, parse_json
 from fourdthinker.latents import IMAGERY
 from fourdthinker.records.line import Line, MediaRoot, Record, is_number, letter_of, options_in
 
@@ -65,21 +64,9 @@ def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Rec
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"key {max(keys, key=keys.count)!r} appears twice in one object")
-        return data
-
-    def constant(name: str) -> float:
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
+        data = parse_json(raw, unique_keys=True)
+    except ValueError as error:
         raise RecordError(
             f"{where}: malformed JSON ({error}); each line must be one JSON object (JSONL)"
         ) from error

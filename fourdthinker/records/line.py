@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
+from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike, parse_json
 from fourdthinker.latents import IMAGERY
 
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>")
@@ -134,8 +133,8 @@ def options_of(where: str, value: Any) -> dict[str, str]:
 
 def _literal(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # a list in Python's form, or nothing
+        return parse_json(text)
+    except ValueError:  # a list in Python's form, or nothing
         pass
     try:
         return ast.literal_eval(text)

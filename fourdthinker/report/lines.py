@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.evaluate.table import number
-from fourdthinker.files import read_regular
+from fourdthinker.files import parse_json, read_regular
 
 _LARGEST = 1e300  # of numbers that are shown; sums and differences of them are still finite
 
@@ -17,10 +16,9 @@ def parse(text: str) -> Any:
     """A JSON value; null for numbers that are not finite or above 1e300, U+FFFD for NUL, which HTML has not.
 
     Raises:
-        ValueError: not JSON.
-        RecursionError: nested too deep.
+        ValueError: as `parse_json`.
     """
-    return _shown(json.loads(text))
+    return _shown(parse_json(text, finite=False))
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], int]:
@@ -32,7 +30,7 @@ def read_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], int]:
                 continue
             try:
                 entry = parse(line)
-            except (ValueError, RecursionError):
+            except ValueError:
                 entry = None
             if isinstance(entry, dict):
                 entries.append((index, entry))

@@ -87,7 +87,7 @@ def _results(path: Path) -> dict[str, Any]:
         return {}
     try:
         results = parse(read_regular(path).decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); evaluate again") from error
     if not isinstance(results, dict):
         raise ConfigError(f"{path}: holds a {type(results).__name__}, not an object; evaluate again")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import read_regular
+from fourdthinker.files import parse_json, read_regular
 from fourdthinker.synth.journal import Journal
 
 VIDEO_SUFFIXES = frozenset(
@@ -189,10 +189,10 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         if path.suffix.lower() == ".csv":
             rows = list(csv.DictReader(io.StringIO(text)))
         elif path.suffix.lower() == ".json":
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error, RecursionError) as error:
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: not a manifest ({error}); write one object a line, or CSV") from error
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path}: holds no rows; write one video a line, under the key video")

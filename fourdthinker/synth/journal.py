@@ -6,17 +6,13 @@ stands in the same row, so that a stage is done exactly when its result is there
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from fourdthinker.errors import OutputError
-from fourdthinker.files import PathLike, make_folder
+from fourdthinker.files import PathLike, close_locked, make_folder, open_locked
 
 State = Literal["done", "rejected", "failed"]
 QUARANTINED = "quarantined"  # failed so often that it is left alone
@@ -71,7 +67,7 @@ class Journal:
             OutputError: another run has the folder, it cannot be written, or the file is no journal.
         """
         self.folder = make_folder(folder)
-        self._lock = _locked(self.folder)
+        self._lock = open_locked(self.folder / LOCK, str(folder), "folder")
         try:
             # autocommit: every statement is a transaction of its own
             self._database = sqlite3.connect(self.folder / NAME, isolation_level=None)
@@ -80,7 +76,7 @@ class Journal:
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)
         except sqlite3.Error as error:
-            os.close(self._lock)
+            close_locked(self._lock)
             raise OutputError(
                 f"{self.folder / NAME}: not a journal, or not writable ({error}); name another folder"
             ) from error
@@ -96,9 +92,7 @@ class Journal:
     def close(self) -> None:
         """Give the folder back."""
         self._database.close()
-        with suppress(OSError):
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        os.close(self._lock)
+        close_locked(self._lock)
 
     def find(self, item: str, stage: str, key: str) -> Entry | None:
         """The outcome of a stage under a key.
@@ -151,23 +145,3 @@ class Journal:
 
 def _entry(row: tuple[object, ...]) -> Entry:
     return Entry(*row)  # type: ignore[arg-type]  # the columns, in the order of the fields
-
-
-def _locked(folder: Path) -> int:
-    path = folder / LOCK
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(handle, 32).decode("ascii", "replace").strip()
-        os.close(handle)
-        raise OutputError(
-            f"{folder}: another run{f' (process {owner})' if owner else ''} is writing this folder; "
-            "wait for it to end, or name another folder"
-        ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
-    return handle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourdthinker.files import parse_json
 from fourdthinker.frames import load_image
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
@@ -56,8 +56,8 @@ def read_names(text: str) -> Names:
     """
     start, end = text.find("{"), text.rfind("}")
     try:
-        value = json.loads(text[start : end + 1])
-    except (ValueError, RecursionError):
+        value = parse_json(text[start : end + 1])
+    except ValueError:
         value = None
     if not isinstance(value, dict) or not {"moving", "still"} <= value.keys():
         raise ValueError('it is not one JSON object with the keys "moving" and "still"')

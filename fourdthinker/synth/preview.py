@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import PathLike, write_text
+from fourdthinker.files import PathLike, parse_json, read_json_object, write_text
 from fourdthinker.frames import load_image, resize
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.run import SUMMARY
@@ -113,8 +112,8 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(line)
+    except ValueError as error:
         raise ConfigError(f"{where}: not a record ({error}); run the synthesis once more") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: a {type(found).__name__}, not a record; run the synthesis once more")
@@ -122,13 +121,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); run the synthesis once more") from error
-    return found if isinstance(found, dict) else {}
+    return read_json_object(path, "run the synthesis once more") if path.exists() else {}
 
 
 def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import UNFINISHED, PathLike, write_json
+from fourdthinker.files import UNFINISHED, PathLike, parse_json, read_json_object, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
@@ -303,8 +303,8 @@ def _warn_of_others(folder: Path, names: set[str]) -> None:
 
 def _id(line: bytes) -> str:
     try:
-        return str(json.loads(line)["id"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # nothing of a damaged line is kept anyway
+        return str(parse_json(line)["id"])
+    except (ValueError, KeyError, TypeError):  # nothing of a damaged line is kept anyway
         return ""
 
 
@@ -315,12 +315,7 @@ def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> No
         if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
             raise ConfigError(f"{folder} is not empty, and no synthesis was made there; name a new folder")
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); remove it, or name a new folder") from error
-    if not isinstance(before, dict):
-        raise ConfigError(f"{path}: not settings of a synthesis; remove it, or name a new folder")
+    before = read_json_object(path, "remove it, or name a new folder")
     now = json.loads(json.dumps(settings.plain()))
     changed = [name for name in now if before.get(name) != now[name] and name not in LIMITS]
     if changed and not options.update:

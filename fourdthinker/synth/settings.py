@@ -66,7 +66,7 @@ def _policy(value: Any) -> Any:
 class SynthSettings(BaseModel):
     """Settings of a run; see docs/synthesis.md. A new one is a field here and, if of clips, in `_MATTERS`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     seed: int = Field(default=0, ge=0, description="Of questions, options, wording and splits.")
     frames: Annotated[FramePolicy, BeforeValidator(_policy)] = Field(

@@ -6,7 +6,6 @@ Private members of `transformers` that are overridden here say when they are cal
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from transformers import Trainer, set_seed
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.backbones.gathering import gathered
-from fourdthinker.files import writing
+from fourdthinker.errors import CheckpointError
+from fourdthinker.files import read_json_object, writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.master_weights import MasterWeights
@@ -80,7 +80,12 @@ class ResumableTrainer(Trainer):
         elif not self._weights_loaded:
             saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
             backbone.load_state_dict(saved.backbone.state_dict())
-        config = json.loads(Path(resume_from_checkpoint, "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(
+            Path(resume_from_checkpoint, "config.json"),
+            "name another checkpoint",
+            error=CheckpointError,
+            finite=False,
+        )
         backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
         if self.masters is not None:
             self.masters.load(Path(resume_from_checkpoint))

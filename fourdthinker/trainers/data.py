@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 from collections import Counter
@@ -20,7 +19,7 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import append_lines, make_folder, output_path
+from fourdthinker.files import append_lines, make_folder, parse_json, write_bytes
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
@@ -179,7 +178,8 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         if began_in is None or not rejected.parent.samefile(began_in):
-            output_path(rejected).unlink(missing_ok=True)
+            if rejected.exists():
+                write_bytes(rejected, b"")  # through a link, whose file stays
             if left_out:
                 append_lines(rejected, left_out.values())
     check = None if checks is None else functools.partial(_checked, args, find=checks.media)
@@ -215,9 +215,9 @@ def _left_out(rejected: Path) -> dict[str, Any]:
     if not rejected.exists():
         return {}
     entries = []
-    for line in rejected.read_text(encoding="utf-8").splitlines():
+    for line in rejected.read_bytes().split(b"\n"):  # no other line ends: texts hold U+2028
         with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-            entries.append(json.loads(line))
+            entries.append(parse_json(line))
     return {entry["line"]: entry for entry in entries if "line" in entry}
 
 

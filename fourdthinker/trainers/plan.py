@@ -7,11 +7,9 @@ settings allow is traced: which tensors exist at the same time follows from the 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import outline, vision_patches
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import read_json_object
 from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
@@ -211,11 +210,7 @@ def _zero(config: TrainConfig) -> tuple[int, bool]:
     """The stage of ZeRO, and whether the optimizer is kept on the host."""
     if config.deepspeed is None:
         return 0, False
-    try:
-        settings = json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"deepspeed: {config.deepspeed} is not JSON ({error}); mend the file") from error
-    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
+    zero = read_json_object(config.deepspeed, "mend the DeepSpeed config").get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
     offload = zero.get("offload_optimizer") or {}

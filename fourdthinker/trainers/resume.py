@@ -7,7 +7,6 @@ run that differs in that is refused, since the difference would be ignored; ever
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError, ConfigError
-from fourdthinker.files import check_folder, write_json
+from fourdthinker.files import check_folder, parse_json, write_json
 from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoints, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 
@@ -87,7 +86,7 @@ class RunState:
             CheckpointError: it has none that can be read.
         """
         try:
-            return cls(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+            return cls(**parse_json((folder / RUN).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / RUN} cannot be read ({error}); name a checkpoint that a run of this version wrote"

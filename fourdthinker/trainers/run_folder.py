@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import torch.distributed as dist
 from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError
-from fourdthinker.files import make_folder, write_text
+from fourdthinker.files import make_folder, parse_json, write_bytes
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import RESOLVED_CONFIG, resolved, save_config
 
@@ -81,8 +80,8 @@ def resumed_updates(checkpoint: str | Path) -> int:
     """
     path = Path(checkpoint)
     try:
-        return int(json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return int(parse_json((path / _STATE).read_bytes(), finite=False)["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: {_STATE} cannot be read ({error}); name another checkpoint"
         ) from error
@@ -93,8 +92,8 @@ def _cut_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):  # no other line ends: texts hold U+2028
         with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-            if json.loads(line).get("step", 0) <= last_step:
-                kept.append(line)
-    write_text(path, "".join(line + "\n" for line in kept))
+            if parse_json(line, finite=False).get("step", 0) <= last_step:
+                kept.append(line + b"\n")
+    write_bytes(path, b"".join(kept))

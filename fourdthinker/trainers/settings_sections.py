@@ -81,6 +81,6 @@ def _strict(hint: Any) -> Any:
 
 def field_bounds(field: dataclasses.Field[Any]) -> tuple[tuple[str, ...], list[str]]:
     """The choices of a field and its bounds in words, from its metadata."""
-    bounds = {"minimum": ">= {}", "above": "> {}"}
+    bounds = {"minimum": ">= {}", "above": "> {}", "maximum": "<= {:g}"}
     found = [text.format(field.metadata[name]) for name, text in bounds.items() if name in field.metadata]
     return field.metadata.get("choices", ()), found

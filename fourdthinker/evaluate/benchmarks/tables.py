@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.files import read_regular
+from fourdthinker.files import parse_json, read_regular
 
 _LONGEST_FIELD = 16 << 20  # characters; the csv module's own limit of 128 KiB is below what a cell may hold
 
@@ -131,8 +130,8 @@ def _separated(path: Path) -> Iterator[dict[str, Any]]:
 
 def _json(path: Path) -> list[dict[str, Any]]:
     try:
-        data = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(read_regular(path), finite=False)
+    except ValueError as error:
         raise RecordError(f"{path}: malformed JSON ({error}); fetch it anew") from error
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
         raise RecordError(f"{path}: not a JSON list of objects; is this the file of that benchmark?")
@@ -144,8 +143,8 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(line, finite=False)
+        except ValueError as error:
             raise RecordError(f"{path}:{number}: malformed JSON ({error}); fetch the file anew") from error
         if not isinstance(data, dict):
             raise RecordError(f"{path}:{number}: a JSON {type(data).__name__}, not an object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fourdthinker.errors import GeometryError
-from fourdthinker.files import PathLike
+from fourdthinker.files import PathLike, parse_json
 from fourdthinker.synth.geometry.conventions import (
     OPENGL,
     frame_times,
@@ -50,9 +49,9 @@ def read_nerfstudio(
     """
     source = str(Path(path))
     try:
-        found = json.loads(read_source(path))
+        found = parse_json(read_source(path))
         frames = {PurePosixPath(frame["file_path"]).name: frame for frame in found["frames"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, GeometryError):
             raise
         raise GeometryError(f"{source}: not of the form of a transforms.json ({error})") from error

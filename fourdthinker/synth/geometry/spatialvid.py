@@ -9,13 +9,12 @@ that over the video's true rate: poses are not exactly 0.2 s apart.
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 
 from fourdthinker.errors import GeometryError
-from fourdthinker.files import PathLike
+from fourdthinker.files import PathLike, parse_json
 from fourdthinker.synth.geometry.conventions import inverted, quaternion_rotations, read_source, table
 from fourdthinker.synth.tracks import CAMERA_MOVES, STATIC, Array, CameraTrack, Move
 
@@ -73,13 +72,13 @@ def read_instructions(folder: PathLike, *, fps: float) -> tuple[Move, ...]:
     path = folder / "instructions.json"
     times = _times(folder, fps)
     try:
-        found = json.loads(read_source(path))
+        found = parse_json(read_source(path))
         moves = []
         for key, names in found.items():
             start, end = (float(times[int(number)]) for number in key.split("->"))
             moves += [Move("camera", _move(str(name), path), start, end) for name in names]
         return tuple(moves)
-    except (ValueError, IndexError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, GeometryError):
             raise
         raise GeometryError(

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from fourdthinker.errors import ConfigError, FourdError
-from fourdthinker.files import make_folder, write_bytes
+from fourdthinker.files import make_folder, parse_json, write_bytes
 from fourdthinker.synth.narrate.limits import Budget, RateLimit
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Endpoint:
             return f"no connection ({error.__cause__ or error})"
         except (openai.OpenAIError, httpx2.HTTPError) as error:
             return f"the reply broke off ({error})"
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             return f"the reply is no chat completion ({type(error).__name__}: {error})"
 
     def _stream(self, request: dict[str, Any]) -> bytes:
@@ -193,7 +193,7 @@ class Endpoint:
         return bytes(data)
 
     def _read(self, data: bytes) -> Reply:
-        value = json.loads(data)
+        value = parse_json(data, finite=False)
         choice = value["choices"][0]
         text = choice["message"]["content"]
         usage = value.get("usage") or {}
@@ -222,10 +222,10 @@ class Endpoint:
 
 def _remembered(path: Path) -> Reply | None:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
         return Reply(str(value["text"]), bool(value["cut"]), cached=True)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         log.warning("%s is damaged and is asked for once more", path)
         return None

@@ -144,8 +144,11 @@ def test_skipped_records_are_counted(folder: Path, tmp_path: Path, caplog: pytes
         "--frames",
         "black",
     ]
+    (tmp_path / "rejected.jsonl").write_text("of a training run in this folder")
     assert cli.main(command) == 2
     assert cli.main([*command, "--on-bad-record", "skip"]) == 0
+    assert (tmp_path / "rejected.jsonl").read_text() == "of a training run in this folder"
+    assert "bad.jsonl:5" in (tmp_path / "answers.rejected.jsonl").read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["records_rejected"] == 1
     assert results["settings"]["frames_override"] == "black"
@@ -259,6 +262,18 @@ def test_latents_are_audited(
     assert "--latents zero: name a file for the answers with --out" in said
 
 
+def test_rejected_questions_are_named_beside_their_answers(folder: Path, tmp_path: Path) -> None:
+    data, out = folder / "some.jsonl", tmp_path / "answers.jsonl"
+    data.write_text('{"id": "a", "question": "?"}\n{"id": "b"}\n', encoding="utf-8")
+    (tmp_path / "rejected.jsonl").write_text("of a training run in this folder")
+    command = ["generate", "--checkpoint", "/no", "--data", str(data), "--on-bad-record", "skip"]
+    for _ in range(2):
+        assert cli.main([*command, "--out", str(out)]) == 2  # no such checkpoint
+        (line,) = (tmp_path / "answers.rejected.jsonl").read_text().splitlines()
+        assert json.loads(line)["where"] == f"{data}:2"
+    assert (tmp_path / "rejected.jsonl").read_text() == "of a training run in this folder"
+
+
 def test_flags_win_over_presets() -> None:
     from fourdthinker.cli.shared import add_sampling, sampling
 
@@ -328,7 +343,6 @@ def test_init_gives_a_base_model_its_latent_tokens(
         ),
         (["demo", "--quick", "--out", "{data}"], "{data}"),
         (["demo", "--quick", "--out", "{data}/x"], "{data} is not a folder, and one is needed"),
-        (["demo", "--quick", "--seed", "-1"], "--seed is -1; give a number from 0"),
         (["init", "{model}", "{data}/x/y"], "{data} is not a folder, and one is needed"),
         (["init", "/no/model", "{data}"], "{data} is not a folder, and one is needed"),
         (["convert", "/no/model", "/dev/null", "--merge"], "/dev/null is not a folder, and one is needed"),

@@ -125,9 +125,9 @@ class TestBeforeAnyFile:
         LOOKS,
         PLACES,
         [
-            ({"fps": 0}, "fps is 0; give a finite number above 0"),
-            ({"fps": INF}, "fps is inf; give a finite number above 0"),
-            ({"fps": "2"}, "fps is '2'; give a finite number above 0"),
+            ({"fps": 0}, "fps is 0; give pictures a second above 0"),
+            ({"fps": INF}, "fps is inf; give pictures a second above 0"),
+            ({"fps": "2"}, "fps is '2'; give pictures a second above 0"),
             ({"seconds": [0.0, NAN]}, r"seconds\[1\] is nan; give one finite time for each picture"),
             ({"seconds": 1.0}, r"seconds is 1\.0; give one finite time for each picture"),
         ],

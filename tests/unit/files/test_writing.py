@@ -18,7 +18,6 @@ from fourdthinker.files import (
     atomic_writer,
     check_folder,
     check_output,
-    jsonl,
     make_folder,
     write_bytes,
     write_json,
@@ -208,36 +207,6 @@ def test_a_file_is_replaced_only_if_a_line_must_go(tmp_path: Path) -> None:
     assert path.read_bytes() == b'{"id": 1}\n{"id": 3}\n{"id": 4}\n'
 
 
-def test_the_second_writer_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    first = JsonLines(path)
-    for write in (JsonLines, check_output):
-        with pytest.raises(OutputError, match="journal: another process is writing this file; wait"):
-            write(path)
-    first.append([{"id": 1}, {"id": 2}])
-    first.keep([b'{"id": 2}'])  # the file is another one now, and still locked
-    with pytest.raises(OutputError, match="another process"):
-        JsonLines(path)
-    first.close()
-    check_output(path)
-    JsonLines(path).close()
-
-
-def test_a_file_replaced_between_opening_and_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, lock = tmp_path / "journal", jsonl._lock
-    path.write_bytes(b'{"old": 1}\n')
-
-    def replaced_first(handle: int, name: str) -> None:
-        monkeypatch.setattr(jsonl, "_lock", lock)
-        write_text(path, '{"new": 1}\n')  # what another process does that holds the lock until now
-        lock(handle, name)
-
-    monkeypatch.setattr(jsonl, "_lock", replaced_first)
-    with JsonLines(path) as file:
-        file.append([{"new": 2}])
-    assert path.read_bytes() == b'{"new": 1}\n{"new": 2}\n'
-
-
 WORKER = """
 import sys, time
 from fourdthinker.errors import OutputError
@@ -262,7 +231,7 @@ def test_two_processes_lose_no_line(tmp_path: Path) -> None:
     """Both rewrite and append at every turn: 2,000 lines, each once, and none cut."""
     path = tmp_path / "journal"
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, name, str(path)], cwd=Path(jsonl.__file__).parents[2])
+        subprocess.Popen([sys.executable, "-c", WORKER, name, str(path)], cwd=Path(__file__).parents[3])
         for name in "ab"
     ]
     assert [worker.wait(120) for worker in workers] == [0, 0]

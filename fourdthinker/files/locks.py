@@ -1,0 +1,70 @@
+"""The lock that keeps other processes from writing a file or a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from fourdthinker.errors import OutputError
+from fourdthinker.files.paths import failed
+
+log = logging.getLogger(__name__)
+
+
+def open_locked(path: Path, name: str, what: str = "file") -> int:
+    """Open or create a file, and keep others from locking it until `close_locked` or the end of the process.
+
+    On a file system that has no locks this is a warning, and the file is open all the same.
+
+    Args:
+        path: the file, its links followed.
+        name: what is locked by it, as the user named it.
+        what: "file" or "folder", for messages.
+
+    Returns:
+        Its handle, for reading and appending.
+
+    Raises:
+        OutputError: another process has the lock, or the file cannot be opened.
+    """
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise failed(name, error) from error
+        try:
+            lock(handle, name, what)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its writer has replaced the file since it was opened: lock the new one
+
+
+def lock(handle: int, name: str, what: str = "file") -> None:
+    """Lock an open file, as `open_locked` does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{name}: another process is writing this {what}; wait for it to end, or name another {what}"
+        ) from error
+    except OSError as error:
+        log.warning(
+            "%s: this file system has no locks (%s); let no other process write this %s",
+            name,
+            error.strerror,
+            what,
+        )
+
+
+def close_locked(handle: int) -> None:
+    """Give the lock back, also where a forked process still has the file open, and close the file."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)

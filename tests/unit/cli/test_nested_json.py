@@ -1,0 +1,68 @@
+"""JSON nested without end, in every file that a command reads: one line that names the file, and status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fourdthinker import cli
+from fourdthinker.errors import FourdError
+from fourdthinker.evaluate.journal import Journal
+from fourdthinker.files import JsonLines
+from fourdthinker.generate import _answered
+from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
+from fourdthinker.trainers.plan import _zero
+from fourdthinker.trainers.resume import RunState
+from fourdthinker.trainers.run_folder import resumed_updates
+
+NESTED = "[" * 200_000
+SAID = "nested deeper than 100 levels"
+COMMANDS = {
+    "synth, manifest": ("m.jsonl", ["synth", "{file}", "-o", "{folder}/out"]),
+    "synth, settings": ("settings.json", ["synth", "scenes:1", "-o", "{folder}"]),
+    "preview, records": ("dift-train.jsonl", ["preview", "{folder}"]),
+    "audit, JSONL": ("a.jsonl", ["audit", "{file}"]),
+    "audit, JSON": ("a.json", ["audit", "{file}"]),
+    "compare": ("answers.jsonl", ["compare", "{folder}", "{folder}"]),
+    "eval, records": ("a.jsonl", ["eval", "--checkpoint", "m", "--data", "{file}", "--out", "{folder}/out"]),
+    "eval, benchmark": (
+        "a.jsonl",
+        ["eval", "--checkpoint", "m", "--bench", "vsi", "--data", "{file}", "--out", "{folder}/out"],
+    ),
+    "generate, records": ("a.jsonl", ["generate", "--checkpoint", "m", "--data", "{file}"]),
+    "convert": ("config.json", ["convert", "{folder}", "{folder}/out", "--merge"]),
+    "report": ("results.json", ["report", "{folder}"]),
+}
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_names_the_file(
+    name: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text(NESTED)
+    assert cli.main([word.format(file=file, folder=tmp_path) for word in command]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert name in last
+    assert SAID in last or (name == "config.json" and "recursion" in last)  # transformers reads it first
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "answers.jsonl": lambda folder: Journal(folder / "answers.jsonl", {}),
+    "out.jsonl": lambda folder: _answered(JsonLines(folder / "out.jsonl"), {}, 1),
+    "transforms.json": lambda folder: read_nerfstudio(folder / "transforms.json", names=["a"], times=[0.0]),
+    "run.json": RunState.read,
+    "trainer_state.json": resumed_updates,
+    "zero.json": lambda folder: _zero(SimpleNamespace(deepspeed=str(folder / "zero.json"))),  # type: ignore
+}
+
+
+@pytest.mark.parametrize(("name", "read"), READERS.items(), ids=READERS)
+def test_a_reader_names_the_file(name: str, read: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(NESTED + "\n")
+    with pytest.raises(FourdError, match=rf"{name}.*{SAID}"):
+        read(tmp_path)

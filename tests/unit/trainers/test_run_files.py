@@ -1,0 +1,48 @@
+"""The line files of a run: what is left in them when it begins anew, and when it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fourdthinker.files import append_lines
+from fourdthinker.trainers.data import _left_out, load_records
+from fourdthinker.trainers.run_folder import _cut_lines
+
+
+def load(folder: Path, text: str) -> list[Any]:
+    (folder / "data.jsonl").write_text(text)
+    config = SimpleNamespace(
+        data=[str(folder / "data.jsonl")],
+        output_dir=str(folder / "run"),
+        media_root=None,
+        on_bad_record="skip",
+    )
+    args = SimpleNamespace(process_index=0, world_size=1)
+    return load_records(config, args, "rl", None)  # type: ignore[arg-type]  # all that it looks at
+
+
+@pytest.mark.parametrize("bad", ["", "no record\n"])
+def test_a_link_to_the_rejected_lines_stays_and_its_file_too(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "v.mp4").write_text("media are not read")
+    line = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").write_text("of a former run\n")
+    (tmp_path / "run" / "rejected.jsonl").symlink_to(tmp_path / "elsewhere")
+    assert len(load(tmp_path, json.dumps(line) + "\n" + bad)) == 1
+    assert (tmp_path / "run" / "rejected.jsonl").is_symlink()
+    assert (tmp_path / "elsewhere").read_text().count("\n") == bad.count("\n")
+
+
+def test_separators_of_lines_in_a_text_end_no_line(tmp_path: Path) -> None:
+    rows = [{"step": step, "line": f"{step} a\u2028b\x85c"} for step in (1, 2, 3)]
+    append_lines(tmp_path / "a.jsonl", rows)
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b'{"step": 1, "li')  # a kill has cut it off
+    assert list(_left_out(tmp_path / "a.jsonl")) == [row["line"] for row in rows]
+    _cut_lines(tmp_path / "a.jsonl", 2)
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n")[:-1]] == rows[:2]
