@@ -279,7 +279,7 @@ def test_values_that_yaml_cannot_make_are_named(tmp_path: Path, value: str) -> N
 
 def test_ranges_of_frames_are_those_of_the_frame_policy() -> None:
     kinds = {setting.key: setting.kind for _, group in settings_of(DiftConfig) for setting in group}
-    assert kinds["frames.fps"] == "number > 0"
+    assert kinds["frames.fps"] == "number > 0 and <= 1e+06"
     assert kinds["frames.min_frames"] == "whole number >= 1"
     assert kinds["frames.resample"] == "lanczos, bicubic"
     for field in dataclasses.fields(FramePolicy):
