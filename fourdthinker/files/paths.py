@@ -82,8 +82,9 @@ def read_regular(path: PathLike) -> bytes:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read ({error.strerror}); give a readable file") from error
+    except (OSError, ValueError) as error:  # the latter: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read ({reason}); give a readable file") from error
     raise ConfigError(f"{name} is a {_kind(mode)}, not a regular file; move it away or give a file")
 
 

@@ -185,7 +185,7 @@ def read_settings(path: Path | None, **given: Any) -> SynthSettings:
     if path is not None:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{path}: cannot be read as YAML ({reason}); give an existing file") from error
         if not isinstance(values, dict):
