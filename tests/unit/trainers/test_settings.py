@@ -286,7 +286,8 @@ def test_ranges_of_frames_are_those_of_the_frame_policy() -> None:
         limits = {key: value for key, value in field.metadata.items() if key != "help"}
         assert limits, f"{field.name} has no limits"
         name, limit = limits.popitem()
-        wrong = {"choices": "none", "minimum": limit - 1 if name == "minimum" else 0, "above": limit}[name]
+        low = limit - 1 if name == "minimum" else 0
+        wrong = {"choices": "none", "minimum": low, "above": limit, "maximum": 2e6}[name]
         with pytest.raises(ConfigError, match=rf"frame policy: {field.name} is {wrong!r}; (give|choose)"):
             FramePolicy(**{field.name: wrong})
 
