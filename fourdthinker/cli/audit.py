@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.shared import SEEDS, Commands, output, real, whole
+from fourdthinker.cli.shared import SEEDS, Commands, not_read, output, real, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in (arguments.prune, arguments.out):
         if path is not None:
             check_output(path)  # before long work
+            not_read(path, arguments.files)
     console, results, leaks = Console(), {}, False
     for path in arguments.files:
         file = read_questions(path)

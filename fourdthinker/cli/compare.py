@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdthinker.cli.shared import Commands, output, whole
+from fourdthinker.cli.shared import Commands, not_read, output, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.evaluate import compare, load_result
     from fourdthinker.files import write_json
 
+    answers = [run / "answers.jsonl" if run.is_dir() else run for run in (arguments.a, arguments.b)]
+    not_read(arguments.out, [*answers, *(path.with_name("results.json") for path in answers)])
     found = compare(load_result(arguments.a), load_result(arguments.b))
     console = Console()
     console.print(_table(found))

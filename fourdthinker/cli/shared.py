@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,15 @@ def new_folder(path: Path) -> Path:
     if path.exists() and any(path.iterdir()):
         raise ConfigError(f"{path} is not empty; name a new folder")
     return path
+
+
+def not_read(out: Path | None, inputs: Iterable[Path]) -> None:
+    """ConfigError for an output that is one of the files which the same command reads, and would replace."""
+    from fourdthinker.errors import ConfigError
+
+    for path in inputs:
+        if out is not None and out.exists() and path.exists() and out.samefile(path):
+            raise ConfigError(f"{out} is what the command reads; name another file to write")
 
 
 def rejects_beside(answers: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, FourdError
 from fourdthinker.files import PathLike, parse_json, read_json_object, write_text
 from fourdthinker.frames import load_image, resize
 from fourdthinker.latents import IMAGERY
@@ -70,8 +70,10 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
     if not records:
         raise ConfigError(f"{folder}: no dift-*.jsonl with records in it; give the folder of a finished run")
     summary = _read_json(folder / SUMMARY)
-    chosen = _spread(records, most)
-    cards = [_card(split, record, folder) for split, record in chosen]
+    path = Path(page) if page is not None else folder / PAGE
+    if path.is_file() and not path.read_bytes()[:15].lower().startswith(b"<!doctype html"):
+        raise ConfigError(f"{path} is there and no page, so it is not replaced; name another file")
+    cards = [_whole_card(split, record, folder) for split, record in _spread(records, most)]
     text = _render(
         name=folder.resolve().name,
         cards=cards,
@@ -83,7 +85,6 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
         stages=_stages(summary),
         refused=summary.get("refused", []),
     )
-    path = Path(page) if page is not None else folder / PAGE
     write_text(path, text)
     return path
 
@@ -135,6 +136,17 @@ def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[
         count = min(share, len(found))
         picked += [found[k * len(found) // count] for k in range(count)]
     return picked[:most]
+
+
+def _whole_card(split: str, record: dict[str, Any], folder: Path) -> Card:
+    try:
+        return _card(split, record, folder)
+    except FourdError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: record {record.get('id')!r} is not as a synthesis writes it ({error}); run it anew"
+        ) from error
 
 
 def _card(split: str, record: dict[str, Any], folder: Path) -> Card:

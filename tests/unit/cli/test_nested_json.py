@@ -52,6 +52,26 @@ def test_a_command_names_the_file(
     assert SAID in last or (name in ("config.json", "c.yaml") and "recursion" in last)  # other readers
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "{folder}", "{folder}", "--out"],
+        ["audit", "{file}", "--out"],
+        ["audit", "{file}", "--prune"],
+    ],
+)
+def test_what_is_read_is_not_replaced(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("what the user has")
+    (tmp_path / "link").symlink_to(file)
+    words = [word.format(file=file, folder=tmp_path) for word in command]
+    assert cli.main([*words, str(tmp_path / "link")]) == 2
+    assert "link is what the command reads; name another file to write" in capsys.readouterr().err
+    assert file.read_text() == "what the user has"
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "answers.jsonl": lambda folder: Journal(folder / "answers.jsonl", {}),
     "out.jsonl": lambda folder: _answered(JsonLines(folder / "out.jsonl"), {}, 1),

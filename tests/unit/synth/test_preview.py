@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,26 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(ConfigError, match=r"dift-train-00000\.jsonl:4: .*; run the synthesis once more"):
         write_preview(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["extra", "options", "image_input", "image_output", "seconds"])
+def test_a_record_of_another_form_is_named(tmp_path: Path, key: str) -> None:
+    write_all(make(tmp_path, 1), SynthSettings(splits={"train": 1.0}), tmp_path)
+    path = tmp_path / "dift-train-00000.jsonl"
+    first = json.loads(path.read_bytes().splitlines()[0])
+    path.write_text(json.dumps(first | {key: 7}) + "\n")
+    with pytest.raises(ConfigError, match=rf"record '{first['id']}' is not as a synthesis writes it"):
+        write_preview(tmp_path)
+
+
+def test_what_is_no_page_is_not_replaced(tmp_path: Path) -> None:
+    write_all(make(tmp_path, 1), SynthSettings(splits={"train": 1.0}), tmp_path)
+    path = tmp_path / "dift-train-00000.jsonl"
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="is there and no page"):
+        write_preview(tmp_path, page=path)
+    assert path.read_bytes() == before
+    assert write_preview(tmp_path) == write_preview(tmp_path)  # a page is
 
 
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
