@@ -80,6 +80,8 @@ def check_tensors(*optional: str, **tensors: object) -> None:
             continue
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is {shown(value)}; pass a tensor{' or None' * (name in optional)}")
+        if hasattr(value, "full_tensor"):
+            raise ValueError(f"{name} is a DTensor; pass {name}.to_local() or {name}.full_tensor()")
         if value.layout != torch.strided:
             raise ValueError(f"{name} is a {value.layout} tensor; pass a dense one, {name}.to_dense()")
         first = first or (name, value)

@@ -44,6 +44,44 @@ def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bo
     return min(max(rows, 1), 2048 if vocabulary >= 65536 else 4096)
 
 
+def whole_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a head that may be sliced over ranks (``DTensor``: FSDP2, tensor parallelism).
+
+    Gathering is collective, and so is the backward, which gives each rank its slice of the mean of all ranks'
+    gradients, as FSDP2 does for the other weights.
+
+    Args:
+        weight: [V, H].
+        bias: [V], or None.
+
+    Returns:
+        Both as plain tensors.
+
+    Raises:
+        ValueError: DeepSpeed ZeRO-3 holds the weight sliced; an op cannot gather it for its backward.
+    """
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        shape = tuple(getattr(tensor, "ds_shape", ()))
+        if shape and tuple(tensor.shape) != shape:  # type: ignore[union-attr]
+            raise ValueError(
+                f"{name} {shape} is sliced over ranks by ZeRO-3; call the op and the backward of its loss "
+                f"within `with deepspeed.zero.GatheredParameters({name}):`"
+            )
+    return _whole(weight), None if bias is None else _whole(bias)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    mesh = tensor.device_mesh
+    full: Tensor = tensor.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if full.requires_grad:
+        full.register_hook(lambda grad: grad / mesh.size())
+    return full
+
+
 def check_head(
     input: Tensor,
     weight: Tensor,

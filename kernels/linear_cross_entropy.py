@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_integer, check_range, reciprocal
 from ._head import full_precision, gradients, make_head, scaled_gradients
-from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows
+from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
@@ -115,9 +115,10 @@ def linear_cross_entropy(
 
     Args:
         input: hidden states, [N, H] or [B, T, H].
-        weight: [V, H], the output matrix.
+        weight: [V, H], the output matrix. A ``DTensor``, as FSDP2 leaves it, is gathered, and its gradient is
+            the mean over ranks, in slices.
         target: [N] or [B, T] int64, already aligned with ``input``: entry i is what row i predicts.
-        bias: [V], added to the logits.
+        bias: [V], added to the logits; likewise.
         ignore_index: rows with this target have no loss and cost nothing: rows are gathered before the
             matmul.
         num_items: the global normaliser, a number or a scalar tensor, 0 or more; None: the number of rows
@@ -138,6 +139,7 @@ def linear_cross_entropy(
             the CPU, and on CUDA with ``FOURDTHINKER_DEBUG=1`` because that synchronises; without it their
             loss means nothing.
     """
+    weight, bias = whole_head(weight, bias)
     check_head(input, weight, target, bias, temperature, softcap)
     check_integer("ignore_index", ignore_index)
     flat = target.reshape(-1)

@@ -23,7 +23,7 @@ from ._grpo_reference import (
     token_terms,
 )
 from ._head import Head, full_precision, gradients, make_head, scaled_gradients
-from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows
+from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
 from ._logits import MORE
 
 
@@ -316,13 +316,14 @@ def linear_grpo_loss(
 
     Args:
         input: hidden states, [R, T, H], or packed [N, H].
-        weight: [V, H], the output matrix.
+        weight: [V, H], the output matrix. A ``DTensor``, as FSDP2 leaves it, is gathered, and its gradient is
+            the mean over ranks, in slices.
         target: [R, T] or [N] int64; entry i is what row i predicts.
         options: as in ``grpo_token_loss``. The entropy is computed only when ``entropy_coef`` is not 0
             or with ``return_entropy``.
         advantages: [R] or, unless packed, [R, T].
         mask: bool, shaped as ``target``. Only rows where it is true are computed.
-        bias: [V], added to the logits.
+        bias: [V], added to the logits; likewise.
         old_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
         ref_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
         sampler_logprobs: as in ``grpo_token_loss``, shaped as ``target``.
@@ -350,6 +351,7 @@ def linear_grpo_loss(
     check_flags(return_entropy=return_entropy, return_statistics=return_statistics)
     check_tensors(input=input, advantages=advantages)
     check_floating(advantages=advantages)
+    weight, bias = whole_head(weight, bias)
     check_head(input, weight, target, bias, temperature, softcap)
     check_reference(options, ref_logprobs)
     check_like(

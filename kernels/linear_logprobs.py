@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_flags, check_range, check_tensors
 from ._head import full_precision, gradients, make_head
-from ._head_arguments import check_head, check_rows, chunk_size, matmul_rows
+from ._head_arguments import check_head, check_rows, chunk_size, matmul_rows, whole_head
 from ._logits import MORE, TokenStatistics
 
 
@@ -218,9 +218,10 @@ def linear_logprobs(
 
     Args:
         input: hidden states, [N, H] or [B, T, H].
-        weight: [V, H], the output matrix.
+        weight: [V, H], the output matrix. A ``DTensor``, as FSDP2 leaves it, is gathered, and its gradient is
+            the mean over ranks, in slices.
         target: [N] or [B, T] int64; entry i is what row i predicts.
-        bias: [V], added to the logits.
+        bias: [V], added to the logits; likewise.
         mask: bool, shaped as ``target``; only rows where it is true are computed. None: all.
         rows: [M] int64, flat and all different: the rows to compute, instead of ``mask`` and without its
             synchronisation.
@@ -239,6 +240,7 @@ def linear_logprobs(
     Raises:
         ValueError: shapes, dtypes, devices or coefficients do not fit.
     """
+    weight, bias = whole_head(weight, bias)
     check_head(input, weight, target, bias, temperature, softcap)
     check_tensors("mask", target=target, mask=mask)
     check_flags(return_entropy=return_entropy, return_statistics=return_statistics)
