@@ -31,6 +31,7 @@ from fourdthinker.kernels import (
 )
 
 Call = Callable[[], object]
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, 
     why = {
         "torch.compile": "left out", "Liger": "not installed, or needs a GPU",
         "TRL fused head": "not installed: pip install trl",
+        "verl fused head": "not installed (pip install verl), or needs a GPU",
     }  # fmt: skip
     missing = {name: why.get(name, "not in this torch") for name, call in calls.items() if call is None}
     return {name: call for name, call in calls.items() if call is not None}, missing
@@ -170,16 +172,18 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             options=GrpoOptions(beta=peers.BETA),
         )[0]  # fmt: skip
 
-    head = peers.trl_logprobs()
+    heads = {"TRL fused head": peers.trl_logprobs(), "verl fused head": peers.verl_logprobs()}
 
-    def trl_ce(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        assert head is not None
+    def mean_nll(head: Head, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return -head(x, weight, target).mean()
 
-    def trl_grpo(x: Tensor, weight: Tensor) -> Tensor:
-        assert head is not None
+    def grpo_of(head: Head, x: Tensor, weight: Tensor) -> Tensor:
         return peers.eager_grpo(head(x, weight, target), gains, mask, old, ref)
 
+    def with_heads(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor] | None]:
+        return {name: head and functools.partial(loss, head) for name, head in heads.items()}
+
+    nll, theirs = with_heads(mean_nll), with_heads(grpo_of)
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
     liger = peers.liger_grpo()
@@ -191,7 +195,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         calls, absent = _present({
             "ours": _step(linear_cross_entropy, leaves, flat, weight, flat_target),
             "eager": _step(eager_ce, leaves, flat, weight, flat_target),
-            "TRL fused head": _step(trl_ce if head else None, leaves, flat, weight, flat_target),
+            **{name: _step(loss, leaves, flat, weight, flat_target) for name, loss in nll.items()},
             "torch.compile": _step(compiled_ce, leaves, flat, weight, flat_target),
             "Liger": _step(peers.liger_cross_entropy(), leaves, flat, weight, flat_target),
             "F.linear_cross_entropy": _step(
@@ -203,7 +207,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             "ours": _step(ours_grpo, leaves, x, weight),
             "its matmuls alone": functools.partial(_matmuls, flat.detach(), weight.detach(), not frozen),
             "eager (TRL)": _step(eager_grpo, leaves, x, weight),
-            "TRL fused head": _step(trl_grpo if head else None, leaves, x, weight),
+            **{name: _step(loss, leaves, x, weight) for name, loss in theirs.items()},
             "torch.compile": _step(compiled_grpo, leaves, x, weight),
             "Liger": _step(liger, leaves, x, weight, target, gains, mask, old, ref),
         })  # fmt: skip
@@ -212,7 +216,10 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     calls, absent = _present({
         "ours": without_grad(lambda: -linear_logprobs(x, weight, target).mean()),
         "eager (TRL)": without_grad(lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean()),
-        "TRL fused head": without_grad(lambda: trl_ce(x, weight, target)) if head else None,
+        **{
+            name: loss and without_grad(functools.partial(loss, x, weight, target))
+            for name, loss in nll.items()
+        },
     })  # fmt: skip
     yield Case(
         "linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary, absent=absent
@@ -223,7 +230,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         "eager (TRL)": trained(
             lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean(), x, weight
         ),
-        "TRL fused head": _step(trl_ce if head else None, (x, weight), x, weight, target),
+        **{name: _step(loss, (x, weight), x, weight, target) for name, loss in nll.items()},
     })  # fmt: skip
     yield Case(
         "linear_logprobs", size, "forward+backward, head trained", calls,

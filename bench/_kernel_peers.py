@@ -93,6 +93,19 @@ def trl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return run
 
 
+def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """verl's Triton head, log-probabilities alone, or None without verl or without a GPU."""
+    if importlib.util.find_spec("verl") is None or not torch.cuda.is_available():
+        return None
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy as head
+
+    def run(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return head(rows, weight, target.reshape(-1), 1.0, "none")[0].view(target.shape)
+
+    return run
+
+
 def liger_grpo() -> Callable[..., Tensor] | None:
     """Liger's chunked fused linear GRPO loss (plain torch inside), or None where it is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:

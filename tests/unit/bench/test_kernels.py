@@ -45,11 +45,12 @@ def test_a_run_times_compares_and_saves(results, capsys):
     assert "linear_grpo_loss" in capsys.readouterr().out
 
 
-def test_the_fused_head_of_trl_is_raced_or_named():
+def test_the_fused_heads_of_others_are_raced_or_named():
     installed = importlib.util.find_spec("trl") is not None
     for case in FAMILIES["head"](SIZES["tiny"], "cpu", False):
         assert ("TRL fused head" in case.calls) is installed
         assert ("TRL fused head" in case.absent) is not installed
+        assert case.absent["verl fused head"] == "not installed (pip install verl), or needs a GPU"
 
 
 def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
