@@ -73,8 +73,9 @@ def whole_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | No
 def _whole(tensor: Tensor) -> Tensor:
     if not hasattr(tensor, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
+    assert isinstance(tensor, DTensor)
     mesh = tensor.device_mesh
     full: Tensor = tensor.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if full.requires_grad:
