@@ -142,9 +142,13 @@ class LatentTrainer(PassTrainer):
 
     # ---- metrics
 
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """Called by Trainer after the callbacks of every update; what follows waits for the other ranks."""
+        self._enter("metrics and checkpoint", -3)
+        super()._maybe_log_save_evaluate(*arguments, **options)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, from the first process: to metrics.jsonl, the trackers and the log."""
-        self._enter("metrics", -3)
         # Every rank has the same names: the objectives give all of them for every batch.
         logs |= self.metric_sums.take(self.sum_over_ranks, self.args.device)
         logs["bad_steps"] = self.bad_steps

@@ -105,10 +105,9 @@ class Watch:
     # ---- who it is
 
     def _beat(self) -> None:
-        beats = itertools.count()
         with contextlib.suppress(RuntimeError):  # as in `enter`
             while not self._ended.wait(self._interval):
-                self._store.set(f"beat{self._rank}", str(next(beats)))
+                self._beat_once()
                 waited = time.monotonic() - self._since
                 if waited > self._timeout and (behind := self._behind() or self._dead()):
                     sys.stderr.write(
@@ -116,6 +115,9 @@ class Watch:
                     )
                     sys.stderr.flush()
                     os._exit(2)  # the main thread waits in a collective, from which nothing calls it back
+
+    def _beat_once(self) -> None:
+        self._store.set(f"beat{self._rank}", str(time.monotonic_ns()))
 
     def _get(self, key: str) -> str | None:
         return self._store.get(key).decode() if self._store.check([key]) else None
@@ -134,7 +136,9 @@ class Watch:
     def _dead(self) -> list[int]:
         """The ranks that do not beat any more."""
         before = {rank: self._get(f"beat{rank}") for rank in self._others()}
-        time.sleep(_BEATS * self._interval)
+        for _ in range(_BEATS):  # two ranks may ask this of each other
+            time.sleep(self._interval)
+            self._beat_once()
         return [rank for rank, beat in before.items() if self._get(f"beat{rank}") == beat]
 
     def _said(self, ranks: list[int]) -> str:
