@@ -12,9 +12,10 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fourdthinker.backbones.gathering import gathered
+from fourdthinker.backbones.recompute import norms_and_mlps
 from fourdthinker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def use_liger(backbone: Backbone, *, required: bool) -> int:
         if required:
             raise ConfigError(f"liger is true, but {problem}; set liger=auto or liger=false")
         return 0
-    norms, mlps = _layers(backbone)
+    norms, mlps = norms_and_mlps(backbone)
     for kind, modules, forward in (("RMSNorm", norms, _rms_norm), ("SwiGLU", mlps, _swiglu)):
         if not modules:
             raise ConfigError(f"liger: the model has no {kind} layer that is known; set liger=false")
@@ -53,26 +54,6 @@ def _problem(device: torch.device) -> str | None:
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed (pip install 'fourdthinker[train]')"
     return None if device.type == "cuda" else f"its kernels need a GPU and the model is on {device}"
-
-
-def _layers(backbone: Backbone) -> tuple[list[Any], list[Any]]:
-    """The norms and the MLPs of the language model."""
-    modules = list(backbone.hf.model.language_model.modules())
-    norms = [m for m in modules if type(m).__name__.endswith("RMSNorm") and hasattr(m, "variance_epsilon")]
-    parts = ("gate_proj", "up_proj", "down_proj")
-    mlps = [
-        m
-        for m in modules
-        if all(hasattr(m, name) for name in parts) and isinstance(m.act_fn, nn.SiLU | _silu_class())
-    ]
-    return norms, mlps
-
-
-def _silu_class() -> type[nn.Module]:
-    """What transformers calls SiLU."""
-    from transformers.activations import ACT2FN
-
-    return type(ACT2FN["silu"])
 
 
 def _rms_norm(module: Any, hidden_states: Tensor) -> Tensor:

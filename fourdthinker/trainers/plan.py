@@ -18,6 +18,7 @@ from torch import Tensor
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import outline, vision_patches
+from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import read_json_object
 from fourdthinker.kernels import chunk_size
@@ -246,6 +247,8 @@ def _traced(
         batch.pop("segments", None)  # flex_attention makes no mask of all pairs
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
+    elif not config.deepspeed:
+        recompute_cheap_layers(backbone)
     backbone.train()
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
     chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
+from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.trainers.ahead import Ahead
@@ -80,6 +81,8 @@ class LatentTrainer(PassTrainer):
         self.masters = None if args.deepspeed else MasterWeights(backbone)
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
+        elif not args.deepspeed:  # ZeRO-3 gathers weights for calls of modules, which this avoids
+            recompute_cheap_layers(backbone)
         use_cache = getattr(backbone.config, "use_cache", None)
         super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
         if use_cache is None:  # Trainer sets it to False, and it would be saved so

@@ -1,0 +1,61 @@
+"""Norms and products computed again in the backward pass: the same bits, and less that is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench._training_parts import Kept
+from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.recompute import recompute_cheap_layers
+from fourdthinker.objectives import dift_objective
+from fourdthinker.samples import collate
+from tests.e2e.training import samples
+from tests.tiny import tiny_checkpoint
+
+
+def loss_of(backbone: Backbone, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+    """Loss, gradients, and the bytes that each kind of layer kept."""
+    backbone.train()
+    with Kept(backbone) as kept:
+        loss, _ = backbone(dict(batch), lambda *a: dift_objective(*a, num_tokens=50.0, num_latents=8.0))
+    loss.backward()
+    gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients, dict(kept.parts)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_same_bits_from_less(family: str) -> None:
+    checkpoint, other = (tiny_checkpoint(family=family, layers=2) for _ in range(2))
+    batch = collate(samples(checkpoint, 3), 0)
+    norms = 2 * 2 + 1 + (4 if family == "qwen3_vl" else 0)
+    assert recompute_cheap_layers(other.backbone) == norms + 2
+    assert recompute_cheap_layers(other.backbone) == 0, "once is enough"
+    plain_loss, plain, much = loss_of(checkpoint.backbone, batch)
+    loss, gradients, little = loss_of(other.backbone, batch)
+    assert torch.equal(loss, plain_loss)
+    assert plain.keys() == gradients.keys()
+    assert [name for name in plain if not torch.equal(plain[name], gradients[name])] == []
+    for kind in ("MLPs", "norms"):
+        assert little.get(kind, 0) < 0.7 * much[kind]
+    assert sum(little.values()) < 0.75 * sum(much.values())
+
+
+def test_without_gradients_nothing_is_prepared() -> None:
+    checkpoint, other = (tiny_checkpoint(layers=1) for _ in range(2))
+    recompute_cheap_layers(other.backbone)
+    batch = collate(samples(checkpoint, 2), 0)
+    with torch.no_grad():
+        hidden = [c.backbone(dict(batch), lambda _, hidden, __: hidden) for c in (checkpoint, other)]
+    assert torch.equal(*hidden)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
+    backbone = tiny_checkpoint(layers=1).backbone
+    layer = backbone.hf.model.language_model.layers[0]
+    layer.mlp.forward = own = layer.mlp.forward
+    assert recompute_cheap_layers(backbone) == 3
+    assert layer.mlp.forward is own
