@@ -48,16 +48,17 @@ def make_backbone(options: argparse.Namespace) -> Backbone:
 def grpo_steps(options: argparse.Namespace, case: Case, folder: Path) -> dict[str, Timed]:
     """The candidates, each with a model of its own."""
     steps: dict[str, Timed] = {}
-    again = options.checkpointing
     task = make_task(make_backbone(options), case)
     if "ours" in options.candidates:
-        steps["ours"] = OurStep(make_backbone(options), task, case, folder, checkpointing=again)
+        steps["ours"] = OurStep(
+            make_backbone(options), task, case, folder, checkpointing=options.checkpointing
+        )
     if reason := trl.absent():
         logger.warning("TRL is left out: %s", reason)
         return steps
     if "fair" in options.candidates:
         steps["TRL, fair"] = trl.TrlStep(
-            make_backbone(options), task, case, folder, fair=True, checkpointing=again
+            make_backbone(options), task, case, folder, fair=True, checkpointing=options.checkpointing
         )
     if "installed" in options.candidates:
         steps["TRL, as installed"] = trl.TrlStep(

@@ -61,18 +61,18 @@ def _silu_class() -> type[nn.Module]:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    return _again(type(module).forward, module, hidden_states)
+    return _recomputed(type(module).forward, module, hidden_states)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
-    return _again(_product, module, module.gate_proj(x), module.up_proj(x))
+    return _recomputed(_product, module, module.gate_proj(x), module.up_proj(x))
 
 
 def _product(module: Any, gate: Tensor, up: Tensor) -> Tensor:
     return module.down_proj(module.act_fn(gate) * up)
 
 
-def _again(function: Any, *arguments: Any) -> Tensor:
+def _recomputed(function: Any, *arguments: Any) -> Tensor:
     """What ``function`` gives; for the backward pass its arguments are kept, and no more."""
     if not torch.is_grad_enabled():
         return function(*arguments)

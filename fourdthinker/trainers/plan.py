@@ -247,7 +247,7 @@ def _traced(
         batch.pop("segments", None)  # flex_attention makes no mask of all pairs
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
-    elif not config.deepspeed:
+    elif not (config.deepspeed or config.bf16):
         recompute_cheap_layers(backbone)
     backbone.train()
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]

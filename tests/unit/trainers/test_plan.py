@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from bench._measure import peak_allocated
 from fourdthinker.backbones import Checkpoint, save_checkpoint
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.trainers.dift import main
@@ -95,7 +97,7 @@ def test_the_plan_of_a_step_is_what_it_holds(
     """Forward and backward of a tiny model, as torch's allocator counts them, within 15 %."""
     monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
     loaded, folder = checkpoint
-    backbone = loaded.backbone
+    backbone = copy.deepcopy(loaded.backbone)
     values: dict[str, Any] = {"model": folder, "use_cpu": True, "per_device_train_batch_size": 2}
     values |= {"max_prompt_tokens": PROMPT, "gradient_checkpointing": checkpointing, "bf16": bf16}
     frames = {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}
@@ -119,7 +121,10 @@ def test_the_plan_of_a_step_is_what_it_holds(
 
     backbone.freeze_vision()
     backbone.train()
-    (backbone.gradient_checkpointing_enable if checkpointing else backbone.gradient_checkpointing_disable)()
+    if checkpointing:
+        backbone.gradient_checkpointing_enable()
+    elif not bf16:
+        recompute_cheap_layers(backbone)
     backbone.zero_grad(set_to_none=True)
     measured = peak_allocated(step)
     # On top of weights, optimizer and the batch, which are there before.
