@@ -81,9 +81,7 @@ class LatentTrainer(PassTrainer):
         self.masters = None if args.deepspeed else MasterWeights(backbone)
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
-        elif not (
-            args.deepspeed or config.bf16
-        ):  # ZeRO-3 gathers weights for calls of modules, which this avoids
+        elif not (args.deepspeed or config.bf16):  # ZeRO-3 gathers weights for calls of modules alone
             recompute_cheap_layers(backbone)
         use_cache = getattr(backbone.config, "use_cache", None)
         super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
