@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fourdthinker.errors import CheckpointError
+from fourdthinker.files import parse_json
 from fourdthinker.sampler import Rollout
 from fourdthinker.samples import Prompt
 from fourdthinker.trainers.experience import Experience
@@ -94,7 +95,7 @@ def load_replay(
         with safe_open(path, framework="pt") as file:
             stored = list(file.keys())
             tensors = {name: file.get_tensor(name).to(device) for name in stored}
-            told = json.loads(file.metadata()["micro_batches"])
+            told = parse_json(file.metadata()["micro_batches"], finite=False)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: the rollouts cannot be read ({error}); resume from an earlier checkpoint"

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fourdthinker import cli
 from fourdthinker.errors import FourdError
@@ -16,6 +18,7 @@ from fourdthinker.files import JsonLines
 from fourdthinker.generate import _answered
 from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
 from fourdthinker.trainers.plan import _zero
+from fourdthinker.trainers.replay import load_replay
 from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.run_folder import resumed_updates
 
@@ -80,6 +83,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "trainer_state.json": resumed_updates,
     "zero.json": lambda folder: _zero(SimpleNamespace(deepspeed=str(folder / "zero.json"))),  # type: ignore
 }
+
+
+def test_rollouts_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"micro_batches": NESTED})
+    with pytest.raises(FourdError, match=rf"{path}: the rollouts cannot be read .{SAID}"):
+        load_replay(path, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "read"), READERS.items(), ids=READERS)
