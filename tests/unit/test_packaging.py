@@ -256,16 +256,17 @@ def test_an_unknown_lane_is_named():
 
 
 @pytest.mark.parametrize(
-    ("content", "status"),
+    ("lane", "content", "status"),
     [
-        (None, 0),
-        ("def test_a():\n    pass\n", 0),
-        ("def test_a():\n    assert 0\n", 1),
-        ("import nothing_here", 1),
+        ("unit", None, 0),
+        ("unit", "def test_a():\n    assert 0\n", 1),  # shared out over processes
+        ("e2e", "def test_a():\n    pass\n", 0),
+        ("e2e", "def test_a():\n    assert 0\n", 1),
+        ("e2e", "import nothing_here", 1),
     ],
 )
-def test_the_status_of_a_lane(monkeypatch, tmp_path, caplog, content, status):
-    folder = tmp_path / "tests" / "unit"
+def test_the_status_of_a_lane(monkeypatch, tmp_path, caplog, lane, content, status):
+    folder = tmp_path / "tests" / lane
     folder.mkdir(parents=True)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     if content is not None:
@@ -273,7 +274,7 @@ def test_the_status_of_a_lane(monkeypatch, tmp_path, caplog, content, status):
     monkeypatch.setattr(lanes, "ROOT", tmp_path)
     monkeypatch.setattr(lanes, "TESTS", tmp_path / "tests")
     with caplog.at_level("INFO"):
-        assert lanes.main(["unit"]) == status
+        assert lanes.main([lane]) == status
     assert ("no tests in" in caplog.text) is (content is None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,13 @@ def terms() -> list[str]:
     return [row for row in rows if row not in {"term", "---"}]
 
 
-def names(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def names(path: Path) -> list[tuple[int, str]]:
     """Every name that a file defines or uses, with its line."""
+    return list(_names(path))
+
+
+def _names(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Name):
             yield node.lineno, node.id

@@ -179,18 +179,19 @@ def test_out_of_memory_is_said_before_anything_is_allocated(talker: Checkpoint) 
     prompts = mixed_prompts(talker)
     each = token_bytes(talker.backbone)
     longest = max(prompt.input_ids.numel() for prompt in prompts)
-    config = SamplingConfig(max_new_tokens=100)
+    room = schedule.completion_room(20)
+    config = SamplingConfig(max_new_tokens=20)
     with pytest.raises(ConfigError) as error:
-        LatentSampler(talker.backbone, kv_budget=(longest + 127) * each).sample(prompts, 2, config)
+        LatentSampler(talker.backbone, kv_budget=(longest + room - 1) * each).sample(prompts, 2, config)
     for part in (
         f"has {longest} tokens",
-        "128 more",
+        f"{room} more",
         f"{each} bytes a token",
         "kv_budget is",
         "lower max_new",
     ):
         assert part in str(error.value)
-    rollout = LatentSampler(talker.backbone, kv_budget=(longest + 128) * each).sample(prompts, 2, config)
+    rollout = LatentSampler(talker.backbone, kv_budget=(longest + room) * each).sample(prompts, 2, config)
     compare(rollout, LatentSampler(talker.backbone).sample(prompts, 2, config), range(16), range(16))
 
 

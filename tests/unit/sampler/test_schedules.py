@@ -2,7 +2,7 @@
 
 Each schedule draws prompts, settings, and limits that make rows wait, enter late, leave early and share
 places; every row is compared with a plain loop over the layers of transformers. `SAMPLER_SCHEDULES` sets how
-many there are (60).
+many there are (24).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fourdthinker.sampler.store import token_bytes
 from tests.unit.sampler.cases import make_prompt, talkative
 from tests.unit.sampler.reference import ROUNDING, Row, one_row
 
-SCHEDULES = int(os.environ.get("SAMPLER_SCHEDULES", "60"))
+SCHEDULES = int(os.environ.get("SAMPLER_SCHEDULES", "24"))
 PARTS = 6
 TOLERANCE = 1e-4
 
