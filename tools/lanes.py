@@ -1,6 +1,6 @@
 """Run test lanes. A lane is a directory of tests that runs on one kind of hardware.
 
-python tools/lanes.py                 all lanes but gpu; unit and interpreter with line coverage of the package
+python tools/lanes.py                 all lanes but gpu, unit and interpreter with line coverage
 python tools/lanes.py LANE [ARG ...]  one lane; arguments after it go to pytest, which then is one process
 """
 
