@@ -57,21 +57,21 @@ class Canvas:
             raise ValueError(f"a part of {width}x{height} at {left}, {top} does not lie on the canvas")
         return slice(top, top + height), slice(left, left + width)
 
-    def draw(self, place: tuple[slice, slice], part: Pixels, over: bool, after: int) -> Pixels:
+    def draw(self, region: tuple[slice, slice], part: Pixels, over: bool, after: int) -> Pixels:
         """Lay a part on the canvas. Returns the canvas, which the next call changes."""
         if self.pending is not None:
             self.pixels[self.pending[0]] = self.pending[1]
-        before = self.pixels[place]
+        before = self.pixels[region]
         kept = {KEEP: None, CLEAR: np.zeros_like(before), RESTORE: before.copy()}[after]
-        self.pending = None if kept is None else (place, kept)
+        self.pending = None if kept is None else (region, kept)
         alpha = part[..., 3]
         if not over or opaque(part):
-            self.pixels[place] = part
+            self.pixels[region] = part
         elif ((alpha == 0) | (alpha == 255)).all():
             np.copyto(before.view(np.uint32)[..., 0], part.view(np.uint32)[..., 0], where=alpha > 0)
         else:
             below = Image.fromarray(np.ascontiguousarray(before))
-            self.pixels[place] = np.asarray(Image.alpha_composite(below, Image.fromarray(part)))
+            self.pixels[region] = np.asarray(Image.alpha_composite(below, Image.fromarray(part)))
         return self.pixels
 
 
@@ -94,7 +94,7 @@ def gif_composer(extradata: bytes) -> Compose:
             raise ValueError("it does not begin as a GIF")
         if found.disposal not in _DISPOSALS:
             raise ValueError(f"its disposal is {found.disposal}, which GIF does not define")
-        place = canvas.part(found.box)
+        region = canvas.part(found.box)
         table = found.table or colours
         if not table:
             raise ValueError("it has no colours")
@@ -104,7 +104,7 @@ def gif_composer(extradata: bytes) -> Compose:
         if found.transparent is not None:
             rgba[found.transparent] = 0
         part = rgba.view(np.uint32)[:, 0].take(_indices(found))  # several times faster than of four bytes
-        return canvas.draw(place, part[..., None].view(np.uint8), True, _DISPOSALS[found.disposal])
+        return canvas.draw(region, part[..., None].view(np.uint8), True, _DISPOSALS[found.disposal])
 
     return compose
 
@@ -138,11 +138,11 @@ def png_composer(extradata: bytes) -> Compose:
             return None
         if found.number == 0:
             canvas = Canvas.of(canvas.pixels.shape[:2])
-        place = canvas.part(found.box)
+        region = canvas.part(found.box)
         with PngImagePlugin.PngImageFile(io.BytesIO(png.alone(extradata, found))) as image:
             scale_key(image)
             image.load()
-            shown = canvas.draw(place, _colour(image), found.over, found.disposal)
+            shown = canvas.draw(region, _colour(image), found.over, found.disposal)
         return shown if upright == Orientation() else np.ascontiguousarray(upright.apply(shown))
 
     return compose

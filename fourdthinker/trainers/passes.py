@@ -161,8 +161,8 @@ class PassTrainer(ResumableTrainer):
         ends = number + 1 == len(self._update)  # whether the optimizer steps after this micro-batch
         losses = [torch.zeros((), device=self.args.device)]
         try:
-            for place, forward in enumerate(forwards):
-                last = ends and place + 1 == len(forwards)
+            for index, forward in enumerate(forwards):
+                last = ends and index + 1 == len(forwards)
                 context: Any = contextlib.nullcontext()
                 if not (last and self._overlaps) and not self.is_deepspeed_enabled:
                     context = self.accelerator.no_sync(model)
@@ -315,9 +315,9 @@ class PassTrainer(ResumableTrainer):
 
     # ---- what ranks tell each other
 
-    def _enter(self, phase: str, place: int) -> None:
+    def _enter(self, phase: str, index: int) -> None:
         step = self.state.global_step + 1
-        self.watch.enter(f"step {step}: {phase}", step, self._attempt, place)
+        self.watch.enter(f"step {step}: {phase}", step, self._attempt, index)
 
     def any_rank(self, value: bool) -> bool:
         """Whether it is true on any rank."""

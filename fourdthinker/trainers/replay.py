@@ -54,8 +54,8 @@ def save_replay(path: Path, replay: Replay) -> None:
         own = {"advantages": experience.advantages, "kept": experience.kept, "rewards": experience.rewards}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
         own |= {"num_items": items}
-        for place, chunk in enumerate(chunks):
-            own |= {f"{place}.{name}": chunk.batch[name] for name in _KNOWN if name in chunk.batch}
+        for index, chunk in enumerate(chunks):
+            own |= {f"{index}.{name}": chunk.batch[name] for name in _KNOWN if name in chunk.batch}
         tensors |= {f"{number}.{name}": value for name, value in own.items()}
         told.append(
             {
@@ -125,9 +125,9 @@ def load_replay(
             kept=own["kept"].cpu(),
         )
         chunks = []
-        for place, rows in enumerate(entry["rows"]):
+        for index, rows in enumerate(entry["rows"]):
             chunk = make_chunk(experience, rows, pad_id, share=share)
-            known = {name: own[f"{place}.{name}"] for name in _KNOWN if f"{place}.{name}" in own}
+            known = {name: own[f"{index}.{name}"] for name in _KNOWN if f"{index}.{name}" in own}
             chunks.append(replace(chunk, batch=chunk.batch | known))
         micro_batches.append(chunks)
     num_items = [tensors[f"{number}.num_items"] for number in range(len(told))]
