@@ -65,11 +65,10 @@ def _model(weights: Path | None) -> DepthModel | None:
 def _stereo(context: Context) -> Depth:
     """From the right video of a rectified pair, whose frames are read at the clip's times."""
     given, clip = context.source.given, context.clip
-    width, height = probe(context.source.path).size
-    other = probe(given["right"])
-    if other.size != (width, height):
+    size, other = probe(context.source.path).size, probe(given["right"]).size
+    if other != size:
         raise GeometryError(
-            f"{given['right']}: {other.size[0]}x{other.size[1]} pixels and the left video {width}x{height}; "
+            f"{given['right']}: {other[1]}x{other[0]} pixels and the left video {size[1]}x{size[0]}; "
             "give rectified videos of one size"
         )
     rows, columns = clip.pixels.shape[1:3]
@@ -87,6 +86,8 @@ def _stereo(context: Context) -> Depth:
     return stereo_depth(
         list(clip.pixels),
         right,
-        focal=float(given["focal"]) * columns / width,
+        focal=float(given["focal"])
+        * max(rows, columns)
+        / max(size),  # stored sizes may be turned by 90 degrees
         baseline=float(given["baseline"]),
     )

@@ -19,7 +19,7 @@ from fourdthinker.frames import FramePolicy
 CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
 CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
-VERSION = 3  # raised when a stage's results change although its settings do not
+VERSION = 4  # raised when a stage's results change although its settings do not
 
 # The settings that the result of a stage of one clip depends on, beside those of the stages before it;
 # corpus.py makes the keys of the stages of the whole corpus.

@@ -110,3 +110,18 @@ def test_the_right_video_is_read_at_the_clips_times(tmp_path: Path) -> None:
     other = clip_of(1.0, 5, height=48, width=64)
     with pytest.raises(GeometryError, match="read at another size"):
         depths._stereo(replace(one, clip=other))
+
+
+def test_stereo_depth_of_a_wide_pair_is_right(tmp_path: Path) -> None:
+    """A wall 8 pixels apart in both pictures: 100 pixels * 0.4 m / 8 pixels = 5 m."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra synth)")
+    wall = np.random.default_rng(0).integers(0, 256, (24, 44, 3)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+    for name, shift in (("left", 0), ("right", 8)):
+        pixels = np.stack([wall[:, shift : shift + 160]] * 5)
+        write_video(tmp_path / f"{name}.mp4", pixels, 10)
+    clip = Clip("v-0", 0.0, 0.5, np.arange(5) / 10, np.stack([wall[:, :160]] * 5), (0,))
+    given = {"right": str(tmp_path / "right.mp4"), "focal": "100", "baseline": "0.4"}
+    source = Source("v", str(tmp_path / "left.mp4"), "d", "g", "v", given=given)
+    depth = depths._stereo(Context(clip, source, SynthSettings(), tmp_path)).values
+    assert np.isfinite(depth).mean() > 0.3
+    assert np.median(depth[np.isfinite(depth)]) == pytest.approx(5.0, rel=0.05)
