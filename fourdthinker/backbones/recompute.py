@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def recompute_cheap_layers(backbone: Backbone) -> int:
     """Let norms and MLPs of the language model keep no more than what a matrix product made.
 
-    Layers that have a forward of their own, as Liger's, stay as they are. To be called where layers are not
+    Layers that have a forward of their own, as Liger's, stay as they are, and so do MLPs while their last
+    matrix has an adapter. To be called where layers are not
     checkpointed as a whole, which leaves nothing to save.
 
     Args:
@@ -65,6 +66,9 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
+    if type(module.down_proj) is not nn.Linear:
+        # An adapter would draw its dropout a second time, and compute its own matrix products twice.
+        return type(module).forward(module, x)
     return _recomputed(_product, module, module.gate_proj(x), module.up_proj(x))
 
 

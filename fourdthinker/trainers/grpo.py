@@ -82,11 +82,12 @@ class GrpoTrainer(LatentTrainer):
 
     def halve(self) -> bool:
         """Cut the update into forwards of half the rollouts; False where each has one already."""
-        replay = self._with_old_logprobs()
-        if all(len(c.rows) < 2 for chunks in replay.micro_batches for c in chunks):
+        # Also where nothing is halved: other ranks may be, and then forwards change their numbers here too.
+        self._replay, self._old_logprobs = self._with_old_logprobs(), {}
+        if all(len(c.rows) < 2 for chunks in self._replay.micro_batches for c in chunks):
             return False
-        micro_batches = [self._halves(chunks) for chunks in replay.micro_batches]
-        self._replay, self._old_logprobs = replace(replay, micro_batches=micro_batches), {}
+        micro_batches = [self._halves(chunks) for chunks in self._replay.micro_batches]
+        self._replay = replace(self._replay, micro_batches=micro_batches)
         return True
 
     def _with_old_logprobs(self) -> Replay:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench._training_parts import Kept
+from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.objectives import dift_objective
@@ -42,6 +43,30 @@ def test_the_same_bits_from_less(family: str) -> None:
     for kind in ("MLPs", "norms"):
         assert little.get(kind, 0) < 0.7 * much[kind]
     assert sum(little.values()) < 0.75 * sum(much.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_an_adapter_of_the_last_matrix_keeps_its_dropout(dropout: float) -> None:
+    results = []
+    for recompute in (False, True):
+        checkpoint = tiny_checkpoint(layers=2)
+        backbone = checkpoint.backbone
+        torch.manual_seed(1)
+        add_lora(backbone, r=4, alpha=8.0, dropout=dropout, target_modules=["up_proj", "down_proj"])
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        if recompute:
+            recompute_cheap_layers(backbone)
+        calls: list[Any] = []
+        adapted = backbone.hf.model.language_model.layers[0].mlp.down_proj
+        adapted.register_forward_pre_hook(lambda *a, calls=calls: calls.append(a))
+        torch.manual_seed(5)
+        results.append(loss_of(backbone, collate(samples(checkpoint, 3), 0))[:2])
+        assert len(calls) == 1, "no matrix product is computed twice"
+    (plain_loss, plain), (loss, gradients) = results
+    assert torch.equal(loss, plain_loss)
+    assert [name for name in plain if not torch.equal(plain[name], gradients[name])] == []
 
 
 def test_without_gradients_nothing_is_prepared() -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from fourdthinker.trainers.grpo import GrpoTrainer, Replay, train_grpo
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.grpo import GrpoTrainer, Replay, make_trainer, train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
-from tests.e2e.training import prompts
+from fourdthinker.trainers.update import Parts
+from tests.e2e.training import length_reward, prompts
 from tests.tiny import tiny_checkpoint
 
 
@@ -41,3 +44,30 @@ def test_what_a_micro_batch_is_divided_by(
     expected = {"bnpo": [2 * n for n in tokens], "dapo": [sum(tokens)] * 2, "grpo": [5, 5]}[loss_type]
     assert replay.num_tokens == sum(tokens)
     assert torch.stack(replay.num_items).tolist() == expected
+
+
+def test_a_rank_that_cannot_halve_keeps_each_rollouts_log_probs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank halves its forwards; this one, of single rollouts, gets empty ones between its own."""
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    values = {"use_cpu": True, "report_to": [], "max_steps": 2, "save_steps": 0, "output_dir": str(tmp_path)}
+    values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "num_generations": 2}
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "log_rollouts": 0}
+    values |= {"max_completion_length": 8, "num_iterations": 2, "max_tokens_per_forward": 10}
+    config, items = make_config(GrpoConfig, values), prompts(checkpoint, 2)
+    parts = Parts(training_arguments(config), checkpoint, Items(items), None)
+    trainer = make_trainer(config, {"length_reward": length_reward}, parts)
+    trainer.prepare_update([[(i, items[i])] for i in range(2)])
+    update, known = trainer.begin_update(), []
+    for forwards in update:
+        for forward in forwards:
+            known.append(torch.full_like(forward.batch["rollout_logprobs"], forward.number))
+            trainer.after_forward(forward, known[-1])
+    assert [len(forwards) for forwards in update] == [2, 2]
+    assert not trainer.halve()
+    monkeypatch.setattr(trainer, "most_of_ranks", lambda counts: [count + 1 for count in counts])
+    old = [[f.batch.get("old_logprobs") for f in forwards] for forwards in trainer.forwards()]
+    assert [forwards[-1] for forwards in old] == [None, None], "the empty ones"
+    for mine, first in zip([m for forwards in old for m in forwards[:2]], known, strict=True):
+        assert torch.equal(mine, first)
