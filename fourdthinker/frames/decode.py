@@ -207,11 +207,11 @@ def decoded_frames(
                 near = near if stamp is None else stamp
                 try:
                     frames = context.decode(packet) if compose is None else compose(packet)
-                except ValueError as error:  # of what is composed
-                    raise Damaged(str(error), timeline, near) from error
-                except av.error.FFmpegError:
+                except av.error.FFmpegError:  # before ValueError, which some of them are
                     if context.thread_count > 1 or sink.needs(near):
                         raise
+                except ValueError as error:  # of what is composed
+                    raise Damaged(str(error), timeline, near) from error
                 else:
                     yield from sink.take(frames)
             if not sink.pending and not sink.held:

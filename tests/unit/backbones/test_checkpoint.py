@@ -345,8 +345,8 @@ def test_broken_files(saved: Path, tmp_path: Path) -> None:
         return folder
 
     cases = [
-        ("frame_policy.json", "{", "frame_policy.json: not readable as JSON"),
-        ("frame_policy.json", "[]", "a JSON object was expected, found list"),
+        ("frame_policy.json", "{", "frame_policy.json: malformed JSON"),
+        ("frame_policy.json", "[]", "a JSON list, not an object"),
         ("frame_policy.json", '{"policy": {}}', "objects `policy` and `style`"),
         ("frame_policy.json", '{"policy": {"fqs": 1}, "style": {}}', "fqs"),
         ("frame_policy.json", '{"policy": {}, "style": {"color": 1}}', "unknown prompt style color"),

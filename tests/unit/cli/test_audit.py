@@ -74,7 +74,8 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = write(tmp_path / "a.jsonl", fair_items(10))
     assert cli.main(["audit", str(path), str(path), "--prune", str(tmp_path / "o")]) == 2
     assert "--prune writes one file and 2 are given" in capsys.readouterr().err
-    assert cli.main(["audit", str(path), "--keep", "0", "--prune", str(tmp_path / "o")]) == 2
-    assert "--keep is 0.0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["audit", str(path), "--keep", "0", "--prune", str(tmp_path / "o")])
+    assert "--keep: '0': give a number from 1e-06 to 1" in capsys.readouterr().err
     assert cli.main(["audit", str(tmp_path / "none.jsonl")]) == 2
     assert "cannot be read" in capsys.readouterr().err
