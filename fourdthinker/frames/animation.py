@@ -129,13 +129,16 @@ def _indices(picture: gif.Picture) -> Pixels:
 
 def png_composer(extradata: bytes) -> Compose:
     """Likewise of an animated PNG, upright by its EXIF; extradata: its chunks before the first picture."""
-    canvas, upright = Canvas.of(png.size_of(extradata)), _orientation(extradata)
+    canvas, upright, due = Canvas.of(png.size_of(extradata)), _orientation(extradata), 0
 
     def compose(data: bytes) -> Pixels | None:
-        nonlocal canvas
+        nonlocal canvas, due
         found = png.picture(data)
         if found is None:
             return None
+        if found.number not in (0, due):
+            raise ValueError("a picture before it is missing")
+        due = found.following
         if found.number == 0:
             canvas = Canvas.of(canvas.pixels.shape[:2])
         region = canvas.part(found.box)

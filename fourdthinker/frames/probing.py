@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
+from fourdthinker.frames.animation import composing
 from fourdthinker.frames.checks import policy_of
+from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Source, name_of, opened
 from fourdthinker.frames.convert import Normal
 from fourdthinker.frames.display_times import TimesFrom
@@ -13,6 +16,11 @@ from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.pool import threads
 from fourdthinker.frames.reading import Reading
 from fourdthinker.frames.request import FrameSource, Request
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,7 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
     reading = Reading(request)
     timeline = reading.learn()
     with opened(source.media, source.stream, 1, reading.deadline) as (container, video):
-        frame = next((frame for frame in container.decode(video) if not frame.is_corrupt), None)
-        if frame is None:
-            raise VideoError(f"{name}: the first picture cannot be decoded; the file is damaged")
+        frame = _first_picture(container, video, name)
         seconds = timeline.end - timeline.begin[0]
         return Probe(
             name,
@@ -97,3 +103,22 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
             timeline.times_from,
             None if timeline.fault is None else f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}",
         )
+
+
+def _first_picture(container: InputContainer, video: VideoStream, name: str) -> VideoFrame:
+    """VideoError: it cannot be decoded."""
+    from av.error import FFmpegError
+
+    context = video.codec_context
+    composer = codec_of(context.name).compose
+    decode = context.decode if composer is None else composing(composer, context.extradata or b"")
+    try:
+        for packet in container.demux(video):
+            for frame in decode(packet):
+                if not frame.is_corrupt:
+                    return frame
+    except (FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{name}: the first picture cannot be decoded ({error}); the file is damaged"
+        ) from error
+    raise VideoError(f"{name}: the first picture cannot be decoded; the file is damaged")

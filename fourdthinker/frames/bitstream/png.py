@@ -19,11 +19,13 @@ _SHARED = (b"PLTE", b"tRNS")  # chunks of the file that each of its pictures nee
 class Picture:
     """One picture of an animation.
 
-    box: (left, top, width, height). disposal: what becomes of the box afterwards. over: laid over what is
+    number: of its control chunk; following: of the next picture's, if none is missing. box: (left, top,
+    width, height). disposal: what becomes of the box afterwards. over: laid over what is
     there, by its alpha, instead of in its place. data: coded pixels.
     """
 
     number: int
+    following: int
     box: tuple[int, int, int, int]
     disposal: int
     over: bool
@@ -72,7 +74,7 @@ def picture(data: bytes) -> Picture | None:
     number, width, height, left, top, _, _, disposal, blend = control
     if disposal > 2 or blend > 1:
         raise ValueError(f"operations {disposal} and {blend}, which PNG does not have")
-    return Picture(number, (left, top, width, height), disposal, blend == 1, b"".join(parts))
+    return Picture(number, expected, (left, top, width, height), disposal, blend == 1, b"".join(parts))
 
 
 def size_of(extradata: bytes) -> tuple[int, int]:

@@ -86,6 +86,11 @@ def test_an_animated_png_that_is_damaged_turned_or_left_to_decord() -> None:
     with pytest.raises(VideoError, match="the checksum of its fdAT chunk is wrong"):
         read_frames(broken, times=[0.25])
     assert read_frames(broken, times=[0.15]).pixels[0, 0, 0].tolist() == list(GREEN)
+    controls = [k - 4 for k in range(len(data)) if data.startswith(b"fcTL", k)]
+    without = data[: controls[1]] + data[controls[2] :]
+    assert read_frames(without, times=[0.05]).pixels[0, 0, 0].tolist() == list(RED)
+    with pytest.raises(VideoError, match="a picture before it is missing"):
+        read_frames(without, times=[0.15])
     second = data.index(b"fdAT") - 4
     length = int.from_bytes(data[second : second + 4], "big")
     lost = data[:second] + chunk(b"fdAT", struct.pack(">I", 7) + data[second + 12 : second + 8 + length])

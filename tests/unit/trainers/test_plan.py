@@ -200,7 +200,9 @@ def test_optimizer_is_elsewhere_only_where_it_is_offloaded(
     assert bool(make_plan(make_config(GrpoConfig, values)).parts["optimizer"]) == (device == "none")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "malformed JSON"), ('{"zero_optimization": 3}', "is 3; give")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "malformed JSON"), ('{"zero_optimization": 3}', "is 3; give")]
+)
 def test_a_deepspeed_file_that_cannot_be_read_is_named(
     checkpoint: tuple[Checkpoint, str], tmp_path: Path, text: str, said: str
 ) -> None:
