@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,15 @@ class GrpoTrainer(LatentTrainer):
     def save_rank_state(self, folder: Path) -> None:
         """Write the rollouts of this rank, if the next update is on them too."""
         if self.state.global_step % self.settings.num_iterations:
-            save_replay(folder / rollouts_file(self.args.process_index), self._with_old_logprobs())
+            path = folder / rollouts_file(self.args.process_index)
+            save_replay(path, self._with_old_logprobs(), self._held())
+
+    def _held(self) -> dict[str, Any]:
+        """What the stored log-probs, normalisers and micro-batches depend on."""
+        settings = self.settings
+        loss = {f"loss.{name}": value for name, value in asdict(settings.loss).items()}
+        own = {name: getattr(settings, name) for name in ("temperature", "gradient_accumulation_steps")}
+        return loss | own
 
     @torch.no_grad()
     def _restored(self) -> Replay:
@@ -164,6 +172,7 @@ class GrpoTrainer(LatentTrainer):
         with self.accelerator.autocast(), gathered(backbone):
             return load_replay(
                 self.resumed_from / rollouts_file(self.args.process_index),
+                self._held(),
                 self._prompts_of,
                 lambda prompts: encode_prompts(backbone, prompts) if settings.freeze_vision else None,
                 pad_id=backbone.vision.pad_id,

@@ -176,7 +176,12 @@ class PassTrainer(ResumableTrainer):
         if ends and not self._overlaps:
             self._enter("reduction of the gradients", 10**8)
             self._agree(None, [])
-            self._reduce_gradients(model)
+            try:
+                self._reduce_gradients(model)
+            except (
+                torch.OutOfMemoryError
+            ) as error:  # the others have begun collectives that wait for this rank
+                raise self._no_memory_to_reduce(error) from error
         return torch.stack(losses).sum()
 
     def _forward_backward(self, model: nn.Module, forward: Forward, *, alone: bool) -> Tensor:
@@ -195,12 +200,14 @@ class PassTrainer(ResumableTrainer):
         except torch.OutOfMemoryError as error:
             if not self._together:
                 raise
-            reason = str(error).partition("\n")[0]
             if not alone:
-                step = self.state.global_step + 1
-                raise MemoryLimitError(f"step {step}, while gradients were reduced: {reason}") from error
-            self._failure = reason
+                raise self._no_memory_to_reduce(error) from error
+            self._failure = str(error).partition("\n")[0]
         return loss.detach() * self.args.world_size
+
+    def _no_memory_to_reduce(self, error: torch.OutOfMemoryError) -> MemoryLimitError:
+        reason, step = str(error).partition("\n")[0], self.state.global_step + 1
+        return MemoryLimitError(f"step {step}, while gradients were reduced: {reason}")
 
     def _run_forward(self, model: nn.Module, forward: Forward) -> tuple[Tensor | None, Any]:
         """Loss and metrics; no loss where this rank is out of memory and its others do not know it yet."""

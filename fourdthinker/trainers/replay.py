@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fourdthinker.errors import CheckpointError
+from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.files import parse_json
 from fourdthinker.sampler import Rollout
 from fourdthinker.samples import Prompt
@@ -21,6 +21,14 @@ from fourdthinker.trainers.experience import Experience
 from fourdthinker.trainers.packing import Chunk, make_chunk
 
 _KNOWN = ("ref_logprobs", "old_logprobs")  # of a chunk, beside what its rows tell
+_TOLD = ("indices", "rows", "finish_reason", "vision_ids")  # of a micro-batch, beside its tensors
+_ROLLOUT = {field.name for field in fields(Rollout)}
+_TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {
+    "advantages",
+    "kept",
+    "rewards",
+    "num_items",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,13 @@ class Replay:
     num_tokens: Tensor
 
 
-def save_replay(path: Path, replay: Replay) -> None:
+def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
     """Write a replay, without the pixels, texts and features of its prompts.
 
     Args:
         path: a safetensors file.
         replay: with the log-probs of the policy before its first update in every chunk.
+        settings: those that it depends on, by name, as JSON can hold them.
     """
     tensors = {"num_tokens": replay.num_tokens}
     told: list[dict[str, Any]] = []
@@ -66,11 +75,13 @@ def save_replay(path: Path, replay: Replay) -> None:
             }
         )
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(whole, path, metadata={"micro_batches": json.dumps(told)})
+    metadata = {"micro_batches": json.dumps(told), "settings": json.dumps(settings)}
+    save_file(whole, path, metadata=metadata)
 
 
 def load_replay(
     path: Path,
+    settings: dict[str, Any],
     prompts_of: Callable[[list[int]], list[Prompt]],
     features_of: Callable[[list[Prompt]], Sequence[Tensor | None] | None],
     *,
@@ -82,6 +93,7 @@ def load_replay(
 
     Args:
         path: the file.
+        settings: as in `save_replay`, of this run.
         prompts_of: gives the prompts of indices in the data set.
         features_of: gives the features of prompts, None for those of a tower that is trained.
         pad_id: fills up sequences.
@@ -90,25 +102,18 @@ def load_replay(
 
     Raises:
         CheckpointError: it cannot be read.
+        ConfigError: a setting is not as it was.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = list(file.keys())
-            tensors = {name: file.get_tensor(name).to(device) for name in stored}
-            told = parse_json(file.metadata()["micro_batches"], finite=False)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: the rollouts cannot be read ({error}); resume from an earlier checkpoint"
-        ) from error
+    tensors, told, then = _read(path, device)
+    _check_settings(path, settings, then)
     micro_batches = []
     for number, entry in enumerate(told):
         own = {
             name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")
         }
         prompts = prompts_of(entry["indices"])
-        names = {field.name for field in fields(Rollout)}
         rollout = Rollout(
-            **{name: value for name, value in own.items() if name in names},
+            **{name: value for name, value in own.items() if name in _ROLLOUT},
             finish_reason=entry["finish_reason"],
             vision_ids=tuple(entry["vision_ids"]),
         )
@@ -132,3 +137,37 @@ def load_replay(
         micro_batches.append(chunks)
     num_items = [tensors[f"{number}.num_items"] for number in range(len(told))]
     return Replay(micro_batches, num_items, tensors["num_tokens"])
+
+
+def _check_settings(path: Path, settings: dict[str, Any], then: dict[str, Any]) -> None:
+    changed = [
+        f"{name} is {value!r} and was {then.get(name)!r}"
+        for name, value in settings.items()
+        if then.get(name) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path} holds rollouts that are trained once more (num_iterations), and {'; '.join(changed)}; "
+            "set them so, or name a checkpoint after a multiple of num_iterations updates"
+        )
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """Tensors, what is told of each micro-batch, and the settings; CheckpointError where any is missing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = list(file.keys())
+            tensors = {name: file.get_tensor(name).to(device) for name in stored}
+            metadata = file.metadata() or {}  # None where there is none
+        told, settings = (parse_json(metadata[name], finite=False) for name in ("micro_batches", "settings"))
+        needed = {"num_tokens"} | {f"{number}.{name}" for number in range(len(told)) for name in _TENSORS}
+        missing = sorted(needed - tensors.keys())
+        missing += [f"{name} of {number}" for number, e in enumerate(told) for name in _TOLD if name not in e]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(
+            f"{path}: the rollouts cannot be read ({reason}); resume from an earlier checkpoint"
+        ) from error
+    return tensors, told, settings

@@ -62,7 +62,9 @@ class Watch:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
         # torch has no public way to the store; one of our own would need an address of its own.
-        store = dist.PrefixStore(f"watch{next(_numbers)}", _get_default_store())
+        # A client of its own: a collective that is being set up holds that of the group while it waits.
+        group: Any = _get_default_store()  # torch's stubs have no `clone`
+        store = dist.PrefixStore(f"watch{next(_numbers)}", group.clone())
         return cls(store, dist.get_rank(), dist.get_world_size(), timeout)
 
     def enter(self, phase: str, *order: int) -> None:

@@ -87,9 +87,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 def test_rollouts_of_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.safetensors"
-    save_file({"a": torch.zeros(1)}, path, metadata={"micro_batches": NESTED})
+    save_file({"a": torch.zeros(1)}, path, metadata={"micro_batches": NESTED, "settings": "{}"})
     with pytest.raises(FourdError, match=rf"{path}: the rollouts cannot be read .{SAID}"):
-        load_replay(path, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]
+        load_replay(path, {}, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "read"), READERS.items(), ids=READERS)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fourdthinker.backbones import load_checkpoint
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.replay import load_replay
 from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
@@ -87,3 +89,36 @@ def test_rollouts_of_other_processes_are_refused(whole: Path, tmp_path: Path) ->
         (folder / name).touch()
     with pytest.raises(ConfigError, match="of which each of its 2 processes has its own"):
         train(folder.parent, gradient_accumulation_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"loss": {"beta": 0.0}}, r"loss\.beta is 0\.0 and was 0\.1; set"),
+        ({"temperature": 0.5}, r"temperature is 0\.5 and was 1\.0; set"),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}, "steps is 1 and was 2; set"),
+    ],
+    ids=["loss", "temperature", "micro-batches"],
+)
+def test_what_stored_rollouts_depend_on_is_held(
+    whole: Path, tmp_path: Path, extra: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"rollouts_0\.safetensors holds rollouts .*{said}"):
+        train(tmp_path, resume_from_checkpoint=str(whole / "checkpoint-1"), **extra)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        (None, "no 'micro_batches'"),
+        ({"micro_batches": "[{}]", "settings": "{}"}, r"no 0\.advantages, .*indices of 0"),
+    ],
+    ids=["no metadata", "no tensors"],
+)
+def test_rollouts_that_lack_something_are_named(
+    tmp_path: Path, metadata: dict[str, str] | None, said: str
+) -> None:
+    path = tmp_path / "rollouts.safetensors"
+    save_file({"num_tokens": torch.zeros(1)}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=rf"{path}: the rollouts cannot be read \({said}"):
+        load_replay(path, {}, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from fourdthinker.trainers import dift, grpo
+from fourdthinker.trainers import dift, grpo, watch
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
+from fourdthinker.trainers.passes import PassTrainer
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import MemoryLimitError
@@ -108,6 +113,29 @@ def test_ranks_begin_again_together_or_end_together(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
 
 
+def test_no_memory_to_reduce_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks are in collectives already, and would not begin the step again with this one."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 1.00 GiB.\nAnd more.")
+
+    trainer = object.__new__(PassTrainer)
+    gradients = SimpleNamespace(sync_gradients=True, _set_sync_gradients=lambda _: None)
+    trainer.accelerator = SimpleNamespace(gradient_state=gradients)
+    trainer.args, trainer.state = SimpleNamespace(device="cpu", world_size=2), SimpleNamespace(global_step=6)
+    trainer._update, trainer._fitted, trainer.is_deepspeed_enabled = [[]], [], False
+    for name, method in {
+        "_enter": lambda *_: None,
+        "_agree": lambda *_: True,
+        "_reduce_gradients": full,
+    }.items():
+        monkeypatch.setattr(trainer, name, method)
+    with pytest.raises(
+        MemoryLimitError, match=r"step 7, while gradients were reduced: Tried .* 1\.00 GiB\.; lower"
+    ):
+        trainer._micro_batch(torch.nn.Linear(1, 1), 0)
+
+
 def one_dies(rank: int, folder: Path) -> None:
     """The second rank is killed while it samples in the second step."""
     sample = GrpoTrainer._sample
@@ -145,3 +173,25 @@ def test_who_is_behind_and_who_beats() -> None:
         assert first._dead() == []
     store.set("phase1", json.dumps([[3, 0, 3], "step 3: forward 1"]))
     assert first._behind() == []
+
+
+def test_a_heart_beats_while_the_main_thread_waits_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a communicator is set up: a client of the store does one thing after the other."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+    group = dist.TCPStore("127.0.0.1", server.port, timeout=timedelta(seconds=20))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(watch, "_get_default_store", lambda: group)
+    own = Watch.of_group(timeout=10)
+    main = threading.Thread(target=lambda: group.get("late"))
+    beat = threading.Thread(target=own._beat_once)
+    main.start()
+    time.sleep(0.3)  # until it waits
+    beat.start()
+    beat.join(3)
+    blocked = beat.is_alive()
+    server.set("late", "")
+    main.join()
+    beat.join()
+    assert not blocked
