@@ -14,7 +14,8 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import EvalResult, Question, compare, evaluate, group_clips, scoring, source_of
 from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.items import Items
-from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, imagery_targets
+from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, check_mode, imagery_targets
+from fourdthinker.evaluate.runner import check_records
 from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_latent_mode, encode_prompts
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class LatentAudit:
             gained, lost, p (McNemar), kl (mean divergence of the letters' probabilities from those with own
             latents, in nats, with interval, over `kl_questions`). blocks: see `block_statistics`.
             without_blocks: share of the answers that have no block. failed: id -> reason, of the questions
-            that are left out.
+            that are left out. left_out: mode -> reason, of modes that need own latents which there are not.
 
         Raises:
             ConfigError: an unknown mode, no question that can be asked, or those of `evaluate`.
@@ -93,6 +94,7 @@ class LatentAudit:
         """
         for mode in modes or ():
             check_latent_mode(mode)
+        check_records(self.records, self.n, True, self.batch, prompts)
         failed: dict[str, str] = {}
         if prompts is None:
             prompts, failed = self._encode()
@@ -100,7 +102,11 @@ class LatentAudit:
         if not asked:
             raise ConfigError(f"no question can be asked; first: {next(iter(failed.values()))}")
         chosen = usable_modes(asked) if modes is None else ["own", *(mode for mode in modes if mode != "own")]
+        for mode in chosen:
+            check_mode(mode, asked)  # before the model is run
         own, found, without = self._own(asked, prompts)
+        left_out = _left_out(chosen, own, asked)
+        chosen = [mode for mode in chosen if mode not in left_out]
         results = {mode: self._answers(mode, asked, prompts, own) for mode in chosen}
         return {
             "name": self.name,
@@ -111,6 +117,7 @@ class LatentAudit:
             "blocks": block_statistics(found, self.sampler.backbone.embedding_weight),
             "without_blocks": without / len(asked),
             "failed": failed,
+            "left_out": left_out,
             "settings": results["own"].settings,
         }
 
@@ -159,6 +166,17 @@ class LatentAudit:
             latents=mode, own=own, letters=True, prompts=prompts, name=self.name, progress=self.progress,
             journal=None if self.folder is None else self.folder / mode / "answers.jsonl",
         )  # fmt: skip
+
+
+def _left_out(modes: Sequence[str], own: dict[Key, Tensor], records: Sequence[Record]) -> dict[str, str]:
+    """other-clip, if one video alone has latents to give; logged."""
+    sources = {record.id: source_of(record) for record in records}
+    donors = {sources[id] for (id, _), vectors in own.items() if len(vectors)}
+    if "other-clip" not in modes or len(donors) != 1:
+        return {}
+    reason = "the answers about one video alone have imagery blocks"
+    log.warning("latents other-clip is left out: %s", reason)
+    return {"other-clip": reason}
 
 
 def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
-    from fourdthinker.evaluate.easi_protocol import EasiEncoder
+    from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi
     from fourdthinker.files import write_json
     from fourdthinker.sampler import check_latent_mode
 
@@ -138,6 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
     journal, rejected, results_file = _outputs(arguments.out)
     records, bench = _questions(arguments, rejected)
     _check_controls(arguments, records)
+    if arguments.protocol != "own":
+        check_easi(records)
     model, name = thinker(arguments), model_name(arguments)
     encoder = model.encoder if arguments.protocol == "own" else EasiEncoder(model.encoder)
     ask = partial(

@@ -7,9 +7,10 @@ i-th of which is picture int(i * r).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fourdthinker.errors import VideoError
+from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.frames import Frames, probe, read_frames
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
@@ -47,6 +48,27 @@ def easi_indices(pictures: int, rate: float) -> list[int]:
     return [int(i * rate) for i in range(int(pictures / rate))]
 
 
+def check_easi(records: Sequence[Record]) -> None:
+    """Check that the protocol has a way to ask questions.
+
+    Args:
+        records: the questions.
+
+    Raises:
+        RecordError: a part of a video, frames in place of a video, or options other than A to D.
+    """
+    for record in records:
+        wrong = None
+        if record.start is not None or record.end is not None:
+            wrong = "start or end: EASI shows whole videos"
+        elif record.frames is not None:
+            wrong = "frames in place of a video: EASI takes its own from a video"
+        elif not record.options or not set(record.options) <= set("ABCD"):
+            wrong = f"options {', '.join(record.options) or 'none'}: EASI asks for one of A to D"
+        if wrong is not None:
+            raise RecordError(f"{record.where}: {wrong}; leave the record out, or use --protocol own")
+
+
 class EasiEncoder(Encoder):
     """Makes the prompts of this protocol, for the model that another encoder is for.
 
@@ -62,7 +84,13 @@ class EasiEncoder(Encoder):
         return super().prompt(replace(record, question=easi_question(record)), frames)
 
     def read(self, record: Record) -> Vision | None:
-        """As `Encoder.read`, with EASI's frames; VideoError for a video shorter than a second."""
+        """As `Encoder.read`, with EASI's frames.
+
+        Raises:
+            VideoError: a video shorter than a second.
+            RecordError: as for `check_easi`.
+        """
+        check_easi([record])
         if record.video is None:
             return super().read(record)
         found = probe(record.video)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,11 +65,9 @@ class LatentFeeds:
 
     def _noise(self, keys: Sequence[Key]) -> list[Tensor]:
         """Normal draws with mean and spread, a number at a time, and with the norm of all own latents."""
-        every = torch.cat([*self.own.values(), torch.zeros(0, self.backbone.hidden_size)]).double()
-        if not len(every):
-            return [every.float() for _ in keys]
-        mean, norm = every.mean(0), every.norm(dim=-1).mean()
-        spread = every.std(0, correction=0)
+        if self._statistics is None:
+            return [torch.zeros(0, self.backbone.hidden_size) for _ in keys]
+        mean, spread, norm = self._statistics
         length = most_latents(self.backbone, self.config)
         out = []
         for key in keys:
@@ -77,6 +76,14 @@ class LatentFeeds:
             drawn = mean + spread * drawn
             out.append((drawn * (norm / drawn.norm(dim=-1, keepdim=True))).float())
         return out
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Mean and spread [H], and mean norm, of all own latents; None: there are none."""
+        every = torch.cat([*self.own.values(), torch.zeros(0, self.backbone.hidden_size)]).double()
+        if not len(every):
+            return None
+        return every.mean(0), every.std(0, correction=0), every.norm(dim=-1).mean()
 
     def _other_clip(self, keys: Sequence[Key]) -> list[Tensor]:
         """Those of a row about another video, over and over; the videos are exchanged in one cycle."""
@@ -134,41 +141,51 @@ def latent_feeds(
         RecordError: oracle, and a record without overlays.
         VideoError: oracle, and an overlay that cannot be read.
     """
-    check_latent_mode(mode)
+    check_mode(mode, records)
     sources = {record.id: source_of(record) for record in records}
-    if mode in ("noise", "other-clip") and len(set(sources.values())) < 2:
+    targets = imagery_targets(backbone, encoder, records) if mode == "oracle" else {}
+    return LatentFeeds(mode, backbone, config, sources, targets=targets)
+
+
+def check_mode(mode: str, records: Sequence[Record]) -> None:
+    """Check that records allow a mode.
+
+    Args:
+        mode: one of LATENT_MODES.
+        records: what will be asked.
+
+    Raises:
+        ConfigError: an unknown mode, or too few videos for it.
+        RecordError: oracle, and a record without overlays.
+    """
+    check_latent_mode(mode)
+    if mode in ("noise", "other-clip") and len({source_of(record) for record in records}) < 2:
         raise ConfigError(
             f"latents {mode} are made of those of several videos, and all questions are about one; add "
             "questions about another, or choose another mode"
         )
-    targets = imagery_targets(backbone, encoder, records, required=True) if mode == "oracle" else {}
-    return LatentFeeds(mode, backbone, config, sources, targets=targets)
+    bare = [record for record in records if not record.images]
+    if mode == "oracle" and bare:
+        raise RecordError(
+            f"{bare[0].where}: latents oracle need overlays and this record has none ({len(bare)} of "
+            f"{len(records)} have none); use records with 'image_output', or another mode"
+        )
 
 
-def imagery_targets(
-    backbone: Backbone, encoder: Encoder, records: Sequence[Record], *, required: bool = False
-) -> dict[str, Tensor]:
+def imagery_targets(backbone: Backbone, encoder: Encoder, records: Sequence[Record]) -> dict[str, Tensor]:
     """What the overlays of records are to be thought as.
 
     Args:
         backbone: the model.
         encoder: of the same checkpoint.
         records: with or without overlays.
-        required: whether a record without any is an error.
 
     Returns:
         id -> [N, H] on the CPU, K for each overlay, of those that have some.
 
     Raises:
-        RecordError: a record without overlays, if they are required.
         VideoError: an overlay that cannot be read.
     """
-    bare = [record for record in records if not record.images]
-    if bare and required:
-        raise RecordError(
-            f"{bare[0].where}: latents oracle need overlays and this record has none ({len(bare)} of "
-            f"{len(records)} have none); use records with 'image_output', or another mode"
-        )
     out = {}
     for record in records:
         if record.images:

@@ -91,7 +91,7 @@ def evaluate(
             another evaluation.
     """
     config = config or SamplingConfig()
-    _check(records, n, greedy, batch_prompts, prompts)
+    check_records(records, n, greedy, batch_prompts, prompts)
     started = time.perf_counter()
     feeds = latent_feeds(latents, sampler.backbone, encoder, records, config)
     asking = Asking(sampler, encoder, records, n, greedy, config, feeds, letters)
@@ -128,9 +128,22 @@ def evaluate(
     return EvalResult(name, questions, n, greedy, settings, before + time.perf_counter() - started)
 
 
-def _check(
+def check_records(
     records: Sequence[Record], n: int, greedy: bool, batch_prompts: int, prompts: Sequence[Prompt] | None
 ) -> None:
+    """Check what `evaluate` is called with; arguments and errors are its own.
+
+    Args:
+        records: the questions.
+        n: samples a question.
+        greedy: whether they are answered at temperature 0 too.
+        batch_prompts: prompts in one call of the sampler.
+        prompts: one for each record, or None.
+
+    Raises:
+        RecordError: a record that cannot be scored, or two with the same id.
+        ConfigError: nothing to do.
+    """
     if not records:
         raise ConfigError("no records to evaluate; check the data file and its filters")
     if n < 0 or (n == 0 and not greedy):

@@ -17,6 +17,11 @@ from fourdthinker.synth.tracks import CameraTrack
 if TYPE_CHECKING:
     from fourdthinker.synth.geometry.depth_model import DepthModel
 
+
+class UnscaledError(GeometryError):
+    """Nothing relates the depth to the camera's path."""
+
+
 STEREO = ("right", "focal", "baseline")
 
 
@@ -32,7 +37,9 @@ def with_depth(context: Context, camera: CameraTrack, estimate: Estimate | None)
         The path, in metres where the depth is and points or its own scale allow it; the depth.
 
     Raises:
-        GeometryError: the second video does not fit the first, or nothing relates the depth to the path.
+        UnscaledError: nothing relates the depth to the path.
+        GeometryError: the second video does not fit the first.
+        CheckpointError: depth_weights holds no depth model.
     """
     model = None if "right" in context.source.given else _model(context.settings.depth_weights)
     if model is None:
@@ -41,13 +48,13 @@ def with_depth(context: Context, camera: CameraTrack, estimate: Estimate | None)
         values = model(list(context.clip.pixels))
         if not model.metric:
             if estimate is None:
-                raise GeometryError("the model's depth has no scale, and given poses come without points")
+                raise UnscaledError("the model's depth has no scale, and given poses come without points")
             return camera, aligned(values, camera, estimate.points, str(context.settings.depth_weights))
         depth = Depth(values, metric=True, source=str(context.settings.depth_weights))
     if camera.metric:
         return camera, depth
     if estimate is None:
-        raise GeometryError("the depth is in metres and the given poses are not; give poses in metres")
+        raise UnscaledError("the depth is in metres and the given poses are not; give poses in metres")
     return in_metres(camera, estimate.points, depth), depth
 
 

@@ -110,10 +110,18 @@ class Journal:
         ).fetchone()
         return None if row is None else _entry(row)
 
-    def record(self, entry: Entry) -> Entry:
-        """Note an outcome, and return it with `attempts` and `computed`, which are counted here."""
+    def record(self, entry: Entry, *, tried: bool = True) -> Entry:
+        """Note an outcome, and return it with `attempts` and `computed`, which are counted here.
+
+        Args:
+            entry: the outcome.
+            tried: whether a failure counts as an attempt.
+
+        Returns:
+            The entry with its counts.
+        """
         before = self.find(entry.item, entry.stage, entry.key)
-        attempts = (before.attempts if before else 0) + (entry.state == "failed")
+        attempts = (before.attempts if before else 0) + (tried and entry.state == "failed")
         computed = (before.computed if before else 0) + (entry.state == "done")
         values = (entry.item, entry.stage, entry.key, entry.source, entry.state, entry.reason, attempts)
         self._database.execute(

@@ -14,7 +14,7 @@ from fourdthinker.frames import probe
 from fourdthinker.synth import rle
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.depths import with_depth
+from fourdthinker.synth.depths import UnscaledError, with_depth
 from fourdthinker.synth.geometry import (
     Estimate,
     estimate_camera,
@@ -97,7 +97,10 @@ def _paths(context: Context, camera: CameraTrack, estimate: Estimate | None) -> 
     """The paths of things beside that of the camera: by depth, or by the ground that they stand on."""
     left_out, depth, ground = [], None, None
     if "right" in context.source.given or context.settings.depth_weights is not None:
-        camera, depth = with_depth(context, camera, estimate)
+        try:
+            camera, depth = with_depth(context, camera, estimate)
+        except UnscaledError as error:  # the camera's path is as good as before
+            return _result(camera, [], [f"objects: {error}"])
     elif estimate is not None:
         ground = ground_plane(estimate.track, estimate.points)
     else:

@@ -29,7 +29,7 @@ from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, run_jobs
 from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
-from fourdthinker.synth.stages import Job, keys, window_item, work
+from fourdthinker.synth.stages import Job, Stop, Untried, keys, window_item, work
 from fourdthinker.synth.write import audited_lines, write_card
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class _Run:
     settings: SynthSettings
     options: Options
     journal: Journal
+    processes: int
     queue: list[Job] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)  # in this run: not tried once more in it
     sources: dict[str, Source] = field(default_factory=dict)
@@ -115,7 +116,7 @@ class _Run:
         if self._left_alone(source.name, entry):
             return
         if entry is None or entry.payload is None:
-            yield Job(source, self.settings, self.out, self.options.stages, share=self.options.processes)
+            yield Job(source, self.settings, self.out, self.options.stages, share=self.processes)
             return
         for index in range(len(loads(entry.payload)["windows"])):
             yield from self._of_window(source, index)
@@ -133,7 +134,7 @@ class _Run:
             return
         known, skip = self._known(source)
         common: dict[str, Any] = {"index": index, "window": window, "known": known, "skip": skip}
-        common["share"] = self.options.processes
+        common["share"] = self.processes
         job = Job(source, self.settings, self.out, self.options.stages, **common)
         if entry is None or entry.payload is None:
             yield job
@@ -165,12 +166,17 @@ class _Run:
 
     # -- what has been done
 
-    def handle(self, job: Job, message: Entry | Lost) -> None:
-        """Note an outcome; after a lost process go on with what it has left."""
+    def handle(self, job: Job, message: Entry | Lost | Stop | Untried) -> None:
+        """Note an outcome; after a lost process go on with what it has left; ConfigError for `Stop`."""
+        if isinstance(message, Stop):
+            raise ConfigError(message.reason)
         if isinstance(message, Lost):
             self._lost(job, message)
             return
-        self.journal.record(message)
+        tried = not isinstance(message, Untried)
+        if isinstance(message, Untried):
+            message = message.entry
+        self.journal.record(message, tried=tried)
         if message.state == "failed":
             self.failed.add(message.item)
             log.warning("%s: %s failed: %s", message.item, message.stage, message.reason)
@@ -219,7 +225,8 @@ def synthesise(
         What stands in summary.json.
 
     Raises:
-        ConfigError: inputs that name nothing, or a folder that was made with other settings.
+        ConfigError: inputs that name nothing, a folder that was made with other settings, or weights, a key
+            or a model of an endpoint that are wrong.
         OutputError: another run is writing the folder, or it cannot be written.
     """
     settings, options = settings or SynthSettings(), options or Options()
@@ -228,6 +235,7 @@ def synthesise(
         found = found[: options.limit]
     folder = Path(out)
     _check_folder(folder, settings, options)
+    _check_weights(settings, options)
     if "segment" in options.stages and any(candidate.scene is None for candidate in found):
         opencv()  # said now, not once for each clip
     if "geometry" in options.stages and settings.geometry == "colmap":
@@ -241,7 +249,7 @@ def synthesise(
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
-        run = _Run(folder, settings, options, journal)
+        run = _Run(folder, settings, options, journal, _processes(settings, options, len(found)))
         with progress_bar(shown=options.progress) as bar:
             task = bar.add_task("synthesis", total=len(found))
             _clip_stages(run, found, bar, task)
@@ -261,6 +269,25 @@ def synthesise(
     return summary
 
 
+def _processes(settings: SynthSettings, options: Options, videos: int) -> int:
+    """How many there are: each has a share of namer_max_calls, which is not to be empty, nor of no use."""
+    calls = settings.namer_max_calls
+    if settings.namer_model is None or calls is None or "objects" not in options.stages:
+        return options.processes
+    return max(1, min(options.processes, videos, calls))
+
+
+def _check_weights(settings: SynthSettings, options: Options) -> None:
+    """ConfigError for a folder of weights that is none."""
+    needed = {"objects": "namer_weights", "segment": "segment_weights", "geometry": "depth_weights"}
+    for stage, name in needed.items():
+        folder: Path | None = getattr(settings, name)
+        if folder is not None and stage in options.stages and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{name} is {folder}, which holds no config.json; give the folder of a checkpoint"
+            )
+
+
 def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: TaskID) -> None:
     def taken() -> Iterator[Job]:
         for job in run.jobs(found):
@@ -274,7 +301,7 @@ def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: Tas
     run_jobs(
         taken(),
         work,
-        workers=run.options.processes,
+        workers=run.processes,
         timeout=run.options.timeout,
         handle=handle,
         more=lambda: run.queue.pop(0) if run.queue else None,

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import FourdError, VideoError
+from fourdthinker.errors import CheckpointError, ConfigError, FourdError, VideoError
 from fourdthinker.frames import probe
 from fourdthinker.synth.clips import Bad, Clip, RejectError, read_clip, read_clips, windows, write_frames
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.functions import FUNCTIONS
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, State
+from fourdthinker.synth.narrate import BudgetError
 from fourdthinker.synth.payload import dumps, loads
 from fourdthinker.synth.pool import Begin
 from fourdthinker.synth.scenes import render_scene
@@ -53,6 +54,20 @@ class Job:
     share: int = 1
 
 
+@dataclass(frozen=True)
+class Untried:
+    """Sent for a failed item on which nothing was tried, since the budget is spent: no attempt of it."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Sent where settings or weights are wrong, which every other clip would meet too: the run ends."""
+
+    reason: str
+
+
 def window_item(source: Source, index: int) -> str:
     """The name of a window of a source in the journal."""
     return f"{source.name}.w{index}"
@@ -78,6 +93,13 @@ class _Sender:
         self._since = time.perf_counter()
         self._send(Begin(item, stage))
 
+    def stop(self, item: str, stage: str, error: Exception) -> None:
+        self._send(Stop(f"{item}: {stage}: {error}"))
+
+    def untried(self, item: str, stage: str, error: BudgetError) -> None:
+        entry = Entry(item, stage, self._keys[stage], self._source, "failed", str(error))
+        self._send(Untried(entry))
+
     def end(self, item: str, stage: str, state: State, reason: str = "", payload: Any = None) -> None:
         seconds = time.perf_counter() - self._since
         data = dumps(payload) if payload is not None else None
@@ -87,7 +109,7 @@ class _Sender:
 
 
 def work(job: Job, send: Send) -> None:
-    """Do a job; every outcome is sent as a journal `Entry`, and `Begin` before each stage.
+    """Do a job; every outcome is sent: an `Entry`, `Untried` or `Stop`; and `Begin` before each stage.
 
     Args:
         job: what to do.
@@ -194,6 +216,12 @@ def _clip(clip: Clip, job: Job, scene: Any, sender: _Sender) -> None:
             result = _frames(context) if stage == "ingest" else FUNCTIONS[stage](context)
         except RejectError as error:
             sender.end(clip.item, stage, "rejected", str(error))
+            return
+        except BudgetError as error:
+            sender.untried(clip.item, stage, error)
+            return
+        except (CheckpointError, ConfigError) as error:
+            sender.stop(clip.item, stage, error)
             return
         except (BrokenPipeError, ConnectionResetError):  # nobody listens any more
             raise

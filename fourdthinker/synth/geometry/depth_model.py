@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fourdthinker.errors import GeometryError
+from fourdthinker.errors import CheckpointError
 from fourdthinker.files import PathLike
 
 _METRIC = ("zoedepth", "depth_pro")
@@ -31,18 +31,20 @@ class DepthModel:
             long_side: pixels of the longer side of what it sees.
 
         Raises:
-            GeometryError: the folder holds no depth model.
+            CheckpointError: the folder holds no depth model.
         """
         from transformers import AutoModelForDepthEstimation
 
         if not (Path(weights) / "config.json").is_file():
-            raise GeometryError(
+            raise CheckpointError(
                 f"{weights}: no config.json; give the folder of a depth model of transformers"
             )
         try:
             model = AutoModelForDepthEstimation.from_pretrained(weights, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise GeometryError(f"{weights}: no depth model that transformers can load ({error})") from error
+            raise CheckpointError(
+                f"{weights}: no depth model that transformers can load ({error})"
+            ) from error
         self._model: Any = model.to(device).eval()
         self._long_side = long_side
         config = model.config

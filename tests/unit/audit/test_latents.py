@@ -148,6 +148,50 @@ def test_what_the_data_do_not_allow(reader: Checkpoint) -> None:
         latent_feeds("other-clip", reader.backbone, encoder, records, CONFIG)
 
 
+def test_audits_check_the_data_before_the_model_runs(
+    reader: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatentAudit, "_own", lambda self, *_: fail("own"))
+    records, prompts = questions(reader, 2)
+    audit = LatentAudit(LatentSampler(reader.backbone), reader.encoder(), records, config=CONFIG)
+    records[1].id, name = records[0].id, records[1].id
+    with pytest.raises(RecordError, match="is already used"):
+        audit.run(("zero",), prompts)
+    records[1].id, records[1].images, records[1].extra["source"] = name, [], "video0"
+    with pytest.raises(RecordError, match="latents oracle need overlays"):
+        audit.run(("oracle",), prompts)
+    with pytest.raises(ConfigError, match="other-clip are made of those of several videos"):
+        audit.run(("other-clip",), prompts)
+
+
+def test_other_clip_is_left_out_where_one_video_alone_has_latents(
+    reader: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, prompts = questions(reader, 2)
+    monkeypatch.setattr(audit_module, "imagery_targets", lambda *_, **__: {})
+    audit = LatentAudit(
+        LatentSampler(reader.backbone), reader.encoder(), records, config=CONFIG, progress=False
+    )
+    made = audit._own(records, prompts)
+    own = {key: vectors[: 0 if key[0] == records[1].id else None] for key, vectors in made[0].items()}
+    monkeypatch.setattr(LatentAudit, "_own", lambda self, *_: (own, *made[1:]))
+    found = audit.run(("zero", "other-clip"), prompts)
+    assert list(found["modes"]) == ["own", "zero"]
+    assert found["left_out"] == {"other-clip": "the answers about one video alone have imagery blocks"}
+
+
+def test_statistics_of_own_latents_are_made_once(reader: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {("a", 0): torch.randn(3, 32), ("b", 0): torch.randn(3, 32)}
+    feeds = LatentFeeds("noise", reader.backbone, CONFIG, {"a": "v", "b": "w"}, own)
+    calls, std = [], torch.Tensor.std
+    monkeypatch.setattr(torch.Tensor, "std", lambda *a, **k: calls.append(1) or std(*a, **k))
+    first, second = (feeds.feed(list(own)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.table, second.table)
+    assert len(calls) == 1
+
+
 def test_attention_shares_are_those_of_the_eager_layers() -> None:
     checkpoint = talkative(start=5.0, eos=0.0)
     backbone = checkpoint.backbone

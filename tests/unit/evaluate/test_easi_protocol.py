@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from fourdthinker.errors import VideoError
+from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.evaluate import Question, read_benchmark
 from fourdthinker.evaluate.easi import easi_letter
-from fourdthinker.evaluate.easi_protocol import EasiEncoder, easi_indices
+from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi, easi_indices
 from fourdthinker.frames import FramePolicy, read_frames
 from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.records import Record
 from tests.tiny import tiny_checkpoint
 
 # index, video, question, options, answer, task_type; the options as JSON and as a Python list.
@@ -69,6 +72,11 @@ def test_prompt_frames_and_letters_are_easis(folder: Path) -> None:
     with pytest.raises(VideoError, match=r"b.mp4: 0.500 s; EASI takes no frame under 1 s"):
         encoder.read(data.records[3])
 
+    data.records[0].start = 0.5
+    with pytest.raises(RecordError, match="start or end: EASI shows whole videos"):
+        encoder.read(data.records[0])
+    data.records[0].start = None
+
     right = 0
     for record, row, reply, letter in zip(data.records, ROWS, REPLIES, LETTERS, strict=True):
         text = checkpoint.tokenizer.decode(encoder.prompt(record, frames=vision).input_ids)
@@ -96,3 +104,19 @@ def test_prompt_frames_and_letters_are_easis(folder: Path) -> None:
 )
 def test_indices(pictures: int, rate: float, indices: list[int]) -> None:
     assert easi_indices(pictures, rate) == indices
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"end": 2.0}, "start or end"),
+        ({"video": None, "frames": ["0.jpg"]}, "frames in place of a video"),
+        ({"options": dict.fromkeys("ABCDE", "x")}, "options A, B, C, D, E"),
+        ({"options": {}}, "options none"),
+    ],
+)
+def test_questions_that_easi_cannot_ask(change: dict[str, Any], why: str) -> None:
+    good = Record("rl", "1", "Which?", {"A": "x", "B": "y"}, "A", video="a.mp4", where="data.jsonl:7")
+    check_easi([good])
+    with pytest.raises(RecordError, match=f"data.jsonl:7: {why}"):
+        check_easi([good, replace(good, **change)])

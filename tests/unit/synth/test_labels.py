@@ -125,3 +125,26 @@ def test_stereo_depth_of_a_wide_pair_is_right(tmp_path: Path) -> None:
     depth = depths._stereo(Context(clip, source, SynthSettings(), tmp_path)).values
     assert np.isfinite(depth).mean() > 0.3
     assert np.median(depth[np.isfinite(depth)]) == pytest.approx(5.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("metric", "why"), [(True, "give poses in metres"), (False, "has no scale")])
+def test_given_poses_without_metres_keep_the_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: bool, why: str
+) -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.metric = metric
+
+        def __call__(self, frames: list[np.ndarray]) -> np.ndarray:
+            return np.ones((31, 48, 64), np.float32)
+
+    monkeypatch.setattr(depths, "_model", lambda weights: Model())
+    one = replace(
+        context(tmp_path, poses=tum_file(tmp_path, 2.0)), settings=SynthSettings(depth_weights=tmp_path)
+    )
+    found = geometry(one)
+    assert len(found["camera"].times) == 31
+    assert found["objects"] == []
+    (reason,) = found["left_out"]
+    assert reason.startswith("objects: ")
+    assert why in reason

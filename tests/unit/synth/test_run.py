@@ -12,16 +12,17 @@ import av
 import numpy as np
 import pytest
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.records import read_records
 from fourdthinker.synth import clips as clips_module
 from fourdthinker.synth import narration, stages
 from fourdthinker.synth.clips import Clip, windows
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
-from fourdthinker.synth.narrate import EndpointError, RejectedError, narrate
+from fourdthinker.synth.narrate import BudgetError, EndpointError, RejectedError, narrate
 from fourdthinker.synth.plan import plan
-from fourdthinker.synth.run import Options, _check_folder, synthesise
+from fourdthinker.synth.pool import Begin
+from fourdthinker.synth.run import Options, _check_folder, _processes, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
 from tests.clips import make_clip
@@ -328,15 +329,20 @@ def test_an_exception_in_a_stage_costs_only_its_clip(tmp_path: Path, monkeypatch
     assert outcomes == [("failed", "MemoryError: too much"), ("done", "")]
 
 
+def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
+    """In place of `run_jobs`: everything in this process."""
+    while (job := more() or next(jobs, None)) is not None:
+        messages: list[Any] = []
+        target(job, messages.append)
+        for message in messages:
+            if not isinstance(message, Begin):
+                handle(job, message)
+
+
 def test_failures_are_tried_in_later_runs_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = video(tmp_path / "v.mp4", 4, noise(7))
-
-    def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
-        while (job := more() or next(jobs, None)) is not None:
-            target(job, lambda message, job=job: isinstance(message, Entry) and handle(job, message))
-
     from fourdthinker.synth import functions, run
 
     tried = []
@@ -356,6 +362,54 @@ def test_failures_are_tried_in_later_runs_up_to_a_bound(
     assert second["failed"] == third["failed"] == []
     assert third["quarantined"] == first["failed"]
     assert third["stages"]["objects"]["quarantined"] == {"OSError: no space": 1}
+
+
+def test_what_says_nothing_about_a_clip_is_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spent budget leaves the clip for a later run, however often; wrong weights or keys end the run."""
+    from fourdthinker.synth import functions, run
+
+    path, out = video(tmp_path / "v.mp4", 4, noise(7)), tmp_path / "out"
+    raised: list[Exception] = [BudgetError("0 calls are made")]
+
+    def stage(context: Any) -> Any:
+        if raised:
+            raise raised[0]
+        return {"names": []}
+
+    monkeypatch.setattr(run, "run_jobs", one_process)
+    monkeypatch.setitem(functions.FUNCTIONS, "objects", stage)
+    options = Options(stages=("ingest", "objects"), attempts=2, progress=False)
+    for _ in range(3):
+        found = synthesise([str(path)], out, options=options)
+        assert (len(found["failed"]), found["quarantined"]) == (1, [])
+        assert found["stages"]["objects"]["failed"] == {"0 calls are made": 1}
+    for error in (ConfigError("the endpoint answers 401"), CheckpointError("no weights")):
+        raised[0] = error
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=f"v-.*: objects: {error}"):
+                synthesise([str(path)], out, options=options)
+    raised.clear()
+    found = synthesise([str(path)], out, options=options)
+    assert (found["failed"], found["quarantined"]) == ([], [])
+    assert found["stages"]["objects"]["done"] == 1
+
+
+@pytest.mark.parametrize(
+    ("calls", "videos", "processes"), [(3, 9, 3), (0, 9, 1), (100, 2, 2), (100, 9, 4), (None, 1, 4)]
+)
+def test_each_process_has_a_share_of_the_calls(calls: int | None, videos: int, processes: int) -> None:
+    settings = SynthSettings(namer_model="m", namer_max_calls=calls)
+    assert _processes(settings, Options(workers=4), videos) == processes
+
+
+@pytest.mark.parametrize("name", ["namer_weights", "segment_weights", "depth_weights"])
+def test_weights_that_are_not_there_are_named_before_anything_begins(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=f"{name} is .*empty, which holds no config.json"):
+        synthesise(["scenes:1"], tmp_path / "out", SynthSettings(**{name: tmp_path / "empty"}), QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_of_a_long_video_do_not_overlap_and_leave_nothing_out(tmp_path: Path) -> None:

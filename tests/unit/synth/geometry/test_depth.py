@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker.errors import GeometryError
+from fourdthinker.errors import CheckpointError, GeometryError
 from fourdthinker.synth import rle
 from fourdthinker.synth.geometry import aligned, in_metres, read_depth, scene_camera, scene_object
 from fourdthinker.synth.geometry.depth import Depth
@@ -188,5 +188,5 @@ def test_a_depth_model_is_run_from_its_folder(tmp_path):
     assert found.shape == (2, 40, 60)
     assert np.isfinite(found).all()
     assert not model.metric
-    with pytest.raises(GeometryError, match=r"no config\.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         DepthModel(tmp_path / "nowhere")
