@@ -205,6 +205,8 @@ class GrpoTrainer(LatentTrainer):
                 count = len(batch) * config.num_generations
                 mine, seeds = seeds[:count], seeds[count:]
                 scored.append(self._roll_out(list(batch), list(prompts), mine))
+        # What comes now waits for the other ranks; one that still samples or scores is behind.
+        self._enter("advantages of all rollouts", -1)
         experiences = with_advantages(scored, config, self.args)
         shown = config.log_rollouts > 0 and (step - 1) % config.log_rollouts_steps == 0
         if shown and self.is_world_process_zero():

@@ -136,10 +136,10 @@ class LatentTrainer(PassTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
-        self._enter("reading the batches", -2)
+        self._enter("reading the batches", -3)
         batches = self._ahead.take(epoch_iterator, num_batches)
         self.metric_sums.add(self._ahead.metrics)
-        self._enter("rollouts" if self.batches.whole_updates else "division into forwards", -1)
+        self._enter("rollouts" if self.batches.whole_updates else "division into forwards", -2)
         self.prepare_update(batches)
         return self.begin_update(), None
 
@@ -147,7 +147,7 @@ class LatentTrainer(PassTrainer):
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Called by Trainer after the callbacks of every update; what follows waits for the other ranks."""
-        self._enter("metrics and checkpoint", -3)
+        self._enter("metrics and checkpoint", -4)
         super()._maybe_log_save_evaluate(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -58,7 +58,10 @@ def test_a_rank_that_cannot_halve_keeps_each_rollouts_log_probs(
     config, items = make_config(GrpoConfig, values), prompts(checkpoint, 2)
     parts = Parts(training_arguments(config), checkpoint, Items(items), None)
     trainer = make_trainer(config, {"length_reward": length_reward}, parts)
+    phases: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(trainer.watch, "enter", lambda *phase: phases.append(phase))
     trainer.prepare_update([[(i, items[i])] for i in range(2)])
+    assert phases == [("step 1: advantages of all rollouts", 1, 0, -1)], "a rank that still samples is behind"
     update, known = trainer.begin_update(), []
     for forwards in update:
         for forward in forwards:
