@@ -98,7 +98,7 @@ class TrlStep(Timed):
     def __init__(
         self, backbone: Backbone, task: Task, case: Case, folder: Path, *, fair: bool, checkpointing: bool
     ) -> None:
-        from datasets import Dataset  # type: ignore[import-untyped]
+        from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
         self.fair = fair
