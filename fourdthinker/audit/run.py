@@ -16,7 +16,7 @@ from fourdthinker.audit.solvers import SOLVERS, Indices, Table, hit, make_table
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.scoring import standard_error
 
-FEWEST = 30  # questions of a type that get a line of their own
+FEWEST = 30  # questions that solvers are tried on: of a type with a line of its own, or of a benchmark
 LEVEL = 0.95
 
 
@@ -74,7 +74,15 @@ class Audit:
         return tuple(line for line in self.lines if line.beats_chance)
 
     def line(self, solver: str, kind: str | None = None) -> Line:
-        """The line of a solver on all questions, or on a type of them."""
+        """The line of a solver on all questions, or on a type of them.
+
+        Args:
+            solver: its name.
+            kind: the type; None: all questions.
+
+        Returns:
+            The line.
+        """
         return next(line for line in self.lines if (line.solver, line.type) == (solver, kind))
 
     def worst(self, number: int) -> list[tuple[Item, float]]:

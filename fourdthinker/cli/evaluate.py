@@ -36,7 +36,6 @@ CONTROLS = {
     "black": ("black", "shown_black"),
     "other": ("other", "shown_other"),
 }
-FEWEST = 30  # multiple-choice questions that solvers without eyes are tried on
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -258,7 +257,7 @@ def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Reco
 
 def _priors(records: list[Record]) -> dict[str, Any]:
     """What the text of the options and the best of the audit's solvers reach; {} for too few questions."""
-    from fourdthinker.audit import Item, audit
+    from fourdthinker.audit import FEWEST, Item, audit
     from fourdthinker.evaluate import source_of
 
     choices = [r for r in records if r.options and r.answer]

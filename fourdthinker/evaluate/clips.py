@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fourdthinker.vision import VisionSpec
 
 Override = Literal["black", "other", "none"]
-OVERRIDES = ("black", "other", "none")
 _READ_AHEAD = 2  # clips decoded while the model works
 
 

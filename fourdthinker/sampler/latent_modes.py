@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
 
 LATENT_MODES = ("own", "oracle", "zero", "pad", "noise", "other-clip", "first-repeat", "shuffle", "none")
-OF_VECTORS = ("oracle", "noise", "other-clip", "shuffle")  # made of vectors that the caller gives
 
 
 def check_latent_mode(mode: str) -> None:

@@ -22,9 +22,6 @@ class UnscaledError(GeometryError):
     """Nothing relates the depth to the camera's path."""
 
 
-STEREO = ("right", "focal", "baseline")
-
-
 def with_depth(context: Context, camera: CameraTrack, estimate: Estimate | None) -> tuple[CameraTrack, Depth]:
     """Depth of each frame, and the camera's path in one unit with it.
 

@@ -35,7 +35,6 @@ STATIC = "static"
 LATERAL_DIRECTIONS = ("right", "right-up", "up", "left-up", "left", "left-down", "down", "right-down")
 OBJECT_DIRECTIONS = (*LATERAL_DIRECTIONS, "toward the camera", "away from the camera")
 STATIONARY = "stationary"
-DISTANCE_CHANGES = ("closer", "farther", "same")
 SPEED_PROFILES = (
     "constant speed",
     "speeding up",

@@ -11,19 +11,8 @@ from bench import __main__ as command
 from bench import _measure as measure
 from bench import _training_trl as trl
 from bench import training
+from tests.unit.bench.test_training import TINY
 
-TINY = [
-    "--shape",
-    "mini",
-    "--prompt-tokens",
-    "40",
-    "--completions",
-    "2",
-    "--new-tokens",
-    "2",
-    "--prompts",
-    "1",
-]
 HAS_TRL = all(importlib.util.find_spec(name) for name in trl.NEEDS)
 
 

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install fourdthinker[audit]")
 
 from fourdthinker import cli
-from fourdthinker.cli.evaluate import FEWEST, _priors
+from fourdthinker.audit import FEWEST
+from fourdthinker.cli.evaluate import _priors
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record

@@ -16,7 +16,6 @@ Array = NDArray[np.float64]
 COMPONENT = 0.3  # of a unit vector: from here on a direction is named (DSR's threshold)
 UNCLEAR = 0.06  # a component so near to the threshold makes the direction unclear
 CHANGED, SAME = 1.2, 1.06  # ratios: a change from here on; none up to here; unclear between
-RESTS = 0.05  # of the camera's distance in a second: what moves less, rests
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import numpy as np
 from fourdthinker.synth.questions import Facts, ObjectFacts
 from fourdthinker.synth.tracks import (
     CAMERA_MOVES,
-    DISTANCE_CHANGES,
     STATIONARY,
     CameraTrack,
     Move,
@@ -68,5 +67,5 @@ def _object(rng: np.random.Generator, name: str, times: np.ndarray, *, moving: b
         source="random scene",
         boxes=np.tile([*corner, *(corner + 0.2)], (len(times), 1)),
     )
-    distance = str(rng.choice(DISTANCE_CHANGES))
+    distance = str(rng.choice(("closer", "farther", "same")))
     return ObjectFacts(track, word if moving else STATIONARY, distance, speed if moving else None)
