@@ -171,7 +171,7 @@ class Converter:
 
         Raises:
             ConfigError: decord is not installed or cannot do what is asked.
-            VideoError: decord fails or has other pictures.
+            VideoError: decord fails or has other pictures, or the file lacks one that others may refer to.
         """
         source, self.decoder = self.request.source, "decord"
         if timeline.times_from != "container":
@@ -184,6 +184,8 @@ class Converter:
                 f"{self.request.name}: reader='decord' composes pictures of {codec} otherwise than they are "
                 "shown; use reader='auto'"
             )
+        if any(timeline.lacking(timeline.pts[index]) is not None for index in chosen):
+            raise VideoError(f"{self.request.name}: a picture is missing; the file is damaged")
         orientation, rest = decord_reader.orientation_left(source.media, self.deadline)
         aspect = 1.0 / aspect if orientation.transposed else aspect
         for pixels in decord_reader.pictures(

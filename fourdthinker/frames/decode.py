@@ -8,9 +8,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fourdthinker.frames.animation import composing
+from fourdthinker.frames.bitstream.missing import MISSING
 from fourdthinker.frames.bitstream.pictures import (
     DUPLICATE,
     KEYFRAME,
+    LOST,
     NON_REFERENCE,
     RANDOM_ACCESS,
     SECOND_FIELD,
@@ -71,7 +73,7 @@ def plan(
     for first, last in runs[1:]:
         between = timeline.flags[joined[-1][1] + 1 : first]
         decoded = sum(not flag & NON_REFERENCE for flag in between)
-        if not timeline.flags[first] & RANDOM_ACCESS and decoded <= codec_of(decoder).restart:
+        if not timeline.flags[first] & (RANDOM_ACCESS | LOST) and decoded <= codec_of(decoder).restart:
             joined[-1] = joined[-1][0], last
         else:
             joined.append((first, last))
@@ -259,7 +261,7 @@ def packets_for(
 
     Raises:
         SeekFailed: a seek led past a packet.
-        Damaged: the data of a packet show that some are missing or overwritten.
+        Damaged: the data of a packet show that some are missing or overwritten, or that a picture is missing.
     """
     if not timeline.coded:
         sized = (packet for packet in container.demux(video) if packet.size)
@@ -315,12 +317,15 @@ def _chosen(
     begins at).
     """
     needed = {timeline.order[pts] for pts in wanted}
+    lacking = {timeline.lacking(pts) for pts in wanted}
     flags = timeline.flags
     for number, (first, last) in enumerate(runs):
         if not number or not flags[first] & RANDOM_ACCESS:
             # What is shown before the first keyframe is in the timeline if it can be decoded from there.
             yield first, timeline.coded[first] if first else timeline.pts[0]
         for position in range(first, last + 1):
+            if position in lacking:
+                raise Damaged(MISSING, timeline, timeline.coded[position])
             if careful or position in needed or not flags[position] & NON_REFERENCE:
                 yield position, None
 

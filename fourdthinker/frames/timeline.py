@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fourdthinker.frames.bitstream.pictures import KEYFRAME
+from fourdthinker.frames.bitstream.pictures import KEYFRAME, LOST
 from fourdthinker.frames.display_times import TimesFrom
 
 if TYPE_CHECKING:
@@ -70,6 +70,19 @@ class Timeline:
         return sorted(
             (pts, position) for position, pts in enumerate(self.coded) if self.flags[position] & KEYFRAME
         )
+
+    @cached_property
+    def lost(self) -> list[int]:
+        """Positions of the packets before which pictures are missing."""
+        return [position for position, flag in enumerate(self.flags) if flag & LOST]
+
+    def lacking(self, number: int) -> int | None:
+        """The first position in decoding for a picture before which another one is missing, or None."""
+        if not self.lost or number not in self.order:
+            return None
+        after = bisect_right(self.lost, self.key_before(number) or 0)
+        found = self.lost[after] if after < len(self.lost) else len(self.coded)
+        return found if found <= self.order[number] else None
 
     def key_before(self, pts: int) -> int | None:
         """Position of the last keyframe shown at or before a picture: where decoding for it may begin."""

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME
+from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, LOST
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.display_times import times_of
 from fourdthinker.frames.edits import Segment, edited
@@ -178,6 +178,7 @@ def _decode(
     run, form, codec = _Run(), container.format.name, codec_of(video.codec_context.name)
     header = video.codec_context.extradata or b""
     flags_of, begins = codec.flags(header), codec.begins(header)
+    key_of = codec.display_order(header) if codec.display_order is not None else None
     # A decoder told to fail at damage fails before the first keyframe.
     begun = codec.err_detect is None
     last: int | None = None
@@ -201,6 +202,8 @@ def _decode(
                 data = memoryview(packet)
                 key = packet.is_keyframe and begins(data)
                 run.flags.append(flags_of(data) | (KEYFRAME if key else 0))
+                if begun and key_of is not None:
+                    key_of(data)
                 packet.pts = len(run.stamps)
                 run.stamps.append(stamp)
                 run.durations.append(packet.duration or 0)
@@ -210,6 +213,8 @@ def _decode(
                 before = frame
     except av.error.FFmpegError as error:
         run.fault = error.strerror
+    for position in key_of.lost() if key_of is not None else ():
+        run.flags[run.skipped + position] |= LOST
     return run
 
 
@@ -258,7 +263,7 @@ def _timeline(
     flags = codec.settle(run.flags[run.skipped :])
     if not codec.flushes or count != len(shown) or max(flags) >= DUPLICATE:
         # Decoded through from the first one, as here: what is shown may depend on it.
-        flags = bytes([KEYFRAME]) + bytes(count - 1)
+        flags = bytes([KEYFRAME, *(flag & LOST for flag in flags[1:])])
     return Timeline(base, pts, end, array("q", coded), flags, fault, stamps, times_from, run.skipped)
 
 

@@ -14,6 +14,7 @@ from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.display_order import NEVER_SHOWN, OF_SECOND_FIELD
 from fourdthinker.frames.bitstream.pictures import (
     KEYFRAME,
+    LOST,
     NON_REFERENCE,
     NOT_SHOWN,
     RANDOM_ACCESS,
@@ -351,6 +352,8 @@ def _packets(
             raise VideoError(f"{name}: the first packets cannot be read ({error.strerror})") from error
         cause = f"the data cannot be read further ({error.strerror})"
         found.fault = found.fault or (found.whole, cause)
+    for position in key_of.lost() if key_of is not None else ():
+        found.flags[position] |= LOST
     if suspect_from is not None and found.fault is None:
         found.fault = found.whole, DAMAGED
     return found

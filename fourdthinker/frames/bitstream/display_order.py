@@ -4,7 +4,8 @@ A function of a stream's header gives one of the data of each packet, called in 
 increases in the order of display, or None where the data do not tell; OF_SECOND_FIELD for a packet that holds
 the second field of the picture before it alone (H.264), NEVER_SHOWN for a picture that is only referred to,
 or that refers to what lies before a cut (H.265). It serves to check presentation times, and to order pictures
-where these are missing or follow the order of storage.
+where these are missing or follow the order of storage. It also tells before which packets pictures are
+missing, as far as their headers count them (H.264, MPEG-1 and MPEG-2).
 
 Sources: ITU-T H.264 7.3.3 (slice header), 8.2.1 (picture order count); H.265 7.3.6.1 (slice segment header),
 8.3.1 (picture order count), 8.1.3 (random access, leading pictures that are not output); ISO/IEC 13818-2
@@ -14,12 +15,13 @@ that follow it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.marking import HEAD, Picture264, begins_anew, picture_set
+from fourdthinker.frames.bitstream.missing import FrameNumbers, TemporalReferences
 from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
 from fourdthinker.frames.bitstream.nal import H264, H265, content, header_units, units
 from fourdthinker.frames.bitstream.parameter_sets import (
@@ -30,7 +32,6 @@ from fourdthinker.frames.bitstream.parameter_sets import (
 )
 from fourdthinker.frames.bitstream.pictures import Data
 
-Order = Callable[[Data], int | None]
 OF_SECOND_FIELD, NEVER_SHOWN = -1, -2
 _EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
 _GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
@@ -38,19 +39,29 @@ _HEAD = 24  # bytes of a slice that hold the fields read here
 _PICTURE_SETS_264, _PICTURE_SETS_265 = 8, 34
 
 
+class Order(Protocol):
+    """What a stream's header gives."""
+
+    def __call__(self, data: Data) -> int | None:
+        """The number of a packet's picture."""
+
+    def lost(self) -> Sequence[int]:
+        """Of the packets given so far, counted from 0, those before which a picture is missing."""
+
+
 def h264(extradata: bytes) -> Order:
     """H.264, by picture order count; `extradata` is avcC, or parameter sets with start codes."""
-    return _H264(extradata).order
+    return _H264(extradata)
 
 
 def h265(extradata: bytes) -> Order:
     """H.265, by picture order count; `extradata` is hvcC, or parameter sets with start codes."""
-    return _H265(extradata).order
+    return _H265(extradata)
 
 
 def mpeg2(extradata: bytes) -> Order:
     """MPEG-1 and MPEG-2."""
-    return _Delayed(lambda data: field(data, PICTURE, 1, 3, 7), b_picture=3).order
+    return _Mpeg2(lambda data: field(data, PICTURE, 1, 3, 7), b_picture=3)
 
 
 def mpeg4(extradata: bytes) -> Order:
@@ -59,7 +70,7 @@ def mpeg4(extradata: bytes) -> Order:
     def kind(data: bytes) -> int | None:
         return None if data.find(VOP, data.find(VOP) + 1) > 0 else field(data, VOP, 0, 6, 3)
 
-    return _Delayed(kind, b_picture=2).order
+    return _Delayed(kind, b_picture=2)
 
 
 class _Delayed:
@@ -69,7 +80,10 @@ class _Delayed:
         self.kind, self.b_picture = kind, b_picture
         self.others = self.b_pictures = 0
 
-    def order(self, data: Data) -> int | None:
+    def lost(self) -> Sequence[int]:
+        return ()
+
+    def __call__(self, data: Data) -> int | None:
         kind = self.kind(bytes(data))
         if kind is None:
             return None
@@ -78,6 +92,21 @@ class _Delayed:
             return (self.others - 1) * _GROUP + self.b_pictures
         self.others, self.b_pictures = self.others + 1, 0
         return self.others * _GROUP
+
+
+class _Mpeg2(_Delayed):
+    def __init__(self, kind: Callable[[bytes], int | None], b_picture: int) -> None:
+        super().__init__(kind, b_picture)
+        self.references, self.packets = TemporalReferences(), 0
+
+    def lost(self) -> Sequence[int]:
+        return self.references.lost()
+
+    def __call__(self, data: Data) -> int | None:
+        if self.references.take(self.packets, data):  # which that one is shown after
+            self.others, self.b_pictures = self.others + 1, 0
+        self.packets += 1
+        return super().__call__(data)
 
 
 class _Count:
@@ -120,6 +149,7 @@ class _Slice(NamedTuple):
     kind: int
     sequence: Sequence264
     picture: Picture264
+    frame_number: int
     field: _Field | None
     idr: bool
     reference: bool
@@ -131,13 +161,18 @@ class _H264:
         self.sequences: dict[int, Sequence264] = {}
         self.pictures: dict[int, Picture264] = {}  # picture parameter sets
         self.count, self.decoded = _Count(), 0
+        self.numbers, self.packets, self.missing = FrameNumbers(), 0, list[int]()
         self.unpaired: _Field | None = None  # the field before, while its picture lacks the other one
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
             for unit in header_units(H264, extradata):
                 self._set(unit)
 
-    def order(self, data: Data) -> int | None:
+    def lost(self) -> Sequence[int]:
+        return self.missing
+
+    def __call__(self, data: Data) -> int | None:
         key, fields = None, list[_Field]()
+        self.packets += 1
         try:
             for unit in units(data, self.length):
                 if not len(unit):
@@ -156,7 +191,7 @@ class _H264:
                 if field not in fields[-1:]:
                     fields.append(field)
         except (ValueError, KeyError):
-            self.unpaired = None
+            self.unpaired = self.numbers.before = None
             return None
         alone = len(fields) == 1 and fields[0].completes(self.unpaired)
         for field in fields or (None,):
@@ -182,24 +217,32 @@ class _H264:
         number = bits.take(sequence.frame_number_size)
         if not sequence.frames_only and bits.take(1):
             field = _Field(bits.take(1), number, reference)
-        return _Slice(kind, sequence, picture, field, idr, reference)
+        return _Slice(kind, sequence, picture, number, field, idr, reference)
 
     def _key(self, bits: Bits, head: _Slice, second: bool) -> int | None:
         """The number of a picture. bits: behind the fields that `_head` takes. second: a second field's."""
         self.decoded += 1
         sequence, low, below = head.sequence, 0, 0
+        number, size = head.frame_number, sequence.frame_number_size
+        if not self.numbers.follows(number, size, anew=head.idr or bool(sequence.gaps)):
+            self.missing.append(self.packets - 1)
         if head.idr:
             bits.ue()
             if not second:
                 self.count.begin()
-        if sequence.order_kind == 1:
-            return None
+        of_bottom = head.picture.order_of_bottom and head.field is None
         if sequence.order_kind == 0:
             low = bits.take(sequence.order_size)
-            if head.picture.order_of_bottom and head.field is None:
+            if of_bottom:
                 below = bits.ue()  # odd where the bottom field comes later; else half of it, how much earlier
+        elif sequence.order_deltas:
+            bits.skip_ue(2 if of_bottom else 1)
         chroma = bool(sequence.chroma) and not sequence.separate_planes
-        if head.reference and not head.idr and begins_anew(bits, head.kind, head.picture, chroma):
+        anew = head.reference and not head.idr and begins_anew(bits, head.kind, head.picture, chroma)
+        self.numbers.take(number, size, reference=head.reference, begins_anew=anew)
+        if sequence.order_kind == 1:
+            return None
+        if anew:
             self.count.begin()
             low = 0 if below % 2 else below // 2  # as of the top field, when the earlier of both becomes 0
         if sequence.order_kind == 2:  # shown as decoded
@@ -218,7 +261,10 @@ class _H265:
             for unit in header_units(H265, extradata):
                 self._set(unit)
 
-    def order(self, data: Data) -> int | None:
+    def lost(self) -> Sequence[int]:
+        return ()  # the decoder says so, for each picture names all that it may refer to
+
+    def __call__(self, data: Data) -> int | None:
         key, slices = None, 0
         try:
             for unit in units(data, self.length):

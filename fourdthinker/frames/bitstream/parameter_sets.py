@@ -44,6 +44,8 @@ class Sequence264(NamedTuple):
     frame_number_size: int
     order_kind: int
     order_size: int
+    order_deltas: int  # 1: of kind 1, and slices correct what it foretells
+    gaps: int  # 1: numbers of frames may be left out
     frames_only: int
     chroma: int  # 0: there is none
 
@@ -73,20 +75,22 @@ def sequence_h264(bits: Bits) -> Sequence264:
                 if bits.take(1):
                     _scaling_list(bits, 16 if index < 6 else 64)
     frame_number_size = bits.ue() + 4
-    order_kind, order_size = bits.ue(), 0
+    order_kind, order_size, deltas = bits.ue(), 0, 0
     if order_kind == 0:
         order_size = bits.ue() + 4
     elif order_kind == 1:
-        bits.take(1)
+        deltas = 1 - bits.take(1)
         bits.skip_ue(2)
         bits.skip_ue(bits.ue())
     bits.ue()
-    bits.take(1)
+    gaps = bits.take(1)
     bits.skip_ue(2)
     frames_only = bits.take(1)
     if not frames_only:
         bits.take(1)
-    return Sequence264(number, separate, frame_number_size, order_kind, order_size, frames_only, chroma)
+    return Sequence264(
+        number, separate, frame_number_size, order_kind, order_size, deltas, gaps, frames_only, chroma
+    )
 
 
 def _h264_siting(bits: Bits) -> str:

@@ -4,7 +4,8 @@ KEYFRAME: the container calls it one, and its data do not say otherwise. RANDOM_
 it without a reset of the decoder, for neither it nor what follows refers to anything before it.
 NON_REFERENCE: no other picture refers to it, so it need not be decoded unless it is wanted. NOT_SHOWN: it is
 decoded only for others to refer to. SECOND_FIELD: of the picture that the packet before begins, and
-shown with it (H.264). DUPLICATE: the decoder may show another packet's picture under the stamp
+shown with it (H.264). LOST: a picture before this one, which it and those after it may refer to, is not in
+the file. DUPLICATE: the decoder may show another packet's picture under the stamp
 of this one. A bit that is not set says nothing.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 KEYFRAME, RANDOM_ACCESS, NON_REFERENCE, NOT_SHOWN, DUPLICATE = 1, 2, 4, 8, 128
-SECOND_FIELD = 16
+SECOND_FIELD, LOST = 16, 32
 # H.265 only: the temporal layer of a picture that nothing of its own layer refers to, until
 # `nal.settle_layers`.
 LAYER_SHIFT, LAYERS = 4, 7

@@ -354,11 +354,17 @@ def test_the_order_of_storage_with_one_header_that_cannot_be_read(
     read = CODECS["h264"].display_order
     assert read is not None
 
-    def damaged(extradata: bytes) -> Callable[[object], int | None]:
-        order, calls = read(extradata), iter(range(1000))
-        return lambda data: (order(data), None)[next(calls) == 20]
+    class Damaged:
+        def __init__(self, extradata: bytes) -> None:
+            self.order, self.calls = read(extradata), iter(range(1000))
 
-    monkeypatch.setitem(codecs._BY_DECODER, "h264", replace(CODECS["h264"], display_order=damaged))
+        def __call__(self, data: bytes) -> int | None:
+            return (self.order(data), None)[next(self.calls) == 20]
+
+        def lost(self) -> tuple[int, ...]:
+            return ()
+
+    monkeypatch.setitem(codecs._BY_DECODER, "h264", replace(CODECS["h264"], display_order=Damaged))
     for number in (8, 13, 26, 31, 32, 33):
         frames = read_frames(path, times=[(number + 0.5) / RATE])
         assert numbers(frames.pixels) == [number]
