@@ -38,12 +38,14 @@ def _unit(reference: bool, kind: int, body: bytes) -> bytes:
     return b"\0\0\0\1" + bytes(out)
 
 
-def parameter_sets() -> bytes:
-    """Main profile with fields, at 25 pictures a second, two of them reordered at most."""
+def parameter_sets(*, leaves_out: bool = False) -> bytes:
+    """Main profile with fields, at 25 pictures a second, two of them reordered at most.
+
+    leaves_out: numbers of frames may be left out."""
     sequence = _Writer().put(
         (77, 8), (0, 8), (31, 8), (0, 0), (_FRAME_NUMBER - 4, 0), (0, 0), (_ORDER - 4, 0)
     )
-    sequence.put((4, 0), (0, 1), (WIDTH // 16 - 1, 0), (HEIGHT // 32 - 1, 0), (0, 2), (2, 2), (1, 1))
+    sequence.put((4, 0), (leaves_out, 1), (WIDTH // 16 - 1, 0), (HEIGHT // 32 - 1, 0), (0, 2), (2, 2), (1, 1))
     sequence.put((0, 4), (1, 1), (1, 32), (50, 32), (1, 1), (0, 3), (3, 2), (0, 0), (0, 0), (10, 0), (10, 0))
     sequence.put((2, 0), (4, 0))
     picture = _Writer().put((0, 0), (0, 0), (0, 2), (0, 0), (0, 0), (0, 0), (0, 3))

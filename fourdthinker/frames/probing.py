@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames.animation import composing
+from fourdthinker.frames.bitstream.missing import MISSING
 from fourdthinker.frames.checks import policy_of
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Source, name_of, opened
@@ -16,6 +17,7 @@ from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.pool import threads
 from fourdthinker.frames.reading import Reading
 from fourdthinker.frames.request import FrameSource, Request
+from fourdthinker.frames.timeline import Timeline
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -31,7 +33,7 @@ class Probe:
     the video stream that is read; codec: its decoder, by FFmpeg's name. size: (height, width) as stored;
     orientation: what makes its pictures upright. frames: so many are shown, from `begin` to `end`, in
     seconds; rate: frames a second, on average. times_from: how that was learnt (`times.times_of`). fault:
-    what is missing or damaged as far as the container tells, or None.
+    what is missing or damaged as far as the container and the count of its pictures tell, or None.
     """
 
     name: str
@@ -101,8 +103,15 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
             timeline.end,
             len(timeline.pts) / seconds if seconds > 0 else 0.0,
             timeline.times_from,
-            None if timeline.fault is None else f"at {timeline.fault[0]:.3f} s {timeline.fault[1]}",
+            _fault(timeline),
         )
+
+
+def _fault(timeline: Timeline) -> str | None:
+    """The first one that the container or the count of pictures shows."""
+    missing = [(timeline.seconds(timeline.coded[position]), MISSING) for position in timeline.lost[:1]]
+    first = min([*missing, *([timeline.fault] if timeline.fault is not None else [])], default=None)
+    return None if first is None else f"at {first[0]:.3f} s {first[1]}"
 
 
 def _first_picture(container: InputContainer, video: VideoStream, name: str) -> VideoFrame:

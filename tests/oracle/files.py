@@ -127,7 +127,8 @@ def stamps_for(encoder: str, suffix: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Recipe:
     """How a file is made. hide: pictures that an edit list takes from the beginning. cut: the number of
-    keyframes, after the first, before which all packets are left out. orientation, by: what a viewer has to
+    keyframes, after the first, before which all packets are left out. without: the position, in decoding, of
+    a packet that is left out; 0: of none. orientation, by: what a viewer has to
     do, and how the file says so. seed: of what is drawn."""
 
     encoder: str
@@ -137,6 +138,7 @@ class Recipe:
     rate: Fraction = Fraction(25)
     hide: int = 0
     cut: int = 0
+    without: int = 0
     orientation: int = 1
     by: str = MATRIX
     seed: int = 0
@@ -145,6 +147,7 @@ class Recipe:
         parts = [f"{self.encoder} in {self.suffix}", f"stamps {self.stamps}", f"{self.count} at {self.rate}"]
         parts += [f"{self.hide} hidden"] if self.hide else []
         parts += [f"cut before keyframe {self.cut}"] if self.cut else []
+        parts += [f"packet {self.without} left out"] if self.without else []
         parts += [f"EXIF {self.orientation} by {self.by}"] if self.orientation != 1 else []
         return ", ".join(parts) + (f", seed {self.seed}" if self.seed else "")
 
@@ -210,6 +213,8 @@ def make(recipe: Recipe, folder: Path) -> Clip:
         stamps_module.write(packets, pts, stamps_module.decoding_times(pts, step), durations)
         first = _first(packets, recipe.cut)
         packets, pts = packets[first:], pts[first:]
+        if recipe.without:
+            del packets[recipe.without], pts[recipe.without]
         if recipe.by == MESSAGE and recipe.orientation != 1:
             output.start_encoding()  # fills in the parameter sets that the filter reads
             packets = surgery.orientation_message(packets, stream, recipe.orientation)

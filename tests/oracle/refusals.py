@@ -60,6 +60,11 @@ REFUSALS = (
         r"its display matrix .* turns the picture",
         "display matrices of other angles than quarters, or of shear",
     ),
+    Refusal(
+        r"which it may refer to, is missing|a picture is missing",
+        "H.264, MPEG-1 and MPEG-2 from which pictures are missing, in a sound container",
+        lambda recipe, way: recipe.without > 0,
+    ),
     Refusal(r"The file is cut off", "a header that announces more than there is"),
     Refusal(
         r"reader='decord'|decord (has |cannot read it)",

@@ -1,0 +1,144 @@
+"""A picture left out of a sound container: no other picture is given in its stead, nor for those after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fourdthinker.errors import VideoError
+from fourdthinker.frames import read_frames
+from fourdthinker.frames.bitstream.display_order import h264, mpeg2
+from fourdthinker.frames.probing import probe
+from tests.h264 import coded, field_pictures, parameter_sets
+from tests.oracle.access import REFUSED, RIGHT, Way, judge, middles
+from tests.oracle.files import Recipe, make
+from tests.oracle.marks import mark_of
+
+MISSING = "a picture before it, which it may refer to, is missing"
+# (recipe, numbers of the pictures that need the one left out): those from it up to the next keyframe in the
+# order of decoding, but none shown before it that was decoded before it.
+CASES = [
+    (Recipe("h264", "mp4", without=5, count=26), range(6, 12)),
+    (Recipe("h264", "mkv", without=16, count=26), range(17, 24)),
+    (Recipe("h264-pyramid", "mp4", without=9, count=24), {*range(9, 20)} - {16}),
+    (Recipe("h264-b", "ts", without=4, count=20), range(4, 12)),
+    (Recipe("mpeg2", "ts", without=5, count=26), range(6, 12)),
+    (Recipe("mpeg2-b", "mkv", without=4, count=20), range(4, 12)),
+    (Recipe("mpeg1-b", "mp4", without=4, count=20), range(4, 12)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "harmed"), CASES, ids=lambda value: str(value)[:60])
+def test_what_needs_a_missing_picture_is_refused_and_nothing_else(
+    tmp_path: Path, recipe: Recipe, harmed: range
+) -> None:
+    clip = make(recipe, tmp_path)
+    times = middles(clip.truth)
+    read = [Way(str(k), lambda t=t: [read_frames(clip.path, times=[t])]) for k, t in enumerate(times)]
+    verdicts = judge(clip, read).verdicts
+    numbers = [number for _, number in clip.truth.frames]
+    refused = {number for verdict, number in zip(verdicts, numbers) if verdict.outcome == REFUSED}
+    assert [v.words for v in verdicts if v.outcome not in (RIGHT, REFUSED)] == []
+    assert refused == set(numbers) & set(harmed)
+    assert all(MISSING in v.words for v in verdicts if v.outcome == REFUSED)
+    assert MISSING in (probe(clip.path).fault or "")
+    with pytest.raises(VideoError, match=MISSING):
+        read_frames(clip.path, times=times)
+    part = read_frames(clip.path, times=times, partial=True)
+    assert MISSING in (part.fault or "")
+    before = [number for number in numbers if number < min(harmed)]
+    assert [mark.number for mark in map(mark_of, part.pixels) if mark is not None] == before
+
+
+# --- counts of H.264 ---------------------------------------------------
+
+
+def lost_h264(pictures: list[tuple[int, str]], *, leaves_out: bool = False) -> list[int]:
+    """Of pictures (frame_num, kind): I an IDR picture, A one with operation 5, P another one that others
+    refer to, b one that none does."""
+    order = h264(parameter_sets(leaves_out=leaves_out))
+    for position, (number, kind) in enumerate(pictures):
+        idr, anew = kind == "I", kind == "A"
+        order(coded(position, 2 * position, number, idr=idr, reference=kind != "b", bottom=None, anew=anew))
+    return list(order.lost())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kinds", "lost"),
+    [
+        ((0, 1, 2, 3), "IPPP", []),
+        ((0, 1, 3, 4), "IPPP", [2]),
+        ((0, 1, 2, 2, 2, 3), "IPbbPP", []),
+        ((0, 1, 2, 3, 4), "IPbPP", [3]),  # FFmpeg takes the b-picture's number for the one before
+        ((0, 1, 3, 3, 4), "IPbPP", [2]),  # noticed once
+        ((0, 2, 0, 1), "IPIP", [1]),
+        ((0, 1, 0, 1), "IPIP", []),
+        ((0, 1, 2, 1, 2), "IPAPP", []),
+        ((0, 1, 2, 2), "IPAP", [3]),
+        ((254, 255, 0, 1), "PPPP", []),
+        ((254, 255, 1), "PPP", [2]),
+        ((7, 8, 9), "PPP", []),  # a stream that begins anywhere
+    ],
+)
+def test_frame_numbers(numbers: tuple[int, ...], kinds: str, lost: list[int]) -> None:
+    assert lost_h264(list(zip(numbers, kinds, strict=True))) == lost
+
+
+def test_frame_numbers_that_may_be_left_out() -> None:
+    assert lost_h264([(0, "I"), (1, "P"), (5, "P")], leaves_out=True) == []
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_frame_numbers_of_fields(mixed: bool) -> None:
+    pictures = field_pictures(24, mixed=mixed)
+    for missing, lost in ((None, 0), (3, 1)):
+        order = h264(parameter_sets())
+        for packets, number, _ in pictures:
+            for packet in packets if number != missing else ():
+                order(packet)
+        assert len(order.lost()) == lost
+
+
+# --- counts of MPEG-1 and MPEG-2 ------------------------------------------
+
+
+def lost_mpeg2(pictures: str) -> tuple[list[int], list[int]]:
+    """(packets, pictures in the order of display) of pictures such as GI2: one that begins a group, of this
+    kind and with this temporal reference."""
+    order, keys = mpeg2(b""), []
+    for picture in pictures.split():
+        kind, number = " IPB".index(picture.lstrip("G")[0]), int(picture.lstrip("G")[1:])
+        data = b"\0\0\1\0" + (number << 6 | kind << 3).to_bytes(2, "big") + b"\xff\xff"
+        keys.append(order((b"\0\0\1\xb8\0\0\0\x40" if picture[0] == "G" else b"") + data))
+    assert None not in keys
+    return list(order.lost()), sorted(range(len(keys)), key=lambda k: keys[k] or 0)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "lost"),
+    [
+        ("GI0 P1 P2 P3", []),
+        ("GI0 P1 P3", [2]),
+        ("GI0 P1 P3 GI0", [2]),
+        ("GI0 P3 B1 B2 P6 B4 B5 GI2 B0 B1 P5 B3 B4", []),
+        ("GI0 P3 B1 B2 B4 B5 P9 B7 B8", [4]),  # P6
+        ("GI0 P3 B1 B2 B0 B1 P5 B3 B4", [4]),  # the picture that begins a group
+        ("GI0 P3 B1 B2 P9 B7 B8", [4]),  # P6 and its B-pictures
+        ("GI0 P3 B1 B2 P6 B5 GI0", [4]),  # a B-picture, or one that is none
+        ("GI0 P3 B1 B2 P6 B4 GI0", []),  # a B-picture, which nothing refers to
+        ("GI2 P5 B3 B4 GI2 B1 P5 B3 B4", []),  # B-pictures that an editor left out
+        ("GI0 P3 B1 B2 P6", []),  # the file ends
+        ("GI0 P3 P3 B1 B1 B2 B2 P6 P6", []),  # fields
+        ("GI0 P1 P0 P1", [2]),  # a group's first picture
+        ("I0 P1 P2 I0 P1", []),  # no group is marked
+        ("GI1022 P1023 P0 P1", []),
+        ("GI1022 P1023 P1", [2]),
+    ],
+)
+def test_temporal_references(pictures: str, lost: list[int]) -> None:
+    assert lost_mpeg2(pictures)[0] == lost
+
+
+def test_b_pictures_before_a_missing_picture_follow_the_one_before_it() -> None:
+    assert lost_mpeg2("GI0 P3 B1 B2 B4 B5 P9 B7 B8")[1] == [0, 2, 3, 1, 4, 5, 7, 8, 6]
