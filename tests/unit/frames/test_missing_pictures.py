@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import read_frames
 from fourdthinker.frames.bitstream.display_order import h264, mpeg2
 from fourdthinker.frames.probing import probe
+from fourdthinker.frames.timeline_from_decoding import decoded_timeline
 from tests.h264 import coded, field_pictures, parameter_sets
 from tests.oracle.access import REFUSED, RIGHT, Way, judge, middles
 from tests.oracle.files import Recipe, make
@@ -22,6 +24,7 @@ CASES = [
     (Recipe("h264", "mp4", without=5, count=26), range(6, 12)),
     (Recipe("h264", "mkv", without=16, count=26), range(17, 24)),
     (Recipe("h264-pyramid", "mp4", without=9, count=24), {*range(9, 20)} - {16}),
+    (Recipe("h264-open", "mp4", without=5, count=20), {5, 6, 7, 9}),  # 9 is shown before 10, a keyframe
     (Recipe("h264-b", "ts", without=4, count=20), range(4, 12)),
     (Recipe("mpeg2", "ts", without=5, count=26), range(6, 12)),
     (Recipe("mpeg2-b", "mkv", without=4, count=20), range(4, 12)),
@@ -49,6 +52,14 @@ def test_what_needs_a_missing_picture_is_refused_and_nothing_else(
     assert MISSING in (part.fault or "")
     before = [number for number in numbers if number < min(harmed)]
     assert [mark.number for mark in map(mark_of, part.pixels) if mark is not None] == before
+
+
+def test_they_are_told_where_the_order_is_learnt_by_decoding(tmp_path: Path) -> None:
+    clip = make(Recipe("h264", "mp4", without=5, count=20), tmp_path)
+    with av.open(str(clip.path)) as container:
+        video = container.streams.video[0]
+        timeline = decoded_timeline(container, video, "c", None, False, None, lambda: None)
+    assert timeline.lost == [5]
 
 
 # --- counts of H.264 ---------------------------------------------------
