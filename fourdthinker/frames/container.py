@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import ConfigError, VideoError
-from fourdthinker.frames.bitstream import gif
+from fourdthinker.frames.bitstream import gif, png
+from fourdthinker.frames.image_file import contents
 from fourdthinker.frames.threads import set_threads
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def opened(
         options["codec_whitelist"] = "none"  # for what avformat opens itself
     if head[:6] in gif.SIGNATURES:
         source = _gif(source, name)
+    elif head[:8] == png.SIGNATURE:
+        with contents(source) as data:
+            source = png.with_delays(data[:]) if png.moves(data) else source
     try:
         # Titles and the like are not read here, and many files hold them in another encoding than UTF-8.
         container = av.open(
@@ -215,6 +219,20 @@ def check_single(source: Source, name: str, form: str, check: Callable[[], None]
             f"{name}: a second {form.upper()} file begins behind the first; split them, or join them with "
             "a muxer"
         )
+
+
+def breaks_off(source: Source, form: str) -> bool:
+    """Whether a GIF or animated PNG goes on behind its last whole picture, or should.
+
+    Args:
+        source: the file, or its bytes.
+        form: FFmpeg's name of its format.
+    """
+    broken = {"gif": gif.broken, "apng": png.broken}.get(form)
+    if broken is None:
+        return False
+    with contents(source) as data:
+        return broken(data[:])
 
 
 def aspect_of(video: VideoStream) -> float:

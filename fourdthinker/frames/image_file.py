@@ -198,7 +198,7 @@ def is_image(source: str | os.PathLike[str] | bytes) -> bool:
     cannot be opened.
     """
     try:
-        with _contents(source) as data:
+        with contents(source) as data:
             head = data[:16]
             if head[:3] == b"\xff\xd8\xff":
                 return not _jpeg_goes_on(data)
@@ -217,7 +217,8 @@ def is_image(source: str | os.PathLike[str] | bytes) -> bool:
 
 
 @contextmanager
-def _contents(source: str | os.PathLike[str] | bytes) -> Iterator[Bytes]:
+def contents(source: str | os.PathLike[str] | bytes) -> Iterator[Bytes]:
+    """The bytes of a file. OSError: it cannot be read."""
     if isinstance(source, bytes):
         yield source
         return
@@ -243,11 +244,13 @@ def _jpeg_goes_on(data: Bytes) -> bool:
 
 
 def _png_moves(data: Bytes) -> bool:
-    position = 8
+    """Whether it is animated, or another PNG follows."""
+    position, pixels = 8, False
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         position += length + 12
-        if kind == b"acTL":
+        pixels = pixels or kind == b"IDAT"
+        if kind == b"acTL" and not pixels:  # behind the pixels it says nothing
             return True
         if kind == b"IEND":
             return data[position : position + 8] == _PNG

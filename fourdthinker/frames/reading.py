@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from fourdthinker.frames import index_cache
 from fourdthinker.frames.attempts import FAILURES, Attempt, LayoutChanged, Untold, final_error, next_attempt
 from fourdthinker.frames.codecs import codec_of
-from fourdthinker.frames.container import Deadline, aspect_of, check_single, opened
+from fourdthinker.frames.container import Deadline, aspect_of, breaks_off, check_single, opened
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
 from fourdthinker.frames.decode import decoded_frames, shares, single_packet
@@ -178,7 +179,8 @@ class Reading:
         source, name, check = self.request.source, self.request.name, self.deadline.check
         held = Held(ROOM)
         check_single(source.media, name, container.format.name, check)
-        self.walk = walk(source.media, name, check)
+        broken = breaks_off(source.media, container.format.name)
+        self.walk = Walk(suspect_from=sys.maxsize) if broken else walk(source.media, name, check)
 
         def shown(skipped: int, count: int) -> set[int]:
             with self._opened(attempt, 1) as (whole, its_video):

@@ -120,7 +120,7 @@ def random_png(seed: int) -> Animation:
         pixels = palette[levels[..., 0]] / 255 if colour == 3 else _colour(levels / top, levels, key)
         found.shown.append(viewer.show(pixels, *box[:2], over, after))
         found.begins.append(found.end)
-        found.end += delay / 100
+        found.end += (delay if delay > 1 else 10) / 100
     found.data = b"".join([*parts, chunk(b"IEND", b"")])
     return found
 

@@ -71,13 +71,13 @@ def in_packets(data: bytes) -> bytes:
 
     Of extensions between pictures it makes packets of their own, and times of pictures without a control
     extension are those of the one before. So each picture gets one, and all other extensions are left out.
-    Delays below LEAST, which no viewer keeps, become DEFAULT. What follows the last block that is whole stays
-    as it is; what follows the trailer is another file.
+    Delays below LEAST, which no viewer keeps, become DEFAULT. A picture that is cut off stays as it is; what
+    follows what is no block is left out (`broken` tells of it); what follows the trailer is another file.
 
     Raises:
         Text: it has text that a viewer must draw.
     """
-    position = SCREEN + (_colour_table(data[10]) if len(data) > 10 else 0)
+    position = _first_block(data)
     parts, control = [data[:position]], b"\0\0\0\0"
     try:
         while data[position] != TRAILER:
@@ -94,12 +94,32 @@ def in_packets(data: bytes) -> bytes:
                 raise Text
             position = end
     except (IndexError, ValueError):
-        return b"".join([*parts, data[position:]])
+        if data[position : position + 1] == bytes([IMAGE_BLOCK]):
+            return b"".join([*parts, data[position:]])
     return b"".join([*parts, bytes([TRAILER])])
+
+
+def broken(data: bytes) -> bool:
+    """Whether something else than a block of GIF, or part of an extension, stands where a picture might.
+
+    Not so of a picture that is cut off, which is an error by itself, and of a file that ends behind a whole
+    block, without its trailer: all viewers take that for the end.
+    """
+    position = _first_block(data)
+    try:
+        while data[position] != TRAILER:
+            position = _end_of_block(data, position)
+    except (IndexError, ValueError):
+        return data[position : position + 1] not in (b"", bytes([IMAGE_BLOCK]))
+    return False
 
 
 class Text(Exception):
     """A viewer must draw text (a plain text extension)."""
+
+
+def _first_block(data: bytes) -> int:
+    return SCREEN + (_colour_table(data[10]) if len(data) > 10 else 0)
 
 
 def _end_of_block(data: bytes, position: int) -> int:

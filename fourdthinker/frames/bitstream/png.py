@@ -5,6 +5,7 @@ Source: PNG specification, third edition, 5.3 (chunks), 11.2.1 (IHDR), 11.3.6 (a
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ from dataclasses import dataclass
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 13  # bytes of IHDR
+LEAST, DEFAULT = 11, (1, 10)  # milliseconds, and the delay that takes the place of less, as in all browsers
+_DELAY = slice(20, 24)  # of a control chunk
 _SHARED = (b"PLTE", b"tRNS")  # chunks of the file that each of its pictures needs
+
+
+Readable = bytes | mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if end > len(data):
             raise ValueError("its chunks end before the picture does")
         content = data[position + 8 : end - 4]
-        if zlib.crc32(kind + content) != int.from_bytes(data[end - 4 : end], "big"):
+        if not _sound(kind, content, data[end - 4 : end]):
             raise ValueError(f"the checksum of its {kind.decode('latin-1')} chunk is wrong")
         yield kind, content
         position = end
@@ -75,6 +81,52 @@ def picture(data: bytes) -> Picture | None:
     if disposal > 2 or blend > 1:
         raise ValueError(f"operations {disposal} and {blend}, which PNG does not have")
     return Picture(number, expected, (left, top, width, height), disposal, blend == 1, b"".join(parts))
+
+
+def moves(data: Readable) -> bool:
+    """Whether a file is an animated PNG: a chunk before the pixels says so."""
+    kinds = [kind for kind, _, _ in _heads(data)]
+    return b"acTL" in kinds[: kinds.index(b"IDAT")] if b"IDAT" in kinds else b"acTL" in kinds
+
+
+def broken(data: Readable) -> bool:
+    """Whether an animated PNG has another number of pictures than it announces, or no end."""
+    heads = list(_heads(data))
+    kinds = [kind for kind, _, _ in heads]
+    announced = next(
+        (int.from_bytes(data[begin : begin + 4], "big") for kind, begin, _ in heads if kind == b"acTL"), 0
+    )
+    return announced != kinds.count(b"fcTL") or kinds[-1] != b"IEND"
+
+
+def with_delays(data: bytes) -> bytes:
+    """An animated PNG with the times of all browsers: a delay below LEAST becomes DEFAULT."""
+    found = bytearray(data)
+    for kind, begin, end in _heads(data):
+        if kind == b"fcTL" and end - begin == 26 and _sound(kind, data[begin:end], data[end : end + 4]):
+            content = bytearray(data[begin:end])
+            numerator, denominator = struct.unpack(">HH", content[_DELAY])
+            if 1000 * numerator < LEAST * (denominator or 100):
+                content[_DELAY] = struct.pack(">HH", *DEFAULT)
+                found[begin - 8 : end + 4] = _chunk(kind, bytes(content))
+    return bytes(found)
+
+
+def _heads(data: Readable) -> Iterator[tuple[bytes, int, int]]:
+    """(type, where the content begins, where it ends) of each whole chunk of a file."""
+    position = len(SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        position += 12 + length
+        if position > len(data):
+            return
+        yield kind, position - 4 - length, position - 4
+        if kind == b"IEND":
+            return
+
+
+def _sound(kind: bytes, content: bytes, checksum: bytes) -> bool:
+    return zlib.crc32(kind + content) == int.from_bytes(checksum, "big")
 
 
 def size_of(extradata: bytes) -> tuple[int, int]:

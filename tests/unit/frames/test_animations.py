@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import FrameSource, read_frames
+from fourdthinker.frames import FramePolicy, FrameSource, read_frames
 from fourdthinker.frames.image_file import load_image
+from fourdthinker.frames.probing import probe
 from tests.fuzz.animations import faults
 from tests.oracle.animations import chunk, coded, random_gif, random_png
 
@@ -99,3 +101,89 @@ def test_an_animated_png_that_is_damaged_turned_or_left_to_decord() -> None:
     for source in (data, gif((0, 0, (0, 0, 4, 4)))):
         with pytest.raises(VideoError, match="reader='decord' composes pictures of"):
             read_frames(FrameSource(source, reader="decord"), times=[0.0])
+
+
+# --- what breaks off -------------------------------------------------
+
+
+def check_breaks_off(data: bytes, whole: int) -> None:
+    """Pictures of 0.1 s: so many are read, what comes after is an error."""
+    policy = FramePolicy(fps=10)
+    with pytest.raises(VideoError, match="the data end here or are damaged"):
+        read_frames(data, policy)
+    assert len(read_frames(data, policy, end=0.1 * whole).seconds) == whole
+    found = read_frames(data, policy, partial=True)
+    assert len(found.seconds) == whole
+    assert "the data end here or are damaged" in (found.fault or "")
+    assert "the data end here or are damaged" in (probe(data).fault or "")
+
+
+FULL = (0, 0, 4, 4)
+TWO = gif((0, 0, FULL), (1, 0, FULL))
+
+
+@pytest.mark.parametrize("broken", [b"\x99", b"\0", b"!\xfe\5w"])
+def test_a_gif_whose_chain_of_blocks_breaks(broken: bytes) -> None:
+    """What is no block, and an extension that is cut off; a third picture behind it is not found."""
+    data = TWO[:-1] + broken
+    check_breaks_off(data, 2)
+    if broken[:1] != b"!":
+        check_breaks_off(data + gif((0, 0, FULL))[19:], 2)
+
+
+def test_a_gif_without_its_trailer_is_whole() -> None:
+    """As in all viewers: one that ends behind a picture is not told from one that was cut off there."""
+    assert len(read_frames(TWO[:-1], FramePolicy(fps=10)).seconds) == 2
+
+
+def apng(*delays: tuple[int, int], announced: int | None = None) -> bytes:
+    """2x1 pictures in gray levels 10, 20, ..."""
+    count = len(delays) if announced is None else announced
+    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 0, 0, 0, 0))]
+    parts.append(chunk(b"acTL", struct.pack(">II", count, 0)))
+    for number, delay in enumerate(delays):
+        sequence = 2 * number - (number > 0)
+        parts.append(chunk(b"fcTL", struct.pack(">5I2H2B", sequence, 2, 1, 0, 0, *delay, 0, 0)))
+        level = zlib.compress(bytes([0, *[10 * number + 10] * 2]))
+        parts.append(
+            chunk(b"fdAT", struct.pack(">I", sequence + 1) + level) if number else chunk(b"IDAT", level)
+        )
+    return b"".join([*parts, chunk(b"IEND", b"")])
+
+
+TENTH = (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (apng(TENTH, TENTH)[:-12], 2),  # cut before its last chunk
+        (apng(TENTH, TENTH)[:-3], 2),
+        (apng(TENTH, TENTH, announced=3), 2),
+        (apng(TENTH, TENTH, TENTH, announced=3)[:-12], 3),
+    ],
+)
+def test_an_animated_png_that_was_cut_between_chunks(data: bytes, whole: int) -> None:
+    check_breaks_off(data, whole)
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [((0, 100), 0.1), ((1, 1000), 0.1), ((1, 0), 0.1), ((10, 1000), 0.1), ((20, 1000), 0.02)],
+)
+def test_delays_of_animated_png_as_in_browsers(delay: tuple[int, int], seconds: float) -> None:
+    data = apng(delay, TENTH, delay)
+    assert probe(data).end == pytest.approx(0.1 + 2 * seconds)
+    middles = [seconds / 2, seconds + 0.05, seconds * 1.5 + 0.1]
+    assert read_frames(data, times=middles).pixels[:, 0, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_an_animation_announced_behind_the_pixels_is_none() -> None:
+    still = apng(TENTH)
+    begin, end = still.index(b"acTL") - 4, still.index(b"acTL") + 16
+    control, rest = still[begin:end], still[:begin] + still[end:]
+    begin = rest.index(b"fcTL") - 4
+    data = rest[:begin] + rest[begin + 38 : -12] + control + rest[-12:]
+    found = read_frames(data, times=[0.0])
+    assert found.decoder == "Pillow"
+    assert found.pixels[0, 0, 0].tolist() == [10] * 3
