@@ -10,7 +10,9 @@ applies decides:
 | any other error, timeline from the cache    | the index anew        | the file may not be the one indexed |
 | a seek led past its goal                    | no seeks              | the container's own index is wrong |
 | damaged data, several threads               | one thread            | threads tell late or of good frames |
-| damaged data, one thread                    | (it is the error)     |  |
+| the same, one thread, where the container   | careful               | that may be wrong |
+| alone says which pictures are keyframes     |                       |  |
+| the same, careful, or other damaged data    | (it is the error)     |  |
 | any other error, opened quickly             | opened with a look at | FFmpeg then knows the format, how |
 |                                             | the first pictures    | far pictures are reordered |
 | the order of display was learnt by decoding | careful; then it is   | what is shown may depend on where |
@@ -81,7 +83,9 @@ def next_attempt(attempt: Attempt, error: Failure, *, from_cache: bool) -> Attem
     if isinstance(error, SeekFailed) and attempt.seek:
         return replace(attempt, seek=False)
     if isinstance(error, Damaged):
-        return replace(attempt, threads=1) if several else None
+        if several:
+            return replace(attempt, threads=1)
+        return replace(attempt, careful=True) if error.doubted and not attempt.careful else None
     if attempt.quick:
         return replace(attempt, quick=False)
     if attempt.order == "decoder":

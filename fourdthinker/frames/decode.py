@@ -222,7 +222,9 @@ def decoded_frames(
             yield from sink.take(frames)
         yield from sink.settle()
     except (av.error.FFmpegError, Damaged) as error:
-        fault = error if isinstance(error, Damaged) else Damaged(error.strerror, timeline, near)
+        fault = error
+        if not isinstance(fault, Damaged):
+            fault = Damaged(fault.strerror, timeline, near, doubted=doubted)
         if context.thread_count == 1:  # else packets after the fault were decoded too
             yield from sink.rescue(context, fault.stamp)
         if fault is error:

@@ -36,10 +36,14 @@ class Disordered(Exception):
 
 
 class Damaged(Exception):
-    """The decoder cannot make a frame of the data with this stamp, at `seconds`."""
+    """The decoder cannot make a frame of the data with this stamp, at `seconds`.
 
-    def __init__(self, cause: str, timeline: Timeline, stamp: int) -> None:
+    doubted: only the container says that decoding can begin where it began.
+    """
+
+    def __init__(self, cause: str, timeline: Timeline, stamp: int, *, doubted: bool = False) -> None:
         super().__init__(cause)
+        self.doubted = doubted
         self.stamp, self.seconds = stamp, timeline.seconds(stamp)
 
 

@@ -65,6 +65,11 @@ REFUSALS = (
         "H.264, MPEG-1 and MPEG-2 from which pictures are missing, in a sound container",
         lambda recipe, way: recipe.without > 0,
     ),
+    Refusal(
+        r"the data end here or are damaged",
+        "GIF with something else than a block behind a picture; animated PNG with another number of pictures "
+        "than it announces, or without its end",
+    ),
     Refusal(r"The file is cut off", "a header that announces more than there is"),
     Refusal(
         r"reader='decord'|decord (has |cannot read it)",

@@ -65,7 +65,7 @@ def check(path: Path, expected: Sequence[int]) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("encoder", ["msmpeg4v3", "wmv2", "flv1", "h263p", "mpeg4", "h264"])
+@pytest.mark.parametrize("encoder", ["msmpeg4v3", "wmv2", "flv1", "h263p", "svq1", "mpeg4", "h264"])
 @pytest.mark.parametrize("how", ["half an index", "some wrong"])
 def test_pictures_that_only_the_container_calls_keyframes(tmp_path: Path, encoder: str, how: str) -> None:
     """Of pictures that the index of an AVI lacks, FFmpeg takes all for keyframes."""

@@ -19,7 +19,7 @@ from fourdthinker.frames.attempts import Attempt, Untold, final_error, next_atte
 from fourdthinker.frames.bitstream.pictures import KEYFRAME
 from fourdthinker.frames.codecs import CODECS, codec_of
 from fourdthinker.frames.display_times import times_of
-from fourdthinker.frames.sink import Disordered, Missing, Sink
+from fourdthinker.frames.sink import Damaged, Disordered, Missing, Sink
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.timeline_from_packets import Packets, _order_of_stamps
 from tests.clips import make_clip, numbers, picture
@@ -354,7 +354,7 @@ def test_the_order_of_storage_with_one_header_that_cannot_be_read(
     read = CODECS["h264"].display_order
     assert read is not None
 
-    class Damaged:
+    class Unreadable:
         def __init__(self, extradata: bytes) -> None:
             self.order, self.calls = read(extradata), iter(range(1000))
 
@@ -364,7 +364,7 @@ def test_the_order_of_storage_with_one_header_that_cannot_be_read(
         def lost(self) -> tuple[int, ...]:
             return ()
 
-    monkeypatch.setitem(codecs._BY_DECODER, "h264", replace(CODECS["h264"], display_order=Damaged))
+    monkeypatch.setitem(codecs._BY_DECODER, "h264", replace(CODECS["h264"], display_order=Unreadable))
     for number in (8, 13, 26, 31, 32, 33):
         frames = read_frames(path, times=[(number + 0.5) / RATE])
         assert numbers(frames.pixels) == [number]
@@ -382,6 +382,12 @@ def test_the_ladder() -> None:
     assert careful.careful
     assert next_attempt(careful, disordered, from_cache=False) is None
     assert next_attempt(careful, disordered, from_cache=True).cached is False
+    broken = Damaged("c", Timeline(Fraction(1), [0], 1.0), 0)
+    assert next_attempt(first, broken, from_cache=False) == Attempt(threads=1)
+    assert next_attempt(Attempt(threads=1), broken, from_cache=False) is None
+    broken.doubted = True
+    assert next_attempt(Attempt(threads=1), broken, from_cache=False) == Attempt(threads=1, careful=True)
+    assert next_attempt(Attempt(threads=1, careful=True), broken, from_cache=False) is None
     assert "not known which is shown when" in str(final_error("c", disordered))
     assert first == Attempt(threads=2)
 
