@@ -96,7 +96,7 @@ def broken(data: Readable) -> bool:
     announced = next(
         (int.from_bytes(data[begin : begin + 4], "big") for kind, begin, _ in heads if kind == b"acTL"), 0
     )
-    return announced != kinds.count(b"fcTL") or kinds[-1] != b"IEND"
+    return announced != kinds.count(b"fcTL") or kinds[-1:] != [b"IEND"]
 
 
 def with_delays(data: bytes) -> bytes:
