@@ -202,6 +202,8 @@ def _decode(
                 data = memoryview(packet)
                 key = packet.is_keyframe and begins(data)
                 run.flags.append(flags_of(data) | (KEYFRAME if key else 0))
+                if run.stamps and packet.has_sidedata("new_extradata"):
+                    key_of = None  # it needs the header
                 if begun and key_of is not None:
                     key_of(data)
                 packet.pts = len(run.stamps)

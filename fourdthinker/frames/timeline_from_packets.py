@@ -51,8 +51,8 @@ class Packets:
     stamps: presentation times, None for one that has none. own: as the packets carry them. keys: what tells
     the order of display (`bitstream.display_order`). skipped, count: packets before, and of the whole stream.
     earliest: of all stamps. whole: what is read after the last packet is not shown before this stamp. fault:
-    (stamp, cause) of damage that the container shows. changed: a packet brings a new header, for itself and
-    those after it.
+    (stamp, cause) of damage that the container shows. changed: position of the first packet that brings a new
+    header, for itself and those after it.
     """
 
     stamps: list[int | None] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Packets:
     flags: bytearray = field(default_factory=bytearray)
     keys: list[int | None] = field(default_factory=list)
     own: bool = True
-    changed: bool = False
+    changed: int | None = None
     skipped: int = 0
     count: int = 0
     earliest: int | None = None
@@ -335,7 +335,8 @@ def _packets(
             if not found.stamps and not key:
                 found.skipped += 1
                 continue
-            found.changed = found.changed or (bool(found.stamps) and packet.has_sidedata("new_extradata"))
+            if found.changed is None and found.stamps and packet.has_sidedata("new_extradata"):
+                found.changed = len(found.stamps)
             found.own = found.own and pts == packet.pts
             found.stamps.append(pts)
             found.durations.append(duration)
@@ -353,7 +354,8 @@ def _packets(
         cause = f"the data cannot be read further ({error.strerror})"
         found.fault = found.fault or (found.whole, cause)
     for position in key_of.lost() if key_of is not None else ():
-        found.flags[position] |= LOST
+        if found.changed is None or position < found.changed:  # behind it, the header is not the one known
+            found.flags[position] |= LOST
     if suspect_from is not None and found.fault is None:
         found.fault = found.whole, DAMAGED
     return found
@@ -365,7 +367,7 @@ def _settled(packets: Packets, video: VideoStream, codec: Codec) -> bytes:
     # As some containers say of H.263: not to be believed.
     doubtful = not known and all(flag & KEYFRAME for flag in flags)
     doubtful = doubtful and not all(flag & RANDOM_ACCESS for flag in flags)
-    if doubtful or packets.changed:  # a leap would miss the packet with the new header
+    if doubtful or packets.changed is not None:  # a leap would miss the packet with the new header
         flags[1:] = bytes(flag & ~(KEYFRAME | RANDOM_ACCESS) for flag in flags[1:])
     return codec.settle(flags)
 
