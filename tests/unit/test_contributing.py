@@ -23,6 +23,14 @@ def test_every_kind_of_addition_is_shown():
     assert {word for word in wanted if any(word in title for title in DIFFS)} == wanted
 
 
+def test_the_questions_are_those_of_the_product():
+    """With its wordings and its test; the demo's questions serve the demo alone."""
+    changed = set(re.findall(r"^\+\+\+ b/(\S+)", DIFFS["A family of questions"], re.MULTILINE))
+    assert "fourdthinker/synth/questions/phrases.py" in changed
+    assert "tests/unit/synth/questions/test_questions.py" in changed
+    assert not any("demo" in path for path in changed)
+
+
 @pytest.mark.parametrize("title", DIFFS)
 def test_the_diff_applies(title):
     if not (ROOT / ".git").exists():
