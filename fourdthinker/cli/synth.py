@@ -9,10 +9,36 @@ from typing import Any
 
 from fourdthinker.cli.shared import Commands, output, real, whole
 
+# Options that give a setting, and its key; their help is the setting's own explanation.
+_SETTINGS = {
+    "seed": "seed",
+    "fps": "frames.fps",
+    "objects": "names",
+    "namer": "namer_model",
+    "geometry": "geometry",
+    "imagery": "imagery",
+    "narrator": "narrator_model",
+}
+_OF_SETTING = "the explanation of a setting"
+
+
+class _Help(argparse.HelpFormatter):
+    """Reads the explanations of settings when the help is shown: making the parser imports nothing heavy."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help != _OF_SETTING:
+            return action.help
+        from fourdthinker.settings import settings_of
+        from fourdthinker.synth.settings import SynthSettings
+
+        every = {setting.key: setting for _, group in settings_of(SynthSettings) for setting in group}
+        setting = every[_SETTINGS[action.dest]]
+        return f"{setting.text} ({setting.kind}; default: {setting.default})".replace("%", "%%")
+
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker synth`."""
-    parser = commands.add_parser("synth", help="reasoning data from videos")
+    parser = commands.add_parser("synth", help="reasoning data from videos", formatter_class=_Help)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -22,22 +48,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--out", type=output, required=True, help="folder of the data; resumed if there"
     )
-    parser.add_argument("--config", type=Path, metavar="YAML", help="settings; see docs/synthesis.md")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="settings; docs/settings.md lists them")
     parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N videos")
-    parser.add_argument("--seed", type=whole(0), metavar="N", help="of all that is drawn (default: 0)")
-    parser.add_argument("--fps", type=float, metavar="X", help="frames a second of the records (default: 1)")
-    parser.add_argument("--objects", metavar="A,B", help="names of objects to ask about, in every clip")
-    parser.add_argument(
-        "--namer", metavar="MODEL", help="of the endpoint, names objects where no names are given"
-    )
-    parser.add_argument("--geometry", choices=("opencv", "colmap"), help="estimates camera paths")
-    parser.add_argument("--imagery", metavar="A,B", help="overlay, silhouette, depth, trail, map, next")
-    parser.add_argument(
-        "--narrator",
-        metavar="MODEL",
-        help="of an OpenAI-compatible endpoint, named by OPENAI_BASE_URL and _API_KEY",
-    )
+    parser.add_argument("--seed", type=whole(0), metavar="N", help=_OF_SETTING)
+    parser.add_argument("--fps", type=real(0.001, 1e6), metavar="X", help=_OF_SETTING)
+    parser.add_argument("--objects", metavar="A,B", help=_OF_SETTING)
+    parser.add_argument("--namer", metavar="MODEL", help=_OF_SETTING)
+    parser.add_argument("--geometry", choices=("opencv", "colmap"), help=_OF_SETTING)
+    parser.add_argument("--imagery", metavar="A,B", help=_OF_SETTING)
+    parser.add_argument("--narrator", metavar="MODEL", help=_OF_SETTING)
     parser.add_argument("--workers", type=whole(1, 4096), metavar="N", help="processes (default: one a core)")
     parser.add_argument(
         "--timeout",

@@ -7,13 +7,12 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
+from fourdthinker.settings import Float, Int, Name, Settings, make_config, make_section, origins, read_yaml
 
 # In this order; those of one clip first, then those that need the whole corpus.
 CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
@@ -54,72 +53,108 @@ LIMITS = (
 )
 
 
-def _policy(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    try:
-        return FramePolicy.from_dict(value)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+def _frames(value: Any) -> Any:
+    return make_section(FramePolicy, value, "frames")
 
 
-class SynthSettings(BaseModel):
+class SynthSettings(Settings):
     """Settings of a run; see docs/synthesis.md. A new one is a field here and, if of clips, in `_MATTERS`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    groups: ClassVar[dict[str, str]] = {
+        "seed": "Clips and frames",
+        "names": "What is asked about",
+        "segment_weights": "Masks, camera, depth and imagery",
+        "narrator_model": "Reasoning",
+        "splits": "Records",
+    }
 
-    seed: int = Field(default=0, ge=0, description="Of questions, options, wording and splits.")
-    frames: Annotated[FramePolicy, BeforeValidator(_policy)] = Field(
-        default_factory=FramePolicy, description="The frames that records name (a frame policy)."
+    seed: Int = Field(default=0, ge=0, description="Seed of questions, options, wordings and splits.")
+    frames: Annotated[FramePolicy, BeforeValidator(_frames)] = Field(
+        default_factory=FramePolicy, description="The frames that records name."
     )
-    analysis_fps: float = Field(default=10.0, gt=0, le=60, description="Frames a second that stages see.")
-    analysis_pixels: int = Field(default=854 * 480, ge=64 * 64, description="Pixels of these at most.")
-    min_seconds: float = Field(default=3.0, gt=0, description="Shorter shots are rejected.")
-    max_seconds: float = Field(default=15.0, gt=0, description="Longer shots are split.")
-    window_seconds: float = Field(default=120.0, gt=0, description="Of a video are one job.")
-    cut_histogram: float = Field(default=0.25, gt=0, le=1, description="Share of colours that cuts replace.")
-    cut_difference: float = Field(default=0.06, gt=0, le=1, description="Mean change of a pixel at a cut.")
-    max_source_pixels: int = Field(default=2**26, ge=1, description="Larger pictures are rejected.")
+    analysis_fps: Float = Field(default=10.0, gt=0, le=60, description="Frames a second that the stages see.")
+    analysis_pixels: Int = Field(
+        default=854 * 480, ge=64 * 64, description="Height * width of these frames at most."
+    )
+    min_seconds: Float = Field(
+        default=3.0, gt=0, description="Seconds of a clip at least; shorter shots are rejected."
+    )
+    max_seconds: Float = Field(
+        default=15.0, gt=0, description="Seconds of a clip at most; longer shots are split."
+    )
+    window_seconds: Float = Field(
+        default=120.0, gt=0, description="Seconds of a long video that one process reads at once."
+    )
+    cut_histogram: Float = Field(
+        default=0.25, gt=0, le=1, description="Share of the colours that a cut replaces at least."
+    )
+    cut_difference: Float = Field(
+        default=0.06, gt=0, le=1, description="Mean change of a pixel at a cut at least."
+    )
+    max_source_pixels: Int = Field(
+        default=2**26, ge=1, description="Videos and pictures of more pixels are rejected."
+    )
 
-    names: tuple[str, ...] = Field(default=(), description="Objects to look for in every clip.")
-    namer_model: str | None = Field(
-        default=None, description="Model of an endpoint that names things where no names are given."
+    names: tuple[Name, ...] = Field(
+        default=(), description="Names of the objects to ask about, in every clip."
+    )
+    namer_model: Name | None = Field(
+        default=None,
+        description="Model of an OpenAI-compatible endpoint that names objects where no names are given.",
     )
     namer_weights: Path | None = Field(
-        default=None, description="Folder of a Qwen-VL checkpoint that names them instead."
+        default=None, description="Folder of a Qwen-VL checkpoint that names objects instead."
     )
-    namer_max_calls: int | None = Field(
-        default=None, ge=0, description="Requests of a run to name things at most, shared out to processes."
+    namer_max_calls: Int | None = Field(
+        default=None,
+        ge=0,
+        description="Requests for names of a run at most, shared out to its processes; null: no limit.",
     )
     segment_weights: Path | None = Field(
-        default=None, description="Folder of SAM 3 for videos; none: masks of what moves, without weights."
+        default=None, description="Folder of SAM 3 for videos; null: masks of what moves, without weights."
     )
-    least_area: float = Field(default=0.001, gt=0, lt=1, description="Share of a picture that masks cover.")
+    least_area: Float = Field(
+        default=0.001, gt=0, lt=1, description="Share of the picture that a mask covers at least."
+    )
     geometry: Literal["opencv", "colmap"] = Field(
         default="opencv", description="What estimates the camera's path where none is given."
     )
     depth_weights: Path | None = Field(
-        default=None, description="Folder of a depth model of transformers; none: things stand on the ground."
+        default=None,
+        description="Folder of a depth model of transformers; null: objects stand on the ground.",
     )
     imagery: tuple[Literal["overlay", "silhouette", "depth", "trail", "map", "next"], ...] = Field(
-        default=("overlay",), min_length=1, description="What an <output_image> shows."
+        default=("overlay",),
+        min_length=1,
+        description="What an <output_image> shows, in this order at each instant.",
     )
-    narrator_model: str | None = Field(
-        default=None, description="Model of an endpoint that writes the reasoning; none: from the geometry."
+    narrator_model: Name | None = Field(
+        default=None,
+        description="Model of an OpenAI-compatible endpoint that writes the reasoning; null: the geometry "
+        "tells it.",
     )
-    narrator_max_calls: int | None = Field(
-        default=None, ge=0, description="Requests of a run to the endpoint at most, attempts counted."
+    narrator_max_calls: Int | None = Field(
+        default=None,
+        ge=0,
+        description="Requests for reasoning of a run at most, attempts counted; null: no limit.",
     )
-    narrator_budget: float | None = Field(
-        default=None, ge=0, description="Money of a run at most, in the unit of the prices."
+    narrator_budget: Float | None = Field(
+        default=None,
+        ge=0,
+        description="Money for reasoning of a run at most, in the unit of the prices; null: no limit.",
     )
-    narrator_price_in: float = Field(default=0.0, ge=0, description="Of a million tokens read.")
-    narrator_price_out: float = Field(default=0.0, ge=0, description="Of a million tokens written.")
-    splits: dict[str, float] = Field(
+    narrator_price_in: Float = Field(
+        default=0.0, ge=0, description="Price of a million tokens that the endpoint reads."
+    )
+    narrator_price_out: Float = Field(
+        default=0.0, ge=0, description="Price of a million tokens that the endpoint writes."
+    )
+    splits: dict[str, Float] = Field(
         default_factory=lambda: {"train": 0.9, "val": 0.05, "test": 0.05},
-        description="Shares of the source videos.",
+        description="Names of the splits, and their shares of the source videos.",
     )
-    shard_records: int = Field(default=10_000, ge=1, description="Lines of one JSONL file at most.")
+    shard_records: Int = Field(default=10_000, ge=1, description="Records of one JSONL file at most.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -181,33 +216,6 @@ def read_settings(path: Path | None, **given: Any) -> SynthSettings:
     Raises:
         ConfigError: a file that cannot be read, an unknown key, or a value out of range.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{path}: cannot be read as YAML ({reason}); give an existing file") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: holds a {type(values).__name__}; write `key: value` lines")
-    values |= {name: value for name, value in given.items() if value is not None}
-    try:
-        return SynthSettings(**values)
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(f"{path or 'settings'}: {_explained(error)}") from error
-
-
-def _explained(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return f"{error}; keys must be text"
-    problems = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(SynthSettings.model_fields)
-            problems.append(f"unknown key {name}; known are {known}")
-        elif not name:
-            problems.append(problem["msg"].removeprefix("Value error, "))
-        else:
-            problems.append(f"{name} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems)
+    given = {name: value for name, value in given.items() if value is not None}
+    values = {} if path is None else read_yaml(path)
+    return make_config(SynthSettings, values | given, origin=origins(path, given))

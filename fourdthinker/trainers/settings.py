@@ -14,20 +14,15 @@ import dataclasses
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
-from fourdthinker.trainers.settings_errors import explain
-from fourdthinker.trainers.settings_sections import Bool, Float, Int, Name, Names, Text, make_section
+from fourdthinker.settings import Bool, Float, Int, Name, Names, Section, Settings, Text, make_section
 
 PUBLISHED_BETA = 0.01
 
@@ -77,12 +72,6 @@ SaveSteps = Annotated[
 ]
 
 
-class Section(BaseModel):
-    """Settings that belong together. Unknown keys are refused; nothing can be changed after it is made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
-
-
 class LoraSettings(Section):
     """A low-rank adapter on the language model is trained instead of its weights (peft, `train` extra)."""
 
@@ -102,16 +91,10 @@ class LoraSettings(Section):
     )
 
 
-class TrainConfig(Section):
-    """What both trainers need.
+class TrainConfig(Settings):
+    """What both trainers need."""
 
-    Raises:
-        ConfigError: when made from values that are unknown, of the wrong type, out of range, or contradict
-            each other.
-    """
-
-    derived: ClassVar[dict[str, str]] = {}  # keys of sections that follow from another setting
-    groups: ClassVar[dict[str, str]] = {  # the first setting of each group of `--help` -> the group's title
+    groups: ClassVar[dict[str, str]] = {
         "model": "Model",
         "data": "Data",
         "output_dir": "Run",
@@ -233,12 +216,6 @@ class TrainConfig(Section):
         None, ge=1, description="Batches each worker prepares ahead; null: 2."
     )
     dataloader_persistent_workers: Bool = Field(False, description="Keep the workers between epochs.")
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(explain(error, type(self))) from error
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:

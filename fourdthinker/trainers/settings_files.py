@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import write_text
+from fourdthinker.settings import make_config, origins, parse_yaml, read_yaml, settings_text
 from fourdthinker.trainers.settings import TrainConfig
-from fourdthinker.trainers.settings_errors import explain
-from fourdthinker.trainers.settings_help import settings_text
 
 RESOLVED_CONFIG = "config.yaml"
-# Besides what the parser finds: a date that does not exist, a number too long to read, endless nesting.
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
 C = TypeVar("C", bound=TrainConfig)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which no mapping has a key twice; of two, YAML itself takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in lines:
-                    both = f"in lines {lines[key.value]} and {line}" if lines[key.value] != line else "twice"
-                    raise yaml.YAMLError(f"the key {key.value!r} stands {both}; keep one")
-                lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-def make_config(
-    cls: type[C], values: Mapping[str, Any], *, origin: Callable[[str], str] = lambda key: ""
-) -> C:
-    """Settings from plain values, as YAML gives them.
-
-    Args:
-        cls: `DiftConfig` or `GrpoConfig`.
-        values: by key; nested sections are mappings.
-        origin: where the value of a dotted key was given, for messages.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range, or values that do not fit together.
-    """
-    for key in values:
-        if not isinstance(key, str):
-            raise ConfigError(f"{origin(str(key))}: the key {key!r} is no text; write `key: value` lines")
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        if isinstance(error.__cause__, ValidationError):
-            raise ConfigError(explain(error.__cause__, cls, origin)) from error
-        raise
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -84,26 +40,12 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
             section = section[name]
         section[names[-1]] = value
 
-    def origin(key: str) -> str:
-        ours = any(f"{key}.".startswith(f"{'.'.join(names)}.") for names, _ in given)
-        everywhere = "command line" if path is None else str(path)
-        if not key and path is not None and given:
-            return f"{path} and command line"
-        return "command line" if ours else everywhere
-
-    return make_config(cls, values, origin=origin)
+    keys = [".".join(names) for names, _ in given]
+    return make_config(cls, values, origin=origins(path, keys))
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config ({error}); give an existing YAML file") from error
-    except NOT_YAML as error:
-        raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
-    if loaded is not None and not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: holds a {type(loaded).__name__}; write `key: value` lines")
-    values = dict(loaded or {})
+    values = read_yaml(path)
     if isinstance(values.get("deepspeed"), str):
         values["deepspeed"] = str((Path(path).parent / values["deepspeed"]).resolve())
     return values
@@ -115,13 +57,9 @@ def _override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(names):
         raise ConfigError(f"argument {text!r}: write key=value, for example max_steps=100")
     try:
-        return names, yaml.load(value, _UniqueKeys)
-    except NOT_YAML as error:
-        raise ConfigError(f"argument {text!r}: the value is not valid YAML ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return names, parse_yaml(value)
+    except ConfigError as error:
+        raise ConfigError(f"argument {text!r}: {error}") from error
 
 
 def parse_command_line(

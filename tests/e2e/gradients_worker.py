@@ -10,11 +10,11 @@ import torch
 from transformers import TrainerCallback
 
 from fourdthinker.samples import Vision
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.driver import process_group
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import prompts, samples
 from tests.tiny import tiny_checkpoint
 

@@ -15,11 +15,11 @@ from fourdthinker.backbones import FAMILIES, common, init_checkpoint, load_check
 from fourdthinker.backbones.adapters import add_lora, merge_adapter
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import ConfigError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.model import add_adapter
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import POLICIES, finish, metrics, settings, torchrun, write_data, write_model
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 

@@ -13,9 +13,10 @@ import torch
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.records import read_records
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import load_config, make_config
+from fourdthinker.trainers.settings_files import load_config
 from fourdthinker.trainers.vision_cache import VisionCache
 from tests.e2e.training import finish, kill, killed, metrics, settings, torchrun, write_data, write_model
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fourdthinker.backbones import load_checkpoint
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import finish, killed, metrics, settings, torchrun, write_data, write_model
 
 MODULE = ("-m", "fourdthinker.trainers.grpo")

@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import RecordError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import ENVIRONMENT, finish, kill, metrics, settings, torchrun, write_data, write_model
 
 MODULE = {name: ("-m", f"fourdthinker.trainers.{name}") for name in ("dift", "grpo")}

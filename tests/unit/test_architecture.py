@@ -25,11 +25,11 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("sampler", "objectives", "rewards", "worlds"),
     ("backbones", "prompts", "prompt_style", "samples"),
     ("records", "frames", "latents", "positions", "transcript", "vision"),
-    ("errors", "files", "progress"),
+    ("errors", "files", "settings", "progress"),
     ("kernels", "_video"),
 )
 # Reached by everyone through their `__init__` alone.
-FACES = ("files", "frames", "kernels", "records", "sampler")
+FACES = ("files", "frames", "kernels", "records", "sampler", "settings")
 # Outside the package: they may import any component, and no component imports them.
 OUTSIDE = ("bench", "tools", "tests")
 

@@ -214,7 +214,7 @@ def test_unknown_stages_and_settings() -> None:
         Options(stages=("ingest", "dream"))
     with pytest.raises(ConfigError, match="workers is 0; give a whole number"):
         Options(workers=0)
-    with pytest.raises(ConfigError, match=r"unknown key speed; known are seed, frames"):
+    with pytest.raises(ConfigError, match=r"unknown key 'speed', the nearest are se"):
         read_settings(None, speed=3)
     with pytest.raises(ConfigError, match="min_seconds <= max_seconds / 2 must hold"):
         read_settings(None, min_seconds=10.0, max_seconds=15.0)

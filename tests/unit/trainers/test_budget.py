@@ -13,12 +13,12 @@ import torch
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import collate
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import dift, grpo
 from fourdthinker.trainers.budget import cut, cut_into, halves
 from fourdthinker.trainers.dift import DiftTrainer, train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import MemoryLimitError
 from tests.e2e.gradients_worker import dift_gradients, grpo_gradients
 from tests.e2e.training import BARE, metrics, prompts, relative_difference, samples

@@ -12,10 +12,10 @@ import torch
 from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.samples import Sample
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import dift
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import BARE, metrics, prompts, samples
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import OftenStart

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.grpo import GrpoTrainer, Replay, make_trainer, train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import Parts
 from tests.e2e.training import length_reward, prompts
 from tests.tiny import tiny_checkpoint

@@ -12,9 +12,9 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import merge_adapter
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.samples import collate
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
 

@@ -10,10 +10,10 @@ import torch
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.master_weights import MASTERS, MasterWeights
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
 

@@ -11,11 +11,11 @@ import torch
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.samples import Prompt, Vision
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import grpo
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import prompts, write_data, write_model
 from tests.tiny import tiny_checkpoint
 

@@ -16,12 +16,12 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.plan import make_plan
 from fourdthinker.trainers.plan_time import Device, Work
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.tiny import tiny_checkpoint
 
 PROMPT, VISION, ANSWER = 300, 100, 64

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.replay import load_replay
 from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import BARE, metrics, prompts
 from tests.tiny import tiny_checkpoint
 

@@ -11,9 +11,9 @@ import torch
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import make_config
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
 

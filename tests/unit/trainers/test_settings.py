@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
+from fourdthinker.settings import make_config, settings_of
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
-from fourdthinker.trainers.settings_files import load_config, make_config, parse_command_line, save_config
-from fourdthinker.trainers.settings_help import settings_of, settings_page
+from fourdthinker.trainers.settings_files import load_config, parse_command_line, save_config
+from tools.settings_doc import settings_page
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
@@ -28,7 +29,6 @@ from fourdthinker.trainers.grpo import make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import Parts
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import length_reward, prompts

@@ -11,11 +11,11 @@ import av
 import pytest
 
 from fourdthinker.records import read_records
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.vision_cache import VisionCache
 from tests.clips import make_clip
 from tests.tiny import tiny_checkpoint

@@ -16,12 +16,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fourdthinker.settings import make_config
 from fourdthinker.trainers import dift, grpo, watch
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.passes import PassTrainer
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.settings_files import make_config
 from fourdthinker.trainers.update import MemoryLimitError
 from fourdthinker.trainers.watch import RankLostError, Watch
 from tests.e2e.training import BARE, metrics, prompts, samples

@@ -13,10 +13,11 @@ from transformers import Trainer
 
 from fourdthinker.errors import OutputError
 from fourdthinker.records import Record
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
-from fourdthinker.trainers.settings_files import load_config, make_config
+from fourdthinker.trainers.settings_files import load_config
 from fourdthinker.trainers.update import NonFiniteLossError
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import BARE, metrics, samples

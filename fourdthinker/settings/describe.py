@@ -8,14 +8,14 @@ import textwrap
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
-from fourdthinker.trainers.settings_errors import section_in
-from fourdthinker.trainers.settings_sections import field_bounds
+from fourdthinker.settings.fields import Settings, field_bounds
+from fourdthinker.settings.messages import section_in
 
 _BOUNDS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 
@@ -37,8 +37,8 @@ class Setting:
     text: str
 
 
-def settings_of(config: type[TrainConfig]) -> list[tuple[str, list[Setting]]]:
-    """The settings of a trainer by group: (title, settings), in the order in which they are declared."""
+def settings_of(config: type[Settings]) -> list[tuple[str, list[Setting]]]:
+    """The settings by group: (title, settings), in the order in which they are declared."""
     groups: list[tuple[str, list[Setting]]] = []
     for name, info in config.model_fields.items():
         if name in config.groups:
@@ -85,9 +85,10 @@ def _kind(annotation: Any, bounds: list[str]) -> str:
         return ", ".join(map(str, arguments))
     if origin is typing.Annotated:
         return _kind(arguments[0], bounds)
-    if origin is list:
-        return f"list of {_kind(arguments[0], [])}s"
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    if origin in (list, tuple):
+        inner = _kind(arguments[0], [])
+        return f"list of {inner}" if typing.get_origin(arguments[0]) is Literal else f"list of {inner}s"
+    names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
     kind = "mapping" if origin is dict else names.get(annotation, str(annotation))
     return " ".join([kind, " and ".join(bounds)]).strip()
 
@@ -98,7 +99,9 @@ def _bounds(info: FieldInfo) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_yaml, value))}]"
     if value is None:
         return "null"
@@ -107,8 +110,8 @@ def _yaml(value: Any) -> str:
     return '""' if value == "" else str(value)
 
 
-def settings_text(config: type[TrainConfig]) -> str:
-    """All settings of a trainer for a terminal, wrapped to its width."""
+def settings_text(config: type[Settings]) -> str:
+    """All settings for a terminal, wrapped to its width."""
     width = min(110, shutil.get_terminal_size((100, 24)).columns)
     lines = ["settings, with their defaults:"]
     for title, settings in settings_of(config):
@@ -130,30 +133,8 @@ def _wrapped(text: str, width: int, first: int, other: int) -> list[str]:
     )
 
 
-def settings_page() -> str:
-    """docs/settings.md: what both trainers have, then what is particular to each."""
-    shared = {setting.key: setting for _, group in settings_of(TrainConfig) for setting in group}
-    lines = [
-        "# Settings of training",
-        "",
-        "Made by `python tools/settings_doc.py` from `fourdthinker/trainers/settings.py`; change the text",
-        "there. How settings are given is said in [training.md](training.md).",
-        "",
-        "## Both trainers",
-        *_tables(settings_of(TrainConfig)),
-    ]
-    for title, config in (("DIFT", DiftConfig), ("4DRL", GrpoConfig)):
-        groups = settings_of(config)
-        every = [setting for _, group in groups for setting in group]
-        other = [s for s in every if s.key in shared and s.default != shared[s.key].default]
-        own = [(name, [s for s in group if s.key not in shared]) for name, group in groups]
-        defaults = ", ".join(f"`{setting.key}={setting.default}`" for setting in other)
-        lines += ["", f"## {title} alone", "", f"Other defaults of the settings above: {defaults}."]
-        lines += _tables([group for group in own if group[1]])
-    return "\n".join(lines) + "\n"
-
-
-def _tables(groups: list[tuple[str, list[Setting]]]) -> list[str]:
+def settings_tables(groups: list[tuple[str, list[Setting]]]) -> list[str]:
+    """The lines of docs/settings.md for some groups of settings, one table a group."""
     lines = []
     for title, settings in groups:
         lines += ["", f"### {title}", "", "| setting | default | values | |", "|---|---|---|---|"]

@@ -22,6 +22,8 @@ _KINDS = {
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
+    "tuple_type": "a list",
+    "path_type": "a path",
     "dict_type": "`key: value` lines",
     "model_type": "`key: value` lines",
     "dataclass_type": "`key: value` lines",

@@ -1,16 +1,26 @@
-"""Types of settings, and sections that are declared elsewhere, as dataclasses with help texts."""
+"""Classes and types of settings, and sections that are declared elsewhere, as dataclasses with help texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
-from fourdthinker.trainers.settings_errors import problem_text, unknown
+from fourdthinker.errors import ConfigError
+from fourdthinker.settings.messages import explain, problem_text, unknown
 
 
 def number(value: Any) -> Any:
@@ -40,6 +50,60 @@ Text = Annotated[str, Strict(), AfterValidator(_without_nul)]
 Name = Annotated[str, Strict(), Field(min_length=1), AfterValidator(_without_nul)]  # of a file, a module, ...
 Names = Annotated[list[Name], BeforeValidator(_one_or_more)]
 _STRICT: dict[Any, Any] = {int: Int, float: Float, bool: Bool, str: Text}
+
+
+class Section(BaseModel):
+    """Settings that belong together. Unknown keys are refused; nothing can be changed after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class Settings(Section):
+    """All settings of a job.
+
+    Raises:
+        ConfigError: when made from values that are unknown, of the wrong type, out of range, or contradict
+            each other.
+    """
+
+    derived: ClassVar[dict[str, str]] = {}  # keys of sections that follow from another setting
+    groups: ClassVar[dict[str, str]] = {}  # the first setting of each group of `--help` -> the group's title
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from error
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def make_config(
+    cls: type[S], values: Mapping[Any, Any], *, origin: Callable[[str], str] = lambda key: ""
+) -> S:
+    """Settings from plain values, as YAML gives them.
+
+    Args:
+        cls: the class of settings.
+        values: by key; nested sections are mappings.
+        origin: where the value of a dotted key was given, for messages.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range, or values that do not fit together.
+    """
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{origin(str(key))}: the key {key!r} is no text; write `key: value` lines")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise ConfigError(explain(error.__cause__, cls, origin)) from error
+        raise
 
 
 def make_section(cls: type[Any], value: Any, key: str, **derived: Any) -> Any:

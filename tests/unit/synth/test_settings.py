@@ -1,0 +1,72 @@
+"""The settings of synthesis are read and explained as those of training are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fourdthinker import cli
+from fourdthinker.errors import ConfigError
+from fourdthinker.settings import settings_of
+from fourdthinker.synth.settings import SynthSettings, read_settings
+
+
+def read(tmp_path: Path, text: str, **given: object) -> SynthSettings:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_settings(path, **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nnames: [a]\nseed: 2\n", "'seed' stands in lines 1 and 3; keep one"),
+        ("frames: {fps: 1, fps: 2}\n", "'fps' stands twice"),
+        ("narator_model: m\n", "unknown key 'narator_model', the nearest are narrator_model"),
+        ("frames: {fpz: 1}\n", "unknown key 'frames.fpz', the nearest are frames.fps"),
+        ("fps: 1\n", "unknown key 'fps', the nearest are frames.fps"),
+        ("seed: true\n", "seed is True (bool); give a whole number"),
+        ("min_seconds: .nan\n", "min_seconds is nan"),
+        ("max_seconds: .inf\n", "max_seconds is inf; give a finite number"),
+        ("cut_histogram: 2\n", "cut_histogram is 2; give at most 1"),
+        ("imagery: []\n", "imagery is empty; name at least one"),
+        ("imagery: [photo]\n", "imagery[0] is 'photo'; choose one of overlay, silhouette"),
+        ("names: 3\n", "names is 3 (int); give a list"),
+        ("3: 4\n", "the key 3 is no text"),
+        ("- 1\n", "holds a list; write `key: value` lines"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, text)
+    assert said in str(error.value)
+    assert "c.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_value_of_the_command_line_is_said_to_stand_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"command line: seed is -1.*c\.yaml: shard_records is 0"):
+        read(tmp_path, "shard_records: 0\n", seed=-1)
+
+
+def test_settings_read_back_equal(tmp_path: Path) -> None:
+    settings = read(tmp_path, "segment_weights: w\nframes: {fps: 2}\nnames: [a, b]\nsplits: {train: 1}\n")
+    assert settings.segment_weights == Path("w")
+    assert settings.names == ("a", "b")
+    assert read_settings(None, **settings.plain()) == settings
+
+
+def test_every_setting_is_explained_and_the_help_shows_those_that_are_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {setting.key: setting for _, group in settings_of(SynthSettings) for setting in group}
+    assert {key.partition(".")[0] for key in every} == set(SynthSettings.model_fields)
+    assert [key for key, setting in every.items() if len(setting.text) <= 10] == []
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.main(["synth", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for key in ("seed", "frames.fps", "names", "namer_model", "geometry", "imagery", "narrator_model"):
+        assert f"{every[key].text} ({every[key].kind}; default: {every[key].default})" in shown
