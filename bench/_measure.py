@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
 import gc
@@ -156,6 +157,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def add_save(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--save``: without it, no bench writes results."""
+    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
 
 
 def save(

@@ -1,6 +1,6 @@
 """Damaged video files: how often a reader gives a wrong frame without a word.
 
-python -m bench damage [--cases 25] [--only TEXT]
+python -m bench damage [--cases 25] [--only TEXT] [--save]
 
 Small clips in which bytes are zeroed, overwritten, flipped or removed, somewhere between a tenth and nine
 tenths of the file. Of each damaged file one frame near the damage is read, by the time or number that it has
@@ -29,7 +29,7 @@ import av
 import numpy as np
 
 from bench._clips import Clip, cache_folder, clip_file
-from bench._measure import save, show
+from bench._measure import add_save, save, show
 from fourdthinker.frames import read_frames
 
 log = logging.getLogger("bench.damage")
@@ -191,11 +191,17 @@ def outcomes(name: str, path: Path, count: int) -> Iterator[str]:
         process.wait()
 
 
+CASES = 25  # of each kind, in figures that are saved
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench damage", description="Wrong frames, untold.")
-    parser.add_argument("--cases", type=int, default=25, help="of each kind; saved if 25")
+    parser.add_argument("--cases", type=int, default=CASES, help="of each kind")
     parser.add_argument("--only", default="", help="only files whose name, as 'h264 mkv', holds this text")
+    add_save(parser)
     options = parser.parse_args(argv)
+    if options.save and options.cases != CASES:
+        parser.error(f"--save keeps figures of {CASES} cases of each kind; leave out --cases")
     start, records, table = time.monotonic(), [], []
     present = [name for name in READERS if name in ("ours", "PyAV") or importlib.util.find_spec(name)]
     with tempfile.TemporaryDirectory() as folder:
@@ -215,10 +221,10 @@ def main(argv: list[str]) -> int:
                     line[f"{name}, crashed or hung"] = failed
             table.append(line)
             log.info("%4.0f s  %s", time.monotonic() - start, line)
-            if options.cases == 25:  # after each file, so that nothing is lost
+            if options.save:  # after each file, so that nothing is lost
                 saved = save("damage", records, replacing=("file", "reader", "kind"))
     show(f"Wrong frames without an error, of {options.cases} damaged files of each kind", table)
-    if table and options.cases == 25:
+    if table and options.save:
         log.info("saved in %s", saved)
     return 0
 

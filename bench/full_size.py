@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shape", default="3b", help="of bench sampler")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--only", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     if options.only:
         one(options.only, options.shape)

@@ -1,8 +1,8 @@
 """Labels of motion against what was asked for: from true and from estimated geometry, and on real frames.
 
-    python -m bench geometry truth [--scenes 200]
-    python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER]
-    python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap]
+    python -m bench geometry [truth] [--scenes 200] [--save]
+    python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER] [--save]
+    python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap] [--save]
 
 `estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, and knows
 neither lens nor poses. With `--clips` rendered scenes are kept there for the next run. `fox` wants a folder
@@ -19,11 +19,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
+from bench._measure import add_save, save
 from bench._motion_scenes import Scene, TurningWorld, make_scene
 from fourdthinker.errors import GeometryError
 from fourdthinker.synth.geometry import (
@@ -46,6 +48,7 @@ from fourdthinker.synth.tracks import CameraTrack, ObjectTrack, rotation_vectors
 from fourdthinker.worlds.scenes import render, write_video
 
 log = logging.getLogger(__name__)
+REFUSED = "(refused)"
 Answers = dict[str, str | None]  # what is asked -> the answer, None where a label is refused
 
 
@@ -81,22 +84,40 @@ class Table:
         for kind, right in truth.items():
             if right is not None:  # nothing to be right about: a distance that changes a little
                 counts = self.pairs.setdefault(kind, Counter())
-                counts[right, found.get(kind) or "(refused)"] += 1
+                counts[right, found.get(kind) or REFUSED] += 1
 
-    def summary(self) -> list[str]:
-        rows = ["| label | asked | accepted | right of accepted |", "|---|---:|---:|---:|"]
+    def rows(self) -> list[dict[str, Any]]:
+        """For each kind of label: how many were asked for, accepted and right, and what else was said."""
+        out = []
         for kind, counts in self.pairs.items():
-            total = sum(counts.values())
-            accepted = sum(n for (_, said), n in counts.items() if said != "(refused)")
+            accepted = sum(n for (_, said), n in counts.items() if said != REFUSED)
             right = sum(n for (truth, said), n in counts.items() if truth == said)
-            rows.append(
-                f"| {kind} | {total} | {100 * accepted / total:.1f} % | {100 * right / max(accepted, 1):.1f} "
-                "% |"
+            other = [
+                {"asked": truth, "said": said, "times": n}
+                for (truth, said), n in sorted(counts.items())
+                if truth != said
+            ]
+            out.append(
+                {"label": kind, "asked": sum(counts.values()), "accepted": accepted, "right": right}
+                | {"other": other}
             )
-        for kind, counts in self.pairs.items():
-            wrong = sorted((pair, n) for pair, n in counts.items() if pair[0] != pair[1])
-            rows += [f"{kind}: {truth} -> {said}: {n}" for (truth, said), n in wrong]
-        return rows
+        return out
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of a `Table` for a terminal."""
+    lines = ["| label | asked | accepted | right of accepted |", "|---|---:|---:|---:|"]
+    for row in rows:
+        shares = [
+            100 * row["accepted"] / row["asked"],
+            100 * row["right"] / max(row["accepted"], 1),
+        ]
+        lines.append(f"| {row['label']} | {row['asked']} | {shares[0]:.1f} % | {shares[1]:.1f} % |")
+    return lines + [
+        f"{row['label']}: {one['asked']} -> {one['said']}: {one['times']}"
+        for row in rows
+        for one in row["other"]
+    ]
 
 
 def truth(count: int) -> Table:
@@ -210,22 +231,25 @@ def differences(track: CameraTrack, known: CameraTrack) -> Differences:
     return Differences(turn, np.rad2deg(np.arccos(np.clip(cosine, -1, 1))), seconds)
 
 
-def fox_lines(folder: Path, estimator: str) -> list[str]:
+def fox_row(folder: Path, estimator: str) -> dict[str, Any]:
+    """Degrees and shares of `differences` for one estimator."""
     track, known = fox(folder, estimator)
     found = differences(track, known)
-    same = np.mean([ours == theirs for _, ours, theirs in found.seconds])
-    return [
-        f"turn between neighbours: {np.median(found.turn):.2f} °, 90 % {np.quantile(found.turn, 0.9):.2f}",
-        f"way between neighbours: {np.median(found.way):.1f} °, 90 % {np.quantile(found.way, 0.9):.1f}",
-        f"confidence: median {np.median(track.confidence):.2f}, smallest {track.confidence.min():.2f}",
-        f"seconds of equal camera moves: {100 * same:.0f} % of {len(found.seconds)}",
-        *(f"  {s:.0f} s: {sorted(a)} | {sorted(b)}" for s, a, b in found.seconds if a != b),
-    ]
+    return {
+        "estimator": estimator,
+        "frames": len(track.times),
+        "turn": {"median": float(np.median(found.turn)), "90 %": float(np.quantile(found.turn, 0.9))},
+        "way": {"median": float(np.median(found.way)), "90 %": float(np.quantile(found.way, 0.9))},
+        "confidence": {"median": float(np.median(track.confidence)), "low": float(track.confidence.min())},
+        "equal_seconds": float(np.mean([ours == theirs for _, ours, theirs in found.seconds])),
+        "seconds": len(found.seconds),
+        "other": [[s, sorted(a), sorted(b)] for s, a, b in found.seconds if a != b],
+    }
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench geometry", description=__doc__)
-    parser.add_argument("what", choices=("truth", "estimated", "fox"))
+    parser.add_argument("what", nargs="?", choices=("truth", "estimated", "fox"), default="truth")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--masks", choices=("truth", "motion"), default="motion")
     parser.add_argument("--clips", type=Path)
@@ -233,12 +257,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--estimator", choices=("opencv", "colmap"), default="opencv")
+    add_save(parser)
     options = parser.parse_args(argv)
+    name = f"geometry {options.what}"
     if options.what == "fox":
-        lines = fox_lines(options.folder, options.estimator)
+        rows = [fox_row(options.folder, options.estimator)]
+        lines = [f"{key}: {value}" for key, value in rows[0].items()]
     else:
-        table = truth(options.scenes) if options.what == "truth" else estimated(options)
-        lines = table.summary()
+        rows = (truth(options.scenes) if options.what == "truth" else estimated(options)).rows()
+        lines = lines_of(rows)
+        if options.what == "estimated":
+            name += (
+                f", masks by {options.masks}, {options.scenes} scenes of {options.size} at {options.fps:g}"
+            )
     for line in lines:
         log.info("%s", line)
+    if options.save:
+        replacing = ("estimator",) if options.what == "fox" else None
+        log.info("saved in %s", save(name, rows, replacing=replacing))
     return 0

@@ -218,7 +218,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="measure launch settings on a GPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
-    parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
+    measure.add_save(parser)
     return parser.parse_args(argv)
 
 
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> int:
     if chosen.must_hold:
         rows = must_hold(repeats, MUST_HOLD | {"vocabularies": chosen.vocabularies})
         measure.show("Head ops on a CPU, forward and backward, 2,048 x 256", must_hold_table(rows))
-        if not chosen.no_save:
+        if chosen.save:
             name = " ".join(("kernels must hold", *map(str, chosen.vocabularies)))
             logging.info("written to %s", measure.save(name, rows, device))
         return 0 if all(row["holds"] for row in rows) else 1
@@ -259,7 +259,7 @@ def main(argv: list[str]) -> int:
                 rows += run_case(case, device, repeats, fastest)
             gc.collect()
     measure.show("Time divided by ours above 1: slower than ours", table(rows))
-    if not chosen.no_save:
+    if chosen.save:
         name = f"kernels against {chosen.base}" if chosen.base else "kernels"
         logging.info("written to %s", measure.save(name, [{"rates": fastest}, *rows], device))
     return 0

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="python -m bench machine", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m bench machine", description=__doc__)
+    measure.add_save(parser)
+    options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     found: dict[str, Any] = {"device": measure.device_name(device), "versions": measure.versions()}
@@ -34,5 +36,7 @@ def main(argv: list[str]) -> int:
     found["nvdec"] = nvdec.missing() or "there"
     rows = [{"what": name, "found": value} for name, value in found.items() if name != "versions"]
     measure.show("This machine", rows)
+    if options.save:
+        measure.save("machine", rows, device)
     sys.stdout.write(json.dumps(found) + "\n")
     return 0

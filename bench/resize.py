@@ -122,7 +122,7 @@ def measured(start: str, source: str, runs: dict[str, Run], repeats: int) -> lis
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench resize", description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    _measure.add_save(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []

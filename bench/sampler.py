@@ -211,7 +211,7 @@ def main(argv: list[str]) -> int:
         "--profile", action="store_true", help="with --shape: what 64 tokens of the last batch cost"
     )
     parser.add_argument("--only", choices=["ours"], help="with --shape: without the peers")
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     return tiny(arguments) if arguments.tiny else sweep(arguments)

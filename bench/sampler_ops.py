@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     """Measure every size, and print one line of JSON last."""
     parser = argparse.ArgumentParser(prog="python -m bench sampler_ops", description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     copy = rates(device, torch.float32)["copy"]

@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--folder", help="keep the runs here (default: a temporary folder)")
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     with TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shape", help="of bench sampler (default: 3b, on a CPU tiny)")
     parser.add_argument("--sizes", nargs=3, type=int, metavar=("PROMPT", "COMPLETIONS", "LENGTH"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench tower", description=__doc__)
     parser.add_argument("--shapes", nargs="+", help="of bench sampler (default: 3b and 4b, on a CPU tiny)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -221,7 +221,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="of a DIFT step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours and TRL, fair")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
+    measure.add_save(parser)
     options = parser.parse_args(argv)
     quick = options.quick
     options.shape = options.shape or ("tiny" if quick else "100m")

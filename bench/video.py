@@ -1,6 +1,6 @@
 """Reading videos: ours against its peers, from file to resized frames.
 
-python -m bench video [--quick] [--videos FOLDER] [--only TEXT]
+python -m bench video [--quick] [--videos FOLDER] [--only TEXT] [--save]
 
 Frames at one a second and at 16 uniform times, resized to at most 256 * 28 * 28 pixels, from generated clips
 and from the files of a folder. Before anything is timed, every reader's frames are checked to be those shown
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from bench._clips import Clip, cache_folder, clip_file, number_of
-from bench._measure import interleaved, peak_rss, save, show, summary
+from bench._measure import add_save, interleaved, peak_rss, save, show, summary
 from bench._ordered import MOST as MOST_ORDERED
 from bench._ordered import measure as measure_ordered
 from bench._readers import OURS, SECOND_VISIT, SLOW_PEER, Plan, Reader, absent, pyav_pillow, readers
@@ -346,12 +346,15 @@ def _report(title: str, rows: Sequence[Row]) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench video", description="Readers of videos, compared.")
-    parser.add_argument("--quick", action="store_true", help="four small rows, at most 90 s; saves nothing")
+    parser.add_argument("--quick", action="store_true", help="four small rows, at most 90 s; not with --save")
     parser.add_argument("--videos", type=Path, default=VIDEOS, help="folder of real clips")
     parser.add_argument("--only", default="", help="only clips whose name holds this text")
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser.add_argument("--device", choices=there, help="only readers of this device (default: of all)")
+    add_save(parser)
     options = parser.parse_args(argv)
+    if options.quick and options.save:
+        parser.error("--quick measures too briefly for a figure; leave out --quick or --save")
     start = time.monotonic()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if options.quick:
@@ -375,12 +378,12 @@ def main(argv: list[str]) -> int:
             measured.append(row)
             log.info("%4.0f s  %s", time.monotonic() - start, _line(row))
             records += _records(row)
-            if not options.quick:  # after each row, so that nothing is lost
+            if options.save:  # after each row, so that nothing is lost
                 saved = save(
                     "video" if device == "cpu" else "video cuda", records, device, ("clip", "sampling")
                 )
         _report(f"Reading videos on {device}: peers' time by ours, medians", measured)
-        if measured and not options.quick:
+        if measured and options.save:
             log.info("saved in %s", saved)
     if options.device != "cuda" and not options.only:
         both = measure_ordered(cache_folder(), FEWEST)

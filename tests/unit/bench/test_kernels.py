@@ -25,7 +25,10 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_run_times_compares_and_saves(results, capsys):
-    assert command.run(["kernels", "--size", "tiny", "--quick", "--repeats", "2", "--threads", "1"]) == 0
+    assert (
+        command.run(["kernels", "--size", "tiny", "--quick", "--repeats", "2", "--threads", "1", "--save"])
+        == 0
+    )
     (path,) = results.iterdir()
     saved = json.loads(path.read_text())["kernels"]
     assert saved["versions"]["torch"] == torch.__version__
@@ -55,7 +58,7 @@ def test_the_fused_heads_of_others_are_raced_or_named():
 
 def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
     words = ["kernels", "--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--only", "decode"]
-    assert command.run([*words, "--base", "HEAD"]) == 0
+    assert command.run([*words, "--base", "HEAD", "--save"]) == 0
     (path,) = results.iterdir()
     saved = json.loads(path.read_text())["kernels against HEAD"]
     by = [row["candidate"] for row in saved["rows"] if "seconds" in row]
@@ -98,13 +101,14 @@ def test_promises_are_judged(faster, slower, holds):
 
 def test_a_broken_promise_is_the_exit_status(results, monkeypatch):
     monkeypatch.setattr(kernels, "must_hold", lambda repeats, sizes: [])
-    assert kernels.main(["--must-hold", "--no-save"]) == 0
+    assert kernels.main(["--must-hold"]) == 0
     row = dict.fromkeys(("eager", "ours", "masked"), measure.summary([1.0])) | {
         "op": "op", "vocabulary": 1, "head": "frozen", "over_eager": 2.0, "masked_faster": 1.0,
         "holds": False,
     }  # fmt: skip
     monkeypatch.setattr(kernels, "must_hold", lambda repeats, sizes: [row])
-    assert kernels.main(["--must-hold", "--no-save"]) == 1
+    assert kernels.main(["--must-hold"]) == 1
+    assert not results.exists()
 
 
 def test_names_and_unknown_names(caplog):

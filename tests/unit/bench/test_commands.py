@@ -1,0 +1,77 @@
+"""Every command line of a bench that the docs show is one that the bench takes, and all take `--save`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as command
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "bench").glob("*.py")])
+FILLED = {"NAME": "|".join(command.names()), "REV": "HEAD", "FOLDER": "folder", "TEXT": "h264"}
+
+
+class ParsedError(Exception):
+    """Raised where a bench would begin to measure."""
+
+
+def shown() -> Iterator[tuple[str, list[str]]]:
+    """(page and command as it stands there, arguments), for each alternative; `[--x]` as if written out."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in re.findall(r"(?:^|`|<code>)(?:chrt -f 10 )?\s*python -m bench ([^`\n]+)", text, re.M):
+            words = shlex.split(found.replace("[", "").replace("]", ""))
+            words = [FILLED.get(word, word) for word in words]
+            for name in words[0].split("|"):
+                rest = [word.split("|")[0] for word in words[1:]]
+                yield f"{page.name}: {found}", [name, *rest]
+
+
+SHOWN = [case for case in shown() if not case[1][0].startswith("<")]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(parser: argparse.ArgumentParser, *given: object) -> argparse.Namespace:
+        real(parser, *given)  # type: ignore[call-overload]
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+
+
+def test_commands_are_found() -> None:
+    assert len(SHOWN) > 20
+    assert {words[0] for _, words in SHOWN} == set(command.names())
+
+
+@pytest.mark.usefixtures("parsed")
+@pytest.mark.parametrize(("where", "words"), SHOWN)
+def test_a_command_of_the_docs_is_taken(where: str, words: list[str]) -> None:
+    with pytest.raises(ParsedError):
+        command.run(words)
+
+
+@pytest.mark.usefixtures("parsed")
+@pytest.mark.parametrize("name", command.names())
+def test_every_bench_saves_when_told_to_and_only_then(name: str) -> None:
+    with pytest.raises(ParsedError):
+        command.run([name, "--save"])
+    with pytest.raises(SystemExit):
+        command.run([name, "--no-save"])
+
+
+@pytest.mark.parametrize("words", [["video", "--quick"], ["damage", "--cases", "2"]])
+def test_what_is_too_little_for_a_figure_is_not_saved(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.run([*words, "--save"])
+    assert "leave out" in capsys.readouterr().err
