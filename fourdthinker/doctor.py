@@ -40,7 +40,11 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings, most basic first. Never raises: what cannot be looked at is a finding itself."""
+    """Check everything. Never raises: what cannot be looked at is a finding itself.
+
+    Returns:
+        All findings, most basic first.
+    """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _python,
         _packages,
@@ -95,7 +99,8 @@ def _packages() -> Iterator[Finding]:
 def requirements() -> dict[str, tuple[str | None, str | None]]:
     """The bounds of every package that is always needed, from the metadata of this package.
 
-    Of each: the oldest release that works, and the first one that is not known to (None: no bound).
+    Returns:
+        Package -> the oldest release that works, and the first one that is not known to (None: no bound).
     """
     found = {}
     for line in importlib.metadata.requires("fourdthinker") or []:
@@ -207,7 +212,14 @@ def _extras() -> Iterator[Finding]:
 
 
 def installed(name: str) -> str | None:
-    """The version of the distribution that provides a module, or that is called so; None without one."""
+    """The version of the distribution that provides a module, or that is called so.
+
+    Args:
+        name: of the module or distribution.
+
+    Returns:
+        The version; None where it is not installed.
+    """
     try:
         return importlib.metadata.version(_distributions().get(name, [name])[0])
     except importlib.metadata.PackageNotFoundError:
@@ -220,7 +232,14 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version, (2, 13, 0) for "2.13.0+cpu"; trailing zeros do not count."""
+    """The leading numbers of a version; trailing zeros do not count.
+
+    Args:
+        text: such as "2.13.0+cpu".
+
+    Returns:
+        Numbers that compare as versions do, such as (2, 13).
+    """
     numbers = [int(n) for n in re.match(r"\d*(?:\.\d+)*", text)[0].split(".") if n]  # type: ignore[index]
     while numbers and numbers[-1] == 0:
         numbers.pop()

@@ -14,7 +14,15 @@ from rich.progress import (
 
 
 def progress_bar(*, shown: bool = True, transient: bool = False) -> Progress:
-    """Description, bar, done of total, time gone and time left. transient: it vanishes at the end."""
+    """Description, bar, done of total, time gone and time left, on standard error.
+
+    Args:
+        shown: whether it is drawn at all.
+        transient: it vanishes at the end.
+
+    Returns:
+        The bar, not started.
+    """
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

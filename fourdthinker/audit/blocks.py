@@ -43,7 +43,15 @@ class BlockLatents:
 
 
 def block_numbers(rollout: Rollout, start_id: int) -> Tensor:
-    """Of each latent of a rollout, the number of its block in its row, from 0; int64 [N] on the CPU."""
+    """Of each latent of a rollout, the number of its block in its row, from 0.
+
+    Args:
+        rollout: with N latents.
+        start_id: of the token that begins a block.
+
+    Returns:
+        int64 [N] on the CPU.
+    """
     begun = (rollout.tokens == start_id).cumsum(1)
     return (begun[rollout.latent_rows, rollout.latent_steps] - 1).cpu()
 
@@ -148,14 +156,25 @@ def block_statistics(found: Mapping[int, BlockLatents], embedding: Tensor) -> li
 
 
 def mean_norm(matrix: Tensor) -> float:
-    """Mean norm of the rows of a matrix [V, H]."""
+    """Mean norm of the rows of a matrix.
+
+    Args:
+        matrix: [V, H].
+
+    Returns:
+        The mean, summed in float64.
+    """
     return float(torch.cat([part.float().norm(dim=-1) for part in matrix.split(_NORM_ROWS)]).double().mean())
 
 
 def effective_rank(rows: Tensor) -> float:
-    """Exp of the entropy of the singular values of rows [N, H], as shares of their sum; 0 for zeros.
+    """Exp of the entropy of the singular values, as shares of their sum (Roy and Vetterli, 2007).
 
-    From 1, all rows along one line, to min(N, H). (Roy and Vetterli, 2007.)
+    Args:
+        rows: [N, H].
+
+    Returns:
+        From 1, all rows along one line, to min(N, H); 0 for zeros.
     """
     values = torch.linalg.svdvals(rows.double())
     total = values.sum()

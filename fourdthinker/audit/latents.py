@@ -30,10 +30,13 @@ log = logging.getLogger(__name__)
 
 
 def usable_modes(records: Sequence[Record]) -> list[str]:
-    """The modes that these records allow, "own" first; what is left out is logged.
+    """The modes that these records allow; what is left out is logged.
 
     Args:
         records: the questions.
+
+    Returns:
+        Names of `LATENT_MODES`, "own" first.
     """
     left_out = {}
     if any(not record.images for record in records):
@@ -185,6 +188,9 @@ def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:
     Args:
         own: the answers with own latents.
         result: those to the same questions in the mode.
+
+    Returns:
+        Numbers by name, for JSON.
     """
     accuracy = scoring.accuracy_interval(result.scores(greedy=True), result.clusters)
     out: dict[str, Any] = {
@@ -219,5 +225,13 @@ def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:
 
 
 def kl_divergence(p: dict[str, float], q: dict[str, float]) -> float:
-    """Sum p log(p / q) in nats over the letters of `p`; a probability of 0 in `q` counts as 1e-12."""
+    """Sum p log(p / q) over the letters of `p`; a probability of 0 in `q` counts as 1e-12.
+
+    Args:
+        p: probabilities by letter.
+        q: those that they are compared with; every letter of `p` is in it.
+
+    Returns:
+        Nats.
+    """
     return sum(share * math.log(share / max(q[letter], 1e-12)) for letter, share in p.items() if share > 0)

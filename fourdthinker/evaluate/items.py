@@ -28,7 +28,15 @@ Item: TypeAlias = "Question | tuple[int, Prompt]"
 
 
 def make_question(record: Record, **answers: Any) -> Question:
-    """The question of a record that has an answer; further fields are those of `Question`."""
+    """The question of a record that has an answer.
+
+    Args:
+        record: of the data.
+        answers: further fields of `Question`.
+
+    Returns:
+        The question.
+    """
     assert record.answer is not None  # checked before anything ran
     return Question(
         record.id, record.type or "", source_of(record), dict(record.options), record.answer, **answers
@@ -61,7 +69,15 @@ class Items:
             self.prompts = override_prompts(self.prompts, self.clips, self.override, self.seed, spec)
 
     def batches(self, done: Collection[str], size: int) -> Iterator[list[Item]]:
-        """Index and prompt of the records whose ids are not `done`, or failed questions, `size` at a time."""
+        """The records that are not done yet, as prompts.
+
+        Args:
+            done: ids of records to leave out.
+            size: of a batch at most.
+
+        Yields:
+            Index and prompt of up to `size` records, or their failed questions.
+        """
         batch: list[Item] = []
         for item in self._encoded(done) if self.prompts is None else self._ready(self.prompts, done):
             batch.append(item)

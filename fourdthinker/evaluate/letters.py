@@ -80,6 +80,9 @@ def letter_steps(
         tokenizer: of the model.
         rollout: R rows.
         options: of each row; {} for an open question.
+
+    Returns:
+        Row -> its step.
     """
     found = {}
     for row, (ids, length) in enumerate(zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True)):
@@ -90,7 +93,15 @@ def letter_steps(
 
 
 def source_rows(batch: Batch, wanted: Sequence[int]) -> Tensor:
-    """Of completion indices r * T + t, the flat positions whose hidden states predict those ids."""
+    """The flat positions whose hidden states predict given ids of completions.
+
+    Args:
+        batch: a packed batch, with `completion_index` and `source_index`.
+        wanted: completion indices r * T + t, each of them in the batch.
+
+    Returns:
+        int64, one position for each of `wanted`, on the batch's device.
+    """
     index = torch.tensor(wanted, device=batch["completion_index"].device)
     return batch["source_index"][torch.searchsorted(batch["completion_index"], index)]
 

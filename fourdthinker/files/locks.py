@@ -47,7 +47,16 @@ def open_locked(path: Path, name: str, what: str = "file") -> int:
 
 
 def lock(handle: int, name: str, what: str = "file") -> None:
-    """Lock an open file, as `open_locked` does."""
+    """Lock an open file, as `open_locked` does; a file system without locks is a warning.
+
+    Args:
+        handle: file descriptor.
+        name: of the file, for messages.
+        what: it is, for messages.
+
+    Raises:
+        OutputError: another process holds the lock.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -38,6 +38,15 @@ _SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
 def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Record:
     """The record of one line.
 
+    Args:
+        raw: the line, UTF-8 JSON.
+        where: file and number of the line, for messages.
+        root: the folder that no path of the record may leave.
+        kind: "dift", "rl" or "ask", what the record must be fit for; None: any of the published forms.
+
+    Returns:
+        The record.
+
     Raises:
         RecordError: names file, line, key and remedy.
     """

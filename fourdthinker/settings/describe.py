@@ -38,7 +38,14 @@ class Setting:
 
 
 def settings_of(config: type[Settings]) -> list[tuple[str, list[Setting]]]:
-    """The settings by group: (title, settings), in the order in which they are declared."""
+    """The settings of a class in words.
+
+    Args:
+        config: the class.
+
+    Returns:
+        (title, settings) of each group, in the order in which they are declared.
+    """
     groups: list[tuple[str, list[Setting]]] = []
     for name, info in config.model_fields.items():
         if name in config.groups:
@@ -111,7 +118,14 @@ def _yaml(value: Any) -> str:
 
 
 def settings_text(config: type[Settings]) -> str:
-    """All settings for a terminal, wrapped to its width."""
+    """All settings for a terminal, wrapped to its width.
+
+    Args:
+        config: the class.
+
+    Returns:
+        Lines of text.
+    """
     width = min(110, shutil.get_terminal_size((100, 24)).columns)
     lines = ["settings, with their defaults:"]
     for title, settings in settings_of(config):
@@ -134,7 +148,14 @@ def _wrapped(text: str, width: int, first: int, other: int) -> list[str]:
 
 
 def settings_tables(groups: list[tuple[str, list[Setting]]]) -> list[str]:
-    """The lines of docs/settings.md for some groups of settings, one table a group."""
+    """The tables of docs/settings.md for some groups of settings.
+
+    Args:
+        groups: as `settings_of` returns them.
+
+    Returns:
+        Lines of Markdown, one table a group.
+    """
     lines = []
     for title, settings in groups:
         lines += ["", f"### {title}", "", "| setting | default | values | |", "|---|---|---|---|"]

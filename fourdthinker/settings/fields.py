@@ -117,6 +117,9 @@ def make_section(cls: type[Any], value: Any, key: str, **derived: Any) -> Any:
         key: its name, for messages.
         derived: values of fields that are not given.
 
+    Returns:
+        The instance, or `value`.
+
     Raises:
         ValueError: an unknown field, a wrong type, or what the dataclass raises.
     """

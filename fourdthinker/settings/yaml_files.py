@@ -30,7 +30,13 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """The mapping that a YAML file holds; {} for an empty file.
+    """What a YAML file holds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its mapping; {} for an empty file.
 
     Raises:
         ConfigError: a file that cannot be read, is not YAML, has a key twice, or holds something else.
@@ -48,6 +54,12 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
 
 def parse_yaml(text: str) -> Any:
     """The value that a text writes in YAML.
+
+    Args:
+        text: as it stands behind `key=` on a command line.
+
+    Returns:
+        The value.
 
     Raises:
         ConfigError: no YAML, or a key twice.

@@ -25,6 +25,15 @@ def objects(context: Context) -> dict[str, Any]:
     """Names of the things in the clip, `moving` that of the one that moves by itself, where that is known.
 
     They are those of the scene, of the manifest or the settings, else what a model says.
+
+    Args:
+        context: of the clip, with the results of the stages before.
+
+    Returns:
+        The result of the stage, for the journal.
+
+    Raises:
+        RejectError: the model names nothing.
     """
     if context.scene is not None:
         names = [solid.name for solid in context.scene.world.solids[:ASKED]]
@@ -42,7 +51,17 @@ def objects(context: Context) -> dict[str, Any]:
 
 
 def segment(context: Context) -> dict[str, Any]:
-    """Masks of the things, as run lengths for each frame, None where one is not seen."""
+    """Masks of the things, as run lengths for each frame, None where one is not seen.
+
+    Args:
+        context: of the clip, with the results of the stages before.
+
+    Returns:
+        The result of the stage, for the journal.
+
+    Raises:
+        RejectError: there are no names to segment by.
+    """
     found: list[tuple[str, Sequence[Mask | None], float]]
     if context.scene is not None:
         seen = context.scene.masks(context.clip)
@@ -83,7 +102,14 @@ def segment(context: Context) -> dict[str, Any]:
 
 
 def draw(context: Context) -> dict[str, Any]:
-    """The pictures of every question, each drawn once, with kinds and instants."""
+    """The pictures of every question, each drawn once, with kinds and instants.
+
+    Args:
+        context: of the clip, with the results of the stages before.
+
+    Returns:
+        The result of the stage, for the journal.
+    """
     drawn: dict[tuple[str, int | None, int, int], str] = {}
     found: dict[str, dict[str, Any]] = {}
     tracks = objects_of(context.results)

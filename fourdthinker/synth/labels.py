@@ -39,7 +39,17 @@ _LEAST_SURE = 0.3  # mean confidence of the poses of a clip
 
 
 def geometry(context: Context) -> dict[str, Any]:
-    """The camera's path and the paths of things: true ones, given ones, or estimated from the frames."""
+    """The camera's path and the paths of things: true ones, given ones, or estimated from the frames.
+
+    Args:
+        context: of the clip, with the results of the stages before.
+
+    Returns:
+        The result of the stage, for the journal.
+
+    Raises:
+        RejectError: the frames do not tell the path.
+    """
     if context.scene is not None:
         camera, tracks = context.scene.camera(context.clip), context.scene.things(context.clip)
         return _result(camera, list(enumerate(tracks)), [])
@@ -133,7 +143,17 @@ def _result(
 
 
 def motion(context: Context) -> dict[str, Any]:
-    """The camera's moves, where they are unclear, and the words for each thing's motion; None: unclear."""
+    """The camera's moves, where they are unclear, and the words for each thing's motion; None: unclear.
+
+    Args:
+        context: of the clip, with the results of the stages before.
+
+    Returns:
+        The result of the stage, for the journal.
+
+    Raises:
+        RejectError: nothing moves clearly.
+    """
     camera, end = camera_of(context.results), float(context.clip.times[-1])
     try:
         moves = camera_moves(camera)
@@ -155,22 +175,50 @@ def motion(context: Context) -> dict[str, Any]:
 
 
 def camera_of(results: Mapping[str, Any]) -> CameraTrack:
-    """The camera's path, as the geometry stage has found it."""
+    """The camera's path, as the geometry stage has found it.
+
+    Args:
+        results: of the stages, by name.
+
+    Returns:
+        Its track.
+    """
     values = results["geometry"]["camera"]
     size = values["size"]
     return CameraTrack(**{**values, "size": None if size is None else (size[0], size[1])})
 
 
 def objects_of(results: Mapping[str, Any]) -> list[ObjectTrack]:
-    """The paths of things, as the geometry stage has found them."""
+    """The paths of things, as the geometry stage has found them.
+
+    Args:
+        results: of the stages, by name.
+
+    Returns:
+        Their tracks, in the world of the camera's track.
+    """
     return [ObjectTrack(**values) for values in results["geometry"]["objects"]]
 
 
 def moves_of(results: Mapping[str, Any]) -> tuple[Move, ...]:
-    """The camera's moves, as the motion stage has found them."""
+    """The camera's moves, as the motion stage has found them.
+
+    Args:
+        results: of the stages, by name.
+
+    Returns:
+        Moves in seconds of the clip.
+    """
     return tuple(Move(**values) for values in results["motion"]["camera"])
 
 
 def unclear_of(results: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
-    """The times in which the camera may do more than its moves say, as the motion stage has found them."""
+    """The times in which the camera may do more than its moves say, as the motion stage has found them.
+
+    Args:
+        results: of the stages, by name.
+
+    Returns:
+        (start, end) in seconds of the clip.
+    """
     return tuple((start, end) for start, end in results["motion"]["unclear"])

@@ -79,6 +79,9 @@ def work_of(
         rows: answers in a sequence, behind one copy of its prompt.
         sequences: of a process in a batch.
         patches: of a prompt's pictures.
+
+    Returns:
+        Operations of the passes, and bytes that decoding reads.
     """
     sequences *= config.gradient_accumulation_steps
     prompts = sequences

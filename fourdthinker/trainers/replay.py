@@ -100,6 +100,9 @@ def load_replay(
         share: whether the completions of a prompt stand behind one copy of it.
         device: of the model.
 
+    Returns:
+        The replay, its tensors on `device`.
+
     Raises:
         CheckpointError: it cannot be read.
         ConfigError: a setting is not as it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "bench/results/2026-11-21-cpu-amd-epyc-2-cores.json"
 VIDEO = "bench/results/2026-11-28-cpu-amd-epyc-2-cores.json"
-SAMPLER = RESIZE = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
+SAMPLER = RESIZE = GEOMETRY = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
 LONG_GROUPS = tuple(f"h264 {size} GOP 250" for size in ("720p 20 s", "1080p 10 s"))
 
 
@@ -116,6 +117,88 @@ def test_sampler_page():
         theirs, ours = row["hf"]["median"], row["ours"]["median"]
         assert f"| {names[row['case']]} | {theirs:.1f} s | {ours:.2f} s | {theirs / ours:.1f} |" in text
     assert SAMPLER in text
+
+
+def test_speed_in_the_video_page():
+    ratios, text = video_ratios(), page("docs/video.md")
+    sizes = {"h264 720p 20 s GOP 250": "1280x720, 20 s", "h264 1080p 10 s GOP 250": "1920x1080, 10 s"}
+    for clip, name in sizes.items():
+        for sampling, times in (("1 fps", "1 a second"), ("16 uniform", "16 uniform")):
+            peers = ratios[clip, sampling]
+            torchcodec = min(value for peer, value in peers.items() if peer.startswith("torchcodec"))
+            cells = (torchcodec, peers["decord + Pillow"], min(peers.values()))
+            assert f"| {name}, {times} | {' | '.join(f'{value:.2f}' for value in cells)} |" in text
+    made = [min(peers.values()) for (clip, _), peers in ratios.items() if "GOP" in clip]
+    real = [min(peers.values()) for (clip, _), peers in ratios.items() if "GOP" not in clip]
+    assert f"the best peer takes {span(made, 2)} times as long" in text
+    assert f"over four real clips, one of them MPEG-4, {span(real, 2)}" in text
+
+
+# --- labels of motion -------------------------------------------------------------------------------------
+
+
+def test_labels_from_true_geometry():
+    goals = {"camera": ("camera moves", 99), "direction": ("direction", 98),
+             "distance": ("distance change", 99), "speed": ("speed", 95)}  # fmt: skip
+    text = page("docs/synthesis-labels.md")
+    rows = load(GEOMETRY)["geometry truth"]["rows"]
+    assert [row["label"] for row in rows] == list(goals)
+    for row in rows:
+        name, goal = goals[row["label"]]
+        accepted, right = row["accepted"] / row["asked"], row["right"] / row["accepted"]
+        cells = f"{row['asked']} | {percent(accepted)} % | {percent(right)} % | {goal} %"
+        assert f"| {name} | {cells} |" in text
+
+
+def test_the_path_of_the_fox():
+    text = page("docs/synthesis-labels.md")
+    found = {row["estimator"]: row for row in load(GEOMETRY)["geometry fox"]["rows"]}
+    for name, column in {"opencv": 0}.items():  # pycolmap's column has no results file yet
+        cells = {
+            "| turn between neighbours, median | 2° |": lambda row: f"{row['turn']['median']:.2f}°",
+            "| the same, 90 % | | 0": lambda row: f"{row['turn']['90 %']:.2f}°",
+            "| direction of translation, median | 15° |": lambda row: f"{row['way']['median']:.1f}°",
+            "| the same, 90 % | | 2": lambda row: f"{row['way']['90 %']:.1f}°",
+            "| seconds with equal camera moves | 85 % |": lambda row: f"{100 * row['equal_seconds']:.0f} %",
+        }
+        for begin, value in cells.items():
+            (line,) = [line for line in text.splitlines() if line.startswith(begin)]
+            assert [cell.strip() for cell in line.split("|")[3:5]][column] == value(found[name])
+
+
+# --- every table of measured figures names its file --------------------------------------------------------
+
+# A cell that is a number alone, with or without its unit; a table in which most lines hold two is of figures.
+NUMBER = re.compile(r"[−+-]?\d[\d,.]*( ?(%|s|°|points))?(?![\w/*])")
+NO_FIGURES = ("docs/settings.md",)  # defaults
+
+
+def tables() -> list[tuple[str, str, list[str]]]:
+    """(page, section that holds it, lines without the head) of all tables of figures."""
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        name = path.relative_to(ROOT).as_posix()
+        for section in re.split(r"(?m)^(?=#)", path.read_text(encoding="utf-8")):
+            for block in re.findall(r"(?m)(?:^\|.*\n?)+", section):
+                lines = block.splitlines()[2:]
+                numeric = [sum(bool(NUMBER.match(c.strip())) for c in line.split("|")) >= 2 for line in lines]
+                if name not in NO_FIGURES and sum(numeric) > len(lines) / 2:
+                    found.append((name, section, lines))
+    return found
+
+
+def test_every_table_of_figures_names_its_file_or_says_that_it_has_none():
+    every, unnamed = tables(), []
+    assert {name for name, _, _ in every} >= {"README.md", "docs/audit.md", "docs/sampler.md",
+                                              "docs/synthesis-labels.md", "docs/video.md"}  # fmt: skip
+    for name, section, lines in every:
+        links = {f"[{letter}][{letter}]" for letter in "KVS"}
+        files = re.findall(r"(?:bench/)?results/[\w./-]+\w", section)
+        assert all((ROOT / file).exists() for file in files), files
+        linked = all(any(link in line for link in links) for line in lines)
+        if not files and not linked and "no results file yet" not in " ".join(section.split()):
+            unnamed.append(f"{name}: {lines[0]}")
+    assert unnamed == []
 
 
 # --- damaged files ----------------------------------------------------------------------------------------

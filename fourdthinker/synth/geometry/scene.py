@@ -10,7 +10,14 @@ from fourdthinker.worlds.scenes import World
 
 
 def scene_camera(world: World) -> CameraTrack:
-    """The camera's path in a rendered world, in metres."""
+    """The camera's path in a rendered world.
+
+    Args:
+        world: the scene.
+
+    Returns:
+        Its true track, in metres.
+    """
     rotations = world.rotation.astype(np.float64).transpose(0, 2, 1)
     # float32 rotations are off by 1e-7; a track asks for no more than 1e-3.
     poses = pose_matrices(rotations, world.position.astype(np.float64))

@@ -104,7 +104,15 @@ def object_direction(
 
 
 def distances(item: ObjectTrack, camera: CameraTrack) -> Array:
-    """[T], from the camera's centre to the object's at each of the object's times."""
+    """Distance of an object to the camera.
+
+    Args:
+        item: the object's track.
+        camera: the camera's, in the same world.
+
+    Returns:
+        [T], in the unit of the tracks, at the times of the object's track.
+    """
     _check_pair(item, camera)
     return np.linalg.norm(item.positions - camera.resampled(item.times).centres, axis=1)
 
