@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from fourdthinker.errors import install
+
 Status = Literal["ok", "note", "missing"]
 
 # module -> (what it is used for, how it is installed)
 EXTRAS: dict[str, tuple[str, str]] = {
     "tensorboard": (
         "TensorBoard curves (without it, train with report_to=[])",
-        "pip install 'fourdthinker[train]'",
+        install("train"),
     ),
-    "peft": ("LoRA", "pip install 'fourdthinker[train]'"),
-    "deepspeed": ("ZeRO", "DS_BUILD_OPS=0 pip install --no-build-isolation 'fourdthinker[zero]'"),
+    "peft": ("LoRA", install("train")),
+    "deepspeed": ("ZeRO", f"DS_BUILD_OPS=0 {install('zero')} --no-build-isolation"),
 }
 DECODERS = ("h264", "hevc", "vp9", "av1")
 

@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
+def install(extra: str) -> str:
+    """The command that installs what an extra of this package holds, for messages.
+
+    Args:
+        extra: its name.
+
+    Returns:
+        A command for a shell.
+    """
+    return f"pip install 'fourdthinker[{extra}]'"
+
+
 class FourdError(ValueError):
     """Base of every error this package raises about its input."""
 

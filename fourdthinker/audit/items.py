@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import RecordError
+from fourdthinker.errors import RecordError, install
 from fourdthinker.files import LETTERS, PathLike, parse_json, read_regular, write_bytes
 from fourdthinker.records import letter_of, options_in, options_of
 
@@ -150,7 +150,7 @@ def _parquet(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            f"{name} is Parquet, which needs pyarrow: pip install fourdthinker[eval]"
+            f"{name} is Parquet, which needs pyarrow, which is not installed; {install('eval')}"
         ) from error
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(raw))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fourdthinker.audit.features import Array, option_features
 from fourdthinker.audit.items import Item
 from fourdthinker.audit.texts import likeness, normal, shape
+from fourdthinker.errors import install
 
 Indices = NDArray[np.int64]
 Scores = list[Array]
@@ -70,7 +71,7 @@ def make_table(items: Sequence[Item]) -> Table:
         ImportError: scikit-learn is missing.
     """
     if find_spec("sklearn") is None:
-        raise ImportError("an audit needs scikit-learn: pip install fourdthinker[audit]")
+        raise ImportError(f"an audit needs scikit-learn, which is not installed; {install('audit')}")
     numbers: dict[str, int] = {}
     return Table(
         items=tuple(items),

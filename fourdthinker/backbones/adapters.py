@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fourdthinker.backbones.adapted import adapted_layers
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError, install
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -26,7 +26,7 @@ ADAPTER_FILES = (f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{_WEIGHTS}")
 MERGE_FIRST = (
     "merge it into a model of its own with `fourdthinker convert --merge CHECKPOINT OUT`, and name that"
 )
-_INSTALL = "which is not installed; pip install 'fourdthinker[train]'"
+_INSTALL = f"which is not installed; {install('train')}"
 
 
 def add_lora(

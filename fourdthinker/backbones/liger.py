@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.backbones.recompute import norms_and_mlps
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, install
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -52,7 +52,7 @@ def use_liger(backbone: Backbone, *, required: bool) -> int:
 def _problem(device: torch.device) -> str | None:
     """Why Liger cannot be used, or None."""
     if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed (pip install 'fourdthinker[train]')"
+        return f"liger-kernel is not installed ({install('train')})"
     return None if device.type == "cuda" else f"its kernels need a GPU and the model is on {device}"
 
 

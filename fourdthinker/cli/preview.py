@@ -13,10 +13,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker preview`."""
     parser = commands.add_parser("preview", help="one HTML page about synthesised data")
     parser.add_argument(
-        "folder", type=Path, metavar="OUT", help="folder that `fourdthinker synth` has written"
+        "folder", type=Path, metavar="FOLDER", help="folder that `fourdthinker synth` has written"
     )
-    parser.add_argument("--out", type=output, help="the page (default: preview.html in the folder)")
-    parser.add_argument("--most", type=whole(1), default=60, help="questions shown (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=output, metavar="PAGE", help="the page (default: preview.html in the folder)"
+    )
+    parser.add_argument(
+        "--most", type=whole(1), default=60, metavar="N", help="questions shown (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
     return parser
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, install
 
 
 def opencv() -> Any:
@@ -17,8 +17,8 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise ConfigError(
-            "OpenCV is not installed, and masks by motion and poses from frames need it; "
-            "pip install 'fourdthinker[synth]', or give poses"
+            "masks by motion and poses from frames need OpenCV, which is not installed; "
+            f"{install('synth')}, or give poses"
         ) from error
     cv2.setNumThreads(1)  # clips share the cores, one each
     cv2.setRNGSeed(0)
@@ -35,7 +35,7 @@ def colmap() -> Any:
         import pycolmap
     except ImportError as error:
         raise ConfigError(
-            "this estimator needs pycolmap; install it (pip install 'fourdthinker[geometry]'), or use "
-            "OpenCV's"
+            "geometry=colmap needs pycolmap, which is not installed; "
+            f"{install('geometry')}, or use geometry=opencv"
         ) from error
     return pycolmap

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, install
 from fourdthinker.files import UNFINISHED, PathLike, parse_json, read_json_object, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.synth.compared import agreement
@@ -236,12 +236,17 @@ def synthesise(
     folder = Path(out)
     _check_folder(folder, settings, options)
     _check_weights(settings, options)
-    if "segment" in options.stages and any(candidate.scene is None for candidate in found):
+    videos = any(candidate.scene is None for candidate in found)
+    if "segment" in options.stages and videos:
         opencv()  # said now, not once for each clip
+    if "imagery" in options.stages and "depth" in settings.imagery and videos:
+        raise ConfigError(
+            "imagery=depth draws the true depth of rendered scenes, and these are videos; leave depth out"
+        )
     if "geometry" in options.stages and settings.geometry == "colmap":
         colmap()
     if options.audit and importlib.util.find_spec("sklearn") is None:
-        raise ConfigError("an audit needs scikit-learn; pip install 'fourdthinker[audit]'")
+        raise ConfigError(f"an audit needs scikit-learn, which is not installed; {install('audit')}")
     if "narrate" in options.stages and settings.narrator_model is not None:
         narrator(settings, folder)  # without its key nothing begins
     if "objects" in options.stages and settings.namer_model is not None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, install
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.watch import grace
 
@@ -88,7 +88,7 @@ def _check_deepspeed(config: TrainConfig) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"deepspeed is {config.deepspeed}, but the package is not installed; "
-            "pip install 'fourdthinker[zero]', or set deepspeed=null"
+            f"{install('zero')}, or set deepspeed=null"
         )
     if not Path(config.deepspeed).is_file():
         raise ConfigError(

@@ -312,6 +312,39 @@ def test_the_document_shows_the_same_tiers():
     assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == TIERS
 
 
+def test_private_members_of_trainer_are_in_the_files_that_the_document_names():
+    """Methods of ours that transformers' Trainer calls, or private ones of its objects that we call."""
+    from accelerate import Accelerator
+    from transformers import Trainer, TrainingArguments
+
+    theirs = {
+        name
+        for cls in (Trainer, Accelerator, TrainingArguments)
+        for name in vars(cls)
+        if name.startswith("_") and not name.startswith("__")
+    } | {"_internal_call"}
+    found = set()
+    for path in python_files("fourdthinker/trainers"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "attr", getattr(node, "name", getattr(node, "arg", None)))
+            if name in theirs and isinstance(node, (ast.Attribute, ast.FunctionDef, ast.arg)):
+                found.add(path.name)
+    text = " ".join((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split())
+    said = r"private members of transformers and accelerate are touched, (.*?arguments\.py)`"
+    sentence = re.search(said, text)
+    assert sentence is not None
+    assert found <= set(re.findall(r"\w+\.py", sentence[0])), found
+    assert len(found) > 1
+
+
+def test_files_that_the_document_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    every = {path.name for path in python_files("fourdthinker", "kernels")}
+    assert set(re.findall(r"`(\w+\.py)`", text)) <= every
+    paths = re.findall(r"`((?:fourdthinker|csrc|kernels)/[\w/.]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_every_rule_catches_what_it_forbids(monkeypatch, tmp_path):
     """The rules themselves, on a small package that breaks each of them."""
     files = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.errors import ConfigError, RecordError, install
 from fourdthinker.files import parse_json, read_regular
 
 _LONGEST_FIELD = 16 << 20  # characters; the csv module's own limit of 128 KiB is below what a cell may hold
@@ -105,7 +105,9 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'fourdthinker[eval]'") from error
+        raise ConfigError(
+            f"{path} is Parquet, which needs pyarrow, which is not installed; {install('eval')}"
+        ) from error
     try:
         return list(parquet.ParquetFile(path).read().to_pylist())
     except (ArrowException, OSError, ValueError) as error:

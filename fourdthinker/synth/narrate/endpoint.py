@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.errors import ConfigError, FourdError, install
 from fourdthinker.files import make_folder, parse_json, write_bytes
 from fourdthinker.synth.narrate.limits import Budget, RateLimit
 
@@ -94,7 +94,7 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise ImportError(
-                "narration by a model needs the openai client: pip install fourdthinker[synth]"
+                f"narration by a model needs the openai client, which is not installed; {install('synth')}"
             ) from error
         if not os.environ.get("OPENAI_API_KEY"):
             raise ConfigError(f"no key for the endpoint; set {_ENVIRONMENT} in the environment")

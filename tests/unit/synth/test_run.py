@@ -209,6 +209,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_depth_that_no_video_has_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"never read")
+    settings = SynthSettings(imagery=("overlay", "depth"))
+    with pytest.raises(ConfigError, match="imagery=depth draws the true depth of rendered scenes"):
+        synthesise([str(tmp_path / "a.mp4")], tmp_path / "out", settings, QUIET)
+
+
 def test_unknown_stages_and_settings() -> None:
     with pytest.raises(ConfigError, match="no stage dream; choose among ingest, objects"):
         Options(stages=("ingest", "dream"))
