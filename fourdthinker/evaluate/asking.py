@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from fourdthinker.evaluate.letters import letter_probabilities, letter_steps
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.results import Question
 from fourdthinker.rewards import parse_answer
-from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts
+from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts, seed_of
 
 if TYPE_CHECKING:
     from fourdthinker.prompts import Encoder
@@ -36,8 +35,7 @@ def sample_seed(seed: int, record_id: str, number: int) -> int:
     Returns:
         A hash of the three, in [0, 2^63).
     """
-    digest = hashlib.blake2b(f"{seed}\n{number}\n{record_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_of(f"{seed}\n{number}\n{record_id}")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from fourdthinker.sampler import (
     encode_imagery,
     make_feed,
     most_latents,
+    seed_of,
 )
 
 if TYPE_CHECKING:
@@ -195,5 +195,4 @@ def imagery_targets(backbone: Backbone, encoder: Encoder, records: Sequence[Reco
 
 
 def _seed(seed: int, what: str, key: Key) -> int:
-    digest = hashlib.blake2b(f"{seed}\n{what}\n{key[1]}\n{key[0]}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_of(f"{seed}\n{what}\n{key[1]}\n{key[0]}")

@@ -1,6 +1,6 @@
 """Sampling with latents: prompts in, rollouts out, and rollouts back through the training forward."""
 
-from fourdthinker.sampler.config import SamplingConfig, row_seed
+from fourdthinker.sampler.config import SamplingConfig, row_seed, seed_of
 from fourdthinker.sampler.engine import LatentSampler
 from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.latent_modes import LATENT_MODES, check_latent_mode, make_feed, most_latents
@@ -25,4 +25,5 @@ __all__ = [
     "replay_batch",
     "replay_logprobs",
     "row_seed",
+    "seed_of",
 ]

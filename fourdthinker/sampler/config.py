@@ -81,6 +81,18 @@ class SamplingConfig:
             raise ConfigError(f"sampling: {name} is {getattr(self, name)!r}; it must be {wanted}")
 
 
+def seed_of(text: str) -> int:
+    """A seed from a text; the same on every machine.
+
+    Args:
+        text: names what is drawn.
+
+    Returns:
+        A hash of it, in [0, 2^63).
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
 def row_seed(seed: int, prompt: int, sample: int) -> int:
     """The seed of one row that is given none of its own.
 
@@ -92,8 +104,7 @@ def row_seed(seed: int, prompt: int, sample: int) -> int:
     Returns:
         A hash of the three, in [0, 2^63).
     """
-    digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_of(f"{seed}/{prompt}/{sample}")
 
 
 def _is_int(value: object) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 from fourdthinker import cli
 from fourdthinker.errors import RecordError
 from fourdthinker.records import read_records
+from fourdthinker.sampler import LATENT_MODES
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import load_config
 
@@ -78,6 +79,16 @@ def test_every_command_shown_is_one() -> None:
     shown = commands("fourdthinker")
     assert {words[1] for words in shown} >= {"eval", "report", "generate", "init"}
     assert [words for words in shown if not parses(words[1:])] == []
+
+
+def test_help_and_docs_name_every_latent_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser writes them out, since it imports nothing heavy."""
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    shown = capsys.readouterr().out
+    page = (ROOT / "docs" / "latents.md").read_text(encoding="utf-8")
+    assert [mode for mode in LATENT_MODES if not re.search(rf"\b{mode}\b", shown)] == []
+    assert [mode for mode in LATENT_MODES if f"`{mode}`" not in page] == []
 
 
 def parses(words: list[str]) -> bool:
