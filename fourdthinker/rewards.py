@@ -1,4 +1,4 @@
-"""The one answer parser, shared by reinforcement learning and evaluation, and the reward functions.
+"""The reward functions; `fourdthinker.answers` finds the answer in a completion.
 
 A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion
 (without its end-of-sequence token), ``record`` the line of data its prompt was made from. One that has a
@@ -13,10 +13,11 @@ import inspect
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fourdthinker.answers import answer_text, normalised, parse_answer, thought_and_answer
 from fourdthinker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,101 +56,9 @@ class Completion:
 
 ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents")
 
-_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
-# One reasoning part, one answer, nothing else. Each body forbids the four tags, so the pattern cannot match a
-# text that repeats a part, and every body has one way to match (no backtracking blow-up on hostile text).
-_BODY = r"(?:(?!</?(?:think|answer)>).)*"
-_FORMAT = re.compile(
-    rf"\s*<think>{_BODY}</think>\s*<answer>(?P<answer>{_BODY})</answer>\s*",
-    re.IGNORECASE | re.DOTALL | re.ASCII,
-)
-
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _CENTRE = re.compile(r"(Camera|Object) Center: \[([^\[\]]{0,200})\]")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-
-
-def answer_text(text: str) -> str | None:
-    """What a completion gives as its answer: the last closed ``<answer>...</answer>``.
-
-    Tags are matched whatever their case. An answer that was opened and never closed does not count, so a
-    completion cut by the length limit falls back on the last complete answer, or has none.
-
-    Args:
-        text: a decoded completion.
-
-    Returns:
-        The stripped content, or None when there is none.
-    """
-    opened: int | None = None
-    content: str | None = None
-    for tag in _TAG.finditer(text):
-        if not tag.group(1):
-            opened = tag.end()
-        elif opened is not None:
-            content = text[opened : tag.start()]
-            opened = None
-    return None if content is None else content.strip()
-
-
-def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
-    """Which option a completion chose.
-
-    Only the last closed ``<answer>...</answer>`` is read (`answer_text`), never free text around it. Case
-    does not matter and runs of whitespace count as one space. In this order:
-
-    1. a letter and nothing else but marks: it may have ``(`` before it, and ``)``, ``.``, ``:``, ``).`` or
-       ``):`` behind it. ``B``, ``(b)``, ``B.``, ``(B``, ``B).``;
-    2. the exact text of exactly one option: with an option "A cube" under B, the answer "A cube" means B;
-    3. ``(B)``, ``B.``, ``B)`` or ``B:`` followed by a space, or one of these or ``B`` alone on the first
-       line: ``B. left``;
-    4. one of these or ``B`` followed by the text of that same option: ``B left``, ``B.left``.
-
-    Anything else ("A and B", "A different cube", the text of two options) is None.
-
-    Args:
-        text: a decoded completion.
-        options: letter -> option text; letters are single upper-case characters.
-
-    Returns:
-        A letter of `options`, or None.
-    """
-    content = answer_text(text)
-    if not content or not options:
-        return None
-    bare = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", content)
-    if bare:
-        letter = _key(options, bare.group(1))
-        if letter is not None:
-            return letter
-
-    answer = _normalise(content)
-    same = [letter for letter, option in options.items() if _normalise(option) == answer]
-    if len(same) == 1:
-        return same[0]
-    if same:
-        return None
-
-    led = re.match(r"\(([A-Za-z])\)|([A-Za-z])([.):]?)", content)
-    if not led:
-        return None
-    letter = _key(options, led.group(1) or led.group(2))
-    if letter is None:
-        return None
-    rest = content[led.end() :]
-    marked = bool(led.group(1) or led.group(3))
-    if (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest):
-        return letter
-    separated = marked or rest[:1].isspace()
-    return letter if separated and _normalise(rest) == _normalise(options[letter]) else None
-
-
-def _key(options: Mapping[str, str], letter: str) -> str | None:
-    return letter.upper() if letter.upper() in options else None
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def accuracy_reward(text: str, record: Record) -> float:
@@ -186,8 +95,8 @@ def format_reward(text: str, record: Record) -> float:
     Returns:
         1.0 or 0.0.
     """
-    match = _FORMAT.fullmatch(text)
-    return 1.0 if match and match.group("answer").strip() else 0.0
+    parts = thought_and_answer(text)
+    return 1.0 if parts is not None and parts[1].strip() else 0.0
 
 
 def st_reward(text: str, record: Record) -> float:
@@ -223,7 +132,7 @@ def st_reward(text: str, record: Record) -> float:
     if record.options and record.answer is not None:
         right = parse_answer(text, record.options) == record.answer
     else:
-        right = answer is not None and _normalise(answer) == _normalise(truth["answer"])
+        right = answer is not None and normalised(answer) == normalised(truth["answer"])
     camera = _centres_score(text, "Camera", truth.get("camera_center"))
     objects = _centres_score(text, "Object", truth.get("object_center"))
     return 0.2 * form + 0.6 * right + 0.1 * camera + 0.1 * objects

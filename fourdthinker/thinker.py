@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourdthinker.answers import normalised, parse_answer
 from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames import FramePolicy, Frames
 from fourdthinker.records import Record
-from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
 from fourdthinker.samples import Prompt
 from fourdthinker.transcript import TextStream, text_plain
@@ -291,7 +291,7 @@ def question_record(
         )
     if any(not text.strip() for text in options):
         raise ConfigError(f"options are {list(options)} and one is blank; give each a text")
-    if len({" ".join(text.split()).casefold() for text in options}) < len(options):
+    if len({normalised(text) for text in options}) < len(options):
         raise ConfigError(f"two of the options {list(options)} have the same text; give each its own")
     record = Record("ask", id, question, options=dict(zip(LETTERS, options, strict=False)), where=id)
     record.system, record.start, record.end = system, start, end

@@ -6,12 +6,14 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from fourdthinker.answers import TAGS
 from fourdthinker.latents import LATENT_END, LATENT_PAD, LATENT_START, LatentSpec
 
 _CONTEXT = 8  # ids decoded again before new ones: a tokenizer may write an id differently at the start
 
 _BLOCK = f"{re.escape(LATENT_START)}\\s*(?:{re.escape(LATENT_PAD)}\\s*)*(?:{re.escape(LATENT_END)})?"
-_PARTS = re.compile(rf"(?P<block>{_BLOCK})|(?P<tag></?(?:think|answer)>|<\|im_end\|>|<\|endoftext\|>)")
+_TAG = "|".join(map(re.escape, (*TAGS, "<|im_end|>", "<|endoftext|>")))
+_PARTS = re.compile(rf"(?P<block>{_BLOCK})|(?P<tag>{_TAG})")
 
 
 def text_plain(text: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.answers import answer_text
 from fourdthinker.errors import RecordError, install
 from fourdthinker.files import LETTERS, PathLike, parse_json, read_regular, write_bytes
 from fourdthinker.records import letter_of, options_in, options_of
@@ -25,7 +26,6 @@ _ANSWER = ("answer", "Correct", "correct_answer")
 _OPTIONS = ("options", "choices")
 _VIDEO = ("source", "video", "video_path", "videoID", "frame_paths", "frames", "image_input", "image")
 _LETTERED = re.compile(r"\s*\(?([A-Z])[.):]\s+(.*)", re.DOTALL)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,7 @@ def _options(data: dict[str, Any], where: str) -> dict[str, str]:
 def _answer(data: dict[str, Any], options: dict[str, str], where: str) -> int:
     label = next((data[key] for key in _ANSWER if data.get(key) is not None), None)
     if label is None:
-        said = _TAGGED.findall(str(data.get("text_output") or ""))
-        label = said[-1] if said else None
+        label = answer_text(str(data.get("text_output") or ""))
     if label is None:
         raise RecordError(f"{where}: no answer; name the right option under {' or '.join(_ANSWER)}")
     texts = list(options.values())

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fourdthinker.answers import parse_answer
 from fourdthinker.errors import SamplingError
 from fourdthinker.evaluate.items import Item, make_question
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds
 from fourdthinker.evaluate.letters import letter_probabilities, letter_steps
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.results import Question
-from fourdthinker.rewards import parse_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts, seed_of
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fourdthinker.rewards import parse_answer
+from fourdthinker.answers import TAGS, parse_answer
 from fourdthinker.sampler import Rollout, head_logits, replay_batch
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
     from fourdthinker.samples import Batch, Prompt
 
-_TAG = "<answer>"
+_OPENED = TAGS[2]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def letter_step(tokenizer: Any, row: Sequence[int], options: Mapping[str, str]) 
     if choice is None:
         return None
     start = len(row) - 1
-    while start > 0 and _TAG not in text(row[start:]):
+    while start > 0 and _OPENED not in text(row[start:]):
         start -= 1
     for step in range(start, len(row)):
-        said = text(row[start : step + 1]).partition(_TAG)[2].lstrip(" \n(")
+        said = text(row[start : step + 1]).partition(_OPENED)[2].lstrip(" \n(")
         if not said:
             continue
         token = text(row[step : step + 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from fourdthinker.rewards import answer_text
+from fourdthinker.answers import answer_text
 
 # A number in digits, with a unit behind it or none. The lengths bound what a hostile text can cost.
 _NUMBER = re.compile(

@@ -107,16 +107,7 @@ def opened(
     """
     av = _pyav(deadline.name)
     name = deadline.name
-    size = (
-        len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
-    )
-    if size is None:
-        kind = "a folder" if os.path.isdir(name) else "no regular file"
-        raise VideoError(f"{name}: {f'is {kind}, not a video' if os.path.exists(name) else 'no such file'}")
-    if size == 0:
-        raise VideoError(f"{name}: the file is empty (0 bytes)")
-    if not isinstance(source, bytes) and not os.access(name, os.R_OK):
-        raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
+    _check_file(source, name)
     left = deadline.left()
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "ignore_editlist": "1"}
     head = _head(source, name)
@@ -159,6 +150,19 @@ def opened(
         _check_alpha(container, video, name)
         set_threads(video, threads, longest_delay=longest_delay)
         yield container, video
+
+
+def _check_file(source: Source, name: str) -> None:
+    size = (
+        len(source) if isinstance(source, bytes) else os.path.getsize(name) if os.path.isfile(name) else None
+    )
+    if size is None:
+        kind = "a folder" if os.path.isdir(name) else "no regular file"
+        raise VideoError(f"{name}: {f'is {kind}, not a video' if os.path.exists(name) else 'no such file'}")
+    if size == 0:
+        raise VideoError(f"{name}: the file is empty (0 bytes)")
+    if not isinstance(source, bytes) and not os.access(name, os.R_OK):
+        raise VideoError(f"{name}: the file may not be read; ask for the right to, or drop it")
 
 
 def _head(source: Source, name: str) -> bytes:

@@ -67,6 +67,14 @@ class Packets:
     whole: int | None = None
     fault: tuple[int | None, str] | None = None
 
+    def add_key(self, key: int | None) -> None:
+        """The place of the last packet's picture in display order."""
+        self.keys.append(key)
+        if key == OF_SECOND_FIELD and len(self.keys) > 1:
+            self.join_fields()
+        elif key == NEVER_SHOWN:
+            self.flags[-1] |= NOT_SHOWN
+
     def join_fields(self) -> None:
         """The last packet is the second field of the picture before it: both are decoded, or none."""
         self.flags[-1] = NOT_SHOWN | SECOND_FIELD
@@ -342,11 +350,7 @@ def _packets(
             found.durations.append(duration)
             found.flags.append(flags_of(data) | (KEYFRAME if key else 0))
             if key_of is not None:
-                found.keys.append(key_of(data))
-                if found.keys[-1] == OF_SECOND_FIELD and len(found.keys) > 1:
-                    found.join_fields()
-                elif found.keys[-1] == NEVER_SHOWN:
-                    found.flags[-1] |= NOT_SHOWN
+                found.add_key(key_of(data))
             held.keep(packet)
     except av.error.FFmpegError as error:
         if not found.stamps:

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
+from fourdthinker.answers import answer_text, normalised
 from fourdthinker.errors import RecordError
 from fourdthinker.files import LETTERS, parse_json
 from fourdthinker.latents import IMAGERY
@@ -31,7 +32,6 @@ RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
 MLLM = COMMON | {"conversations", "video", "image", "solution", "num_tokens"}
 ASK = COMMON | {"question", "video", "frames", "images"}
 ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 _SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
 
 
@@ -264,7 +264,7 @@ def _options(line: Line, record: Record, options: Any = None) -> None:
     letters = "".join(options)
     if not 2 <= len(options) <= len(LETTERS) or letters != LETTERS[: len(options)]:
         line.fail(f"options are lettered {', '.join(options)}; write 2 to 8 of them, A, B, ... without a gap")
-    if len({" ".join(text.split()).casefold() for text in options.values()}) < len(options):
+    if len({normalised(text) for text in options.values()}) < len(options):
         line.fail(f"two options have the same text: {list(options.values())}; an answer could not be told")
     for text in options.values():
         line.prose("options", text)
@@ -275,9 +275,9 @@ def _options(line: Line, record: Record, options: Any = None) -> None:
 
 def _answer(line: Line, record: Record, key: str = "answer") -> None:
     """The right option: named by `key`, and by the last <answer> of text_output; they must agree."""
-    said = _ANSWER.findall(record.text_output or "")
-    if record.options and said:
-        record.answer = _letter(line, "text_output", said[-1], record.options)
+    said = answer_text(record.text_output or "")
+    if record.options and said is not None:
+        record.answer = _letter(line, "text_output", said, record.options)
     if key not in line.data:
         return
     if not isinstance(line.data[key], str):

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from fourdthinker.answers import normalised
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike, parse_json
 from fourdthinker.latents import IMAGERY
@@ -158,12 +159,12 @@ def letter_of(label: str, options: Mapping[str, str]) -> str | None:
     bare = label.strip("().:").upper()
     if bare in options:
         return bare
-    texts = {letter: " ".join(text.split()).casefold() for letter, text in options.items()}
-    same = [letter for letter, text in texts.items() if text == label.casefold()]
+    texts = {letter: normalised(text) for letter, text in options.items()}
+    same = [letter for letter, text in texts.items() if text == normalised(label)]
     if same:
         return same[0] if len(same) == 1 else None
     match = _LABEL.fullmatch(label)
-    if match and texts.get(match[1].upper()) == match[2].casefold():
+    if match and texts.get(match[1].upper()) == normalised(match[2]):
         return match[1].upper()
     return None
 

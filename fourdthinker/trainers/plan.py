@@ -25,13 +25,12 @@ from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
-from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Work, work_of
+from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Device, Work, work_of
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
 _ANSWER = 512  # tokens of a DIFT answer
 _BLOCKS = 2  # imagery blocks in it
-_GPUS = (16, 24, 40, 48, 80, 96, 141, 192)  # GB
 
 
 @dataclass(frozen=True)
@@ -323,10 +322,11 @@ def plan_text(config: TrainConfig) -> str:
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.parts.items() if size]
     lines.append("at the same time:")
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.phases.items()]
-    fits = [f"{size}" for size in _GPUS if plan.peak * 1.1 <= size * 1e9]  # the allocator's own share
+    fits = [device for device in DEVICES if _holds(device, plan)]
     if not on_cpu:
-        lines.append(f"fits GPUs of {', '.join(fits)} GB" if fits else f"fits no GPU of {_GPUS[-1]} GB")
-        if len(fits) < len(_GPUS):
+        named = ", ".join(f"{device.name} ({device.memory} GB)" for device in fits)
+        lines.append(f"fits {named or f'no GPU of {DEVICES[-1].memory} GB'}")
+        if len(fits) < len(DEVICES):
             lines.append(
                 "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, deepspeed (ZeRO)"
             )
@@ -338,6 +338,10 @@ def plan_text(config: TrainConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _holds(device: Device, plan: Plan) -> bool:
+    return plan.peak * 1.1 <= device.memory * 1e9  # the allocator's own share
+
+
 def _times(plan: Plan) -> list[str]:
     """The time of an update on the GPUs that it fits."""
     lines = [
@@ -345,7 +349,7 @@ def _times(plan: Plan) -> list[str]:
         f"{DECODING:.0%} of the bandwidth (without reading of videos, rewards and communication):"
     ]
     for device in DEVICES:
-        if plan.peak * 1.1 <= device.memory * 1e9:
+        if _holds(device, plan):
             training, sampling = plan.work.seconds(device)
             sheet = f"{device.rate:.0f} TFLOP/s, {device.bandwidth:.0f} GB/s"
             lines.append(

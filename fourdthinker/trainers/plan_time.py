@@ -1,4 +1,4 @@
-"""How long an update of the weights would take: operations over the rates of a table."""
+"""GPUs by their data sheets, and how long an update of the weights would take on each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Device:
     bandwidth: float
 
 
-DEVICES = (
+DEVICES = (  # by memory, the smallest first
     Device("RTX 4090", 24, 165, 1008),
     Device("L40S", 48, 362, 864),
     Device("A100", 80, 312, 2039),

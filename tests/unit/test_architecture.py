@@ -24,7 +24,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("evaluate", "audit", "generate", "thinker"),
     ("sampler", "objectives", "rewards", "worlds"),
     ("backbones", "prompts", "prompt_style", "samples"),
-    ("records", "frames", "latents", "positions", "transcript", "vision"),
+    ("records", "frames", "answers", "latents", "positions", "transcript", "vision"),
     ("errors", "files", "settings", "progress"),
     ("kernels", "_video"),
 )

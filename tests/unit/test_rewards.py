@@ -1,4 +1,4 @@
-"""The answer parser and the rewards, mostly on replies that try to pass for right without being right."""
+"""The rewards, mostly on replies that try to pass for right without being right."""
 
 from __future__ import annotations
 
@@ -9,154 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fourdthinker import rewards
+from fourdthinker.answers import parse_answer
 from fourdthinker.errors import ConfigError
 from fourdthinker.rewards import (
     Completion,
     accuracy_reward,
-    answer_text,
     call_reward,
     format_reward,
     load_reward,
-    parse_answer,
     st_reward,
 )
 
 MOVES = {"A": "dolly in", "B": "truck left", "C": "pan right", "D": "Tilt up"}
-CUBES = {"A": "A sphere", "B": "A cube", "C": "B cube", "D": "cube"}
 
 
 def record(**fields: Any) -> Any:
     return SimpleNamespace(**{"options": MOVES, "answer": "B", "where": "train.jsonl:7", **fields})
-
-
-@pytest.mark.parametrize(
-    ("content", "letter"),
-    [
-        ("B", "B"),
-        (" b\n", "B"),
-        ("B.", "B"),
-        ("B)", "B"),
-        ("B:", "B"),
-        ("(b)", "B"),
-        ("(B).", "B"),
-        ("B. truck left", "B"),
-        ("B) anything at all", "B"),
-        ("(B) truck left", "B"),
-        ("B: truck left", "B"),
-        ("B.truck left", "B"),
-        ("B truck left", "B"),
-        ("B\nbecause it moves", "B"),
-        ("truck left", "B"),
-        ("  TRUCK \n left ", "B"),
-        ("tilt up", "D"),
-        ("", None),
-        ("   ", None),
-        ("E", None),
-        ("7", None),
-        ("A and B", None),
-        ("A, B", None),
-        ("AB", None),
-        ("B pan right", None),
-        ("Btruck left", None),
-        ("Because of A", None),
-        ("A camera that trucks left", None),
-        ("truck", None),
-        ("truck left or pan right", None),
-        ("the answer is B", None),
-        ("not B", None),
-        ("B.C.", None),
-        ("**B**", None),
-        ("İB", None),
-        ("\uff22", None),  # a full-width B
-    ],
-)
-def test_what_counts_as_an_answer(content: str, letter: str | None) -> None:
-    assert parse_answer(f"<think>A or C</think><answer>{content}</answer>", MOVES) == letter
-
-
-MARKED = {before + "B" + after for before in ("", "(") for after in ("", ")", ".", ":", ").", "):")}
-
-
-AFTER = ["", ")", ".", ":", ").", "):", ".)", ":)", "))", "..", "::", "]", ",", ";", " ."]
-
-
-@pytest.mark.parametrize("before", ["", "(", "((", "[", "."])
-@pytest.mark.parametrize("after", AFTER)
-def test_a_letter_alone_may_have_the_marks_that_the_docstring_names(before: str, after: str) -> None:
-    content = f"{before}B{after}"
-    assert parse_answer(f"<answer>{content}</answer>", MOVES) == ("B" if content in MARKED else None)
-
-
-@pytest.mark.parametrize(
-    ("content", "letter"),
-    [
-        ("A", "A"),
-        ("A cube", "B"),
-        ("a  cube", "B"),
-        ("A sphere", "A"),
-        ("B cube", "C"),
-        ("cube", "D"),
-        ("D cube", "D"),
-        ("B A cube", "B"),
-        ("A A sphere", "A"),
-        ("A. cube", "A"),
-        ("A pyramid", None),
-        ("a sphere or a cube", None),
-    ],
-)
-def test_options_that_begin_with_a_letter(content: str, letter: str | None) -> None:
-    assert parse_answer(f"<answer>{content}</answer>", CUBES) == letter
-
-
-def test_ligatures_are_no_letters() -> None:
-    assert parse_answer("<answer>\ufb01 left</answer>", {"A": "up", "F": "left"}) is None
-
-
-def test_options_that_are_letters_or_look_like_marked_letters() -> None:
-    assert parse_answer("<answer>A</answer>", {"A": "B", "B": "A"}) == "A"
-    people = {"A": "B. Franklin", "B": "A. Lincoln"}
-    assert parse_answer("<answer>A. Lincoln</answer>", people) == "B"
-    assert parse_answer("<answer>A. Franklin</answer>", people) == "A"
-    assert parse_answer("<answer>left</answer>", {"A": "left", "B": "Left", "C": "up"}) is None
-    assert parse_answer("<answer>A</answer>", {}) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        ("<answer>A</answer> no: <answer>B</answer>", "B"),
-        ("<answer>A</answer> <answer>B", "A"),
-        ("<answer><answer>B</answer></answer>", "B"),
-        ("<answer>A</answer>B</answer>", "A"),
-        ("<ANSWER> B </Answer>", "B"),
-        ("</answer>B<answer>", None),
-        ("B", None),
-        ("truck left", None),
-        ("<answer>B", None),
-        ("<answer/>B</answer>", None),
-        ("<an\u017fwer>B</an\u017fwer>", None),
-        ("", None),
-    ],
-)
-def test_the_last_closed_answer_is_read(text: str, content: str | None) -> None:
-    assert answer_text(text) == content
-    assert parse_answer(text, MOVES) == content
-
-
-@given(st.text(alphabet="ABab.():, \n<>/answer", max_size=60))
-def test_parser_is_total_and_reads_nothing_outside_the_answer(text: str) -> None:
-    assert parse_answer(text, MOVES) in (None, *MOVES)
-    if "</answer>" not in text.lower():
-        assert parse_answer(text, MOVES) is None
-
-
-@given(st.sampled_from("ABCD"), st.text(max_size=30).filter(lambda s: "<" not in s))
-def test_free_text_never_changes_the_answer(letter: str, noise: str) -> None:
-    assert parse_answer(f"{noise}<answer>{letter}</answer>{noise}", MOVES) == letter
 
 
 def test_accuracy_reward() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.answers import normalised
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.tables import Row
 from fourdthinker.evaluate.numeric import parse_number
@@ -116,8 +117,8 @@ class Collector:
         record = Record("rl", id, question, dict(options), answer, where=row.where, **media)
         _check_characters(record)
         reason = self.benchmark.known_bad.get(id)
-        text = _plain(options[answer])
-        if reason is None and sum(_plain(option) == text for option in options.values()) > 1:
+        text = normalised(options[answer])
+        if reason is None and sum(normalised(option) == text for option in options.values()) > 1:
             reason = f"the right text {options[answer]!r} stands under two letters"
         self._add(record, reason)
 
@@ -170,10 +171,6 @@ def _check_characters(record: Record) -> None:
         raise RecordError(
             f"{record.where}: half of a surrogate pair, which is no character; write the text as UTF-8"
         ) from error
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def answer_of(row: Row, value: Any, options: Mapping[str, str], *, text: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from fourdthinker.answers import TAGS, normalised, thought_and_answer
 from fourdthinker.latents import IMAGERY
 from fourdthinker.records import letter_of
 from fourdthinker.synth.questions.forms import Question
@@ -11,9 +12,7 @@ from fourdthinker.synth.questions.forms import Question
 SHORTEST, LONGEST = 80, 8000  # characters of the reasoning, placeholders not counted
 APART = 150  # characters between placeholders, for each of them: they stand together
 
-_WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|thinking|answer)>", re.IGNORECASE)
-_CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>|<(?:tool_call|image|video)>", re.IGNORECASE)
+_CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>|</?(?:thinking|tool_call|image|video)>", re.IGNORECASE)
 _TOLD = re.compile(
     r"\b(?:(?:correct|right|given|provided|expected) (?:answer|option|label)|ground[- ]truth|"
     r"(?:you|the user|the prompt) (?:said|told|gave|provided)|overlays?|masks?|highlighted)\b",
@@ -33,12 +32,10 @@ def fault(text: str, question: Question, overlays: int) -> str | None:
     Returns:
         The reason, or None for a narration that is right.
     """
-    match = _WHOLE.fullmatch(text)
-    if match is None:
-        return "not <think>...</think> and then <answer>...</answer>"
-    thought, answer = match[1], match[2].strip()
-    if len(_TAG.findall(text)) != 4:
-        return "a tag stands more than once"
+    parts = thought_and_answer(text)
+    if parts is None or any(tag not in text for tag in TAGS):  # training shows them in lower case alone
+        return "not <think>...</think> and then <answer>...</answer>, each tag once"
+    thought, answer = parts[0], parts[1].strip()
     control = _CONTROL.search(text)
     if control:
         return f"holds the control token {control[0]!r}"
@@ -71,7 +68,7 @@ def _answer_fault(answer: str, question: Question) -> str | None:
             return f"the answer {answer[:60]!r} is no option"
         return None if letter == question.letter else f"answers {letter}, and geometry says {question.letter}"
     if question.value is None:
-        same = " ".join(answer.split()).casefold() == " ".join(question.answer.split()).casefold()
+        same = normalised(answer) == normalised(question.answer)
         return None if same else f"answers {answer[:60]!r}, and geometry says {question.answer!r}"
     numbers = _NUMBER.findall(answer)
     if len(numbers) != 1 or abs(float(numbers[0]) - question.value) > 0.05 * abs(question.value) + 0.051:

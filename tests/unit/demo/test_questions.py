@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fourdthinker.answers import parse_answer
 from fourdthinker.demo.questions import (
     FAMILIES,
     ask,
@@ -19,7 +20,7 @@ from fourdthinker.demo.questions import (
     spot,
     words,
 )
-from fourdthinker.rewards import format_reward, parse_answer
+from fourdthinker.rewards import format_reward
 from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, World, make_world
 
 

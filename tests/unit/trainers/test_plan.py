@@ -157,7 +157,14 @@ def test_dry_run_prints_the_plan_and_ends(
     run = tmp_path / "run"
     main(["--dry-run", f"model={checkpoint[1]}", "data=none.jsonl", f"output_dir={run}", "dtype=bfloat16"])
     said = capsys.readouterr().out
-    for word in ("largest forward", "weights", "optimizer", "activations", "logits chunk", "fits GPUs of 16"):
+    for word in (
+        "largest forward",
+        "weights",
+        "optimizer",
+        "activations",
+        "logits chunk",
+        "fits RTX 4090 (24 GB), L40S",
+    ):
         assert word in said
     assert not run.exists()
 
