@@ -1,0 +1,1 @@
+"""The model within other evaluation harnesses: lmms-eval and VLMEvalKit."""

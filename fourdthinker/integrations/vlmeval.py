@@ -1,0 +1,103 @@
+"""VLMEvalKit without a fork: its `run.py` with one more model.
+
+python -m fourdthinker.integrations.vlmeval VLMEvalKit/run.py --pretrained runs/grpo/final \
+    --model fourdthinker --data DSRBench_1fps
+
+VLMEvalKit keeps its models in a table and has no plug-in point: the table gets an entry, and then its own
+script runs, with all arguments that are not named here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlmeval.config import supported_VLM
+from vlmeval.vlm.base import BaseModel
+
+from fourdthinker.integrations.replies import Parts, replies, sampling
+from fourdthinker.thinker import Thinker
+
+NAME = "fourdthinker"
+
+
+class FourDThinker(BaseModel):  # type: ignore[misc]  # untyped base
+    """A checkpoint as VLMEvalKit asks it: one question at a time.
+
+    Videos come as files and are read by the checkpoint's frame policy. VLMEvalKit's extraction gets the
+    content of `<answer>`, and the whole text where it has none.
+    """
+
+    allowed_types = ("text", "image", "video")
+    INTERLEAVE = True
+    VIDEO_LLM = True  # a video comes as a file and not as pictures
+
+    def __init__(self, pretrained: str, device: str | None = None, max_new_tokens: int | None = None) -> None:
+        """Load the checkpoint.
+
+        Args:
+            pretrained: a folder, or a model id `owner/name`.
+            device: where the model runs; None: the first GPU, or the CPU without one.
+            max_new_tokens: of an answer; None: 512.
+
+        Raises:
+            CheckpointError: as for `load_checkpoint`.
+            ConfigError: a value out of range.
+        """
+        self.thinker = Thinker.from_pretrained(pretrained, device=device)
+        self.config = sampling(max_new_tokens)
+        self.asked = 0
+
+    def generate_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+        """Answer one question, greedily.
+
+        Args:
+            message: its parts, each with `type` and `value`; a video may have `start` and `end` in seconds.
+            dataset: name of the benchmark.
+
+        Returns:
+            The answer; "" where the media cannot be read, with a warning.
+
+        Raises:
+            ConfigError: several videos, or a video beside pictures.
+        """
+        parts = Parts([], [], [])
+        kinds: dict[str, list[Any]] = {"text": parts.texts, "video": parts.videos, "image": parts.images}
+        for part in message:
+            kinds[part["type"]].append(part["value"])
+        self.asked += 1
+        record = parts.record(f"{dataset or 'question'}/{self.asked}")
+        return replies(self.thinker, [record], self.config, 1)[0].answer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Register the model, then run VLMEvalKit's script.
+
+    Args:
+        arguments: of the command line; None: those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fourdthinker.integrations.vlmeval",
+        description="Run VLMEvalKit on a checkpoint; all other arguments are VLMEvalKit's own.",
+    )
+    parser.add_argument("script", type=Path, help="run.py of a checkout of VLMEvalKit")
+    parser.add_argument("--pretrained", required=True, help="folder of the checkpoint, or owner/name")
+    parser.add_argument("--device")
+    parser.add_argument("--max-new-tokens", type=int)
+    given, rest = parser.parse_known_args(arguments)
+    if not given.script.is_file():
+        parser.error(f"{given.script}: no such file; name run.py of a checkout of VLMEvalKit")
+    supported_VLM[NAME] = partial(
+        FourDThinker, given.pretrained, device=given.device, max_new_tokens=given.max_new_tokens
+    )
+    sys.argv = [str(given.script), *rest]
+    runpy.run_path(str(given.script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
