@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -180,5 +181,5 @@ def sampling(
         ConfigError: a value out of range.
     """
     config = SamplingConfig(temperature=float(temperature or 0.0), stop_strings=tuple(stop), seed=seed)
-    given = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k}
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k}
     return replace(config, **{name: value for name, value in given.items() if value is not None})

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ ASKED.append(model.generate_inner([
 @pytest.fixture
 def kit(monkeypatch):
     names = ("vlmeval", "vlmeval.config", "vlmeval.vlm", "vlmeval.vlm.base")
-    modules = {name: types.ModuleType(name) for name in names}
+    modules: dict[str, Any] = {name: types.ModuleType(name) for name in names}
     modules["vlmeval.config"].supported_VLM = {}
     modules["vlmeval.vlm.base"].BaseModel = type("BaseModel", (), {})
     for name, module in modules.items():
