@@ -130,6 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
     from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi
     from fourdthinker.files import write_json
+    from fourdthinker.integrations.lmms_samples import write_lmms_samples
     from fourdthinker.sampler import check_latent_mode
 
     config = sampling(arguments)
@@ -165,6 +166,9 @@ def run(arguments: argparse.Namespace) -> None:
     if bench is not None:
         results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
     path = write_json(results_file, results)
+    write_lmms_samples(
+        arguments.out / "lmms_eval", arguments.bench or arguments.data[0].stem, result, records
+    )
     console = Console()
     console.print(results_table(results, title=name))
     if len(summary["by_type"]) > 1:

@@ -133,13 +133,12 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
         )
 
     def _config(self, settings: Mapping[str, Any]) -> SamplingConfig:
-        stop = settings.get("until") or ()
+        # `until` is not asked: its default, an empty line, stands between the paragraphs of reasoning.
         config = sampling(
             self.max_new_tokens or settings.get("max_new_tokens"),
             settings.get("temperature") if settings.get("do_sample", True) else None,
             settings.get("top_p"),
             settings.get("top_k"),
-            stop=[stop] if isinstance(stop, str) else list(stop),
             seed=self.seed,
         )
         return config if self.max_blocks is None else replace(config, max_blocks=self.max_blocks)

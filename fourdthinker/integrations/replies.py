@@ -161,7 +161,6 @@ def sampling(
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
-    stop: Sequence[str] = (),
     seed: int = 0,
 ) -> SamplingConfig:
     """Settings as harnesses give them.
@@ -171,7 +170,6 @@ def sampling(
         temperature: None or 0: greedy.
         top_p: None: off.
         top_k: None: off.
-        stop: texts that end an answer.
         seed: of sampling.
 
     Returns:
@@ -180,6 +178,6 @@ def sampling(
     Raises:
         ConfigError: a value out of range.
     """
-    config = SamplingConfig(temperature=float(temperature or 0.0), stop_strings=tuple(stop), seed=seed)
+    config = SamplingConfig(temperature=float(temperature or 0.0), seed=seed)
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k}
     return replace(config, **{name: value for name, value in given.items() if value is not None})

@@ -94,6 +94,13 @@ def test_a_task_of_lmms_eval_runs_and_scores_what_the_model_says(checkpoint, tmp
     assert results["results"]["tiny_motion"]["exact,none"] == pytest.approx(2 / 3)
 
 
+def test_an_empty_line_ends_no_answer(checkpoint):
+    model = FourDThinker(str(checkpoint), device="cpu")
+    config = model._config({"until": ["\n\n"], "max_new_tokens": 4, "temperature": 0, "do_sample": False})
+    assert config.stop_strings == ()
+    assert (config.max_new_tokens, config.temperature) == (4, 0.0)
+
+
 def test_arguments_and_tasks_that_do_not_fit_are_named(checkpoint):
     with pytest.raises(ConfigError, match="max_frames unknown"):
         FourDThinker(str(checkpoint), max_frames=3)

@@ -81,8 +81,7 @@ def test_one_question_has_one_video_or_pictures(clips):
 
 def test_settings_of_harnesses():
     assert (sampling().temperature, sampling().max_new_tokens) == (0.0, 512)
-    config = sampling(16, 0.5, 0.9, 40, ["\n\n"])
+    config = sampling(16, 0.5, 0.9, 40)
     assert (config.max_new_tokens, config.temperature, config.top_p, config.top_k) == (16, 0.5, 0.9, 40)
-    assert config.stop_strings == ("\n\n",)
     with pytest.raises(ConfigError, match="top_p"):
         sampling(top_p=2.0)

@@ -1,0 +1,80 @@
+"""An evaluation as lmms-eval (0.7) logs its own, so that its web page shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fourdthinker.evaluate import EvalResult, Question
+from fourdthinker.files import make_folder, write_json, write_text
+from fourdthinker.records import Record
+
+
+def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Sequence[Record]) -> Path:
+    """Write `eval_results.json` and `eval_samples_<task>.jsonl`.
+
+    Args:
+        folder: where; it is made.
+        task: name of the data; "/" and the like become "_".
+        result: of `evaluate`.
+        records: what was asked, in the same order.
+
+    Returns:
+        The file of samples: a line for each question, with `doc`, `target`, `resps` (the texts of the n
+        samples, then the one at temperature 0), `filtered_resps` (what was read from them) and `score`, their
+        mean.
+    """
+    task = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)
+    lines = [_line(number, *pair) for number, pair in enumerate(zip(result.questions, records, strict=True))]
+    path = folder / f"eval_samples_{task}.jsonl"
+    make_folder(folder)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    summary = result.summary()
+    number = len(result.questions)
+    write_json(
+        folder / "eval_results.json",
+        {
+            "results": {task: {"alias": task, "score,none": summary["accuracy"]}},
+            "n-samples": {task: {"original": number, "effective": number}},
+            "config": {"model": "fourdthinker", **result.settings},
+            "model_name": result.name,
+            "total_evaluation_time_seconds": summary["seconds"],
+        },
+    )
+    return path
+
+
+def _line(number: int, question: Question, record: Record) -> dict[str, Any]:
+    doc = {
+        "id": question.id,
+        "type": question.type,
+        "question": record.question,
+        "options": question.options,
+        "video": record.video,
+        "frames": record.frames,
+    }
+    texts = [*question.texts, *([] if question.greedy_text is None else [question.greedy_text])]
+    answers = [*question.answers, *([] if question.greedy_text is None else [question.greedy])]
+    return {
+        "doc_id": number,
+        "doc": doc,
+        "target": question.answer,
+        "resps": [texts],
+        "filtered_resps": [_text(answer) for answer in answers],
+        "doc_hash": hashlib.sha256(json.dumps(doc, ensure_ascii=False, sort_keys=True).encode()).hexdigest(),
+        "input": record.question,
+        "score": _mean(question.score(answer) for answer in answers),
+        **({"failed": question.failed} if question.failed else {}),
+    }
+
+
+def _text(answer: str | None) -> str:
+    return "" if answer is None else answer
+
+
+def _mean(scores: Iterable[float]) -> float:
+    values = list(scores)
+    return sum(values) / len(values) if values else 0.0
