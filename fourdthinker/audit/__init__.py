@@ -1,14 +1,14 @@
 """What a question's text alone says about its answer: solvers without eyes, beside chance."""
 
-from fourdthinker.audit.items import Item, QuestionFile, read_questions, write_without
-from fourdthinker.audit.run import FEWEST, Audit, Line, audit, prune
+from fourdthinker.audit.questions import ChoiceQuestion, QuestionFile, read_questions, write_without
+from fourdthinker.audit.run import FEWEST, Audit, SolverLine, audit, prune
 
 __all__ = [
     "FEWEST",
     "Audit",
-    "Item",
-    "Line",
+    "ChoiceQuestion",
     "QuestionFile",
+    "SolverLine",
     "audit",
     "prune",
     "read_questions",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.audit.items import Item
+from fourdthinker.audit.questions import ChoiceQuestion
 from fourdthinker.audit.texts import likeness, shape
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ NAMES = (
 )
 
 
-def option_features(items: Sequence[Item]) -> Array:
+def option_features(items: Sequence[ChoiceQuestion]) -> Array:
     """Features of every option of every item, one after the other.
 
     Args:
@@ -50,7 +50,7 @@ def option_features(items: Sequence[Item]) -> Array:
     return np.concatenate([_of_item(item, types[item.type]) for item in items])
 
 
-def _of_item(item: Item, kind: int) -> Array:
+def _of_item(item: ChoiceQuestion, kind: int) -> Array:
     shapes = [shape(text) for text in item.options]
     asked = shape(item.question).words
     likenesses = np.array([[likeness(a.words, b.words) for b in shapes] for a in shapes])

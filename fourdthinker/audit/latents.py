@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from fourdthinker.audit.blocks import BlockLatents, block_statistics, collect_blocks
 from fourdthinker.errors import ConfigError
-from fourdthinker.evaluate import EvalResult, Question, compare, evaluate, group_clips, scoring, source_of
+from fourdthinker.evaluate import (
+    AnsweredQuestion,
+    EvalResult,
+    compare,
+    evaluate,
+    group_clips,
+    scoring,
+)
 from fourdthinker.evaluate.asking import Asking
-from fourdthinker.evaluate.items import Items
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, check_mode, imagery_targets
+from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.runner import check_records
+from fourdthinker.records import source_of
 from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_latent_mode, encode_prompts
 
 if TYPE_CHECKING:
@@ -124,16 +132,16 @@ class LatentAudit:
             "settings": results["own"].settings,
         }
 
-    def _items(self, records: Sequence[Record], prompts: Sequence[Prompt] | None) -> Items:
-        return Items(records, self.encoder, group_clips(records), None, self.config.seed, prompts)
+    def _items(self, records: Sequence[Record], prompts: Sequence[Prompt] | None) -> PromptBatches:
+        return PromptBatches(records, self.encoder, group_clips(records), None, self.config.seed, prompts)
 
     def _encode(self) -> tuple[list[Prompt], dict[str, str]]:
         """Prompts with the features of their clips, on the CPU; what cannot be asked, with the reason."""
         made: dict[int, Prompt] = {}
         failed: dict[str, str] = {}
         for batch in self._items(self.records, None).batches((), self.batch):
-            ready = [item for item in batch if not isinstance(item, Question)]
-            failed |= {item.id: item.failed for item in batch if isinstance(item, Question)}
+            ready = [item for item in batch if not isinstance(item, AnsweredQuestion)]
+            failed |= {item.id: item.failed for item in batch if isinstance(item, AnsweredQuestion)}
             features = encode_prompts(self.sampler.backbone, [prompt for _, prompt in ready])
             for (i, prompt), feature in zip(ready, features, strict=True):
                 vision = prompt.vision

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fourdthinker.audit.features import Array
-from fourdthinker.audit.items import Item
+from fourdthinker.audit.questions import ChoiceQuestion
 from fourdthinker.audit.solvers import SOLVERS, Indices, Table, hit, make_table
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.scoring import standard_error
@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Line:
+class SolverLine:
     """One solver on one set of questions.
 
     Attributes:
@@ -61,19 +61,19 @@ class Audit:
         ambiguous: questions in which another option has the text of the right one.
     """
 
-    lines: tuple[Line, ...]
-    items: tuple[Item, ...]
+    lines: tuple[SolverLine, ...]
+    items: tuple[ChoiceQuestion, ...]
     bias: Array
     folds: int
     groups: int
     ambiguous: int
 
     @property
-    def leaks(self) -> tuple[Line, ...]:
+    def leaks(self) -> tuple[SolverLine, ...]:
         """The lines whose solver beats chance."""
         return tuple(line for line in self.lines if line.beats_chance)
 
-    def line(self, solver: str, kind: str | None = None) -> Line:
+    def line(self, solver: str, kind: str | None = None) -> SolverLine:
         """The line of a solver on all questions, or on a type of them.
 
         Args:
@@ -85,7 +85,7 @@ class Audit:
         """
         return next(line for line in self.lines if (line.solver, line.type) == (solver, kind))
 
-    def worst(self, number: int) -> list[tuple[Item, float]]:
+    def worst(self, number: int) -> list[tuple[ChoiceQuestion, float]]:
         """The items that give most away, with their bias."""
         order = np.argsort(-self.bias, kind="stable")[:number]
         return [(self.items[i], float(self.bias[i])) for i in order]
@@ -103,7 +103,7 @@ class Audit:
         }
 
 
-def audit(items: Sequence[Item], *, folds: int = 10, seed: int = 0) -> Audit:
+def audit(items: Sequence[ChoiceQuestion], *, folds: int = 10, seed: int = 0) -> Audit:
     """Let every solver answer every question after learning from the questions of other videos.
 
     Args:
@@ -157,7 +157,7 @@ def _solve(table: Table, fold_of: Indices, folds: int) -> tuple[dict[str, Array]
     return hits, bias
 
 
-def _lines(table: Table, hits: dict[str, Array]) -> list[Line]:
+def _lines(table: Table, hits: dict[str, Array]) -> list[SolverLine]:
     types = np.array([item.type for item in table.items])
     chance = np.array([np.mean(item.right) for item in table.items])
     sets: list[tuple[str | None, Indices]] = [(None, np.arange(len(types)))]
@@ -173,7 +173,7 @@ def _lines(table: Table, hits: dict[str, Array]) -> list[Line]:
     ]
 
 
-def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, z: float) -> Line:
+def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, z: float) -> SolverLine:
     """The accuracy with its interval, of the larger of two standard errors.
 
     Questions of a video may hang together; where few videos agree by luck, the error of guessing is larger.
@@ -182,7 +182,7 @@ def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indic
     guessing = math.sqrt(float((chance * (1 - chance)).sum())) / len(hits)
     half = z * (guessing if math.isnan(clustered) else max(clustered, guessing))
     accuracy = float(hits.mean())
-    return Line(
+    return SolverLine(
         solver=name,
         type=kind,
         questions=len(hits),
@@ -194,8 +194,8 @@ def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indic
 
 
 def prune(
-    items: Sequence[Item], *, folds: int = 10, seed: int = 0, keep: float = 0.5
-) -> tuple[Audit, list[Item]]:
+    items: Sequence[ChoiceQuestion], *, folds: int = 10, seed: int = 0, keep: float = 0.5
+) -> tuple[Audit, list[ChoiceQuestion]]:
     """Take the items that give most away out, until no solver beats chance.
 
     Each round audits what is left with other folds, and takes out half as many items as the best solver is
@@ -214,7 +214,7 @@ def prune(
         ConfigError: solvers still beat chance when only that share would be left; or as `audit`.
     """
     left, rounds = list(items), 0
-    dropped: list[Item] = []
+    dropped: list[ChoiceQuestion] = []
     while True:
         found = audit(left, folds=folds, seed=seed + rounds)
         if not found.leaks:

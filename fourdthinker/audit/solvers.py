@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.audit.features import Array, option_features
-from fourdthinker.audit.items import Item
+from fourdthinker.audit.questions import ChoiceQuestion
 from fourdthinker.audit.texts import likeness, normal, shape
 from fourdthinker.errors import install
 
@@ -41,7 +41,7 @@ class Table:
         groups: int64 [items], number of the question's video.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[ChoiceQuestion, ...]
     starts: Indices
     features: Array
     words: Any
@@ -58,7 +58,7 @@ class Table:
         return np.split(values, np.cumsum(sizes)[:-1])
 
 
-def make_table(items: Sequence[Item]) -> Table:
+def make_table(items: Sequence[ChoiceQuestion]) -> Table:
     """What the solvers learn from.
 
     Args:
@@ -126,7 +126,7 @@ def letter_prior(table: Table, train: Indices, test: Indices) -> Scores:
     ]
 
 
-def _keys(item: Item) -> list[tuple[str, str]]:
+def _keys(item: ChoiceQuestion) -> list[tuple[str, str]]:
     return [(item.type, normal(text)) for text in item.options]
 
 
@@ -153,14 +153,14 @@ def smoothest(table: Table, train: Indices, test: Indices) -> Scores:
 def most_alike(table: Table, train: Indices, test: Indices) -> Scores:
     """The option that shares most words with the others: they may have been made from it."""
 
-    def scores(item: Item) -> list[float]:
+    def scores(item: ChoiceQuestion) -> list[float]:
         words = [shape(text).words for text in item.options]
         return [sum(likeness(a, b) for b in words) for a in words]
 
     return _rule(table, test, scores)
 
 
-def _rule(table: Table, test: Indices, scores: Callable[[Item], Sequence[float]]) -> Scores:
+def _rule(table: Table, test: Indices, scores: Callable[[ChoiceQuestion], Sequence[float]]) -> Scores:
     return [np.array(scores(table.items[i]), dtype=np.float64) for i in test]
 
 
@@ -221,16 +221,16 @@ def _accuracy(table: Table, chosen: Indices, scores: Scores) -> float:
     return float(np.mean([hit(table.items[i], s) for i, s in zip(chosen, scores, strict=True)]))
 
 
-def hit(item: Item, scores: Array) -> float:
+def hit(item: ChoiceQuestion, scores: Array) -> float:
     """Probability that the option of the highest score is right, when ties are broken by lot."""
     best = scores >= scores.max() - 1e-12
     return float(np.asarray(item.right)[best].mean())
 
 
-def _hashed_words(items: Sequence[Item]) -> Any:
+def _hashed_words(items: Sequence[ChoiceQuestion]) -> Any:
     from sklearn.feature_extraction import FeatureHasher
 
-    def tokens(item: Item, text: str) -> list[str]:
+    def tokens(item: ChoiceQuestion, text: str) -> list[str]:
         option, own = normal(text), sorted(shape(text).words)
         asked = sorted(shape(item.question).words)
         return [

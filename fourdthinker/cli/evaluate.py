@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What --baselines runs: another picture, or none, and the name that its results have.
-CONTROLS = {
-    "text": ("none", "text_only"),
-    "black": ("black", "shown_black"),
-    "other": ("other", "shown_other"),
-}
+CONTROLS = ("none", "black", "other")  # what --frames shows instead of the clip, and --baselines beside it
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -79,8 +74,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--frames",
-        choices=("black", "other", "none"),
-        help="show black frames, another clip's, or none at all, instead",
+        choices=CONTROLS,
+        help="show none, black ones, or another clip's instead",
     )
     parser.add_argument(
         "--protocol",
@@ -93,7 +88,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         nargs="+",
         choices=CONTROLS,
         default=[],
-        help="ask the same without pictures, with black frames, with another clip's, and print these beside",
+        help="ask the same with each of these --frames too, and print the accuracies beside",
     )
     add_latents(parser)
     add_sampling(parser, temperature=1.0)
@@ -184,7 +179,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _check_controls(arguments: argparse.Namespace, records: list[Record]) -> None:
     """ConfigError for baselines that cannot be asked, before anything is."""
     from fourdthinker.errors import ConfigError
-    from fourdthinker.evaluate import source_of
+    from fourdthinker.records import source_of
 
     if arguments.baselines and arguments.frames:
         raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
@@ -204,11 +199,10 @@ def _controls(
 
     out: dict[str, Any] = {}
     for control in dict.fromkeys(arguments.baselines):
-        override, key = CONTROLS[control]
         journal = arguments.out / "baselines" / control / "answers.jsonl"
-        other = ask(frames_override=override, journal=journal)
-        out[key] = other.summary()
-        out[f"model_minus_{key}"] = finite(paired_difference(result, other))
+        other = ask(frames_override=control, journal=journal)
+        out[f"shown_{control}"] = other.summary()
+        out[f"model_minus_shown_{control}"] = finite(paired_difference(result, other))
     return out
 
 
@@ -261,14 +255,14 @@ def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Reco
 
 def _priors(records: list[Record]) -> dict[str, Any]:
     """What the text of the options and the best of the audit's solvers reach; {} for too few questions."""
-    from fourdthinker.audit import FEWEST, Item, audit
-    from fourdthinker.evaluate import source_of
+    from fourdthinker.audit import FEWEST, ChoiceQuestion, audit
+    from fourdthinker.records import source_of
 
     choices = [r for r in records if r.options and r.answer]
     if len(choices) < FEWEST or len({source_of(r) for r in choices}) < 2:
         return {}
     items = [
-        Item(
+        ChoiceQuestion(
             id=r.id, group=source_of(r), type=r.type or "", question=r.question,
             options=tuple(r.options.values()), answer=list(r.options).index(str(r.answer)), index=i,
         )

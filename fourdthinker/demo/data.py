@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.demo.questions import SUBJECTS, Labels, Question, ask_all, caption, label, narrate
+from fourdthinker.demo.questions import SUBJECTS, DemoQuestion, Labels, ask_all, caption, label, narrate
 from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
 from fourdthinker.frames import read_frames, read_images
 from fourdthinker.records import Record, write_records
@@ -174,7 +174,7 @@ def _caption(folder: Path, index: int, world: World) -> Record:
 
 
 def _question(
-    folder: Path, split: str, index: int, world: World, question: Question, reasoning: bool
+    folder: Path, split: str, index: int, world: World, question: DemoQuestion, reasoning: bool
 ) -> Record:
     record = Record(
         "dift" if reasoning else "rl",

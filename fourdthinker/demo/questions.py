@@ -73,7 +73,7 @@ def label(world: World) -> Labels:
 
 
 @dataclass(frozen=True)
-class Question:
+class DemoQuestion:
     """`index` is the solid that the question, its overlays and its narration are about."""
 
     family: str
@@ -97,7 +97,7 @@ def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[di
     return options, LETTERS[texts.index(answer)]
 
 
-def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Generator) -> Question:
+def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Generator) -> DemoQuestion:
     """One question of `family` about solid `index`. ValueError where it has no clear answer."""
     name = world.solids[index].name
     if family == "camera":
@@ -111,10 +111,10 @@ def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Ge
     if answer is None:
         raise ValueError(f"{family}: no clear answer about the {name} in this world; ask another")
     options, letter = make_options(family, answer, rng)
-    return Question(family, index, text, options, letter)
+    return DemoQuestion(family, index, text, options, letter)
 
 
-def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[Question]]:
+def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[DemoQuestion]]:
     """Questions of all families for every world, answers balanced over the set as far as the worlds allow.
 
     The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0
@@ -218,7 +218,7 @@ def caption(world: World, frames: Iterable[int]) -> str:
     return " , ".join([*parts, f"ground {ground_flow(world)}"]) + " ,"
 
 
-def narrate(world: World, question: Question) -> str:
+def narrate(world: World, question: DemoQuestion) -> str:
     """A short chain of thought, and the answer in words.
 
     It has one <output_image> per overlay (the solid in the first and in the last frame) and the facts that

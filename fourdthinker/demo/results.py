@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.demo.settings import PHASES, DemoSettings
-from fourdthinker.evaluate import EvalResult, Question, baselines, paired_difference
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult, baselines, paired_difference
 from fourdthinker.records import Record
 
 MODELS = ("base", "dift", "dift_control", "rl")
@@ -17,7 +17,7 @@ CHECKS = ("black_frames", "other_frames", "black_frames_control", "other_frames_
 def load_result(path: Path) -> EvalResult:
     """What `work` wrote for one model."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    questions = tuple(Question.from_dict(q) for q in values["questions"])
+    questions = tuple(AnsweredQuestion.from_dict(q) for q in values["questions"])
     return EvalResult(
         values["name"], questions, values["n"], values["greedy"], values["settings"], values["seconds"]
     )

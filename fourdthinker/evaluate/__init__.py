@@ -2,19 +2,19 @@
 
 from fourdthinker.evaluate.asking import sample_seed
 from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
-from fourdthinker.evaluate.clips import group_clips, read_clips, source_of
+from fourdthinker.evaluate.clips import group_clips, read_clips
 from fourdthinker.evaluate.compare import Comparison, compare, load_result
-from fourdthinker.evaluate.results import EvalResult, Question, baselines, paired_difference
+from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate
 from fourdthinker.evaluate.several import several_samples
 from fourdthinker.evaluate.table import results_table, types_table
 
 __all__ = [
     "BENCHMARKS",
+    "AnsweredQuestion",
     "BenchmarkData",
     "Comparison",
     "EvalResult",
-    "Question",
     "baselines",
     "compare",
     "evaluate",
@@ -27,6 +27,5 @@ __all__ = [
     "results_table",
     "sample_seed",
     "several_samples",
-    "source_of",
     "types_table",
 ]

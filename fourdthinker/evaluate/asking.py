@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fourdthinker.answers import parse_answer
 from fourdthinker.errors import SamplingError
-from fourdthinker.evaluate.items import Item, make_question
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds
 from fourdthinker.evaluate.letters import letter_probabilities, letter_steps
 from fourdthinker.evaluate.numeric import parse_number
-from fourdthinker.evaluate.results import Question
+from fourdthinker.evaluate.prompt_batches import Prepared, make_question
+from fourdthinker.evaluate.results import AnsweredQuestion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts, seed_of
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Asking:
     feeds: LatentFeeds
     letters: bool = False
 
-    def answer(self, todo: Sequence[tuple[int, Prompt]]) -> list[Question]:
+    def answer(self, todo: Sequence[tuple[int, Prompt]]) -> list[AnsweredQuestion]:
         """Answers to all of `todo`; those that the model has no answer to fail, and the others go on."""
-        failed: list[Question] = []
+        failed: list[AnsweredQuestion] = []
         while todo:
             try:
                 return failed + self._answered(todo)
@@ -100,7 +100,7 @@ class Asking:
                 todo = [item for k, item in enumerate(todo) if k not in error.prompts]
         return failed
 
-    def own(self, batches: Iterable[Sequence[Item]]) -> dict[Key, Tensor]:
+    def own(self, batches: Iterable[Sequence[Prepared]]) -> dict[Key, Tensor]:
         """The latents that the model thinks itself in all these rows; what fails has none."""
         found: dict[Key, Tensor] = {}
         asking = replace(self, feeds=replace(self.feeds, mode="own"))
@@ -109,9 +109,9 @@ class Asking:
                 found |= asked.latents()
         return found
 
-    def sampled_rows(self, batch: Sequence[Item]) -> list[Asked]:
+    def sampled_rows(self, batch: Sequence[Prepared]) -> list[Asked]:
         """As `sampled`, without the items that fail."""
-        todo = [item for item in batch if not isinstance(item, Question)]
+        todo = [item for item in batch if not isinstance(item, AnsweredQuestion)]
         while todo:
             try:
                 return self.sampled(todo)
@@ -137,7 +137,7 @@ class Asking:
             out.append(Asked(rollout, keys, prompts, features, records))
         return out
 
-    def _answered(self, todo: Sequence[tuple[int, Prompt]]) -> list[Question]:
+    def _answered(self, todo: Sequence[tuple[int, Prompt]]) -> list[AnsweredQuestion]:
         found: list[dict[str, Any]] = [{} for _ in todo]
         for asked in self.sampled(todo):
             drawn = asked.keys[0][1] >= 0

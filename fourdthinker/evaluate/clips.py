@@ -13,7 +13,7 @@ import torch
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import Frames, in_order
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import Record
+from fourdthinker.records import Record, source_of
 from fourdthinker.samples import Prompt, Vision
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Override = Literal["black", "other", "none"]
 _READ_AHEAD = 2  # clips decoded while the model works
 
 
-def cluster_of(record: Record) -> str:
+def pictures_of(record: Record) -> str:
     """The pictures a record shows.
 
     Args:
@@ -37,20 +37,8 @@ def cluster_of(record: Record) -> str:
     return "\n".join(record.frames) if record.frames else f"text:{record.id}"
 
 
-def source_of(record: Record) -> str:
-    """The original video of a record: questions about one are not independent, whichever frames they show.
-
-    Args:
-        record: the question.
-
-    Returns:
-        Its key `source` where the line has one, else as `cluster_of`.
-    """
-    return str(record.extra.get("source") or cluster_of(record))
-
-
 @dataclass(frozen=True)
-class Clip:
+class AskedClip:
     """One stretch of one source (`source_of`) and the rows of the questions about it."""
 
     source: str
@@ -58,7 +46,7 @@ class Clip:
     rows: tuple[int, ...]
 
 
-def group_clips(records: Sequence[Record]) -> list[Clip]:
+def group_clips(records: Sequence[Record]) -> list[AskedClip]:
     """Find the questions that are about the same clip.
 
     Args:
@@ -70,13 +58,14 @@ def group_clips(records: Sequence[Record]) -> list[Clip]:
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         timing = (record.separate, record.fps, tuple(record.seconds or ()))
-        rows[(cluster_of(record), record.start, record.end, *timing)].append(i)
+        rows[(pictures_of(record), record.start, record.end, *timing)].append(i)
     return [
-        Clip(source_of(records[members[0]]), records[members[0]], tuple(members)) for members in rows.values()
+        AskedClip(source_of(records[members[0]]), records[members[0]], tuple(members))
+        for members in rows.values()
     ]
 
 
-def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | VideoError | None]:
+def read_clips(clips: Sequence[AskedClip], encoder: Encoder) -> Iterator[Vision | VideoError | None]:
     """Read clips one after the other; a few are decoded ahead.
 
     Args:
@@ -88,7 +77,7 @@ def read_clips(clips: Sequence[Clip], encoder: Encoder) -> Iterator[Vision | Vid
         question without pictures.
     """
 
-    def read(clip: Clip) -> Vision | VideoError | None:
+    def read(clip: AskedClip) -> Vision | VideoError | None:
         try:
             return encoder.read(clip.record)
         except VideoError as error:
@@ -115,10 +104,10 @@ def derangement(number: int, seed: int = 0) -> list[int]:
     return out
 
 
-def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[Clip]:
+def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> list[AskedClip]:
     """The clip shown for each clip: itself, with "other" one of another source, with "none" none."""
     if override == "none":
-        return [replace(clip, record=text_only(clip.record)) for clip in clips]
+        return [replace(clip, record=without_pictures(clip.record)) for clip in clips]
     if override != "other":
         return list(clips)
     first = {clip.source: clip for clip in reversed(clips)}  # reversed: the first clip of a source stays
@@ -128,7 +117,7 @@ def donors(clips: Sequence[Clip], override: Override | None, seed: int) -> list[
     return [other[clip.source] for clip in clips]
 
 
-def text_only(record: Record) -> Record:
+def without_pictures(record: Record) -> Record:
     """The record without its pictures."""
     return replace(record, video=None, frames=None, start=None, end=None, fps=None, seconds=None)
 
@@ -143,7 +132,7 @@ def blacken(vision: Vision, spec: VisionSpec) -> Vision:
 
 
 def override_prompts(
-    prompts: Sequence[Prompt], clips: Sequence[Clip], override: Override, seed: int, spec: VisionSpec
+    prompts: Sequence[Prompt], clips: Sequence[AskedClip], override: Override, seed: int, spec: VisionSpec
 ) -> list[Prompt]:
     """Ready-made prompts, for a model of that spec, with their pictures exchanged; tokens and positions stay.
 
@@ -167,7 +156,7 @@ def override_prompts(
                 blacks[shape] = blacken(_vision(prompts[i]), spec)
             out[i] = replace(prompts[i], vision=blacks[shape])
         return out
-    by_shape: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
+    by_shape: dict[tuple[int, ...], list[AskedClip]] = defaultdict(list)
     for clip in clips:
         by_shape[shapes[clip.rows[0]]].append(clip)
     for same in by_shape.values():

@@ -9,7 +9,7 @@ from typing import Any
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import scoring
-from fourdthinker.evaluate.results import EvalResult, Question, paired_difference
+from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, paired_difference
 from fourdthinker.files import parse_json, read_regular
 
 
@@ -82,7 +82,7 @@ def load_result(folder: Path) -> EvalResult:
     """
     path = folder / "answers.jsonl" if folder.is_dir() else folder
     lines = read_regular(path).splitlines()
-    questions: dict[str, Question] = {}
+    questions: dict[str, AnsweredQuestion] = {}
     number = 1
     try:
         settings = parse_json(lines[0])["settings"]
@@ -91,7 +91,7 @@ def load_result(folder: Path) -> EvalResult:
             number += 1
             entry = parse_json(line)
             del entry["seconds"]
-            question = Question.from_dict(entry)
+            question = AnsweredQuestion.from_dict(entry)
             if not isinstance(question.options, dict) or not isinstance(question.type, str):
                 raise TypeError("options are no object, or the type is no text")
             if not question.failed and len(question.answers) != samples:
@@ -163,7 +163,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
     )
 
 
-def _asked(question: Question) -> tuple[Any, ...]:
+def _asked(question: AnsweredQuestion) -> tuple[Any, ...]:
     return question.options, question.answer, question.cluster
 
 
@@ -172,7 +172,7 @@ def _only(result: EvalResult, kind: str) -> EvalResult:
     return EvalResult(result.name, questions, result.n, result.greedy)
 
 
-def _flips(pairs: list[tuple[Question, Question]]) -> list[Flip]:
+def _flips(pairs: list[tuple[AnsweredQuestion, AnsweredQuestion]]) -> list[Flip]:
     """Questions of which one run is right, and the other is not; a number is right at a score of 1."""
     out = []
     for x, y in pairs:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.evaluate.results import Question
+from fourdthinker.evaluate.results import AnsweredQuestion
 from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json
 
 
@@ -29,7 +29,7 @@ class Journal:
         """
         self.settings = settings
         self.seconds = 0.0  # spent on what is in the file, by all runs together
-        self.done: dict[str, Question] = {}
+        self.done: dict[str, AnsweredQuestion] = {}
         make_folder(Path(path).parent)
         self._file = JsonLines(path)
         try:
@@ -50,7 +50,7 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def add(self, questions: Iterable[Question], seconds: float) -> None:
+    def add(self, questions: Iterable[AnsweredQuestion], seconds: float) -> None:
         """Append questions, and the seconds that answering them took, and flush to the disk."""
         new = list(questions)
         share = round(seconds / max(len(new), 1), 6)
@@ -66,7 +66,7 @@ class Journal:
                     self._check(entry["settings"])
                 else:
                     self.seconds += float(entry.pop("seconds"))
-                    question = Question.from_dict(entry)
+                    question = AnsweredQuestion.from_dict(entry)
                     self.done[question.id] = question
             except ConfigError:
                 raise

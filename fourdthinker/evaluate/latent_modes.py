@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate.clips import derangement, source_of
+from fourdthinker.evaluate.clips import derangement
+from fourdthinker.records import source_of
 from fourdthinker.sampler import (
     Feed,
     SamplingConfig,

@@ -1,4 +1,4 @@
-"""What an evaluation returns: one `Question` per record, and the numbers made from them."""
+"""What an evaluation returns: one `AnsweredQuestion` per record, and the numbers made from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BOUNDS = ("mean", "low", "high")
 
 
 @dataclass(frozen=True)
-class Question:
+class AnsweredQuestion:
     """One record as answered by one model.
 
     id, type: the record's (type "" when it has none). cluster: what it shares with other questions, the
@@ -67,7 +67,7 @@ class Question:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Question:
+    def from_dict(cls, values: Mapping[str, Any]) -> AnsweredQuestion:
         """Of a line that `to_dict` gave; lists become tuples. Raises TypeError for other keys."""
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**given)
@@ -82,7 +82,7 @@ class EvalResult:
     """
 
     name: str
-    questions: tuple[Question, ...]
+    questions: tuple[AnsweredQuestion, ...]
     n: int
     greedy: bool
     settings: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class EvalResult:
 
     @property
     def marks(self) -> npt.NDArray[np.float64]:
-        """[Q, n]: `Question.score` of every sample."""
+        """[Q, n]: `AnsweredQuestion.score` of every sample."""
         rows = [[q.score(a) for a in q.answers] if not q.failed else [0.0] * self.n for q in self.questions]
         return np.array(rows, dtype=np.float64).reshape(len(self.questions), self.n)
 
     @property
     def greedy_marks(self) -> npt.NDArray[np.float64]:
-        """[Q]: `Question.score` at temperature 0."""
+        """[Q]: `AnsweredQuestion.score` at temperature 0."""
         return np.array([q.score(q.greedy) for q in self.questions], dtype=np.float64)
 
     @property
@@ -280,7 +280,7 @@ def baselines(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
         (exact, so low = high). majority: the best constant answer of each type, chosen on these records
         themselves, with its interval over questions.
     """
-    from fourdthinker.evaluate.clips import source_of
+    from fourdthinker.records import source_of
 
     kinds = [r.type or "" for r in records]
     guess = [scoring.chance_level([len(r.options)]) for r in records]

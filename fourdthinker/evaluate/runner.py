@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.asking import Asking
-from fourdthinker.evaluate.clips import Override, cluster_of, group_clips, source_of
-from fourdthinker.evaluate.items import Items
+from fourdthinker.evaluate.clips import Override, group_clips, pictures_of
 from fourdthinker.evaluate.journal import Journal
 from fourdthinker.evaluate.latent_modes import OF_OWN, Key, latent_feeds
 from fourdthinker.evaluate.numeric import parse_number
-from fourdthinker.evaluate.results import EvalResult, Question
+from fourdthinker.evaluate.prompt_batches import PromptBatches
+from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
 from fourdthinker.files import PathLike
 from fourdthinker.progress import progress_bar
+from fourdthinker.records import source_of
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate(
             thinks itself. "noise", "other-clip" and "shuffle" are made of own latents, for which all records
             are sampled once more, first.
         own: own latents that are known, as `Asking.own` returns, so that this is not needed.
-        letters: whether `Question.letters` is wanted, which takes another forward.
+        letters: whether `AnsweredQuestion.letters` is wanted, which takes another forward.
         prompts: one encoded prompt for each record, best with `vision.features`; None: `encoder` makes them.
         journal: a JSONL file to which answers are appended as they come, and from which an evaluation that
             was interrupted goes on; None: none is kept.
@@ -95,7 +96,7 @@ def evaluate(
     started = time.perf_counter()
     feeds = latent_feeds(latents, sampler.backbone, encoder, records, config)
     asking = Asking(sampler, encoder, records, n, greedy, config, feeds, letters)
-    items = Items(records, encoder, group_clips(records), frames_override, config.seed, prompts)
+    items = PromptBatches(records, encoder, group_clips(records), frames_override, config.seed, prompts)
     settings = _settings(asking, frames_override, latents, name)
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, settings))
@@ -107,8 +108,8 @@ def evaluate(
         if latents in OF_OWN and len(done) < len(records):
             asking.feeds.own = own if own is not None else asking.own(items.batches({}, batch_prompts))
         for batch in items.batches(done, batch_prompts):
-            answered = [item for item in batch if isinstance(item, Question)]
-            answered += asking.answer([item for item in batch if not isinstance(item, Question)])
+            answered = [item for item in batch if isinstance(item, AnsweredQuestion)]
+            answered += asking.answer([item for item in batch if not isinstance(item, AnsweredQuestion)])
             done.update((q.id, q) for q in answered)
             if book:
                 now = time.perf_counter()
@@ -172,7 +173,7 @@ def check_records(
 
 def _settings(asking: Asking, override: str | None, latents: str, name: str) -> dict[str, Any]:
     asked = [
-        [r.id, r.question, r.options, r.answer, cluster_of(r), source_of(r), r.start, r.end]
+        [r.id, r.question, r.options, r.answer, pictures_of(r), source_of(r), r.start, r.end]
         for r in asking.records
     ]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -8,18 +8,18 @@ from fractions import Fraction
 from math import comb
 
 from fourdthinker.evaluate import scoring
-from fourdthinker.evaluate.results import EvalResult, Question
+from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
 
 
-def vote_score(question: Question) -> float:
+def vote_score(question: AnsweredQuestion) -> float:
     """The score of the answer that most samples give.
 
     Args:
         question: with its samples.
 
     Returns:
-        `Question.score` of that answer, the mean over answers with equally many votes; of numbers that of
-        their lower median. Samples without an answer do not vote; 0 where all are such.
+        `AnsweredQuestion.score` of that answer, the mean over answers with equally many votes; of numbers
+        that of their lower median. Samples without an answer do not vote; 0 where all are such.
     """
     said = [answer for answer in question.answers if answer is not None]
     if question.failed or not said:

@@ -33,7 +33,7 @@ CHUNK = 4  # frames held at full size until they are converted; even, for patche
 
 
 @dataclass
-class Group:
+class PlaneGroup:
     """Planes of some frames that are read in the same way. shape: height and width when upright."""
 
     frames: list[Planes]
@@ -114,7 +114,7 @@ class Converter:
 
     def groups(
         self, pictures: Iterator[av.VideoFrame], video: VideoStream, straight: bool
-    ) -> Iterator[Group]:
+    ) -> Iterator[PlaneGroup]:
         """Runs of at most CHUNK frames of one layout."""
         module = native()
         name = video.codec_context.name
@@ -122,7 +122,7 @@ class Converter:
         codec = f"{'Pillow' if known.compose else 'libavcodec'} {name}"
         codec += "" if module else ", RGB by swscale and Pillow"
         siting = known.siting(video.codec_context.extradata or b"")
-        group: Group | None = None
+        group: PlaneGroup | None = None
         fault: Exception | None = None
         try:
             for frame in pictures:
@@ -145,7 +145,7 @@ class Converter:
                     yield group
                     group = None
                 if group is None:
-                    group = Group([], layout, shape, orientation)
+                    group = PlaneGroup([], layout, shape, orientation)
                 group.frames.append(planes)
         except (Damaged, Missing, Disordered) as error:
             fault = error
@@ -195,7 +195,7 @@ class Converter:
             size = self.target(pixels.shape[1:3], aspect)
             yield len(pixels), resize(pixels, size, self.request.policy.resample)
 
-    def convert(self, group: Group, straight: bool, threads: int) -> Tensor:
+    def convert(self, group: PlaneGroup, straight: bool, threads: int) -> Tensor:
         """Pictures of a group of decoded frames, made on the host from their planes.
 
         Args:

@@ -28,7 +28,7 @@ _UNITY = 1 << 16  # the rate of a segment that is played as it is
 
 
 @dataclass(frozen=True)
-class Segment:
+class EditSegment:
     """Which pictures one edit of an edit list shows.
 
     Those whose stamps are in [first, end), the one with `first` at `begin`, in units of stamps. end None: all
@@ -42,7 +42,7 @@ class Segment:
 
 def segments_of(
     media: str | os.PathLike[str] | bytes, name: str, track: int, base: Fraction
-) -> tuple[Segment, ...]:
+) -> tuple[EditSegment, ...]:
     """The segments of the edit list of a track of an MP4 or MOV file, in the order of the presentation.
 
     Args:
@@ -60,7 +60,7 @@ def segments_of(
     with io.BytesIO(media) if isinstance(media, bytes) else open(name, "rb") as file:
         scale, entries = _edit_list(file, track)
     units = Fraction(1, scale) / base if scale else Fraction(0)
-    segments: list[Segment] = []
+    segments: list[EditSegment] = []
     begin = 0
     for duration, first, rate in entries:
         length = round(duration * units)
@@ -69,7 +69,7 @@ def segments_of(
                 raise VideoError(
                     f"{name}: its edit list plays a part at {rate / _UNITY:g} times its speed; {_REMEDY}"
                 )
-            segments.append(Segment(begin, first, first + length if duration else None))
+            segments.append(EditSegment(begin, first, first + length if duration else None))
         begin += length
     for index, (before, after) in enumerate(pairwise(segments)):
         if before.end is None or before.end - after.first > units + 1:  # lengths are rounded
@@ -77,7 +77,7 @@ def segments_of(
                 f"{name}: its edit list of {len(segments)} segments repeats pictures or shows them in "
                 f"another order than they are stored in; {_REMEDY}"
             )
-        segments[index] = Segment(before.begin, before.first, min(before.end, after.first))
+        segments[index] = EditSegment(before.begin, before.first, min(before.end, after.first))
     return tuple(segments)
 
 
@@ -90,7 +90,7 @@ class Edited:
     picture.
     """
 
-    segments: Sequence[Segment]
+    segments: Sequence[EditSegment]
     shown: Sequence[int]
     stamps: Sequence[int] | None
     origin: int = 0
@@ -106,7 +106,7 @@ class Edited:
         return float(stamp * base)
 
 
-def edited(segments: Sequence[Segment], display: Sequence[int], stamps: Sequence[int] | None) -> Edited:
+def edited(segments: Sequence[EditSegment], display: Sequence[int], stamps: Sequence[int] | None) -> Edited:
     """Apply the segments of an edit list to pictures, given by their numbers in the order of display.
 
     stamps: by number; None where numbers are stamps, for which there must be one segment at most. The first
@@ -131,7 +131,7 @@ def edited(segments: Sequence[Segment], display: Sequence[int], stamps: Sequence
     return Edited(segments, shown, moved, 0, late)
 
 
-def _segment(segments: Sequence[Segment], stamp: int) -> Segment:
+def _segment(segments: Sequence[EditSegment], stamp: int) -> EditSegment:
     """The last one that begins before a stamp, or the first."""
     return segments[max(bisect_right(segments, stamp, key=attrgetter("first")) - 1, 0)]
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
+Input = TypeVar("Input")
 Result = TypeVar("Result")
 _local = threading.local()
 
@@ -22,7 +22,7 @@ def threads() -> int:
 
 
 def in_order(
-    call: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
+    call: Callable[[Input], Result], items: Iterable[Input], workers: int, ahead: int | None = None
 ) -> Iterator[Result]:
     """Call a function for each item on several threads, and give the results in the items' order.
 

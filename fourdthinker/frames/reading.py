@@ -21,7 +21,7 @@ from fourdthinker.frames.container import Deadline, aspect_of, breaks_off, check
 from fourdthinker.frames.convert import Frames, patchify
 from fourdthinker.frames.converter import Converter
 from fourdthinker.frames.decode import decoded_frames, shares, single_packet
-from fourdthinker.frames.edits import Segment, segments_of
+from fourdthinker.frames.edits import EditSegment, segments_of
 from fourdthinker.frames.gpu import read as gpu
 from fourdthinker.frames.gpu.nvdec import NvdecError
 from fourdthinker.frames.matroska import Walk, walk
@@ -200,7 +200,7 @@ class Reading:
         self.held = held.packets
         return timeline
 
-    def _segments(self, video: VideoStream, container: InputContainer) -> tuple[Segment, ...]:
+    def _segments(self, video: VideoStream, container: InputContainer) -> tuple[EditSegment, ...]:
         """Of the edit list, which no other format than MP4 and MOV has."""
         if video.time_base is None or not container.format.name.startswith("mov"):
             return ()

@@ -12,7 +12,7 @@ from fourdthinker.errors import VideoError
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, KEYFRAME, LOST
 from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.display_times import times_of
-from fourdthinker.frames.edits import Segment, edited
+from fourdthinker.frames.edits import EditSegment, edited
 from fourdthinker.frames.sink import Disordered, repeats
 from fourdthinker.frames.timeline import Timeline
 from fourdthinker.frames.timeline_from_packets import (
@@ -60,7 +60,7 @@ def decoded_timeline(
     suspect_from: int | None,
     check: Callable[[], None],
     fps: float | None = None,
-    segments: Sequence[Segment] = (),
+    segments: Sequence[EditSegment] = (),
 ) -> Timeline:
     """The timeline of the pictures that a decoder shows, for streams whose packets do not tell.
 
@@ -225,7 +225,7 @@ def _timeline(
     shown: Sequence[int | None],
     video: VideoStream,
     name: str,
-    segments: Sequence[Segment],
+    segments: Sequence[EditSegment],
     fps: float | None,
 ) -> Timeline:
     base = stored_base = video.time_base or Fraction(1)

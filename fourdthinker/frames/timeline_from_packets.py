@@ -22,7 +22,7 @@ from fourdthinker.frames.bitstream.pictures import (
 )
 from fourdthinker.frames.codecs import Codec, codec_of
 from fourdthinker.frames.display_times import TimesFrom, increases, times_of
-from fourdthinker.frames.edits import Edited, Segment, edited
+from fourdthinker.frames.edits import Edited, EditSegment, edited
 from fourdthinker.frames.matroska import Walk
 from fourdthinker.frames.sink import REORDERED
 from fourdthinker.frames.timeline import Held, Timeline
@@ -91,7 +91,7 @@ def build_timeline(
     check: Callable[[], None],
     *,
     fps: float | None = None,
-    segments: Sequence[Segment] = (),
+    segments: Sequence[EditSegment] = (),
     decodable: Decodable = lambda skipped, count: (),
 ) -> Timeline | None:
     """Read through the packets of a stream, decoding nothing.

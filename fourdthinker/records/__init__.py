@@ -2,5 +2,16 @@
 
 from fourdthinker.records.line import Record, letter_of, options_in, options_of
 from fourdthinker.records.read import read_media, read_records, write_records
+from fourdthinker.records.source import source_name, source_of
 
-__all__ = ["Record", "letter_of", "options_in", "options_of", "read_media", "read_records", "write_records"]
+__all__ = [
+    "Record",
+    "letter_of",
+    "options_in",
+    "options_of",
+    "read_media",
+    "read_records",
+    "source_name",
+    "source_of",
+    "write_records",
+]

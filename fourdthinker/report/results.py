@@ -27,7 +27,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model in the table of results."""
 
     label: str
@@ -41,7 +41,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: list[Row]
+    rows: list[ModelRow]
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _by_type(entries: Entries) -> Table:
     return Table("Accuracy by type of question.", kinds, rows)
 
 
-def _row(key: str, cells: list[Cell]) -> Row:
-    return Row(_label(key), key in _BASELINES, cells)
+def _row(key: str, cells: list[Cell]) -> ModelRow:
+    return ModelRow(_label(key), key in _BASELINES, cells)
 
 
 def _label(key: str) -> str:

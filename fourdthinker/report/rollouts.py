@@ -82,7 +82,7 @@ def choose(groups: Sequence[Group], most: int) -> list[Group]:
 
 
 @dataclass(frozen=True)
-class Completion:
+class ShownRow:
     """A row as it is shown.
 
     kind: "gain", "loss" or "". left, width: of the advantage's bar, in percent. parts: see `text_parts`.
@@ -104,7 +104,7 @@ class Card:
     group: Group
     pictures: list[Picture]
     trouble: str
-    rows: list[Completion]
+    rows: list[ShownRow]
     left_out: int
 
 
@@ -125,14 +125,14 @@ def make_card(group: Group, root: Path) -> Card:
     return Card(group, pictures, trouble, shown, len(group.rows) - len(rows))
 
 
-def _completion(row: Row, largest: float) -> Completion:
+def _completion(row: Row, largest: float) -> ShownRow:
     advantage = row.advantage or 0.0
     share = 50 * abs(advantage) / largest if largest else 0.0
     details = [f"{name.removesuffix('_reward')} {value:.3g}" for name, value in row.rewards.items()]
     details += [f"{row.length} tokens"] if row.length is not None else []
     if row.finish not in (None, "eos"):
         details.append("cut at the limit" if row.finish == "length" else str(row.finish))
-    return Completion(
+    return ShownRow(
         reward="no reward" if row.reward is None else f"reward {row.reward:.3g}",
         kind="gain" if advantage > 0 else "loss" if advantage < 0 else "",
         advantage="" if row.advantage is None else f"{row.advantage:+.2f}".replace("-", "−"),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fourdthinker.errors import CheckpointError
-from fourdthinker.synth.segment import Segment
+from fourdthinker.synth.segment import MaskTrack
 
 _MOST_FPS = 10.0  # that are tracked; frames between have no mask
 _TRAINED_FPS = 30.0  # that its counters of frames are set for
@@ -56,7 +56,7 @@ class Sam3:
         self._model.max_num_objects = min(_MOST_THINGS, self._model.max_num_objects)
         self._counters = {name: getattr(self._model, name) for name in _COUNTERS}
 
-    def __call__(self, pixels: NDArray[np.uint8], fps: float, names: Sequence[str]) -> dict[str, Segment]:
+    def __call__(self, pixels: NDArray[np.uint8], fps: float, names: Sequence[str]) -> dict[str, MaskTrack]:
         """Follow the best thing of each name through a clip.
 
         Args:
@@ -86,13 +86,13 @@ class Sam3:
             prompts = dict(session.prompts)
         finally:
             session.reset_inference_session()
-        best: dict[str, Segment] = {}
+        best: dict[str, MaskTrack] = {}
         for thing, masks in found.items():
             name = prompts[owners[thing]]
             score = sum(sure for _, sure in masks.values()) / len(frames)
             if name not in best or score > best[name].score:
                 kept = tuple(masks[k][0] if k in masks else None for k in range(len(pixels)))
-                best[name] = Segment(kept, round(score, 4))
+                best[name] = MaskTrack(kept, round(score, 4))
         return best
 
     def _session(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Any:

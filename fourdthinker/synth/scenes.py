@@ -25,7 +25,7 @@ class Scene:
 
     Attributes:
         world: all poses.
-        solid: [T, H, W] int8, as of `worlds.scenes.Clip`.
+        solid: [T, H, W] int8, as of `worlds.scenes.RenderedWorld`.
         depth: [T, H, W] float32, metres along the ray.
     """
 

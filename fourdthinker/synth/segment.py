@@ -30,14 +30,14 @@ _LARGEST = 0.6  # share of the picture; more is the scene
 
 
 @dataclass(frozen=True)
-class Segment:
+class MaskTrack:
     """One moving thing: a mask for each frame or None, and the share of frames in which it was seen."""
 
     masks: tuple[Mask | None, ...]
     score: float
 
 
-def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) -> list[Segment]:
+def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) -> list[MaskTrack]:
     """Things that move by themselves, the most visible ones first.
 
     Tracked features give the camera's motion between two frames (a homography or, where the scene has depth,
@@ -73,7 +73,7 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
         regions.append(_regions(cv2, motion, least_area))
         flows.append(flow * ((1 if other > index else -1) / step))
     tracks = _linked(cv2, regions, flows)
-    found: list[Segment] = []
+    found: list[MaskTrack] = []
     for track in sorted(map(_of_like_size, tracks), key=len, reverse=True):
         share = len(track) / len(grey)
         if share >= _COVERED and len(found) < _MOST:
@@ -83,7 +83,7 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
                 else None
                 for k in range(len(grey))
             ]
-            found.append(Segment(tuple(masks), round(share, 4)))
+            found.append(MaskTrack(tuple(masks), round(share, 4)))
     return found
 
 

@@ -104,7 +104,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Clip:
+class RenderedWorld:
     """A rendered world.
 
     `pixels` [T, H, W, 3] uint8, `solid` [T, H, W] int8 (-1 sky, 0 ground, 1 + index of a solid), `depth` [T,
@@ -303,7 +303,7 @@ def _ground_colour(world: World, x: Array, y: Array, distance: Array, frame: NDA
 _HITS = {"ball": _hit_ball, "box": _hit_box, "can": _hit_can}
 
 
-def render(world: World) -> Clip:
+def render(world: World) -> RenderedWorld:
     """Ray-cast every frame of a world.
 
     Args:
@@ -347,7 +347,7 @@ def render(world: World) -> Clip:
         colour[mine] = np.array(COLOURS[item.colour], np.float32) * (0.4 + 0.6 * lit)[:, None]
     pixels = np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
     shape = (frames, size, size)
-    return Clip(world, pixels.reshape(*shape, 3), solid.reshape(shape), depth.reshape(shape))
+    return RenderedWorld(world, pixels.reshape(*shape, 3), solid.reshape(shape), depth.reshape(shape))
 
 
 def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float = 0.75) -> NDArray[np.uint8]:

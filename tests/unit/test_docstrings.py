@@ -19,7 +19,7 @@ NAMED = (
     "fourdthinker.audit.blocks",
     "fourdthinker.audit.latents",
     "fourdthinker.audit.run",
-    "fourdthinker.evaluate.items",
+    "fourdthinker.evaluate.prompt_batches",
     "fourdthinker.evaluate.letters",
     "fourdthinker.evaluate.scoring",
     "fourdthinker.files.locks",

@@ -10,7 +10,7 @@ from typing import Any
 
 from fourdthinker.answers import normalised
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate.benchmarks.tables import Row
+from fourdthinker.evaluate.benchmarks.tables import TableRow
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.records import Record, letter_of
 
@@ -92,7 +92,7 @@ class Collector:
         self._seen: dict[tuple[Any, ...], str] = {}
         self._ids: dict[str, str] = {}
 
-    def video(self, row: Row, *names: str) -> str:
+    def video(self, row: TableRow, *names: str) -> str:
         """The path of a video: of these names within the media the first that is there, else the first.
 
         Raises:
@@ -102,7 +102,7 @@ class Collector:
         return next((path for path in paths if os.path.exists(path)), paths[0])
 
     def choice(
-        self, row: Row, id: str, question: str, options: Mapping[str, str], answer: str, **media: Any
+        self, row: TableRow, id: str, question: str, options: Mapping[str, str], answer: str, **media: Any
     ) -> None:
         """Add a multiple-choice question.
 
@@ -122,7 +122,7 @@ class Collector:
             reason = f"the right text {options[answer]!r} stands under two letters"
         self._add(record, reason)
 
-    def number(self, row: Row, id: str, question: str, answer: Any, **media: Any) -> None:
+    def number(self, row: TableRow, id: str, question: str, answer: Any, **media: Any) -> None:
         """Add a question with a number for its answer; other arguments as for `choice`.
 
         Raises:
@@ -152,7 +152,7 @@ class Collector:
         else:
             self.data.left_out[record.id] = reason
 
-    def _within(self, row: Row, name: str) -> str:
+    def _within(self, row: TableRow, name: str) -> str:
         try:
             path = os.path.realpath(self.media / name)
         except ValueError as error:  # a NUL, or half of a surrogate pair
@@ -173,7 +173,7 @@ def _check_characters(record: Record) -> None:
         ) from error
 
 
-def answer_of(row: Row, value: Any, options: Mapping[str, str], *, text: bool = False) -> str:
+def answer_of(row: TableRow, value: Any, options: Mapping[str, str], *, text: bool = False) -> str:
     """The letter of the right option.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import Row, find_files, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow, find_files, read_rows
 from fourdthinker.records import options_of
 
 NEEDS = "metadatas/{std,hflip,reverse,reverse_hflip}.csv and videos/<variant>/<relative_path>"
@@ -47,7 +47,7 @@ def read(into: Collector, path: Path) -> None:
             into.data.twins[name] = str(number)
 
 
-def _kind(row: Row) -> str:
+def _kind(row: TableRow) -> str:
     text = row.text("cate")
     if text not in map(str, range(len(KINDS))):
         raise RecordError(f"{row.where}: cate is {text!r}; it must be 0 to {len(KINDS) - 1}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fourdthinker.errors import RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import Row, find_file, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow, find_file, read_rows
 from fourdthinker.records import options_of
 
 NEEDS = "qa.parquet, and the videos under the names of its column Video (in it or in video/)"
@@ -32,7 +32,7 @@ def read(into: Collector, path: Path) -> None:
         )
 
 
-def _seconds(row: Row, key: str) -> Any:
+def _seconds(row: TableRow, key: str) -> Any:
     value = row[key]
     try:
         float(value)

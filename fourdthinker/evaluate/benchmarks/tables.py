@@ -14,7 +14,7 @@ from fourdthinker.files import parse_json, read_regular
 _LONGEST_FIELD = 16 << 20  # characters; the csv module's own limit of 128 KiB is below what a cell may hold
 
 
-class Row:
+class TableRow:
     """One row of a file: its values by column, and where it stands."""
 
     def __init__(self, values: dict[str, Any], where: str) -> None:
@@ -78,7 +78,7 @@ def find_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
     return list(found)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[TableRow]:
     """All rows of a file, which its suffix tells the form of.
 
     Args:
@@ -95,7 +95,9 @@ def read_rows(path: Path) -> list[Row]:
     readers = {".parquet": _parquet, ".tsv": _separated, ".csv": _separated, ".json": _json, ".jsonl": _jsonl}
     if suffix not in readers:
         raise ConfigError(f"{path}: suffix {suffix!r} is none of {', '.join(readers)}; name such a file")
-    rows = [Row(values, f"{path}: row {number}") for number, values in enumerate(readers[suffix](path), 1)]
+    rows = [
+        TableRow(values, f"{path}: row {number}") for number, values in enumerate(readers[suffix](path), 1)
+    ]
     if not rows:
         raise RecordError(f"{path}: no rows; is the file complete?")
     return rows

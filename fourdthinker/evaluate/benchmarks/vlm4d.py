@@ -8,7 +8,7 @@ from typing import Any
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import Row, find_files, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow, find_files, read_rows
 from fourdthinker.records import options_of
 
 NEEDS = "real_mc.json and synthetic_mc.json (or one), and the folders videos_real and videos_synthetic"
@@ -32,7 +32,7 @@ def read(into: Collector, path: Path) -> None:
             add(into, row, kind)
 
 
-def add(into: Collector, row: Row, kind: str) -> None:
+def add(into: Collector, row: TableRow, kind: str) -> None:
     """Add one question; the form that MLLM-4D's evaluation reads is the same."""
     options = options_of(row.where, row.first("choices", "options"))
     answer = answer_of(row, row["answer"], options, text=True)
@@ -51,7 +51,7 @@ def add(into: Collector, row: Row, kind: str) -> None:
     )
 
 
-def _type(row: Row, kind: str, name: str, answer: str) -> Any:
+def _type(row: TableRow, kind: str, name: str, answer: str) -> Any:
     if not kind:
         return row.values.get("question_type")
     if kind == "synthetic":  # the authors' rule: the right answer denies what the question asks about

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fourdthinker.audit import Item
+from fourdthinker.audit import ChoiceQuestion
 
 COMPONENTS = (("Left", "Right"), ("Above", "Below"), ("Front", "Behind"))
 
@@ -60,10 +60,10 @@ def smooth(rng: np.random.Generator, steps: int, size: int, low: float, high: fl
     return np.array(path)
 
 
-def dsr_items(kind: str, number: int, seed: int = 0) -> list[Item]:
+def dsr_items(kind: str, number: int, seed: int = 0) -> list[ChoiceQuestion]:
     """Questions as DSR's generator is described: the wrong options describe noise, the right one a path."""
     rng = np.random.default_rng(seed)
-    items: list[Item] = []
+    items: list[ChoiceQuestion] = []
     while len(items) < number:
         steps = int(rng.integers(4, 29))
         right, noise = _dsr(kind, rng, steps)
@@ -98,10 +98,10 @@ def numbered(runs: Sequence[str]) -> str:
 
 def item(
     index: int, kind: str, right: Sequence[str], wrong: Sequence[Sequence[str]], rng: np.random.Generator
-) -> Item:
+) -> ChoiceQuestion:
     options = [numbered(right), *map(numbered, wrong)]
     order = rng.permutation(4)
-    return Item(
+    return ChoiceQuestion(
         id=f"{kind}-{index}",
         group=f"video {index // 2}",
         type=kind,
@@ -112,7 +112,7 @@ def item(
     )
 
 
-def fair_items(number: int, seed: int = 0, kinds: int = 1) -> list[Item]:
+def fair_items(number: int, seed: int = 0, kinds: int = 1) -> list[ChoiceQuestion]:
     """Smooth paths only: each option is the true answer of some item, drawn without regard to which."""
     rng = np.random.default_rng(seed)
     made = [direction_runs(smooth(rng, int(rng.integers(4, 29)), 3, -3, 3)) for _ in range(number)]
@@ -128,7 +128,7 @@ def fair_items(number: int, seed: int = 0, kinds: int = 1) -> list[Item]:
     return items
 
 
-def flipped_items(number: int, seed: int = 0) -> list[Item]:
+def flipped_items(number: int, seed: int = 0) -> list[ChoiceQuestion]:
     """The set of options gives the answer: its opposite in all words, and two with one word flipped."""
     rng = np.random.default_rng(seed)
     items = []

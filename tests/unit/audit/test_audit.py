@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install fourdthinker[audit]")
 
-from fourdthinker.audit import Item, audit, prune, read_questions
-from fourdthinker.audit.run import Line
+from fourdthinker.audit import ChoiceQuestion, audit, prune, read_questions
+from fourdthinker.audit.run import SolverLine
 from fourdthinker.audit.texts import normal, shape
 from fourdthinker.errors import ConfigError
 from tests.shared import needs, shared
@@ -109,7 +109,10 @@ def test_videos_are_not_parted() -> None:
     for video in range(60):
         texts = tuple(f"thing {k}" for k in rng.choice(50, 4, replace=False))
         answer = int(rng.integers(4))
-        items += [Item(f"{video}.{k}", f"v{video}", "", "?", texts, answer, 8 * video + k) for k in range(8)]
+        items += [
+            ChoiceQuestion(f"{video}.{k}", f"v{video}", "", "?", texts, answer, 8 * video + k)
+            for k in range(8)
+        ]
     assert not audit(items, folds=3).line("option set").beats_chance
     parted = [replace(item, group=item.id) for item in items]
     assert audit(parted, folds=3).line("option set").accuracy > 0.9
@@ -124,7 +127,7 @@ def test_too_little_is_refused() -> None:
 
 
 def test_a_guess_is_within_its_interval() -> None:
-    line = Line("letter", None, 100, 0.3, 0.21, 0.39, 0.25)
+    line = SolverLine("letter", None, 100, 0.3, 0.21, 0.39, 0.25)
     assert not line.beats_chance
     assert replace(line, low=0.26).beats_chance
 

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install fourdthinker[audit]")
 
 from fourdthinker import cli
-from fourdthinker.audit import Item, read_questions
+from fourdthinker.audit import ChoiceQuestion, read_questions
 from tests.unit.audit.generators import dsr_items, fair_items
 
 
-def write(path: Path, items: Sequence[Item]) -> Path:
+def write(path: Path, items: Sequence[ChoiceQuestion]) -> Path:
     lines = [
         {
             "id": item.id,

@@ -221,12 +221,12 @@ def test_baselines_are_run_beside_the_model(
 ) -> None:
     command = ["eval", "--checkpoint", str(folder / "model"), "--data", str(folder / "data.jsonl")]
     command += ["--out", str(tmp_path), "--samples", "0", "--max-new-tokens", "2", "--device", "cpu"]
-    command += ["--baselines", "text", "black", "other"]
+    command += ["--baselines", "none", "black", "other"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     for control, key, override, label in (
-        ("text", "text_only", "none", "Text only"),
+        ("none", "shown_none", "none", "No frames"),
         ("black", "shown_black", "black", "Black frames"),
         ("other", "shown_other", "other", "Another clip's"),
     ):

@@ -9,7 +9,7 @@ import pytest
 
 from fourdthinker.cli import main
 from fourdthinker.errors import ConfigError
-from fourdthinker.evaluate import EvalResult, Question, compare, load_result, scoring
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, load_result, scoring
 from fourdthinker.evaluate.compare import mcnemar
 from fourdthinker.evaluate.journal import Journal
 
@@ -19,7 +19,9 @@ OPTIONS = {"A": "left", "B": "right"}
 def run(name: str, greedy: str, clips: str) -> EvalResult:
     """One question a letter; the right answer is A."""
     questions = tuple(
-        Question(f"q{i}", "t" if i % 2 else "s", clip, OPTIONS, "A", greedy=None if letter == "-" else letter)
+        AnsweredQuestion(
+            f"q{i}", "t" if i % 2 else "s", clip, OPTIONS, "A", greedy=None if letter == "-" else letter
+        )
         for i, (letter, clip) in enumerate(zip(greedy, clips, strict=True))
     )
     return EvalResult(name, questions, 0, True, {"name": name, "n": 0, "greedy": True})

@@ -8,7 +8,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from fourdthinker.evaluate import EvalResult, Question, several_samples
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult, several_samples
 from fourdthinker.evaluate.easi import easi_letter
 from fourdthinker.evaluate.several import best_of, vote_score
 
@@ -46,14 +46,14 @@ def test_letters_of_easi(reply, letter):
     assert easi_letter(reply) == letter
 
 
-def question(*answers: str | None, texts: tuple[str, ...] = (), options: bool = True) -> Question:
+def question(*answers: str | None, texts: tuple[str, ...] = (), options: bool = True) -> AnsweredQuestion:
     shown = {"A": "x", "B": "y"} if options else {}
-    return Question("q", "", "c", shown, "A" if options else "10", answers=answers, texts=texts)
+    return AnsweredQuestion("q", "", "c", shown, "A" if options else "10", answers=answers, texts=texts)
 
 
 def test_what_the_form_costs():
     first = question(None, "A", texts=("The answer is A", "<answer>A</answer>"))
-    gone = Question("g", "", "d", {"A": "x", "B": "y"}, "A", failed="missing")
+    gone = AnsweredQuestion("g", "", "d", {"A": "x", "B": "y"}, "A", failed="missing")
     found = EvalResult("m", (first, gone), 2, False).easi()
     assert found["easi"]["accuracy"] == pytest.approx(0.5)
     assert found["format_share"]["mean"] == pytest.approx(0.25)

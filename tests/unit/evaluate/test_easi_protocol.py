@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fourdthinker.errors import RecordError, VideoError
-from fourdthinker.evaluate import Question, read_benchmark
+from fourdthinker.evaluate import AnsweredQuestion, read_benchmark
 from fourdthinker.evaluate.easi import easi_letter
 from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi, easi_indices
 from fourdthinker.frames import FramePolicy, read_frames
@@ -88,7 +88,7 @@ def test_prompt_frames_and_letters_are_easis(folder: Path) -> None:
         assert tail.partition("<|vision_end|>")[2].startswith(after)
         assert easi_letter(reply) == letter
         right += letter == row[4]
-        question = Question(record.id, row[5], row[1], record.options, row[4], greedy_text=reply)
+        question = AnsweredQuestion(record.id, row[5], row[1], record.options, row[4], greedy_text=reply)
         assert question.answer == record.answer
     assert right == 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fourdthinker.evaluate import EvalResult, Question, scoring
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult, scoring
 from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
 
 
@@ -42,9 +42,11 @@ def test_the_documented_form_is_read_and_nothing_else(text, number):
 
 
 def result(*answers: str | None) -> EvalResult:
-    numeric = Question("n", "count", "a", {}, "100", answers=answers, greedy=answers[0])
-    letter = Question("l", "which", "b", {"A": "x", "B": "y"}, "A", answers=("A",) * len(answers), greedy="B")
-    failed = Question("f", "count", "c", {}, "0", failed="the file is missing")
+    numeric = AnsweredQuestion("n", "count", "a", {}, "100", answers=answers, greedy=answers[0])
+    letter = AnsweredQuestion(
+        "l", "which", "b", {"A": "x", "B": "y"}, "A", answers=("A",) * len(answers), greedy="B"
+    )
+    failed = AnsweredQuestion("f", "count", "c", {}, "0", failed="the file is missing")
     return EvalResult("m", (numeric, letter, failed), len(answers), True)
 
 

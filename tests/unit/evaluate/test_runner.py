@@ -16,23 +16,22 @@ from rich.console import Console
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate import (
+    AnsweredQuestion,
     EvalResult,
-    Question,
     baselines,
     evaluate,
     paired_difference,
     results_table,
     sample_seed,
     scoring,
-    source_of,
     types_table,
 )
-from fourdthinker.evaluate.clips import cluster_of, derangement, donors, group_clips, override_prompts
+from fourdthinker.evaluate.clips import derangement, donors, group_clips, override_prompts
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import Record
+from fourdthinker.records import Record, source_of
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from tests.tiny import tiny_checkpoint
 
@@ -241,7 +240,7 @@ def test_overrides_show_something_else_than_the_clip(world: Any, monkeypatch: py
     monkeypatch.setattr(encoder, "prompt", lambda r, frames=None: asked.append((r, frames)) or text_prompt(r))
     result = run(world, records=[*records, world[2][6]], frames_override="none")  # the last cannot be read
     assert not any(q.failed for q in result.questions)
-    assert {q.cluster for q in result.questions} == {cluster_of(r) for r in world[2][:7]}
+    assert {q.cluster for q in result.questions} == {source_of(r) for r in world[2][:7]}
     assert all(frames is None and r.frames is None for r, frames in asked)
     monkeypatch.undo()
 
@@ -297,7 +296,7 @@ def test_bad_requests(world: Any) -> None:
 def result_of(name: str, answers: dict[str, tuple[str | None, ...]], greedy: bool = True) -> EvalResult:
     """Question ids "clip/type"; the right answer is always A."""
     questions = tuple(
-        Question(
+        AnsweredQuestion(
             id, id.split("/")[1], id.split("/")[0], OPTIONS, "A", letters, letters[0] if greedy else None,
             lengths=(5,) * len(letters), truncated=1,
         )
@@ -332,7 +331,7 @@ def test_clips_whose_times_are_not_the_containers_are_counted() -> None:
     )
     assert result.summary()["times_not_from_container"] == 0
     assert replace(result, questions=questions).summary()["times_not_from_container"] == 2
-    assert Question.from_dict(questions[0].to_dict()).times_from == "sorted"
+    assert AnsweredQuestion.from_dict(questions[0].to_dict()).times_from == "sorted"
 
 
 def test_how_times_were_learnt_reaches_the_result(
@@ -401,7 +400,6 @@ def test_clips_of_one_source_are_not_independent(world: Any) -> None:
         for i, (record, source) in enumerate(zip(world[2], sources, strict=False))
     ]
     assert [source_of(r) for r in records] == sources
-    assert source_of(world[2][0]) == cluster_of(world[2][0])
     clips = group_clips(records)
     assert len(clips) == 4  # each is decoded
     assert [c.source for c in donors(clips, "other", 0)] == ["w", "w", "v", "v"]

@@ -13,7 +13,7 @@ import pytest
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, Frames, FrameSource, read_frames
-from fourdthinker.frames.edits import Segment, edited, segments_of
+from fourdthinker.frames.edits import EditSegment, edited, segments_of
 from tests.clips import make_clip, numbers
 from tests.oracle.access import RIGHT, judge, ways
 from tests.oracle.files import DUPLICATED, EXCHANGED, JITTERED, STORAGE, TRUE, Recipe, make
@@ -148,7 +148,7 @@ def test_a_file_cut_off_within_its_edit_list_is_told(tmp_path: Path) -> None:
 
 
 def test_segments() -> None:
-    two = (Segment(0, 100, 200), Segment(100, 300, None))
+    two = (EditSegment(0, 100, 200), EditSegment(100, 300, None))
     edit = edited(two, range(6), [90, 110, 150, 200, 300, 310])
     assert list(edit.shown) == [1, 2, 4, 5]
     assert edit.stamps is not None

@@ -10,9 +10,9 @@ import pytest
 
 from fourdthinker.cli import main
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate import BENCHMARKS, read_benchmark, source_of
+from fourdthinker.evaluate import BENCHMARKS, read_benchmark
 from fourdthinker.evaluate.benchmarks.tables import read_rows
-from fourdthinker.records import options_of
+from fourdthinker.records import options_of, source_of
 from tests.shared import needs, shared
 
 URL = "https://huggingface.co/datasets/shijiezhou/VLM4D/resolve/main/"

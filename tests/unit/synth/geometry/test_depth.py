@@ -14,10 +14,10 @@ from fourdthinker.synth.geometry import aligned, in_metres, read_depth, scene_ca
 from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.geometry.lift import ground_plane, lift_object
 from fourdthinker.synth.motion import distance_change, object_direction
-from fourdthinker.worlds.scenes import Clip, World, make_world, render
+from fourdthinker.worlds.scenes import RenderedWorld, World, make_world, render
 
 
-def along_axis(clip: Clip) -> np.ndarray:
+def along_axis(clip: RenderedWorld) -> np.ndarray:
     """Depth along the optical axis, of a clip that knows it along each ray."""
     world = clip.world
     grid = (np.arange(world.size) + 0.5 - world.size / 2) / world.focal
@@ -26,7 +26,7 @@ def along_axis(clip: Clip) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def clip() -> Clip:
+def clip() -> RenderedWorld:
     return render(make_world([2, 5], "move right", "away", size=96))
 
 

@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.evaluate.clips import (
-    Clip,
+    AskedClip,
     Override,
     blacken,
     donors,
     override_prompts,
     read_clips,
-    source_of,
-    text_only,
+    without_pictures,
 )
-from fourdthinker.evaluate.results import Question
+from fourdthinker.evaluate.results import AnsweredQuestion
+from fourdthinker.records import source_of
 
 if TYPE_CHECKING:
     from fourdthinker.prompts import Encoder
     from fourdthinker.records import Record
     from fourdthinker.samples import Prompt
 
-Item: TypeAlias = "Question | tuple[int, Prompt]"
+Prepared: TypeAlias = "AnsweredQuestion | tuple[int, Prompt]"
 
 
-def make_question(record: Record, **answers: Any) -> Question:
+def make_question(record: Record, **answers: Any) -> AnsweredQuestion:
     """The question of a record that has an answer.
 
     Args:
         record: of the data.
-        answers: further fields of `Question`.
+        answers: further fields of `AnsweredQuestion`.
 
     Returns:
         The question.
     """
     assert record.answer is not None  # checked before anything ran
-    return Question(
+    return AnsweredQuestion(
         record.id, record.type or "", source_of(record), dict(record.options), record.answer, **answers
     )
 
 
 @dataclass
-class Items:
+class PromptBatches:
     """The records of an evaluation, to be asked.
 
     Attributes:
@@ -58,7 +58,7 @@ class Items:
 
     records: Sequence[Record]
     encoder: Encoder
-    clips: Sequence[Clip]
+    clips: Sequence[AskedClip]
     override: Override | None
     seed: int
     prompts: Sequence[Prompt] | None = None
@@ -68,7 +68,7 @@ class Items:
             spec = self.encoder.spec
             self.prompts = override_prompts(self.prompts, self.clips, self.override, self.seed, spec)
 
-    def batches(self, done: Collection[str], size: int) -> Iterator[list[Item]]:
+    def batches(self, done: Collection[str], size: int) -> Iterator[list[Prepared]]:
         """The records that are not done yet, as prompts.
 
         Args:
@@ -78,7 +78,7 @@ class Items:
         Yields:
             Index and prompt of up to `size` records, or their failed questions.
         """
-        batch: list[Item] = []
+        batch: list[Prepared] = []
         for item in self._encoded(done) if self.prompts is None else self._ready(self.prompts, done):
             batch.append(item)
             if len(batch) == size:
@@ -87,12 +87,12 @@ class Items:
         if batch:
             yield batch
 
-    def _ready(self, prompts: Sequence[Prompt], done: Collection[str]) -> Iterator[Item]:
+    def _ready(self, prompts: Sequence[Prompt], done: Collection[str]) -> Iterator[Prepared]:
         # similar lengths together, so that little is padded; ties stay in order
         rows = [i for i, record in enumerate(self.records) if record.id not in done]
         yield from ((i, prompts[i]) for i in sorted(rows, key=lambda i: len(prompts[i].input_ids)))
 
-    def _encoded(self, done: Collection[str]) -> Iterator[Item]:
+    def _encoded(self, done: Collection[str]) -> Iterator[Prepared]:
         records, override, encoder = self.records, self.override, self.encoder
         shown = donors(self.clips, override, self.seed)
         work = [
@@ -113,7 +113,7 @@ class Items:
                 vision = blacken(vision, encoder.spec) if override == "black" else vision
             for i in rows:
                 try:
-                    asked = text_only(records[i]) if override == "none" else records[i]
+                    asked = without_pictures(records[i]) if override == "none" else records[i]
                     yield i, encoder.prompt(asked, frames=vision)
                 except RecordError as error:  # a control token of this model's tokenizer
                     yield make_question(records[i], failed=str(error))

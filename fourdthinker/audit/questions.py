@@ -18,18 +18,18 @@ from typing import Any
 from fourdthinker.answers import answer_text
 from fourdthinker.errors import RecordError, install
 from fourdthinker.files import LETTERS, PathLike, parse_json, read_regular, write_bytes
-from fourdthinker.records import letter_of, options_in, options_of
+from fourdthinker.records import letter_of, options_in, options_of, source_name
 
 _QUESTION = ("question", "Question", "text_input")
 _TYPE = ("type", "Type", "task_type", "question_type")
 _ANSWER = ("answer", "Correct", "correct_answer")
 _OPTIONS = ("options", "choices")
-_VIDEO = ("source", "video", "video_path", "videoID", "frame_paths", "frames", "image_input", "image")
+_VIDEO = ("video", "video_path", "videoID", "frame_paths", "frames", "image_input", "image")
 _LETTERED = re.compile(r"\s*\(?([A-Z])[.):]\s+(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Item:
+class ChoiceQuestion:
     """One multiple-choice question.
 
     Attributes:
@@ -68,7 +68,7 @@ class QuestionFile:
     """
 
     path: Path
-    items: tuple[Item, ...]
+    items: tuple[ChoiceQuestion, ...]
     open_questions: int
     rewrite: Callable[[set[int]], bytes]
 
@@ -207,7 +207,7 @@ def _without(whole: Mapping[str, list[Any]], dropped: set[int]) -> dict[str, lis
     return {video: questions for video, questions in kept.items() if questions}
 
 
-def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> Item | None:
+def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> ChoiceQuestion | None:
     if data.get("conversations") is not None:
         data = _plain(data, where)
     key = next((key for key in _QUESTION if key in data), None)
@@ -218,7 +218,7 @@ def _item(data: dict[str, Any], where: str, group: str | None, index: int) -> It
         return None
     kind = next((str(data[key]) for key in _TYPE if data.get(key)), "")
     texts = tuple(options.values())
-    return Item(
+    return ChoiceQuestion(
         id=f"question {index + 1}" if data.get("id") is None else str(data["id"]),
         group=group or _group(data) or f"question {index + 1}",
         type=kind,
@@ -273,11 +273,8 @@ def _answer(data: dict[str, Any], options: dict[str, str], where: str) -> int:
 
 
 def _group(data: dict[str, Any]) -> str | None:
-    """The video that a question is about: its source if it is said, else its file or folder of frames."""
-    for key in _VIDEO:
-        value = data.get(key)
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, list) and value and isinstance(value[0], str):
-            return os.path.dirname(value[0]) or value[0]
-    return None
+    """The video that a question is about, whatever its file calls it."""
+    shown = next((data[key] for key in _VIDEO if data.get(key)), None)
+    video = shown if isinstance(shown, str) else None
+    frames = shown if isinstance(shown, list) and all(isinstance(name, str) for name in shown) else []
+    return source_name(data.get("source"), video, frames)
