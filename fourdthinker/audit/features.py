@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.audit.questions import ChoiceQuestion
+from fourdthinker.audit.question_files import ChoiceQuestion
 from fourdthinker.audit.texts import likeness, shape
 
 Array = NDArray[np.float64]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fourdthinker.audit.features import Array
-from fourdthinker.audit.questions import ChoiceQuestion
+from fourdthinker.audit.question_files import ChoiceQuestion
 from fourdthinker.audit.solvers import SOLVERS, Indices, Table, hit, make_table
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.scoring import standard_error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.audit.features import Array, option_features
-from fourdthinker.audit.questions import ChoiceQuestion
+from fourdthinker.audit.question_files import ChoiceQuestion
 from fourdthinker.audit.texts import likeness, normal, shape
 from fourdthinker.errors import install
 
