@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.evaluate import EvalResult, Question
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult
 from fourdthinker.files import make_folder, write_json, write_text
 from fourdthinker.records import Record
 
@@ -47,7 +47,7 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
     return path
 
 
-def _line(number: int, question: Question, record: Record) -> dict[str, Any]:
+def _line(number: int, question: AnsweredQuestion, record: Record) -> dict[str, Any]:
     doc = {
         "id": question.id,
         "type": question.type,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fourdthinker.evaluate import EvalResult, Question
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult
 from fourdthinker.integrations.lmms_samples import write_lmms_samples
 from fourdthinker.records import Record
 
@@ -12,8 +12,8 @@ OPTIONS = {"A": "left", "B": "right"}
 def test_a_line_for_each_question_with_texts_answers_and_score(tmp_path):
     said = "<answer>A</answer>"
     questions = (
-        Question("a", "t", "a.mp4", OPTIONS, "A", ("A", None), "A", (said, "no"), said),
-        Question("b", "", "b.mp4", {}, "2", failed="b.mp4: no such file"),
+        AnsweredQuestion("a", "t", "a.mp4", OPTIONS, "A", ("A", None), "A", (said, "no"), said),
+        AnsweredQuestion("b", "", "b.mp4", {}, "2", failed="b.mp4: no such file"),
     )
     records = [
         Record("rl", "a", "where", options=OPTIONS, where="a", video="a.mp4", answer="A"),
