@@ -8,18 +8,27 @@ With A the advantage, r = exp(logprob - old), lo = 1 - epsilon, hi = 1 + epsilon
 ``"clip"``   -min(min(r, delta) A, clamp(r, lo, hi) A)                  -r A where no bound holds r, in
                                                                         log r
 ``"cispo"``  -min(r, hi) A logprob, the first factor a constant         -min(r, hi) A, in logprob
+``"sapo"``   -4/t s A, s = sigmoid(t (r - 1)), t = sapo_positive where  -4 s (1 - s) r A, in log r
+             A > 0, else sapo_negative
 ===========  =========================================================  ===============================
 
 With ``ratio_level="sequence"`` the r of all tokens of a sequence is exp(mean of log r over the sequence):
 GSPO is ``loss_type="grpo", ratio_level="sequence"``. To the policy term come beta times the KL estimate, with
-d = ref - logprob, k3 = exp(d) - d - 1 or k2 = d^2 / 2. Subtracted from the loss is ``entropy_coef`` times the
-mean entropy of all counted tokens; with ``entropy_norm="loss"`` it is a term of its token like the others.
+d = ref - logprob, k3 = exp(d) - d - 1 or k2 = d^2 / 2, times r with ``kl_weighting="ratio"``. Subtracted from
+the loss is ``entropy_coef`` times the mean entropy of all counted tokens; with ``entropy_norm="loss"`` it is
+a term of its token like the others.
+
+With ``sampler_cap`` or ``sampler_floor`` the policy term has a constant weight w = exp(old - sampler), of its
+token or of the sum over its sequence (``sampler_level``), which is held within the two bounds or is 0 outside
+of them (``sampler_excess``). With ``off_policy_bound`` it is 0 in sequences with a negative advantage
+whose mean of sampler - logprob is above the bound.
 
 A loss type is an entry of ``LOSSES``: a policy term and what the sum over tokens is divided by. A new policy
 term is a branch in ``policy_term`` and the same one in ``fused_policy_term``.
 
 Sources: see ``LOSSES``; GSPO arXiv 2507.18071; the KL estimators k2 and k3 are Schulman's
-(joschu.net/blog/kl-approx.html); the dual clip (``delta``) is that of INTELLECT-2, arXiv 2505.07291.
+(joschu.net/blog/kl-approx.html); the dual clip (``delta``) is that of INTELLECT-2, arXiv 2505.07291;
+``kl_weighting="ratio"`` and ``off_policy_bound`` are of DeepSeek-V3.2, arXiv 2512.02556.
 """
 
 # Triton functions take no annotations.
@@ -44,10 +53,10 @@ from ._common import check_number, shown
 class Loss(NamedTuple):
     """What a loss type stands for."""
 
-    term: str  # "clip" or "cispo"
-    divisor: (
-        str  # "lengths": the tokens of the sequence, then the sequences; "tokens"; "budget": R * max_length
-    )
+    term: str  # "clip", "cispo" or "sapo"
+    # "lengths": the tokens of the sequence, then the sequences; "sequences"; "tokens"; "budget": sequences *
+    # max_length
+    divisor: str
     source: str
 
 
@@ -55,12 +64,16 @@ LOSSES = {
     "grpo": Loss("clip", "lengths", "arXiv 2402.03300"),
     "bnpo": Loss("clip", "tokens", "arXiv 2506.02864"),
     "dapo": Loss("clip", "tokens", "arXiv 2503.14476"),
+    "luspo": Loss("clip", "sequences", "arXiv 2602.05261"),
+    "sapo": Loss("sapo", "lengths", "arXiv 2511.20347"),
     "dr_grpo": Loss("clip", "budget", "arXiv 2503.20783"),
     "cispo": Loss("cispo", "tokens", "arXiv 2506.13585"),
 }
 LOSS_TYPES = tuple(LOSSES)
 RATIO_LEVELS = ("token", "sequence")
 KL_ESTIMATES = ("k3", "k2")
+KL_WEIGHTINGS = ("none", "ratio")
+SAMPLER_EXCESSES = ("truncate", "mask")
 ENTROPY_NORMS = ("tokens", "loss")
 REFUSED = {
     ("loss_type", "gspo"): "GSPO is loss_type='grpo' with ratio_level='sequence'",
@@ -87,7 +100,8 @@ class GrpoOptions:
     loss_type: str = _option(
         "grpo",
         "policy term and what its sum is divided by: grpo (the tokens of each sequence, then the sequences), "
-        "bnpo and dapo (all tokens), dr_grpo (sequences times max_length), cispo (its own term; all tokens)",
+        "bnpo and dapo (all tokens), dr_grpo (sequences times max_length), luspo (sequences), cispo (its own "
+        "term; all tokens), sapo (its own term; as grpo)",
         choices=LOSS_TYPES,
     )
     ratio_level: str = _option(
@@ -97,6 +111,12 @@ class GrpoOptions:
         choices=RATIO_LEVELS,
     )
     kl: str = _option("k3", "estimator of the KL divergence to the reference model", choices=KL_ESTIMATES)
+    kl_weighting: str = _option(
+        "none",
+        "whether the KL estimate of a token is multiplied by its importance ratio, which makes it unbiased "
+        "off policy (token level only)",
+        choices=KL_WEIGHTINGS,
+    )
     beta: float = _option(0.0, "weight of the KL divergence to the reference model", minimum=0)
     epsilon: float = _option(0.2, "ratios below 1 - epsilon are clipped", minimum=0)
     epsilon_high: float | None = _option(
@@ -105,10 +125,30 @@ class GrpoOptions:
     delta: float | None = _option(
         None, "bound of the ratio where the advantage is negative (dual clip); none: no bound", above=1
     )
+    sapo_positive: float = _option(1.0, "temperature of sapo where the advantage is positive", above=0)
+    sapo_negative: float = _option(1.05, "temperature of sapo where it is not", above=0)
     sampler_cap: float | None = _option(
         None,
-        "the policy term is multiplied by min(exp(old - sampler log-prob), sampler_cap) (truncated "
-        "importance sampling); none: the difference is measured, not corrected",
+        "upper bound of exp(old - sampler log-prob), by which the policy term is multiplied (importance "
+        "sampling on the difference of trainer and sampler); none, as sampler_floor: it is measured, not "
+        "corrected",
+        above=0,
+    )
+    sampler_floor: float | None = _option(None, "lower bound of the same", above=0)
+    sampler_level: str = _option(
+        "token",
+        "whether each token has its own correction or a sequence has one, the product over its tokens",
+        choices=RATIO_LEVELS,
+    )
+    sampler_excess: str = _option(
+        "truncate",
+        "what a correction beyond its bounds is: truncate (the bound), mask (0: it is left out)",
+        choices=SAMPLER_EXCESSES,
+    )
+    off_policy_bound: float | None = _option(
+        None,
+        "sequences with a negative advantage are left out where the mean of sampler - policy log-prob is "
+        "above this; none: all are kept",
         above=0,
     )
     entropy_coef: float = _option(0.0, "weight of the entropy bonus")
@@ -125,16 +165,27 @@ class GrpoOptions:
     def __post_init__(self) -> None:
         for name, limits in LIMITS.items():
             _check(name, getattr(self, name), **limits)
+        if self.delta is not None and self.term != "clip":
+            raise ValueError(
+                f"delta has no meaning for {self.loss_type}, whose ratio is bounded already; pass delta=None"
+            )
         if self.delta is not None and self.delta <= self.high:
             raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {self.high}")
-        if self.delta is not None and self.term == "cispo":
-            raise ValueError("delta has no meaning for cispo, whose ratio is capped already; pass delta=None")
+        if self.sampler_floor is not None and self.sampler_floor >= (self.sampler_cap or math.inf):
+            raise ValueError(
+                f"sampler_floor is {self.sampler_floor}; it must be below sampler_cap = {self.sampler_cap}"
+            )
+        if self.kl_weighting == "ratio" and self.per_sequence:
+            raise ValueError(
+                "kl_weighting='ratio' makes the KL term unbiased for ratios of tokens only; pass "
+                "ratio_level='token' or kl_weighting='none'"
+            )
         if LOSSES[self.loss_type].divisor == "budget" and self.max_length is None:
             raise ValueError(f"max_length is None, but {self.loss_type} divides by it; pass the token budget")
 
     @property
     def term(self) -> str:
-        """The policy term, ``"clip"`` or ``"cispo"``."""
+        """The policy term, ``"clip"``, ``"cispo"`` or ``"sapo"``."""
         return LOSSES[self.loss_type].term
 
     @property
@@ -163,19 +214,41 @@ class GrpoOptions:
         return self.per_sequence and self.term != "cispo"
 
     @property
+    def corrected(self) -> bool:
+        """Whether the policy term is weighted for the difference of trainer and sampler."""
+        return self.sampler_cap is not None or self.sampler_floor is not None
+
+    @property
+    def corrects_sequences(self) -> bool:
+        """Whether that weight is one of the whole sequence."""
+        return self.corrected and self.sampler_level == "sequence"
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether all log-probabilities of a sequence must be known before the first gradient."""
+        return self.per_sequence or self.corrects_sequences or self.off_policy_bound is not None
+
+    @property
     def low(self) -> float:
-        """The ratio below which a term is clipped; cispo has none."""
-        return -math.inf if self.term == "cispo" else 1 - self.epsilon
+        """The ratio below which a term is clipped; cispo and sapo have none."""
+        return 1 - self.epsilon if self.term == "clip" else -math.inf
 
     @property
     def high(self) -> float:
-        """The ratio above which a term is clipped."""
+        """The ratio above which a term is clipped; sapo has none."""
+        if self.term == "sapo":
+            return math.inf
         return 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
 
     @property
     def ratio_bound(self) -> float:
         """``delta``, or infinity."""
         return math.inf if self.delta is None else self.delta
+
+    @property
+    def sampler_bounds(self) -> tuple[float, float]:
+        """``sampler_floor`` and ``sampler_cap``, or 0 and infinity."""
+        return self.sampler_floor or 0.0, math.inf if self.sampler_cap is None else self.sampler_cap
 
     def encode(self) -> list[float]:
         """All options as numbers, since a custom op takes no objects: choices by index, None as NaN."""
@@ -247,6 +320,13 @@ def policy_term(
     if options.term == "cispo":
         slope = torch.where(idle, 0.0, -ratio.clamp(max=options.high) * advantages)
         return torch.where(idle, 0.0, slope * logprobs), slope
+    if options.term == "sapo":
+        heat = torch.full_like(ratio, options.sapo_negative)
+        heat = heat.masked_fill(advantages > 0, options.sapo_positive)
+        soft = torch.sigmoid(heat * (ratio - 1))
+        rise = torch.where(soft == 1, 0.0, soft * (1 - soft) * ratio)  # far above, where r may be infinite
+        term = torch.where(idle, 0.0, -4 / heat * soft * advantages)
+        return term, torch.where(idle, 0.0, -4 * rise * advantages)
     free = ratio.clamp(max=options.ratio_bound) * advantages
     clipped = ratio.clamp(options.low, options.high) * advantages
     outside = (ratio < options.low) | (ratio > options.high)
@@ -267,12 +347,17 @@ def larger(a, b):
 
 
 @triton.jit
-def fused_policy_term(lp, ratio, advantage, low, high, delta, TERM: tl.constexpr):
-    """``policy_term`` in a kernel."""
+def fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM: tl.constexpr):
+    """``policy_term`` in a kernel; ``hot`` and ``cold`` are the temperatures of sapo."""
     idle = (advantage == 0.0) & (ratio == ratio)
     if TERM == "cispo":
         slope = tl.where(idle, 0.0, -smaller(ratio, high) * advantage)
         term = tl.where(idle, 0.0, slope * lp)
+    elif TERM == "sapo":
+        heat = tl.where(advantage > 0.0, hot, cold)
+        soft = 1.0 / (1.0 + tl.exp(heat * (1.0 - ratio)))
+        term = tl.where(idle, 0.0, -4.0 / heat * soft * advantage)
+        slope = tl.where(idle | (soft == 1.0), 0.0, -4.0 * soft * (1.0 - soft) * ratio * advantage)
     else:
         clipped = smaller(larger(ratio, low), high) * advantage
         free = smaller(ratio, delta) * advantage
@@ -288,6 +373,24 @@ def kl_term(options: GrpoOptions, logprobs: Tensor, ref: Tensor) -> tuple[Tensor
     if options.kl == "k2":
         return 0.5 * difference.square(), -difference
     return difference.exp() - difference - 1, 1 - difference.exp()
+
+
+def sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
+    """The weight of the policy term, from the log-prob difference of trainer and sampler. NaN stays NaN."""
+    floor, cap = options.sampler_bounds
+    weight = log_weight.exp()
+    if options.sampler_excess == "mask":
+        return torch.where((weight < floor) | (weight > cap), 0.0, weight)
+    return weight.clamp(floor, cap)
+
+
+@triton.jit
+def fused_sampler_weight(log_weight, floor, cap, MASKED: tl.constexpr):
+    """``sampler_weight`` in a kernel."""
+    weight = tl.exp(log_weight)
+    if MASKED:
+        return tl.where((weight < floor) | (weight > cap), 0.0, weight)
+    return smaller(larger(weight, floor), cap)
 
 
 @triton.jit

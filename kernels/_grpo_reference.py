@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._common import check_floating, check_tensors, reciprocal
-from ._grpo_losses import GrpoOptions, kl_term, policy_term
+from ._grpo_losses import LOSSES, GrpoOptions, kl_term, policy_term, sampler_weight
 from ._grpo_metrics import named_metrics, sum_tokens, token_values
 
 
@@ -26,6 +26,15 @@ def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
     for name, value in (("mask", mask), ("entropy_mask", others.get("entropy_mask"))):
         if value is not None and value.dtype != torch.bool:
             raise ValueError(f"{name} is {value.dtype}; it must be torch.bool")
+
+
+def check_sampler(options: GrpoOptions, sampler_logprobs: Tensor | None) -> None:
+    """Raise ``ValueError`` where a correction for the sampler is asked for and its log-probs are missing."""
+    if options.corrected and sampler_logprobs is None:
+        raise ValueError(
+            f"sampler_floor is {options.sampler_floor} and sampler_cap {options.sampler_cap}, but there are "
+            "no sampler_logprobs; pass them, or leave both None"
+        )
 
 
 def check_reference(options: GrpoOptions, ref_logprobs: Tensor | None) -> None:
@@ -53,7 +62,7 @@ def token_scale(
     if num_items is None:
         num_items = float(sequences) if options.counts_sequences else counted.sum()
     scale = reciprocal(num_items, counted, dtype)
-    return scale if options.per_length or not options.counts_sequences else scale / (options.max_length or 1)
+    return scale / (options.max_length or 1) if LOSSES[options.loss_type].divisor == "budget" else scale
 
 
 def entropy_share(
@@ -95,7 +104,8 @@ def token_terms(
     ref: Tensor | None,
     sampler: Tensor | None,
     entropy: Tensor | None,
-    entropy_mask: Tensor | None,
+    kept: Tensor | None,
+    log_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The terms of all tokens and their slopes, before any normaliser; without the entropy bonus.
 
@@ -109,7 +119,8 @@ def token_terms(
         ref: log-probabilities of the reference model.
         sampler: log-probabilities of the sampler.
         entropy: of the policy, for its metric.
-        entropy_mask: bool, where the policy term is kept.
+        kept: bool, where the policy term is kept.
+        log_weight: the sum of ``old - sampler`` over the sequence, with ``corrects_sequences``.
 
     Returns:
         The term; the slope of its policy term, in the log ratio (cispo: in the log-probability); the slope of
@@ -119,17 +130,20 @@ def token_terms(
     term, slope = policy_term(options, logprobs, ratio, advantages)
     nothing = torch.zeros_like(term)
     difference, divergence, kl_slope = nothing, nothing, nothing
-    if entropy_mask is not None:
-        term, slope = torch.where(entropy_mask, term, 0.0), torch.where(entropy_mask, slope, 0.0)
+    if kept is not None:
+        term, slope = torch.where(kept, term, 0.0), torch.where(kept, slope, 0.0)
     if sampler is not None:
         difference = old - sampler
-        if options.sampler_cap is not None:
-            weight = difference.exp().clamp(max=options.sampler_cap)
+        if options.corrected:
+            weight = sampler_weight(options, difference if log_weight is None else log_weight)
             term, slope = term * weight, slope * weight
         difference = difference.abs()
     if ref is not None:
         divergence, kl_slope = kl_term(options, logprobs, ref)
-        term, kl_slope = term + options.beta * divergence, options.beta * kl_slope
+        cost = divergence
+        if options.kl_weighting == "ratio":
+            cost, kl_slope = divergence * ratio, (divergence + kl_slope) * ratio
+        term, kl_slope = term + options.beta * cost, options.beta * kl_slope
     values = token_values(
         options, ratio=ratio, advantages=advantages, kl=divergence,
         entropy=nothing if entropy is None else entropy, difference=difference,

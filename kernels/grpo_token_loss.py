@@ -15,9 +15,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
-from ._grpo_losses import DEFAULTS, GrpoOptions, check_options, fused_kl_term, fused_policy_term, smaller
+from ._grpo_losses import (
+    DEFAULTS,
+    GrpoOptions,
+    check_options,
+    fused_kl_term,
+    fused_policy_term,
+    fused_sampler_weight,
+)
 from ._grpo_metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
-from ._grpo_reference import check_like, check_reference, entropy_share, metrics_of, token_scale, token_terms
+from ._grpo_reference import (
+    check_like,
+    check_reference,
+    check_sampler,
+    entropy_share,
+    metrics_of,
+    token_scale,
+    token_terms,
+)
 from ._launch import launching
 
 
@@ -30,7 +45,8 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
         fraction: above 0, at most 1.
 
     Returns:
-        [R, T] bool, a part of ``mask``; ties at the border are all kept.
+        [R, T] bool, a part of ``mask``: the entropies of at least the (1 - fraction) quantile, as in TRL;
+        ties at the border are all kept.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the fraction is out of range.
@@ -44,8 +60,8 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
     values = entropy.detach().masked_fill(~mask, -math.inf).flatten()
     if values.numel() == 0:
         return mask.clone()
-    count = (mask.sum() * fraction).ceil().long().clamp(min=1)
-    return mask & (entropy >= values.sort(descending=True).values[count - 1])
+    last = ((mask.sum() - 1).clamp(min=0) * fraction).floor().long()  # of those above the quantile
+    return mask & (entropy >= values.sort(descending=True).values[last])
 
 
 def _reference(
@@ -69,10 +85,16 @@ def _reference(
         bonus = bonus if options.averages_entropy else bonus / lengths
     if options.per_sequence:
         log_ratio = (log_ratio.sum(dim=1, keepdim=True) / lengths).expand_as(current)
-    surprise = counted(entropy)
+    surprise, drawn, log_weight = counted(entropy), counted(sampler), None
+    if options.corrects_sequences and drawn is not None:
+        log_weight = (before - drawn).sum(dim=1, keepdim=True).expand_as(current)
+    if options.off_policy_bound is not None:
+        drift = ((before if drawn is None else drawn) - current).sum(dim=1, keepdim=True) / lengths
+        near = (spread >= 0) | (drift <= options.off_policy_bound)
+        entropy_mask = near if entropy_mask is None else entropy_mask & near
     term, slope, kl_slope, sums = token_terms(
         options, logprobs=current, log_ratio=log_ratio, old=before, advantages=spread, counted=mask,
-        ref=counted(ref), sampler=counted(sampler), entropy=surprise, entropy_mask=entropy_mask,
+        ref=counted(ref), sampler=drawn, entropy=surprise, kept=entropy_mask, log_weight=log_weight,
     )  # fmt: skip
     if options.pools_slopes:  # the ratio of a sequence moves with each of its tokens
         slope = slope.sum(dim=1, keepdim=True) / lengths
@@ -88,13 +110,22 @@ def _load(pointer, offsets, counted):
     return tl.load(pointer + offsets, mask=counted, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _load_old(logprobs_ptr, old_ptr, offsets, counted):
+    """The log-probabilities before the first update: at that update those of the policy."""
+    if old_ptr is not None:
+        return _load(old_ptr, offsets, counted)
+    return _load(logprobs_ptr, offsets, counted)
+
+
 @triton.jit(do_not_specialize=["length", "advantage_stride", "advantage_step"])
 def grpo_token_loss_kernel(
     logprobs_ptr, advantages_ptr, mask_ptr, old_ptr, ref_ptr, sampler_ptr, entropy_ptr, entropy_mask_ptr,
     scale_ptr, loss_ptr, grad_ptr, entropy_grad_ptr, sums_ptr, length, advantage_stride, advantage_step,
-    beta, low, high, delta, sampler_cap, entropy_coef,
-    TERM: tl.constexpr, KL: tl.constexpr, PER_SEQUENCE: tl.constexpr, POOLS_SLOPES: tl.constexpr,
-    PER_LENGTH: tl.constexpr, MEAN_ENTROPY: tl.constexpr, CORRECTED: tl.constexpr, METRICS: tl.constexpr,
+    beta, low, high, delta, hot, cold, sampler_floor, sampler_cap, off_policy_bound, entropy_coef,
+    TERM: tl.constexpr, KL: tl.constexpr, KL_RATIO: tl.constexpr, PER_SEQUENCE: tl.constexpr,
+    POOLS_SLOPES: tl.constexpr, PER_LENGTH: tl.constexpr, MEAN_ENTROPY: tl.constexpr, CORRECTED: tl.constexpr,
+    CORRECTS_SEQUENCES: tl.constexpr, MASKED: tl.constexpr, OFF_POLICY: tl.constexpr, METRICS: tl.constexpr,
     LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program: one sequence. Its share of the loss and of the metrics, and the gradients of its tokens."""
@@ -106,17 +137,30 @@ def grpo_token_loss_kernel(
     share = tl.load(scale_ptr)
     items = 1.0
     mean_ratio = 0.0
-    if PER_LENGTH or PER_SEQUENCE:
+    log_weight = 0.0
+    drift = 0.0
+    if PER_LENGTH or PER_SEQUENCE or CORRECTS_SEQUENCES or OFF_POLICY:
         counts = tl.zeros([BLOCK], tl.float32)
         ratios = tl.zeros([BLOCK], tl.float32)
+        weights = tl.zeros([BLOCK], tl.float32)
+        drifts = tl.zeros([BLOCK], tl.float32)
         for start in range(0, length, BLOCK):
             offsets = base + start + lanes
             counted = tl.load(mask_ptr + offsets, mask=start + lanes < length, other=0) != 0
             counts += counted.to(tl.float32)
             if PER_SEQUENCE and old_ptr is not None:
                 ratios += _load(logprobs_ptr, offsets, counted) - _load(old_ptr, offsets, counted)
+            if CORRECTS_SEQUENCES or OFF_POLICY:
+                drawn = _load_old(logprobs_ptr, old_ptr, offsets, counted)
+                weights += drawn
+                if sampler_ptr is not None:
+                    drawn = _load(sampler_ptr, offsets, counted)
+                    weights -= drawn
+                drifts += drawn - _load(logprobs_ptr, offsets, counted)
         items = tl.maximum(tl.sum(counts, axis=0), 1.0)
         mean_ratio = tl.sum(ratios, axis=0) / items
+        log_weight = tl.sum(weights, axis=0)
+        drift = tl.sum(drifts, axis=0) / items
         if PER_LENGTH:
             share = share / items
 
@@ -133,14 +177,17 @@ def grpo_token_loss_kernel(
             lp = _load(logprobs_ptr, offsets, counted)
             advantage = _load(advantages_ptr, (start + lanes) * advantage_step, counted)
             ratio = tl.exp(mean_ratio + lanes * 0.0)
-            _, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, TERM)
+            _, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM)
             if entropy_mask_ptr is not None:
                 slope = tl.where(tl.load(entropy_mask_ptr + offsets, mask=counted, other=0) != 0, slope, 0.0)
-            if sampler_ptr is not None and CORRECTED:
-                old = lp
-                if old_ptr is not None:
-                    old = _load(old_ptr, offsets, counted)
-                slope *= smaller(tl.exp(old - _load(sampler_ptr, offsets, counted)), sampler_cap)
+            if OFF_POLICY:
+                slope = tl.where((advantage >= 0.0) | (drift <= off_policy_bound), slope, 0.0)
+            if CORRECTED:
+                difference = log_weight + lanes * 0.0
+                if not CORRECTS_SEQUENCES:
+                    old = _load_old(logprobs_ptr, old_ptr, offsets, counted)
+                    difference = old - _load(sampler_ptr, offsets, counted)
+                slope *= fused_sampler_weight(difference, sampler_floor, sampler_cap, MASKED)
             slopes += tl.where(counted, slope, 0.0)
     sequence_slope = tl.sum(slopes, axis=0) / items
 
@@ -153,15 +200,13 @@ def grpo_token_loss_kernel(
         offsets = base + start + lanes
         counted = tl.load(mask_ptr + offsets, mask=inside, other=0) != 0
         lp = _load(logprobs_ptr, offsets, counted)
-        old = lp
-        if old_ptr is not None:
-            old = _load(old_ptr, offsets, counted)
+        old = _load_old(logprobs_ptr, old_ptr, offsets, counted)
         advantage = _load(advantages_ptr, (start + lanes) * advantage_step, counted)
         log_ratio = lp - old
         if PER_SEQUENCE:
             log_ratio = mean_ratio + lanes * 0.0
         ratio = tl.exp(log_ratio)
-        term, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, TERM)
+        term, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM)
         difference = nothing
         divergence = nothing
         entropy = nothing
@@ -169,10 +214,17 @@ def grpo_token_loss_kernel(
             kept = tl.load(entropy_mask_ptr + offsets, mask=counted, other=0) != 0
             term = tl.where(kept, term, 0.0)
             slope = tl.where(kept, slope, 0.0)
+        if OFF_POLICY:
+            near = (advantage >= 0.0) | (drift <= off_policy_bound)
+            term = tl.where(near, term, 0.0)
+            slope = tl.where(near, slope, 0.0)
         if sampler_ptr is not None:
             difference = old - _load(sampler_ptr, offsets, counted)
             if CORRECTED:
-                weight = smaller(tl.exp(difference), sampler_cap)
+                exponent = difference
+                if CORRECTS_SEQUENCES:
+                    exponent = log_weight + lanes * 0.0
+                weight = fused_sampler_weight(exponent, sampler_floor, sampler_cap, MASKED)
                 term *= weight
                 slope *= weight
             difference = tl.abs(difference)
@@ -180,8 +232,12 @@ def grpo_token_loss_kernel(
             slope = sequence_slope + lanes * 0.0
         if ref_ptr is not None:
             divergence, kl_slope = fused_kl_term(lp, _load(ref_ptr, offsets, counted), KL)
+            cost = divergence
+            if KL_RATIO:
+                cost = divergence * ratio
+                kl_slope = (divergence + kl_slope) * ratio
             slope += beta * kl_slope
-            term += beta * divergence
+            term += beta * cost
         if entropy_ptr is not None:
             entropy = _load(entropy_ptr, offsets, counted)
             if entropy_grad_ptr is not None:
@@ -213,10 +269,13 @@ def _fused(
             grpo_token_loss_kernel[(rows,)](
                 logprobs.contiguous(), advantages, bytes_[0], *dense, bytes_[1], scale, losses, grad,
                 entropy_grad, sums, length, advantages.stride(0), step, options.beta, options.low,
-                options.high, options.ratio_bound, options.sampler_cap or 0.0, options.entropy_coef,
-                TERM=options.term, KL=options.kl, PER_SEQUENCE=options.per_sequence,
-                POOLS_SLOPES=options.pools_slopes, PER_LENGTH=options.per_length,
-                MEAN_ENTROPY=options.averages_entropy, CORRECTED=options.sampler_cap is not None,
+                options.high, options.ratio_bound, options.sapo_positive, options.sapo_negative,
+                *options.sampler_bounds, options.off_policy_bound or 0.0, options.entropy_coef,
+                TERM=options.term, KL=options.kl, KL_RATIO=options.kl_weighting == "ratio",
+                PER_SEQUENCE=options.per_sequence, POOLS_SLOPES=options.pools_slopes,
+                PER_LENGTH=options.per_length, MEAN_ENTROPY=options.averages_entropy,
+                CORRECTED=options.corrected, CORRECTS_SEQUENCES=options.corrects_sequences,
+                MASKED=options.sampler_excess == "mask", OFF_POLICY=options.off_policy_bound is not None,
                 METRICS=len(METRICS), LARGEST=LARGEST, BLOCK=launch.block, **launch.options,
             )  # fmt: skip
     return losses.sum(), grad, grad.new_empty(0) if entropy_grad is None else entropy_grad, join(sums)
@@ -310,8 +369,8 @@ def grpo_token_loss(
         old_logprobs: [R, T], those before the first update on this batch. None: this is the first update, the
             ratio is 1 with gradient.
         ref_logprobs: [R, T], those of the reference model, for the KL term and its metric.
-        sampler_logprobs: [R, T], those of the sampler, for the metric ``sampler_gap`` and, with
-            ``options.sampler_cap``, truncated importance sampling.
+        sampler_logprobs: [R, T], those of the sampler, for the metric ``sampler_gap``; needed with
+            ``options.sampler_cap`` or ``sampler_floor``.
         entropy: [R, T] in nats, differentiable; needed with ``options.entropy_coef``.
         entropy_mask: [R, T] bool, keeps the policy term only where it is true (see ``top_entropy_mask``).
         num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo and
@@ -343,6 +402,7 @@ def grpo_token_loss(
         sampler_logprobs=sampler_logprobs, entropy=entropy, entropy_mask=entropy_mask,
     )  # fmt: skip
     check_reference(options, ref_logprobs)
+    check_sampler(options, sampler_logprobs)
     if options.entropy_coef and entropy is None:
         raise ValueError(
             f"entropy_coef is {options.entropy_coef}, but there is no entropy; pass it or entropy_coef=0"

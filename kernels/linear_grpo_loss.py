@@ -16,6 +16,7 @@ from ._grpo_metrics import METRICS, join
 from ._grpo_reference import (
     check_like,
     check_reference,
+    check_sampler,
     entropy_share,
     metrics_of,
     sequence_sums,
@@ -48,43 +49,63 @@ class _Rows(NamedTuple):
         options: GrpoOptions,
         part: slice,
         logprobs: Tensor,
-        log_ratio: Tensor | None,
+        whole: _Whole,
         entropy: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``token_terms`` of some of the rows; without a ``log_ratio`` each row has its own."""
+        """``token_terms`` of some of the rows; what their sequences do not tell each row tells itself."""
 
         def of(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[part]
 
         old = logprobs if self.old is None else self.old[part]
+        log_ratio, kept = of(whole.log_ratio), of(whole.kept)
         return token_terms(
             options, logprobs=logprobs, log_ratio=logprobs - old if log_ratio is None else log_ratio, old=old,
             advantages=self.advantages[part], counted=self.counted[part], ref=of(self.ref),
-            sampler=of(self.sampler), entropy=entropy, entropy_mask=of(self.entropy_mask),
+            sampler=of(self.sampler), entropy=entropy,
+            kept=of(self.entropy_mask) if kept is None else kept, log_weight=of(whole.log_weight),
         )  # fmt: skip
 
-    def sequence_means(self, values: Tensor) -> Tensor:
-        """[M] of ``values`` [M]: each row gets the mean over the counted rows of its sequence."""
+    def of_sequences(self, values: Tensor, *, mean: bool = True) -> Tensor:
+        """[M] of ``values`` [M]: each row gets the mean (sum) over the counted rows of its sequence."""
         kept = torch.where(self.counted, values, 0.0)
-        return (sequence_sums(kept, self.sequences, self.lengths.shape[0]) / self.lengths)[self.sequences]
+        sums = sequence_sums(kept, self.sequences, self.lengths.shape[0])
+        return (sums / self.lengths if mean else sums)[self.sequences]
 
 
-def _sequence_ratios(
+class _Whole(NamedTuple):
+    """What each row is told by its whole sequence, [M] each; None where every row tells it itself."""
+
+    log_ratio: Tensor | None = None
+    log_weight: Tensor | None = None  # of the correction for the sampler
+    kept: Tensor | None = None  # bool: by the bound on what is off policy, and ``entropy_mask``
+    slope: Tensor | None = None  # what each row gets through the ratio of its sequence
+
+
+def _whole_sequences(
     options: GrpoOptions, head: Head, x: Tensor, listed: _Rows, chunks: list[slice], logprobs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """[M] the log ratio of each row's sequence, and the slope that each row gets through it.
-
-    They need all log-probabilities before the first gradient, hence a pass of their own.
-    """
+) -> _Whole:
+    """What needs all log-probabilities before the first gradient, hence a pass of its own."""
     for part in chunks:
         chosen, counted = listed.rows[part], listed.counted[part]
         hidden, label = gather(x, listed.target, chosen, counted)
         logprob = head.stats(head.logits(hidden), label).logprob
         logprobs.index_copy_(0, chosen, torch.where(counted, logprob, 0.0))
     current = logprobs[listed.rows]
-    log_ratio = listed.sequence_means(current - (current if listed.old is None else listed.old))
-    slope = listed.terms(options, slice(None), current, log_ratio, None)[1]
-    return log_ratio, listed.sequence_means(slope) if options.pools_slopes else slope
+    old = current if listed.old is None else listed.old
+    whole = _Whole()
+    if options.per_sequence:
+        whole = whole._replace(log_ratio=listed.of_sequences(current - old))
+    if options.corrects_sequences and listed.sampler is not None:
+        whole = whole._replace(log_weight=listed.of_sequences(old - listed.sampler, mean=False))
+    if options.off_policy_bound is not None:
+        drift = listed.of_sequences((old if listed.sampler is None else listed.sampler) - current)
+        near = (listed.advantages >= 0) | (drift <= options.off_policy_bound)
+        whole = whole._replace(kept=near if listed.entropy_mask is None else near & listed.entropy_mask)
+    if options.pools_slopes:
+        slope = listed.terms(options, slice(None), current, whole, None)[1]
+        whole = whole._replace(slope=listed.of_sequences(slope))
+    return whole
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_grpo_loss", mutates_args=())
@@ -148,9 +169,9 @@ def _loss_and_gradients(
     dx, dw, db = (grad if needed else None for grad, needed in zip(grads, needs))
     count = listed.rows.numel()
     chunks = [slice(start, start + chunk) for start in range(0, count, chunk)]
-    log_ratio = row_slope = None
-    if options.per_sequence:
-        log_ratio, row_slope = _sequence_ratios(options, head, x, listed, chunks, logprobs)
+    whole = _Whole()
+    if options.needs_sequences:
+        whole = _whole_sequences(options, head, x, listed, chunks, logprobs)
     for part in chunks:
         chosen, counted, share = listed.rows[part], listed.counted[part], listed.share[part]
         hidden, label = gather(x, listed.target, chosen, counted)
@@ -160,8 +181,7 @@ def _loss_and_gradients(
         )  # fmt: skip
         logprob = torch.where(counted, logprob, 0.0)
         logprobs.index_copy_(0, chosen, logprob)
-        ratio = None if log_ratio is None else log_ratio[part]
-        term, slope, kl_slope, added = listed.terms(options, part, logprob, ratio, entropy)
+        term, slope, kl_slope, added = listed.terms(options, part, logprob, whole, entropy)
         loss += (term * share).sum()
         bonus = listed.bonus[part] if options.entropy_coef else None
         if bonus is not None and entropy is not None:
@@ -170,8 +190,8 @@ def _loss_and_gradients(
         if spread is not None and more is not None:
             spread += torch.where(counted, more, 0.0).sum(dim=1)
         if any(needs):
-            if row_slope is not None:
-                slope = row_slope[part]
+            if whole.slope is not None:
+                slope = whole.slope[part]
             z = head.grad_(z, label, normaliser, entropy, (slope + kl_slope) * share, bonus)
             rows_dx = torch.empty_like(hidden) if dx is not None else None
             head.backward_matmuls(z, hidden, rows_dx, dw, db)
@@ -312,7 +332,8 @@ def linear_grpo_loss(
     """``grpo_token_loss`` of ``linear_logprobs(input, weight, target)``, in three matmuls for the whole step.
 
     Logits exist for ``chunk_rows`` rows at a time and become their gradient in place; nothing is recomputed,
-    but for sequence-level ratios, which need a first pass over all rows. dW is accumulated in float32.
+    but for what is one of a sequence (ratio, correction, bound), which needs a first pass over
+    all rows. dW is accumulated in float32.
 
     Args:
         input: hidden states, [R, T, H], or packed [N, H].
@@ -354,6 +375,7 @@ def linear_grpo_loss(
     weight, bias = whole_head(weight, bias)
     check_head(input, weight, target, bias, temperature, softcap)
     check_reference(options, ref_logprobs)
+    check_sampler(options, sampler_logprobs)
     check_like(
         target, mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs, entropy_mask=entropy_mask, sequence_ids=sequence_ids,

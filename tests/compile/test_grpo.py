@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.kernels._grpo_metrics import LARGEST, METRICS
 from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels.group_advantages import SCALES, group_advantages_kernel
@@ -25,7 +26,7 @@ def test_group_advantages(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token"])
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token", "sapo token"])
 def test_grpo_token_loss(arch, kind):
     launch = row("grpo_token_loss", arch)
     floats = ("logprobs", "advantages", "old", "ref", "sampler", "entropy", "scale", "loss", "grad",
@@ -33,8 +34,11 @@ def test_grpo_token_loss(arch, kind):
     arguments = {
         **{f"{name}_ptr": "*fp32" for name in floats}, "mask_ptr": "*u8", "entropy_mask_ptr": "*u8",
         "length": "i32", "advantage_stride": "i32", "advantage_step": "i32", "beta": "fp32", "low": "fp32",
-        "high": "fp32", "delta": "fp32", "sampler_cap": "fp32", "entropy_coef": "fp32",
-        "TERM": "cispo" if "cispo" in kind else "clip", "KL": "k3", "PER_SEQUENCE": "sequence" in kind,
+        "high": "fp32", "delta": "fp32", "hot": "fp32", "cold": "fp32", "sampler_floor": "fp32",
+        "sampler_cap": "fp32", "off_policy_bound": "fp32", "entropy_coef": "fp32",
+        "TERM": GrpoOptions(loss_type=kind.split()[0]).term, "KL": "k3", "KL_RATIO": "sapo" in kind,
+        "CORRECTS_SEQUENCES": "sequence" in kind, "MASKED": "sapo" in kind, "OFF_POLICY": "sapo" in kind,
+        "PER_SEQUENCE": "sequence" in kind,
         "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "MEAN_ENTROPY": "grpo" in kind,
         "CORRECTED": True,
         "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": launch.block,

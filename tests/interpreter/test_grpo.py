@@ -10,7 +10,7 @@ import torch
 from fourdthinker.kernels import group_advantages, grpo_token_loss
 from fourdthinker.kernels.group_advantages import SCALES
 from tests.interpreter.numerics import assert_close
-from tests.unit.kernels.options import KINDS, with_options
+from tests.unit.kernels.options import KINDS, fits, with_options
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -56,7 +56,14 @@ OPTIONS = [
     {"entropy_coef": 0.05, "sampler_cap": 1.2, "num_items": 11, "num_tokens": torch.tensor(40)},
     {"entropy_coef": 0.05, "entropy_norm": "loss", "num_items": 11},
 ]
-CASES = [(kind, case) for kind in KINDS for case in OPTIONS if "cispo" not in kind or "delta" not in case]
+# What is the same in every loss type is tried in two of them.
+LATER = [
+    {"sampler_cap": 1.5, "sampler_floor": 0.4, "sampler_level": "sequence", "sampler_excess": "mask"},
+    {"sampler_floor": 0.8, "off_policy_bound": 0.1, "sapo_negative": 2.0},
+    {"beta": 0.3, "kl_weighting": "ratio", "off_policy_bound": 0.05},
+]
+CASES = [(kind, case) for kind in KINDS for case in OPTIONS if fits(kind, case)]
+CASES += [(k, case) for k in ("grpo sequence", "sapo token") for case in LATER if fits(k, case)]
 
 
 def compare(data, options, *, upstream=0.7):
@@ -84,7 +91,9 @@ def test_grpo_token_loss(kind, options):
     options = with_options(kind, **options, max_length=9)
     data = inputs(5, 37, torch.float32)
     compare(data, options)
-    absent = ("sampler_logprobs", "entropy_mask", "old_logprobs")
+    absent = ["entropy_mask", "old_logprobs"]
+    if not options["options"].corrected:
+        absent.append("sampler_logprobs")
     compare({k: v for k, v in data.items() if k not in absent}, options)
 
 

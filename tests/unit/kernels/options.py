@@ -8,7 +8,16 @@ from typing import Any
 from fourdthinker.kernels import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
 
 KINDS = [f"{loss_type} {level}" for loss_type in LOSS_TYPES for level in RATIO_LEVELS]
+TERMS = {loss_type: GrpoOptions(loss_type=loss_type, max_length=1).term for loss_type in LOSS_TYPES}
 NAMES = {option.name for option in fields(GrpoOptions)}
+
+
+def fits(kind: str, options: dict[str, Any]) -> bool:
+    """Whether the kind of loss takes these options."""
+    loss_type, level = kind.split()
+    if options.get("delta") is not None and TERMS[loss_type] != "clip":
+        return False
+    return level == "token" or options.get("kl_weighting", "none") == "none"
 
 
 def with_options(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
-from tests.unit.kernels.options import KINDS, with_options
+from tests.unit.kernels.options import KINDS, fits, with_options
 
 ROWS, LENGTH = 5, 7
 
@@ -93,14 +93,16 @@ def inputs(seed=0):
     }
 
 
-def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
-            sampler_cap=None, entropy_coef=0.0, entropy_norm="tokens", max_length=None, num_items=None,
-            num_tokens=None):  # fmt: skip
+def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
+            sampler_cap=None, sampler_floor=None, sampler_level="token", sampler_excess="truncate",
+            off_policy_bound=None, sapo_positive=1.0, sapo_negative=1.05, entropy_coef=0.0,
+            entropy_norm="tokens", max_length=None, num_items=None, num_tokens=None):  # fmt: skip
     """The loss with math functions on one token at a time."""
     loss_type, level = kind.split()
     high = epsilon if epsilon_high is None else epsilon_high
     tokens = int(data["mask"].sum())
-    items = num_items or (ROWS if loss_type in ("grpo", "dr_grpo") else tokens)
+    by_sequences = loss_type in ("grpo", "dr_grpo", "sapo", "luspo")
+    items = num_items or (ROWS if by_sequences else tokens)
     total = entropies = 0.0
     for r in range(ROWS):
         counted = [t for t in range(LENGTH) if data["mask"][r, t]]
@@ -111,12 +113,19 @@ def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, de
         def old(t, at=at):
             return at("logprobs", t) if at("old_logprobs", t) is None else at("old_logprobs", t)
 
+        def drawn(t, at=at, old=old):
+            return old(t) if at("sampler_logprobs", t) is None else at("sampler_logprobs", t)
+
         sequence = sum(at("logprobs", t) - old(t) for t in counted) / max(len(counted), 1)
+        drift = sum(drawn(t) - at("logprobs", t) for t in counted) / max(len(counted), 1)
         for t in counted:
             lp, a = at("logprobs", t), float(data["advantages"][r])
             ratio = math.exp(sequence if level == "sequence" else lp - old(t))
             if loss_type == "cispo":
                 term = -min(ratio, 1 + high) * a * lp
+            elif loss_type == "sapo":
+                heat = sapo_positive if a > 0 else sapo_negative
+                term = -4 / heat / (1 + math.exp(-heat * (ratio - 1))) * a
             else:
                 clipped = min(max(ratio, 1 - epsilon), 1 + high)
                 objective = min(ratio * a, clipped * a)
@@ -125,19 +134,25 @@ def by_hand(data, *, kind, kl="k3", beta=0.0, epsilon=0.2, epsilon_high=None, de
                 term = -objective
             if data.get("entropy_mask") is not None and not data["entropy_mask"][r, t]:
                 term = 0.0
-            if data.get("sampler_logprobs") is not None and sampler_cap is not None:
-                term *= min(math.exp(old(t) - at("sampler_logprobs", t)), sampler_cap)
+            if off_policy_bound is not None and a < 0 and drift > off_policy_bound:
+                term = 0.0
+            if sampler_cap is not None or sampler_floor is not None:
+                whole = counted if sampler_level == "sequence" else [t]
+                weight = math.exp(sum(old(i) - drawn(i) for i in whole))
+                held = min(max(weight, sampler_floor or 0.0), sampler_cap or math.inf)
+                term *= held if sampler_excess == "truncate" or held == weight else 0.0
             if beta:
                 d = at("ref_logprobs", t) - lp
-                term += beta * (math.exp(d) - d - 1 if kl == "k3" else d * d / 2)
+                cost = math.exp(d) - d - 1 if kl == "k3" else d * d / 2
+                term += beta * cost * (ratio if kl_weighting == "ratio" else 1.0)
             if entropy_coef and entropy_norm == "loss":
                 term -= entropy_coef * at("entropy", t)
             elif entropy_coef:
                 entropies += at("entropy", t)
-            share = {"grpo": 1 / len(counted), "dr_grpo": 1 / (max_length or 1)}
+            share = {"dr_grpo": 1 / (max_length or 1)} | dict.fromkeys(("grpo", "sapo"), 1 / len(counted))
             total += term * share.get(loss_type, 1.0)
     # Where the loss is a mean over tokens, the caller's number of them is `num_items`.
-    whole = num_tokens or tokens if loss_type in ("grpo", "dr_grpo") else items
+    whole = num_tokens or tokens if by_sequences else items
     return total / items - entropy_coef * entropies / whole
 
 
@@ -151,21 +166,22 @@ OPTIONS = [
     {"entropy_coef": 0.05, "num_items": 11, "num_tokens": 40},
     {"entropy_coef": 0.05, "entropy_norm": "loss", "num_items": 11, "num_tokens": 40},
     {"sampler_cap": 1.2, "num_items": 11},
+    {"sampler_cap": 1.5, "sampler_floor": 0.7, "sampler_excess": "mask"},
+    {"sampler_floor": 0.5, "sampler_level": "sequence", "off_policy_bound": 0.2},
+    {"sampler_cap": 1.5, "sampler_floor": 0.4, "sampler_level": "sequence", "sampler_excess": "mask"},
+    {"off_policy_bound": 0.1, "sapo_positive": 0.7, "sapo_negative": 1.4},
+    {"beta": 0.3, "kl_weighting": "ratio"},
 ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (kind, options)
-        for kind in KINDS
-        for options in OPTIONS
-        if "cispo" not in kind or "delta" not in options
-    ],
+    ("kind", "options"), [(kind, options) for kind in KINDS for options in OPTIONS if fits(kind, options)]
 )
 def test_loss_equals_the_loop(kind, options):
     options = {**options, "kind": kind, "max_length": 9}
     for absent in ((), ("sampler_logprobs", "entropy_mask"), ("old_logprobs",)):
+        if "sampler_logprobs" in absent and not {"sampler_cap", "sampler_floor"}.isdisjoint(options):
+            continue
         data = {k: v for k, v in inputs().items() if k not in absent}
         loss, metrics = grpo_token_loss(**data, **with_options(**options))
         assert loss.item() == pytest.approx(by_hand(data, **options), rel=1e-12)
@@ -185,7 +201,8 @@ def test_gradcheck(kind, delta, kl):
         assert (case & (gains < 0)).any()
         assert (case & (gains > 0)).any()
     if "cispo" in kind:  # its ratio is a constant, which finite differences cannot know
-        delta, data["old_logprobs"] = None, data["logprobs"].clone() - 1.0
+        data["old_logprobs"] = data["logprobs"].clone() - 1.0
+    delta = delta if fits(kind, {"delta": delta}) else None
     leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
 
     options = with_options(
@@ -329,7 +346,14 @@ def test_bad_input_is_named():
         ("epsilon is -0.1", {"epsilon": -0.1}),
         ("delta is 1.1", {"delta": 1.1}),
         ("delta has no meaning for cispo", {"delta": 3.0, "loss_type": "cispo"}),
+        ("delta has no meaning for sapo", {"delta": 3.0, "loss_type": "sapo"}),
         ("sampler_cap is 0", {"sampler_cap": 0}),
+        ("there are no sampler_logprobs", {"sampler_floor": 0.5}),
+        (
+            r"sampler_floor is 3\.0; it must be below sampler_cap = 2",
+            {"sampler_floor": 3.0, "sampler_cap": 2.0},
+        ),
+        ("unbiased for ratios of tokens only", {"kl_weighting": "ratio", "ratio_level": "sequence"}),
         ("max_length is None", {"loss_type": "dr_grpo"}),
         (r"old_logprobs is \(5, 6\)", {"old_logprobs": data["logprobs"][:, :6]}),
         (r"advantages is \(4,\)", {"advantages": data["advantages"][:4]}),

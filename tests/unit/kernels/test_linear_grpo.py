@@ -7,7 +7,7 @@ import torch
 
 from fourdthinker.kernels import grpo_loss, grpo_token_loss, linear_grpo_loss, linear_logprobs
 from tests.unit.kernels.memory import peak_bytes
-from tests.unit.kernels.options import KINDS, with_options
+from tests.unit.kernels.options import KINDS, fits, with_options
 
 ROWS, LENGTH, WIDTH, VOCAB = 4, 6, 7, 19
 
@@ -38,10 +38,10 @@ OPTIONS = [
     {"beta": 0.2, "kl": "k2", "delta": 1.6, "softcap": 4.0},
     {"entropy_coef": 0.1, "num_items": 13.0, "num_tokens": 29.0, "sampler_cap": 1.3},
     {"entropy_coef": 0.1, "entropy_norm": "loss", "num_items": 13.0},
+    {"sampler_cap": 1.4, "sampler_floor": 0.5, "sampler_level": "sequence", "off_policy_bound": 0.1},
+    {"sampler_cap": 1.4, "sampler_excess": "mask", "beta": 0.2, "kl_weighting": "ratio"},
 ]
-CASES = [
-    (kind, option) for kind in KINDS for option in OPTIONS if "cispo" not in kind or "delta" not in option
-]
+CASES = [(kind, option) for kind in KINDS for option in OPTIONS if fits(kind, option)]
 HEAD = ("temperature", "softcap")
 
 
@@ -59,6 +59,8 @@ def composed(leaves, target, mask, advantages, tensors, **options):
 def test_equals_the_composition(kind, options, absent):
     options = with_options(kind, **options, max_length=9)
     values, target, mask, advantages, tensors = case()
+    if options["options"].corrected:
+        absent = [name for name in absent if name != "sampler_logprobs"]
     tensors = {name: value for name, value in tensors.items() if name not in absent}
     leaves = [t.clone().requires_grad_() for t in values]
     want, want_metrics, want_logprobs = composed(leaves, target, mask, advantages, tensors, **options)

@@ -1,0 +1,182 @@
+"""Loss and gradient of TRL's own functions, on the same log-probabilities.
+
+The functions are taken from TRL's source and run as they are; importing it would take longer than all else.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
+
+_FOUND = importlib.util.find_spec("trl")
+pytestmark = pytest.mark.skipif(_FOUND is None, reason="trl is not installed")
+ROWS, LENGTH, MAX_LENGTH = 6, 9, 12
+
+
+@pytest.fixture(scope="module")
+def trl() -> dict[str, Any]:
+    """`_compute_loss` and the methods that it calls, as plain functions."""
+    assert _FOUND is not None
+    assert _FOUND.origin is not None
+    source = Path(_FOUND.origin).with_name("trainer") / "grpo_trainer.py"
+    wanted = ("_compute_loss", "get_off_policy_mask", "get_high_entropy_mask")
+    trainer = next(
+        node
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "GRPOTrainer"
+    )
+    functions = [node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    for function in functions:
+        function.decorator_list = []
+    module = ast.fix_missing_locations(ast.Module(list(functions), []))
+    scope: dict[str, Any] = {"torch": torch, "math": math, "nanmin": torch.min, "nanmax": torch.max}
+    exec(compile("from __future__ import annotations", "future", "exec"), scope)
+    exec(compile(module, str(source), "exec", flags=0x1000000), scope)  # annotations stay text
+    return {name: scope[name] for name in wanted}
+
+
+def rollouts() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+
+    def noise(size: float) -> Tensor:
+        return torch.randn(ROWS, LENGTH, generator=generator, dtype=torch.float64) * size
+
+    current = -noise(1.0).abs() - 0.1
+    lengths = torch.tensor([9, 5, 1, 7, 9, 4])
+    rewards = torch.tensor([1.0, 0.0, 1.2, 0.2, 0.2, 1.0], dtype=torch.float64)
+    return {
+        "current": current,
+        "old": current + noise(0.3),
+        "ref": current + noise(0.4),
+        "sampler": current + noise(0.3),
+        "entropy": noise(1.0).abs(),
+        "mask": torch.arange(LENGTH) < lengths[:, None],
+        "advantages": group_advantages(rewards, 3),
+    }
+
+
+def theirs(trl: dict[str, Any], data: dict[str, Tensor], correction: Tensor | None, **options: Any) -> Tensor:
+    """TRL's loss of one batch on one device."""
+    mask = data["mask"]
+    arguments = {"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1}
+    arguments |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
+    known = {name: options.pop(name) for name in list(options) if name in arguments}
+    alone = dict.fromkeys(("gather", "reduce", "pad_across_processes"), lambda value, **_: value)
+    accelerator = SimpleNamespace(num_processes=1, **alone)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(**arguments | known),
+        accelerator=accelerator,
+        model=SimpleNamespace(training=True),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (data["current"], data["entropy"], None),
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+        use_adaptive_entropy=False,
+        use_vllm=correction is not None,
+        vllm_importance_sampling_correction=True,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=MAX_LENGTH,
+        get_off_policy_mask=trl["get_off_policy_mask"],
+        _metrics={"train": defaultdict(list)},
+        **{"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
+        | {"loss_type": "grpo", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None}
+        | options,
+    )
+    trainer.get_high_entropy_mask = lambda *given: trl["get_high_entropy_mask"](trainer, *given)
+    inputs = {
+        "prompt_ids": mask[:, :1].long(),
+        "prompt_mask": mask[:, :1].long(),
+        "completion_ids": mask.long(),
+        "completion_mask": mask.to(torch.float64),
+        "advantages": data["advantages"],
+        "old_per_token_logps": data["old"],
+        "ref_per_token_logps": data["ref"],
+        "sampling_per_token_logps": data["sampler"],
+        "importance_sampling_ratio": correction,
+        "num_items_in_batch": mask.sum(),
+    }
+    loss: Tensor = trl["_compute_loss"](trainer, None, inputs)
+    return loss
+
+
+def compare(
+    trl: dict[str, Any],
+    ours: dict[str, Any],
+    their: dict[str, Any],
+    *,
+    correction: Tensor | None = None,
+    **given: Any,
+) -> None:
+    data = rollouts()
+    results = []
+    for mine in (True, False):
+        leaf = data["current"].clone().requires_grad_()
+        if mine:
+            loss, _ = grpo_token_loss(
+                leaf, data["advantages"], data["mask"], GrpoOptions(**ours), old_logprobs=data["old"],
+                ref_logprobs=data["ref"], sampler_logprobs=data["sampler"], **given,
+            )  # fmt: skip
+        else:
+            loss = theirs(trl, data | {"current": leaf}, correction, **their)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    single = ours.get("loss_type") == "sapo"  # theirs keeps its temperatures in float32
+    bounds = {"rtol": 1e-5, "atol": 1e-6} if single else {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(results[0], results[1], **bounds)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"])
+def test_loss_types_levels_and_kl(trl: dict[str, Any], loss_type: str, level: str) -> None:
+    ours = {"loss_type": loss_type, "ratio_level": level, "max_length": MAX_LENGTH, "epsilon_high": 0.28}
+    their = {"loss_type": loss_type, "importance_sampling_level": level}
+    their["epsilon_high"] = 1.28 if loss_type == "cispo" else 0.28  # theirs is the bound itself
+    compare(trl, ours, their)
+    compare(trl, ours | {"beta": 0.04}, their | {"beta": 0.04})
+
+
+def test_dual_clip_weighted_kl_and_the_bound_on_what_is_off_policy(trl: dict[str, Any]) -> None:
+    compare(trl, {"delta": 1.5}, {"delta": 1.5})
+    compare(trl, {"beta": 0.3, "kl_weighting": "ratio"}, {"beta": 0.3, "use_bias_correction_kl": True})
+    for bound in (0.01, 0.1):
+        compare(trl, {"off_policy_bound": bound}, {"off_policy_mask_threshold": bound})
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("excess", ["truncate", "mask"])
+@pytest.mark.parametrize(("floor", "cap"), [(None, 1.2), (0.8, 1.3), (0.9, None)])
+def test_correction_for_the_sampler(
+    trl: dict[str, Any], level: str, excess: str, floor: float | None, cap: float | None
+) -> None:
+    """The ratio as TRL makes it in `_generate_and_score_completions`, which cannot be run alone."""
+    data = rollouts()
+    difference = (data["old"] - data["sampler"]) * data["mask"]
+    ratio = (difference.sum(1, keepdim=True) if level == "sequence" else difference).exp()
+    if excess == "truncate":
+        ratio = ratio.clamp(min=floor, max=cap)
+    else:
+        ratio = ratio.masked_fill((ratio < (floor or -math.inf)) | (ratio > (cap or math.inf)), 0.0)
+    assert (ratio[data["mask"]] if level == "token" else ratio).unique().numel() > 1
+    ours = {"sampler_level": level, "sampler_excess": excess, "sampler_floor": floor, "sampler_cap": cap}
+    compare(trl, ours, {}, correction=ratio)
+    compare(trl, ours | {"loss_type": "dapo"}, {"loss_type": "dapo"}, correction=ratio)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.75])
+def test_top_entropy_mask(trl: dict[str, Any], fraction: float) -> None:
+    data = rollouts()
+    mask = top_entropy_mask(data["entropy"], data["mask"], fraction)
+    assert 0 < mask.sum() < data["mask"].sum()
+    compare(trl, {}, {"top_entropy_quantile": fraction}, entropy_mask=mask)
+    ours = {"loss_type": "dapo", "beta": 0.1}
+    compare(trl, ours, {"top_entropy_quantile": fraction, **ours}, entropy_mask=mask)
