@@ -181,7 +181,7 @@ def grpo_token_loss_kernel(
             if entropy_mask_ptr is not None:
                 slope = tl.where(tl.load(entropy_mask_ptr + offsets, mask=counted, other=0) != 0, slope, 0.0)
             if OFF_POLICY:
-                slope = tl.where((advantage >= 0.0) | (drift <= off_policy_bound), slope, 0.0)
+                slope = tl.where((advantage >= 0.0) | (drift + lanes * 0.0 <= off_policy_bound), slope, 0.0)
             if CORRECTED:
                 difference = log_weight + lanes * 0.0
                 if not CORRECTS_SEQUENCES:
@@ -215,7 +215,7 @@ def grpo_token_loss_kernel(
             term = tl.where(kept, term, 0.0)
             slope = tl.where(kept, slope, 0.0)
         if OFF_POLICY:
-            near = (advantage >= 0.0) | (drift <= off_policy_bound)
+            near = (advantage >= 0.0) | (drift + lanes * 0.0 <= off_policy_bound)
             term = tl.where(near, term, 0.0)
             slope = tl.where(near, slope, 0.0)
         if sampler_ptr is not None:
