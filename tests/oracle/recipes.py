@@ -27,6 +27,7 @@ FIXED = ("mpeg1", "mpeg2", "h263", "h261", "rv10", "rv20", "dnxhr", "gif")
 WITH_EDITS = ("mp4", "mov")
 WITHOUT = [(TRUE, suffix) for suffix in ("mp4", "mov", "mkv", "ts")]
 EDITED = (TRUE, STORAGE, JITTERED, DUPLICATED, EXCHANGED)  # stamps of files with an edit list
+COUNTED = ("h264", "hevc", "mpeg1", "mpeg2")  # codecs that tell of pictures left out
 CUTS = [(TRUE, suffix) for suffix in ("mp4", "mov", "mkv", "ts", "flv", "nut")]
 
 
@@ -58,6 +59,6 @@ def drawn(number: int) -> Recipe:
         more = {"hide": draw.randrange(1, count // 2)}
     elif kind < 0.6 and ENCODERS[encoder].open_groups and (stamps, suffix) in CUTS and count >= 40:
         more = {"cut": draw.choice((1, 2))}
-    elif kind > 0.8 and encoder.startswith(("h264", "mpeg1", "mpeg2")) and (stamps, suffix) in WITHOUT:
+    elif kind > 0.8 and encoder.startswith(COUNTED) and (stamps, suffix) in WITHOUT:
         more = {"without": draw.randrange(1, count - 1)}
     return Recipe(encoder, suffix, stamps, count, rate, seed=number, **more)

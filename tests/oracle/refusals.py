@@ -61,9 +61,23 @@ REFUSALS = (
         "display matrices of other angles than quarters, or of shear",
     ),
     Refusal(
+        r"is missing or there twice\); the file",
+        "the same of MPEG-4 part 2 with B-pictures",
+        lambda recipe, way: recipe.without > 0 and recipe.encoder.startswith("mpeg4-b"),
+    ),
+    Refusal(
         r"which it may refer to, is missing|a picture is missing",
         "H.264, MPEG-1 and MPEG-2 from which pictures are missing, in a sound container",
         lambda recipe, way: recipe.without > 0,
+    ),
+    Refusal(
+        r"cannot be decoded.*; the file is damaged",
+        "the same of H.265",
+        lambda recipe, way: recipe.without > 0 and recipe.encoder.startswith("hevc"),
+    ),
+    Refusal(
+        r"is missing or there twice|cannot be decoded",
+        "a packet stored twice in a row (a picture that others refer to: H.264, H.265, MPEG-1, MPEG-2)",
     ),
     Refusal(
         r"the data end here or are damaged",

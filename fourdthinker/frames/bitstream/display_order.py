@@ -5,7 +5,8 @@ increases in the order of display, or None where the data do not tell; OF_SECOND
 the second field of the picture before it alone (H.264), NEVER_SHOWN for a picture that is only referred to,
 or that refers to what lies before a cut (H.265). It serves to check presentation times, and to order pictures
 where these are missing or follow the order of storage. It also tells before which packets pictures are
-missing, as far as their headers count them (H.264, MPEG-1 and MPEG-2).
+missing, and which are there twice, as far as their headers count them (H.264, MPEG-1 and MPEG-2), say what
+they belong to (H.265), or between which they are shown (MPEG-4).
 
 Sources: ITU-T H.264 7.3.3 (slice header), 8.2.1 (picture order count); H.265 7.3.6.1 (slice segment header),
 8.3.1 (picture order count), 8.1.3 (random access, leading pictures that are not output); ISO/IEC 13818-2
@@ -21,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.marking import HEAD, Picture264, begins_anew, picture_set
-from fourdthinker.frames.bitstream.missing import FrameNumbers, TemporalReferences
+from fourdthinker.frames.bitstream.missing import FrameNumbers, TemporalReferences, VopTimes
 from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
 from fourdthinker.frames.bitstream.nal import H264, H265, content, header_units, units
 from fourdthinker.frames.bitstream.parameter_sets import (
@@ -35,8 +36,10 @@ from fourdthinker.frames.bitstream.pictures import Data
 OF_SECOND_FIELD, NEVER_SHOWN = -1, -2
 _EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
 _GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
+_P = 2  # picture_coding_type of MPEG-1 and MPEG-2
 _HEAD = 24  # bytes of a slice that hold the fields read here
 _PICTURE_SETS_264, _PICTURE_SETS_265 = 8, 34
+_WITHOUT_SKIPPED = (17, 18, 19, 20)  # keyframes of H.265 without leading pictures that refer to before them
 
 
 class Order(Protocol):
@@ -46,7 +49,10 @@ class Order(Protocol):
         """The number of a packet's picture."""
 
     def lost(self) -> Sequence[int]:
-        """Of the packets given so far, counted from 0, those before which a picture is missing."""
+        """Of the packets given so far, counted from 0, those before which a picture is missing.
+
+        So do those count that repeat the one before them.
+        """
 
 
 def h264(extradata: bytes) -> Order:
@@ -66,11 +72,7 @@ def mpeg2(extradata: bytes) -> Order:
 
 def mpeg4(extradata: bytes) -> Order:
     """MPEG-4 part 2. None for a packet that holds several pictures."""
-
-    def kind(data: bytes) -> int | None:
-        return None if data.find(VOP, data.find(VOP) + 1) > 0 else field(data, VOP, 0, 6, 3)
-
-    return _Delayed(kind, b_picture=2)
+    return _Mpeg4(extradata)
 
 
 class _Delayed:
@@ -98,15 +100,39 @@ class _Mpeg2(_Delayed):
     def __init__(self, kind: Callable[[bytes], int | None], b_picture: int) -> None:
         super().__init__(kind, b_picture)
         self.references, self.packets = TemporalReferences(), 0
+        self.before: Data = b""  # the packet before
+        self.twice: list[int] = []
 
     def lost(self) -> Sequence[int]:
-        return self.references.lost()
+        return sorted({*self.references.lost(), *self.twice})
 
     def __call__(self, data: Data) -> int | None:
+        if data == self.before and self.kind(bytes(data)) == _P:
+            self.twice.append(self.packets)
+        self.before = data
         if self.references.take(self.packets, data):  # which that one is shown after
             self.others, self.b_pictures = self.others + 1, 0
         self.packets += 1
         return super().__call__(data)
+
+
+class _Mpeg4(_Delayed):
+    def __init__(self, extradata: bytes) -> None:
+        super().__init__(lambda data: field(data, VOP, 0, 6, 3), b_picture=2)
+        self.times, self.packets = VopTimes(extradata), 0
+
+    def lost(self) -> Sequence[int]:
+        return self.times.found
+
+    def __call__(self, data: Data) -> int | None:
+        whole = bytes(data)
+        self.packets += 1
+        if whole.find(VOP, whole.find(VOP) + 1) > 0:
+            self.times.forget()
+            return None
+        if self.times.take(self.packets - 1, whole):  # which that one is shown after
+            self.others, self.b_pictures = self.others + 1, 0
+        return super().__call__(whole)
 
 
 class _Count:
@@ -163,6 +189,7 @@ class _H264:
         self.count, self.decoded = _Count(), 0
         self.numbers, self.packets, self.missing = FrameNumbers(), 0, list[int]()
         self.unpaired: _Field | None = None  # the field before, while its picture lacks the other one
+        self.before: Data = b""  # the packet before
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
             for unit in header_units(H264, extradata):
                 self._set(unit)
@@ -185,6 +212,9 @@ class _H264:
                 head = self._head(bits, idr, reference)
                 field = head.field
                 if not fields:
+                    counted = self.numbers.before == head.frame_number and reference and not idr
+                    if counted and data == self.before:
+                        self.missing.append(self.packets - 1)
                     key = self._key(bits, head, field is not None and field.completes(self.unpaired))
                 if field is None:
                     break
@@ -193,6 +223,7 @@ class _H264:
         except (ValueError, KeyError):
             self.unpaired = self.numbers.before = None
             return None
+        self.before = data
         alone = len(fields) == 1 and fields[0].completes(self.unpaired)
         for field in fields or (None,):
             self.unpaired = None if field is None or field.completes(self.unpaired) else field
@@ -257,14 +288,18 @@ class _H265:
         self.of_picture: dict[int, tuple[int, int, int]] = {}  # (sequence, output flag, extra bits)
         self.count, self.begins = _Count(), True
         self.skips = False  # leading pictures that refer to what lies before the last keyframe
+        self.keyframe = self.trailing = 0  # kind of the last keyframe, pictures since that do not lead it
+        self.packets, self.missing = 0, list[int]()
         with suppress(ValueError, IndexError):  # then the stream holds them, or nothing is told
             for unit in header_units(H265, extradata):
                 self._set(unit)
 
     def lost(self) -> Sequence[int]:
-        return ()  # the decoder says so, for each picture names all that it may refer to
+        # Of other pictures the decoder says so, for each names all that it may refer to.
+        return self.missing
 
     def __call__(self, data: Data) -> int | None:
+        self.packets += 1
         key, slices = None, 0
         try:
             for unit in units(data, self.length):
@@ -283,6 +318,14 @@ class _H265:
             return None
         return key
 
+    def _misplaced(self) -> bool:
+        """Whether a leading picture that may not be shown cannot belong to the last keyframe.
+
+        Its own is missing then (7.4.2.2): the last keyframe has no such leading pictures, or others stand
+        between (of fields, one may).
+        """
+        return self.trailing > 1 or self.keyframe in _WITHOUT_SKIPPED
+
     def _set(self, unit: Data) -> None:
         kind = unit[0] >> 1 & 63 if len(unit) > 2 else 0
         if kind == H265.parameter_set:
@@ -300,12 +343,16 @@ class _H265:
             return None
         if 16 <= kind < 24:
             bits.take(1)
+            self.keyframe, self.trailing = kind, 0
             self.skips = kind != 21 or self.begins
             if self.skips:  # after a CRA picture counting goes on, unless it is the first
                 self.count.begin()
             self.begins = False
         elif kind in (8, 9) and self.skips:
-            return NEVER_SHOWN
+            if not self._misplaced():
+                return NEVER_SHOWN
+            self.missing.append(self.packets - 1)
+        self.trailing += kind < 6
         number, output_flag, extra = self.of_picture[bits.ue()]
         sequence = self.sequences[number]
         bits.take(extra)

@@ -1,18 +1,25 @@
-"""Pictures that are missing from a stream, told by how its pictures are counted.
+"""Pictures that are missing from a stream, or there twice, told by how its pictures are counted.
 
-A decoder puts copies of other pictures in their place, or takes no notice, and says nothing. Sources: ITU-T
-H.264 7.4.3 (frame_num); ISO/IEC 13818-2 6.3.8 and 6.3.9 (group of pictures, temporal_reference).
+A decoder puts copies of other pictures in their place, or takes no notice, and says nothing; what a picture
+changes in the one before it is changed twice if it is there twice. Sources: ITU-T H.264 7.4.3 (frame_num);
+ISO/IEC 13818-2 6.3.8 and 6.3.9 (group of pictures, temporal_reference); ISO/IEC 14496-2 6.3.4 and 6.3.5
+(time_code, modulo_time_base, vop_time_increment).
 """
 
 from __future__ import annotations
 
-from fourdthinker.frames.bitstream.mpeg import PICTURE
+from contextlib import suppress
+
+from fourdthinker.frames.bitstream.bits import Bits
+from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, layer_of, ticks_size
 from fourdthinker.frames.bitstream.pictures import Data
 
-MISSING = "a picture before it, which it may refer to, is missing"
+MISSING = "a picture before it, which it may refer to, is missing or there twice"
 _GROUP = b"\0\0\1\xb8"  # start code of a group of pictures
 _I, _B = 1, 3  # picture_coding_type
 _CYCLE = 1024  # of temporal_reference
+_GROUP_OF_VOPS = b"\0\0\1\xb3"
+_B_VOP = 2  # vop_coding_type
 
 
 class FrameNumbers:
@@ -110,3 +117,66 @@ class TemporalReferences:
         self.low = None if begins_group or falls else self.high
         self.high, self.packet = number, packet
         self.waiting, self.guessed = True, False
+
+
+class VopTimes:
+    """MPEG-4 part 2. A B-picture is shown between the last two pictures that are none.
+
+    Pictures may be any time apart, so that no others tell. resolution: ticks a second; 0: not known. second:
+    from which the next picture that is no B-picture counts. of_b: from which B-pictures do. low, high: times
+    of the last two pictures that are no B-pictures, in ticks; None: not known.
+    """
+
+    def __init__(self, extradata: bytes) -> None:
+        self.resolution = self.second = self.of_b = 0
+        self.low: int | None = None
+        self.high: int | None = None
+        self.found: list[int] = []
+        with suppress(ValueError):
+            self._header(extradata)
+
+    def take(self, packet: int, data: bytes) -> bool:
+        """Look at the only picture of a packet; packets are numbered from 0.
+
+        Returns:
+            Whether it is a B-picture, and the picture decoded before it and shown after it is missing.
+        """
+        begin = data.find(VOP)
+        try:
+            self._header(data[:begin])
+            bits = Bits(data[begin + len(VOP) : begin + 64])
+            b_picture, seconds = bits.take(2) == _B_VOP, 0
+            while bits.take(1):
+                seconds += 1
+            marked = bits.take(1)
+            ticks = bits.take(ticks_size(self.resolution))
+            if begin < 0 or not (self.resolution and marked and bits.take(1)):
+                raise ValueError("no time stands there")
+        except ValueError:
+            self.forget()
+            return False
+        if b_picture:
+            time = (self.of_b + seconds) * self.resolution + ticks
+            late = self.high is not None and time >= self.high
+            if late or (self.low is not None and time <= self.low):
+                self.found.append(packet)
+            if late:
+                self.low, self.high = self.high, None
+            return late
+        self.of_b, self.second = self.second, self.second + seconds
+        self.low, self.high = self.high, self.second * self.resolution + ticks
+        return False
+
+    def forget(self) -> None:
+        """Nothing is known of the pictures before."""
+        self.low = self.high = None
+
+    def _header(self, head: bytes) -> None:
+        layer = layer_of(head)
+        if layer is not None:
+            self.resolution = layer.resolution
+        group = head.find(_GROUP_OF_VOPS)
+        if group >= 0:
+            bits = Bits(head[group + len(_GROUP_OF_VOPS) : group + 7])
+            hours, minutes, _, seconds = bits.take(5), bits.take(6), bits.take(1), bits.take(6)
+            self.second = (hours * 60 + minutes) * 60 + seconds

@@ -7,6 +7,7 @@ Sources: ISO/IEC 13818-2 6.3.9 (picture_coding_type); ISO/IEC 14496-2 6.2.3 (vid
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.pictures import DUPLICATE, NON_REFERENCE, Data, Flags, Test
@@ -96,29 +97,50 @@ class _Mpeg4Start:
         return True
 
 
+class Layer(NamedTuple):
+    """Of the header of a layer of MPEG-4.
+
+    resolution: ticks a second; 0: the layer is no rectangle, and what follows is not read.
+    """
+
+    resolution: int
+    interlaced: bool
+
+
+def layer_of(head: bytes) -> Layer | None:
+    """The last header of a layer in data of MPEG-4; None: there is none. ValueError if it ends early."""
+    found = list(re.finditer(rb"\x00\x00\x01[\x20-\x2f]", head))
+    if not found:
+        return None
+    bits = Bits(head[found[-1].end() : found[-1].end() + 64])
+    bits.take(9)
+    if bits.take(1):
+        bits.take(7)
+    if bits.take(4) == 15:  # an aspect ratio of its own
+        bits.take(16)
+    if bits.take(1):  # control parameters
+        bits.take(3)
+        if bits.take(1):
+            bits.take(79)
+    if bits.take(2):  # no rectangle
+        return Layer(0, True)
+    resolution = bits.take(17) & 0xFFFF
+    bits.take(1)
+    if bits.take(1):  # a fixed rate
+        bits.take(ticks_size(resolution))
+    bits.take(29)
+    return Layer(resolution, bool(bits.take(1)))
+
+
+def ticks_size(resolution: int) -> int:
+    """Bits of a number of ticks within a second."""
+    return max(1, (resolution - 1).bit_length())
+
+
 def _interlaced(head: bytes) -> bool:
     """Whether the header of a layer of MPEG-4 says so, or cannot be read."""
-    found = re.search(rb"\x00\x00\x01[\x20-\x2f]", head)
-    if found is None:
-        return False
-    bits = Bits(head[found.end() : found.end() + 64])
     try:
-        bits.take(9)
-        if bits.take(1):
-            bits.take(7)
-        if bits.take(4) == 15:  # an aspect ratio of its own
-            bits.take(16)
-        if bits.take(1):  # control parameters
-            bits.take(3)
-            if bits.take(1):
-                bits.take(79)
-        if bits.take(2):  # no rectangle
-            return True
-        resolution = bits.take(17) & 0xFFFF
-        bits.take(1)
-        if bits.take(1):  # a fixed rate
-            bits.take(max(1, (resolution - 1).bit_length()))
-        bits.take(29)
-        return bool(bits.take(1))
+        layer = layer_of(head)
     except ValueError:
         return True
+    return layer is not None and layer.interlaced
