@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
 ON_REQUEST = ("gpu",)
-SHARED_OUT = ("unit", "interpreter", "compile")  # many tests: a process for each core takes from one list
+# Lanes whose tests a process for each core takes from one list, and how: e2e by files, because what a module
+# makes once (a demo, a wheel) takes longer than its tests.
+SHARED_OUT = {"unit": "worksteal", "interpreter": "worksteal", "compile": "worksteal", "e2e": "loadfile"}
 COVERED = ("unit", "interpreter")  # tracing costs a third of the time of a lane
-PROCESSES = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal"]
+PROCESSES = ["--numprocesses=auto", "--maxprocesses=8"]
 COVERAGE = ROOT / "build" / "coverage"
 LEAST_COVERAGE = 90
 NO_TESTS_COLLECTED = 5  # pytest's exit status
@@ -35,11 +37,13 @@ def environment(lane: str, coverage: bool) -> dict[str, str]:
     values = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if lane == "interpreter":
         values["TRITON_INTERPRET"] = "1"
-    values.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and e2e runs two processes on two cores
+    values.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and every core has a process
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
     values.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
     if coverage:
         values["COVERAGE_FILE"] = str(COVERAGE / "data")
+        if sys.version_info >= (3, 12):
+            values.setdefault("COVERAGE_CORE", "sysmon")  # nothing but our own files costs time
     return values
 
 
@@ -54,7 +58,8 @@ def run_lane(lane: str, arguments: list[str], coverage: bool) -> int:
         return 0
     log.info("== %s", lane)
     runner = ["-m", "coverage", "run", "-m", "pytest"] if coverage else ["-m", "pytest"]
-    processes = PROCESSES if lane in SHARED_OUT and not arguments else []
+    shared = lane in SHARED_OUT and not arguments
+    processes = [*PROCESSES, f"--dist={SHARED_OUT[lane]}"] if shared else []
     command = [sys.executable, *runner, str(TESTS / lane), "-q", "--durations=5", *processes, *arguments]
     code = subprocess.run(
         command, cwd=ROOT, env=environment(lane, coverage), stdin=subprocess.DEVNULL, check=False

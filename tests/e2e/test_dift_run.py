@@ -94,7 +94,7 @@ def test_two_processes_on_the_cpu_go_on(base: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_silent_process_ends_the_run_after_ddp_timeout(base: dict[str, Any], tmp_path: Path) -> None:
-    config = base | {"output_dir": str(tmp_path / "run"), "ddp_timeout": 5}
+    config = base | {"output_dir": str(tmp_path / "run"), "ddp_timeout": 10}
     process = torchrun(2, str(Path(__file__).with_name("silent_worker.py")), *settings(config))
     try:
         output, _ = process.communicate(timeout=120)

@@ -11,10 +11,18 @@ pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install four
 
 from fourdthinker.audit import ChoiceQuestion, audit, prune, read_questions
 from fourdthinker.audit.run import SolverLine
+from fourdthinker.audit.solvers import SOLVERS
 from fourdthinker.audit.texts import normal, shape
 from fourdthinker.errors import ConfigError
 from tests.shared import needs, shared
 from tests.unit.audit.generators import dsr_items, fair_items, flipped_items
+
+
+@pytest.fixture
+def no_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what other solvers reach, which does not depend on them: they take nearly all of the time."""
+    for name in ("classifier", "words"):
+        monkeypatch.delitem(SOLVERS, name)
 
 
 @pytest.mark.parametrize(("kind", "reached"), [("direction", 0.607), ("distance", 0.894)])
@@ -40,7 +48,7 @@ def test_options_made_from_the_answer_are_detected() -> None:
     assert found.line("option set").chance == 0.25
 
 
-def test_letters_that_are_not_uniform_are_detected() -> None:
+def test_letters_that_are_not_uniform_are_detected(no_classifiers: None) -> None:
     items = [
         replace(
             item,
@@ -102,7 +110,7 @@ def test_the_worst_items_are_those_that_leak() -> None:
     assert [bias for _, bias in worst] == sorted((bias for _, bias in worst), reverse=True)
 
 
-def test_videos_are_not_parted() -> None:
+def test_videos_are_not_parted(no_classifiers: None) -> None:
     """All questions of a video have the same options and answer: a solver that sees the others knows it."""
     rng = np.random.default_rng(0)
     items = []
@@ -133,7 +141,7 @@ def test_a_guess_is_within_its_interval() -> None:
 
 
 @needs("benchmarks")
-def test_the_prior_of_vlm4d_is_what_was_measured() -> None:
+def test_the_prior_of_vlm4d_is_what_was_measured(no_classifiers: None) -> None:
     file = read_questions(shared("benchmarks") / "vlm4d_real.json")
     assert len(file.items) == 1371
     found = audit(file.items)

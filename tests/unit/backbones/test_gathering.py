@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -19,6 +15,7 @@ from fourdthinker.backbones import FAMILIES
 from fourdthinker.backbones.gathering import gathered, require_whole
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
+from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 from tests.unit.sampler.cases import make_prompt, talkative
 
@@ -30,15 +27,10 @@ def sample(checkpoint: object, rank: int) -> Rollout:
     return LatentSampler(checkpoint.backbone).sample(prompts, 2, config)  # type: ignore[attr-defined]
 
 
-def rollouts_of_two_ranks(rank: int, folder: str) -> None:
+def rollouts_of_two_ranks(rank: int, folder: Path) -> None:
     """In each of two processes."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.FileStore(os.path.join(folder, "store"), 2)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=60))
     for family in sorted(FAMILIES):
         rollouts_of(family, rank)
-    dist.destroy_process_group()
 
 
 def rollouts_of(family: str, rank: int) -> None:
@@ -68,7 +60,7 @@ def rollouts_of(family: str, rank: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")
 def test_fsdp2(tmp_path: Path) -> None:
-    mp.spawn(rollouts_of_two_ranks, (str(tmp_path),), nprocs=2)
+    assert run_ranks(rollouts_of_two_ranks, tmp_path) == [0, 0]
 
 
 def test_nothing_happens_where_nothing_is_sliced() -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss, linear_logprobs
+from tests.processes import run_ranks
 
 RANKS, WIDTH, VOCAB = 2, 5, 7  # 7 ids do not divide between two ranks
 
@@ -58,12 +55,8 @@ def plain(op: Callable[..., Tensor], rank: int) -> tuple[Tensor, ...]:
     return loss.detach(), *(leaf.grad for leaf in leaves)  # type: ignore[misc]
 
 
-def one_rank(rank: int, folder: str) -> None:
+def one_rank(rank: int, folder: Path) -> None:
     """In each of two processes: the ops on the weights of a sharded module, and on sliced columns."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.FileStore(os.path.join(folder, "store"), RANKS)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS, store=store, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (RANKS,))
     for op in OPS:
         module = nn.Linear(WIDTH, VOCAB, dtype=torch.float64)
@@ -86,11 +79,10 @@ def one_rank(rank: int, folder: str) -> None:
         torch.testing.assert_close(op(hidden, frozen, target, head()[1]), want[rank][0])
     with pytest.raises(ValueError, match=r"input is a DTensor; pass input.to_local\(\)"):
         linear_logprobs(distribute_tensor(hidden.detach(), mesh, [Shard(0)]), head()[0], target)
-    dist.destroy_process_group()
 
 
 def test_weights_of_fsdp2_are_gathered_and_their_gradients_are_the_mean(tmp_path: Path) -> None:
-    mp.spawn(one_rank, (str(tmp_path),), nprocs=RANKS)
+    assert run_ranks(one_rank, tmp_path) == [0] * RANKS
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,18 +30,25 @@ logprobs(x, x[0].long(), return_entropy=True).mean()
 """
 
 
-def said_of(file: Path) -> str:
-    """What mypy says of the calls, with the project's settings and so with the cache of `make lint`."""
+def said_of(folder: Path, path: Path) -> str:
+    """What mypy says of the calls when the package lies in ``path``, with the project's settings.
+
+    They are those of `make lint`, whose cache knows torch; a copy of it is used, which is not written back.
+    """
+    file, cache, lint = folder / "calls.py", folder / "mypy", ROOT / "build" / "mypy"
     file.write_text(CALLS)
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--cache-dir", "build/mypy"]
+    if lint.is_dir():
+        shutil.copytree(lint, cache)
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(cache)]
     done = subprocess.run(
-        [*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
-    )
+        [sys.executable, "-m", "mypy", *settings, str(file)], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "MYPYPATH": str(path)}, timeout=500, check=False,
+    )  # fmt: skip
     return done.stdout + done.stderr
 
 
 def test_callers_see_real_signatures(tmp_path):
-    said = said_of(tmp_path / "calls.py")
+    said = said_of(tmp_path, ROOT)
     assert 'Revealed type is "def (input: torch._tensor.Tensor, weight: torch._tensor.Tensor' in said, said
     assert 'Revealed type is "dict[str, torch._tensor.Tensor]"' in said or "builtins.dict" in said, said
     assert 'Unexpected keyword argument "nonsense" for "linear_grpo_loss"' in said, said

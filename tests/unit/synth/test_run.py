@@ -15,7 +15,7 @@ import pytest
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.records import read_records
 from fourdthinker.synth import clips as clips_module
-from fourdthinker.synth import narration, stages
+from fourdthinker.synth import functions, narration, run, stages
 from fourdthinker.synth.clips import Clip, windows
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
@@ -38,6 +38,22 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in own and not path.name.startswith("journal")
     }
+
+
+def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
+    """In place of `run_jobs`: everything in this process."""
+    while (job := more() or next(jobs, None)) is not None:
+        messages: list[Any] = []
+        target(job, messages.append)
+        for message in messages:
+            if not isinstance(message, Begin):
+                handle(job, message)
+
+
+@pytest.fixture
+def no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are worked on in this process: starting one takes longer than most jobs."""
+    monkeypatch.setattr(run, "run_jobs", one_process)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +100,7 @@ def _scene_name(out: Path, number: int) -> str:
 
 
 def test_another_order_of_work_gives_the_same_bytes(
-    made: tuple[Path, dict[str, Any]], tmp_path: Path
+    no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out, _ = made
     other = tmp_path / "other"
@@ -97,7 +113,7 @@ def test_another_order_of_work_gives_the_same_bytes(
 
 
 def test_other_settings_are_refused_and_taken_on_request(
-    made: tuple[Path, dict[str, Any]], tmp_path: Path
+    no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "copy"
     shutil.copytree(made[0], out)
@@ -117,7 +133,7 @@ def test_other_settings_are_refused_and_taken_on_request(
 
 
 def test_a_model_narrates_and_what_it_fails_at_is_left_for_later(
-    made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "copy"
     shutil.copytree(made[0], out)
@@ -178,7 +194,7 @@ def test_limits_of_the_endpoint_are_settings(tmp_path: Path, monkeypatch: pytest
 
 
 def test_records_that_other_inputs_replace_are_warned_of(
-    made: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "copy"
     shutil.copytree(made[0], out)
@@ -258,7 +274,7 @@ def poisoned(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_bad_file_is_accounted_for(poisoned: Path, tmp_path: Path) -> None:
+def test_every_bad_file_is_accounted_for(no_pool: None, poisoned: Path, tmp_path: Path) -> None:
     stages_wanted = ("ingest", "objects")
     options = Options(stages=stages_wanted, workers=1, progress=False)
     summary = synthesise([str(poisoned)], tmp_path / "out", options=options)
@@ -275,7 +291,7 @@ def test_every_bad_file_is_accounted_for(poisoned: Path, tmp_path: Path) -> None
     assert summary["failed"] == []
 
 
-def test_clips_without_times_of_their_own_are_counted(tmp_path: Path) -> None:
+def test_clips_without_times_of_their_own_are_counted(no_pool: None, tmp_path: Path) -> None:
     """A raw stream has no stamps: its times are from its rate, and the summary says so."""
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -320,8 +336,6 @@ def test_a_clip_is_read_once_for_all_stages(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_exception_in_a_stage_costs_only_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fourdthinker.synth import functions
-
     path = video(tmp_path / "v.mp4", 20, noise(6))
 
     def fails(context: Any) -> Any:
@@ -336,29 +350,16 @@ def test_an_exception_in_a_stage_costs_only_its_clip(tmp_path: Path, monkeypatch
     assert outcomes == [("failed", "MemoryError: too much"), ("done", "")]
 
 
-def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
-    """In place of `run_jobs`: everything in this process."""
-    while (job := more() or next(jobs, None)) is not None:
-        messages: list[Any] = []
-        target(job, messages.append)
-        for message in messages:
-            if not isinstance(message, Begin):
-                handle(job, message)
-
-
 def test_failures_are_tried_in_later_runs_up_to_a_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = video(tmp_path / "v.mp4", 4, noise(7))
-    from fourdthinker.synth import functions, run
-
     tried = []
 
     def fails(context: Any) -> Any:
         tried.append(context.clip.item)
         raise OSError("no space")
 
-    monkeypatch.setattr(run, "run_jobs", one_process)
     monkeypatch.setitem(functions.FUNCTIONS, "objects", fails)
     options = Options(stages=("ingest", "objects"), attempts=2, progress=False)
     first = synthesise([str(path)], tmp_path / "out", options=options)
@@ -372,11 +373,9 @@ def test_failures_are_tried_in_later_runs_up_to_a_bound(
 
 
 def test_what_says_nothing_about_a_clip_is_no_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A spent budget leaves the clip for a later run, however often; wrong weights or keys end the run."""
-    from fourdthinker.synth import functions, run
-
     path, out = video(tmp_path / "v.mp4", 4, noise(7)), tmp_path / "out"
     raised: list[Exception] = [BudgetError("0 calls are made")]
 
@@ -385,7 +384,6 @@ def test_what_says_nothing_about_a_clip_is_no_attempt(
             raise raised[0]
         return {"names": []}
 
-    monkeypatch.setattr(run, "run_jobs", one_process)
     monkeypatch.setitem(functions.FUNCTIONS, "objects", stage)
     options = Options(stages=("ingest", "objects"), attempts=2, progress=False)
     for _ in range(3):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -32,6 +29,7 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Parts
 from fourdthinker.trainers.vision_cache import tower_fingerprint
 from tests.e2e.training import length_reward, prompts
+from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
 BASE: dict[str, Any] = {"use_cpu": True, "report_to": [], "max_steps": 1, "save_steps": 0}
@@ -60,31 +58,21 @@ def replay_and_checkpoint(folder: Path, rank: int, *, sliced: bool) -> tuple[Rep
     return replay, load_checkpoint(folder / "saved").backbone.state_dict()
 
 
-def fsdp2(rank: int, folder: str) -> None:
+def fsdp2(rank: int, folder: Path) -> None:
     """In each of two processes."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }  # accelerate asks
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    store = dist.FileStore(os.path.join(folder, "store"), 2)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=60))
-    expected, weights = replay_and_checkpoint(Path(folder, "whole"), rank, sliced=False)
-    got, saved = replay_and_checkpoint(Path(folder, "sliced"), rank, sliced=True)
+    expected, weights = replay_and_checkpoint(folder / "whole", rank, sliced=False)
+    got, saved = replay_and_checkpoint(folder / "sliced", rank, sliced=True)
     for one, other in zip(got.micro_batches, expected.micro_batches, strict=True):
         for chunk, whole in zip(one, other, strict=True):
             assert torch.equal(chunk.batch["chosen_ids"], whole.batch["chosen_ids"])
             torch.testing.assert_close(chunk.batch["ref_logprobs"], whole.batch["ref_logprobs"])
     assert weights.keys() == saved.keys()
     assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")
 def test_ranks_of_fsdp2_that_take_different_numbers_of_steps(tmp_path: Path) -> None:
-    mp.spawn(fsdp2, (str(tmp_path),), nprocs=2)
+    assert run_ranks(fsdp2, tmp_path) == [0, 0]
 
 
 @pytest.fixture
