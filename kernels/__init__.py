@@ -5,7 +5,7 @@ as a top-level package ``kernels``, which transformers looks for and imports: th
 """
 
 if __name__ == "fourdthinker.kernels":
-    from . import _launch as launch_settings
+    from . import _gpu_architectures as launch_settings
     from ._grpo_losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
     from ._grpo_metrics import METRICS
     from ._head_arguments import chunk_size

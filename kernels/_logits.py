@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import tile
-from ._launch import launching
+from ._gpu_architectures import launching
 
 INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))  # which knows no assembly
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)

@@ -20,7 +20,7 @@ from ._common import (
     check_tensors,
     use_triton,
 )
-from ._launch import WIDEST, launching, settings
+from ._gpu_architectures import WIDEST, launching, settings
 
 
 def _reference(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

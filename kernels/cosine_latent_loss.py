@@ -23,7 +23,7 @@ from ._common import (
     reciprocal,
     use_triton,
 )
-from ._launch import WIDEST, launching
+from ._gpu_architectures import WIDEST, launching
 
 EPSILON = 1e-8  # a vector of smaller norm counts as zero: cosine 0, gradient 0
 

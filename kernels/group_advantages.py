@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_integer, check_number, check_tensors, shown, use_triton
-from ._launch import launching
+from ._gpu_architectures import launching
 
 SCALES = ("group", "none", "batch", "leave_one_out")
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
+from ._gpu_architectures import launching
 from ._grpo_losses import (
     DEFAULTS,
     GrpoOptions,
@@ -33,7 +34,6 @@ from ._grpo_reference import (
     token_scale,
     token_terms,
 )
-from ._launch import launching
 
 
 def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:

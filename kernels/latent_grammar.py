@@ -34,8 +34,8 @@ from ._common import (
     tile,
     use_triton,
 )
+from ._gpu_architectures import launching
 from ._grammar_kernel import Recording, forbidden_tokens, latent_feedback_kernel, reference
-from ._launch import launching
 
 __all__ = ["Recording", "forbidden_tokens", "latent_feedback_step_", "latent_state"]
 

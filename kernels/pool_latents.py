@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_floating, check_integer, check_tensors, tile, use_triton
-from ._launch import launching
+from ._gpu_architectures import launching
 
 
 def _reference(features: Tensor, counts: list[int], latent_size: int) -> Tensor:

@@ -21,7 +21,7 @@ from ._common import (
     debug_ranges,
     use_triton,
 )
-from ._launch import launching
+from ._gpu_architectures import launching
 
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from ._common import COLDEST, LARGEST, NAMESPACE, check_floating, check_tensors, debugging, tile, use_triton
-from ._launch import launching
+from ._gpu_architectures import launching
 from ._sample_kernel import sample_draw_kernel, sample_scan_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
 from ._sample_scores import BEHIND, BINS, FIGURES

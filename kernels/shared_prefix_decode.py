@@ -16,7 +16,7 @@ from ._common import (
     use_triton,
 )
 from ._decode_reference import of_each_row, reference
-from ._launch import DEFAULT, Launch, launching, multiprocessors, settings
+from ._gpu_architectures import DEFAULT, Launch, launching, multiprocessors, settings
 from ._prefix_decode_kernels import (
     prefix_decode_merge_kernel,
     prefix_decode_own_kernel,

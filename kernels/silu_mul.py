@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import NAMESPACE, check_floating, check_inference, check_tensors, use_triton
-from ._launch import launching
+from ._gpu_architectures import launching
 
 
 def _reference(gate: Tensor, up: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ else()
   else()
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
       # Those of the table of launch settings; the last as PTX too, for what comes after it.
-      set(table "${CMAKE_CURRENT_LIST_DIR}/../../kernels/_launch.py")
+      set(table "${CMAKE_CURRENT_LIST_DIR}/../../kernels/_gpu_architectures.py")
       file(STRINGS "${table}" CMAKE_CUDA_ARCHITECTURES REGEX "^    [0-9]+: Architecture")
       list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "^    ([0-9]+):.*" "\\1-real")
       list(LENGTH CMAKE_CUDA_ARCHITECTURES count)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from fourdthinker.answers import answer_text
 from fourdthinker.errors import ConfigError, RecordError, SamplingError, VideoError
 from fourdthinker.evaluate.asking import sample_seed
 from fourdthinker.evaluate.clips import group_clips, read_clips
 from fourdthinker.files import PathLike
 from fourdthinker.records import Record
-from fourdthinker.rewards import answer_text
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.samples import Prompt
 from fourdthinker.thinker import Thinker, question_record

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fourdthinker.kernels._launch import ARCHITECTURES, SMALLER, Launch
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, SMALLER, Launch
 
 REGISTERS = 65536  # per multiprocessor, on all of them
 WARPS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fourdthinker.kernels._launch import ARCHITECTURES, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from fourdthinker.kernels.add_rms_norm import add_rms_norm_kernel
 from fourdthinker.kernels.rotary_append import rotary_append_kernel
 from fourdthinker.kernels.silu_mul import silu_mul_kernel

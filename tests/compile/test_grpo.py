@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels import GrpoOptions
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from fourdthinker.kernels._grpo_metrics import LARGEST, METRICS
-from fourdthinker.kernels._launch import ARCHITECTURES, row
 from fourdthinker.kernels.group_advantages import SCALES, group_advantages_kernel
 from fourdthinker.kernels.grpo_token_loss import grpo_token_loss_kernel
 from tests.compile.aot import compile_kernel

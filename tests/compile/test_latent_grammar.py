@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels._common import tile
-from fourdthinker.kernels._launch import ARCHITECTURES, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from fourdthinker.kernels.latent_grammar import latent_feedback_kernel
 from tests.compile.aot import compile_kernel
 

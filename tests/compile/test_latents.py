@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fourdthinker.kernels._launch import ARCHITECTURES, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from fourdthinker.kernels.cosine_latent_loss import cosine_latent_kernel, cosine_latent_scale_kernel
 from fourdthinker.kernels.pool_latents import pool_latents_kernel
 from tests.compile.aot import compile_kernel

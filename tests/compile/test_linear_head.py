@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourdthinker.kernels import _logits
-from fourdthinker.kernels._launch import ARCHITECTURES, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from tests.compile.aot import compile_kernel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import triton
 
-from fourdthinker.kernels._launch import ARCHITECTURES, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, row
 from fourdthinker.kernels._sample_kernel import sample_draw_kernel, sample_scan_kernel
 from fourdthinker.kernels._sample_truncate import sample_bracket_kernel, sample_list_kernel
 from tests.compile.aot import compile_kernel

@@ -9,7 +9,7 @@ import importlib
 
 import pytest
 
-from fourdthinker.kernels._launch import ARCHITECTURES, SMALLER, row
+from fourdthinker.kernels._gpu_architectures import ARCHITECTURES, SMALLER, row
 from tests.compile.aot import compile_kernel
 
 # The name in the package is the function.

@@ -12,7 +12,9 @@ import torch
 from triton.runtime.interpreter import GridExecutor
 
 from fourdthinker.kernels import (
-    _launch,
+    _gpu_architectures as gpus,
+)
+from fourdthinker.kernels import (
     add_rms_norm,
     rotary_append_,
     sample_tokens,
@@ -23,7 +25,7 @@ from tests.unit.kernels.syncs import CASES, HIDDEN, KERNELS_ONLY, WEIGHT
 
 KERNELS = {
     name
-    for path in Path(_launch.__file__).parent.glob("*.py")
+    for path in Path(gpus.__file__).parent.glob("*.py")
     for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
 }
 
@@ -93,10 +95,10 @@ RUNS = {
 @pytest.fixture
 def launches(monkeypatch):
     """What is launched, on a GPU of a made-up architecture: (kernel, its row, devices that are entered)."""
-    rows = {op: replace(launch, num_warps=1000 + k) for k, (op, launch) in enumerate(_launch.DEFAULT.items())}
+    rows = {op: replace(launch, num_warps=1000 + k) for k, (op, launch) in enumerate(gpus.DEFAULT.items())}
     ops = {launch.num_warps: op for op, launch in rows.items()}
-    monkeypatch.setitem(_launch.ARCHITECTURES, 999, _launch.Architecture(shared=0, rows=rows))
-    monkeypatch.setattr(_launch, "architecture", lambda device: 999)
+    monkeypatch.setitem(gpus.ARCHITECTURES, 999, gpus.Architecture(shared=0, rows=rows))
+    monkeypatch.setattr(gpus, "architecture", lambda device: 999)
     seen, entered = [], []
 
     @contextmanager
@@ -127,14 +129,14 @@ def test_a_launch_takes_the_row_of_its_gpu_and_enters_the_device(launches, name)
 def test_every_row_and_every_kernel_runs_above(launches):
     for call, _ in RUNS.values():
         call()
-    assert {row for _, row, _ in launches} == set(_launch.DEFAULT)
+    assert {row for _, row, _ in launches} == set(gpus.DEFAULT)
     assert {kernel for kernel, _, _ in launches} == KERNELS
 
 
 def test_the_block_of_an_architecture_is_used(monkeypatch):
-    rows = {"silu_mul": _launch.Launch(num_warps=1, block=16)}
-    monkeypatch.setitem(_launch.ARCHITECTURES, 999, _launch.Architecture(shared=0, rows=rows))
-    monkeypatch.setattr(_launch, "architecture", lambda device: 999)
+    rows = {"silu_mul": gpus.Launch(num_warps=1, block=16)}
+    monkeypatch.setitem(gpus.ARCHITECTURES, 999, gpus.Architecture(shared=0, rows=rows))
+    monkeypatch.setattr(gpus, "architecture", lambda device: 999)
     blocks = []
     launch = GridExecutor.__call__
 

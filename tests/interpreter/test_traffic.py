@@ -96,7 +96,7 @@ def sample_tokens(load: Load, extra: str) -> Case:
         },
     }.get(extra, {})
     # Once for the sums, and the part that is drawn from; to truncate once more.
-    truncated, block = extra == "truncated", load("_launch").DEFAULT["sample_scan"].block
+    truncated, block = extra == "truncated", load("_gpu_architectures").DEFAULT["sample_scan"].block
     reads = 1 + truncated + block / vocabulary
     return Case(
         lambda: load("sample_tokens").sample_tokens(

@@ -12,21 +12,21 @@ import torch
 from bench import __main__ as command
 from bench import _kernel_tune as tuner
 from bench._kernel_cases import Case
-from fourdthinker.kernels import _launch
+from fourdthinker.kernels import _gpu_architectures as gpus
 
 ARCH = 999
 
 
 @pytest.fixture(autouse=True)
 def tuned(monkeypatch):
-    monkeypatch.setattr(_launch, "TUNED", {})
+    monkeypatch.setattr(gpus, "TUNED", {})
 
 
 def case(cost, *ops, alike=False):
     """Takes the rows of ``ops`` from the table, and as long as ``cost`` says."""
     return Case(
         "op", "size", "mode",
-        {"ours": lambda: torch.tensor(float(sum(cost(_launch.row(op, ARCH)) for op in ops)))}, alike=alike,
+        {"ours": lambda: torch.tensor(float(sum(cost(gpus.row(op, ARCH)) for op in ops)))}, alike=alike,
     )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def timed(calls):
 def test_the_fastest_setting_is_found_and_the_others_stay():
     one = case(lambda row: {2: 5.0, 4: 3.0, 8: 1.0}[row.num_warps] + (row.block == 512), "silu_mul")
     rows = tuner.tune([one], ARCH, timed)
-    assert rows == {"silu_mul": replace(_launch.DEFAULT["silu_mul"], num_warps=8)}
-    assert _launch.TUNED[ARCH] == {}  # measured, not yet in use
+    assert rows == {"silu_mul": replace(gpus.DEFAULT["silu_mul"], num_warps=8)}
+    assert gpus.TUNED[ARCH] == {}  # measured, not yet in use
 
 
 def test_a_small_gain_is_not_taken():
@@ -73,40 +73,38 @@ def test_settings_that_fail_or_give_another_loss_are_left_out(caplog):
 
 
 def test_the_block_that_decides_ids_is_not_tried():
-    assert {launch.block for launch in tuner.neighbours("sample_scan", _launch.DEFAULT["sample_scan"])} == {
-        8192
-    }
-    blocks = {launch.block for launch in tuner.neighbours("silu_mul", _launch.DEFAULT["silu_mul"])}
+    assert {launch.block for launch in tuner.neighbours("sample_scan", gpus.DEFAULT["sample_scan"])} == {8192}
+    blocks = {launch.block for launch in tuner.neighbours("silu_mul", gpus.DEFAULT["silu_mul"])}
     assert blocks == {512, 1024, 2048}
-    assert _launch.DEFAULT["silu_mul"] in tuner.neighbours("silu_mul", _launch.DEFAULT["silu_mul"])
+    assert gpus.DEFAULT["silu_mul"] in tuner.neighbours("silu_mul", gpus.DEFAULT["silu_mul"])
 
 
 def test_rows_are_written_for_one_gpu_and_read_again(tmp_path):
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"80": {"silu_mul": {"num_warps": 2, "block": 512}}, "90": {}}))
-    row = _launch.Launch(num_warps=16, block=2048)
+    row = gpus.Launch(num_warps=16, block=2048)
     tuner.write(path, 90, {"silu_mul": row})
-    assert _launch.read_tuned(path) == {
-        80: {"silu_mul": _launch.Launch(num_warps=2, block=512)}, 90: {"silu_mul": row},
+    assert gpus.read_tuned(path) == {
+        80: {"silu_mul": gpus.Launch(num_warps=2, block=512)}, 90: {"silu_mul": row},
     }  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["tuned.json"]
 
 
 def test_measured_rows_come_first(monkeypatch):
-    row = _launch.Launch(num_warps=1, block=64)
-    monkeypatch.setitem(_launch.TUNED, 90, {"silu_mul": row, "prefix_decode_prompt": row})
-    assert _launch.row("silu_mul", 90) == _launch.row("prefix_decode_prompt", 90) == row
-    assert _launch.row("silu_mul", 80) == _launch.row("silu_mul", None) == _launch.DEFAULT["silu_mul"]
+    row = gpus.Launch(num_warps=1, block=64)
+    monkeypatch.setitem(gpus.TUNED, 90, {"silu_mul": row, "prefix_decode_prompt": row})
+    assert gpus.row("silu_mul", 90) == gpus.row("prefix_decode_prompt", 90) == row
+    assert gpus.row("silu_mul", 80) == gpus.row("silu_mul", None) == gpus.DEFAULT["silu_mul"]
 
 
 def test_rows_in_the_file_are_of_known_kernels():
-    for rows in _launch.read_tuned(_launch.TUNED_FILE).values():
-        assert set(rows) <= set(_launch.DEFAULT)
+    for rows in gpus.read_tuned(gpus.TUNED_FILE).values():
+        assert set(rows) <= set(gpus.DEFAULT)
 
 
 def test_without_a_gpu_tuning_is_refused(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = _launch.TUNED_FILE.read_text()
+    before = gpus.TUNED_FILE.read_text()
     assert command.run(["kernels", "--tune"]) == 2
     assert "--tune measures launch settings, and this machine has no GPU" in caplog.text
-    assert _launch.TUNED_FILE.read_text() == before
+    assert gpus.TUNED_FILE.read_text() == before

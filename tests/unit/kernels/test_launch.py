@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fourdthinker.kernels import _launch
+from fourdthinker.kernels import _gpu_architectures as gpus
 
 decode = importlib.import_module("fourdthinker.kernels.shared_prefix_decode")  # the package has the function
 ROOT = Path(__file__).parents[3]
@@ -26,16 +26,16 @@ def capabilities(monkeypatch):
         return [(9, 0), (12, 1)][index]
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    _launch._capability.cache_clear()
+    gpus._capability.cache_clear()
     yield asked
-    _launch._capability.cache_clear()
+    gpus._capability.cache_clear()
 
 
 def test_the_architecture_is_asked_once_per_device(capabilities):
     for _ in range(2):
-        assert _launch.architecture(torch.device("cuda", 0)) == 90
-        assert _launch.architecture(torch.device("cuda", 1)) == 121
-    assert _launch.architecture(torch.device("cpu")) is None
+        assert gpus.architecture(torch.device("cuda", 0)) == 90
+        assert gpus.architecture(torch.device("cuda", 1)) == 121
+    assert gpus.architecture(torch.device("cpu")) is None
     assert capabilities == [0, 1]
 
 
@@ -47,12 +47,12 @@ def test_the_multiprocessors_are_asked_once_per_device(monkeypatch):
         return SimpleNamespace(multi_processor_count=(132, 64)[index])
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    _launch._multiprocessors.cache_clear()
+    gpus._multiprocessors.cache_clear()
     for _ in range(2):
-        assert _launch.multiprocessors(torch.device("cuda", 0)) == 132
-        assert _launch.multiprocessors(torch.device("cuda", 1)) == 64
-    assert _launch.multiprocessors(torch.device("cpu")) > 0
-    _launch._multiprocessors.cache_clear()
+        assert gpus.multiprocessors(torch.device("cuda", 0)) == 132
+        assert gpus.multiprocessors(torch.device("cuda", 1)) == 64
+    assert gpus.multiprocessors(torch.device("cpu")) > 0
+    gpus._multiprocessors.cache_clear()
     assert asked == [0, 1]
 
 
@@ -67,28 +67,28 @@ def test_the_multiprocessors_are_asked_once_per_device(monkeypatch):
 )
 def test_prompts_are_split_into_as_many_programs_as_a_gpu_holds(tiles, longest, span, monkeypatch):
     monkeypatch.setattr(decode, "multiprocessors", lambda device: 132)
-    launch = _launch.row("prefix_decode_prompt", 90)
+    launch = gpus.row("prefix_decode_prompt", 90)
     assert decode.prompt_span(tiles, longest, launch, torch.device("cuda", 0)) == span
 
 
 def test_a_gpu_takes_its_own_row_and_else_the_default(capabilities, monkeypatch):
-    own = _launch.Launch(num_warps=2, block=256)
-    made_up = _launch.Architecture(shared=0, rows={"silu_mul": own})
-    monkeypatch.setitem(_launch.ARCHITECTURES, 121, made_up)
-    assert _launch.settings("silu_mul", torch.device("cuda", 1)) == own
+    own = gpus.Launch(num_warps=2, block=256)
+    made_up = gpus.Architecture(shared=0, rows={"silu_mul": own})
+    monkeypatch.setitem(gpus.ARCHITECTURES, 121, made_up)
+    assert gpus.settings("silu_mul", torch.device("cuda", 1)) == own
     for op, device in (("silu_mul", "cuda:0"), ("silu_mul", "cpu"), ("sample_scan", "cuda:1")):
-        assert _launch.settings(op, torch.device(device)) == _launch.DEFAULT[op]
-    monkeypatch.delitem(_launch.ARCHITECTURES, 121)
-    assert _launch.settings("silu_mul", torch.device("cuda", 1)) == _launch.DEFAULT["silu_mul"]
+        assert gpus.settings(op, torch.device(device)) == gpus.DEFAULT[op]
+    monkeypatch.delitem(gpus.ARCHITECTURES, 121)
+    assert gpus.settings("silu_mul", torch.device("cuda", 1)) == gpus.DEFAULT["silu_mul"]
 
 
 def test_no_architecture_has_a_row_for_an_unknown_op():
-    for architecture in _launch.ARCHITECTURES.values():
-        assert set(architecture.rows) <= set(_launch.DEFAULT)
+    for architecture in gpus.ARCHITECTURES.values():
+        assert set(architecture.rows) <= set(gpus.DEFAULT)
 
 
 def test_no_other_file_holds_settings():
-    files = [path for path in (ROOT / "kernels").glob("*.py") if path.name != "_launch.py"]
+    files = [path for path in (ROOT / "kernels").glob("*.py") if path.name != "_gpu_architectures.py"]
     text = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert len(text) > 20
     setting = re.compile(r"num_warps|num_stages|\bBLOCK\w*=\d|tile\(\w+, \d")
@@ -99,6 +99,6 @@ def test_the_build_reads_the_architectures_from_the_table():
     cmake = (ROOT / "csrc" / "cuda" / "find.cmake").read_text(encoding="utf-8")
     line = re.search(r'CMAKE_CUDA_ARCHITECTURES REGEX "([^"]+)"', cmake)
     assert line is not None
-    table = (ROOT / "kernels" / "_launch.py").read_text(encoding="utf-8")
+    table = (ROOT / "kernels" / "_gpu_architectures.py").read_text(encoding="utf-8")
     listed = [int(text.split(":")[0]) for text in re.findall(line[1] + ".*", table, re.MULTILINE)]
-    assert listed == sorted(_launch.ARCHITECTURES)  # the last is compiled for what comes after it, too
+    assert listed == sorted(gpus.ARCHITECTURES)  # the last is compiled for what comes after it, too

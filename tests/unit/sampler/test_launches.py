@@ -21,7 +21,7 @@ from fourdthinker.backbones import FAMILIES, fused
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.decoding import Decoder
 from fourdthinker.backbones.fused import fused_projections
-from fourdthinker.kernels import _launch
+from fourdthinker.kernels import _gpu_architectures as gpus
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.sampler.step import Slots, Stepper
 from fourdthinker.sampler.store import KVStore, Layout
@@ -96,7 +96,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     h200 = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: h200)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    cached = (_launch._capability, _launch._multiprocessors)
+    cached = (gpus._capability, gpus._multiprocessors)
     for function in cached:
         function.cache_clear()
     yield launches
