@@ -42,6 +42,8 @@ class LatentSpec:
             contiguous runs.
         ce_loss_weight, sim_loss_weight: weights of the DIFT objective.
         latent_norm: the norm that a hidden state is given before it is fed back; None: its own.
+        absent: whether the model has no latent tokens: the ids are then those of rows that no token has, no
+            block can be sampled, and nothing is written to a config.
     """
 
     latent_size: int
@@ -52,6 +54,7 @@ class LatentSpec:
     ce_loss_weight: float = 0.1
     sim_loss_weight: float = 1.0
     latent_norm: float | None = None
+    absent: bool = False
 
     def __post_init__(self) -> None:
         if self.latent_size < 1:
@@ -69,6 +72,24 @@ class LatentSpec:
             raise CheckpointError(
                 f"latent_norm is {self.latent_norm}; it must be a finite number above 0, or left out"
             )
+
+    @classmethod
+    def none(cls, rows: int, tokens: int) -> LatentSpec:
+        """Of a model without latent tokens, whose loss is the cross-entropy alone.
+
+        Args:
+            rows: of its embedding matrix.
+            tokens: ids of its tokenizer, from 0 on.
+
+        Raises:
+            CheckpointError: fewer than three rows are spare.
+        """
+        if rows < tokens + 3:
+            raise CheckpointError(
+                f"the embedding matrix has {rows} rows for {tokens} tokens; a model without latent tokens "
+                f"needs three spare ones. Remedy: {REMEDY}"
+            )
+        return cls(1, rows - 3, rows - 2, rows - 1, ce_loss_weight=1.0, absent=True)
 
     @property
     def ids(self) -> tuple[int, int, int]:
@@ -113,6 +134,8 @@ class LatentSpec:
 
     def write_to(self, config: Any) -> None:
         """Set the keys of the released checkpoints on a model config."""
+        if self.absent:
+            return
         config.latent_size = self.latent_size
         config.latent_token_id = self.pad_id
         config.latent_start_id = self.start_id

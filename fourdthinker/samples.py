@@ -29,11 +29,12 @@ class Vision:
         patches: float32 [sum t*h*w, patch_dim]; None when there are `features`.
         features: [sum t*h*w/4, (1 + D) * H], as `Backbone.encode_vision` gives them: merged features in
             raster order; None when there are only `patches`.
-        kind: "video" or "image": which pad token stands for the features.
+        kind: "video" or "image": which pad token stands for the features; "mixed": as `kinds` says.
         seconds_per_grid: for videos, one number for each; None: 1.0.
         times: for videos, of each the seconds from its first frame to the middle of every temporal patch;
             None: as `seconds_per_grid` has it.
         times_from: how the times of a video were learnt (`Frames`).
+        kinds: of "mixed" pictures, the kind of each.
     """
 
     grid_thw: Tensor
@@ -43,6 +44,36 @@ class Vision:
     seconds_per_grid: list[float] | None = None
     times: list[list[float]] | None = None
     times_from: str = "container"
+    kinds: list[str] | None = None
+
+    @property
+    def kind_of_each(self) -> list[str]:
+        """The kind of each clip and image."""
+        return [self.kind] * len(self.grid_thw) if self.kinds is None else self.kinds
+
+    @classmethod
+    def joined(cls, visions: Sequence[Vision]) -> Vision:
+        """Pictures with patches, in this order.
+
+        Args:
+            visions: clips and images, one at least.
+
+        Returns:
+            All of them as one.
+        """
+        if len(visions) == 1:
+            return visions[0]
+        kinds = [kind for vision in visions for kind in vision.kind_of_each]
+        clips = [vision for vision in visions if vision.kind == "video"]
+        return cls(
+            torch.cat([vision.grid_thw for vision in visions]),
+            torch.cat([vision.patches for vision in visions if vision.patches is not None]),
+            kind=kinds[0] if len(set(kinds)) == 1 else "mixed",
+            seconds_per_grid=[s for clip in clips for s in clip.seconds_per_grid or ()] or None,
+            times=[t for clip in clips for t in clip.times or ()] or None,
+            times_from=next((v.times_from for v in clips if v.times_from != "container"), "container"),
+            kinds=kinds if len(set(kinds)) > 1 else None,
+        )
 
     @classmethod
     def from_frames(cls, frames: Frames, spec: VisionSpec) -> Vision:

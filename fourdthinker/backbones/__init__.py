@@ -63,12 +63,16 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     policy: FramePolicy | None = None,
     override_policy: bool = False,
+    plain: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint with latent tokens from a folder (or a model id of the Hugging Face hub).
+    """Load a checkpoint from a folder (or a model id of the Hugging Face hub).
 
     A checkpoint of this package brings its frame policy and prompt style in `frame_policy.json`. One without
     that file gets the family's default policy (1 frame a second) and, if it is a Qwen2.5-VL, as the released
     4DThinker checkpoints are, the style `RELEASED`. An adapter beside the weights (`adapter`) is put on them.
+
+    A model without latent tokens is refused, unless it is one that was trained as such here (which
+    `frame_policy.json` says) or `plain` asks for it; without that file it gets a style without instruction.
 
     Args:
         path: a folder, or a model id `owner/name`.
@@ -76,6 +80,7 @@ def load_checkpoint(
         dtype: of the weights; None: the dtype that they were saved in.
         policy: the frame policy that the caller means to use; None: the checkpoint's.
         override_policy: use `policy` even where the checkpoint's is another one.
+        plain: take a model without latent tokens as it is; with them, it is loaded as always.
 
     Returns:
         Model, tokenizer, frame policy and prompt style; the model is on the CPU and in eval mode.
@@ -85,15 +90,18 @@ def load_checkpoint(
             `policy` that differs from the checkpoint's; names the fields that differ.
     """
     path, where = _located(path, subfolder)
-    backbone = load_backbone(path, subfolder, dtype=dtype)
+    absent = _without_latents(path, subfolder, where, plain=plain)
+    backbone = load_backbone(path, subfolder, dtype=dtype, latents=absent)
     tokenizer = _load_tokenizer(path, where)
     ids = token_ids(tokenizer)
-    if ids != backbone.latents.ids:
+    if absent is None and ids != backbone.latents.ids:
         raise CheckpointError(
             f"{_name(path, subfolder)}: the latent ids (pad, start, end) are {backbone.latents.ids} in "
             f"config.json and {ids} in the tokenizer; config and tokenizer are of different checkpoints"
         )
     saved, style = _load_policy(path, where, type(backbone))
+    if absent is not None and _find(path, POLICY_FILE, where) is None:
+        style = PromptStyle(instruction="")
     if policy is not None and policy != saved:
         if not override_policy:
             raise CheckpointError(_policy_difference(_name(path, subfolder), saved, policy))
@@ -102,7 +110,11 @@ def load_checkpoint(
 
 
 def load_backbone(
-    path: PathLike, subfolder: str | None = None, *, dtype: torch.dtype | None = None
+    path: PathLike,
+    subfolder: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    latents: LatentSpec | None = None,
 ) -> Backbone:
     """The model of a checkpoint alone, without tokenizer and frame policy.
 
@@ -110,6 +122,7 @@ def load_backbone(
         path: as for `load_checkpoint`.
         subfolder: as for `load_checkpoint`.
         dtype: as for `load_checkpoint`.
+        latents: of a model whose config names no latent tokens; None: as the config says.
 
     Returns:
         The model, on the CPU and in eval mode.
@@ -119,8 +132,13 @@ def load_backbone(
     """
     path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
-    LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
-    backbone = _load_weights(family.load, path, where, dtype=dtype)
+    if latents is None:
+        latents = LatentSpec.from_config(config, f"{_name(path, subfolder)}/config.json")
+
+    def load(name: str, **options: Any) -> Backbone:
+        return family(family.load_model(name, **options), latents)
+
+    backbone: Backbone = _load_weights(load, path, where, dtype=dtype)
     config_file, weights = (_find(path, name, where) for name in ADAPTER_FILES)
     if config_file is not None:
         if weights is None:
@@ -202,6 +220,8 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
         write_released_format(Path(temporary))
         contents = backbone.processor_files(policy)
         contents[POLICY_FILE] = {"policy": policy.to_dict(), "style": asdict(checkpoint.style)}
+        if backbone.latents.absent:
+            contents[POLICY_FILE]["latents"] = False
         for name, content in contents.items():
             text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             Path(temporary, name).write_text(text, encoding="utf-8")
@@ -323,6 +343,20 @@ def _load_policy(path: str, where: dict[str, str], family: type[Backbone]) -> tu
         raise CheckpointError(
             f"{file}: {error!r}. It must hold objects `policy` and `style`, as save_checkpoint writes them"
         ) from error
+
+
+def _without_latents(
+    path: str, subfolder: str | None, where: dict[str, str], *, plain: bool
+) -> LatentSpec | None:
+    """The spec of a model without latent tokens that may be loaded as such; None for all others."""
+    file = _find(path, POLICY_FILE, where)
+    if not plain and (file is None or _read_json(file).get("latents") is not False):
+        return None
+    config, _ = _family(path, subfolder, where)
+    if getattr(config, "latent_token_id", None) is not None:
+        return None
+    tokens = 1 + max(_load_tokenizer(path, where).get_vocab().values())
+    return LatentSpec.none(config.text_config.vocab_size, tokens)
 
 
 def _policy_difference(name: str, saved: FramePolicy, given: FramePolicy) -> str:

@@ -183,7 +183,7 @@ def _check_controls(arguments: argparse.Namespace, records: list[Record]) -> Non
 
     if arguments.baselines and arguments.frames:
         raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
-    bare = [record for record in records if record.video is None and not record.frames]
+    bare = [record for record in records if not record.media_paths]
     if bare and {"black", "other"} & set(arguments.baselines):
         raise ConfigError(f"{bare[0].where}: --baselines black and other need pictures, and this has none")
     if "other" in arguments.baselines and len({source_of(record) for record in records}) < 2:

@@ -32,9 +32,7 @@ def pictures_of(record: Record) -> str:
     Returns:
         Its video, whatever part of it, or its frames; its id without any.
     """
-    if record.video is not None:
-        return record.video
-    return "\n".join(record.frames) if record.frames else f"text:{record.id}"
+    return "\n".join(record.media_paths) or f"text:{record.id}"
 
 
 @dataclass(frozen=True)

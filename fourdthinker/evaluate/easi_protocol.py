@@ -81,7 +81,7 @@ class EasiEncoder(Encoder):
 
     def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
         """As `Encoder.prompt`, with EASI's text."""
-        return super().prompt(replace(record, question=easi_question(record)), frames)
+        return super().prompt(replace(record, question=easi_question(record), turns=[]), frames)
 
     def read(self, record: Record) -> Vision | None:
         """As `Encoder.read`, with EASI's frames.

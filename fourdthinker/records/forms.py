@@ -29,10 +29,11 @@ COMMON = {
 }
 DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
 RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
-MLLM = COMMON | {"conversations", "video", "image", "solution", "num_tokens"}
+MLLM = COMMON | {"conversations", "video", "image", "image_output", "solution", "num_tokens"}
 ASK = COMMON | {"question", "video", "frames", "images"}
 ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
-_SLOTS = re.compile(r"(?:\s*<(?:video|image)>)*\s*")
+_SLOT = re.compile("<video>|<image>")
+_LEADING = re.compile(r"\s*(?:<video>\s*|<image>\s*)*")
 
 
 def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Record:
@@ -66,6 +67,10 @@ def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Rec
     _common_keys(line, record)
     if kind == "dift" and record.text_output is None:
         line.missing("text_output", "records to fine-tune on need it")
+    if kind in ("rl", "ask") and len(record.turns) > 2:
+        line.fail(
+            "key 'conversations': a conversation of several turns is for fine-tuning alone; leave it out"
+        )
     if kind == "rl" and record.answer is None and "solution" not in record.extra:
         line.missing("answer", "records to reinforce on need options and the right one of them")
     record.kind = kind or record.kind
@@ -100,7 +105,7 @@ def _dift(line: Line) -> Record:
     single = line.data.get("image_input")  # one picture; a list, or the path of a folder, is a clip
     record.separate = isinstance(single, str) and line.root.resolve(single)[0] in (record.frames or ())
     record.images = line.files("image_output")
-    _placeholders(line, record, "image_output")
+    _count_imagery(line, "text_output", record.text_output, record)
     _options(line, record)
     _answer(line, record)
     return record
@@ -141,56 +146,95 @@ def _ask(line: Line) -> Record:
 
 def _mllm(line: Line) -> Record:
     line.known("MLLM-4D", MLLM)
-    turns = line.data["conversations"]
-    if not isinstance(turns, list):
-        line.wrong("conversations", 'a list of {"from", "value"} objects')
-    said: dict[str, str] = {}
-    for turn in turns:
-        if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
-            line.wrong("conversations", 'a list of {"from", "value"} objects with texts')
-        role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
-        if role is None:
-            line.fail(f"key 'conversations': from {turn['from']!r} is no role; roles are {', '.join(ROLES)}")
-        if role in said:
-            line.fail(
-                f"key 'conversations': more than one turn of {role}; write one record for each question"
-            )
-        said[role] = line.prose("conversations", turn["value"], imagery=role == "assistant")
-    if list(said) != [role for role in ("system", "user", "assistant") if role in said] or "user" not in said:
-        line.fail("key 'conversations': its turns must be system (if any), user, gpt, in this order")
-    slots = _SLOTS.match(said["user"])
-    question = said["user"][slots.end() if slots else 0 :]
-    if not question.strip():
-        line.fail("key 'conversations': the user's turn holds no question")
-    record = Record("rl" if "solution" in line.data else "dift", _id(line), question, where=line.where)
-    record.system = line.text("system") or said.get("system")
-    record.text_output = said.get("assistant")
-    if record.kind == "dift" and not (record.text_output or "").strip():
-        line.fail("key 'conversations': no turn of gpt with text, and no 'solution'; one of them is needed")
-    _media(line, record, "video", "image", optional=True)
-    if record.frames:
-        record.separate = True
-    _slots(line, record, said["user"], question)
-    _placeholders(line, record, "image_output")
-    _options(line, record)
-    if "solution" in line.data:
+    system, turns = _turns(line)
+    reinforced = "solution" in line.data
+    asked, answered = ([text for role, text in turns if role == who] for who in ("user", "assistant"))
+    record = Record("rl" if reinforced else "dift", _id(line), _spoken(asked[0]), where=line.where)
+    record.system = line.text("system") or system
+    record.text_output = answered[0] if answered else None
+    record.images = line.files("image_output")
+    _conversation_media(line, record, asked)
+    if reinforced and len(asked) > 1:
+        line.fail(
+            "key 'conversations': more than one turn of user, and a 'solution'; write one record a question"
+        )
+    if not reinforced and len(answered) < len(asked):
+        line.fail(
+            "key 'conversations': no turn of gpt after the user's last, and no 'solution'; one of them is "
+            "needed"
+        )
+    _count_imagery(line, "conversations", "".join(answered), record)
+    if not reinforced:
+        record.turns = turns
+    elif record.media or _SLOT.search(_LEADING.sub("", asked[0], 1)):
+        record.turns = turns[:1]
+    if len(asked) == 1:
+        _options(line, record)
+    if reinforced:
         _solution(line, record)
     elif record.options:
         _answer(line, record)
     return record
 
 
-def _slots(line: Line, record: Record, turn: str, question: str) -> None:
-    if "<video>" in question or "<image>" in question:
-        line.fail(
-            "key 'conversations': <video> and <image> must stand at the start of the user's turn; move them"
-        )
-    for word, number in (("<video>", int(record.video is not None)), ("<image>", len(record.frames or ()))):
-        if turn.count(word) != number:
+def _turns(line: Line) -> tuple[str | None, list[tuple[str, str]]]:
+    """The system turn, and those of user and assistant."""
+    given = line.data["conversations"]
+    if not isinstance(given, list):
+        line.wrong("conversations", 'a list of {"from", "value"} objects')
+    turns: list[tuple[str, str]] = []
+    for turn in given:
+        if not isinstance(turn, dict) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
+            line.wrong("conversations", 'a list of {"from", "value"} objects with texts')
+        role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+        if role is None:
+            line.fail(f"key 'conversations': from {turn['from']!r} is no role; roles are {', '.join(ROLES)}")
+        text = line.prose("conversations", turn["value"], imagery=role == "assistant")
+        if role == "user" and not _spoken(text):
+            line.fail("key 'conversations': a turn of the user holds no question; write one")
+        if role == "assistant" and not text.strip():
+            line.fail("key 'conversations': no turn of gpt may be blank; write the answer, or cut the turns")
+        if role != "user" and _SLOT.search(text):
             line.fail(
-                f"key 'conversations': {turn.count(word)} {word} for {number} files under {word[1:-1]!r}; "
-                "write one for each"
+                f"key 'conversations': <video> or <image> in a turn of {role}; they belong to the user's"
             )
+        turns.append((role, text))
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    if not turns or [role for role, _ in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))]:
+        line.fail(
+            "key 'conversations': its turns must be system (if any), then user and gpt by turns, in this "
+            "order"
+        )
+    return system, turns
+
+
+def _spoken(text: str) -> str:
+    """The words of a user's turn, without the placeholders of its pictures."""
+    return " ".join(part for piece in _SLOT.split(text) if (part := piece.strip()))
+
+
+def _conversation_media(line: Line, record: Record, asked: list[str]) -> None:
+    """Clips and pictures, each of which takes the next placeholder of its kind in the user's turns."""
+    for key in ("video", "image"):
+        if line.data.get(key) == []:
+            line.fail(f"key {key!r} is an empty list: zero files; name at least one, or leave the key out")
+    given = line.data.get("video", [])
+    videos = [line.file("video", path) for path in (given if isinstance(given, list) else [given])]
+    images = line.files("image")
+    slots = _SLOT.findall("".join(asked))
+    for kind, paths in (("video", videos), ("image", images)):
+        if slots.count(f"<{kind}>") != len(paths):
+            line.fail(
+                f"key 'conversations': {slots.count(f'<{kind}>')} <{kind}> for {len(paths)} files under "
+                f"{kind!r}; write one for each"
+            )
+    if not images and len(videos) == 1:
+        record.video = videos[0]
+    elif images and not videos:
+        record.frames, record.separate = images, True
+    else:
+        files = {"<video>": iter(videos), "<image>": iter(images)}
+        record.media = [(slot[1:-1], next(files[slot])) for slot in slots]
 
 
 def _solution(line: Line, record: Record) -> None:
@@ -242,11 +286,12 @@ def _media(line: Line, record: Record, video: str, frames: str, *, optional: boo
         line.fail(f"key {frames!r} is an empty list: zero frames; name at least one")
 
 
-def _placeholders(line: Line, record: Record, key: str) -> None:
-    number = (record.text_output or "").count(IMAGERY)
+def _count_imagery(line: Line, key: str, text: str, record: Record) -> None:
+    """Check that there is an overlay for every block of an answer to learn."""
+    number = text.count(IMAGERY)
     if number != len(record.images):
         line.fail(
-            f"text_output has {number} {IMAGERY} and {key!r} {len(record.images)} overlays; give one "
+            f"{key} has {number} {IMAGERY} and 'image_output' {len(record.images)} overlays; give one "
             "overlay for each placeholder, in the same order"
         )
 

@@ -31,7 +31,7 @@ _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
 class Record:
     """One line of data. Paths are absolute and inside the media root.
 
-    The pictures asked about are either `video` or `frames`, or there are none.
+    The pictures asked about are `video`, `frames` or `media`, or there are none.
 
     Attributes:
         kind: "dift" (has text_output), "rl" or "ask" (only to be answered).
@@ -47,6 +47,10 @@ class Record:
         fps: frames a second of a clip of `frames`; None: the frame policy's.
         seconds: time of each of `frames` of a clip, used instead of `fps`.
         images: paths of the overlays.
+        turns: of a conversation to learn (or a question whose pictures do not all stand before it): (role,
+            text) of "user" and "assistant" in turn. User texts hold `<video>` and `<image>`, one for each
+            clip and picture; `question` and `text_output` are those of the first turns.
+        media: (kind, path), "video" or "image", in the order of these, where `video` or `frames` cannot tell.
         type: kind of question.
         system: text of a system turn.
         extra: the other keys of the line.
@@ -67,10 +71,19 @@ class Record:
     fps: float | None = None
     seconds: list[float] | None = None
     images: list[str] = field(default_factory=list)
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    media: list[tuple[str, str]] = field(default_factory=list)
     type: str | None = None
     system: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     where: str = "record"
+
+    @property
+    def media_paths(self) -> list[str]:
+        """Paths of the clip, or of all the pictures and clips that are asked about."""
+        if self.video is not None:
+            return [self.video]
+        return list(self.frames or ()) or [path for _, path in self.media]
 
 
 def is_number(value: Any) -> bool:

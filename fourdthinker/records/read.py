@@ -174,13 +174,17 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         inside = os.path.relpath(os.path.abspath(file), root)
         return os.path.abspath(file) if inside.startswith("..") else inside
 
+    line: dict[str, Any] = {"id": record.id}
+    if record.turns:
+        line |= _conversation(record, relative)
+        line |= {"start": record.start, "end": record.end, "type": record.type}
+        return {key: value for key, value in (line | record.extra).items() if value is not None}
     if record.separate and record.frames and (len(record.frames) > 1 or record.kind != "dift"):
         raise RecordError(
             f"{record.where}: separate pictures in a question have no place in this form of record"
         )
     frames = [relative(file) for file in record.frames or ()]
     video = None if record.video is None else relative(record.video)
-    line: dict[str, Any] = {"id": record.id}
     if record.kind == "dift":
         line |= {"text_input": record.question, "text_output": record.text_output}
         line |= {"video": video, "image_input": frames[0] if record.separate and frames else frames or None}
@@ -195,3 +199,20 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
     line |= {"fps": record.fps, "seconds": record.seconds}
     # Absent, not null: null is no value of any key.
     return {key: value for key, value in (line | record.extra).items() if value is not None}
+
+
+def _conversation(record: Record, relative: Callable[[str], str]) -> dict[str, Any]:
+    """The keys of a conversation, in MLLM-4D's form."""
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    spoken = ([("system", record.system)] if record.system is not None else []) + record.turns
+    kinds = [kind for kind, _ in record.media] or ["image" if record.frames else "video"] * len(
+        record.media_paths
+    )
+    files = [(kind, relative(path)) for kind, path in zip(kinds, record.media_paths, strict=True)]
+    return {
+        "conversations": [{"from": names[role], "value": text} for role, text in spoken],
+        "video": [path for kind, path in files if kind == "video"] or None,
+        "image": [path for kind, path in files if kind == "image"] or None,
+        "image_output": [relative(path) for path in record.images] or None,
+        "options": record.options or None,
+    }

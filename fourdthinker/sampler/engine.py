@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,6 +122,8 @@ class LatentSampler:
                 f"{len(features)} features for {len(prompts)} prompts; give one (or None) for each"
             )
         backbone, spec = self.backbone, self.backbone.vision
+        if backbone.latents.absent:
+            config = replace(config, max_blocks=0)
         if feed is not None:
             feed.check(len(prompts) * n, backbone.hidden_size)
         require_full_attention(backbone)

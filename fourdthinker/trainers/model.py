@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,8 @@ def load_model(
             raise ConfigError(f"model {resume or config.model} has an adapter; {MERGE_FIRST}")
     elif config.frames is not None and config.frames != checkpoint.policy:
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
+    if config.instruction is not None:
+        checkpoint.style = replace(checkpoint.style, instruction=config.instruction)
     checkpoint.backbone.to(args.device)
     return checkpoint
 
@@ -62,7 +65,7 @@ def _load(config: TrainConfig, resume: str | None) -> Checkpoint:
     grown = config.latent_size if isinstance(config, DiftConfig) else None
     if grown is not None and not resume:
         return init_checkpoint(source, latent_size=grown, **where)
-    return load_checkpoint(source, **where)
+    return load_checkpoint(source, plain=not config.latents, **where)
 
 
 def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
@@ -75,9 +78,10 @@ def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
     settings = config.lora
     if settings is None:
         return
+    latents = backbone.latents
     with gathered(backbone.hf.get_output_embeddings()):
-        start, end = (backbone.head_weight[i] for i in (backbone.latents.start_id, backbone.latents.end_id))
-        untrained = torch.equal(start, end)
+        start, end = (backbone.head_weight[i] for i in (latents.start_id, latents.end_id))
+        untrained = torch.equal(start, end) and not latents.absent
     if not settings.train_embeddings and untrained:
         raise ConfigError(
             "the latent tokens of this model are new (all have the same weights), and an adapter leaves them "

@@ -276,7 +276,7 @@ def _batch(
     def ids(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.long, device="meta")
 
-    latents = rows * _BLOCKS * backbone.latents.latent_size
+    latents = rows * _BLOCKS * backbone.latents.latent_size if config.latents else 0
     batch: Batch = {
         "input_ids": ids(shape.prompts, length),
         "position_ids": ids(3, shape.prompts, length),

@@ -28,6 +28,7 @@ _HELD = (
     "model",
     "subfolder",
     "dtype",
+    "latents",
     "freeze_vision",
     "lora",
     "latent_size",

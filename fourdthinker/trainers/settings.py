@@ -111,6 +111,10 @@ class TrainConfig(Settings):
         description="Type of the weights; auto: as they were saved. Of bfloat16 weights that are trained the "
         "optimizer keeps float32 copies; float16 needs DeepSpeed.",
     )
+    latents: Bool = Field(
+        True,
+        description="false: take a model without latent tokens as it is, which then answers in words alone.",
+    )
     freeze_vision: Bool = Field(True, description="Leave the vision tower as it is.")
     lora: LoraSettings | None = Field(
         None, description="Train an adapter instead of the language model's weights; null: train the weights."
@@ -135,6 +139,9 @@ class TrainConfig(Settings):
     )
     frames: Annotated[FramePolicy | None, BeforeValidator(_frames)] = Field(
         None, description="Which frames are seen, and at what size; null: the checkpoint's own frame policy."
+    )
+    instruction: Text | None = Field(
+        None, description="Text added to every question, and saved; null: the checkpoint's own."
     )
     override_policy: Bool = Field(
         False, description="Allow `frames` to differ from the frame policy the checkpoint was trained on."
@@ -269,6 +276,16 @@ class DiftConfig(TrainConfig):
     cache_video: Bool = Field(
         False, description="Keep the features of the clips in cache_dir too, not only the imagery targets."
     )
+
+    @model_validator(mode="after")
+    def _check_latents(self) -> Self:
+        for name in ("latent_size", "latent_norm", "self_feed"):
+            if not self.latents and getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and latents false: the model has none; leave one of "
+                    "them out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_cache(self) -> Self:

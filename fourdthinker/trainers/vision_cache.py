@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RECORDS_PER_BATCH = 16
-_FORM = 2  # of the files; those of another one are not read
+_FORM = 3  # of the files; those of another one are not read
 
 
 def tower_fingerprint(backbone: Backbone) -> str:
@@ -158,21 +158,24 @@ class VisionCache:
             return None
         with safe_open(self._clip_path(record), framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118
-            times_from = file.metadata()["times_from"]
-        seconds, times = stored.get("seconds_per_grid"), stored.get("times")
+            told = file.metadata()
+        seconds, times, grid = stored.get("seconds_per_grid"), stored.get("times"), stored["grid_thw"]
+        kinds = json.loads(told["kinds"])
+        lengths = [t for (t, _, _), kind in zip(grid.tolist(), kinds, strict=True) if kind == "video"]
         return Vision(
-            stored["grid_thw"],
+            grid,
             features=stored.get("features"),
-            kind="image" if seconds is None else "video",
+            kind=kinds[0] if len(set(kinds)) == 1 else "mixed",
             seconds_per_grid=None if seconds is None else seconds.tolist(),
-            times=None if times is None else [times.tolist()],
-            times_from=times_from,
+            times=None if times is None else [part.tolist() for part in times.split(lengths)],
+            times_from=told["times_from"],
+            kinds=kinds if len(set(kinds)) > 1 else None,
         )
 
     def _clip_path(self, record: Record) -> Path:
-        media = [record.video] if record.video is not None else record.frames or []
-        part = [record.start, record.end, record.separate, record.fps, record.seconds]
-        return self._path({"clip": [_identity(path) for path in media], "part": part})
+        part: list[Any] = [record.start, record.end, record.separate, record.fps, record.seconds]
+        part.append([kind for kind, _ in record.media])
+        return self._path({"clip": [_identity(path) for path in record.media_paths], "part": part})
 
     def _imagery_path(self, record: Record) -> Path:
         return self._path({"imagery": [_identity(path) for path in record.images], **self._latents})
@@ -183,7 +186,7 @@ class VisionCache:
 
 
 def _has_clip(record: Record) -> bool:
-    return record.video is not None or bool(record.frames)
+    return bool(record.media_paths)
 
 
 def _identity(path: str) -> list[Any]:
@@ -197,7 +200,9 @@ def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:
         content["grid_thw"] = vision.grid_thw.cpu().contiguous()
         if vision.seconds_per_grid is not None:
             content["seconds_per_grid"] = torch.tensor(vision.seconds_per_grid, dtype=torch.float64)
-        if vision.times is not None:  # a record has one clip
-            content["times"] = torch.tensor(vision.times[0], dtype=torch.float64)
+        if vision.times is not None:
+            every = [seconds for clip in vision.times for seconds in clip]
+            content["times"] = torch.tensor(every, dtype=torch.float64)
     make_folder(path.parent)
-    write_bytes(path, save(content, {"times_from": vision.times_from}), sync=False)
+    told = {"times_from": vision.times_from, "kinds": json.dumps(vision.kind_of_each)}
+    write_bytes(path, save(content, told), sync=False)

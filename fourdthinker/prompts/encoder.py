@@ -6,8 +6,9 @@ Plain data: no model, no CUDA, picklable.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fourdthinker.frames import FramePolicy, Frames, read_images
 from fourdthinker.latents import IMAGERY, LatentSpec
 from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.prompt_style import CHAT_TEMPLATE, PromptStyle, question_text
+from fourdthinker.prompts.slots import PICTURE, content, slot_counts, with_times
 from fourdthinker.records import Record, read_media
 from fourdthinker.samples import IGNORE, Prompt, Sample, Vision
 from fourdthinker.vision import VisionSpec
@@ -26,6 +28,14 @@ _SLOT = "ANSWER-GOES-HERE"
 _CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
 # Control tokens of some tokenizers (Qwen3-VL's) that an answer is made of, and so the answers to learn.
 _ANSWER_TAGS = ("<think>", "</think>")
+
+
+class _Head(NamedTuple):
+    """What stands before an answer, after the end of the answer before."""
+
+    ids: list[int]  # up to and including `<|im_start|>assistant`
+    newline: list[int]  # of the newline after it, if the template has one
+    prefix: str  # text that the template begins the answer with
 
 
 class Encoder:
@@ -88,8 +98,13 @@ class Encoder:
             VideoError: media that cannot be read.
         """
         vision = self._vision(record, frames)
-        head, newline, prefix = self._head(record, vision)
-        ids = head + newline if self.style.newline_after_assistant or prefix else head
+        (ids, newline, prefix), *more = self._heads(record, vision)
+        if more:
+            raise RecordError(
+                f"{record.where}: a conversation of several turns is no prompt; it can be learnt"
+            )
+        if self.style.newline_after_assistant or prefix:
+            ids = ids + newline
         tokens = torch.tensor(ids + self._tokens(prefix))
         positions, following = self._positions(tokens, vision)
         return Prompt(tokens, positions, following, vision, record, self.spec.family, prefix)
@@ -104,9 +119,11 @@ class Encoder:
 
         Everything through `<|im_start|>assistant` (and through the beginning of the answer that the chat
         template gives), and latent pads, are labelled -100; the rest, START and END included, is supervised.
+        Of a conversation every answer is, with `<|im_end|>` and the token after it, as MLLM-4D does; the
+        newline before an answer only where the prompt style leaves it to the model.
 
         Args:
-            record: the question and the answer to learn.
+            record: the question and the answer to learn, or a conversation.
             frames: the pictures of the question; None: they are read by the frame policy.
             imagery: what the blocks stand for, as pictures or as cached targets [N, H]; None: the overlays of
                 the record are read.
@@ -121,30 +138,20 @@ class Encoder:
         if record.text_output is None:
             raise RecordError(f"{record.where}: text_output is missing; a record to fine-tune on needs it")
         vision = self._vision(record, frames)
-        head, newline, prefix = self._head(record, vision)
-        text = record.text_output
-        if prefix:
-            head, newline = head + newline + self._tokens(prefix), []
-            if not text.lstrip().startswith(prefix.strip()):
-                raise RecordError(
-                    f"{record.where}: text_output does not begin with {prefix.strip()}, which the chat "
-                    "template of this model begins every answer with; add the reasoning, or use a model "
-                    "whose template leaves the answer open"
-                )
-            text = text.lstrip().removeprefix(prefix.strip()).lstrip()
-        pieces = text.split(IMAGERY)
-        pictures, targets = self._imagery(record, imagery, len(pieces) - 1)
-        block = [
-            self.latents.start_id,
-            *[self.latents.pad_id] * self.latents.latent_size,
-            self.latents.end_id,
-        ]
-        body = newline + self._data(pieces[0], record, "text_output")
-        for piece in pieces[1:]:
-            body += block + self._data(piece, record, "text_output")
-        tokens = torch.tensor(head + body + self._turn_end)
-        labels = tokens.clone()
-        labels[: len(head)] = IGNORE
+        answers = [text for role, text in record.turns if role == "assistant"] or [record.text_output]
+        pictures, targets = self._imagery(record, imagery, sum(text.count(IMAGERY) for text in answers))
+        newline_learnt = not (record.turns and self.style.newline_after_assistant)
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for (head, newline, prefix), text in zip(self._heads(record, vision), answers, strict=True):
+            if prefix:
+                head, newline = head + newline + self._tokens(prefix), []
+                text = self._after_prefix(text, prefix, record)
+            body = self._answer(text, record)
+            ids += head + newline + body
+            learnt += [False] * len(head) + [newline_learnt] * len(newline) + [True] * len(body)
+        tokens = torch.tensor(ids)
+        labels = tokens.masked_fill(~torch.tensor(learnt), IGNORE)
         labels[tokens == self.latents.pad_id] = IGNORE
         is_vision = (tokens == self.spec.video_token_id) | (tokens == self.spec.image_token_id)
         return Sample(
@@ -166,8 +173,17 @@ class Encoder:
         Raises:
             VideoError: what cannot be read.
         """
-        frames = read_media(record, self.policy, mean=self.spec.mean, std=self.spec.std)
-        return None if frames is None else Vision.from_frames(frames, self.spec)
+        parts = [record]
+        if record.media:
+            parts = [
+                replace(record, media=[], video=path)
+                if kind == "video"
+                else replace(record, media=[], frames=[path], separate=True)
+                for kind, path in record.media
+            ]
+        read = [read_media(part, self.policy, mean=self.spec.mean, std=self.spec.std) for part in parts]
+        visions = [Vision.from_frames(frames, self.spec) for frames in read if frames is not None]
+        return Vision.joined(visions) if visions else None
 
     def overlays(self, record: Record) -> Vision:
         """The pictures that the blocks of a record stand for.
@@ -189,11 +205,18 @@ class Encoder:
 
     def check_text(self, record: Record) -> None:
         """Raise RecordError where a text of the record would become a control token of this tokenizer."""
-        texts = [("the question", question_text(record)), ("the system text", record.system or "")]
+        texts = [
+            ("the question", question_text(record), False),
+            ("the system text", record.system or "", False),
+        ]
         # What stands for a block is no text of its own: a tokenizer of words has no id for it.
-        texts += [("text_output", piece) for piece in (record.text_output or "").split(IMAGERY)]
-        for key, text in texts:
-            self._data(text, record, key)
+        texts += [("text_output", piece, True) for piece in (record.text_output or "").split(IMAGERY)]
+        for role, text in record.turns:
+            learnt = role == "assistant"
+            pieces = text.split(IMAGERY) if learnt else PICTURE.split(text)[::2]
+            texts += [("conversations", piece, learnt) for piece in pieces]
+        for key, text, learnt in texts:
+            self._data(text, record, key, learnt=learnt)
 
     # -- text
     def _name(self, token: int) -> str:
@@ -204,10 +227,10 @@ class Encoder:
             list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
         )
 
-    def _data(self, text: str, record: Record, key: str) -> list[int]:
+    def _data(self, text: str, record: Record, key: str, *, learnt: bool = False) -> list[int]:
         """Ids of text that somebody else wrote. RecordError when one of them would be a control token."""
         ids = self._tokens(text)
-        refused = self._control - self._answer_tags if key == "text_output" else self._control
+        refused = self._control - self._answer_tags if learnt else self._control
         for token in ids:
             if token in refused:
                 raise RecordError(
@@ -221,83 +244,92 @@ class Encoder:
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
         )
 
-    def _messages(self, record: Record, kind: str, number: int) -> list[dict[str, Any]]:
+    def _answer(self, text: str, record: Record) -> list[int]:
+        """Ids of an answer to learn, with a block for each piece of imagery, and of the end of its turn."""
+        key, latents = "conversations" if record.turns else "text_output", self.latents
+        if IMAGERY in text and latents.absent:
+            raise RecordError(
+                f"{record.where}: {key} holds {IMAGERY}, and this model has no latent tokens; remove it, or "
+                "give the model some (latent_size in DIFT, or `fourdthinker init`)"
+            )
+        first, *rest = (self._data(piece, record, key, learnt=True) for piece in text.split(IMAGERY))
+        block = [latents.start_id, *[latents.pad_id] * latents.latent_size, latents.end_id]
+        return [*first, *(i for piece in rest for i in block + piece), *self._turn_end]
+
+    def _after_prefix(self, text: str, prefix: str, record: Record) -> str:
+        """The answer without what the prompt holds of it."""
+        if not text.lstrip().startswith(prefix.strip()):
+            raise RecordError(
+                f"{record.where}: {'an answer' if record.turns else 'text_output'} does not begin with "
+                f"{prefix.strip()}, which the chat template of this model begins every answer with; add the "
+                "reasoning, or use a model whose template leaves the answer open"
+            )
+        return text.lstrip().removeprefix(prefix.strip()).lstrip()
+
+    def _messages(self, record: Record, kinds: list[str]) -> list[dict[str, Any]]:
+        """The turns up to the last of the user, with a slot for every answer before it."""
         self.check_text(record)
-        text = question_text(record, self.style.instruction)
-        parts: list[dict[str, Any]] = [{"type": kind} for _ in range(number)]
+        added = question_text(record, self.style.instruction).removeprefix(record.question)
+        if record.turns:
+            asked = [content(text, added) for role, text in record.turns if role == "user"]
+        else:
+            asked = [[*({"type": kind} for kind in kinds), {"type": "text", "text": record.question + added}]]
         if self.style.preamble:
-            parts.insert(0, {"type": "text", "text": self.style.preamble})
-        user = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-        if record.system is None:
-            return [user]
-        return [{"role": "system", "content": record.system}, user]
+            asked[0].insert(0, {"type": "text", "text": self.style.preamble})
+        messages: list[dict[str, Any]] = []
+        if record.system is not None:
+            messages.append({"role": "system", "content": record.system})
+        for parts in asked:
+            messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": _SLOT}]
+        return messages[:-1]
 
-    def _head(self, record: Record, vision: Vision | None) -> tuple[list[int], list[int], str]:
-        """A prompt's ids up to the answer, in parts.
-
-        Ids up to and including `<|im_start|>assistant`, those of the newline after it (if the template has
-        it), and the text that the template goes on with.
-        """
-        kind = "video" if vision is None else vision.kind
-        counts: list[int] = []
-        if vision is not None:
-            counts = (vision.grid_thw.prod(-1) // self.spec.merge_size**2).tolist()
-        text = self._render(self._messages(record, kind, len(counts)), True)
-        cut = text.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in text else len(text.rstrip("\n"))
-        newline = self._tokens("\n") if text[cut : cut + 1] == "\n" else []
-        prefix = text[cut:].removeprefix("\n") if _ASSISTANT in text else ""
-        text = text[:cut]
-        if vision is not None and kind == "video" and self.spec.tokens_per_second is None:
-            text, counts = self._with_times(text, vision)
-        pad = self.spec.image_token_id if kind == "image" else self.spec.video_token_id
-        ids: list[int] = []
-        slots = iter(counts)
-        found = 0
-        for token in self._tokens(text):
-            if token != pad:
-                ids.append(token)
-                continue
-            found += 1
-            ids += [pad] * next(slots, 0)
-        if found != len(counts):
-            raise ConfigError(
-                f"the chat template of the tokenizer made {found} {kind} slots for {len(counts)} {kind}s; "
-                f"it must write {self._name(pad)} once for each part of type {kind}"
+    def _heads(self, record: Record, vision: Vision | None) -> list[_Head]:
+        """What stands before each answer of a record, the last of which may not be there yet."""
+        kinds = [] if vision is None else vision.kind_of_each
+        text = self._render(self._messages(record, kinds), True)
+        if vision is not None and "video" in kinds and self.spec.tokens_per_second is None:
+            step, temporal = self.style.seconds_per_grid, self.spec.temporal_patch_size
+            text = with_times(text, vision, self._clip_slot, step, temporal)
+        counts = slot_counts(vision, self.spec)
+        pieces = text.split(_SLOT) if record.turns else [text]
+        if len(pieces) != max(1, sum(role == "user" for role, _ in record.turns)):
+            raise RecordError(f"{record.where}: a turn holds {_SLOT}, which stands for answers; change it")
+        slots, found, heads = iter(counts), [], []
+        for number, piece in enumerate(pieces):
+            cut = (
+                piece.rfind(_ASSISTANT) + len(_ASSISTANT) if _ASSISTANT in piece else len(piece.rstrip("\n"))
             )
-        return ids, newline, prefix
+            newline = self._tokens("\n") if piece[cut : cut + 1] == "\n" else []
+            prefix = piece[cut:].removeprefix("\n") if _ASSISTANT in piece else ""
+            ids: list[int] = []
+            for token in self._tokens(piece[:cut]):
+                if token in (self.spec.image_token_id, self.spec.video_token_id):
+                    found.append(token)
+                    ids += [token] * next(slots, (token, 0))[1]
+                else:
+                    ids.append(token)
+            heads.append(_Head(self._after_end(ids) if number else ids, newline, prefix))
+        self._check_slots(found, counts, kinds)
+        return [head._replace(prefix=heads[-1].prefix) for head in heads]
 
-    def _with_times(self, text: str, vision: Vision) -> tuple[str, list[int]]:
-        """Text with a slot for every temporal patch of every clip, after its seconds, and the tokens of each.
-
-        As the makers' own processor wrote it: the slot of the template is replaced whole. (That of
-        transformers 5.17 leaves the template's start and end tokens around all of it.)
-        """
-        grids = vision.grid_thw.tolist()
-        pieces = text.split(self._clip_slot)
-        if len(pieces) != len(grids) + 1:
+    def _check_slots(self, found: list[int], counts: list[tuple[int, int]], kinds: list[str]) -> None:
+        if found != [pad for pad, _ in counts]:
+            kind = kinds[0] if len(set(kinds)) == 1 else "picture"
+            pads = " or ".join(sorted({self._name(pad) for pad, _ in counts}))
             raise ConfigError(
-                f"the chat template of the tokenizer made {len(pieces) - 1} video slots for {len(grids)} "
-                f"videos; it must write {self._clip_slot} once for each part of type video"
+                f"the chat template of the tokenizer made {len(found)} {kind} slots for {len(counts)} "
+                f"{kind}s; it must write {pads} once for each part of type {kind}, in their order"
             )
-        text, counts = pieces[0], []
-        for clip, (grid, after) in enumerate(zip(grids, pieces[1:], strict=True)):
-            times = self._times(vision, clip, grid[0])
-            text += "".join(f"<{time:.1f} seconds>{self._clip_slot}" for time in times) + after
-            counts += [grid[1] * grid[2] // self.spec.merge_size**2] * grid[0]
-        return text, counts
 
-    def _times(self, vision: Vision, clip: int, count: int) -> list[float]:
-        """Seconds from the beginning of a clip to the middle of each of its `count` temporal patches."""
-        if self.style.seconds_per_grid is None and vision.times is not None:
-            times = vision.times[clip]
-            if len(times) != count:
-                raise ConfigError(f"clip {clip} has {count} temporal patches and {len(times)} times of them")
-            return times
-        step = self.style.seconds_per_grid
-        if step is None:
-            step = 1.0 if vision.seconds_per_grid is None else vision.seconds_per_grid[clip]
-        frames = self.spec.temporal_patch_size
-        return [(patch + (frames - 1) / (2 * frames)) * step for patch in range(count)]
+    def _after_end(self, ids: list[int]) -> list[int]:
+        """What follows the end of an answer."""
+        end = self._turn_end
+        if ids[: len(end)] != end:
+            raise ConfigError(
+                "the chat template of the tokenizer ends answers within a conversation otherwise than the "
+                "last; training on conversations needs one end of turn"
+            )
+        return ids[len(end) :]
 
     @cached_property
     def _turn_end(self) -> list[int]:
@@ -323,9 +355,9 @@ class Encoder:
             vision = frames if isinstance(frames, Vision) else Vision.from_frames(frames, self.spec)
         if vision is None:
             return None
-        if vision.kind not in ("video", "image"):
+        if unknown := set(vision.kind_of_each) - {"video", "image"}:
             raise ConfigError(
-                f"{record.where}: kind of pictures is {vision.kind!r}; it is 'video' or 'image'"
+                f"{record.where}: kind of pictures is {unknown.pop()!r}; it is 'video' or 'image'"
             )
         return vision
 
@@ -363,8 +395,8 @@ class Encoder:
         seconds, grids = None, None if vision is None else vision.grid_thw
         if self.spec.tokens_per_second is None:
             grids = None if grids is None else per_frame(grids)
-        elif vision is not None and vision.kind == "video":
-            seconds, number = vision.seconds_per_grid, vision.grid_thw.shape[0]
+        elif vision is not None and "video" in vision.kind_of_each:
+            seconds, number = vision.seconds_per_grid, vision.kind_of_each.count("video")
             if self.style.seconds_per_grid is not None:
                 seconds = [self.style.seconds_per_grid] * number
         return mrope_positions(

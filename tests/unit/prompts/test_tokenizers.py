@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from fourdthinker.errors import ConfigError, RecordError
@@ -15,9 +16,11 @@ from fourdthinker.latents import LatentSpec
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
+from fourdthinker.samples import IGNORE
 from tests.tiny import tiny_checkpoint
+from tests.unit.prompts.test_conversations import PLAIN, rule, talk
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
+FOLDER = Path(__file__).resolve().parents[4] / "shared" / "tokenizers"
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 RECORD = Record("dift", "r", "Which way?", text_output="<think>Hm.</think>Left.", where="d.jsonl:3")
 
@@ -72,3 +75,22 @@ def test_text_that_is_no_control_token_stays_text(encoder: Encoder) -> None:
     encoder.check_text(record)
     text = encoder.tokenizer.decode(encoder.prompt(record).input_ids)
     assert record.question in text
+
+
+def test_labels_of_conversations_are_those_of_mllm4d(encoder: Encoder) -> None:
+    """Its rule looks for id 77091 anywhere: a user who writes "assistant" opens an answer, unlike here."""
+    assert encoder.tokenizer.convert_tokens_to_ids("assistant") == 77091
+    plain = Encoder(encoder.tokenizer, encoder.spec, encoder.latents, encoder.policy, PLAIN)
+    prefilled = plain.prompt(talk("How far?", "x")).assistant_prefix
+    for asked in ("How far?", "assistant\nHow far?"):
+        sample = plain.sample(talk(asked, "<think>Hm.</think>Two.", "So?", "<think>It is.</think>Yes."))
+        published, intended = rule(plain, sample.input_ids, "assistant"), rule(plain, sample.input_ids)
+        for labels in (published, intended):
+            if prefilled:  # "<think>" and a newline stand in the prompt
+                starts = (sample.input_ids == plain.tokenizer.convert_tokens_to_ids("<think>")).nonzero()[
+                    :, 0
+                ]
+                labels[torch.cat([starts, starts + 1])] = IGNORE
+        assert torch.equal(sample.labels, intended)
+        assert torch.equal(sample.labels, published) == (asked == "How far?")
+    assert (sample.labels == 151645).sum() == 2
