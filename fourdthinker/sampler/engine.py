@@ -112,7 +112,7 @@ class LatentSampler:
                 it.
             SamplingError: prompts with a row whose logits leave nothing to sample from.
         """
-        config = config if config is not None else SamplingConfig()
+        config = _settings(config, self.backbone)
         if not prompts:
             raise ConfigError("there are no prompts to sample from; give at least one")
         if n < 1:
@@ -122,8 +122,6 @@ class LatentSampler:
                 f"{len(features)} features for {len(prompts)} prompts; give one (or None) for each"
             )
         backbone, spec = self.backbone, self.backbone.vision
-        if backbone.latents.absent:
-            config = replace(config, max_blocks=0)
         if feed is not None:
             feed.check(len(prompts) * n, backbone.hidden_size)
         require_full_attention(backbone)
@@ -268,6 +266,12 @@ def _budget(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(0.8 * (torch.cuda.mem_get_info(device)[0] + cached))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def _settings(config: SamplingConfig | None, backbone: Backbone) -> SamplingConfig:
+    """The settings of a call; a model without latent tokens opens no block."""
+    config = config if config is not None else SamplingConfig()
+    return replace(config, max_blocks=0) if backbone.latents.absent else config
 
 
 def _eos_ids(backbone: Backbone, config: SamplingConfig) -> Tensor:
