@@ -94,7 +94,11 @@ def trl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
 
 
 def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """verl's Triton head, log-probabilities alone, or None without verl or without a GPU."""
+    """verl's Triton head, log-probabilities alone, or None without verl or without a GPU.
+
+    It takes hidden states, weight, labels, temperature, reduction and a process group, and returns
+    log-probabilities and entropies (verl/utils/kernel/linear_cross_entropy.py).
+    """
     if importlib.util.find_spec("verl") is None or not torch.cuda.is_available():
         return None
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy as head

@@ -3,6 +3,7 @@
 On a CPU the ops are their PyTorch references at small sizes, so that the harness itself is tested; on a GPU
 the Triton kernels at production sizes, in one run of a few minutes. ``--must-hold`` measures what the head
 ops promise on a CPU: rows that are masked cost nothing, and without masked rows they keep up with eager.
+``--errors`` compares bf16 log-probabilities of the head, ours and those of others, with float64.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import _kernel_base, _kernel_tune
+from bench import _kernel_base, _kernel_errors, _kernel_tune
 from bench import _measure as measure
 from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
 from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
@@ -207,6 +208,7 @@ def tune(families: list[str], repeats: int, device: str) -> int:
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench kernels", description=__doc__)
     parser.add_argument("--must-hold", action="store_true", help="only the promises of the head ops on a CPU")
+    parser.add_argument("--errors", action="store_true", help="only the errors of bf16 log-probabilities")
     parser.add_argument(
         "--vocabularies", nargs="+", type=int, default=MUST_HOLD["vocabularies"], help="of --must-hold"
     )
@@ -238,6 +240,12 @@ def main(argv: list[str]) -> int:
             name = " ".join(("kernels must hold", *map(str, chosen.vocabularies)))
             logging.info("written to %s", measure.save(name, rows, device))
         return 0 if all(row["holds"] for row in rows) else 1
+    if chosen.errors:
+        rows = _kernel_errors.logprob_errors(chosen.size or device, device)
+        measure.show("Log-probabilities, bf16 inputs, against float64", _kernel_errors.errors_table(rows))
+        if chosen.save:
+            logging.info("written to %s", measure.save("kernels errors", rows, device))
+        return 0 if rows[0]["holds"] else 1
     sizes: Sizes = SIZES[chosen.size or ("quick" if chosen.quick else device)]
     fastest = rates(device, sizes.dtype)
     logging.info(

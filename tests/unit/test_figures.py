@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "bench/results/2026-11-21-cpu-amd-epyc-2-cores.json"
 VIDEO = "bench/results/2026-11-28-cpu-amd-epyc-2-cores.json"
+ERRORS = "bench/results/2026-11-30-cpu-amd-epyc-2-cores.json"
 SAMPLER = RESIZE = GEOMETRY = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
 LONG_GROUPS = tuple(f"h264 {size} GOP 250" for size in ("720p 20 s", "1080p 10 s"))
 
@@ -106,8 +107,16 @@ def test_every_row_of_the_readme_is_made_here():
     text = page("README.md")
     table = text[text.index("| | against |") :].split("\n\n")[0].splitlines()[2:]
     assert table == [row for rows in (sampler_rows, kernel_rows, video_rows, resize_rows) for row in rows()]
-    for letter, path in {"K": KERNELS, "V": VIDEO, "S": SAMPLER}.items():
+    for letter, path in {"K": KERNELS, "V": VIDEO, "S": SAMPLER, "E": ERRORS}.items():
         assert f"[{letter}]: {path}" in text
+
+
+def test_errors_of_log_probabilities_in_the_readme():
+    largest = {row["candidate"]: row.get("largest") for row in load(ERRORS)["kernels errors"]["rows"]}
+    text = " ".join(page("README.md").split())
+    assert f"are within {largest['ours']:.1e} of float64 on the same inputs; TRL's fused head" in text
+    assert f"is within {largest['TRL fused head']:.1e} ([E][E]; 151,668 ids" in text
+    assert largest["ours"] < 1e-5
 
 
 def test_sampler_page():

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench import __main__ as command
+from bench import _kernel_errors, kernels
 from bench import _measure as measure
-from bench import kernels
 from bench._kernel_cases import FAMILIES, SIZES, Case
 
 
@@ -54,6 +54,17 @@ def test_the_fused_heads_of_others_are_raced_or_named():
         assert ("TRL fused head" in case.calls) is installed
         assert ("TRL fused head" in case.absent) is not installed
         assert case.absent["verl fused head"] == "not installed (pip install verl), or needs a GPU"
+
+
+def test_bf16_logprobs_are_within_1e_5_of_float64_and_others_errors_stand_beside(results, monkeypatch):
+    assert command.run(["kernels", "--errors", "--size", "tiny", "--threads", "1", "--save"]) == 0
+    (path,) = results.iterdir()
+    rows = {row["candidate"]: row for row in json.loads(path.read_text())["kernels errors"]["rows"]}
+    assert rows["ours"]["holds"]
+    assert rows["ours"]["largest"] < 1e-5 < rows["eager (TRL), bf16 logits"]["largest"]
+    assert "absent" in rows["verl fused head"]
+    monkeypatch.setattr(_kernel_errors, "HELD", 0.0)
+    assert command.run(["kernels", "--errors", "--size", "tiny", "--threads", "1"]) == 1
 
 
 def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
