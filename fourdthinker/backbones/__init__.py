@@ -101,7 +101,7 @@ def load_checkpoint(
         )
     saved, style = _load_policy(path, where, type(backbone))
     if absent is not None and _find(path, POLICY_FILE, where) is None:
-        style = PromptStyle(instruction="")
+        saved, style = policy or saved, PromptStyle(instruction="")
     if policy is not None and policy != saved:
         if not override_policy:
             raise CheckpointError(_policy_difference(_name(path, subfolder), saved, policy))

@@ -22,6 +22,7 @@ from fourdthinker.errors import CheckpointError
 from fourdthinker.files import read_json_object, writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.resume import RunState, run_state
 from fourdthinker.trainers.settings import TrainConfig
@@ -40,8 +41,9 @@ class ResumableTrainer(Trainer):
         """Write what a subclass needs of each rank to go on, into the folder of a checkpoint."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's own, on float32 copies of weights that are bfloat16."""
+        """Trainer's own, with a rate for each part, on float32 copies of weights that are bfloat16."""
         optimizer = super().create_optimizer(model)
+        split_groups(optimizer, self.checkpoint.backbone, self.settings.learning_rates)
         if self.masters is not None:
             self.masters.attach(optimizer)
         return optimizer

@@ -24,6 +24,7 @@ from fourdthinker.files import read_json_object
 from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
+from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Device, Work, work_of
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
@@ -179,6 +180,8 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         if lora.train_embeddings:
             backbone.embedding_weight.requires_grad_(True)
             backbone.head_weight.requires_grad_(True)
+        backbone.freeze_vision(config.freeze_vision)
+    freeze_parts(backbone, config.learning_rates)
     trained = [p for p in backbone.parameters() if p.requires_grad]
     count = sum(p.numel() for p in trained)
     half = sum(p.numel() for p in trained if p.element_size() < 4)

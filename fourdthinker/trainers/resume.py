@@ -36,6 +36,7 @@ _HELD = (
     "self_feed",
     "seed",
     "learning_rate",
+    "learning_rates",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",

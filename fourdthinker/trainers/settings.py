@@ -91,6 +91,15 @@ class LoraSettings(Section):
     )
 
 
+class LearningRates(Section):
+    """Rates of parts of the model instead of `learning_rate`; 0 takes a part out of the training."""
+
+    model: Float | None = Field(None, ge=0, description="Decoder layers, or their adapter.")
+    embeddings: Float | None = Field(None, ge=0, description="Token embeddings and output head.")
+    projector: Float | None = Field(None, ge=0, description="The mergers of the vision tower.")
+    tower: Float | None = Field(None, ge=0, description="The other layers of the vision tower.")
+
+
 class TrainConfig(Settings):
     """What both trainers need."""
 
@@ -173,6 +182,9 @@ class TrainConfig(Settings):
     )
     gradient_accumulation_steps: Int = Field(1, ge=1, description="Such batches an update.")
     learning_rate: LearningRate = 1e-5
+    learning_rates: LearningRates | None = Field(
+        None, description="Rates of parts of the model, on the same schedule; null: learning_rate for all."
+    )
     lr_scheduler_type: Schedule = Field(
         "linear", description="Schedule of the learning rate, of transformers."
     )

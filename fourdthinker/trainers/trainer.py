@@ -21,6 +21,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import ShardedBatches, same
+from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.loader import Loader
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.passes import PassTrainer
@@ -78,6 +79,7 @@ class LatentTrainer(PassTrainer):
         self.watch = parts.watch
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
+        freeze_parts(backbone, config.learning_rates)
         self.masters = None if args.deepspeed else MasterWeights(backbone)
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()

@@ -234,7 +234,7 @@ def test_shared_names_mean_what_trainer_means() -> None:
         "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
         "override_policy", "dtype", "freeze_vision", "lora", "cache_dir", "max_bad_steps",
         "overwrite_output_dir", "max_prompt_tokens", "max_tokens_per_forward", "liger", "latents",
-        "instruction",
+        "instruction", "learning_rates",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert set(TrainConfig.model_fields) - theirs == ours
@@ -242,7 +242,7 @@ def test_shared_names_mean_what_trainer_means() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path: Path) -> None:
-    config = load_config(DiftConfig if path.name.startswith("dift") else GrpoConfig, path)
+    config = load_config(GrpoConfig if path.name.startswith("grpo") else DiftConfig, path)
     assert config.model
     assert config.data
     if config.deepspeed:

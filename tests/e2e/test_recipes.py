@@ -1,0 +1,102 @@
+"""Every recipe of train/configs makes five updates under its own name, at tiny shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import save_checkpoint
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_files import load_config
+from tests.e2e.training import ROOT, metrics, settings, write_data
+from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+CONFIGS = ROOT / "train" / "configs"
+SMALL: dict[str, Any] = {
+    "use_cpu": True, "report_to": [], "deepspeed": None, "max_steps": 5, "logging_steps": 1, "save_steps": 0,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": None, "liger": False,
+}  # fmt: skip
+SMALL_GRPO = {"num_generations": 2, "max_completion_length": 8, "log_rollouts": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of every form, and two models of each family, with latent tokens and without."""
+    folder = tmp_path_factory.mktemp("recipes")
+    write_data(folder, 3)
+    user, gpt = ({"from": "human"}, {"from": "gpt"})
+    talks: list[dict[str, Any]] = [
+        {
+            "video": "0.mp4",
+            "conversations": [user | {"value": "<video>\nWhich way?"}, gpt | {"value": "Left."}],
+        },
+        {
+            "image": ["1_0.png"], "video": "1.mp4",
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                user | {"value": "Is <image> in <video>?"}, gpt | {"value": "Yes."},
+                user | {"value": "Where?"}, gpt | {"value": "At the end."},
+            ],
+        },
+        {"conversations": [user | {"value": "Hello?"}, gpt | {"value": "Hello."}]},
+    ]  # fmt: skip
+    solution = [
+        {"answer": "left", "camera_center": [[0, 0, 0], [0, 0, 1]], "object_center": [None, [1, 0, 2]]}
+    ]
+    asked = [
+        {"conversations": talk["conversations"][:1], "solution": solution} for talk in (talks[0], talks[2])
+    ]
+    asked[0] |= {"video": "0.mp4"}
+    for name, lines in (("talks", talks), ("asked", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        base = folder / f"{family}-plain"
+        tokenizer = tiny_tokenizer()
+        tiny_model(tokenizer, family=family, layers=1, spare_rows=8).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        trained = tiny_checkpoint(family=family, layers=1)
+        ids = list(trained.backbone.latents.ids)
+        with torch.no_grad():  # as if it had learnt them
+            trained.backbone.embedding_weight[ids] += torch.randn(
+                3, 32, generator=torch.Generator().manual_seed(0)
+            )
+        save_checkpoint(folder / family, trained)
+    return folder
+
+
+def adjusted(name: str, data: Path, out: Path) -> dict[str, Any]:
+    """Model and records of a recipe, by its name."""
+    family = "qwen3_vl" if "qwen3" in name or "mllm4d" in name else "qwen2_5_vl"
+    rl = name.startswith("grpo")
+    plain = "mllm4d" in name or "plain" in name or not rl  # DIFT's recipes begin with a base model
+    records = ("asked" if rl else "talks") if "mllm4d" in name else "rl" if rl else "dift"
+    records = "talks" if name.startswith("sft") else records
+    values = {"model": str(data / (f"{family}-plain" if plain else family)), "output_dir": str(out / "run")}
+    values |= {"data": [str(data / f"{records}.jsonl")]}
+    if name.startswith("dift"):
+        values["cache_dir"] = str(out / "cache")
+    return SMALL | values | (SMALL_GRPO if rl else {})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_five_updates(path: Path, data: Path, tmp_path: Path) -> None:
+    overrides = settings(adjusted(path.stem, data, tmp_path))
+    if path.stem.startswith("grpo"):
+        final = train_grpo(load_config(GrpoConfig, path, overrides))
+    else:
+        final = train_dift(load_config(DiftConfig, path, overrides))
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["bad_steps"] == 0
+    assert ("latent_size" in json.loads((final / "config.json").read_text())) == (
+        "latents: false" not in path.read_text()
+    )
