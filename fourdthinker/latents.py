@@ -81,6 +81,9 @@ class LatentSpec:
             rows: of its embedding matrix.
             tokens: ids of its tokenizer, from 0 on.
 
+        Returns:
+            A spec of the last three rows.
+
         Raises:
             CheckpointError: fewer than three rows are spare.
         """
