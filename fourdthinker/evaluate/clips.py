@@ -116,8 +116,10 @@ def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> 
 
 
 def without_pictures(record: Record) -> Record:
-    """The record without its pictures."""
-    return replace(record, video=None, frames=None, start=None, end=None, fps=None, seconds=None)
+    """The record without its pictures, and without the placeholders for them."""
+    return replace(
+        record, video=None, frames=None, media=[], turns=[], start=None, end=None, fps=None, seconds=None
+    )
 
 
 def blacken(vision: Vision, spec: VisionSpec) -> Vision:

@@ -18,8 +18,8 @@ def source_of(record: Record) -> str:
         As `source_name`; the record's id where it shows nothing.
     """
     frames = record.frames or ()
-    if record.separate:  # no clip: only a question about the same images shares them
-        frames = ["\n".join(frames)]
+    if record.separate or record.media:  # no clip: only a question about the same pictures shares them
+        frames = ["\n".join(record.media_paths)]
     return source_name(record.extra.get("source"), record.video, frames) or f"text:{record.id}"
 
 
