@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fourdthinker.evaluate.clips import without_pictures
 from fourdthinker.records import Record, source_name, source_of
 
 
@@ -33,3 +36,7 @@ def test_two_parts_of_one_clip_are_of_one_source_and_separate_images_are_not() -
     early.separate = late.separate = True
     assert source_of(early) != source_of(late)
     assert source_of(Record("ask", "c", "?")) == "text:c"
+    mixed = Record("ask", "d", "?", media=[("video", "a.mp4"), ("image", "b.png")])
+    assert source_of(mixed) == "a.mp4\nb.png"
+    bare = without_pictures(replace(mixed, turns=[("user", "Is <image> in <video>?")]))
+    assert (bare.media_paths, bare.turns) == ([], [])
