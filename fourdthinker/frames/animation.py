@@ -62,8 +62,10 @@ class Canvas:
         if self.pending is not None:
             self.pixels[self.pending[0]] = self.pending[1]
         before = self.pixels[region]
-        kept = {KEEP: None, CLEAR: np.zeros_like(before), RESTORE: before.copy()}[after]
-        self.pending = None if kept is None else (region, kept)
+        if after == KEEP:
+            self.pending = None
+        else:
+            self.pending = region, before.copy() if after == RESTORE else np.zeros_like(before)
         alpha = part[..., 3]
         if not over or opaque(part):
             self.pixels[region] = part

@@ -10,7 +10,7 @@ import pytest
 
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import read_frames
-from fourdthinker.frames.bitstream.display_order import h264, mpeg2, mpeg4
+from fourdthinker.frames.bitstream.display_order import h264, h265, mpeg2, mpeg4
 from fourdthinker.frames.probing import probe
 from fourdthinker.frames.timeline_from_decoding import decoded_timeline
 from tests.h264 import coded, field_pictures, parameter_sets
@@ -70,6 +70,19 @@ def test_the_keyframe_of_pictures_shown_before_it(tmp_path: Path, cut: int) -> N
     assert [v.words for v in verdicts if v.outcome not in (RIGHT, REFUSED)] == []
     refused = [number for v, (_, number) in zip(verdicts, clip.truth.frames) if v.outcome == REFUSED]
     assert refused == [n for _, n in clip.truth.frames if 10 * cut + 9 <= n < 10 * cut + 20]
+
+
+def test_pictures_that_their_keyframe_cannot_have(tmp_path: Path) -> None:
+    """The tenth packet of H.265 is a keyframe, the next one a picture shown before it."""
+    clip = make(Recipe("hevc-open", "mp4", count=12), tmp_path)
+    with av.open(str(clip.path)) as container:
+        video = container.streams.video[0]
+        packets = [packet for packet in container.demux(video) if packet.size]
+        for chosen, lost in (((0, 9, 10), []), ((0, 10), [1]), ((9, 10), []), ((9, 1, 2, 10), [3])):
+            order = h265(video.codec_context.extradata or b"")
+            for position in chosen:
+                order(memoryview(packets[position]))
+            assert list(order.lost()) == lost
 
 
 def test_a_picture_that_is_there_twice(tmp_path: Path) -> None:
