@@ -77,7 +77,7 @@ REFUSALS = (
     ),
     Refusal(
         r"is missing or there twice|cannot be decoded",
-        "a packet stored twice in a row (a picture that others refer to: H.264, H.265, MPEG-1, MPEG-2)",
+        "a packet stored twice in a row (a picture that others refer to: H.264, H.265, MPEG-1, 2 and 4)",
     ),
     Refusal(
         r"the data end here or are damaged",

@@ -37,6 +37,7 @@ OF_SECOND_FIELD, NEVER_SHOWN = -1, -2
 _EPOCH = 1 << 40  # from the numbers of one coded video sequence to those of the next
 _GROUP = 1 << 20  # from one picture of the MPEG family that is no B-picture to the next
 _P = 2  # picture_coding_type of MPEG-1 and MPEG-2
+_P_IN_THIS_SECOND = 0b010  # vop_coding_type and the first bit of modulo_time_base of MPEG-4
 _HEAD = 24  # bytes of a slice that hold the fields read here
 _PICTURE_SETS_264, _PICTURE_SETS_265 = 8, 34
 _WITHOUT_SKIPPED = (17, 18, 19, 20)  # keyframes of H.265 without leading pictures that refer to before them
@@ -109,6 +110,7 @@ class _Mpeg2(_Delayed):
     def __call__(self, data: Data) -> int | None:
         if data == self.before and self.kind(bytes(data)) == _P:
             self.twice.append(self.packets)
+            self.others -= 1  # it is no picture of its own
         self.before = data
         if self.references.take(self.packets, data):  # which that one is shown after
             self.others, self.b_pictures = self.others + 1, 0
@@ -120,9 +122,10 @@ class _Mpeg4(_Delayed):
     def __init__(self, extradata: bytes) -> None:
         super().__init__(lambda data: field(data, VOP, 0, 6, 3), b_picture=2)
         self.times, self.packets = VopTimes(extradata), 0
+        self.before, self.twice = b"", list[int]()  # the packet before; packets that repeat it
 
     def lost(self) -> Sequence[int]:
-        return self.times.found
+        return sorted({*self.times.found, *self.twice})
 
     def __call__(self, data: Data) -> int | None:
         whole = bytes(data)
@@ -130,8 +133,12 @@ class _Mpeg4(_Delayed):
         if whole.find(VOP, whole.find(VOP) + 1) > 0:
             self.times.forget()
             return None
-        if self.times.take(self.packets - 1, whole):  # which that one is shown after
+        if whole == self.before and field(whole, VOP, 0, 5, 7) == _P_IN_THIS_SECOND:
+            self.twice.append(self.packets - 1)
+            self.others -= 1
+        elif self.times.take(self.packets - 1, whole):  # which that one is shown after
             self.others, self.b_pictures = self.others + 1, 0
+        self.before = whole
         return super().__call__(whole)
 
 

@@ -222,6 +222,14 @@ def test_packets_of_mpeg2_that_repeat_the_one_before(pictures: str, lost: list[i
     assert lost_mpeg2(pictures)[0] == lost
 
 
+def test_b_pictures_before_one_that_is_there_twice_are_shown_before_both() -> None:
+    assert lost_mpeg2("GI0 P3 P3 B1 B2")[1] == [0, 3, 4, 1, 2]
+    order = mpeg4(b"")
+    p_picture = vop("P", 0, 3)
+    keys = [order(data) for data in (vop("I", 0, 0, layer=True), p_picture, p_picture, vop("B", 0, 1))]
+    assert sorted(range(4), key=lambda k: keys[k] or 0) == [0, 3, 1, 2]
+
+
 def test_b_pictures_before_a_missing_picture_follow_the_one_before_it() -> None:
     assert lost_mpeg2("GI0 P3 B1 B2 B4 B5 P9 B7 B8")[1] == [0, 2, 3, 1, 4, 5, 7, 8, 6]
 
@@ -252,6 +260,9 @@ def vop(kind: str, seconds: int, ticks: int, *, group: int | None = None, layer:
         ("I22 P28 B25 B24 P31 B29 B30", []),
         ("I22 P31 B29 B30", []),
         ("I22 B23 P31 B29 B30", [1]),
+        ("I0 P3 P6 B1 B4 B5", [3]),
+        ("I0 P3 P3 B1 B2 P6 B4", [2]),
+        ("I0 P25 P50 P75", []),  # the same data, a second later
     ],
 )
 def test_times_of_b_pictures(pictures: str, lost: list[int]) -> None:
