@@ -19,6 +19,7 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.positions import mrope_positions
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record
+from fourdthinker.reward_calls import Reward
 from fourdthinker.samples import Prompt, Vision
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
@@ -149,7 +150,7 @@ class OurStep(Timed):
         )  # fmt: skip
         checkpoint = Checkpoint(backbone, _NoWords(), backbone.default_policy(), PromptStyle(instruction=""))
         parts = Parts(training_arguments(config), checkpoint, Items(task.prompts), None)
-        trainer = make_trainer(config, {"ids": _reward}, parts)
+        trainer = make_trainer(config, [Reward("ids", _reward)], parts)
         trainer._unchecked = False  # that comparison is made once in a run
         super().__init__(trainer)
         self.time(trainer, "_sample", "generation")

@@ -10,6 +10,7 @@ pairs, the value to show is sum / weight.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,30 @@ from fourdthinker.kernels import (
     linear_grpo_loss,
     linear_logprobs,
 )
+from fourdthinker.latents import rescaled
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
     from fourdthinker.samples import Batch
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LatentTerm:
+    """The loss of replayed latents in reinforcement learning.
+
+    Attributes:
+        kind: "cosine": 1 - cosine of what the policy thinks at a latent and what the reference model thinks
+            there. "gaussian": -min(r A, clamp(r) A), r the density of the replayed latent under a normal
+            distribution around what the policy thinks, over that at its mean (Monet, arXiv 2511.21395).
+        weight: of the mean over the latents of the update.
+        sigma: standard deviation of the distribution.
+    """
+
+    kind: str
+    weight: float = 1.0
+    sigma: float = 10.0
 
 
 def dift_objective(
@@ -152,6 +171,95 @@ def policy_logprobs(backbone: Backbone, hidden: Tensor, batch: Batch, *, tempera
     return _spread(logprobs, batch)  # type: ignore[arg-type]
 
 
+def thoughts(backbone: Backbone, hidden: Tensor, batch: Batch) -> Tensor:
+    """What the model would feed back at each latent of a batch.
+
+    Args:
+        backbone: gives the norm that latents are given.
+        hidden: [B, S, H], after the final norm.
+        batch: `latent_index` [N], the flat positions of the latents.
+
+    Returns:
+        [N, H] float32.
+    """
+    own = hidden.flatten(0, 1)[batch["latent_index"] - 1]
+    return rescaled(own, backbone.latents.latent_norm).float()
+
+
+def reference_outputs(
+    backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What the loss asks the reference model for, in one pass.
+
+    Args:
+        backbone: gives the output matrix.
+        hidden: [B, S, H], after the final norm.
+        batch: of `sampler.replay_batch`.
+        temperature: divides the logits; the one sampled with.
+
+    Returns:
+        `policy_logprobs`, and `thoughts`.
+    """
+    return policy_logprobs(backbone, hidden, batch, temperature=temperature), thoughts(
+        backbone, hidden, batch
+    )
+
+
+def policy_entropies(backbone: Backbone, hidden: Tensor, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    """Entropy of the distribution of every token that the policy chose: the objective of a pass.
+
+    Args:
+        backbone: gives the output matrix.
+        hidden: [B, S, H], after the final norm.
+        batch: as for `policy_logprobs`.
+        temperature: divides the logits.
+
+    Returns:
+        [R, T] float32 in nats, 0 where the policy did not choose the token.
+    """
+    _, entropies = linear_logprobs(
+        hidden.flatten(0, 1)[batch["source_index"]],
+        backbone.head_weight,
+        batch["chosen_ids"],
+        bias=backbone.head_bias,
+        temperature=temperature,
+        return_entropy=True,
+    )
+    return _spread(entropies, batch)
+
+
+def latent_objective(
+    term: LatentTerm, own: Tensor, batch: Batch, options: GrpoOptions, *, num_latents: Tensor | float
+) -> tuple[Tensor, Metrics]:
+    """The loss of the latents of a batch.
+
+    Args:
+        term: which one.
+        own: [N, H] float32, what the policy thinks at each, of `thoughts`.
+        batch: `latent_rows` [N] (-1: does not count), `latents` [N, H], `advantages` [R] and, for the cosine,
+            `anchors` [N, H].
+        options: bounds of the ratio.
+        num_latents: those that count in the whole update.
+
+    Returns:
+        This batch's share of the loss, weight included, and `latent_anchor` (mean cosine) or `latent_ratio`.
+    """
+    rows: Tensor = batch["latent_rows"]
+    counted = rows >= 0
+    if term.kind == "cosine":
+        shown = torch.nn.functional.cosine_similarity(own, batch["anchors"].float(), dim=-1)
+        loss = 1 - shown
+    else:
+        distance = (own - batch["latents"].float()).square().sum(-1)
+        shown = (-distance / (2 * term.sigma**2)).exp()
+        gains = batch["advantages"][rows.clamp(min=0)].to(shown.dtype)
+        loss = -torch.minimum(shown * gains, shown.clamp(options.low, options.high) * gains)
+    number = counted.sum().double()
+    total = torch.where(counted, loss, 0.0).sum() / num_latents
+    name = "latent_anchor" if term.kind == "cosine" else "latent_ratio"
+    return term.weight * total, {name: (torch.where(counted, shown.detach(), 0.0).sum(), number)}
+
+
 def grpo_objective(
     backbone: Backbone,
     hidden: Tensor,
@@ -161,6 +269,8 @@ def grpo_objective(
     num_items: Tensor | float,
     num_tokens: Tensor | float | None = None,
     temperature: float = 1.0,
+    latent_term: LatentTerm | None = None,
+    num_latents: Tensor | float = 1.0,
 ) -> tuple[Tensor, Metrics, Tensor]:
     """The GRPO objective of a replayed batch (`kernels/_grpo_losses.py` has the formulas).
 
@@ -172,11 +282,14 @@ def grpo_objective(
             the flat positions whose hidden states predict them, `chosen_ids` [M], `completion_index` [M],
             where they are in [R, T]; `policy_mask` [R, T] bool; `advantages` [R]; `rollout_logprobs` [R, T]
             float32, the sampler's; `old_logprobs` [R, T] from the second update on the same rollouts on;
-            `ref_logprobs` [R, T] with `beta`.
+            `ref_logprobs` [R, T] with `beta`; `entropy_mask` [R, T] bool where the policy term is not of all
+            tokens; with a `latent_term` what `latent_objective` needs.
         options: loss type, ratio level, clipping, KL, entropy.
         num_items: rollouts (`options.counts_sequences`) or policy tokens of the whole update.
         num_tokens: policy tokens of the whole update, for the entropy bonus; None: of this batch.
         temperature: the one that the rollouts were sampled at.
+        latent_term: the loss of the latents; None: they have none.
+        num_latents: latents of the whole update, for it.
 
     Returns:
         This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
@@ -202,6 +315,7 @@ def grpo_objective(
         old_logprobs=listed("old_logprobs"),
         ref_logprobs=listed("ref_logprobs"),
         sampler_logprobs=listed("rollout_logprobs"),
+        entropy_mask=listed("entropy_mask"),
         num_items=num_items,
         num_tokens=num_tokens,
         temperature=temperature,
@@ -213,6 +327,10 @@ def grpo_objective(
     metrics: Metrics = {
         name: (value * weight[largest[name]], weight[largest[name]]) for name, value in values.items()
     }
+    if latent_term is not None:
+        own = thoughts(backbone, hidden, batch)
+        latent_loss, shown = latent_objective(latent_term, own, batch, options, num_latents=num_latents)
+        loss, metrics = loss + latent_loss.to(loss.dtype), metrics | shown
     return loss, metrics, _spread(current, batch)
 
 

@@ -3,17 +3,13 @@
 A reward is any callable ``reward(text: str, record: Record) -> float``: ``text`` is one decoded completion
 (without its end-of-sequence token), ``record`` the line of data its prompt was made from. One that has a
 parameter named like an attribute of `Completion` gets that too: ``reward(text, record, length,
-finish_reason)``. `load_reward` imports one by path.
+finish_reason)``. `fourdthinker.reward_calls` loads and calls them, batched and async ones too.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import re
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourdthinker.records import Record
-
-Reward = Callable[..., float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,7 @@ class Completion:
         finish_reason: "eos", "stop" or "length".
         tokens: int64 [length], the ids.
         latents: [N, H], its latent vectors, in order.
+        max_length: ids that it could have had at most.
     """
 
     text: str
@@ -47,14 +42,13 @@ class Completion:
     finish_reason: str
     tokens: Tensor
     latents: Tensor
+    max_length: int
 
     @property
     def extra(self) -> dict[str, Any]:
         """The keys of the record that have no meaning here: those that a line holds under `extra`."""
         return dict(self.record.extra.get("extra", {}))
 
-
-ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents")
 
 _THINKING = re.compile(r"<(/?)think(?:ing)?>")
 _CENTRE = re.compile(r"(Camera|Object) Center: \[([^\[\]]{0,200})\]")
@@ -161,110 +155,26 @@ def _centres_score(text: str, kind: str, truth: Any) -> float:
     return math.exp(-sum(distances) / len(distances))
 
 
-def load_reward(path: str) -> Reward:
-    """Import a reward function.
+def soft_overlong_reward(
+    text: str, record: Record, length: int, max_length: int, *, buffer: int = 128
+) -> float:
+    """The soft punishment of DAPO (arXiv 2503.14476): falls from 0 to -1 over the last tokens that there are.
 
     Args:
-        path: ``"package.module:function"``.
+        text: not used.
+        record: not used.
+        length: tokens of the completion.
+        max_length: that it may have (`max_completion_length`).
+        buffer: tokens over which the reward falls.
 
     Returns:
-        The function: of a decoded completion and its record, a finite number.
+        A number in [-1, 0].
 
     Raises:
-        ConfigError: the path has another form, the module cannot be imported, it has no such callable, or one
-            that wants arguments which there are not.
+        ConfigError: a buffer that no completion fits before.
     """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
+    if not 0 < buffer <= max_length:
         raise ConfigError(
-            f"reward {path!r} is no import path; write it as 'package.module:function', "
-            "for example 'fourdthinker.rewards:accuracy_reward'"
+            f"soft_overlong_reward: buffer is {buffer}; it must be 1 to max_completion_length = {max_length}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"reward {path!r}: cannot import {module_name!r} ({error}); "
-            "install it or put its folder on PYTHONPATH"
-        ) from error
-    reward = getattr(module, name, None)
-    if not callable(reward):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"reward {path!r}: {module_name!r} has no function {name!r}; "
-            f"it has {', '.join(sorted(public)) or 'none'}"
-        )
-    _requested(path, reward)
-    return reward
-
-
-def _requested(name: str, reward: Reward) -> list[str]:
-    """Which of `ON_REQUEST` a reward function has parameters for."""
-    try:
-        parameters = list(inspect.signature(reward).parameters.values())
-    except (TypeError, ValueError):  # a builtin
-        return []
-    wanted = [p.name for p in parameters if p.name in ON_REQUEST]
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [
-        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    takes_two = len(positional) >= 2 or any(p.kind == p.VAR_POSITIONAL for p in parameters)
-    unknown = [n for n in required if n not in ON_REQUEST and n not in [p.name for p in positional[:2]]]
-    if not takes_two or unknown or any(p.name in ON_REQUEST for p in positional[:2]):
-        raise ConfigError(
-            f"reward {name!r} takes {inspect.signature(reward)}; it is called as reward(text, record), with "
-            f"any of {', '.join(ON_REQUEST)} besides that it has a parameter for"
-        )
-    return wanted
-
-
-def call_reward(name: str, reward: Reward, completion: Completion, timeout: float | None = None) -> float:
-    """The reward of one completion.
-
-    Args:
-        name: of the function, for messages.
-        reward: the function.
-        completion: what it is told of.
-        timeout: seconds that it may take; None: any time.
-
-    Returns:
-        What the function returned, a finite number.
-
-    Raises:
-        ConfigError: it raised something, took too long, or gave no finite number; names reward and record.
-    """
-    asked = {wanted: getattr(completion, wanted) for wanted in _requested(name, reward)}
-    result: list[Any] = []
-
-    def call() -> None:
-        try:
-            result.append(reward(completion.text, completion.record, **asked))
-        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-            result.append(error)
-
-    if timeout is None:
-        call()
-    else:  # a thread that hangs ends with the process
-        thread = threading.Thread(target=call, daemon=True)
-        thread.start()
-        thread.join(timeout)
-    where = f"for record {completion.record.id!r} ({completion.record.where})"
-    if not result:
-        raise ConfigError(
-            f"reward {name}: no answer within {timeout:g} seconds {where}; make it faster, or raise "
-            "reward_timeout"
-        )
-    (value,) = result
-    if isinstance(value, Exception):
-        said = " ".join(str(value).split())
-        raise ConfigError(
-            f"reward {name}: {type(value).__name__} {where}: {said}; mend the function"
-        ) from value
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"reward {name} is {value!r} {where}; it must be a finite number")
-    return number
+    return -min(max(length - max_length + buffer, 0) / buffer, 1.0)

@@ -5,7 +5,7 @@ from fourdthinker.sampler.engine import LatentSampler
 from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.latent_modes import LATENT_MODES, check_latent_mode, make_feed, most_latents
 from fourdthinker.sampler.replay import replay_batch, replay_logprobs
-from fourdthinker.sampler.rollout import Rollout
+from fourdthinker.sampler.rollout import Rollout, joined_groups
 from fourdthinker.sampler.step import head_logits
 from fourdthinker.sampler.vision import encode_imagery, encode_prompts, encode_visions
 
@@ -20,6 +20,7 @@ __all__ = [
     "encode_prompts",
     "encode_visions",
     "head_logits",
+    "joined_groups",
     "make_feed",
     "most_latents",
     "replay_batch",

@@ -56,7 +56,8 @@ def replay_batch(
         the rollout and M tokens chosen by the policy:
         input_ids [B, S] long; position_ids [3, B, S] long; attention_mask [B, S] long, or with `share`
         segments [B, S] int32 (see `packed_mask`);
-        latent_index [N] long, flat positions b * S + p of latent pads, and latents [N, H];
+        latent_index [N] long, flat positions b * S + p of latent pads, latents [N, H] and latent_rows [N]
+        long, which of the R rows each belongs to;
         vision_index [Mv] long, and vision_features [Mv, (1 + D) * H] or patches [P, patch_dim] with grid_thw
         [n, 3]; all three only where there are pictures;
         source_index [M] long, the flat position whose hidden state predicts a chosen token; chosen_ids [M]
@@ -98,6 +99,7 @@ def replay_batch(
         **({"segments": part.int()} if share else {"attention_mask": (part >= 0).long()}),
         "latent_index": flat[owner[kept], rollout.latent_steps.cpu()[kept]],
         "latents": rollout.latents[kept.to(rollout.latents.device)],
+        "latent_rows": owner[kept],
         "source_index": torch.where(steps == 0, layout.before[:, None], flat - 1)[mask],
         "chosen_ids": tokens[mask],
         "completion_index": mask.flatten().nonzero()[:, 0],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +54,54 @@ class Rollout:
         rows = self.tokens.tolist()
         ends = [n - (why == "eos") for n, why in zip(self.lengths.tolist(), self.finish_reason, strict=True)]
         return [decode(tokenizer, row[:end]) for row, end in zip(rows, ends, strict=True)]
+
+
+def joined_groups(parts: Sequence[tuple[Rollout, Sequence[int]]], pad_id: int) -> Rollout:
+    """Rows of several rollouts as one.
+
+    Args:
+        parts: rollouts of one model, each with some of its rows; those of part i become rows of prompt i.
+        pad_id: fills up `tokens`.
+
+    Returns:
+        The rows in this order; seconds and counts of `timing` are sums over the rollouts.
+    """
+    width = max(rollout.tokens.shape[1] for rollout, _ in parts)
+
+    def rows(name: str, fill: float = 0) -> Tensor:
+        made = []
+        for rollout, chosen in parts:
+            values: Tensor = getattr(rollout, name)[list(chosen)]
+            made.append(torch.nn.functional.pad(values, (0, width - values.shape[1]), value=fill))
+        return torch.cat(made)
+
+    latents, latent_rows, latent_steps, first = [], [], [], 0
+    for rollout, chosen in parts:
+        for number, row in enumerate(chosen):
+            mine = rollout.latent_rows == row
+            latents.append(rollout.latents[mine])
+            latent_steps.append(rollout.latent_steps[mine])
+            latent_rows.append(torch.full_like(latent_steps[-1], first + number))
+        first += len(chosen)
+    timing: Counter[str] = Counter()
+    for rollout in {id(rollout): rollout for rollout, _ in parts}.values():
+        timing.update(rollout.timing)
+    group = [part for part, (_, chosen) in enumerate(parts) for _ in chosen]
+    one = parts[0][0]
+    return Rollout(
+        tokens=rows("tokens", pad_id),
+        lengths=torch.cat([rollout.lengths[list(chosen)] for rollout, chosen in parts]),
+        policy_mask=rows("policy_mask"),
+        logprobs=rows("logprobs"),
+        sampled_logprobs=rows("sampled_logprobs"),
+        latents=torch.cat(latents),
+        latent_rows=torch.cat(latent_rows),
+        latent_steps=torch.cat(latent_steps),
+        finish_reason=[rollout.finish_reason[row] for rollout, chosen in parts for row in chosen],
+        group=torch.tensor(group, device=one.group.device),
+        timing=dict(timing),
+        vision_ids=one.vision_ids,
+    )
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +17,16 @@ from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
-from fourdthinker.kernels import group_advantages
+from fourdthinker.latents import LatentSpec
 from fourdthinker.objectives import Metrics
-from fourdthinker.rewards import Completion, Reward, call_reward
+from fourdthinker.reward_calls import Reward, RewardFailedError, call_reward, described
+from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
+from fourdthinker.trainers.advantages import advantages_of, equal_groups, normalised, normalised_sum
 from fourdthinker.trainers.settings import GrpoConfig
+
+logger = logging.getLogger(__name__)
 
 FINISH_REASONS = ("eos", "length", "stop")
 
@@ -35,8 +41,8 @@ class Scored:
         rollout: what was sampled.
         features: of every prompt, those of a frozen tower; None: the training forward needs the patches.
         texts: of every row the whole answer.
-        rewards: [R] float32, the weighted sums.
-        parts: every function's own rewards, [R] float32, by its name.
+        rewards: [R] float32, the weighted sums; NaN: the row has no reward, and takes no part in anything.
+        parts: every function's own rewards, [R] float32, by its name; NaN: none.
     """
 
     indices: list[int]
@@ -54,21 +60,37 @@ class Experience(Scored):
 
     Attributes:
         advantages: [R] float32.
-        kept: [R] bool, whether the row takes part in the loss.
+        kept: [R] bool, whether the row counts as a sequence of the update.
+        trained: [R] bool, whether its tokens take part in the loss too.
+        ref_logprobs: [R, T] float32, log-probs of the reference model, where the loss needs them.
+        entropy_mask: [R, T] bool, the tokens whose policy term is kept; None: all.
+        anchors: [N, H], what the reference model thinks at each latent, where the loss needs it.
     """
 
     advantages: Tensor
     kept: Tensor
+    trained: Tensor
+    ref_logprobs: Tensor | None = None
+    entropy_mask: Tensor | None = None
+    anchors: Tensor | None = None
 
     @property
-    def num_sequences(self) -> int:
-        """Rows that take part in the loss."""
-        return int(self.kept.sum())
+    def rows(self) -> list[int]:
+        """Those that are trained."""
+        found: list[int] = self.trained.nonzero()[:, 0].tolist()
+        return found
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows that count as sequences; of rows that are trained the policy's tokens, and the latents."""
+        tokens = self.rollout.policy_mask.cpu()[self.trained].sum()
+        latents = self.trained[self.rollout.latent_rows.cpu()].sum()
+        return [int(self.kept.sum()), int(tokens), int(latents)]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the policy chose in them."""
-        return int(self.rollout.policy_mask.cpu()[self.kept].sum())
+        """Tokens that the policy chose in rows that are trained."""
+        return self.counts[1]
 
 
 def sampling_config(config: GrpoConfig) -> SamplingConfig:
@@ -84,7 +106,7 @@ def sampling_config(config: GrpoConfig) -> SamplingConfig:
     )
 
 
-def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int) -> list[int]:
+def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int, *, attempt: int = 0) -> list[int]:
     """One seed for every rollout, a hash of (seed, step, slot, sample).
 
     A slot is the position of a prompt in the update of all ranks, so that rollouts do not depend on how many
@@ -95,11 +117,12 @@ def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int) -> l
         step: updates made so far.
         slots: of the prompts, from `update_slots`.
         samples: rollouts of a prompt.
+        attempt: which round of dynamic sampling this is.
 
     Returns:
         len(slots) * samples seeds, those of a prompt together.
     """
-    base = row_seed(seed, step, 0)
+    base = row_seed(seed, step, attempt)
     return [row_seed(base, slot, sample) for slot in slots for sample in range(samples)]
 
 
@@ -119,13 +142,16 @@ def update_slots(batches: int, batch_size: int, rank: int, world_size: int) -> l
     ]
 
 
-def completions_of(rollout: Rollout, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Completion]:
+def completions_of(
+    rollout: Rollout, prompts: Sequence[Prompt], texts: Sequence[str], max_length: int
+) -> list[Completion]:
     """What reward functions can be told about each of R rows; tensors on the CPU.
 
     Args:
         rollout: the rows.
         prompts: what they were sampled from.
         texts: [R] their decoded answers.
+        max_length: ids that each could have had.
 
     Raises:
         ConfigError: a prompt without a record.
@@ -140,42 +166,45 @@ def completions_of(rollout: Rollout, prompts: Sequence[Prompt], texts: Sequence[
             raise ConfigError("a prompt has no record, so there is nothing to reward its completions by")
         reason = rollout.finish_reason[row]
         mine = latents[rows == row]
-        found.append(Completion(texts[row], record, length, reason, tokens[row, :length], mine))
+        found.append(Completion(texts[row], record, length, reason, tokens[row, :length], mine, max_length))
     return found
 
 
 def score(
-    completions: Sequence[Completion],
-    rewards: dict[str, Reward],
-    weights: Sequence[float],
-    timeout: float | None = None,
+    completions: Sequence[Completion], rewards: Sequence[Reward], config: GrpoConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Rewards of R completions.
 
     Args:
         completions: [R].
-        rewards: the functions, by name.
-        weights: of each function.
-        timeout: seconds that a function may take for one completion; None: any time.
+        rewards: the functions.
+        config: their weights, time and concurrency, and what to do where one fails.
 
     Returns:
-        The weighted sums, [R] float32, and each function's own rewards, [R] float32.
+        The weighted sums, [R] float32, NaN where a function failed or none had an opinion, and each
+        function's
+        own rewards, [R] float32, NaN where it failed or had none.
 
     Raises:
-        ConfigError: as `call_reward`.
+        ConfigError: a function failed and `on_reward_error` is raise.
     """
-    parts = {
-        name: torch.tensor([call_reward(name, reward, completion, timeout) for completion in completions])
-        for name, reward in rewards.items()
-    }
-    total = torch.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(0)
-    return total, parts
-
-
-def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
-    """[R] bool: whether the rewards of the row's group are equal. Their rounded deviations would not tell."""
-    grouped = rewards.view(-1, group_size)
-    return (grouped == grouped[:, :1]).all(1).repeat_interleave(group_size)
+    parts: dict[str, Tensor] = {}
+    failed = torch.zeros(len(completions), dtype=torch.bool)
+    for reward in rewards:
+        scores = call_reward(
+            reward, completions, timeout=config.reward_timeout, concurrency=config.reward_concurrency
+        )
+        said = [described(reward.name, completions[row], error) for row, error in scores.failures.items()]
+        for text, error in zip(said, scores.failures.values(), strict=True):
+            if config.on_reward_error == "raise" and not isinstance(error, RewardFailedError):
+                raise ConfigError(f"{text}; on_reward_error=skip would leave it out") from error
+        if said:
+            logger.warning("%d of %d rollouts have no reward: %s", len(said), len(completions), said[0])
+        failed[list(scores.failures)] = True
+        parts[reward.name] = torch.tensor([math.nan if v is None else v for v in scores.values])
+    weighted = [w * part for w, part in zip(config.reward_weights, parts.values(), strict=True)]
+    nothing = torch.stack([part.isnan() for part in weighted]).all(0)
+    return torch.stack(weighted).nansum(0).masked_fill(failed | nothing, math.nan), parts
 
 
 def with_advantages(
@@ -183,53 +212,91 @@ def with_advantages(
 ) -> list[Experience]:
     """The rollouts of all micro-batches of an update with their advantages.
 
-    Groups never span ranks, but with scale_rewards=batch the standard deviation is that of all ranks.
+    Groups never span ranks, but with scale_rewards=batch and aggregate_rewards=normalised the standard
+    deviation is that of all ranks.
     """
-    size = config.num_generations
-    rewards = torch.cat([s.rewards for s in scored])
+    size, gdpo = config.num_generations, config.aggregate_rewards == "normalised"
+    rewards = torch.cat([_compared(s, config) for s in scored])
     everywhere, before = rewards, 0
-    if config.scale_rewards == "batch" and args.world_size > 1:
+    if (config.scale_rewards == "batch" or gdpo) and args.world_size > 1:
         gathered: list[Any] = [None] * args.world_size
         dist.all_gather_object(gathered, rewards)
         before = sum(len(part) for part in gathered[: args.process_index])
         everywhere = torch.cat(gathered)
-    advantages = group_advantages(everywhere, size, scale=config.scale_rewards)
+    advantages = normalised(everywhere) if gdpo else advantages_of(everywhere, size, config.scale_rewards)
     parts = advantages[before : before + len(rewards)].split([len(s.rewards) for s in scored])
-    return [
-        Experience(**vars(s), advantages=part, kept=_kept(s.rewards, config))
-        for s, part in zip(scored, parts, strict=True)
-    ]
+    made = []
+    for s, part in zip(scored, parts, strict=True):
+        kept = _kept(s.rewards, config)
+        made.append(Experience(**vars(s), advantages=part, kept=kept, trained=kept & ~_masked(s, config)))
+    return made
+
+
+def _compared(scored: Scored, config: GrpoConfig) -> Tensor:
+    """What is compared, [R]: the rewards, or the sums of GDPO."""
+    if config.aggregate_rewards == "sum":
+        return scored.rewards
+    without = scored.rewards.isnan()
+    parts = [scored.parts[name].masked_fill(without, math.nan) for name in scored.parts if name != "kl"]
+    return normalised_sum(parts, config.reward_weights, config.num_generations)
 
 
 def _kept(rewards: Tensor, config: GrpoConfig) -> Tensor:
-    if config.drop_equal_groups:
-        return ~equal_groups(rewards, config.num_generations)
-    return torch.ones(len(rewards), dtype=torch.bool)
+    known = ~rewards.isnan()
+    if config.drop_equal_groups or config.refill_rounds:
+        return known & ~equal_groups(rewards, config.num_generations)
+    return known
 
 
-def rollout_metrics(experience: Experience, group_size: int) -> Metrics:
+def _masked(scored: Scored, config: GrpoConfig) -> Tensor:
+    cut_off = torch.tensor([reason == "length" for reason in scored.rollout.finish_reason])
+    return cut_off if config.mask_overlong else torch.zeros_like(cut_off)
+
+
+def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec, max_blocks: int) -> Metrics:
     """What is shown of the rollouts, as (sum, weight)."""
 
     def mean(values: Tensor) -> tuple[Tensor, Tensor]:
-        return values.double().sum(), torch.tensor(float(values.numel()))
+        known = values[~values.isnan()]
+        return known.double().sum(), torch.tensor(float(known.numel()))
 
     rollout, rewards = experience.rollout, experience.rewards
     grouped = rewards.view(-1, group_size)
+    known = ~grouped.isnan()
+    centred = torch.where(known, grouped - grouped.nanmean(1, keepdim=True), 0.0)
+    deviations = (centred.square().sum(1) / (known.sum(1) - 1)).sqrt()[known.sum(1) > 1]
     lengths = rollout.lengths.cpu()
     metrics: Metrics = {
         "reward": mean(rewards),
-        "reward_std": mean(grouped.std(1)),
-        "equal_groups": mean(equal_groups(rewards, group_size)),
-        "completion_length": mean(lengths),
+        "reward_std": mean(deviations),
+        "failed_rewards": mean(rewards.isnan().double()),
+        "equal_groups": mean(equal_groups(rewards, group_size).double()),
+        "completion_length": mean(lengths.double()),
         "latents": (torch.tensor(float(rollout.latents.shape[0])), torch.tensor(float(len(rewards)))),
+        "blocks_allowed": mean(torch.tensor([float(max_blocks)])),
+        "empty_blocks": mean(_empty_blocks(rollout.tokens.cpu(), latents)),
+        "latent_direction": mean(_direction(rollout.latents)),
     }
     for name, part in experience.parts.items():
         metrics[f"reward_{name}"] = mean(part)
     for reason in FINISH_REASONS:
-        metrics[f"finish_{reason}"] = mean(torch.tensor([r == reason for r in rollout.finish_reason]))
+        metrics[f"finish_{reason}"] = mean(torch.tensor([float(r == reason) for r in rollout.finish_reason]))
     for name, seconds in rollout.timing.items():
         metrics[f"sampling_{name}"] = mean(torch.tensor([seconds]))
     return metrics
+
+
+def _empty_blocks(tokens: Tensor, latents: LatentSpec) -> Tensor:
+    """Of every START [n], whether END is right behind it."""
+    opened = tokens[:, :-1] == latents.start_id
+    return (tokens[:, 1:] == latents.end_id)[opened].double()
+
+
+def _direction(latents: Tensor) -> Tensor:
+    """[1] length of the mean of the latents' directions, 1 where all are the same; [0] of fewer than 2."""
+    if latents.shape[0] < 2:
+        return torch.zeros(0)
+    return torch.nn.functional.normalize(latents.float(), dim=-1).mean(0).norm().cpu().double()[None]
 
 
 def write_rollouts(path: Path, step: int, experience: Experience, limit: int) -> None:
@@ -257,9 +324,14 @@ def _described(experience: Experience, row: int, prompt: int, sample: int) -> di
         **{name: None if record is None else getattr(record, name) for name in asked},
         "sample": sample,
         "text": experience.texts[row],
-        "reward": experience.rewards[row].item(),
-        "rewards": {name: part[row].item() for name, part in experience.parts.items()},
+        "reward": _shown(experience.rewards[row]),
+        "rewards": {name: _shown(part[row]) for name, part in experience.parts.items()},
         "advantage": experience.advantages[row].item(),
         "length": int(rollout.lengths[row]),
         "finish_reason": rollout.finish_reason[row],
     }
+
+
+def _shown(reward: Tensor) -> float | None:
+    """As JSON can hold it."""
+    return None if bool(reward.isnan()) else reward.item()

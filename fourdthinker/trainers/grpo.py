@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,61 +19,55 @@ from transformers import TrainerCallback
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
-from fourdthinker.objectives import grpo_objective, policy_logprobs
-from fourdthinker.rewards import Reward, accuracy_reward, load_reward
-from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
+from fourdthinker.objectives import LatentTerm, grpo_objective
+from fourdthinker.reward_calls import Reward, load_reward
+from fourdthinker.rewards import accuracy_reward
+from fourdthinker.sampler import encode_prompts
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
-from fourdthinker.trainers.experience import (
-    Experience,
-    Scored,
-    completions_of,
-    rollout_metrics,
-    rollout_seeds,
-    sampling_config,
-    score,
-    update_slots,
-    with_advantages,
-    write_rollouts,
-)
+from fourdthinker.trainers.entropy_control import EntropyControl
+from fourdthinker.trainers.experience import Experience
 from fourdthinker.trainers.packing import Chunk, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
 from fourdthinker.trainers.resume import rollouts_file
-from fourdthinker.trainers.run_folder import ROLLOUTS
+from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Forward, Parts
 
 if TYPE_CHECKING:
-    from fourdthinker.backbones.common import Backbone
+    pass
 
 
-class GrpoTrainer(LatentTrainer):
+class GrpoTrainer(RolloutTrainer):
     """Each update (or each `num_iterations` of them): sample, reward, replay."""
 
     settings: GrpoConfig
 
     def __init__(
-        self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: dict[str, Reward]
+        self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: Sequence[Reward]
     ) -> None:
-        super().__init__(config, parts, batches)
-        self.rewards, self.reference = rewards, parts.reference
-        if self.reference is not None:
-            self.reference.to(self.args.device)
-        self.sampler = LatentSampler(self.checkpoint.backbone)
+        super().__init__(config, parts, batches, rewards)
         self._replay: Replay | None = None
         # Of each forward of the replay, the log-probs [R, T] of the policy before its first update.
         self._old_logprobs: dict[int, Tensor] = {}
-        self._unchecked = self.settings.share_prompt  # until shared and plain forward were compared
+        self._entropy: EntropyControl | None = None
+        if config.entropy_target is not None:
+            start = config.loss.entropy_coef
+            self._entropy = EntropyControl(
+                start, config.entropy_target, config.entropy_step, config.entropy_coef_max
+            )
 
     # ---- an update
 
     def prepare_update(self, batches: list[Any]) -> None:
         """Sample, or with num_iterations > 1 keep the last rollouts for another update."""
+        if self._entropy is not None and self._entropy.last is None and self.resumed_from is not None:
+            self._entropy.load(self.resumed_from)
         if batches[0][0][0] != REPEAT:
-            self._replay = self._sample([list(zip(*batch, strict=True)) for batch in batches])
+            made = self.sample([list(zip(*batch, strict=True)) for batch in batches])
+            self._replay = self._make_replay(made)
             self._old_logprobs = {}
         elif self._replay is None:
             self._replay = self._restored()
@@ -116,20 +108,24 @@ class GrpoTrainer(LatentTrainer):
         ]
         self._replay, numbers = replace(replay, micro_batches=filled), itertools.count()
         return [
-            [
-                self._forward(chunk, self._objective(num_items, replay.num_tokens), next(numbers))
-                for chunk in m
-            ]
+            [self._forward(chunk, self._objective(num_items, replay), next(numbers)) for chunk in m]
             for m, num_items in zip(filled, replay.num_items, strict=True)
         ]
 
-    def _objective(self, num_items: Tensor, num_tokens: Tensor) -> Any:
+    def _objective(self, num_items: Tensor, replay: Replay) -> Any:
+        config, term, options = self.settings, None, self.settings.loss
+        if self._entropy is not None:
+            options = replace(options, entropy_coef=self._entropy.applied)
+        if config.latent_term != "none":
+            term = LatentTerm(config.latent_term, config.latent_weight, config.latent_sigma)
         return functools.partial(
             grpo_objective,
-            options=self.settings.loss,
+            options=options,
             num_items=num_items,
-            num_tokens=num_tokens,
-            temperature=self.settings.temperature,
+            num_tokens=replay.num_tokens,
+            temperature=config.temperature,
+            latent_term=term,
+            num_latents=replay.num_latents.clamp(min=1),
         )
 
     def _forward(self, chunk: Chunk, objective: Any, number: int) -> Forward:
@@ -150,10 +146,20 @@ class GrpoTrainer(LatentTrainer):
         if self.settings.num_iterations > 1 and "old_logprobs" not in forward.batch:
             self._old_logprobs[forward.number] = logprobs
 
+    def after_update(self) -> None:
+        """Move the weight of the entropy bonus, on all ranks alike."""
+        if self._entropy is not None:
+            added = self.metric_sums.since_mark("entropy").to(self.args.device)
+            total, weight = self.sum_over_ranks(added).tolist()
+            if weight:
+                self._entropy.update(total / weight)
+
     # ---- checkpoints between updates on the same rollouts
 
     def save_rank_state(self, folder: Path) -> None:
-        """Write the rollouts of this rank, if the next update is on them too."""
+        """Write the rollouts of this rank, if the next update is on them too, and the entropy's control."""
+        if self._entropy is not None and self.args.process_index == 0:
+            self._entropy.save(folder)
         if self.state.global_step % self.settings.num_iterations:
             path = folder / rollouts_file(self.args.process_index)
             save_replay(path, self._with_old_logprobs(), self._held())
@@ -162,7 +168,8 @@ class GrpoTrainer(LatentTrainer):
         """What the stored log-probs, normalisers and micro-batches depend on."""
         settings = self.settings
         loss = {f"loss.{name}": value for name, value in asdict(settings.loss).items()}
-        own = {name: getattr(settings, name) for name in ("temperature", "gradient_accumulation_steps")}
+        names = ("temperature", "gradient_accumulation_steps", "top_entropy", "latent_term")
+        own = {name: getattr(settings, name) for name in names}
         return loss | own
 
     @torch.no_grad()
@@ -190,111 +197,25 @@ class GrpoTrainer(LatentTrainer):
                 )
         return [prompt for _, prompt in found]
 
-    # ---- sampling
-
-    @torch.no_grad()
-    def _sample(self, batches: list[Any]) -> Replay:
-        started = time.perf_counter()
-        config, step = self.settings, self.state.global_step + 1
-        size, rank = config.per_device_train_batch_size, self.args.process_index
-        slots = update_slots(len(batches), size, rank, self.args.world_size)
-        seeds = rollout_seeds(config.seed, step, slots, config.num_generations)
-        scored = []
-        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
-            for batch, prompts in batches:
-                count = len(batch) * config.num_generations
-                mine, seeds = seeds[:count], seeds[count:]
-                scored.append(self._roll_out(list(batch), list(prompts), mine))
-        # What comes now waits for the other ranks; one that still samples or scores is behind.
-        self._enter("advantages of all rollouts", -1)
-        experiences = with_advantages(scored, config, self.args)
-        shown = config.log_rollouts > 0 and (step - 1) % config.log_rollouts_steps == 0
-        if shown and self.is_world_process_zero():
-            write_rollouts(Path(config.output_dir) / ROLLOUTS, step, experiences[0], config.log_rollouts)
-        if self._unchecked:
-            with gathered(self.checkpoint.backbone):
-                self._check_sharing(experiences[0])
-            self._unchecked = False
-        replay = self._make_replay(experiences)
-        for experience in experiences:
-            self.metric_sums.add(rollout_metrics(experience, config.num_generations))
-        elapsed = torch.tensor(time.perf_counter() - started)
-        self.metric_sums.add({"sampling_seconds": (elapsed, torch.ones(()))})
-        return replay
-
-    def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Scored:
-        config, backbone = self.settings, self.checkpoint.backbone
-        features = encode_prompts(backbone, prompts)
-        rollout = self.sampler.sample(
-            prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
-        )
-        mine = [prompts[i] for i in rollout.group.tolist()]
-        written = rollout.texts(self.checkpoint.tokenizer)
-        texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
-        completions = completions_of(rollout, prompts, texts)
-        rewards, parts = score(completions, self.rewards, config.reward_weights, config.reward_timeout)
-        # An open tower needs its pictures in the training forward, where gradients flow through it.
-        kept = features if config.freeze_vision else None
-        return Scored(indices, prompts, rollout, kept, texts, rewards, parts)
+    # ---- what is trained
 
     def _make_replay(self, experiences: list[Experience]) -> Replay:
         config, pad_id = self.settings, self.checkpoint.backbone.vision.pad_id
-        counts = [[e.num_sequences, e.num_tokens] for e in experiences]
-        totals = torch.tensor(counts, dtype=torch.float64, device=self.args.device).sum(0)
-        sequences, tokens = self.sum_over_ranks(totals)
+        counts = torch.tensor([e.counts for e in experiences], dtype=torch.float64, device=self.args.device)
+        sequences, tokens, latents = self.sum_over_ranks(counts.sum(0))
         share, budget = config.share_prompt, config.max_tokens_per_forward
         micro_batches = [
-            [make_chunk(e, rows, pad_id, share=share) for rows in cut_rows(e, budget, share=share)]
+            [make_chunk(e, rows, pad_id, share=share) for rows in cut_rows(e, e.rows, budget, share=share)]
             for e in experiences
         ]
         for _ in range(self.divisions):
             micro_batches = [self._halves(chunks) for chunks in micro_batches]
-        if config.loss.beta:
-            own = self.checkpoint.backbone
-            reference = own if self.reference is None else self.reference
-            with gathered(reference), own.without_adapter() if reference is own else nullcontext():
-                micro_batches = [[self._with_reference(c, reference) for c in m] for m in micro_batches]
         whole = sequences if config.loss.counts_sequences else tokens
         num_items = [whole] * len(experiences)
         if config.loss.loss_type == "bnpo":  # as in TRL, where batches of unequal length weigh the same
             shares = len(experiences) * self.args.world_size
             num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
-        return Replay(micro_batches, num_items, tokens)
-
-    # ---- log-probs without gradient
-
-    def _logprobs(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Outside the engine nothing gathers the head's weight, which is read, not called: see `gathered`."""
-        objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
-        with self.accelerator.autocast():
-            return backbone.eval()(batch, objective)  # the next training step sets the mode back
-
-    def _with_reference(self, chunk: Chunk, reference: Backbone) -> Chunk:
-        return replace(chunk, batch=chunk.batch | {"ref_logprobs": self._logprobs(reference, chunk.batch)})
-
-    def _check_sharing(self, experience: Experience) -> None:
-        """Compare two completions of one prompt, behind one copy of it, with each in a sequence of its own.
-
-        ConfigError when their log-probabilities differ by more than rounding: some part of this model does
-        not keep to the mask or the positions it is given.
-        """
-        backbone = self.checkpoint.backbone
-        two = functools.partial(
-            replay_batch,
-            experience.rollout,
-            experience.prompts,
-            [0, 1],
-            backbone.vision.pad_id,
-            features=experience.features,
-        )
-        shared, plain = (self._logprobs(backbone, two(share=share)) for share in (True, False))
-        exact = backbone.dtype == torch.float32 and not self.args.bf16
-        difference, bound = float((shared - plain).abs().max()), 1e-3 if exact else 0.5
-        if difference > bound:
-            raise ConfigError(
-                f"share_prompt: log-probabilities of completions behind one prompt are off by "
-                f"{difference:.2g} (at most {bound} is rounding); set share_prompt=false"
-            )
+        return Replay(micro_batches, num_items, tokens, latents)
 
 
 def train_grpo(
@@ -320,8 +241,10 @@ def train_grpo(
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
     """
-    rewards = {path.rpartition(":")[2]: load_reward(path) for path in config.rewards}
-    if len(rewards) != len(config.rewards):
+    rewards = [
+        load_reward(path, config.reward_arguments.get(path.rpartition(":")[2])) for path in config.rewards
+    ]
+    if len({reward.name for reward in rewards}) != len(rewards):
         raise ConfigError(f"rewards {config.rewards}: two functions have the same name; rename one")
 
     def check(loaded: Checkpoint) -> None:
@@ -340,18 +263,18 @@ def train_grpo(
         kind="rl",
         kept=Kept(clips=True, imagery=False),
         check=check,
-        wants_reference=config.loss.beta > 0 and copied,
+        wants_reference=config.needs_reference and copied,
         make_trainer=functools.partial(make_trainer, config, rewards),
     )
     return train(config, recipe, given=checkpoint, items=prompts, callbacks=callbacks)
 
 
-def make_trainer(config: GrpoConfig, rewards: dict[str, Reward], parts: Parts) -> GrpoTrainer:
+def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) -> GrpoTrainer:
     """The trainer of 4DRL, with batches that fill whole updates.
 
     Args:
         config: the settings.
-        rewards: the reward functions by name.
+        rewards: the reward functions.
         parts: what it is made of.
 
     Returns:
@@ -360,7 +283,7 @@ def make_trainer(config: GrpoConfig, rewards: dict[str, Reward], parts: Parts) -
     Raises:
         ConfigError: a record without an answer, with the reward that compares answers.
     """
-    if accuracy_reward in rewards.values():
+    if any(reward.function is accuracy_reward for reward in rewards):
         _check_answers(parts.items)
     batches = ShardedBatches(
         len(parts.items),

@@ -27,6 +27,13 @@ class MetricSums:
         """Remember what was added so far, for `rewind`."""
         self._marked = dict(self._sums)
 
+    def since_mark(self, name: str) -> Tensor:
+        """[2] float64: sum and weight of a metric that were added since `mark`."""
+        now, before = (
+            sums.get(name, torch.zeros(2, dtype=torch.float64)) for sums in (self._sums, self._marked)
+        )
+        return now - before.to(now.device)
+
     def rewind(self) -> None:
         """Forget what was added since `mark`."""
         self._sums = dict(self._marked)

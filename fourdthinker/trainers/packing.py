@@ -11,7 +11,7 @@ from torch import Tensor
 from fourdthinker.sampler import replay_batch
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.budget import cut, halves
-from fourdthinker.trainers.experience import Experience
+from fourdthinker.trainers.experience import Experience, Scored
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Chunk:
     Attributes:
         experience: what they are part of.
         rows: their numbers in it; where there are none, the first row fills up and nothing of it counts.
-        batch: of `replay_batch`, with `advantages` [R] float32; later also `ref_logprobs` and
-            `old_logprobs` [R, T].
+        batch: of `replay_batch`, with `advantages` [R] float32 and what is known of the rows:
+            `ref_logprobs` [R, T], `entropy_mask` [R, T], `anchors` [N, H]; later also `old_logprobs` [R, T].
         items: [R] indices of the prompts in the data set.
     """
 
@@ -32,13 +32,14 @@ class Chunk:
     items: Tensor
 
 
-def cut_rows(experience: Experience, budget: int | None, *, share: bool) -> list[list[int]]:
-    """The rows that take part in the loss, cut into forwards of at most `budget` positions.
+def cut_rows(experience: Scored, rows: Sequence[int], budget: int | None, *, share: bool) -> list[list[int]]:
+    """Rows of rollouts, cut into forwards of at most `budget` positions.
 
     Completions of a prompt stay together as far as they fit, and what is about as long stands together.
 
     Args:
         experience: the rollouts of a micro-batch.
+        rows: which of them.
         budget: positions of a forward, padding included; a row that has more goes alone. None: no limit.
         share: whether the completions of a prompt stand behind one copy of it.
     """
@@ -53,12 +54,11 @@ def cut_rows(experience: Experience, budget: int | None, *, share: bool) -> list
             sizes[group[row]] += lengths[row]
         return len(sizes) * max(sizes.values())
 
-    kept = experience.kept.nonzero()[:, 0].tolist()
     if share:
-        mine = {g: cost([row for row in kept if group[row] == g]) for g in {group[row] for row in kept}}
-        order = sorted(kept, key=lambda row: (-mine[group[row]], group[row], -lengths[row]))
+        mine = {g: cost([row for row in rows if group[row] == g]) for g in {group[row] for row in rows}}
+        order = sorted(rows, key=lambda row: (-mine[group[row]], group[row], -lengths[row]))
     else:
-        order = sorted(kept, key=lambda row: -prompts[group[row]] - lengths[row])
+        order = sorted(rows, key=lambda row: -prompts[group[row]] - lengths[row])
     return cut(order, cost, budget)
 
 
@@ -73,11 +73,18 @@ def make_chunk(experience: Experience, rows: list[int], pad_id: int, *, share: b
     """
     rollout, run = experience.rollout, torch.tensor(rows or [0])
     batch = replay_batch(rollout, experience.prompts, run, pad_id, features=experience.features, share=share)
-    batch |= {"advantages": experience.advantages[run].to(rollout.tokens.device)}
+    device = rollout.tokens.device
+    batch |= {"advantages": experience.advantages[run].to(device)}
+    for name in ("ref_logprobs", "entropy_mask"):
+        if (values := getattr(experience, name)) is not None:
+            batch[name] = values[run.to(values.device)].to(device)
+    if experience.anchors is not None:
+        batch["anchors"] = experience.anchors[torch.isin(rollout.latent_rows, run.to(device))]
     if not rows:
         nothing = ("source_index", "chosen_ids", "completion_index")
         batch |= {name: batch[name][:0] for name in nothing}
         batch |= {"policy_mask": torch.zeros_like(batch["policy_mask"])}
+        batch |= {"latent_rows": torch.full_like(batch["latent_rows"], -1)}
     return Chunk(experience, rows, batch, torch.tensor(experience.indices)[rollout.group.cpu()[run]])
 
 
@@ -88,12 +95,10 @@ def halved(chunk: Chunk, pad_id: int, *, share: bool) -> list[Chunk]:
     made, first = [], 0
     for rows in halves(chunk.rows):
         half = make_chunk(chunk.experience, rows, pad_id, share=share)
-        known = {
-            name: chunk.batch[name][first : first + len(rows)]
-            for name in ("ref_logprobs", "old_logprobs")
-            if name in chunk.batch
-        }
-        made.append(replace(half, batch=half.batch | known))
+        if "old_logprobs" in chunk.batch:
+            known = chunk.batch["old_logprobs"][first : first + len(rows)]
+            half = replace(half, batch=half.batch | {"old_logprobs": known})
+        made.append(half)
         first += len(rows)
     return made
 
@@ -109,8 +114,5 @@ def filled_up(chunks: Sequence[Chunk], count: int, pad_id: int, *, share: bool) 
         if len(made[largest].rows) > 1:
             made[largest : largest + 1] = halved(made[largest], pad_id, share=share)
             continue
-        empty = make_chunk(made[0].experience, [], pad_id, share=share)
-        if "ref_logprobs" in made[0].batch:
-            empty.batch["ref_logprobs"] = torch.zeros_like(empty.batch["rollout_logprobs"])
-        made.append(empty)
+        made.append(make_chunk(made[0].experience, [], pad_id, share=share))
     return made

@@ -169,7 +169,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
     """Weights, gradients and optimizer of one GPU; what is trained is set on the model."""
     backbone.freeze_vision(config.freeze_vision)
     reference = 0
-    if isinstance(config, GrpoConfig) and config.loss.beta and config.lora is None:
+    if isinstance(config, GrpoConfig) and config.needs_reference and config.lora is None:
         tower = _bytes(backbone.visual.parameters()) if config.freeze_vision else 0
         reference = _bytes(backbone.parameters()) - tower
     if config.lora is not None:
@@ -303,7 +303,7 @@ def _batch(
         batch |= {"policy_mask": numbers.bool(), "rollout_logprobs": numbers, "advantages": numbers[:, 0]}
         if config.share_prompt:
             batch["segments"] = ids(shape.prompts, length).int()
-        if config.loss.beta:
+        if config.needs_reference:
             batch["ref_logprobs"] = numbers
         return batch, functools.partial(grpo_objective, options=config.loss, num_items=1.0, num_tokens=1.0)
     batch |= {"target": ids(shape.prompts, length), "rows": ids(tokens)}

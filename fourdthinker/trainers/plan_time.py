@@ -110,5 +110,5 @@ def work_of(
     kept = cached * prompts * (prompt + config.num_generations * answer / 2)
     batches = config.gradient_accumulation_steps
     decoded = answer * (batches * (layers + head) * element + kept)
-    sampling += (forward + logits) if config.loss.beta else 0.0  # the reference sees the rollouts once
+    sampling += (forward + logits) if config.needs_reference else 0.0  # the reference sees the rollouts once
     return Work(training, sampling / config.num_iterations, decoded / config.num_iterations)

@@ -20,12 +20,14 @@ from fourdthinker.samples import Prompt
 from fourdthinker.trainers.experience import Experience
 from fourdthinker.trainers.packing import Chunk, make_chunk
 
-_KNOWN = ("ref_logprobs", "old_logprobs")  # of a chunk, beside what its rows tell
+_KNOWN = "old_logprobs"  # of a chunk, beside what its rows tell
+_OPTIONAL = ("ref_logprobs", "entropy_mask", "anchors")  # of the rollouts of a micro-batch
 _TOLD = ("indices", "rows", "finish_reason", "vision_ids")  # of a micro-batch, beside its tensors
 _ROLLOUT = {field.name for field in fields(Rollout)}
 _TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {
     "advantages",
     "kept",
+    "trained",
     "rewards",
     "num_items",
 }
@@ -40,11 +42,13 @@ class Replay:
         num_items: of each what its loss is divided by: the rollouts, or the tokens that the policy chose, of
             the whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
         num_tokens: the tokens that the policy chose, of the whole update.
+        num_latents: the latents of rollouts that are trained, likewise.
     """
 
     micro_batches: list[list[Chunk]]
     num_items: list[Tensor]
     num_tokens: Tensor
+    num_latents: Tensor
 
 
 def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
@@ -55,16 +59,17 @@ def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
         replay: with the log-probs of the policy before its first update in every chunk.
         settings: those that it depends on, by name, as JSON can hold them.
     """
-    tensors = {"num_tokens": replay.num_tokens}
+    tensors = {"num_tokens": replay.num_tokens, "num_latents": replay.num_latents}
     told: list[dict[str, Any]] = []
     for number, (chunks, items) in enumerate(zip(replay.micro_batches, replay.num_items, strict=True)):
         experience = chunks[0].experience
         rollout = vars(experience.rollout)
-        own = {"advantages": experience.advantages, "kept": experience.kept, "rewards": experience.rewards}
+        own = {name: getattr(experience, name) for name in ("advantages", "kept", "trained", "rewards")}
+        own |= {n: v for n in _OPTIONAL if (v := getattr(experience, n)) is not None}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
         own |= {"num_items": items}
         for index, chunk in enumerate(chunks):
-            own |= {f"{index}.{name}": chunk.batch[name] for name in _KNOWN if name in chunk.batch}
+            own |= {f"{index}.{_KNOWN}": chunk.batch[_KNOWN]} if _KNOWN in chunk.batch else {}
         tensors |= {f"{number}.{name}": value for name, value in own.items()}
         told.append(
             {
@@ -131,15 +136,17 @@ def load_replay(
             parts={},
             advantages=own["advantages"].cpu(),
             kept=own["kept"].cpu(),
+            trained=own["trained"].cpu(),
+            **{name: own.get(name) for name in _OPTIONAL},
         )
         chunks = []
         for index, rows in enumerate(entry["rows"]):
             chunk = make_chunk(experience, rows, pad_id, share=share)
-            known = {name: own[f"{index}.{name}"] for name in _KNOWN if f"{index}.{name}" in own}
+            known = {_KNOWN: own[f"{index}.{_KNOWN}"]} if f"{index}.{_KNOWN}" in own else {}
             chunks.append(replace(chunk, batch=chunk.batch | known))
         micro_batches.append(chunks)
     num_items = [tensors[f"{number}.num_items"] for number in range(len(told))]
-    return Replay(micro_batches, num_items, tensors["num_tokens"])
+    return Replay(micro_batches, num_items, tensors["num_tokens"], tensors["num_latents"])
 
 
 def _check_settings(path: Path, settings: dict[str, Any], then: dict[str, Any]) -> None:
@@ -163,7 +170,9 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], list[dict[s
             tensors = {name: file.get_tensor(name).to(device) for name in stored}
             metadata = file.metadata() or {}  # None where there is none
         told, settings = (parse_json(metadata[name], finite=False) for name in ("micro_batches", "settings"))
-        needed = {"num_tokens"} | {f"{number}.{name}" for number in range(len(told)) for name in _TENSORS}
+        needed = {"num_tokens", "num_latents"} | {
+            f"{number}.{name}" for number in range(len(told)) for name in _TENSORS
+        }
         missing = sorted(needed - tensors.keys())
         missing += [f"{name} of {number}" for number, e in enumerate(told) for name in _TOLD if name not in e]
         if missing:

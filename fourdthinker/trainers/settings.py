@@ -352,12 +352,34 @@ class GrpoConfig(TrainConfig):
     rewards: Names = Field(
         ["fourdthinker.rewards:accuracy_reward", "fourdthinker.rewards:format_reward"],
         min_length=1,
-        description="Functions reward(text, record) -> float, each as package.module:function.",
+        description="Functions reward(text, record) -> float, each as package.module:function; also "
+        "reward(completions) -> list, async ones, and classes whose instances are called.",
+    )
+    reward_arguments: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Arguments of reward functions, by the function's name; of a class those it is made of.",
     )
     reward_timeout: Float | None = Field(
-        60.0, gt=0, description="Seconds a reward function may take for one rollout; null: any time."
+        60.0, gt=0, description="Seconds a call of a reward function may take; null: any time."
+    )
+    reward_concurrency: Int = Field(16, ge=1, description="Calls of an async reward that run at a time.")
+    on_reward_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="End the run where a reward function fails or gives no finite number, or leave that "
+        "rollout out and count it. A judge that cannot be reached never ends the run.",
     )
     reward_weights: list[Float] = Field([1.0, 0.2], description="Weight of each reward in the sum.")
+    reward_kl: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Estimator of the KL divergence to the reference model in the reward."
+    )
+    reward_kl_weight: Float = Field(
+        0.0, ge=0, description="What is subtracted from the reward is this times its sum over the rollout."
+    )
+    aggregate_rewards: Literal["sum", "normalised"] = Field(
+        "sum",
+        description="Weigh the rewards, add them up and compare; or compare each reward within its group, "
+        "weigh and add up these, and normalise over the update (GDPO).",
+    )
     scale_rewards: Literal["group", "none", "batch", "leave_one_out"] = Field(
         "group",
         description="Advantage: reward minus the group's mean, divided by the standard deviation of the "
@@ -366,17 +388,54 @@ class GrpoConfig(TrainConfig):
     drop_equal_groups: Bool = Field(
         False, description="Leave groups whose rewards are all equal out of the loss."
     )
+    refill_rounds: Int = Field(
+        0,
+        ge=0,
+        description="Dynamic sampling: replace groups whose rewards are all equal by groups of other "
+        "prompts, in so many rounds at most; 0: never.",
+    )
+    mask_overlong: Bool = Field(
+        False, description="Leave the tokens of rollouts that reach max_completion_length out of the loss."
+    )
     loss: Annotated[GrpoOptions, BeforeValidator(_loss)] = Field(
         GrpoOptions(beta=PUBLISHED_BETA),
         validate_default=True,
         description="The GRPO objective. With beta 0 there is no reference model.",
     )
     num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
+    top_entropy: Float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="The policy term keeps this share of the update's tokens, those of the highest "
+        "entropy; 1: all. Below 1 at the cost of a forward.",
+    )
+    entropy_target: Float | None = Field(
+        None,
+        gt=0,
+        description="loss.entropy_coef rises by entropy_step after an update whose mean entropy is at most "
+        "this, else it falls, and there is a bonus only after the former; null: it stays.",
+    )
+    entropy_step: Float = Field(0.005, gt=0, description="Change of loss.entropy_coef with entropy_target.")
+    entropy_coef_max: Float = Field(1.0, gt=0, description="Its highest value with entropy_target.")
+    latent_term: Literal["none", "cosine", "gaussian"] = Field(
+        "none",
+        description="Loss of latents, a mean over those of the update: none (as published), cosine (1 - "
+        "cosine to what the reference model thinks there), gaussian (clipped ratio of normal densities "
+        "around what the policy thinks there, as Monet; without gradient in the first of num_iterations).",
+    )
+    latent_weight: Float = Field(1.0, gt=0, description="Weight of latent_term.")
+    latent_sigma: Float = Field(10.0, gt=0, description="Standard deviation of latent_term=gaussian.")
 
     log_rollouts_steps: Int = Field(
         10, ge=1, description="Write rollouts to rollouts.jsonl every so many updates."
     )
     log_rollouts: Int = Field(8, ge=0, description="Rollouts of the first process to write each time.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the model that training started from has a part in the loss or the reward."""
+        return self.loss.beta > 0 or self.reward_kl_weight > 0 or self.latent_term == "cosine"
 
     @model_validator(mode="after")
     def _check_rl(self) -> Self:
@@ -389,5 +448,20 @@ class GrpoConfig(TrainConfig):
             raise ValueError(
                 f"rewards names {len(self.rewards)} functions and reward_weights has "
                 f"{len(self.reward_weights)} numbers; give one weight a function"
+            )
+        names = [path.rpartition(":")[2] for path in self.rewards]
+        if unknown := [name for name in self.reward_arguments if name not in names]:
+            raise ValueError(
+                f"reward_arguments.{unknown[0]}: no reward has this name; rewards are {', '.join(names)}"
+            )
+        if self.aggregate_rewards == "normalised" and self.scale_rewards != "group":
+            raise ValueError(
+                f"aggregate_rewards=normalised compares within groups, and scale_rewards is "
+                f"{self.scale_rewards}; leave it at group"
+            )
+        if self.latent_term == "gaussian" and self.num_iterations == 1:
+            raise ValueError(
+                "latent_term=gaussian has no gradient in the first update on rollouts, and num_iterations "
+                "is 1; set num_iterations above 1, or another latent_term"
             )
         return self

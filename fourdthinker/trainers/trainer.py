@@ -20,6 +20,7 @@ from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.trainers.ahead import Ahead
+from fourdthinker.trainers.alarms import Alarms
 from fourdthinker.trainers.batches import ShardedBatches, same
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.loader import Loader
@@ -100,6 +101,7 @@ class LatentTrainer(PassTrainer):
         # ahead by themselves.
         depth = args.gradient_accumulation_steps * batches.repeats
         self._ahead: Ahead[list[Any]] = Ahead(1 if args.dataloader_num_workers else depth)
+        self._alarms = Alarms()
         self._weights_loaded = False
         self.resumed_from: Path | None = None  # the checkpoint folder that the run goes on from
 
@@ -159,6 +161,8 @@ class LatentTrainer(PassTrainer):
         logs["bad_steps"] = self.bad_steps
         if self.divisions:
             logs["out_of_memory"] = self.divisions
+        if self.is_world_process_zero() and "loss" in logs:
+            logs["alarms"] = self._alarms.check(logs, self.state.log_history)
         super().log(logs, start_time)
         if self.is_world_process_zero():
             entry = self.state.log_history[-1]

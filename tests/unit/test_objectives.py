@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fourdthinker.backbones.qwen2_5_vl import Qwen2_5_VL
 from fourdthinker.kernels import GrpoOptions
-from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
+from fourdthinker.objectives import (
+    LatentTerm,
+    dift_objective,
+    grpo_objective,
+    latent_objective,
+    policy_logprobs,
+)
 from tests.tiny import tiny_checkpoint
 
 K = 4
@@ -229,3 +235,48 @@ def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs()
     advantages = batch["advantages"][batch["completion_index"] // 6]
     (-(advantages * chosen).sum() / 4).backward()
     torch.testing.assert_close(fused, model.head_weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "gaussian"])
+def test_latent_terms_equal_loops_and_finite_differences(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    batch = {
+        "latent_rows": torch.tensor([0, 1, -1, 1, 0]),
+        "latents": own + 0.5 * torch.randn(5, 4, generator=generator, dtype=torch.float64),
+        "anchors": torch.randn(5, 4, generator=generator, dtype=torch.float64),
+        "advantages": torch.tensor([1.5, -0.5], dtype=torch.float64),
+    }
+    term = LatentTerm(kind, weight=0.3, sigma=1.2)
+    wide = {name: value.double() for name, value in batch.items() if value.is_floating_point()}
+    total, shown = 0.0, []
+    for i, row in enumerate(batch["latent_rows"].tolist()):
+        if row < 0:
+            continue
+        if kind == "cosine":
+            a, b = own[i].tolist(), wide["anchors"][i].tolist()
+            norm = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+            shown.append(sum(x * y for x, y in zip(a, b, strict=True)) / norm)
+            total += 1 - shown[-1]
+        else:
+            distance = sum(
+                (x - y) ** 2 for x, y in zip(own[i].tolist(), wide["latents"][i].tolist(), strict=True)
+            )
+            shown.append(math.exp(-distance / (2 * 1.2**2)))
+            gain = float(batch["advantages"][row])
+            total -= min(shown[-1] * gain, max(shown[-1], 0.8) * gain)
+    loss, metrics = latent_objective(term, own, batch, GrpoOptions(), num_latents=7)
+    assert loss.item() == pytest.approx(0.3 * total / 7, rel=1e-5)
+    ((mean, weight),) = metrics.values()
+    assert (mean / weight).item() == pytest.approx(sum(shown) / 4, rel=1e-5)
+    leaf = own.clone().requires_grad_()
+    latent_objective(term, leaf, batch, GrpoOptions(), num_latents=7)[0].backward()
+    assert leaf.grad is not None
+    assert not leaf.grad[2].any(), "what does not count has no gradient"
+    for i, k in ((0, 1), (1, 2), (4, 0)):
+        step = torch.zeros_like(own)
+        step[i, k] = 1e-4
+        ends = [
+            latent_objective(term, own + s * step, batch, GrpoOptions(), num_latents=7)[0] for s in (1, -1)
+        ]
+        assert leaf.grad[i, k].item() == pytest.approx((ends[0] - ends[1]).item() / 2e-4, rel=2e-2, abs=2e-4)

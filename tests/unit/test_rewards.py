@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from fourdthinker import rewards
 from fourdthinker.answers import parse_answer
 from fourdthinker.errors import ConfigError
-from fourdthinker.rewards import (
-    Completion,
-    accuracy_reward,
-    call_reward,
-    format_reward,
-    load_reward,
-    st_reward,
-)
+from fourdthinker.rewards import accuracy_reward, format_reward, soft_overlong_reward, st_reward
 
 MOVES = {"A": "dolly in", "B": "truck left", "C": "pan right", "D": "Tilt up"}
 
@@ -120,102 +112,9 @@ def test_st_reward_of_open_questions_and_without_centres() -> None:
         st_reward("", record(extra={}))
 
 
-def test_load_reward() -> None:
-    assert load_reward("fourdthinker.rewards:format_reward") is format_reward
-    for path in ("accuracy", "fourdthinker.rewards:", ":accuracy_reward", ""):
-        with pytest.raises(ConfigError, match=r"package\.module:function"):
-            load_reward(path)
-    with pytest.raises(ConfigError, match=r"cannot import 'no_such_module'.*PYTHONPATH"):
-        load_reward("no_such_module:reward")
-    with pytest.raises(ConfigError, match=r"has no function 'acuracy'.*accuracy_reward"):
-        load_reward("fourdthinker.rewards:acuracy")
-    with pytest.raises(ConfigError, match="has no function '_TAG'"):
-        load_reward(f"{rewards.__name__}:_TAG")
-
-
-def completion(**fields: Any) -> Completion:
-    values = {"text": "<answer>B</answer>", "record": record(id="r7", extra={"extra": {"depth": 2}})}
-    values |= {
-        "length": 3,
-        "finish_reason": "length",
-        "tokens": torch.arange(3),
-        "latents": torch.zeros(4, 8),
-    }
-    return Completion(**values | fields)
-
-
-def test_a_reward_gets_what_it_has_parameters_for() -> None:
-    def everything(
-        text: str, record: Any, *, extra: Any, length: int, finish_reason: str, tokens: Any, latents: Any
-    ) -> float:
-        assert (text, record.id, finish_reason) == ("<answer>B</answer>", "r7", "length")
-        return extra["depth"] * 1000 + length * 100 + len(tokens) * 10 + len(latents)
-
-    def some(text: str, record: Any, finish_reason: str, scale: float = 0.5) -> float:
-        return scale * (finish_reason == "length")
-
-    assert call_reward("everything", everything, completion()) == 2334
-    assert call_reward("some", some, completion()) == 0.5
-    assert call_reward("accuracy", accuracy_reward, completion(), 5.0) == 1.0
-    assert completion(record=record(id="r", extra={})).extra == {}
-
-
-def _none(text: str, record: Any) -> None:
-    return None
-
-
-def _raises(text: str, record: Any) -> float:
-    raise KeyError("depth")
-
-
-def _slow(text: str, record: Any) -> float:
-    time.sleep(30)
-    return 1.0
-
-
-@pytest.mark.parametrize("timeout", [None, 0.2])
-@pytest.mark.parametrize(
-    ("reward", "said"),
-    [
-        (_none, "is None for record 'r7' (train.jsonl:7); it must be a finite number"),
-        (_raises, ": KeyError for record 'r7' (train.jsonl:7): 'depth'; mend the function"),
-        (lambda text, record: math.nan, "is nan for record 'r7' (train.jsonl:7); it must be a finite number"),
-        (lambda text, record: "good", "is 'good' for record 'r7' (train.jsonl:7); it must be"),
-    ],
-)
-def test_what_goes_wrong_in_a_reward_names_it_and_the_record(
-    reward: Any, said: str, timeout: float | None
-) -> None:
-    with pytest.raises(ConfigError) as error:
-        call_reward("mine", reward, completion(), timeout)
-    assert str(error.value).startswith("reward mine")
-    assert said in str(error.value)
-
-
-def test_a_reward_that_hangs_is_named() -> None:
-    began = time.perf_counter()
-    with pytest.raises(
-        ConfigError, match=r"reward mine: no answer within 0.2 seconds for record 'r7' \(train"
-    ):
-        call_reward("mine", _slow, completion(), 0.2)
-    assert time.perf_counter() - began < 10
-
-
-@pytest.mark.parametrize("name", ["_one", "_unknown", "_swapped"])
-def test_a_reward_that_wants_what_there_is_not_is_refused_when_it_is_loaded(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"{name}' takes \(.*called as reward\(text, record\), with any of ext"
-    ):
-        load_reward(f"tests.unit.test_rewards:{name}")
-
-
-def _one(text: str) -> float:
-    return 0.0
-
-
-def _unknown(text: str, record: Any, *, colour: str) -> float:
-    return 0.0
-
-
-def _swapped(text: str, length: int, record: Any) -> float:
-    return 0.0
+def test_the_last_tokens_cost() -> None:
+    cost = partial(soft_overlong_reward, "", record(), max_length=100, buffer=20)
+    assert [cost(length=n) for n in (0, 80, 81, 90, 100)] == [0.0, 0.0, -0.05, -0.5, -1.0]
+    for buffer in (0, 101):
+        with pytest.raises(ConfigError, match="max_completion_length = 100"):
+            soft_overlong_reward("", record(), 5, 100, buffer=buffer)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
@@ -27,7 +28,9 @@ def test_what_a_micro_batch_is_divided_by(
     original = GrpoTrainer._make_replay
 
     def spy(self: GrpoTrainer, experiences: list[Any]) -> Replay:
-        experiences[1].kept[0] = False  # so that the batches have unequal numbers of tokens
+        experiences[1].kept[0] = experiences[1].trained[0] = (
+            False  # so that the batches have unequal numbers of tokens
+        )
         kept.append((experiences, original(self, experiences)))
         return kept[-1][1]
 
@@ -57,7 +60,7 @@ def test_a_rank_that_cannot_halve_keeps_each_rollouts_log_probs(
     values |= {"max_completion_length": 8, "num_iterations": 2, "max_tokens_per_forward": 10}
     config, items = make_config(GrpoConfig, values), prompts(checkpoint, 2)
     parts = Parts(training_arguments(config), checkpoint, Items(items), None)
-    trainer = make_trainer(config, {"length_reward": length_reward}, parts)
+    trainer = make_trainer(config, [Reward("length_reward", length_reward)], parts)
     phases: list[tuple[Any, ...]] = []
     monkeypatch.setattr(trainer.watch, "enter", lambda *phase: phases.append(phase))
     trainer.prepare_update([[(i, items[i])] for i in range(2)])

@@ -14,20 +14,23 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import policy_logprobs
 from fourdthinker.records import Record
+from fourdthinker.reward_calls import Reward
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
 from fourdthinker.samples import Prompt, Vision
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.experience import (
     Experience,
     completions_of,
-    equal_groups,
     rollout_seeds,
     score,
     update_slots,
 )
 from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
+from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import prompts as recorded_prompts
 from tests.tiny import tiny_checkpoint
 
@@ -149,6 +152,7 @@ def experience(kept: list[bool]) -> Experience:
         {},
         advantages,
         torch.tensor(kept),
+        torch.tensor(kept),
     )
 
 
@@ -161,7 +165,7 @@ def positions(chunk: Chunk) -> int:
 def test_chunks_hold_every_kept_row_once(budget: int | None, share: bool) -> None:
     kept = [i % 4 != 1 for i in range(4 * N)]
     whole = experience(kept)
-    parts = cut_rows(whole, budget, share=share)
+    parts = cut_rows(whole, whole.rows, budget, share=share)
     assert (len(parts) == 1) == (budget is None)
     chunks = [make_chunk(whole, rows, 0, share=share) for rows in parts]
     seen = sorted(int(a) for chunk in chunks for a in chunk.batch["advantages"])
@@ -179,7 +183,7 @@ def test_chunks_hold_every_kept_row_once(budget: int | None, share: bool) -> Non
 
 def test_chunks_without_rows_count_nothing() -> None:
     whole = experience([True] + [False] * (4 * N - 1))
-    parts = cut_into(cut_rows(whole, 50, share=True), 3)
+    parts = cut_into(cut_rows(whole, whole.rows, 50, share=True), 3)
     chunks = [make_chunk(whole, rows, 0, share=True) for rows in parts]
     assert [chunk.batch["chosen_ids"].numel() > 0 for chunk in chunks] == [True, False, False]
     for chunk in chunks[1:]:
@@ -188,14 +192,21 @@ def test_chunks_without_rows_count_nothing() -> None:
 
 
 def test_a_halved_chunk_keeps_what_is_known_of_each_row() -> None:
-    whole = experience([True] * 4 * N)
+    row_numbers = torch.arange(4.0 * N)[:, None].expand_as(rolled().logprobs)
+    anchors = torch.arange(float(rolled().latents.shape[0]))[:, None]
+    whole = replace(experience([True] * 4 * N), ref_logprobs=row_numbers, anchors=anchors)
     chunk = make_chunk(whole, [3, 9, 0, 4, 8], 0, share=True)
     known = torch.arange(5.0)[:, None].expand_as(chunk.batch["rollout_logprobs"])
-    chunk = replace(chunk, batch=chunk.batch | {"ref_logprobs": known, "old_logprobs": -known})
+    chunk = replace(chunk, batch=chunk.batch | {"old_logprobs": -known})
     one, two = halved(chunk, 0, share=True)
     assert (one.rows, two.rows) == ([3, 9], [0, 4, 8])
     assert two.batch["advantages"].tolist() == [0, 4, 8]
-    assert two.batch["ref_logprobs"][:, 0].tolist() == [2, 3, 4]
+    assert two.batch["ref_logprobs"][:, 0].tolist() == [0, 4, 8]
+    assert anchors.numel() > 10
+    for half in (one, two):  # the anchors of a chunk are those of its own latents
+        own = rolled().latent_rows[half.batch["anchors"][:, 0].long()]
+        assert own.tolist() == [half.rows[row] for row in half.batch["latent_rows"].tolist()]
+        assert torch.equal(half.batch["latents"], rolled().latents[half.batch["anchors"][:, 0].long()])
     assert one.batch["old_logprobs"][:, 0].tolist() == [0, -1]
     assert halved(make_chunk(whole, [3], 0, share=True), 0, share=True)[0].rows == [3]
 
@@ -226,9 +237,10 @@ def test_a_slot_is_the_position_in_the_whole_update(ranks: int, batch: int, accu
 def test_rewards_are_weighted() -> None:
     record = Record("rl", "a", "?", where="f.jsonl:3")
     tokens = torch.tensor([5, 6])
-    completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4)) for text in ("ab", "c")]
-    rewards = {"length": lambda text, _: float(len(text)), "one": lambda text, _: 1.0}
-    total, parts = score(completions, rewards, [0.5, 2.0])
+    completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4), 9) for text in ("ab", "c")]
+    rewards = [Reward("length", lambda text, _: float(len(text))), Reward("one", lambda text, _: 1.0)]
+    config = make_config(GrpoConfig, {"reward_weights": [0.5, 2.0]})
+    total, parts = score(completions, rewards, config)
     assert total.tolist() == [3.0, 2.5]
     assert parts["length"].tolist() == [2.0, 1.0]
 
@@ -238,7 +250,7 @@ def test_rewards_are_told_of_their_own_row() -> None:
     items = recorded_prompts(talker, 2)
     config = SamplingConfig(max_new_tokens=16, max_blocks=2, temperature=1.0)
     rollout = LatentSampler(talker.backbone).sample(items, 2, config, seeds=[1, 2, 3, 4])
-    found = completions_of(rollout, items, rollout.texts(talker.tokenizer))
+    found = completions_of(rollout, items, rollout.texts(talker.tokenizer), 16)
     assert [c.record.id for c in found] == ["p0", "p0", "p1", "p1"]
     assert [c.finish_reason for c in found] == rollout.finish_reason
     pad = talker.backbone.latents.pad_id
@@ -248,4 +260,4 @@ def test_rewards_are_told_of_their_own_row() -> None:
         assert int((c.tokens == pad).sum()) == c.latents.shape[0]
     items[0].record = None
     with pytest.raises(ConfigError, match="no record"):
-        completions_of(rollout, items, [""] * 4)
+        completions_of(rollout, items, [""] * 4, 16)

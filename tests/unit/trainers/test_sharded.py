@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
+from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
@@ -47,12 +48,12 @@ def replay_and_checkpoint(folder: Path, rank: int, *, sliced: bool) -> tuple[Rep
     config = make_config(GrpoConfig, values)
     items = prompts(checkpoint, 2)
     parts = Parts(training_arguments(config), checkpoint, Items(items), None)
-    trainer = make_trainer(config, {"length": length_reward}, parts)
+    trainer = make_trainer(config, [Reward("length", length_reward)], parts)
     if sliced:
         for layer in checkpoint.backbone.hf.model.language_model.layers:
             fully_shard(layer)
         fully_shard(checkpoint.backbone)
-    replay = trainer._sample([[(rank,), (items[rank],)]])
+    replay = trainer._make_replay(trainer.sample([[(rank,), (items[rank],)]]))
     trainer.save_model(str(folder / "saved"))
     dist.barrier()
     return replay, load_checkpoint(folder / "saved").backbone.state_dict()

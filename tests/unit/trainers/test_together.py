@@ -138,14 +138,14 @@ def test_no_memory_to_reduce_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def one_dies(rank: int, folder: Path) -> None:
     """The second rank is killed while it samples in the second step."""
-    sample = GrpoTrainer._sample
+    sample = GrpoTrainer.sample
 
     def killed(self: GrpoTrainer, batches: Any) -> Any:
         if rank == 1 and self.state.global_step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return sample(self, batches)
 
-    GrpoTrainer._sample = killed  # type: ignore[method-assign]
+    GrpoTrainer.sample = killed  # type: ignore[method-assign]
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
     config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder / "run"), "ddp_timeout": 10})
     with pytest.raises(RankLostError) as error:

@@ -1,0 +1,299 @@
+"""Reward functions of a run: loaded by import path with their arguments, and called for many completions.
+
+There are four kinds: ``reward(text, record) -> float`` for one completion, ``reward(completions) -> list``
+for all of a batch (its first parameter has this name), and both as ``async def``. An import path may also
+name a class: its instance, made of the arguments, is the function. None is no opinion: others decide.
+
+What goes wrong with one completion costs that completion and nothing else: it has no reward, and is counted.
+Whether a run shall go on after that is the caller's choice, but for `RewardFailedError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.rewards import Completion
+
+ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents", "max_length")
+_BATCH = "completions"  # the name of the first parameter of a batched function
+_WAITING = object()  # stands for a result that is not there yet
+
+
+class RewardFailedError(FourdError):
+    """A reward could not be had for a completion, through no fault of the run: it is left out and counted."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function that can be called.
+
+    Attributes:
+        name: of the function, for metrics and messages.
+        function: as imported, or the instance of a class.
+        arguments: passed to every call, by name.
+        wanted: which of `ON_REQUEST` it has parameters for.
+        batched: whether it takes all completions at a time.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    batched: bool = False
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calls must be awaited."""
+        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
+            getattr(self.function, "__call__", None)  # noqa: B004  # of an instance
+        )
+
+    def call(self, completions: Sequence[Completion]) -> Any:
+        """The function's own result (or coroutine) for one completion, or where batched for several."""
+        if self.batched:
+            return self.function(list(completions), **self.arguments)
+        (one,) = completions
+        asked = {name: getattr(one, name) for name in self.wanted}
+        return self.function(one.text, one.record, **asked, **self.arguments)
+
+
+def load_reward(path: str, arguments: Mapping[str, Any] | None = None) -> Reward:
+    """Import a reward function.
+
+    Args:
+        path: ``"package.module:function"``, or of a class whose instances are called.
+        arguments: passed to every call by name; to a class when the instance is made.
+
+    Returns:
+        The function.
+
+    Raises:
+        ConfigError: the path has another form, the module cannot be imported, it has no such callable, or one
+            that wants arguments which there are not, or does not take those that are given.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ConfigError(
+            f"reward {path!r} is no import path; write it as 'package.module:function', "
+            "for example 'fourdthinker.rewards:accuracy_reward'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"reward {path!r}: cannot import {module_name!r} ({error}); "
+            "install it or put its folder on PYTHONPATH"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"reward {path!r}: {module_name!r} has no function {name!r}; "
+            f"it has {', '.join(sorted(public)) or 'none'}"
+        )
+    given = dict(arguments or {})
+    if inspect.isclass(function):
+        try:
+            function, given = function(**given), {}
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"reward_arguments.{name}: {' '.join(str(error).split())}") from error
+        if not callable(function):
+            raise ConfigError(
+                f"reward {path!r} is a class whose instances cannot be called; give it __call__"
+            )
+    return _checked(path, name, function, given)
+
+
+def _checked(path: str, name: str, function: Callable[..., Any], given: dict[str, Any]) -> Reward:
+    """The reward with what it has parameters for; ConfigError where it takes something else."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        return Reward(name, function, given)
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    batched = positional[:1] == [_BATCH]
+    own = positional[: 1 if batched else 2]
+    free = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    others = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    others = [p for p in others if p.name not in own]
+    wanted = () if batched else tuple(p.name for p in others if p.name in ON_REQUEST and p.name not in given)
+    missing = [p.name for p in others if p.default is p.empty and p.name not in (*wanted, *given)]
+    takes_two = len(positional) >= 2 or any(p.kind == p.VAR_POSITIONAL for p in parameters)
+    if not (batched or takes_two) or missing or not set(own).isdisjoint(ON_REQUEST):
+        raise ConfigError(
+            f"reward {path!r} takes {inspect.signature(function)}; it is called as reward(text, record), "
+            f"with any of {', '.join(ON_REQUEST)} besides that it has a parameter for, or as reward({_BATCH})"
+            + (f"; reward_arguments.{name} can give {', '.join(missing)}" if missing else "")
+        )
+    unknown = [key for key in given if not free and key not in [p.name for p in others]]
+    if unknown:
+        raise ConfigError(
+            f"reward_arguments.{name}.{unknown[0]}: {path} has no such parameter; it takes "
+            f"{inspect.signature(function)}"
+        )
+    return Reward(name, function, given, wanted, batched)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward function said about R completions.
+
+    Attributes:
+        values: [R] its numbers; None where it had no opinion, or failed.
+        failures: row -> what went wrong there.
+    """
+
+    values: list[float | None]
+    failures: dict[int, Exception]
+
+
+def call_reward(
+    reward: Reward,
+    completions: Sequence[Completion],
+    *,
+    timeout: float | None = None,
+    concurrency: int = 16,
+) -> Scores:
+    """The rewards of R completions by one function.
+
+    Args:
+        reward: the function.
+        completions: [R].
+        timeout: seconds that a call may take, of a batched function one for all of them; None: any time.
+        concurrency: calls of an async function that run at a time.
+
+    Returns:
+        Its numbers, and what went wrong. A call that does not come back is left to itself.
+    """
+    calls = [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
+    results: list[Any] = [_WAITING] * len(calls)
+    run = functools.partial(_run_async, concurrency=concurrency) if reward.is_async else _run
+    if completions:
+        run(reward, [[completions[row] for row in rows] for rows in calls], results, timeout)
+    values: list[float | None] = [None] * len(completions)
+    failures: dict[int, Exception] = {}
+    for rows, result in zip(calls, results, strict=True):
+        for row, value in zip(rows, _split(result, len(rows), timeout, batched=reward.batched), strict=True):
+            if isinstance(value, Exception):
+                failures[row] = value
+            else:
+                values[row] = value
+    return Scores(values, failures)
+
+
+def described(name: str, completion: Completion, error: Exception) -> str:
+    """What went wrong, with the function, the record and the remedy.
+
+    Args:
+        name: of the function.
+        completion: what it was called for.
+        error: what it raised, or was found wrong about its result.
+
+    Returns:
+        One line.
+    """
+    where = f"for record {completion.record.id!r} ({completion.record.where})"
+    said = " ".join(str(error).split())
+    if isinstance(error, (RewardFailedError, TimeoutError)):
+        return f"reward {name}: {said} {where}"
+    return f"reward {name}: {type(error).__name__} {where}: {said}; mend the function"
+
+
+def _split(result: Any, rows: int, timeout: float | None, *, batched: bool) -> list[Any]:
+    """Of each row of a call its number, None, or an exception."""
+    if result is _WAITING:
+        allowed = "" if timeout is None else f" within {timeout:g} seconds"
+        return [TimeoutError(f"no answer{allowed}; make it faster, or raise reward_timeout")] * rows
+    if isinstance(result, Exception):
+        return [result] * rows
+    if not batched:
+        return [_number(result)]
+    if not isinstance(result, Sequence) or isinstance(result, str) or len(result) != rows:
+        length = f" of {len(result)}" if isinstance(result, Sequence) else ""
+        wrong = TypeError(
+            f"a {type(result).__name__}{length} for {rows} completions; return one number for each"
+        )
+        return [wrong] * rows
+    return [_number(value) for value in result]
+
+
+def _number(value: Any) -> float | Exception | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    return number if math.isfinite(number) else ValueError(f"{value!r} is no finite number")
+
+
+def _run(
+    reward: Reward, calls: Sequence[Sequence[Completion]], results: list[Any], timeout: float | None
+) -> None:
+    """Calls one after the other; where one hangs, a new thread goes on behind it."""
+    first = 0
+    while first < len(calls):
+        started = [time.monotonic()]  # of the call that runs
+
+        def work(first: int = first, started: list[float] = started) -> None:
+            for index in range(first, len(calls)):
+                started[0] = time.monotonic()
+                result = _attempt(functools.partial(reward.call, calls[index]))
+                if results[index] is not _WAITING or (timeout and time.monotonic() - started[0] > timeout):
+                    return  # too late: somebody else has gone on
+                results[index] = result
+
+        if timeout is None:
+            work()
+            return
+        thread = threading.Thread(target=work, daemon=True)  # one that hangs ends with the process
+        thread.start()
+        while thread.is_alive() and time.monotonic() - started[0] <= timeout:
+            thread.join(max(started[0] + timeout - time.monotonic(), 0.001))
+        first = next((i for i in range(first, len(calls)) if results[i] is _WAITING), len(calls)) + 1
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+        return error
+
+
+def _run_async(
+    reward: Reward,
+    calls: Sequence[Sequence[Completion]],
+    results: list[Any],
+    timeout: float | None,
+    *,
+    concurrency: int,
+) -> None:
+    """Calls in an event loop of a thread of its own, which is left alone where one blocks it."""
+
+    async def one(index: int, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            try:
+                results[index] = await asyncio.wait_for(reward.call(calls[index]), timeout)
+            except TimeoutError:
+                pass  # stays as it is: without an answer
+            except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+                results[index] = error
+
+    async def every() -> None:
+        turns = asyncio.Semaphore(concurrency)
+        await asyncio.gather(*(one(index, turns) for index in range(len(calls))))
+
+    thread = threading.Thread(target=lambda: asyncio.run(every()), daemon=True)
+    thread.start()
+    rounds = -(-len(calls) // concurrency)
+    thread.join(None if timeout is None else rounds * timeout + 1.0)

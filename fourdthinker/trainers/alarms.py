@@ -1,0 +1,155 @@
+"""Alarms: what in a line of metrics says that a run goes wrong, and what to do about it.
+
+A check takes a line and the lines before it, and says what is wrong, or nothing. Lines before it come from
+the state of the run, so that one that goes on has them too.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+Line = Mapping[str, float]
+_REPEAT = 50  # lines after which an alarm that lasts is given once more
+
+
+class Alarm(NamedTuple):
+    """A check of a line of metrics.
+
+    Attributes:
+        name: of the alarm.
+        check: what is wrong, from the line and those before it; None: nothing.
+        remedy: what to do.
+    """
+
+    name: str
+    check: Callable[[Line, Sequence[Line]], str | None]
+    remedy: str
+
+
+def _sampler_difference(line: Line, _: Sequence[Line]) -> str | None:
+    difference = line.get("sampler_gap", 0.0)
+    return f"sampler and trainer differ by {difference:.2g} nats a token" if difference > 0.05 else None
+
+
+def _kl(line: Line, _: Sequence[Line]) -> str | None:
+    kl = line.get("kl", 0.0)
+    return f"the KL estimate to the reference model is {kl:.2g} nats a token" if kl > 0.5 else None
+
+
+def _norm(line: Line, before: Sequence[Line]) -> str | None:
+    usual = [one["grad_norm"] for one in before[-50:] if "grad_norm" in one]
+    norm = line.get("grad_norm", 0.0)
+    if len(usual) < 10 or norm <= 10 * statistics.median(usual):
+        return None
+    return f"the norm of the gradient is {norm:.3g}, and {statistics.median(usual):.3g} in the lines before"
+
+
+def _length(line: Line, before: Sequence[Line]) -> str | None:
+    first = [one["completion_length"] for one in before if "completion_length" in one][:10]
+    length = line.get("completion_length", 0.0)
+    if len(first) < 10 or length >= 0.25 * statistics.fmean(first):
+        return None
+    return f"rollouts have {length:.0f} tokens, and had {statistics.fmean(first):.0f} at the beginning"
+
+
+def _equal_groups(line: Line, _: Sequence[Line]) -> str | None:
+    return (
+        "in every group all rewards are equal: nothing is learnt" if line.get("equal_groups") == 1 else None
+    )
+
+
+def _empty_blocks(line: Line, _: Sequence[Line]) -> str | None:
+    share = line.get("empty_blocks", 0.0)
+    return f"in {share:.0%} of the blocks END is right behind START" if share > 0 else None
+
+
+def _no_blocks(line: Line, _: Sequence[Line]) -> str | None:
+    return "no rollout opened a block" if line.get("latents") == 0 and line.get("blocks_allowed") else None
+
+
+def _one_direction(line: Line, _: Sequence[Line]) -> str | None:
+    length = line.get("latent_direction", 0.0)
+    return f"the mean of the latents' directions has length {length:.3f}" if length > 0.99 else None
+
+
+def _failed_rewards(line: Line, _: Sequence[Line]) -> str | None:
+    share = line.get("failed_rewards", 0.0)
+    return f"{share:.0%} of the rollouts have no reward" if share > 0.2 else None
+
+
+ALARMS = (
+    Alarm(
+        "sampler_gap",
+        _sampler_difference,
+        "set loss.sampler_cap=2, run sampler and trainer in the same precision, and look for options that "
+        "change the model between them (lora.dropout, attention)",
+    ),
+    Alarm("kl", _kl, "raise loss.beta, or lower learning_rate"),
+    Alarm("grad_norm", _norm, "lower learning_rate or max_grad_norm, and look at the records of this update"),
+    Alarm(
+        "completion_length",
+        _length,
+        "look at rollouts.jsonl for answers without reasoning; raise loss.beta, or reward the format",
+    ),
+    Alarm(
+        "equal_groups",
+        _equal_groups,
+        "set refill_rounds=3, choose records that the model solves at times, or raise num_generations or "
+        "temperature",
+    ),
+    Alarm(
+        "empty_blocks",
+        _empty_blocks,
+        "blocks must hold latents: sample with this package's grammar, and check latent_start_id, "
+        "latent_pad_id and latent_end_id of the checkpoint",
+    ),
+    Alarm(
+        "no_blocks",
+        _no_blocks,
+        "begin with a checkpoint that DIFT has taught to open blocks, set train_start=true, or "
+        "max_blocks=0 if text alone is wanted",
+    ),
+    Alarm(
+        "latent_direction",
+        _one_direction,
+        "the latents have collapsed to one direction and hold nothing: set latent_term=cosine, raise "
+        "loss.beta, or go back to an earlier checkpoint",
+    ),
+    Alarm(
+        "failed_rewards",
+        _failed_rewards,
+        "look at the warnings for the first failure of each reward; check the judge, or raise reward_timeout",
+    ),
+)
+
+
+@dataclass
+class Alarms:
+    """The alarms of a run."""
+
+    _given: dict[str, int] = field(default_factory=dict)  # name -> lines until it is given once more
+
+    def check(self, line: Line, before: Sequence[Line]) -> int:
+        """Warn of what is wrong, at once and then now and then as long as it lasts.
+
+        Args:
+            line: of metrics.
+            before: the lines before it.
+
+        Returns:
+            How many alarms hold, warned of or not.
+        """
+        holding = {alarm: said for alarm in ALARMS if (said := alarm.check(line, before)) is not None}
+        for alarm, said in holding.items():
+            left = self._given.get(alarm.name, 0)
+            if not left:
+                logger.warning("alarm %s: %s; %s", alarm.name, said, alarm.remedy)
+            self._given[alarm.name] = (left or _REPEAT) - 1
+        self._given = {a.name: self._given[a.name] for a in holding}
+        return len(holding)

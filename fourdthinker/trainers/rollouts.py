@@ -1,0 +1,276 @@
+"""The half of 4DRL before the update: rollouts, their rewards, and what other passes say of them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fourdthinker.backbones.common import Backbone, Objective
+from fourdthinker.backbones.gathering import gathered
+from fourdthinker.errors import ConfigError
+from fourdthinker.kernels import top_entropy_mask
+from fourdthinker.objectives import policy_entropies, policy_logprobs, reference_outputs
+from fourdthinker.reward_calls import Reward
+from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
+from fourdthinker.samples import Batch, Prompt
+from fourdthinker.trainers.batches import ShardedBatches
+from fourdthinker.trainers.budget import halves
+from fourdthinker.trainers.experience import (
+    Experience,
+    Scored,
+    completions_of,
+    rollout_metrics,
+    rollout_seeds,
+    sampling_config,
+    score,
+    update_slots,
+    with_advantages,
+    write_rollouts,
+)
+from fourdthinker.trainers.packing import cut_rows
+from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
+from fourdthinker.trainers.run_folder import ROLLOUTS
+from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.trainer import LatentTrainer
+from fourdthinker.trainers.update import Parts
+
+
+class RolloutTrainer(LatentTrainer):
+    """Samples and scores; `GrpoTrainer` is complete.
+
+    Args:
+        config: the settings.
+        parts: what is trained, on which prompts.
+        batches: which of the prompts this rank sees when.
+        rewards: the reward functions, one for each weight.
+    """
+
+    settings: GrpoConfig
+
+    def __init__(
+        self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: Sequence[Reward]
+    ) -> None:
+        super().__init__(config, parts, batches)
+        self.rewards, self.reference = rewards, parts.reference
+        if self.reference is not None:
+            self.reference.to(self.args.device)
+        self.sampler = LatentSampler(self.checkpoint.backbone)
+        self._unchecked = self.settings.share_prompt  # until shared and plain forward were compared
+
+    @torch.no_grad()
+    def sample(self, batches: list[Any]) -> list[Experience]:
+        """Rollouts of the prompts of an update, with their advantages and what the loss needs of them.
+
+        Args:
+            batches: of each micro-batch the indices and the prompts.
+        """
+        started = time.perf_counter()
+        config, step = self.settings, self.state.global_step + 1
+        size, rank = config.per_device_train_batch_size, self.args.process_index
+        slots = update_slots(len(batches), size, rank, self.args.world_size)
+        scored = []
+        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
+            for batch, prompts in batches:
+                mine, slots = slots[: len(batch)], slots[len(batch) :]
+                scored.append(self._varied(list(batch), list(prompts), mine))
+        # What comes now waits for the other ranks; one that still samples or scores is behind.
+        self._enter("advantages of all rollouts", -1)
+        known: list[Tensor | None] = [None] * len(scored)
+        if config.reward_kl_weight:
+            with self._reference() as reference:
+                known = [self._reference_outputs(reference, s, range(len(s.rewards)))[0] for s in scored]
+            scored = [self._with_kl(s, ref) for s, ref in zip(scored, known, strict=True) if ref is not None]
+        experiences = with_advantages(scored, config, self.args)
+        experiences = [replace(e, ref_logprobs=ref) for e, ref in zip(experiences, known, strict=True)]
+        shown = config.log_rollouts > 0 and (step - 1) % config.log_rollouts_steps == 0
+        if shown and self.is_world_process_zero():
+            write_rollouts(Path(config.output_dir) / ROLLOUTS, step, experiences[0], config.log_rollouts)
+        if self._unchecked:
+            with gathered(self.checkpoint.backbone):
+                self._check_sharing(experiences[0])
+            self._unchecked = False
+        experiences = self._with_other_passes(experiences)
+        for experience in experiences:
+            spec = self.checkpoint.backbone.latents
+            shown_of = rollout_metrics(experience, config.num_generations, spec, config.max_blocks)
+            self.metric_sums.add(shown_of)
+        elapsed = torch.tensor(time.perf_counter() - started)
+        self.metric_sums.add({"sampling_seconds": (elapsed, torch.ones(()))})
+        return experiences
+
+    # ---- rollouts
+
+    def _varied(self, indices: list[int], prompts: list[Prompt], slots: list[int]) -> Scored:
+        """Rollouts of prompts, or of others where those teach nothing, as far as the rounds go."""
+        config, step = self.settings, self.state.global_step + 1
+        size, group, replaced = len(self.items), config.num_generations, 0
+        seeds = functools.partial(rollout_seeds, config.seed, step, samples=group)
+        scored = self._roll_out(indices, prompts, seeds(slots=slots))
+        seen = [{index} for index in indices]
+        for attempt in range(1, config.refill_rounds + 1):
+            missing = without_variance(scored, group)
+            if not missing:
+                break
+            tried = [other_prompt(config.seed, step, attempt, slots[i], size, seen[i]) for i in missing]
+            for i, index in zip(missing, tried, strict=True):
+                seen[i].add(index)
+            found: list[tuple[int, Any]] = [self.items[index] for index in tried]
+            other = self._roll_out(
+                [index for index, _ in found],
+                [prompt for _, prompt in found],
+                seeds(slots=[slots[i] for i in missing], attempt=attempt),
+            )
+            pad_id = self.checkpoint.backbone.vision.pad_id
+            scored = with_groups(scored, missing, other, group, pad_id)
+            replaced += len(missing) - len(without_variance(scored, group))
+        if config.refill_rounds:
+            count = torch.tensor(float(len(indices)))
+            self.metric_sums.add({"refilled_groups": (torch.tensor(float(replaced)), count)})
+        return scored
+
+    def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Scored:
+        config, backbone = self.settings, self.checkpoint.backbone
+        features = encode_prompts(backbone, prompts)
+        rollout = self.sampler.sample(
+            prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
+        )
+        mine = [prompts[i] for i in rollout.group.tolist()]
+        written = rollout.texts(self.checkpoint.tokenizer)
+        texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
+        completions = completions_of(rollout, prompts, texts, config.max_completion_length)
+        rewards, parts = score(completions, self.rewards, config)
+        # An open tower needs its pictures in the training forward, where gradients flow through it.
+        kept = features if config.freeze_vision else None
+        return Scored(indices, prompts, rollout, kept, texts, rewards, parts)
+
+    def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
+        """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""
+        rollout, kind = scored.rollout, self.settings.reward_kl
+        difference = torch.where(rollout.policy_mask, rollout.logprobs - ref, 0.0)
+        kinds = {
+            "k1": difference,
+            "k2": 0.5 * difference.square(),
+            "k3": (-difference).exp() + difference - 1,
+        }
+        kl = kinds[kind].sum(1).cpu()
+        rewards = scored.rewards - self.settings.reward_kl_weight * kl
+        return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl})
+
+    # ---- passes without gradient
+
+    @contextmanager
+    def _reference(self) -> Iterator[Backbone]:
+        """The reference model, with whole weights: a frozen copy, or the policy without its adapter."""
+        own = self.checkpoint.backbone
+        reference = own if self.reference is None else self.reference
+        with gathered(reference), own.without_adapter() if reference is own else nullcontext():
+            yield reference
+
+    def _with_other_passes(self, experiences: list[Experience]) -> list[Experience]:
+        """What the loss needs of the reference model, and which tokens have the highest entropy."""
+        config = self.settings
+        anchored = config.latent_term == "cosine"
+        if anchored or (config.loss.beta and not config.reward_kl_weight):
+            with self._reference() as reference:
+                told = [self._reference_outputs(reference, e, e.rows) for e in experiences]
+            experiences = [
+                replace(e, ref_logprobs=logprobs, anchors=anchors if anchored else None)
+                for e, (logprobs, anchors) in zip(experiences, told, strict=True)
+            ]
+        if config.top_entropy < 1:
+            with gathered(self.checkpoint.backbone):
+                experiences = self._with_entropy_masks(experiences)
+        return experiences
+
+    def _reference_outputs(
+        self, reference: Backbone, scored: Scored, rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs [R, T] and, at each latent, what the model thinks [N, H]; 0 for other rows."""
+        logprobs = torch.zeros_like(scored.rollout.logprobs)
+        anchors = torch.zeros_like(scored.rollout.latents)
+        objective = functools.partial(reference_outputs, temperature=self.settings.temperature)
+        for part, (found, thought) in self._passes(reference, scored, rows, objective):
+            logprobs[part] = found
+            anchors[torch.isin(scored.rollout.latent_rows, part)] = thought.to(anchors.dtype)
+        return logprobs, anchors
+
+    def _with_entropy_masks(self, experiences: list[Experience]) -> list[Experience]:
+        """The tokens of the highest entropy, of all ranks together."""
+        objective = functools.partial(policy_entropies, temperature=self.settings.temperature)
+        masks, values = [], []
+        for e in experiences:
+            entropies = torch.zeros_like(e.rollout.logprobs)
+            for part, found in self._passes(self.checkpoint.backbone, e, e.rows, objective):
+                entropies[part] = found
+            masks.append(e.rollout.policy_mask & e.trained.to(entropies.device)[:, None])
+            values.append(entropies[masks[-1]].cpu())
+        everywhere: list[Any] = [torch.cat(values)]
+        if self.args.world_size > 1:
+            everywhere = [None] * self.args.world_size
+            dist.all_gather_object(everywhere, torch.cat(values))
+        joined = torch.cat(everywhere)[None]
+        chosen = top_entropy_mask(
+            joined, torch.ones_like(joined, dtype=torch.bool), self.settings.top_entropy
+        )
+        before = sum(len(part) for part in everywhere[: self.args.process_index])
+        own = chosen[0, before:].split(
+            [len(v) for v in values] + [joined.numel() - before - sum(map(len, values))]
+        )
+        made = []
+        for e, mask, mine in zip(experiences, masks, own, strict=False):
+            kept = torch.zeros_like(mask)
+            kept[mask] = mine.to(mask.device)
+            made.append(replace(e, entropy_mask=kept))
+        return made
+
+    def _passes(
+        self, backbone: Backbone, scored: Scored, rows: Sequence[int], objective: Objective
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Rows and what the objective gives of them, within the budget of a forward."""
+        rollout, share = scored.rollout, self.settings.share_prompt
+        parts = cut_rows(scored, rows, self.settings.max_tokens_per_forward, share=share) if rows else []
+        for _ in range(self.divisions):
+            parts = [half for part in parts for half in halves(part)]
+        for part in parts:
+            pad_id = self.checkpoint.backbone.vision.pad_id
+            batch = replay_batch(rollout, scored.prompts, part, pad_id, features=scored.features, share=share)
+            yield torch.tensor(part, device=rollout.tokens.device), self._run(backbone, batch, objective)
+
+    def _run(self, backbone: Backbone, batch: Batch, objective: Objective) -> Any:
+        """Outside the engine nothing gathers the head's weight, which is read, not called: see `gathered`."""
+        with self.accelerator.autocast():
+            return backbone.eval()(batch, objective)  # the next training step sets the mode back
+
+    def _check_sharing(self, experience: Experience) -> None:
+        """Compare two completions of one prompt, behind one copy of it, with each in a sequence of its own.
+
+        ConfigError when their log-probabilities differ by more than rounding: some part of this model does
+        not keep to the mask or the positions it is given.
+        """
+        backbone = self.checkpoint.backbone
+        two = functools.partial(
+            replay_batch,
+            experience.rollout,
+            experience.prompts,
+            [0, 1],
+            backbone.vision.pad_id,
+            features=experience.features,
+        )
+        objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
+        shared, plain = (self._run(backbone, two(share=share), objective) for share in (True, False))
+        exact = backbone.dtype == torch.float32 and not self.args.bf16
+        difference, bound = float((shared - plain).abs().max()), 1e-3 if exact else 0.5
+        if difference > bound:
+            raise ConfigError(
+                f"share_prompt: log-probabilities of completions behind one prompt are off by "
+                f"{difference:.2g} (at most {bound} is rounding); set share_prompt=false"
+            )
