@@ -126,7 +126,7 @@ class Thinker:
                 been read, or None.
             question: what is asked.
             images: one or several separate pictures instead of a video.
-            options: texts of 2 to 8 answers to choose from; none: an open question.
+            options: texts of 2 to 26 answers to choose from; none: an open question.
             start: second of a video file's presentation time from which it is read; None: from its beginning.
             end: second up to which it is read; None: to its end.
             system: text of a system turn; None: that of the chat template, if it has one.
@@ -271,7 +271,7 @@ def question_record(
         video: a video file, a folder of frames, or None.
         question: what is asked.
         images: one or several separate pictures instead of a video.
-        options: texts of 2 to 8 answers to choose from; none: an open question.
+        options: texts of 2 to 26 answers to choose from; none: an open question.
         start: second of the video's presentation time from which it is read.
         end: second up to which it is read.
         system: text of a system turn.

@@ -58,7 +58,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     asked.add_argument("--end", type=float, metavar="S", help="second of the video file to end at")
     asked.add_argument("--question", nargs="+", default=[], metavar="TEXT", help="asked of each video")
     asked.add_argument(
-        "--options", nargs="+", default=[], metavar="TEXT", help="answers to choose from, 2 to 8"
+        "--options", nargs="+", default=[], metavar="TEXT", help="answers to choose from, 2 to 26"
     )
     asked.add_argument("--data", type=Path, metavar="JSONL", help="questions, one JSON object a line")
     asked.add_argument("--media-root", type=Path, help="paths in --data start here (default: its folder)")

@@ -32,6 +32,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
 MAX_OPTIONS = 4
+_LETTERS = LETTERS[:8]  # words of the demo's tokenizer, whose ids its results depend on
 # The pipeline's words -> the demo's; other moves are none that a scene of the demo makes.
 _CAMERA = {
     "pan left": "pan left",
@@ -93,8 +94,8 @@ def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[di
     others = [text for text in FAMILIES[family] if text != answer]
     wrong = rng.permutation(others)[: MAX_OPTIONS - 1]
     texts = [str(text) for text in rng.permutation([answer, *wrong])]
-    options = dict(zip(LETTERS, texts, strict=False))
-    return options, LETTERS[texts.index(answer)]
+    options = dict(zip(_LETTERS, texts, strict=False))
+    return options, _LETTERS[texts.index(answer)]
 
 
 def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Generator) -> DemoQuestion:
@@ -241,7 +242,7 @@ def words() -> list[str]:
         "goes from to the ground slides near far alike faster "
         "rightward leftward downward upward , . describe user assistant"
     )
-    letters = [f"{letter}." for letter in LETTERS]
+    letters = [f"{letter}." for letter in _LETTERS]
     answers = " ".join(answer for family in FAMILIES.values() for answer in family)
-    every = [*text.split(), *COLOURS, "ball", "box", "can", *answers.split(), *letters, *LETTERS, *numbers]
+    every = [*text.split(), *COLOURS, "ball", "box", "can", *answers.split(), *letters, *_LETTERS, *numbers]
     return list(dict.fromkeys(every))

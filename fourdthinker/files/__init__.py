@@ -20,7 +20,7 @@ from fourdthinker.files.paths import (
 from fourdthinker.files.reading_json import parse_json, read_json_object
 from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text, writing
 
-LETTERS = "ABCDEFGH"  # of the options of a question, in order
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a question, in order
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 __all__ = [

@@ -28,7 +28,7 @@ COMMON = {
     "extra",
 }
 DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
-RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", *LETTERS}
+RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", "images", *LETTERS}
 MLLM = COMMON | {"conversations", "video", "image", "image_output", "solution", "num_tokens"}
 ASK = COMMON | {"question", "video", "frames", "images"}
 ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -114,7 +114,7 @@ def _dift(line: Line) -> Record:
 def _rl(line: Line) -> Record:
     line.known("4DRL", RL)
     record = Record("rl", _id(line), line.text("Question", required=True) or "", where=line.where)
-    _media(line, record, "video_path", "frame_paths")
+    _rl_media(line, record)
     lettered = {letter: line.text(letter) or "" for letter in LETTERS if letter in line.data}
     if lettered and "options" in line.data and line.data["options"] != lettered:
         line.fail(
@@ -122,12 +122,35 @@ def _rl(line: Line) -> Record:
         )
     _options(line, record, lettered)
     if not record.options:
-        line.missing("A", "a 4DRL record has 2 to 8 options: A, B, ... or an object under 'options'")
+        line.missing("A", "a 4DRL record has 2 to 26 options: A, B, ... or an object under 'options'")
     key = "Correct" if "Correct" in line.data else "answer"
     if key not in line.data:
         line.missing("Correct", "name the letter or the exact text of the right option")
     _answer(line, record, key)
     return record
+
+
+def _rl_media(line: Line, record: Record) -> None:
+    """One clip; or videos and pictures, in this order before the question; or none."""
+    if "frame_paths" in line.data and "images" in line.data:
+        line.fail("both 'frame_paths' and 'images' are there; keep the one that the question is about")
+    if not isinstance(line.data.get("video_path"), list) and "images" not in line.data:
+        _media(line, record, "video_path", "frame_paths", optional=True)
+        return
+    if "frame_paths" in line.data:
+        line.fail("both 'video_path' and 'frame_paths' are there; keep the one that the question is about")
+    for key in ("video_path", "images"):
+        if line.data.get(key) == []:
+            line.fail(f"key {key!r} is an empty list: zero files; name at least one, or leave the key out")
+    given = line.data.get("video_path", [])
+    videos = [line.file("video_path", path) for path in (given if isinstance(given, list) else [given])]
+    images = line.files("images")
+    if not images and len(videos) == 1:
+        record.video = videos[0]
+    elif images and not videos:
+        record.frames, record.separate = images, True
+    else:
+        record.media = [("video", path) for path in videos] + [("image", path) for path in images]
 
 
 def _ask(line: Line) -> Record:
@@ -308,7 +331,9 @@ def _options(line: Line, record: Record, options: Any = None) -> None:
         line.wrong("options", "an object of letters and texts")
     letters = "".join(options)
     if not 2 <= len(options) <= len(LETTERS) or letters != LETTERS[: len(options)]:
-        line.fail(f"options are lettered {', '.join(options)}; write 2 to 8 of them, A, B, ... without a gap")
+        line.fail(
+            f"options are lettered {', '.join(options)}; write 2 to 26 of them, A, B, ... without a gap"
+        )
     if len({normalised(text) for text in options.values()}) < len(options):
         line.fail(f"two options have the same text: {list(options.values())}; an answer could not be told")
     for text in options.values():

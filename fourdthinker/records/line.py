@@ -22,7 +22,7 @@ from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike, parse_json
 from fourdthinker.latents import IMAGERY
 
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>")
-_OPTION = re.compile(r"\s*([A-H])[.)]\s+(\S.*?)\s*")
+_OPTION = re.compile(r"\s*([A-Z])[.)]\s+(\S.*?)\s*")
 _LETTERED = re.compile(r"\s*\(?([A-Z])\s*[.):]\s*(.*)", re.DOTALL)
 _LABEL = re.compile(r"\(?([A-Za-z])\s*[.):]\s*(.*)", re.DOTALL)
 
@@ -127,7 +127,9 @@ def options_of(where: str, value: Any) -> dict[str, str]:
     if isinstance(value, Mapping):  # parquet's structs hold every key, and None where a row has none
         value = {str(k): v for k, v in value.items() if v is not None}
         if "".join(value) != LETTERS[: len(value)]:
-            raise RecordError(f"{where}: options are lettered {', '.join(value)}; write 2 to 8: A, B, ...")
+            raise RecordError(
+                f"{where}: options are lettered {', '.join(value)}; write 2 to {len(LETTERS)}: A, B, ..."
+            )
         texts = [str(text) for text in value.values()]
     elif isinstance(value, list):
         last = max((i for i, text in enumerate(value) if text is not None), default=-1)

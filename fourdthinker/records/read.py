@@ -179,7 +179,7 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         line |= _conversation(record, relative)
         line |= {"start": record.start, "end": record.end, "type": record.type}
         return {key: value for key, value in (line | record.extra).items() if value is not None}
-    if record.separate and record.frames and (len(record.frames) > 1 or record.kind != "dift"):
+    if record.separate and record.frames and record.kind == "dift" and len(record.frames) > 1:
         raise RecordError(
             f"{record.where}: separate pictures in a question have no place in this form of record"
         )
@@ -194,7 +194,11 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         raise RecordError(f"{record.where}: a 4DRL record needs options and an answer; this one has not both")
     else:
         line |= {"Question": record.question, **record.options, "Correct": record.answer}
-        line |= {"video_path": video, "frame_paths": frames or None}
+        videos = [relative(path) for kind, path in record.media if kind == "video"]
+        images = [relative(path) for kind, path in record.media if kind == "image"]
+        images += frames if record.separate else []
+        line |= {"video_path": videos or video, "images": images or None}
+        line |= {"frame_paths": None if record.separate else frames or None}
     line |= {"start": record.start, "end": record.end, "type": record.type, "system": record.system}
     line |= {"fps": record.fps, "seconds": record.seconds}
     # Absent, not null: null is no value of any key.

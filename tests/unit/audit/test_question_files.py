@@ -171,7 +171,7 @@ def test_a_file_is_written_in_its_own_form(tmp_path: Path, name: str, value: obj
         ([{**RL, "Correct": "D"}], r"a\.jsonl:1: the answer 'D' is no option; options are A\. left"),
         ([RL, {**RL, "Correct": None}], r"a\.jsonl:2: no answer; name the right option"),
         ([{"id": "x", **OPTIONS}], r"a\.jsonl:1: no question; its text belongs under"),
-        ([{**PLAIN, "options": {"A": "x"}}], "number of options: 1; give 2 to 8"),
+        ([{**PLAIN, "options": {"A": "x"}}], "number of options: 1; give 2 to 26"),
         ([{**PLAIN, "options": 3}], "options are 3; give an object"),
         ([{**PLAIN, "options": "left or right"}], "no list in JSON or Python"),
         ([{**MLLM, "conversations": 1}], r"'conversations' is 1; it must be a list of turns"),

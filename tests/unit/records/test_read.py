@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,15 +100,37 @@ def test_rl_answers(media: Path, label: str) -> None:
     assert record.id == "data.jsonl:1"
 
 
-@pytest.mark.parametrize("number", [2, 3, 8])
+@pytest.mark.parametrize("number", [2, 3, 8, 26])
 def test_number_of_options(media: Path, number: int) -> None:
-    options = {"ABCDEFGH"[k]: f"text {k}" for k in range(number)}
+    options = {string.ascii_uppercase[k]: f"text {k}" for k in range(number)}
     plain = {"frame_paths": ["a.jpg"], "Question": "Which?"}
     lettered, nested = read(
         media, plain | options | {"Correct": "B"}, plain | {"options": options, "answer": "text 1"}
     )
     assert lettered.options == nested.options == options
     assert lettered.answer == nested.answer == "B"
+
+
+def test_several_videos_and_pictures_or_none(media: Path) -> None:
+    plain = without(RL, "video_path")
+    lines = [
+        RL | {"video_path": ["v.mp4", "v.mp4"], "images": ["b.jpg", "a.jpg"]},
+        RL | {"video_path": ["v.mp4"]},
+        plain | {"images": "a.jpg"},
+        plain,
+    ]
+    mixed, one, pictures, text = read(media, *lines)
+    root = Path(os.path.realpath(media))
+    kinds = [("video", "v.mp4"), ("video", "v.mp4"), ("image", "b.jpg"), ("image", "a.jpg")]
+    assert mixed.media == [(kind, str(root / name)) for kind, name in kinds]
+    assert (one.video, one.media) == (str(root / "v.mp4"), [])
+    assert (pictures.frames, pictures.separate) == ([str(root / "a.jpg")], True)
+    assert (text.video, text.frames, text.media) == (None, None, [])
+    write_records(media / "again.jsonl", [mixed, one, pictures, text])
+    again = read_records(media / "again.jsonl", kind="rl")
+    for before, after in zip((mixed, one, pictures, text), again, strict=True):
+        assert (after.video, after.frames, after.separate) == (before.video, before.frames, before.separate)
+        assert after.media == before.media
 
 
 def test_mllm4d(media: Path) -> None:
@@ -182,7 +205,6 @@ BAD: list[tuple[Any, str]] = [
     (without(DIFT, "image_input"), "missing key 'image_input'"),
     (without(RL, "Correct"), "missing key 'Correct'"),
     (without(RL, "A", "B"), "missing key 'A'"),
-    (without(RL, "video_path"), "missing key 'frame_paths'"),
     (DIFT | {"image_outputs": []}, "unknown key 'image_outputs' .* did you mean 'image_output'"),
     (RL | {"xyz": 1}, "unknown key 'xyz' in a 4DRL record; its keys are"),
     (DIFT | {"text_input": 3}, r"key 'text_input' is 3 \(int\); it must be a text"),
@@ -197,7 +219,10 @@ BAD: list[tuple[Any, str]] = [
     (RL | {"video_path": "empty.mp4"}, "'empty.mp4' is empty"),
     (RL | {"video_path": "sub"}, "is not a file"),
     (RL | {"video_path": "a\0b"}, "it must be a path"),
-    (RL | {"video_path": ["v.mp4"] * 2}, "the path of one video"),
+    (RL | {"video_path": []}, "'video_path' is an empty list"),
+    (RL | {"video_path": ["v.mp4"], "frame_paths": ["a.jpg"]}, "both 'video_path' and 'frame_paths'"),
+    (RL | {"images": ["a.jpg"], "frame_paths": ["a.jpg"]}, "both 'frame_paths' and 'images'"),
+    (RL | {"images": []}, "'images' is an empty list"),
     (RL | {"video_path": "../outside.mp4"}, "'../outside.mp4' lies outside media_root"),
     (RL | {"video_path": "sub/../../outside.mp4"}, "lies outside media_root"),
     (RL | {"video_path": "/etc/hostname"}, "lies outside media_root"),

@@ -234,8 +234,8 @@ def test_what_is_wrong_is_named(tmp_path):
         (vlm4d(1, video="a\0b"), r"'a\\x00b' is no path"),
         (vlm4d(1, video="a\ud800"), "is no path"),
         (vlm4d(1, question="Which\ud800?"), "half of a surrogate pair"),
-        (vlm4d(1, choices={"A": 1}), "number of options: 1; give 2 to 8"),
-        (vlm4d(1, choices={"B": 1, "A": 2}), "options are lettered B, A; write 2 to 8: A, B"),
+        (vlm4d(1, choices={"A": 1}), "number of options: 1; give 2 to 26"),
+        (vlm4d(1, choices={"B": 1, "A": 2}), "options are lettered B, A; write 2 to 26: A, B"),
         (vlm4d(1, choices="open()"), "no list in JSON or Python"),
         ({"id": "validation_1"}, "no column 'choices'"),
     ):
