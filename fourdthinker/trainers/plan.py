@@ -254,6 +254,8 @@ def _traced(
     backbone.train()
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
     chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
+    if on_cpu and backbone.head_weight.element_size() < 4:
+        chunk += 4 * backbone.head_weight.numel()  # the CPU takes logits from a float32 copy of the head
     with LiveBytes() as live:
         kept = after = 0
 

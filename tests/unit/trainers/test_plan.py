@@ -136,6 +136,16 @@ def test_the_plan_of_a_step_is_what_it_holds(
     assert plan.trained == sum(p.numel() for p in parameters if p.requires_grad)
 
 
+def test_the_cpu_takes_logits_of_16_bits_from_a_copy_of_the_head(checkpoint: tuple[Checkpoint, str]) -> None:
+    values = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
+    config = make_config(DiftConfig, values | {"dtype": "bfloat16"})
+    gpu, cpu = make_plan(config).parts, make_plan(config, on_cpu=True).parts
+    plain = make_plan(make_config(DiftConfig, values), on_cpu=True).parts
+    copy_of_head = 4 * checkpoint[0].backbone.head_weight.numel()
+    assert cpu["logits chunk"] == plain["logits chunk"] + copy_of_head
+    assert cpu["weights"] == gpu["weights"]
+
+
 def test_parts_of_bfloat16_and_lora(checkpoint: tuple[Checkpoint, str]) -> None:
     _, folder = checkpoint
     values = {"model": folder, "dtype": "bfloat16", "max_prompt_tokens": PROMPT}
