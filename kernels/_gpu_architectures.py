@@ -75,8 +75,8 @@ DEFAULT = {
     "sample_draw": Launch(num_warps=16),
     # The sums over a row go by blocks, so another block samples another id where a rounding error decides.
     "sample_scan": Launch(num_warps=8, block=8192),
-    "sample_bracket": Launch(num_warps=4),
-    "sample_list": Launch(num_warps=16),  # parts of the scan's block
+    "sample_bracket": Launch(num_warps=8),
+    "sample_list": Launch(num_warps=8),  # parts of the scan's block
     "silu_mul": Launch(num_warps=4, block=1024),
 }
 

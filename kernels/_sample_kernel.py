@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 
 from ._logits import _finite
+from ._sample_assembly import BINS, store_counts
 from ._sample_scores import (
     ABOVE,
     BEHIND,
-    BINS,
     LISTED,
     RAW_SUM,
     RAW_TOP,
@@ -40,7 +40,7 @@ from ._sample_scores import (
     _scores,
     _weight,
 )
-from ._sample_truncate import _kept_sums, _threshold
+from ._sample_truncate import _kept_sums, _listed, _threshold
 
 
 @triton.jit
@@ -93,7 +93,8 @@ def sample_scan_kernel(
     inside = columns < V
     raw = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
     score = _penalised(
-        raw, row, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F
+        raw, row, part * BLOCK, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F,
+        BLOCK,
     )  # fmt: skip
     top = tl.max(score, axis=0)
     total = tl.sum(_weight(score, _finite(top), rate), axis=0)
@@ -119,8 +120,7 @@ def sample_scan_kernel(
         wanted, mass, _ = _rules(row, greedy, top_k_ptr, top_p_ptr, None, V)
         if (wanted > 0) | (mass < 1.0):
             # What is -inf or behind the row counts in the last bin.
-            reached = tl.cumsum(tl.histogram(_bin(score, top, rate), BINS), axis=0)
-            tl.store(counts_ptr + out * BINS + tl.arange(0, BINS), reached.to(tl.int16))
+            store_counts(_bin(score, top, rate), counts_ptr + out * BINS, BLOCK)
 
 
 @triton.jit
@@ -192,13 +192,14 @@ def sample_draw_kernel(
                 listed = tl.load(plan_ptr + PARTS + LISTED)
                 above = tl.load(plan_ptr + PARTS + ABOVE)
                 if listed > 0:
+                    key = _listed(listed_ptr, 0, listed, tl.arange(0, BLOCK))
                     least = _threshold(
-                        listed_ptr, listed, above, tl.sum(sums, axis=0), total, wanted, mass, shift, rate,
-                        BLOCK,
+                        key, listed_ptr, listed, above, tl.sum(sums, axis=0), total, wanted, mass, shift,
+                        rate, BLOCK,
                     )  # fmt: skip
                     keep = tl.maximum(keep, least)
-                    sums = _kept_sums(
-                        listed_ptr, listed, plan_ptr, sums, keep, shift, rate, PARTS, WIDTH, BLOCK
+                    sums += _kept_sums(
+                        key, listed_ptr, listed, plan_ptr, keep, shift, rate, PARTS, WIDTH, BLOCK
                     )
 
     # The part in which the threshold is passed, and the id.
@@ -211,7 +212,8 @@ def sample_draw_kernel(
     rest = threshold - tl.sum(tl.where(parts == chosen - 1, running, 0.0), axis=0)
     columns = chosen * BLOCK + tl.arange(0, BLOCK)
     score = _scores(
-        logits_ptr, row, columns, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F
+        logits_ptr, row, chosen * BLOCK, columns, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F,
+        BLOCK,
     )  # fmt: skip
     weight = tl.where(_key(score) >= keep, _weight(score, shift, rate), 0.0)
     passed = (tl.cumsum(weight, axis=0) > rest.to(tl.float32)) & (weight > 0)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ._logits import INTERPRETED, LOG2_E, _exp2, _finite
+from ._sample_assembly import BINS
 
 # Where the scan leaves the figures of a part, in units of [rows, parts] float32.
 RAW_TOP: tl.constexpr = tl.constexpr(0)  # the largest logit as it came
@@ -18,7 +19,6 @@ TOP: tl.constexpr = tl.constexpr(2)  # the largest score, and so on
 SUM: tl.constexpr = tl.constexpr(3)
 FIGURES = 4
 
-BINS: tl.constexpr = tl.constexpr(128)  # the last holds all that is below the others
 PER_NAT: tl.constexpr = tl.constexpr(8)
 
 # Behind the starts of a row's parts in its list.
@@ -44,10 +44,10 @@ def _score(key):
 
 @triton.jit
 def _penalised(
-    raw, row, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr,
-    V: tl.constexpr, F: tl.constexpr,
+    raw, row, start, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr,
+    V: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a tile after the penalties, forbidden ids at -inf."""
+    """Logits of the BLOCK ids from ``start`` on after the penalties, forbidden ids at -inf."""
     score = raw
     if seen_ptr is not None:
         seen = tl.load(seen_ptr + row * V + columns, mask=inside, other=0)
@@ -58,21 +58,28 @@ def _penalised(
         if presence_ptr is not None:
             presence = tl.load(presence_ptr + row).to(tl.float32)
             score = tl.where((seen & 2) != 0, score - presence, score)
-    for slot in tl.static_range(F):
-        forbidden = tl.load(forbidden_ptr + row * F + slot).to(tl.int32)
-        score = tl.where(columns == forbidden, float("-inf"), score)
+    if F > 0:
+        some = start < 0
+        for slot in tl.static_range(F):
+            forbidden = tl.load(forbidden_ptr + row * F + slot)
+            some = some | ((forbidden >= start) & (forbidden < start + BLOCK))
+        if some:  # few parts hold any, and to compare costs two instructions a score
+            for slot in tl.static_range(F):
+                column = tl.load(forbidden_ptr + row * F + slot).to(tl.int32)
+                score = tl.where(columns == column, float("-inf"), score)
     return score
 
 
 @triton.jit
 def _scores(
-    logits_ptr, row, columns, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr,
-    V: tl.constexpr, F: tl.constexpr,
+    logits_ptr, row, start, columns, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr,
+    V: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The scores of ``columns``, the BLOCK ids from ``start`` on."""
     inside = columns < V
     raw = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
     return _penalised(
-        raw, row, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F
+        raw, row, start, columns, inside, forbidden_ptr, seen_ptr, repetition_ptr, presence_ptr, V, F, BLOCK
     )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._logits import _finite
+from ._logits import INTERPRETED, _finite
+from ._sample_assembly import BINS, store_near
 from ._sample_scores import (
     ABOVE,
     BEHIND,
-    BINS,
     FIRST_BIN,
     LAST_BIN,
     LISTED,
@@ -34,12 +34,11 @@ from ._sample_scores import (
 
 
 @triton.jit
-def _reached(counts_ptr, out, tops, top, rate, present):
-    """[parts, BINS]: how many scores of each part are in each of the row's bins or above."""
+def _counts(counts_ptr, out, tops, top, rate, present):
+    """[parts, BINS]: how many scores of each part are in each of the row's bins but the last, and 0 there."""
     bins = tl.arange(0, BINS)[None, :]
-    lower = tl.minimum(_below(_cell(tops, rate), _cell(top, rate)), BINS).to(tl.int32)[:, None]
-    index = tl.where(bins == BINS - 1, bins, bins - lower)
-    inside = present[:, None] & (index >= 0)
+    index = bins - tl.minimum(_below(_cell(tops, rate), _cell(top, rate)), BINS).to(tl.int32)[:, None]
+    inside = present[:, None] & (index >= 0) & (bins < BINS - 1)
     return tl.load(counts_ptr + out[:, None] * BINS + index, mask=inside, other=0).to(tl.int32)
 
 
@@ -101,6 +100,7 @@ def sample_bracket_kernel(
     V: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Program: one row. Which bins are listed, where each part begins in the list, how many come before."""
     row = tl.program_id(0).to(tl.int64)
@@ -117,13 +117,17 @@ def sample_bracket_kernel(
     listed = tl.full([], 0, tl.int32)
     above = listed
     if (wanted > 0) | (mass < 1.0):
-        reached = _reached(counts_ptr, out, tops, top, rate, parts < PARTS)
+        present = parts < PARTS
+        counts = _counts(counts_ptr, out, tops, top, rate, present)
+        reached = tl.cumsum(tl.sum(counts, axis=0), axis=0)
+        reached = tl.where(tl.arange(0, BINS) == BINS - 1, PARTS * BLOCK, reached)
         total = tl.sum(sums, axis=0).to(tl.float32)
-        low, high = _bracket(tl.sum(reached, axis=0), total, top, rate, wanted, mass)
+        low, high = _bracket(reached, total, top, rate, wanted, mass)
         if _bin(_floor(top, rate, fraction), top, rate) >= low:  # else min-p alone decides
             bins = tl.arange(0, BINS)[None, :]
-            higher = tl.sum(tl.where(bins == low - 1, reached, 0), axis=1)
-            within = tl.sum(tl.where(bins == high, reached, 0), axis=1) - higher
+            higher = tl.sum(tl.where(bins < low, counts, 0), axis=1)
+            within = tl.sum(tl.where(bins <= high, counts, 0), axis=1)
+            within = tl.where(present & (high == BINS - 1), BLOCK, within) - higher
             starts = tl.cumsum(within, axis=0) - within
             listed = tl.sum(within, axis=0)
             above = tl.sum(higher, axis=0)
@@ -158,7 +162,7 @@ def sample_list_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program: one part of a row. The mass of what stays in any case, and the keys of what may stay."""
+    """Program: one part of a row. The mass of what stays in any case, and the scores that may stay."""
     row = (tl.program_id(0) // PARTS).to(tl.int64)
     part = tl.program_id(0) % PARTS
     greedy, rate = _rate(temperature_ptr, row)
@@ -166,8 +170,8 @@ def sample_list_kernel(
     if (wanted > 0) | (mass < 1.0) | (fraction > 0):
         columns = part * BLOCK + tl.arange(0, BLOCK)
         score = _scores(
-            logits_ptr + row * logits_stride, row, columns, forbidden_ptr, seen_ptr, repetition_ptr,
-            presence_ptr, V, F,
+            logits_ptr + row * logits_stride, row, part * BLOCK, columns, forbidden_ptr, seen_ptr,
+            repetition_ptr, presence_ptr, V, F, BLOCK,
         )  # fmt: skip
         parts = tl.arange(0, WIDTH)
         each = tl.num_programs(0).to(tl.int64)
@@ -183,95 +187,145 @@ def sample_list_kernel(
             last = tl.load(plan_ptr + PARTS + LAST_BIN)
             begin = tl.load(plan_ptr + part)
             listed = tl.load(plan_ptr + part + 1) - begin  # behind the starts: how many are listed in all
-        bin = _bin(score, top, rate)
-        stays = (bin < first) & (score >= _floor(top, rate, fraction))
-        weight = tl.where(stays, _weight(score, _finite(top), rate), 0.0)
-        tl.store(kept_ptr + row * PARTS + part, tl.sum(weight, axis=0))
+        below = _below(_cell(score, rate), _cell(top, rate))
+        weight = _weight(score, _finite(top), rate)
+        kept = tl.full([], 0.0, tl.float32)
+        if first < BINS:  # what is above is above min-p too, or nothing would be listed
+            kept = tl.sum(tl.where(below < first.to(tl.uint32), weight, 0.0), axis=0)
+        else:
+            kept = tl.sum(tl.where(score >= _floor(top, rate, fraction), weight, 0.0), axis=0)
+        tl.store(kept_ptr + row * PARTS + part, kept)
         if listed > 0:
-            taken = (bin >= first) & (bin <= last)
-            index = begin + tl.cumsum(taken.to(tl.int32), axis=0) - 1
-            # NaN logits, which are reported later, may be counted as another number than are taken.
-            taken = taken & (index < PARTS * BLOCK)
-            tl.store(listed_ptr + row * PARTS * BLOCK + index, _key(score), mask=taken)
+            # Cells below the first that is listed: those before it wrap around, beyond the span. The last bin
+            # holds all that is below it.
+            distance = below - first.to(tl.uint32)
+            span = tl.where(last < BINS - 1, last, -1).to(tl.uint32) - first.to(tl.uint32)
+            # NaN logits, which are reported later, may be counted as another number than are near.
+            store_near(score, distance, span, listed, listed_ptr + row * PARTS * BLOCK + begin, BLOCK)
 
 
 @triton.jit
 def _listed(listed_ptr, start, count, lanes):
-    """A tile of the listed keys; the least key, which is that of no number, past the end."""
+    """The keys of a tile of the listed scores; the least key, which is that of no number, past the end."""
     index = start + lanes
-    return tl.load(listed_ptr + index, mask=index < count, other=-2147483648)
+    score = tl.load(listed_ptr + index, mask=index < count, other=0.0)
+    return tl.where(index < count, _key(score), -2147483648)
 
 
 @triton.jit
-def _listed_mass(listed_ptr, listed, keep, shift, rate, BLOCK: tl.constexpr):
-    """The weights of the listed scores whose key is at least ``keep``, float64."""
-    lanes = tl.arange(0, BLOCK)
-    total = tl.full([], 0.0, tl.float64)
-    for start in range(0, listed, BLOCK):
-        key = _listed(listed_ptr, start, listed, lanes)
-        weight = tl.where(key >= keep, _weight(_score(key), shift, rate), 0.0)
-        total += tl.sum(weight, axis=0).to(tl.float64)
-    return total
+def _both(left_sum, left_low, left_high, right_sum, right_low, right_high):
+    return left_sum + right_sum, tl.maximum(left_low, right_low), tl.minimum(left_high, right_high)
+
+
+@triton.jit
+def _split(key, worth, middle):
+    """What a tile's keys above ``middle`` are worth, the largest of the others, and the least of them."""
+    above = key > middle
+    heavy = tl.where(above, worth, 0.0)
+    below = tl.where(above, -2147483648, key)
+    beyond = tl.where(above, key, 2147483647)
+    if INTERPRETED:  # where a reduction by a function of one's own is a loop in Python
+        return tl.sum(heavy, axis=0), tl.max(below, axis=0), tl.min(beyond, axis=0)
+    else:
+        return tl.reduce((heavy, below, beyond), 0, _both)
+
+
+@triton.jit
+def _listed_split(
+    key, worth, listed_ptr, listed, middle, shift, rate, WEIGH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """``_split`` of the whole list, whose first tile is ``key`` and worth ``worth``: float64.
+
+    The others, which only flat rows have, are read again. A key is worth its weight, or without WEIGH 1.
+    """
+    first, low, high = _split(key, worth, middle)
+    total = first.to(tl.float64)
+    for start in range(BLOCK, listed, BLOCK):
+        other = _listed(listed_ptr, start, listed, tl.arange(0, BLOCK))
+        if WEIGH:
+            added, lower, higher = _split(other, _weight(_score(other), shift, rate), middle)
+        else:
+            added, lower, higher = _split(other, tl.full([BLOCK], 1.0, tl.float32), middle)
+        total += added.to(tl.float64)
+        low = tl.maximum(low, lower)
+        high = tl.minimum(high, higher)
+    return total, low, high
 
 
 @triton.jit
 def _threshold(
-    listed_ptr, listed, above, mass_above, total, wanted, mass, shift, rate, BLOCK: tl.constexpr
+    key, listed_ptr, listed, above, mass_above, total, wanted, mass, shift, rate, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The key from which on top-k and then top-p keep scores, by bisection over the listed keys.
+    """The key from which on top-k and then top-p keep scores, by bisection between keys of the list.
 
-    ``above`` scores, whose weights come to ``mass_above``, are higher than all that are listed; all of the
-    row's come to ``total``.
+    ``key`` is the list's first tile. ``above`` scores, whose weights come to ``mass_above``, are higher than
+    all that are listed; all of the row's come to ``total``.
     """
-    lanes = tl.arange(0, BLOCK)
-    lowest = tl.full([], 2147483647, tl.int32)
-    highest = tl.full([], -2147483648, tl.int32)
-    for start in range(0, listed, BLOCK):
-        key = _listed(listed_ptr, start, listed, lanes)
-        highest = tl.maximum(highest, tl.max(key, axis=0))
-        lowest = tl.minimum(lowest, tl.min(tl.where(start + lanes < listed, key, 2147483647), axis=0))
-    missing = wanted - above
+    one = tl.full([BLOCK], 1.0, tl.float32)
+    weight = _weight(_score(key), shift, rate)
+    _, _, lowest = _listed_split(key, one, listed_ptr, listed, -2147483648, shift, rate, False, BLOCK)
+    _, highest, _ = _listed_split(key, one, listed_ptr, listed, 2147483646, shift, rate, False, BLOCK)
     if wanted > 0:
-        low, high = lowest.to(tl.int64), highest.to(tl.int64)
+        low, high = lowest, highest
         while low < high:
-            middle = (low + high + 1) >> 1
-            count = tl.full([], 0, tl.int32)
-            for start in range(0, listed, BLOCK):
-                reached = _listed(listed_ptr, start, listed, lanes) >= middle.to(tl.int32)
-                count += tl.sum(reached.to(tl.int32), axis=0)
-            low = tl.where(count >= missing, middle, low)
-            high = tl.where(count > missing, high, tl.where(count == missing, low, middle - 1))
-        lowest = low.to(tl.int32)
-        total = mass_above + _listed_mass(listed_ptr, listed, lowest, shift, rate, BLOCK)
+            # Between two keys of the list, which both may be it: the mean, rounded down, without overflow.
+            middle = (low & high) + ((low ^ high) >> 1)
+            count, lower, higher = _listed_split(
+                key, one, listed_ptr, listed, middle, shift, rate, False, BLOCK
+            )
+            enough = count >= (wanted - above).to(tl.float64)
+            low = tl.where(enough, higher, low)
+            high = tl.where(enough, high, lower)
+        lowest = low
+        # All from it on: those above the key before it.
+        kept, _, _ = _listed_split(key, weight, listed_ptr, listed, lowest - 1, shift, rate, True, BLOCK)
+        total = mass_above + kept
     keep = lowest
     if mass < 1.0:
-        low, high = lowest.to(tl.int64), highest.to(tl.int64)
+        low, high = lowest, highest
         while low < high:
-            middle = (low + high) >> 1
-            higher = _listed_mass(listed_ptr, listed, middle.to(tl.int32) + 1, shift, rate, BLOCK)
-            enough = mass_above + higher < mass * total
-            high = tl.where(enough, middle, high)
-            low = tl.where(enough, low, middle + 1)
-        keep = low.to(tl.int32)
+            middle = (low & high) + ((low ^ high) >> 1)
+            heavier, lower, higher = _listed_split(
+                key, weight, listed_ptr, listed, middle, shift, rate, True, BLOCK
+            )
+            enough = mass_above + heavier < mass * total
+            high = tl.where(enough, lower, high)
+            low = tl.where(enough, low, higher)
+        keep = low
     return keep
 
 
 @triton.jit
 def _kept_sums(
-    listed_ptr, listed, plan_ptr, sums, keep, shift, rate,
+    key, listed_ptr, listed, plan_ptr, keep, shift, rate,
     PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` [WIDTH] of the parts and the weights of their listed scores whose key is at least ``keep``."""
-    lanes = tl.arange(0, BLOCK)
+    """[WIDTH] float64: of each part the weights of its listed scores whose key is at least ``keep``.
+
+    ``key`` is the list's first tile. Parts follow each other in the list.
+    """
     parts = tl.arange(0, WIDTH)
-    for start in range(0, listed, BLOCK):
-        key = _listed(listed_ptr, start, listed, lanes)
-        weight = tl.where(key >= keep, _weight(_score(key), shift, rate), 0.0)
-        for part in range(PARTS):
-            begin = tl.load(plan_ptr + part)
-            end = tl.load(plan_ptr + part + 1)  # behind the last part: how many are listed
-            if (begin < start + BLOCK) & (end > start):
-                own = (start + lanes >= begin) & (start + lanes < end)
-                added = tl.sum(tl.where(own, weight, 0.0), axis=0).to(tl.float64)
-                sums = tl.where(parts == part, sums + added, sums)
+    begin = tl.load(plan_ptr + parts, mask=parts < PARTS, other=listed)
+    end = tl.load(
+        plan_ptr + parts + 1, mask=parts < PARTS, other=listed
+    )  # behind the last: the list's length
+    sums = _between(key, begin, end, 0, keep, shift, rate, BLOCK)
+    for start in range(BLOCK, listed, BLOCK):
+        other = _listed(listed_ptr, start, listed, tl.arange(0, BLOCK))
+        sums += _between(other, begin, end, start, keep, shift, rate, BLOCK)
     return sums
+
+
+@triton.jit
+def _between(key, begin, end, start, keep, shift, rate, BLOCK: tl.constexpr):
+    """The weights of a tile's keys, ``start`` and on in the list, from each ``begin`` to ``end``: float64."""
+    weight = tl.where(key >= keep, _weight(_score(key), shift, rate), 0.0)
+    running = tl.cumsum(weight, axis=0)
+    return _running(running, end - start, BLOCK) - _running(running, begin - start, BLOCK)
+
+
+@triton.jit
+def _running(running, count, BLOCK: tl.constexpr):
+    """The sum of the first ``count`` values of a tile, of which all up to each are ``running``."""
+    index = tl.minimum(tl.maximum(count - 1, 0), BLOCK - 1)
+    return tl.where(count > 0, tl.gather(running, index, axis=0), 0.0).to(tl.float64)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ._common import COLDEST, LARGEST, NAMESPACE, check_floating, check_tensors, debugging, tile, use_triton
 from ._gpu_architectures import launching
+from ._sample_assembly import BINS
 from ._sample_kernel import sample_draw_kernel, sample_scan_kernel
 from ._sample_reference import PRESENT, REPEATED, philox_uniform, reference
-from ._sample_scores import BEHIND, BINS, FIGURES
+from ._sample_scores import BEHIND, FIGURES
 from ._sample_truncate import sample_bracket_kernel, sample_list_kernel
 
 __all__ = ["PRESENT", "REPEATED", "SAMPLING_LIMITS", "philox_uniform", "sample_tokens"]
@@ -95,11 +96,11 @@ def _launch_kernels(
         plan = torch.empty(rows, parts + BEHIND.value, dtype=torch.int32, device=device)
         with launching("sample_bracket", logits) as launch:
             sample_bracket_kernel[(rows,)](
-                temperature, *rules, figures, counts, plan, **split, **width, **launch.options
+                temperature, *rules, figures, counts, plan, **split, **width, BLOCK=block, **launch.options
             )
     if any(rule is not None for rule in rules):
         kept = torch.empty(rows, parts, dtype=torch.float32, device=device)
-        listed = torch.empty(rows, parts * block, dtype=torch.int32, device=device)
+        listed = torch.empty(rows, parts * block, dtype=torch.float32, device=device)
         with launching("sample_list", logits) as launch:
             sample_list_kernel[(rows * parts,)](
                 *given, temperature, *rules, forbidden, *penalties, figures, plan, kept, listed, **sizes,

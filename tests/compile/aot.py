@@ -57,6 +57,14 @@ class Binary:
             sizes.add(int(match[1] or 1) * int(match[2]) // 8)
         return sizes
 
+    @property
+    def instructions(self) -> int:
+        """Of one warp, all branches taken: without what fills up behind the last one."""
+        lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(\S+).*? ;", self.sass)
+        while lines and lines[-1] in ("NOP", "BRA"):
+            lines.pop()
+        return len(lines)
+
     def per_element(self, size: int) -> float:
         """Instructions of the loop that loads most, for each element of ``size`` bytes that it loads."""
         lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?) ;", self.sass)
