@@ -8,7 +8,7 @@ import torch
 
 from fourdthinker.backbones.parts import PARTS, part_names
 from fourdthinker.errors import ConfigError
-from fourdthinker.trainers.settings import LearningRates
+from fourdthinker.trainers.settings_sections import LearningRates
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone

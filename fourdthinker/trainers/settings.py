@@ -22,7 +22,8 @@ from pydantic import (
 
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
-from fourdthinker.settings import Bool, Float, Int, Name, Names, Section, Settings, Text, make_section
+from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text, make_section
+from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
 
 PUBLISHED_BETA = 0.01
 
@@ -70,34 +71,6 @@ LoggingSteps = Annotated[Int, Field(ge=1, description="Write metrics every so ma
 SaveSteps = Annotated[
     Int, Field(ge=0, description="Write a checkpoint every so many updates; 0: only the final one.")
 ]
-
-
-class LoraSettings(Section):
-    """A low-rank adapter on the language model is trained instead of its weights (peft, `train` extra)."""
-
-    r: Int = Field(16, ge=1, description="Rank of the adapter.")
-    alpha: Float = Field(32.0, gt=0, description="Scale: the adapter is multiplied by alpha / r.")
-    dropout: Float = Field(
-        0.0, ge=0, lt=1, description="Dropout before the adapter. 0 in 4DRL, which trains what it sampled."
-    )
-    target_modules: Names = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="Linear layers of the decoder layers that get an adapter.",
-    )
-    train_embeddings: Bool = Field(
-        False,
-        description="Also train token embeddings and output head, in full: what new latent tokens need.",
-    )
-
-
-class LearningRates(Section):
-    """Rates of parts of the model instead of `learning_rate`; 0 takes a part out of the training."""
-
-    model: Float | None = Field(None, ge=0, description="Decoder layers, or their adapter.")
-    embeddings: Float | None = Field(None, ge=0, description="Token embeddings and output head.")
-    projector: Float | None = Field(None, ge=0, description="The mergers of the vision tower.")
-    tower: Float | None = Field(None, ge=0, description="The other layers of the vision tower.")
 
 
 class TrainConfig(Settings):

@@ -14,7 +14,8 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.learning_rates import freeze_parts
-from fourdthinker.trainers.settings import DiftConfig, LearningRates
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.settings_sections import LearningRates
 from tests.e2e.training import BARE, POLICIES, samples
 from tests.tiny import tiny_checkpoint
 

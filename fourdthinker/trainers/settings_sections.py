@@ -1,0 +1,35 @@
+"""Settings of training that stand in sections of their own: the adapter, and rates of parts of the model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fourdthinker.settings import Bool, Float, Int, Names, Section
+
+
+class LoraSettings(Section):
+    """A low-rank adapter on the language model is trained instead of its weights (peft, `train` extra)."""
+
+    r: Int = Field(16, ge=1, description="Rank of the adapter.")
+    alpha: Float = Field(32.0, gt=0, description="Scale: the adapter is multiplied by alpha / r.")
+    dropout: Float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapter. 0 in 4DRL, which trains what it sampled."
+    )
+    target_modules: Names = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear layers of the decoder layers that get an adapter.",
+    )
+    train_embeddings: Bool = Field(
+        False,
+        description="Also train token embeddings and output head, in full: what new latent tokens need.",
+    )
+
+
+class LearningRates(Section):
+    """Rates of parts of the model instead of `learning_rate`; 0 takes a part out of the training."""
+
+    model: Float | None = Field(None, ge=0, description="Decoder layers, or their adapter.")
+    embeddings: Float | None = Field(None, ge=0, description="Token embeddings and output head.")
+    projector: Float | None = Field(None, ge=0, description="The mergers of the vision tower.")
+    tower: Float | None = Field(None, ge=0, description="The other layers of the vision tower.")
