@@ -8,6 +8,7 @@ must be the same, none lost and none done twice, with equal losses; and the memo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,37 +98,61 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a torchrun and its workers, which have groups of their own."""
+    """Kill a torchrun and its workers, which have groups of their own, as far as they still run."""
+    if process.poll() is not None:
+        return
     for pid in [*workers_of(process), process.pid]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def broken_run(folder: Path, steps: int, kills: int, generator: random.Random) -> list[str]:
-    """Run with kills at random moments; what was done when."""
+@contextlib.contextmanager
+def running(folder: Path, steps: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A run as by `start`, of which nothing is left after the block."""
+    process = start(folder, steps)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def whole_run(folder: Path, steps: int) -> None:
+    """Run to the end."""
+    with running(folder, steps) as process:
+        if process.wait() != 0:
+            said = Path(f"{folder}.log").read_text()[-2000:]
+            raise RuntimeError(f"the run ended with {process.returncode}, {folder}.log: {said}")
+
+
+def kill_targets(steps: int, kills: int, generator: random.Random) -> list[int]:
+    """The steps after which a run of `steps` is killed: each in its own part of the first nine tenths."""
+    last = steps * 9 // 10  # a run that is killed later could be finished before
+    if last < kills:
+        raise ValueError(f"{kills} kills within {steps} steps: give more steps or fewer kills")
+    return [generator.randrange(1 + k * last // kills, 1 + (k + 1) * last // kills) for k in range(kills)]
+
+
+def broken_run(folder: Path, steps: int, targets: list[int], generator: random.Random) -> list[str]:
+    """Run to the end with a kill a random moment after each of `targets`; what was done when."""
     done = []
-    targets = sorted(generator.sample(range(1, steps), kills))
     for target in targets:
-        process = start(folder, steps)
-        while process.poll() is None and (not (seen := lines_of(folder)) or seen[-1]["step"] < target):
-            time.sleep(0.05)
-        time.sleep(generator.random() * 0.5)
-        if process.poll() is not None:
-            raise RuntimeError(f"the run ended by itself with {process.returncode}: {folder}.log")
-        how = generator.choice(["all", "one", "term"])
-        if how == "all":
-            end(process)
-        else:
-            victims = workers_of(process)
+        with running(folder, steps) as process:
+            while process.poll() is None and (not (seen := lines_of(folder)) or seen[-1]["step"] < target):
+                time.sleep(0.05)
+            time.sleep(generator.random() * 0.5)
+            if process.poll() is not None:
+                raise RuntimeError(f"the run ended with {process.returncode} before a kill: {folder}.log")
+            how, victims = generator.choice(["all", "one", "term"]), workers_of(process)
             if how == "one" and victims:
                 os.kill(generator.choice(victims), signal.SIGKILL)
-            else:
+                process.wait(timeout=300)
+            elif how == "term":
                 process.send_signal(signal.SIGTERM)
-            process.wait(timeout=300)
+                process.wait(timeout=300)
         done.append(f"{how} at {target}")
         log.info("killed: %s", done[-1])
-    if start(folder, steps).wait() != 0:
-        raise RuntimeError(f"the last part of the run failed: {folder}.log")
+    whole_run(folder, steps)
     return done
 
 
@@ -150,9 +176,10 @@ def main(argv: list[str]) -> int:
     with TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         whole, broken = folder / "whole", folder / "broken"
-        if start(whole, options.steps).wait() != 0:
-            raise RuntimeError(f"the unbroken run failed: {Path(f'{whole}.log').read_text()[-2000:]}")
-        done = broken_run(broken, options.steps, options.kills, random.Random(options.seed))
+        generator = random.Random(options.seed)
+        targets = kill_targets(options.steps, options.kills, generator)
+        whole_run(whole, options.steps)
+        done = broken_run(broken, options.steps, targets, generator)
         expected, got = lines_of(whole), lines_of(broken)
         differing = [a["step"] for a, b in zip(expected, got, strict=False) if a != b]
         row = {

@@ -50,6 +50,30 @@ def outline(
     return backbone, _load_policy(path, where, family)[0]
 
 
+def compute_in(backbone: Backbone, dtype: torch.dtype) -> int:
+    """Let matrix products, convolutions and attention compute in `dtype`, as autocast would let them.
+
+    Embeddings, norms and what runs between layers keep their type, and so does the head, which is not called.
+
+    Args:
+        backbone: of `outline`, changed in place.
+        dtype: the narrower one.
+
+    Returns:
+        Bytes of the copies of weights that live until their layer's backward pass.
+    """
+    backbone._attention_dtype = lambda embeds: dtype  # type: ignore[method-assign]  # of dense masks
+    copies = 0
+    for part in (backbone.hf.model.language_model, backbone.visual):
+        kept = any(p.requires_grad for p in part.parameters())
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear | nn.Conv3d):
+                layer.to(dtype)
+                layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+                copies += sum(p.nbytes for p in layer.parameters()) if kept else 0
+    return copies
+
+
 class _Kept(torch.autograd.Function):
     """Keeps what flash attention keeps: its inputs, its output, and one number for each query."""
 
@@ -80,6 +104,7 @@ def outline_attention(
     Returns:
         [B, S, heads, D], and None for the attention weights.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotated in float32 under autocast
     if attention_mask is not None:
         groups = query.shape[1] // key.shape[1]
         if groups > 1:

@@ -35,6 +35,7 @@ class ResumableTrainer(Trainer):
     checkpoint: Checkpoint
     items: Items[Any]
     masters: MasterWeights | None
+    divisions: int  # how often forwards were halved because memory ran out
     _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
 
     def save_rank_state(self, folder: Path) -> None:
@@ -68,7 +69,7 @@ class ResumableTrainer(Trainer):
                 self.masters.save(Path(folder))
 
     def _write_run_state(self, folder: Path, updates: int) -> None:
-        run_state(self.settings, self.args, updates, self._data).write(folder)
+        run_state(self.settings, self.args, updates, self._data, self.divisions).write(folder)
 
     @functools.cached_property
     def _data(self) -> str:
@@ -89,6 +90,8 @@ class ResumableTrainer(Trainer):
             finite=False,
         )
         backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
+        then, now = RunState.read(Path(resume_from_checkpoint)), run_state(self.settings, self.args, 0, "")
+        self.divisions = then.divisions if then.sizes == now.sizes else 0
         if self.masters is not None:
             self.masters.load(Path(resume_from_checkpoint))
 

@@ -30,6 +30,7 @@ from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.entropy_control import EntropyControl
 from fourdthinker.trainers.experience import Experience
 from fourdthinker.trainers.packing import Chunk, cut_rows, filled_up, halved, make_chunk
+from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
 from fourdthinker.trainers.resume import rollouts_file
 from fourdthinker.trainers.rollouts import RolloutTrainer
@@ -202,6 +203,7 @@ class GrpoTrainer(RolloutTrainer):
     def _make_replay(self, experiences: list[Experience]) -> Replay:
         config, pad_id = self.settings, self.checkpoint.backbone.vision.pad_id
         counts = torch.tensor([e.counts for e in experiences], dtype=torch.float64, device=self.args.device)
+        self._enter("normalisers of the loss", NORMALISERS)
         sequences, tokens, latents = self.sum_over_ranks(counts.sum(0))
         share, budget = config.share_prompt, config.max_tokens_per_forward
         micro_batches = [

@@ -27,6 +27,9 @@ from fourdthinker.trainers.watch import Watch
 logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY, _NOT_FINITE, _FINE = range(3)  # the worst of all ranks is that of all
+# Phases of an update in their order; forward n has the numbers from 3 n on.
+SAVING, READING, PREPARING, REWARD_KL, ADVANTAGES, OTHER_PASSES, NORMALISERS, DIVISION = range(-8, 0)
+_REDUCTION, _STEP = 10**8, 10**9
 
 
 class PassTrainer(ResumableTrainer):
@@ -82,6 +85,7 @@ class PassTrainer(ResumableTrainer):
     def begin_update(self) -> list[list[Forward]]:
         """The forwards of the update that `prepare_update` has prepared."""
         self._done = 0
+        self._enter("division into forwards", DIVISION)
         self._cut()
         self.metric_sums.mark()
         return self._update
@@ -130,7 +134,7 @@ class PassTrainer(ResumableTrainer):
                 self._fitted = [
                     max(pair) for pair in zip(self._sizes, self._fitted or self._sizes, strict=True)
                 ]
-            self._enter("optimizer step", 10**9)
+            self._enter("optimizer step", _STEP)
             self._attempt = 0
         return loss
 
@@ -153,6 +157,7 @@ class PassTrainer(ResumableTrainer):
         model.zero_grad(set_to_none=True)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
+        self._enter("division into smaller forwards", DIVISION)
         self._cut()
 
     def _micro_batch(self, model: nn.Module, number: int) -> Tensor:
@@ -174,7 +179,8 @@ class PassTrainer(ResumableTrainer):
         finally:
             state._set_sync_gradients(steps)
         if ends and not self._overlaps:
-            self._enter("reduction of the gradients", 10**8)
+            self._fill_gradients(model)
+            self._enter("reduction of the gradients", _REDUCTION)
             self._agree(None, [])
             try:
                 self._reduce_gradients(model)
@@ -215,7 +221,8 @@ class PassTrainer(ResumableTrainer):
             return None, {}
         self._enter(f"forward {forward.number}", 3 * forward.number)
         try:
-            batch = self._prepare_inputs(forward.batch)  # moves it to the device, as Trainer's own step does
+            # Trainer's own way to the device rounds what is float under DeepSpeed: log-probs, advantages.
+            batch = {name: value.to(self.args.device) for name, value in forward.batch.items()}
             with self.compute_loss_context_manager():
                 batch = self.prepare_batch(batch)
                 loss, metrics, *outputs = model(batch, forward.objective)
@@ -255,15 +262,24 @@ class PassTrainer(ResumableTrainer):
             self._void_update("loss")
         return False
 
+    def _fill_gradients(self, model: nn.Module) -> None:
+        """Zeros where this rank has none: all that the reduction allocates, before the ranks agree on it."""
+        if self._failure is not None or self._skip_update:
+            return
+        try:
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        except torch.OutOfMemoryError as error:
+            self._failure = str(error).partition("\n")[0]
+
     def _reduce_gradients(self, model: nn.Module) -> None:
         """The means over the ranks, as DistributedDataParallel makes them."""
         if self._skip_update:
             return
         waiting = []
         for parameter in model.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
                 parameter.grad /= self.args.world_size
                 waiting.append(dist.all_reduce(parameter.grad, async_op=True))
         for work in waiting:

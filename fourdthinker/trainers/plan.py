@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.backbones.outline import outline, vision_patches
+from fourdthinker.backbones.outline import compute_in, outline, vision_patches
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import read_json_object
@@ -102,18 +102,20 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     grid = vision_patches(backbone, config.frames or policy)
     asked = _asked(config, int(grid.prod()) // backbone.vision.merge_size**2)
     shape = _within_budget(config, asked)
+    if config.bf16 and config.deepspeed:
+        backbone.to(torch.bfloat16)  # as its engine does, which keeps float32 copies
     sizes = _static(config, backbone, world_size)
-    wide = config.bf16 and next(backbone.parameters()).dtype == torch.float32
-    if config.bf16:
-        backbone.to(torch.bfloat16)  # what autocast computes in
+    autocast = config.bf16 and backbone.dtype == torch.float32
+    casts = compute_in(backbone, torch.bfloat16) if autocast else 0
+    if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
+        casts += 2 * backbone.head_weight.numel()
     features, vision = _vision(config, backbone, grid)
     traced, kept, chunk = _traced(config, backbone, shape, grid, on_cpu)
     parts = sizes | {"activations": kept, "logits chunk": chunk, "vision": features + vision}
     static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
     gradients = sizes["gradients"]
     whole = _bytes(p for p in backbone.parameters() if p.requires_grad)  # the gradients within the trace
-    held = gradients if wide else min(gradients, whole)
-    casts = _bytes(backbone.hf.model.language_model.parameters()) if wide else 0  # autocast keeps its copies
+    held = gradients if autocast else min(gradients, whole)
     phases = {"training": static + traced + features + casts - whole + held}
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
     if isinstance(config, GrpoConfig):
@@ -249,7 +251,7 @@ def _traced(
         batch.pop("segments", None)  # flex_attention makes no mask of all pairs
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
-    elif not (config.deepspeed or config.bf16):
+    elif not config.deepspeed:
         recompute_cheap_layers(backbone)
     backbone.train()
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]

@@ -87,15 +87,19 @@ def work_of(
     prompts = sequences
     if isinstance(config, GrpoConfig) and not config.share_prompt:
         prompts = sequences // config.num_generations
-    layers = sum(p.numel() for p in backbone.hf.model.language_model.layers.parameters())
+    weights = list(backbone.hf.model.language_model.layers.parameters())
+    layers = sum(p.numel() for p in weights)
     head, width = backbone.head_weight.numel(), backbone.num_heads * backbone.head_dim
     tower = 2.0 * sum(p.numel() for p in backbone.visual.parameters()) * patches * prompts
     pairs = sequences * (prompt * prompt / 2 + rows * answer * (prompt + answer / 2))
     forward = 2.0 * layers * sequences * (prompt + rows * answer)
     forward += 4.0 * backbone.num_layers * width * pairs
     logits = 2.0 * head * sequences * rows * answer
-    whole = config.lora is None  # below an adapter no gradient of a weight is made
-    training = forward * ((3 if whole else 2) + config.gradient_checkpointing) + logits * 3
+    lora = config.lora
+    whole = lora is None  # below an adapter no gradient of a weight is made
+    head_trained = lora is None or lora.train_embeddings
+    training = forward * ((3 if whole else 2) + config.gradient_checkpointing)
+    training += logits * (3 if head_trained else 2)
     training += 0 if config.freeze_vision else 3 * tower
     sampling = tower if config.freeze_vision else 0.0
     if not isinstance(config, GrpoConfig):
@@ -109,6 +113,7 @@ def work_of(
     cached = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim * element
     kept = cached * prompts * (prompt + config.num_generations * answer / 2)
     batches = config.gradient_accumulation_steps
-    decoded = answer * (batches * (layers + head) * element + kept)
+    read = sum(p.nbytes for p in weights) + head * element
+    decoded = answer * (batches * read + kept)
     sampling += (forward + logits) if config.needs_reference else 0.0  # the reference sees the rollouts once
     return Work(training, sampling / config.num_iterations, decoded / config.num_iterations)

@@ -48,6 +48,17 @@ _HELD = (
     "num_iterations",
 )
 
+# Settings that the memory of a forward depends on: with the same ones it need not run out a second time.
+_SIZES = (
+    "per_device_train_batch_size",
+    "max_tokens_per_forward",
+    "gradient_checkpointing",
+    "bf16",
+    "share_prompt",
+    "num_generations",
+    "max_completion_length",
+)
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -59,6 +70,8 @@ class RunState:
         records_per_update: on all processes together.
         processes: that wrote it.
         deepspeed: whether DeepSpeed did.
+        divisions: how often its forwards were halved because memory ran out, with the settings `sizes`.
+        sizes: settings that memory depends on, as they were.
         resumable: whether it has the state of the optimizer.
         data: a hash of the records.
     """
@@ -68,6 +81,8 @@ class RunState:
     records_per_update: int
     processes: int
     deepspeed: bool
+    divisions: int
+    sizes: dict[str, Any]
     resumable: bool
     data: str
 
@@ -100,7 +115,9 @@ def rollouts_file(rank: int) -> str:
     return f"rollouts_{rank}.safetensors"
 
 
-def run_state(config: TrainConfig, args: TrainingArguments, updates: int, data: str) -> RunState:
+def run_state(
+    config: TrainConfig, args: TrainingArguments, updates: int, data: str, divisions: int = 0
+) -> RunState:
     """What a checkpoint of this run belongs to.
 
     Args:
@@ -108,14 +125,18 @@ def run_state(config: TrainConfig, args: TrainingArguments, updates: int, data: 
         args: of Trainer.
         updates: made so far.
         data: a hash of the records.
+        divisions: how often forwards were halved because memory ran out.
     """
-    held = {name: value for name, value in config.model_dump(mode="json").items() if name in _HELD}
+    values = config.model_dump(mode="json")
+    held = {name: value for name, value in values.items() if name in _HELD}
     return RunState(
         updates=updates,
         settings=held,
         records_per_update=records_per_update(config, args),
         processes=args.world_size,
         deepspeed=bool(args.deepspeed),
+        divisions=divisions,
+        sizes={name: values[name] for name in _SIZES if name in values},
         resumable=not args.save_only_model,
         data=data,
     )

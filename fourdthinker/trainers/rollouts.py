@@ -37,6 +37,7 @@ from fourdthinker.trainers.experience import (
     write_rollouts,
 )
 from fourdthinker.trainers.packing import cut_rows
+from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
@@ -82,14 +83,16 @@ class RolloutTrainer(LatentTrainer):
             for batch, prompts in batches:
                 mine, slots = slots[: len(batch)], slots[len(batch) :]
                 scored.append(self._varied(list(batch), list(prompts), mine))
-        # What comes now waits for the other ranks; one that still samples or scores is behind.
-        self._enter("advantages of all rollouts", -1)
         known: list[Tensor | None] = [None] * len(scored)
         if config.reward_kl_weight:
+            self._enter("log-probs of the reference for the rewards", REWARD_KL)
             with self._reference() as reference:
                 known = [self._reference_outputs(reference, s, range(len(s.rewards)))[0] for s in scored]
             scored = [self._with_kl(s, ref) for s, ref in zip(scored, known, strict=True) if ref is not None]
+        # What comes now waits for the other ranks; one that still samples or scores is behind.
+        self._enter("advantages of all rollouts", ADVANTAGES)
         experiences = with_advantages(scored, config, self.args)
+        self._enter("passes without gradient", OTHER_PASSES)
         experiences = [replace(e, ref_logprobs=ref) for e, ref in zip(experiences, known, strict=True)]
         shown = config.log_rollouts > 0 and (step - 1) % config.log_rollouts_steps == 0
         if shown and self.is_world_process_zero():
@@ -148,7 +151,8 @@ class RolloutTrainer(LatentTrainer):
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         completions = completions_of(rollout, prompts, texts, config.max_completion_length)
         rewards, parts = score(completions, self.rewards, config)
-        # An open tower needs its pictures in the training forward, where gradients flow through it.
+        # An open tower needs its pictures in the training forward, where gradients flow through it. One pass
+        # with gradient for both would keep its activations while rollouts are decoded (docs/training.md).
         kept = features if config.freeze_vision else None
         return Scored(indices, prompts, rollout, kept, texts, rewards, parts)
 

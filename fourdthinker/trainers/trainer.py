@@ -25,7 +25,7 @@ from fourdthinker.trainers.batches import ShardedBatches, same
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.loader import Loader
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.passes import PassTrainer
+from fourdthinker.trainers.passes import PREPARING, READING, SAVING, PassTrainer
 from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
@@ -84,7 +84,7 @@ class LatentTrainer(PassTrainer):
         self.masters = None if args.deepspeed else MasterWeights(backbone)
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
-        elif not (args.deepspeed or config.bf16):  # ZeRO-3 gathers weights for calls of modules alone
+        elif not args.deepspeed:  # ZeRO-3 gathers weights for calls of modules alone
             recompute_cheap_layers(backbone)
         use_cache = getattr(backbone.config, "use_cache", None)
         super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
@@ -140,10 +140,10 @@ class LatentTrainer(PassTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
-        self._enter("reading the batches", -3)
+        self._enter("reading the batches", READING)
         batches = self._ahead.take(epoch_iterator, num_batches)
         self.metric_sums.add(self._ahead.metrics)
-        self._enter("rollouts" if self.batches.whole_updates else "division into forwards", -2)
+        self._enter("rollouts" if self.batches.whole_updates else "preparing the samples", PREPARING)
         self.prepare_update(batches)
         return self.begin_update(), None
 
@@ -151,7 +151,7 @@ class LatentTrainer(PassTrainer):
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Called by Trainer after the callbacks of every update; what follows waits for the other ranks."""
-        self._enter("metrics and checkpoint", -4)
+        self._enter("metrics and checkpoint", SAVING)
         super()._maybe_log_save_evaluate(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

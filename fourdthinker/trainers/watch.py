@@ -111,9 +111,11 @@ class Watch:
             while not self._ended.wait(self._interval):
                 self._beat_once()
                 waited = time.monotonic() - self._since
-                if waited > self._timeout and (behind := self._behind() or self._dead()):
+                if waited > self._timeout and (said := self._held_up()):
                     sys.stderr.write(
-                        f"error (rank {self._rank}): {self._said(behind)} for {waited:.0f} s (ddp_timeout)\n"
+                        f"error (rank {self._rank}): {said}. Rank {self._rank} has been in {self._phase!r} "
+                        f"for {waited:.0f} s (ddp_timeout). Look at what that one does, and go on with "
+                        "resume_from_checkpoint=auto\n"
                     )
                     sys.stderr.flush()
                     os._exit(2)  # the main thread waits in a collective, from which nothing calls it back
@@ -143,12 +145,14 @@ class Watch:
             self._beat_once()
         return [rank for rank, beat in before.items() if self._get(f"beat{rank}") == beat]
 
-    def _said(self, ranks: list[int]) -> str:
+    def _held_up(self) -> str | None:
+        """Which ranks have no part any more in what this one does; it may wait for them or still work."""
+        behind = self._behind()
+        ranks = behind or self._dead()
+        if not ranks:
+            return None
         phases = ", ".join(f"rank {rank} in {self._phase_of(rank)[1]!r}" for rank in ranks)
-        return (
-            f"{phases} does not answer; rank {self._rank} waits in {self._phase!r}. Look at what that one "
-            "does, and go on with resume_from_checkpoint=auto. Waited"
-        )
+        return f"{phases} {'does not answer' if behind else 'gives no sign of life'}"
 
     def _lost(self, reason: str) -> str:
         """What to say after a collective has failed for `reason`."""

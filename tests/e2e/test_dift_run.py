@@ -103,7 +103,7 @@ def test_a_silent_process_ends_the_run_after_ddp_timeout(base: dict[str, Any], t
         raise
     assert process.returncode != 0
     assert "error (rank 0): rank 1 in 'step 1: optimizer step' does not answer" in output, output[-4000:]
-    assert "rank 0 waits in 'step 2: " in output
+    assert "Rank 0 has been in 'step 2: " in output
 
 
 def contents(run: Path) -> dict[str, tuple[int, bytes]]:

@@ -18,25 +18,27 @@ from tests.e2e.training import samples
 from tests.tiny import tiny_checkpoint
 
 
-def loss_of(backbone: Backbone, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
+def loss_of(
+    backbone: Backbone, batch: dict[str, Any], *, bf16: bool = False
+) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
     """Loss, gradients, and the bytes that each kind of layer kept."""
     backbone.train()
-    with Kept(backbone) as kept:
+    with Kept(backbone) as kept, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = backbone(dict(batch), lambda *a: dift_objective(*a, num_tokens=50.0, num_latents=8.0))
     loss.backward()
     gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
     return loss.detach(), gradients, dict(kept.parts)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_the_same_bits_from_less(family: str) -> None:
+@pytest.mark.parametrize(("family", "bf16"), [("qwen2_5_vl", False), ("qwen3_vl", False), ("qwen3_vl", True)])
+def test_the_same_bits_from_less(family: str, bf16: bool) -> None:
     checkpoint, other = (tiny_checkpoint(family=family, layers=2) for _ in range(2))
     batch = collate(samples(checkpoint, 3), 0)
     norms = 2 * 2 + 1 + (4 if family == "qwen3_vl" else 0)
     assert recompute_cheap_layers(other.backbone) == norms + 2
     assert recompute_cheap_layers(other.backbone) == 0, "once is enough"
-    plain_loss, plain, much = loss_of(checkpoint.backbone, batch)
-    loss, gradients, little = loss_of(other.backbone, batch)
+    plain_loss, plain, much = loss_of(checkpoint.backbone, batch, bf16=bf16)
+    loss, gradients, little = loss_of(other.backbone, batch, bf16=bf16)
     assert torch.equal(loss, plain_loss)
     assert plain.keys() == gradients.keys()
     assert [name for name in plain if not torch.equal(plain[name], gradients[name])] == []

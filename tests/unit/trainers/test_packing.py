@@ -32,6 +32,7 @@ from fourdthinker.trainers.experience import (
 from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
 from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import prompts as recorded_prompts
+from tests.e2e.training import relative_difference
 from tests.tiny import tiny_checkpoint
 
 N = 3
@@ -64,6 +65,15 @@ class OftenStart:
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
         scores[:, checkpoint().backbone.latents.start_id] += 14.0
+        return scores
+
+
+class OftenEnd(OftenStart):
+    """And makes its completions end early, each at another token."""
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = super().__call__(ids, scores)
+        scores[:, checkpoint().tokenizer.eos_token_id] += 13.0
         return scores
 
 
@@ -118,6 +128,32 @@ def test_equal_to_the_unpacked_replay_with_gradients(share: bool) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], rtol=1e-3, atol=1e-4 * value.abs().max().item())
+
+
+def test_groups_of_one_to_eight_behind_one_prompt() -> None:
+    """Loss and every gradient: unequal completions with blocks, prompts of clips, of an image, of text."""
+    backbone, items = checkpoint().backbone, prompts()
+    items[1].input_ids[2:10] = 5
+    items[1].input_ids[2:6] = backbone.vision.image_token_id
+    items[1].vision = Vision(torch.tensor([[1, 4, 4]]), None, torch.randn(4, 32), kind="image")
+    config = SamplingConfig(max_new_tokens=22, max_blocks=2, seed=2)
+    rollout = LatentSampler(backbone).sample(items, 8, config, logits_processor=[OftenEnd()])
+    assert len(set(rollout.lengths.tolist())) > 2
+    weights = torch.randn(32, rollout.tokens.shape[1], generator=torch.Generator().manual_seed(0))
+    for size in range(1, 9):
+        rows = torch.tensor([8 * group + row for group in (0, 1, 2 + size % 2) for row in range(size)])
+        found = []
+        for share in (True, False):
+            backbone.zero_grad()
+            logprobs = backbone(replay_batch(rollout, items, rows, 0, share=share), policy_logprobs)
+            loss = (logprobs * weights[: len(rows), : logprobs.shape[1]]).sum()
+            loss.backward()
+            found.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None})
+            found[-1]["loss"] = loss.detach()
+        assert not any(found[0][name].any() for name in found[1] if not found[1][name].any())
+        difference = relative_difference(found[0], found[1], [n for n in found[1] if found[1][n].any()])
+        assert len(difference) > 10
+        assert max(difference.values()) <= 1e-5, (size, difference)
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -83,6 +83,7 @@ def batch_of(backbone: Backbone, rows: int, prompts: int, share: bool) -> dict[s
         ("dift", True, False),
         ("dift", False, True),
         ("grpo", False, False),
+        ("grpo", False, True),
         ("grpo", True, False),
         ("grpo", True, True),
     ],
@@ -123,7 +124,7 @@ def test_the_plan_of_a_step_is_what_it_holds(
     backbone.train()
     if checkpointing:
         backbone.gradient_checkpointing_enable()
-    elif not bf16:
+    else:
         recompute_cheap_layers(backbone)
     backbone.zero_grad(set_to_none=True)
     measured = peak_allocated(step)
@@ -197,6 +198,10 @@ def test_the_time_is_operations_over_the_rates_of_the_table(
     twice = make_plan(make_config(GrpoConfig, values | {"num_iterations": 2})).work
     assert twice.training == plan.work.training
     assert twice.decoded == plan.work.decoded / 2
+    adapters = [{"r": 4, "train_embeddings": trained} for trained in (False, True)]
+    below, beside = (make_plan(make_config(GrpoConfig, values | {"lora": lora})).work for lora in adapters)
+    # No gradient of a head that is not trained: two products of its logits' size, and not three.
+    assert beside.training - below.training == pytest.approx(2 * head * 4 * ANSWER)
     plain = make_plan(make_config(GrpoConfig, values | {"share_prompt": False})).work
     assert plain.training > plan.work.training
     assert plain.decoded == plan.work.decoded

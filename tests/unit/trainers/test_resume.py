@@ -13,6 +13,7 @@ from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
@@ -55,6 +56,17 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_memory_needed_is_known_when_a_run_goes_on(stopped: Path, tmp_path: Path) -> None:
+    state = RunState.read(stopped / "checkpoint-2")
+    RunState(**vars(state) | {"divisions": 1}).write(stopped / "checkpoint-2")
+    shutil.copytree(stopped, tmp_path / "other")
+    train(stopped)
+    assert [line.get("out_of_memory") for line in metrics(stopped)] == [None, None, 1, 1]
+    assert RunState.read(stopped / "final").divisions == 1
+    train(tmp_path / "other", max_tokens_per_forward=100)
+    assert [line.get("out_of_memory") for line in metrics(tmp_path / "other")] == [None] * 4
 
 
 def refused(folder: Path, **extra: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
@@ -23,21 +24,23 @@ from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept
-from fourdthinker.trainers.grpo import make_trainer
+from fourdthinker.trainers.grpo import GrpoTrainer, make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Parts
 from fourdthinker.trainers.vision_cache import tower_fingerprint
-from tests.e2e.training import length_reward, prompts
+from tests.e2e.training import length_reward, prompts, relative_difference
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
 BASE: dict[str, Any] = {"use_cpu": True, "report_to": [], "max_steps": 1, "save_steps": 0}
 
 
-def replay_and_checkpoint(folder: Path, rank: int, *, sliced: bool) -> tuple[Replay, dict[str, torch.Tensor]]:
-    """What a rank samples and prepares for an update, with the reference's log-probs; and what it saves.
+def replay_and_checkpoint(
+    folder: Path, rank: int, *, sliced: bool
+) -> tuple[Replay, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a rank prepares for an update, with the reference's log-probs; what it saves; gradients.
 
     Ranks take different numbers of decode steps and of forwards without gradient.
     """
@@ -56,19 +59,40 @@ def replay_and_checkpoint(folder: Path, rank: int, *, sliced: bool) -> tuple[Rep
     replay = trainer._make_replay(trainer.sample([[(rank,), (items[rank],)]]))
     trainer.save_model(str(folder / "saved"))
     dist.barrier()
-    return replay, load_checkpoint(folder / "saved").backbone.state_dict()
+    return replay, load_checkpoint(folder / "saved").backbone.state_dict(), gradients_of(trainer, replay)
+
+
+def gradients_of(trainer: GrpoTrainer, replay: Replay) -> dict[str, torch.Tensor]:
+    """The mean over the ranks, each of its own rollouts; FSDP2 makes it in the backward pass."""
+    trainer._replay = replay
+    backbone, gradients = trainer.checkpoint.backbone, {}
+    ((forward,),) = trainer.forwards()
+    loss, *_ = backbone(forward.batch, forward.objective)
+    loss.backward()
+    for name, parameter in backbone.named_parameters():
+        gradient: Any = parameter.grad
+        if isinstance(gradient, DTensor):
+            gradients[name] = gradient.full_tensor()
+        elif gradient is not None:
+            dist.all_reduce(gradient)
+            gradients[name] = gradient / 2
+    return gradients
 
 
 def fsdp2(rank: int, folder: Path) -> None:
     """In each of two processes."""
-    expected, weights = replay_and_checkpoint(folder / "whole", rank, sliced=False)
-    got, saved = replay_and_checkpoint(folder / "sliced", rank, sliced=True)
+    expected, weights, plain = replay_and_checkpoint(folder / "whole", rank, sliced=False)
+    got, saved, gradients = replay_and_checkpoint(folder / "sliced", rank, sliced=True)
     for one, other in zip(got.micro_batches, expected.micro_batches, strict=True):
         for chunk, whole in zip(one, other, strict=True):
             assert torch.equal(chunk.batch["chosen_ids"], whole.batch["chosen_ids"])
             torch.testing.assert_close(chunk.batch["ref_logprobs"], whole.batch["ref_logprobs"])
     assert weights.keys() == saved.keys()
     assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
+    assert gradients.keys() == plain.keys()
+    assert len(plain) > 10
+    difference = relative_difference(gradients, plain, [name for name in plain if plain[name].any()])
+    assert max(difference.values()) <= 1e-5, difference
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")

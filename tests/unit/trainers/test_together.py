@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.passes import PassTrainer
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from fourdthinker.trainers.update import MemoryLimitError
+from fourdthinker.trainers.update import Forward, MemoryLimitError
 from fourdthinker.trainers.watch import RankLostError, Watch
 from tests.e2e.training import BARE, metrics, prompts, samples
 from tests.processes import run_ranks
@@ -124,6 +125,7 @@ def test_no_memory_to_reduce_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     trainer.accelerator = SimpleNamespace(gradient_state=gradients)
     trainer.args, trainer.state = SimpleNamespace(device="cpu", world_size=2), SimpleNamespace(global_step=6)
     trainer._update, trainer._fitted, trainer.is_deepspeed_enabled = [[]], [], False
+    trainer._failure, trainer._skip_update = None, False
     for name, method in {
         "_enter": lambda *_: None,
         "_agree": lambda *_: True,
@@ -134,6 +136,69 @@ def test_no_memory_to_reduce_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
         MemoryLimitError, match=r"step 7, while gradients were reduced: Tried .* 1\.00 GiB\.; lower"
     ):
         trainer._micro_batch(torch.nn.Linear(1, 1), 0)
+
+
+def test_gradients_that_are_missing_are_made_before_the_ranks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nAnd more.")
+
+    trainer, model = object.__new__(PassTrainer), torch.nn.Linear(1, 1)
+    trainer.args, trainer._failure, trainer._skip_update = SimpleNamespace(world_size=2), None, False
+    monkeypatch.setattr(torch, "zeros_like", full)
+    trainer._fill_gradients(model)
+    assert vars(trainer)["_failure"] == "Tried to allocate 2.00 GiB."
+    model.weight.grad = torch.ones(1, 1)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
+    trainer._reduce_gradients(model)  # which allocates none
+    assert model.weight.grad.item() == 0.5
+
+
+def test_numbers_keep_their_type_on_the_way_to_the_device() -> None:
+    """Trainer's own way rounds all that is float under DeepSpeed, to the type of its weights."""
+    seen: dict[str, torch.dtype] = {}
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    trainer = object.__new__(PassTrainer)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    trainer.args, trainer.is_deepspeed_enabled, trainer._failure = SimpleNamespace(device="cpu"), True, None
+    trainer._enter = lambda *_: None  # type: ignore[method-assign]
+    trainer.compute_loss_context_manager = nullcontext
+
+    def model(batch: Any, objective: Any) -> Any:
+        seen.update({name: value.dtype for name, value in batch.items()})
+        return torch.ones(()), {}
+
+    batch = {"old_logprobs": torch.ones(2), "rows": torch.ones(2, dtype=torch.long)}
+    trainer._run_forward(model, Forward(batch, None, torch.zeros(1)))  # type: ignore[arg-type]
+    assert seen == {"old_logprobs": torch.float32, "rows": torch.long}
+
+
+def test_a_rank_that_hangs_in_the_reference_is_behind_those_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[tuple[int, ...]] = []
+    orders: dict[str, tuple[int, ...]] = {}
+    enter, logprobs, most = Watch.enter, GrpoTrainer._reference_outputs, PassTrainer.most_of_ranks
+
+    def noted(self: Watch, phase: str, *order: int) -> None:
+        phases.append(order)
+        enter(self, phase, *order)
+
+    def reference(self: Any, *arguments: Any) -> Any:
+        orders["reference"] = phases[-1]
+        return logprobs(self, *arguments)
+
+    def waits(self: Any, values: list[int]) -> list[int]:
+        orders.setdefault("wait", phases[-1])
+        return most(self, values)
+
+    monkeypatch.setattr(Watch, "enter", noted)
+    monkeypatch.setattr(GrpoTrainer, "_reference_outputs", reference)
+    monkeypatch.setattr(GrpoTrainer, "most_of_ranks", waits)
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(GrpoConfig, GRPO | {"output_dir": str(tmp_path / "run"), "max_steps": 1})
+    train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 2))
+    assert orders["reference"] < orders["wait"]
+    assert phases == sorted(phases)
 
 
 def one_dies(rank: int, folder: Path) -> None:
@@ -166,7 +231,10 @@ def test_who_is_behind_and_who_beats() -> None:
     first.enter("step 3: forward 1", 3, 0, 3)
     second.enter("step 3: forward 0", 3, 0, 0)
     assert first._behind() == [1]
+    assert first._held_up() == "rank 1 in 'step 3: forward 0' does not answer"
     assert second._behind() == []
+    store.set("beat0", "0")
+    assert second._held_up() == "rank 0 in 'step 3: forward 1' gives no sign of life"
     store.set("beat1", "0")
     assert first._dead() == [1]
     with second:

@@ -1,0 +1,180 @@
+"""DeepSpeed's engine, ZeRO-2 and ZeRO-3, on two processes of a CPU, under the trainers.
+
+accelerate's plugin does not work on a CPU. The trainers are therefore made without it and are told of the
+engine afterwards; what it would do beyond that (read the config, choose the optimizer) is not run here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.reward_calls import Reward
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.dift import make_trainer as make_dift
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import make_trainer as make_grpo
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.model import add_adapter, reference_model
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
+from fourdthinker.trainers.update import Parts
+from tests.e2e.gradients_worker import BASE, GRPO, KeepGradients
+from tests.e2e.training import length_reward, prompts, relative_difference, samples
+from tests.processes import run_ranks
+from tests.tiny import tiny_checkpoint
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra zero)"
+)
+
+CASES: dict[str, dict[str, Any]] = {
+    "dift": {},
+    "dift_checkpointed": {"gradient_checkpointing": True, "max_tokens_per_forward": 130},
+    "dift_tower": {"freeze_vision": False},
+    "dift_lora": {"lora": {"r": 4, "dropout": 0.0}},
+    "grpo": {"loss": {"beta": 0.1}, "num_generations": 4, "max_completion_length": 16},
+    "grpo_lora": {"loss": {"beta": 0.1}, "lora": {"r": 4}, "gradient_checkpointing": True},
+}
+
+
+def config_of(case: str, folder: Path, *, batch: int, accumulation: int) -> Any:
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    own = sizes | {"optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    own |= {"output_dir": str(folder / "run"), "weight_decay": 0.0} | CASES[case]
+    return make_config(*((DiftConfig, BASE | own) if case.startswith("dift") else (GrpoConfig, GRPO | own)))
+
+
+def save_model(folder: Path, case: str) -> None:
+    checkpoint = tiny_checkpoint(hidden=32, layers=2, tied="lora" not in case)
+    with torch.no_grad():  # as one that has learnt to open blocks
+        checkpoint.backbone.head_weight[checkpoint.backbone.latents.start_id] += 0.1
+    save_checkpoint(folder / "model", checkpoint)
+
+
+def items_of(case: str, checkpoint: Checkpoint) -> list[Any]:
+    return (samples if case.startswith("dift") else prompts)(checkpoint, 8)
+
+
+def on_one_process(case: str, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Gradients of an update, and the weights after it."""
+    config, keep = config_of(case, folder, batch=8, accumulation=1), KeepGradients()
+    checkpoint = load_checkpoint(folder / "model")
+    items = items_of(case, checkpoint)
+    if isinstance(config, DiftConfig):
+        train_dift(config, checkpoint=checkpoint, samples=items, callbacks=[keep])
+    else:
+        train_grpo(config, checkpoint=checkpoint, prompts=items, callbacks=[keep])
+    return keep.gradients, load_checkpoint(folder / "run" / "final").backbone.state_dict()
+
+
+def trainer_of(config: TrainConfig, case: str, folder: Path) -> Any:
+    """A trainer of a checkpoint that is loaded as DeepSpeed wants it: with ZeRO-3 in slices."""
+    args = training_arguments(config)
+    args.deepspeed = "of the test"
+    checkpoint = load_checkpoint(folder / "model")
+    reference = None
+    if isinstance(config, GrpoConfig) and config.lora is None:
+        reference = reference_model(config, args, None, checkpoint, checkpoint)
+    add_adapter(config, checkpoint.backbone)
+    parts = Parts(args, checkpoint, Items(items_of(case, checkpoint)), reference)
+    if isinstance(config, DiftConfig):
+        return make_dift(config, parts)
+    assert isinstance(config, GrpoConfig)
+    return make_grpo(config, [Reward("length_reward", length_reward)], parts)
+
+
+def update(trainer: Any, zero: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One update by an engine, as Trainer and accelerate run it; its gradients."""
+    import deepspeed
+    from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
+    from deepspeed.utils import safe_get_full_grad
+
+    backbone = trainer.checkpoint.backbone
+    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    engine, *_ = deepspeed.initialize(
+        model=backbone,
+        model_parameters=list(trained.values()),
+        optimizer=torch.optim.SGD(trained.values(), lr=1.0),
+        config=zero,
+    )
+    accelerator, wrapper, gradients = trainer.accelerator, DeepSpeedEngineWrapper(engine), {}
+    accelerator.backward = lambda loss, **options: wrapper.backward(
+        loss, sync_gradients=accelerator.sync_gradients, **options
+    )
+    trainer.is_deepspeed_enabled, trainer.state.max_steps = True, 1
+    step = engine.step
+
+    def note_and_step() -> None:
+        gradients.update({name: safe_get_full_grad(p).clone() for name, p in trained.items()})
+        step()
+
+    engine.step = note_and_step
+    loader = iter(trainer.get_train_dataloader())
+    try:
+        batches, _ = trainer.get_batch_samples(loader, trainer.args.gradient_accumulation_steps, None)
+        for batch in batches:
+            trainer.training_step(engine, batch)
+    finally:
+        trainer._ahead.close()
+    return gradients
+
+
+def on_two(rank: int, folder: Path, stage: int, case: str) -> None:
+    """In each of two processes: load, roll out, update, save."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # It would be compiled, and gloo does. (`deepspeed.comm.torch` as an attribute is torch itself.)
+    vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    zero = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+    kept = HfDeepSpeedConfig(zero)  # while it lives, transformers loads weights in slices
+    trainer = trainer_of(config_of(case, folder, batch=2, accumulation=2), case, folder)
+    sliced = [hasattr(p, "ds_id") for p in trainer.checkpoint.backbone.parameters()]
+    assert any(sliced) == (stage == 3)
+    gradients = update(trainer, zero)
+    trainer.save_model(str(folder / "zero"))
+    del kept
+    if rank == 0:
+        torch.save(gradients, folder / "gradients.pt")
+    dist.barrier()
+
+
+def compare(folder: Path, case: str) -> None:
+    """Gradients, and the weights in the checkpoint after it, with those of one process."""
+    got = torch.load(folder / "gradients.pt", weights_only=True)
+    one, weights = on_one_process(case, folder)
+    assert len(one) > 10
+    assert {name for name in got if got[name].any()} == {name for name in one if one[name].any()}
+    difference = relative_difference(got, one, [name for name in one if one[name].any()])
+    assert max(difference.values()) <= 1e-5, difference
+    saved = load_checkpoint(folder / "zero").backbone.state_dict()
+    before = load_checkpoint(folder / "model").backbone.state_dict()
+    assert saved.keys() == weights.keys()
+    assert any(not torch.equal(saved[name], before.get(name, torch.zeros(()))) for name in saved)
+    for name, weight in weights.items():
+        torch.testing.assert_close(saved[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_update_under_zero_is_that_of_one_process(tmp_path: Path, stage: int, case: str) -> None:
+    """Heads that are tied, and with an adapter those that are not."""
+    save_model(tmp_path, case)
+    assert run_ranks(on_two, tmp_path, stage, case) == [0, 0]
+    compare(tmp_path, case)
