@@ -60,6 +60,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--narrator", metavar="MODEL", help=_OF_SETTING)
     parser.add_argument("--workers", type=whole(1, 4096), metavar="N", help="processes (default: one a core)")
     parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="processes here, or actors of the Ray cluster of RAY_ADDRESS (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout",
         type=real(0.001, 1e6),
         default=600.0,
@@ -95,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = Options(
         stages=_listed(arguments.stages) or STAGES,
         limit=arguments.limit,
+        engine=arguments.engine,
         workers=arguments.workers,
         timeout=arguments.timeout,
         attempts=arguments.attempts,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
-_JOIN, _START = 5.0, 300.0  # seconds: to end, and to start before the first item
+_START = 300.0  # seconds to start, before the first item
+
+Target = Callable[[Any, Callable[[Any], None]], None]
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,35 @@ class Lost:
     reason: str
 
 
+class EndedError(Exception):
+    """A process is no more; the message says how it ended."""
+
+
+class Processes(Protocol):
+    """Where jobs run: processes of this machine (`synth.processes`), or actors (`synth.actors`)."""
+
+    def start(self) -> Any:
+        """Start a process, and return what stands for it in the other calls."""
+
+    def give(self, process: Any, job: Any) -> None:
+        """Let it do a job."""
+
+    def wait(self, processes: Sequence[Any], seconds: float) -> list[Any]:
+        """Those that have sent something or ended; none when `seconds` have passed."""
+
+    def receive(self, process: Any) -> Any:
+        """The next message of a process that `wait` returned, None at the end of a job; or EndedError."""
+
+    def kill(self, process: Any) -> None:
+        """End it, whatever it does."""
+
+    def close(self, idle: Sequence[Any]) -> None:
+        """End those that have nothing to do."""
+
+
 @dataclass
 class _Worker:
     process: Any
-    pipe: Connection
     job: Any = None
     item: str = ""
     stage: str = ""
@@ -52,12 +74,9 @@ class _Worker:
         return self.since + timeout + (0 if self.item else _START)
 
 
-Target = Callable[[Any, Callable[[Any], None]], None]
-
-
 def run_jobs(
     jobs: Iterator[Any],
-    target: Target,
+    processes: Processes,
     *,
     workers: int,
     timeout: float,
@@ -67,16 +86,15 @@ def run_jobs(
     """Give jobs to processes and their messages to `handle`, until there are no more.
 
     Args:
-        jobs: what `target` is called with, taken when a process is free.
-        target: a function of a module, called as target(job, send) in another process; what it sends is
-            handled here, in order. An exception that leaves it ends the process.
-        workers: processes.
+        jobs: what processes do, taken when one is free.
+        processes: where they run. What they send is handled here, in order. An exception that leaves a job
+            ends its process.
+        workers: how many of them.
         timeout: seconds that one item may take, from its `Begin` to the next one, or to the job's end.
         handle: called as handle(job, message); message is what was sent, or `Lost`, after which the job has
             ended.
         more: asked for a job before `jobs` is; None: has none.
     """
-    context = multiprocessing.get_context("spawn")
     pool: list[_Worker] = []
     try:
         while True:
@@ -86,91 +104,52 @@ def run_jobs(
                     break
                 idle = next((worker for worker in pool if worker.job is None), None)
                 if idle is None:
-                    idle = _start(context, target)
+                    idle = _Worker(processes.start())
                     pool.append(idle)
-                _give(idle, job)
+                idle.job, idle.item, idle.stage, idle.since = job, "", "", time.monotonic()
+                processes.give(idle.process, job)
             busy = [worker for worker in pool if worker.job is not None]
             if not busy:
                 return
-            _serve(busy, pool, timeout, handle)
+            _serve(busy, pool, processes, timeout, handle)
     finally:
-        _end(pool)
-
-
-def _start(context: Any, target: Target) -> _Worker:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, target, os.getpid()), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _give(worker: _Worker, job: Any) -> None:
-    worker.job, worker.item, worker.stage, worker.since = job, "", "", time.monotonic()
-    worker.pipe.send(job)
+        for worker in pool:
+            if worker.job is not None:
+                processes.kill(worker.process)
+        processes.close([worker.process for worker in pool if worker.job is None])
 
 
 def _serve(
-    busy: list[_Worker], pool: list[_Worker], timeout: float, handle: Callable[[Any, Any], None]
+    busy: list[_Worker],
+    pool: list[_Worker],
+    processes: Processes,
+    timeout: float,
+    handle: Callable[[Any, Any], None],
 ) -> None:
     """Handle what has arrived, and end who is late."""
-    now = time.monotonic()
     first = min(worker.deadline(timeout) for worker in busy)
-    ready = wait([worker.pipe for worker in busy], max(0.0, first - now))
+    ready = processes.wait([worker.process for worker in busy], max(0.0, first - time.monotonic()))
     for worker in busy:
-        if worker.pipe in ready:
-            _receive(worker, pool, handle)
+        reason = None
+        if worker.process in ready:
+            try:
+                _take(worker, processes.receive(worker.process), handle)
+            except EndedError as ended:
+                reason = str(ended)
         elif time.monotonic() > worker.deadline(timeout):
-            _lose(worker, pool, handle, f"took longer than {timeout:g} s")
+            reason = f"took longer than {timeout:g} s"
+        if reason is not None:
+            processes.kill(worker.process)
+            pool.remove(worker)
+            handle(worker.job, Lost(worker.item, worker.stage, reason))
 
 
-def _receive(worker: _Worker, pool: list[_Worker], handle: Callable[[Any, Any], None]) -> None:
-    try:
-        message = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        worker.process.join(_JOIN)
-        code = worker.process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
-        _lose(worker, pool, handle, f"its process ended {how}")
-        return
+def _take(worker: _Worker, message: Any, handle: Callable[[Any, Any], None]) -> None:
     if message is None:
         worker.job = None
-        return
-    if isinstance(message, Begin):
+    elif isinstance(message, Begin):
         if message.item != worker.item:
             worker.since = time.monotonic()
         worker.item, worker.stage = message.item, message.stage
-        return
-    handle(worker.job, message)
-
-
-def _lose(worker: _Worker, pool: list[_Worker], handle: Callable[[Any, Any], None], reason: str) -> None:
-    worker.process.kill()
-    worker.process.join(_JOIN)
-    worker.pipe.close()
-    pool.remove(worker)
-    handle(worker.job, Lost(worker.item, worker.stage, reason))
-
-
-def _end(pool: list[_Worker]) -> None:
-    for worker in pool:
-        if worker.job is not None:
-            worker.process.kill()
-        worker.pipe.close()  # an idle one reads the end of its pipe, and returns
-    for worker in pool:
-        worker.process.join(_JOIN)
-
-
-def _work(pipe: Connection, target: Target, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    if "torch" in sys.modules:  # by the module of the target; processes share the cores
-        sys.modules["torch"].set_num_threads(1)
-    while True:
-        try:
-            job = pipe.recv()
-            target(job, pipe.send)
-            pipe.send(None)
-        except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended, or needs no more
-            return
-        if os.getppid() != parent:
-            return
+    else:
+        handle(worker.job, message)

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.progress import Progress, TaskID
 
 from fourdthinker.errors import ConfigError, install
 from fourdthinker.files import UNFINISHED, PathLike, parse_json, read_json_object, write_json
 from fourdthinker.progress import progress_bar
+from fourdthinker.synth.actors import RayActors
 from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
@@ -27,7 +28,8 @@ from fourdthinker.synth.journal import NAME, QUARANTINED, Entry, Journal
 from fourdthinker.synth.naming import namer
 from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
-from fourdthinker.synth.pool import Lost, run_jobs
+from fourdthinker.synth.pool import Lost, Processes, run_jobs
+from fourdthinker.synth.processes import LocalProcesses
 from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, Stop, Untried, keys, window_item, work
 from fourdthinker.synth.write import audited_lines, write_card
@@ -44,6 +46,7 @@ class Options:
     Attributes:
         stages: those wanted, all by default.
         limit: videos at most, the first ones; None: all.
+        engine: where the clips are worked on, "local" or "ray" (`synth.actors`).
         workers: processes; None: one for each core.
         timeout: seconds that one item may take.
         attempts: runs in which an item may fail before it is left alone for good.
@@ -54,6 +57,7 @@ class Options:
 
     stages: tuple[str, ...] = STAGES
     limit: int | None = None
+    engine: Literal["local", "ray"] = "local"
     workers: int | None = None
     timeout: float = 600.0
     attempts: int = 3
@@ -71,11 +75,6 @@ class Options:
         if not self.timeout > 0:
             raise ConfigError(f"timeout is {self.timeout}; give seconds above 0")
 
-    @property
-    def processes(self) -> int:
-        """How many there are."""
-        return self.workers or os.cpu_count() or 1
-
 
 @dataclass
 class _Run:
@@ -83,7 +82,8 @@ class _Run:
     settings: SynthSettings
     options: Options
     journal: Journal
-    processes: int
+    engine: Processes
+    workers: int
     queue: list[Job] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)  # in this run: not tried once more in it
     sources: dict[str, Source] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class _Run:
         if self._left_alone(source.name, entry):
             return
         if entry is None or entry.payload is None:
-            yield Job(source, self.settings, self.out, self.options.stages, share=self.processes)
+            yield Job(source, self.settings, self.out, self.options.stages, share=self.workers)
             return
         for index in range(len(loads(entry.payload)["windows"])):
             yield from self._of_window(source, index)
@@ -134,7 +134,7 @@ class _Run:
             return
         known, skip = self._known(source)
         common: dict[str, Any] = {"index": index, "window": window, "known": known, "skip": skip}
-        common["share"] = self.processes
+        common["share"] = self.workers
         job = Job(source, self.settings, self.out, self.options.stages, **common)
         if entry is None or entry.payload is None:
             yield job
@@ -254,7 +254,9 @@ def synthesise(
     with Journal(folder) as journal:
         _clean(folder)
         write_json(folder / SETTINGS, settings.plain())
-        run = _Run(folder, settings, options, journal, _processes(settings, options, len(found)))
+        engine, workers = _engine(settings, options)
+        workers = _useful(workers, settings, options, len(found))
+        run = _Run(folder, settings, options, journal, engine, workers)
         with progress_bar(shown=options.progress) as bar:
             task = bar.add_task("synthesis", total=len(found))
             _clip_stages(run, found, bar, task)
@@ -274,12 +276,21 @@ def synthesise(
     return summary
 
 
-def _processes(settings: SynthSettings, options: Options, videos: int) -> int:
-    """How many there are: each has a share of namer_max_calls, which is not to be empty, nor of no use."""
+def _engine(settings: SynthSettings, options: Options) -> tuple[Processes, int]:
+    """Where clips are worked on, and how many processes there are."""
+    if options.engine == "local":
+        return LocalProcesses(work), options.workers or os.cpu_count() or 1
+    models = (settings.namer_weights, settings.segment_weights, settings.depth_weights)
+    actors = RayActors(work, options.workers, gpus=any(models))
+    return actors, actors.workers
+
+
+def _useful(workers: int, settings: SynthSettings, options: Options, videos: int) -> int:
+    """At most so many that each has a share of namer_max_calls, and something to do with it."""
     calls = settings.namer_max_calls
     if settings.namer_model is None or calls is None or "objects" not in options.stages:
-        return options.processes
-    return max(1, min(options.processes, videos, calls))
+        return workers
+    return max(1, min(workers, videos, calls))
 
 
 def _check_weights(settings: SynthSettings, options: Options) -> None:
@@ -305,8 +316,8 @@ def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: Tas
 
     run_jobs(
         taken(),
-        work,
-        workers=run.processes,
+        run.engine,
+        workers=run.workers,
         timeout=run.options.timeout,
         handle=handle,
         more=lambda: run.queue.pop(0) if run.queue else None,

@@ -114,6 +114,10 @@ def defined(name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
                     yield f"{name}.{key}.{member}", method
 
 
+# Imported by a program that need not be installed.
+HOSTED = ("integrations.lmms_eval", "integrations.vlmeval")
+
+
 def with_many_parameters() -> dict[str, Callable[..., Any]]:
     files = [path for folder in ("fourdthinker", "kernels") for path in (ROOT / folder).rglob("*.py")]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
@@ -123,7 +127,7 @@ def with_many_parameters() -> dict[str, Callable[..., Any]]:
     return {
         name: function
         for module in sorted(modules)
-        if not module.endswith("__main__")
+        if not module.endswith(("__main__", *HOSTED))
         for name, function in defined(module)
         if len(parameters_of(function)) >= MANY
         or (module.endswith(THROUGHOUT) and len(parameters_of(function)) > 2)

@@ -18,9 +18,9 @@ from tests.unit.synth.test_run import noise, video
 DAMAGE = 21.0  # seconds
 
 
-def in_this_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
+def in_this_process(jobs: Any, processes: Any, *, handle: Any, more: Any, **options: Any) -> None:
     while (job := more() or next(jobs, None)) is not None:
-        target(job, lambda message, job=job: isinstance(message, Entry) and handle(job, message))
+        stages.work(job, lambda message, job=job: isinstance(message, Entry) and handle(job, message))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fourdthinker.synth.pool import Begin, Lost, run_jobs
+from fourdthinker.synth.processes import LocalProcesses
 
 
 def target(job: dict[str, Any], send: Callable[[Any], None]) -> None:
@@ -29,7 +30,7 @@ def run(jobs: list[dict[str, Any]], later: list[dict[str, Any]] | None = None, *
     waiting = list(later or [])
     run_jobs(
         iter(jobs),
-        target,
+        LocalProcesses(target),
         workers=options.get("workers", 2),
         timeout=options.get("timeout", 60.0),
         handle=lambda job, message: messages.append(message),

@@ -22,7 +22,7 @@ from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import BudgetError, EndpointError, RejectedError, narrate
 from fourdthinker.synth.plan import plan
 from fourdthinker.synth.pool import Begin
-from fourdthinker.synth.run import Options, _check_folder, _processes, synthesise
+from fourdthinker.synth.run import Options, _check_folder, _useful, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
 from tests.clips import make_clip
@@ -40,11 +40,11 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def one_process(jobs: Any, target: Any, *, handle: Any, more: Any, **options: Any) -> None:
+def one_process(jobs: Any, processes: Any, *, handle: Any, more: Any, **options: Any) -> None:
     """In place of `run_jobs`: everything in this process."""
     while (job := more() or next(jobs, None)) is not None:
         messages: list[Any] = []
-        target(job, messages.append)
+        work(job, messages.append)
         for message in messages:
             if not isinstance(message, Begin):
                 handle(job, message)
@@ -406,7 +406,7 @@ def test_what_says_nothing_about_a_clip_is_no_attempt(
 )
 def test_each_process_has_a_share_of_the_calls(calls: int | None, videos: int, processes: int) -> None:
     settings = SynthSettings(namer_model="m", namer_max_calls=calls)
-    assert _processes(settings, Options(workers=4), videos) == processes
+    assert _useful(4, settings, Options(), videos) == processes
 
 
 @pytest.mark.parametrize("name", ["namer_weights", "segment_weights", "depth_weights"])
