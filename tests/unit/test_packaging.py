@@ -344,6 +344,7 @@ SCOPES = {
     "": ("fourdthinker", "kernels", "train"),
     "train": ("fourdthinker",),
     "zero": ("fourdthinker",),
+    "ray": ("fourdthinker",),
     "synth": ("fourdthinker",),
     "audit": ("fourdthinker",),
     "geometry": ("fourdthinker",),
