@@ -111,11 +111,11 @@ def _load(pointer, offsets, counted):
 
 
 @triton.jit
-def _load_old(logprobs_ptr, old_ptr, offsets, counted):
-    """The log-probabilities before the first update: at that update those of the policy."""
+def _load_old(lp, old_ptr, offsets, counted):
+    """The log-probabilities before the first update: at that update ``lp``, those of the policy."""
     if old_ptr is not None:
         return _load(old_ptr, offsets, counted)
-    return _load(logprobs_ptr, offsets, counted)
+    return lp
 
 
 @triton.jit(do_not_specialize=["length", "advantage_stride", "advantage_step"])
@@ -151,12 +151,13 @@ def grpo_token_loss_kernel(
             if PER_SEQUENCE and old_ptr is not None:
                 ratios += _load(logprobs_ptr, offsets, counted) - _load(old_ptr, offsets, counted)
             if CORRECTS_SEQUENCES or OFF_POLICY:
-                drawn = _load_old(logprobs_ptr, old_ptr, offsets, counted)
+                lp = _load(logprobs_ptr, offsets, counted)
+                drawn = _load_old(lp, old_ptr, offsets, counted)
                 weights += drawn
                 if sampler_ptr is not None:
                     drawn = _load(sampler_ptr, offsets, counted)
                     weights -= drawn
-                drifts += drawn - _load(logprobs_ptr, offsets, counted)
+                drifts += drawn - lp
         items = tl.maximum(tl.sum(counts, axis=0), 1.0)
         mean_ratio = tl.sum(ratios, axis=0) / items
         log_weight = tl.sum(weights, axis=0)
@@ -185,7 +186,7 @@ def grpo_token_loss_kernel(
             if CORRECTED:
                 difference = log_weight + lanes * 0.0
                 if not CORRECTS_SEQUENCES:
-                    old = _load_old(logprobs_ptr, old_ptr, offsets, counted)
+                    old = _load_old(lp, old_ptr, offsets, counted)
                     difference = old - _load(sampler_ptr, offsets, counted)
                 slope *= fused_sampler_weight(difference, sampler_floor, sampler_cap, MASKED)
             slopes += tl.where(counted, slope, 0.0)
@@ -200,7 +201,7 @@ def grpo_token_loss_kernel(
         offsets = base + start + lanes
         counted = tl.load(mask_ptr + offsets, mask=inside, other=0) != 0
         lp = _load(logprobs_ptr, offsets, counted)
-        old = _load_old(logprobs_ptr, old_ptr, offsets, counted)
+        old = _load_old(lp, old_ptr, offsets, counted)
         advantage = _load(advantages_ptr, (start + lanes) * advantage_step, counted)
         log_ratio = lp - old
         if PER_SEQUENCE:
