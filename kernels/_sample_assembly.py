@@ -55,7 +55,7 @@ def listing(scores: int) -> tuple[str, str]:
     are the same for all: the largest distance that is near, how many scores there is room for, and where they
     go. A thread for which there is no room stores nothing.
     """
-    near, room, address = (f"${place * scores}" for place in (3, 4, 5))
+    near, room, address = (f"${operand * scores}" for operand in (3, 4, 5))
     distances = [f"${operand}" for operand in range(2 * scores, 3 * scores)]
     lines = [
         ".reg .pred own, taken, fits;", ".reg .b32 base, count, sum, other, lane, warp, there;",
