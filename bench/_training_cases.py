@@ -150,10 +150,10 @@ class OurStep(Timed):
         )  # fmt: skip
         checkpoint = Checkpoint(backbone, _NoWords(), backbone.default_policy(), PromptStyle(instruction=""))
         parts = Parts(training_arguments(config), checkpoint, Items(task.prompts), None)
-        trainer = make_trainer(config, [Reward("ids", _reward)], parts)
+        trainer = make_trainer(config, [Reward("ids", _reward, wanted=("tokens",))], parts)
         trainer._unchecked = False  # that comparison is made once in a run
         super().__init__(trainer)
-        self.time(trainer, "_sample", "generation")
+        self.time(trainer, "sample", "generation")
         self.time(trainer, "training_step", "loss")
 
     @contextmanager

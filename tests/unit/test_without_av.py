@@ -11,7 +11,8 @@ sys.modules["av"] = None
 from pathlib import Path
 import fourdthinker
 folder = Path(fourdthinker.__file__).parent
-files = [path.relative_to(folder.parent) for path in folder.rglob("*.py") if path.stem != "__main__"]
+hosts = ("__main__", "lmms_eval", "vlmeval")  # the last two are imported by programs of that name
+files = [path.relative_to(folder.parent) for path in folder.rglob("*.py") if path.stem not in hosts]
 for file in files:
     importlib.import_module(".".join(file.with_suffix("").parts).removesuffix(".__init__"))
 print(len(files))

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from fourdthinker.frames.bitstream.bits import Bits
 from fourdthinker.frames.bitstream.marking import HEAD, Picture264, begins_anew, picture_set
 from fourdthinker.frames.bitstream.missing import FrameNumbers, TemporalReferences, VopTimes
-from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field
+from fourdthinker.frames.bitstream.mpeg import PICTURE, VOP, field, mpeg4_flags
 from fourdthinker.frames.bitstream.nal import H264, H265, content, header_units, units
 from fourdthinker.frames.bitstream.parameter_sets import (
     Sequence264,
@@ -121,7 +121,7 @@ class _Mpeg2(_Delayed):
 class _Mpeg4(_Delayed):
     def __init__(self, extradata: bytes) -> None:
         super().__init__(lambda data: field(data, VOP, 0, 6, 3), b_picture=2)
-        self.times, self.packets = VopTimes(extradata), 0
+        self.times, self.flags, self.packets = VopTimes(extradata), mpeg4_flags(extradata), 0
         self.before, self.twice = b"", list[int]()  # the packet before; packets that repeat it
 
     def lost(self) -> Sequence[int]:
@@ -133,7 +133,9 @@ class _Mpeg4(_Delayed):
         if whole.find(VOP, whole.find(VOP) + 1) > 0:
             self.times.forget()
             return None
-        if whole == self.before and field(whole, VOP, 0, 5, 7) == _P_IN_THIS_SECOND:
+        if self.flags(whole):  # perhaps "not coded": nothing refers to it, and fillers are all alike
+            self.times.forget()
+        elif whole == self.before and field(whole, VOP, 0, 5, 7) == _P_IN_THIS_SECOND:
             self.twice.append(self.packets - 1)
             self.others -= 1
         elif self.times.take(self.packets - 1, whole):  # which that one is shown after

@@ -281,7 +281,7 @@ def test_options_in_the_forms_of_files():
         None,
         [],
         ["x"],
-        list("abcdefghi"),
+        [str(number) for number in range(27)],
         ["x", " "],
         ["x", None, "y"],
         "[" * 10000,
