@@ -109,7 +109,9 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
 
 def _fault(timeline: Timeline) -> str | None:
     """The first one that the container or the count of pictures shows."""
-    missing = [(timeline.seconds(timeline.coded[position]), MISSING) for position in timeline.lost[:1]]
+    positions = (timeline.lacking(number) for number in timeline.pts) if timeline.lost else ()
+    position = next((found for found in positions if found is not None), None)  # harms a picture
+    missing = [] if position is None else [(timeline.seconds(timeline.coded[position]), MISSING)]
     first = min([*missing, *([timeline.fault] if timeline.fault is not None else [])], default=None)
     return None if first is None else f"at {first[0]:.3f} s {first[1]}"
 

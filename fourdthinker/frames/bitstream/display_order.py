@@ -259,13 +259,26 @@ class _H264:
             field = _Field(bits.take(1), number, reference)
         return _Slice(kind, sequence, picture, number, field, idr, reference)
 
+    def _last_number(self, data: Data) -> int | None:
+        """frame_num of the last of several reference pictures of a packet; None: it has no other numbers."""
+        found = list[int]()
+        with suppress(ValueError, KeyError):
+            for unit in units(data, self.length):
+                if len(unit) and unit[0] & 31 in (1, 2, 5) and unit[0] & 0x60:
+                    head = self._head(Bits(content(unit, _HEAD)), unit[0] & 31 == 5, True)
+                    found.append(head.frame_number)
+        return found[-1] if len(set(found)) > 1 else None
+
     def _key(self, bits: Bits, head: _Slice, second: bool) -> int | None:
         """The number of a picture. bits: behind the fields that `_head` takes. second: a second field's."""
         self.decoded += 1
         sequence, low, below = head.sequence, 0, 0
         number, size = head.frame_number, sequence.frame_number_size
         if not self.numbers.follows(number, size, anew=head.idr or bool(sequence.gaps)):
-            self.missing.append(self.packets - 1)
+            # Of several pictures in the packet before, the first alone has been looked at.
+            last = self._last_number(self.before)
+            if last is None or (number - last) % (1 << size) > 1:
+                self.missing.append(self.packets - 1)
         if head.idr:
             bits.ue()
             if not second:
@@ -279,7 +292,7 @@ class _H264:
             bits.skip_ue(2 if of_bottom else 1)
         chroma = bool(sequence.chroma) and not sequence.separate_planes
         anew = head.reference and not head.idr and begins_anew(bits, head.kind, head.picture, chroma)
-        self.numbers.take(number, size, reference=head.reference, begins_anew=anew)
+        self.numbers.take(number, size, reference=head.reference or head.idr, begins_anew=anew)
         if sequence.order_kind == 1:
             return None
         if anew:

@@ -31,15 +31,20 @@ class FrameNumbers:
     def follows(self, number: int, size: int, *, anew: bool) -> bool:
         """Whether no reference picture is missing before one of this frame_num, of `size` bits.
 
-        anew: counting begins with it, or numbers may be left out (gaps_in_frame_num_value_allowed_flag).
+        anew: counting begins with it, or numbers may be left out (gaps_in_frame_num_value_allowed_flag). Some
+        encoders go back to 0 earlier than their headers say, behind 2^k - 1.
         """
-        return anew or self.before is None or (number - self.before) % (1 << size) <= 1
+        if anew or self.before is None:
+            return True
+        early = number == 0 and self.before >= 15 and not self.before & (self.before + 1)
+        return early or (number - self.before) % (1 << size) <= 1
 
     def take(self, number: int, size: int, *, reference: bool, begins_anew: bool) -> None:
         """Go on behind a picture. begins_anew: it has operation 5, behind which its frame_num is 0."""
         if begins_anew:
             self.before = 0
-        else:  # of pictures that are missing before another one, a decoder has taken note
+        elif reference or number != self.before:  # some encoders count no non-reference pictures
+            # Of pictures that are missing before another one, a decoder has taken note.
             self.before = number if reference else (number - 1) % (1 << size)
 
 

@@ -118,12 +118,12 @@ def test_they_are_told_where_the_order_is_learnt_by_decoding(tmp_path: Path) -> 
 
 
 def lost_h264(pictures: list[tuple[int, str]], *, leaves_out: bool = False) -> list[int]:
-    """Of pictures (frame_num, kind): I an IDR picture, A one with operation 5, P another one that others
-    refer to, b one that none does."""
+    """Of pictures (frame_num, kind): I an IDR picture, i one that nothing refers to, A one with operation 5,
+    P another one that others refer to, b one that none does."""
     order = h264(parameter_sets(leaves_out=leaves_out))
     for position, (number, kind) in enumerate(pictures):
-        idr, anew = kind == "I", kind == "A"
-        order(coded(position, 2 * position, number, idr=idr, reference=kind != "b", bottom=None, anew=anew))
+        idr, anew, reference = kind in "Ii", kind == "A", kind not in "bi"
+        order(coded(position, 2 * position, number, idr=idr, reference=reference, bottom=None, anew=anew))
     return list(order.lost())
 
 
@@ -142,10 +142,25 @@ def lost_h264(pictures: list[tuple[int, str]], *, leaves_out: bool = False) -> l
         ((254, 255, 0, 1), "PPPP", []),
         ((254, 255, 1), "PPP", [2]),
         ((7, 8, 9), "PPP", []),  # a stream that begins anywhere
+        # Streams that are not by the standard, and decode.
+        ((14, 15, 0, 1), "PPPP", []),  # 4 bits are counted, and the headers say 8
+        ((13, 14, 0, 1), "PPPP", [2]),
+        ((6, 7, 0, 1), "PPPP", [2]),
+        ((0, 1, 1, 2), "IPbP", []),  # a b-picture is not counted
+        ((0, 1, 2), "iPP", []),  # nothing refers to the IDR picture, says its header
     ],
 )
 def test_frame_numbers(numbers: tuple[int, ...], kinds: str, lost: list[int]) -> None:
     assert lost_h264(list(zip(numbers, kinds, strict=True))) == lost
+
+
+def test_frame_numbers_of_two_pictures_in_a_packet() -> None:
+    for missing, lost in ((None, []), (3, [2])):
+        order = h264(parameter_sets())
+        for numbers in ((0, 1), (2, 3), (4, 5)):
+            some = [k for k in numbers if k != missing]
+            order(b"".join(coded(k, 2 * k, k, idr=not k, reference=True, bottom=None) for k in some))
+        assert list(order.lost()) == lost
 
 
 def test_frame_numbers_that_may_be_left_out() -> None:
