@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from lmms_eval.protocol import ChatMessages
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.integrations.replies import Parts, Reply, replies, sampling
+from fourdthinker.records import Record
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker
 
 log = logging.getLogger(__name__)
+
+_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow
 
 MANIFEST = ModelManifest(
     model_id="fourdthinker", chat_class_path="fourdthinker.integrations.lmms_eval.FourDThinker"
@@ -93,20 +97,29 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
             requests: of chat tasks.
 
         Returns:
-            A text for each, in their order; "" where the media cannot be read, with a warning.
+            A text for each, in their order; "" where media cannot be read, or are several videos, with a
+            warning.
 
         Raises:
-            ConfigError: a request that the model cannot be asked: audio, several videos, several turns.
+            ConfigError: a request that the model cannot be asked: audio, several turns.
         """
         found: dict[int, Reply] = {}
+        asked: Counter[str] = Counter()  # one that is repeated has a seed of its own each time
         with TemporaryDirectory(prefix="fourdthinker-") as folder:
             alike: dict[SamplingConfig, list[int]] = {}
-            records = []
+            records: dict[int, Record] = {}
             for row, request in enumerate(requests):
                 _, messages, settings, doc, task, split = request.args
                 chat = ChatMessages(messages=messages(self.task_dict[task][split][doc]))
-                parts = _parts(chat, Path(folder), f"{task}/{doc}")
-                records.append(parts.record(f"{task}/{split}/{doc}/{request.idx}"))
+                name = f"{task}/{split}/{doc}/{request.idx}"
+                parts = _parts(chat, Path(folder, str(row)), name)
+                try:
+                    records[row] = parts.record(f"{name}/{asked[name]}")
+                except ConfigError as error:  # such as a file that is not there
+                    log.warning("%s has no answer: %s", name, error)
+                    found[row] = Reply("", failed=str(error))
+                    continue
+                asked[name] += 1
                 alike.setdefault(self._config(settings), []).append(row)
             for config, rows in alike.items():
                 some = replies(self.thinker, [records[row] for row in rows], config, self.batch_prompts)
@@ -118,6 +131,16 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
             )
             for row in range(len(requests))
         ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; lmms-eval asks when there are several processes."""
+        return self.thinker.checkpoint.backbone.device
+
+    def clean(self) -> None:
+        """Let go of the model: lmms-eval may load a judge."""
+        del self.thinker
+        super().clean()
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Refuse: a model that reasons first has no likelihood of an answer without its reasoning."""
@@ -167,16 +190,17 @@ def _parts(chat: ChatMessages, folder: Path, name: str) -> Parts:
             parts.videos.append(part.url)
             parts.start, parts.end = part.start_time, part.end_time
         elif part.type == "image":
-            parts.images.append(_saved(part.url, folder))
+            parts.images.append(_saved(part.url, folder, len(parts.images)))
         else:
             raise ConfigError(f"{name}: {part.type} in a question; the model takes text, video and pictures")
     return parts
 
 
-def _saved(image: Any, folder: Path) -> str | Path:
+def _saved(image: Any, folder: Path, number: int) -> str | Path:
     """The path of a picture; one in memory gets one, as a PNG."""
     if isinstance(image, (str, Path)):
         return image
-    path = folder / f"{len(list(folder.iterdir()))}.png"
-    image.save(path)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{number}.png"
+    (image if image.mode in _OF_PNG else image.convert("RGB")).save(path)
     return path

@@ -55,6 +55,7 @@ def _line(number: int, question: AnsweredQuestion, record: Record) -> dict[str, 
         "options": question.options,
         "video": record.video,
         "frames": record.frames,
+        "media": record.media_paths,
     }
     texts = [*question.texts, *([] if question.greedy_text is None else [question.greedy_text])]
     answers = [*question.answers, *([] if question.greedy_text is None else [question.greedy])]

@@ -168,8 +168,8 @@ def sampling(
     Args:
         max_new_tokens: None: 512.
         temperature: None or 0: greedy.
-        top_p: None: off.
-        top_k: None: off.
+        top_p: None or 0: off.
+        top_k: None, 0 or less: off.
         seed: of sampling.
 
     Returns:
@@ -179,5 +179,7 @@ def sampling(
         ConfigError: a value out of range.
     """
     config = SamplingConfig(temperature=float(temperature or 0.0), seed=seed)
-    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k}
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if config.temperature:  # tasks write top_p=0 or top_k=-1 where they mean none
+        given |= {"top_p": top_p or None, "top_k": top_k if top_k is not None and top_k > 0 else None}
     return replace(config, **{name: value for name, value in given.items() if value is not None})

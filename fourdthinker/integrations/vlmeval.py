@@ -57,7 +57,7 @@ class FourDThinker(BaseModel):  # type: ignore[misc]  # untyped base
         """Answer one question, greedily.
 
         Args:
-            message: its parts, each with `type` and `value`; a video may have `start` and `end` in seconds.
+            message: its parts, each with `type` and `value`.
             dataset: name of the benchmark.
 
         Returns:

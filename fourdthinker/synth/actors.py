@@ -7,6 +7,8 @@ records are files of the output folder, which all machines must see under one pa
 
 from __future__ import annotations
 
+import math
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,8 @@ from typing import Any
 
 from fourdthinker.errors import ConfigError, install
 from fourdthinker.synth.pool import EndedError, Target
+
+_FETCH = 60.0  # seconds to bring a message that has been sent
 
 
 @dataclass(eq=False)
@@ -34,7 +38,7 @@ class RayActors:
         gpus: whether jobs use a model on a GPU; the actors then share those of the cluster.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed or does not start, or has not so many free cores.
     """
 
     def __init__(self, target: Target, workers: int | None, *, gpus: bool) -> None:
@@ -43,12 +47,29 @@ class RayActors:
         except ImportError as error:
             raise ConfigError(f"--engine ray needs Ray, which is not installed; {install('ray')}") from error
         self._ray = ray
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address.startswith("ray://"):
+            raise ConfigError(
+                f"RAY_ADDRESS is {address}, and Ray's client cannot stream results; run this on a machine of "
+                "the cluster, with its address as host:port or auto"
+            )
         self._began = not ray.is_initialized()
         if self._began:
-            ray.init(log_to_driver=False, include_dashboard=False)
-        cluster = ray.cluster_resources()
-        self.workers = workers or max(1, int(cluster.get("CPU", 1)))
-        share = min(1.0, cluster.get("GPU", 0) / self.workers) if gpus else 0
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"RAY_ADDRESS {address or '(not set)'}: Ray does not start: {error}"
+                ) from error
+        free = ray.available_resources()
+        cores = int(free.get("CPU", 0))
+        self.workers = workers or cores
+        if not 1 <= self.workers <= cores:
+            raise ConfigError(
+                f"{self.workers} workers, and {cores} cores of the Ray cluster are free; give --workers so "
+                "many"
+            )
+        share = _share(int(free.get("GPU", 0)), self.workers) if gpus else 0.0
         self._class = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0)(_Worker)
         self._target = target
 
@@ -63,13 +84,14 @@ class RayActors:
     def wait(self, processes: Sequence[_Actor], seconds: float) -> list[_Actor]:
         """Those whose stream has something, or has ended."""
         streams = [process.messages for process in processes]
-        ready, _ = self._ray.wait(streams, num_returns=1, timeout=seconds)
+        self._ray.wait(streams, num_returns=1, timeout=seconds)
+        ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
         return [process for process in processes if process.messages in ready]
 
     def receive(self, process: _Actor) -> Any:
         """Take the next of its stream; EndedError where the actor, its machine or its job has failed."""
         try:
-            return self._ray.get(next(process.messages))
+            return self._ray.get(next(process.messages), timeout=_FETCH)
         except StopIteration:
             return None
         except self._ray.exceptions.RayError as error:
@@ -84,10 +106,19 @@ class RayActors:
 
     def close(self, idle: Sequence[_Actor]) -> None:
         """Kill them, and leave the cluster, if it was joined here."""
-        for process in idle:
-            self._ray.kill(process.handle)
-        if self._began:
-            self._ray.shutdown()
+        try:
+            for process in idle:
+                self._ray.kill(process.handle)
+        finally:
+            if self._began:
+                self._ray.shutdown()
+
+
+def _share(gpus: int, workers: int) -> float:
+    """Of a GPU for each actor, so that all find room: an actor is on one GPU, in ten-thousandths of it."""
+    if not gpus:
+        return 0.0
+    return math.floor(10_000 / math.ceil(workers / gpus)) / 10_000
 
 
 class _Worker:

@@ -29,6 +29,7 @@ VIDEO_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".json")
 _SCENES = re.compile(r"scenes:([1-9][0-9]{0,6})")
 _GIVEN = ("poses", "poses_format", "poses_metric", "right", "focal", "baseline")
+_FILES = ("poses", "right")
 _KEYS = {"video", "id", "start", "end", "objects", "licence", *_GIVEN}
 _STEREO = {"right", "focal", "baseline"}
 _CHUNK = 1 << 20
@@ -160,7 +161,11 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
         _seconds(row, "start"),
         _seconds(row, "end"),
         objects=_objects(row),
-        given={key: str(row[key]) for key in _GIVEN if key in row},
+        given={
+            key: os.path.abspath(str(row[key])) if key in _FILES else str(row[key])
+            for key in _GIVEN
+            if key in row
+        },
         licence=row.get("licence") or None,
     )
 

@@ -106,17 +106,24 @@ def run_jobs(
                 if idle is None:
                     idle = _Worker(processes.start())
                     pool.append(idle)
+                try:
+                    processes.give(idle.process, job)
+                except OSError:  # it has died while it had nothing to do
+                    processes.kill(idle.process)
+                    idle.process = processes.start()
+                    processes.give(idle.process, job)
                 idle.job, idle.item, idle.stage, idle.since = job, "", "", time.monotonic()
-                processes.give(idle.process, job)
             busy = [worker for worker in pool if worker.job is not None]
             if not busy:
                 return
             _serve(busy, pool, processes, timeout, handle)
     finally:
-        for worker in pool:
-            if worker.job is not None:
-                processes.kill(worker.process)
-        processes.close([worker.process for worker in pool if worker.job is None])
+        try:
+            for worker in pool:
+                if worker.job is not None:
+                    processes.kill(worker.process)
+        finally:
+            processes.close([worker.process for worker in pool if worker.job is None])
 
 
 def _serve(

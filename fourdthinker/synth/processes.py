@@ -54,7 +54,7 @@ class LocalProcesses:
         """Read the pipe; EndedError says by which signal or with which status a process ended."""
         try:
             return process.pipe.recv()
-        except (EOFError, ConnectionResetError) as error:
+        except (EOFError, OSError) as error:  # OSError: in the middle of a message
             process.process.join(_JOIN)
             code = process.process.exitcode
             how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"

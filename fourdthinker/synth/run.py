@@ -233,7 +233,7 @@ def synthesise(
     found = candidates(inputs)
     if options.limit is not None:
         found = found[: options.limit]
-    folder = Path(out)
+    folder = Path(os.path.abspath(out))  # of actors on other machines the working folder is another one
     _check_folder(folder, settings, options)
     _check_weights(settings, options)
     videos = any(candidate.scene is None for candidate in found)
@@ -280,8 +280,11 @@ def _engine(settings: SynthSettings, options: Options) -> tuple[Processes, int]:
     """Where clips are worked on, and how many processes there are."""
     if options.engine == "local":
         return LocalProcesses(work), options.workers or os.cpu_count() or 1
-    models = (settings.namer_weights, settings.segment_weights, settings.depth_weights)
-    actors = RayActors(work, options.workers, gpus=any(models))
+    models = [m for m in (settings.namer_weights, settings.segment_weights, settings.depth_weights) if m]
+    for folder in models:
+        if not folder.is_absolute():  # actors have working folders of their own
+            raise ConfigError(f"weights {folder}: give the absolute path with --engine ray")
+    actors = RayActors(work, options.workers, gpus=bool(models))
     return actors, actors.workers
 
 

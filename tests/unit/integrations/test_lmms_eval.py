@@ -8,6 +8,7 @@ pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 pytest.importorskip("datasets", reason="datasets are not installed")
 
 import numpy as np
+from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from fourdthinker.backbones import load_checkpoint
@@ -99,6 +100,34 @@ def test_an_empty_line_ends_no_answer(checkpoint):
     config = model._config({"until": ["\n\n"], "max_new_tokens": 4, "temperature": 0, "do_sample": False})
     assert config.stop_strings == ()
     assert (config.max_new_tokens, config.temperature) == (4, 0.0)
+
+
+def test_repeats_differ_and_a_missing_file_costs_its_question(checkpoint, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", range(0, 2000, 167))
+    model = FourDThinker(str(checkpoint), device="cpu", max_new_tokens=12, whole_text=True)
+    docs = [{"video": str(clip)}, {"video": str(tmp_path / "nowhere.mp4")}]
+    model.task_dict = {"t": {"test": docs}}
+
+    def messages(doc):
+        return [
+            {
+                "role": "user",
+                "content": [{"type": "video", "url": doc["video"]}, {"type": "text", "text": "go"}],
+            }
+        ]
+
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "do_sample": True, "top_p": 0}
+    requests = [
+        Instance(
+            "generate_until", ("", messages, settings, doc, "t", "test"), 0,
+            {"task": "t", "doc_id": doc, "repeats": 2},
+        )
+        for doc in (0, 0, 1)
+    ]  # fmt: skip
+    first, second, missing = model.generate_until(requests)
+    assert first.text != second.text
+    assert missing.text == ""
+    assert model.device.type == "cpu"
 
 
 def test_arguments_and_tasks_that_do_not_fit_are_named(checkpoint):

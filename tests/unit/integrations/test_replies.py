@@ -83,5 +83,7 @@ def test_settings_of_harnesses():
     assert (sampling().temperature, sampling().max_new_tokens) == (0.0, 512)
     config = sampling(16, 0.5, 0.9, 40)
     assert (config.max_new_tokens, config.temperature, config.top_p, config.top_k) == (16, 0.5, 0.9, 40)
+    assert sampling(temperature=0.0, top_p=0.0, top_k=-1) == sampling()  # as tasks of lmms-eval write it
+    assert sampling(temperature=1.0, top_p=0, top_k=-1) == sampling(temperature=1.0)
     with pytest.raises(ConfigError, match="top_p"):
-        sampling(top_p=2.0)
+        sampling(temperature=1.0, top_p=2.0)
