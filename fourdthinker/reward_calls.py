@@ -4,29 +4,31 @@ There are four kinds: ``reward(text, record) -> float`` for one completion, ``re
 for all of a batch (its first parameter has this name), and both as ``async def``. An import path may also
 name a class: its instance, made of the arguments, is the function. None is no opinion: others decide.
 
+With a time-out, plain functions are called in a thread that lasts for one micro-batch, and async ones in an
+event loop that lasts for the run: a client that belongs to a loop can be kept.
+
 What goes wrong with one completion costs that completion and nothing else: it has no reward, and is counted.
 Whether a run shall go on after that is the caller's choice, but for `RewardFailedError`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import inspect
 import math
-import threading
-import time
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.reward_runs import NoAnswerError, run_in_loop, run_in_thread
 from fourdthinker.rewards import Completion
 
 ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents", "max_length")
 _BATCH = "completions"  # the name of the first parameter of a batched function
-_WAITING = object()  # stands for a result that is not there yet
+LARGEST = 1e18  # size of a reward at most: float32 holds the sum of the squares of a group
 
 
 class RewardFailedError(FourdError):
@@ -173,22 +175,32 @@ def call_reward(
         concurrency: calls of an async function that run at a time.
 
     Returns:
-        Its numbers, and what went wrong. A call that does not come back is left to itself.
+        Its numbers, and what went wrong. A call that does not come back is left to itself. An async one that
+        is late has failed as a judge that cannot be reached has: `RewardFailedError`.
     """
-    calls = [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
-    results: list[Any] = [_WAITING] * len(calls)
-    run = functools.partial(_run_async, concurrency=concurrency) if reward.is_async else _run
-    if completions:
-        run(reward, [[completions[row] for row in rows] for rows in calls], results, timeout)
+    rows_of = (
+        [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
+    )
+    calls = [functools.partial(reward.call, [completions[row] for row in rows]) for rows in rows_of]
+    if not completions:
+        return Scores([], {})
+    if reward.is_async:
+        results = [_unreached(one) for one in run_in_loop(calls, timeout, concurrency)]
+    else:
+        results = run_in_thread(calls, timeout)
     values: list[float | None] = [None] * len(completions)
     failures: dict[int, Exception] = {}
-    for rows, result in zip(calls, results, strict=True):
-        for row, value in zip(rows, _split(result, len(rows), timeout, batched=reward.batched), strict=True):
+    for rows, result in zip(rows_of, results, strict=True):
+        for row, value in zip(rows, _split(result, len(rows), batched=reward.batched), strict=True):
             if isinstance(value, Exception):
                 failures[row] = value
             else:
                 values[row] = value
     return Scores(values, failures)
+
+
+def _unreached(result: Any) -> Any:
+    return RewardFailedError(str(result)) if isinstance(result, NoAnswerError) else result
 
 
 def described(name: str, completion: Completion, error: Exception) -> str:
@@ -204,20 +216,19 @@ def described(name: str, completion: Completion, error: Exception) -> str:
     """
     where = f"for record {completion.record.id!r} ({completion.record.where})"
     said = " ".join(str(error).split())
-    if isinstance(error, (RewardFailedError, TimeoutError)):
+    if isinstance(error, (RewardFailedError, NoAnswerError)):
         return f"reward {name}: {said} {where}"
     return f"reward {name}: {type(error).__name__} {where}: {said}; mend the function"
 
 
-def _split(result: Any, rows: int, timeout: float | None, *, batched: bool) -> list[Any]:
+def _split(result: Any, rows: int, *, batched: bool) -> list[Any]:
     """Of each row of a call its number, None, or an exception."""
-    if result is _WAITING:
-        allowed = "" if timeout is None else f" within {timeout:g} seconds"
-        return [TimeoutError(f"no answer{allowed}; make it faster, or raise reward_timeout")] * rows
     if isinstance(result, Exception):
         return [result] * rows
     if not batched:
         return [_number(result)]
+    if callable(listed := getattr(result, "tolist", None)):  # of numpy, torch or pandas
+        result = listed()
     if not isinstance(result, Sequence) or isinstance(result, str) or len(result) != rows:
         length = f" of {len(result)}" if isinstance(result, Sequence) else ""
         wrong = TypeError(
@@ -232,68 +243,8 @@ def _number(value: Any) -> float | Exception | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one of a tensor of several
         number = math.nan
-    return number if math.isfinite(number) else ValueError(f"{value!r} is no finite number")
-
-
-def _run(
-    reward: Reward, calls: Sequence[Sequence[Completion]], results: list[Any], timeout: float | None
-) -> None:
-    """Calls one after the other; where one hangs, a new thread goes on behind it."""
-    first = 0
-    while first < len(calls):
-        started = [time.monotonic()]  # of the call that runs
-
-        def work(first: int = first, started: list[float] = started) -> None:
-            for index in range(first, len(calls)):
-                started[0] = time.monotonic()
-                result = _attempt(functools.partial(reward.call, calls[index]))
-                if results[index] is not _WAITING or (timeout and time.monotonic() - started[0] > timeout):
-                    return  # too late: somebody else has gone on
-                results[index] = result
-
-        if timeout is None:
-            work()
-            return
-        thread = threading.Thread(target=work, daemon=True)  # one that hangs ends with the process
-        thread.start()
-        while thread.is_alive() and time.monotonic() - started[0] <= timeout:
-            thread.join(max(started[0] + timeout - time.monotonic(), 0.001))
-        first = next((i for i in range(first, len(calls)) if results[i] is _WAITING), len(calls)) + 1
-
-
-def _attempt(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-        return error
-
-
-def _run_async(
-    reward: Reward,
-    calls: Sequence[Sequence[Completion]],
-    results: list[Any],
-    timeout: float | None,
-    *,
-    concurrency: int,
-) -> None:
-    """Calls in an event loop of a thread of its own, which is left alone where one blocks it."""
-
-    async def one(index: int, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            try:
-                results[index] = await asyncio.wait_for(reward.call(calls[index]), timeout)
-            except TimeoutError:
-                pass  # stays as it is: without an answer
-            except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-                results[index] = error
-
-    async def every() -> None:
-        turns = asyncio.Semaphore(concurrency)
-        await asyncio.gather(*(one(index, turns) for index in range(len(calls))))
-
-    thread = threading.Thread(target=lambda: asyncio.run(every()), daemon=True)
-    thread.start()
-    rounds = -(-len(calls) // concurrency)
-    thread.join(None if timeout is None else rounds * timeout + 1.0)
+    if not math.isfinite(number):
+        return ValueError(f"{reprlib.repr(value)} is no finite number")
+    return number if abs(number) <= LARGEST else ValueError(f"{number:g} is above {LARGEST:g} in size")

@@ -22,7 +22,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("cli", "train"),
     ("trainers", "synth", "serve", "report", "integrations", "demo", "doctor"),
     ("evaluate", "audit", "generate", "thinker"),
-    ("sampler", "objectives", "rewards", "reward_calls", "judges", "worlds"),
+    ("sampler", "objectives", "rewards", "reward_calls", "reward_runs", "judges", "worlds"),
     ("backbones", "prompts", "prompt_style", "samples"),
     ("records", "frames", "answers", "latents", "positions", "transcript", "vision"),
     ("errors", "files", "settings", "progress"),

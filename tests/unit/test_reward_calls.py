@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+import re
+import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +148,8 @@ def test_a_failure_costs_its_completion_and_nothing_else(function: Any) -> None:
     completions = [completion(text) for text in texts]
     began = time.perf_counter()
     scores = call_reward(Reward("mine", function), completions, timeout=0.3, concurrency=2)
+    is_async = function is _by_text_later
+    assert isinstance(scores.failures[1], RewardFailedError) == is_async, "late, as one that is out of reach"
     assert time.perf_counter() - began < 10
     assert scores.values == [1.0, None, None, None, 1.0, None, None, 1.0]
     said = {row: described("mine", completions[row], error) for row, error in scores.failures.items()}
@@ -188,3 +195,145 @@ def test_a_reward_may_say_itself_that_it_failed() -> None:
     assert described("mine", completion(), error) == (
         "reward mine: the endpoint is down for record 'r7' (train.jsonl:7)"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (10**400, "is no finite number"),
+        (torch.ones(2), "is no finite number"),
+        ("x" * 10**6, "is no finite number"),
+        (1e39, "above 1e\\+18"),
+        (-1e19, "above 1e\\+18"),
+    ],
+    ids=["integer", "tensor", "text", "float", "negative"],
+)
+def test_what_float32_cannot_hold_is_no_reward(value: Any, said: str) -> None:
+    (error,) = call_reward(Reward("mine", lambda text, record: value), [completion()]).failures.values()
+    assert isinstance(error, ValueError)
+    assert re.search(said, str(error))
+    assert len(str(error)) < 200
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor, tuple])
+def test_a_batch_may_come_as_an_array(made: Any) -> None:
+    reward = Reward("mine", lambda completions: made([0.5, 2.0]), batched=True)
+    assert call_reward(reward, [completion()] * 2).values == [0.5, 2.0]
+
+
+def test_a_time_out_of_the_functions_own_is_its_own() -> None:
+    def late(text: str, record: Any) -> float:
+        raise TimeoutError("the database is busy")
+
+    async def later(text: str, record: Any) -> float:
+        return late(text, record)
+
+    for function in (late, later):
+        (error,) = call_reward(Reward("mine", function), [completion()], timeout=9.0).failures.values()
+        assert described("mine", completion(), error) == (
+            "reward mine: TimeoutError for record 'r7' (train.jsonl:7): the database is busy; mend the "
+            "function"
+        )
+
+
+def test_gradient_mode_goes_with_the_calls() -> None:
+    async def later(text: str, record: Any) -> float:
+        return float(torch.is_grad_enabled())
+
+    def now(text: str, record: Any) -> float:
+        return float(torch.is_grad_enabled())
+
+    for function in (now, later):
+        for enabled in (False, True, False):
+            with torch.set_grad_enabled(enabled):
+                scores = call_reward(Reward("mine", function), [completion()], timeout=9.0)
+            assert scores.values == [float(enabled)]
+
+
+def test_the_event_loop_lasts_so_that_a_client_can_be_kept() -> None:
+    loops = []
+
+    async def remembers(text: str, record: Any) -> float:
+        loops.append(asyncio.get_running_loop())
+        return 1.0
+
+    for _ in range(2):
+        assert call_reward(Reward("mine", remembers), [completion()], timeout=9.0).values == [1.0]
+    assert loops[0] is loops[1]
+
+
+_FREE = threading.Event()
+
+
+async def _misdeed(text: str, record: Any) -> float:
+    if text == "cancels":
+        raise asyncio.CancelledError
+    if text == "exits":
+        raise SystemExit(3)
+    while text == "swallows":
+        try:
+            await asyncio.sleep(2)
+        except asyncio.CancelledError:
+            await asyncio.sleep(2)
+            text = "swallowed"
+    if text == "blocks":
+        _FREE.wait(20)
+    await asyncio.sleep(0.01)
+    return 1.0
+
+
+@pytest.mark.parametrize("misdeed", ["cancels", "exits", "swallows", "blocks"])
+def test_a_coroutine_that_misbehaves_costs_no_other(misdeed: str) -> None:
+    completions = [completion(text) for text in ("right", misdeed, "right", "right")]
+    began = time.perf_counter()
+    together = 1 if misdeed == "swallows" else 2
+    _FREE.clear()
+    scores = call_reward(Reward("mine", _misdeed), completions, timeout=0.2, concurrency=together)
+    _FREE.set()
+    assert time.perf_counter() - began < 10, "nobody waits for one that was cancelled"
+    assert scores.values == [1.0, None, 1.0, 1.0]
+    assert list(scores.failures) == [1]
+    assert call_reward(Reward("mine", _misdeed), [completion("right")], timeout=9.0).values == [1.0]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_function_that_always_hangs_is_given_up(later: bool) -> None:
+    """Its time-outs would add up to more than the other ranks wait."""
+    free, called = threading.Event(), []
+
+    def hangs(text: str, record: Any) -> float:
+        called.append(text)
+        free.wait(20)
+        return 1.0
+
+    async def hangs_later(text: str, record: Any) -> float:
+        called.append(text)
+        await asyncio.sleep(20)
+        return 1.0
+
+    reward = Reward("mine", hangs_later if later else hangs)
+    scores = call_reward(reward, [completion()] * 40, timeout=0.02, concurrency=1)
+    free.set()
+    assert scores.values == [None] * 40
+    assert len(called) == 2
+    assert "no answer within 0.02 seconds" in str(scores.failures[0])
+    assert "not called, for others before gave no answer" in str(scores.failures[39])
+
+
+def test_a_thread_that_hangs_keeps_its_own_completion_alone() -> None:
+    free = threading.Event()
+
+    def hangs(text: str, record: Any) -> float:
+        return float(text == "hang" and free.wait(20))
+
+    completions = [completion(text, latents=torch.zeros(2, 4)) for text in ("right", "hang", "right")]
+    kept = [weakref.ref(one.latents) for one in completions]
+    scores = call_reward(Reward("mine", hangs), completions, timeout=0.1)
+    assert scores.values == [0.0, None, 0.0]
+    del completions
+    until = time.perf_counter() + 5
+    while (alive := [one() is not None for one in kept]).count(True) > 1 and time.perf_counter() < until:
+        time.sleep(0.01)  # the last thread is about to end
+        gc.collect()
+    free.set()
+    assert alive == [False, True, False]

@@ -1,0 +1,251 @@
+"""Calls of functions that may hang, in bounded time: plain ones in a thread, async ones in an event loop.
+
+A call that does not come back is left to itself, in a thread that ends with the process. The threads have
+the gradient mode and the CUDA device of the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_MOST_HUNG = (
+    2  # calls of one run that may hang; the rest is not made, so that it ends before the ranks' limit
+)
+_SLOW = "make it faster, or raise reward_timeout"
+
+
+class NoAnswerError(Exception):
+    """A call did not come back in time, or was not made because others before it did not."""
+
+
+def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> list[Any]:
+    """Make calls one after the other; where one hangs, a new thread goes on behind it.
+
+    Args:
+        calls: what to call.
+        timeout: seconds that each may take; None: any time, and then all are made in the caller's thread.
+
+    Returns:
+        Of each call what it returned, what it raised, or a `NoAnswerError`.
+    """
+    if timeout is None:
+        return [_attempt(call) for call in calls]
+    results: list[Any] = []
+    worker, hung = _Worker(), 0
+    for call in calls:
+        if hung == _MOST_HUNG:
+            results.append(_not_made(timeout))
+            continue
+        try:
+            results.append(worker.run(call, timeout))
+        except queue.Empty:
+            results.append(_hung(timeout))
+            hung += 1
+            worker.end()
+            worker = _Worker()
+    worker.end()
+    return results
+
+
+def run_in_loop(
+    calls: Sequence[Callable[[], Awaitable[Any]]], timeout: float | None, concurrency: int
+) -> list[Any]:
+    """Make async calls together, all of a process in one event loop, so that they can keep connections.
+
+    A loop that is blocked is replaced by a new one, where what was not finished is called once more.
+
+    Args:
+        calls: what to call and await.
+        timeout: seconds that each may take; None: any time.
+        concurrency: how many run at a time.
+
+    Returns:
+        Of each call what it returned, what it raised, or a `NoAnswerError`.
+    """
+    found: dict[int, Any] = {}
+    blocked = 0
+    while missing := [index for index in range(len(calls)) if index not in found]:
+        if timeout is not None and blocked == _MOST_HUNG:
+            found |= {index: _not_made(timeout) for index in missing}
+            break
+        run = _LoopRun(calls, missing, timeout, concurrency)
+        guilty = run.wait()
+        found |= {index: result for index, result in dict(run.found).items() if index in missing}
+        if timeout is not None:
+            found |= {index: _hung(timeout) for index in guilty}
+        blocked += bool(guilty)
+    return [found[index] for index in range(len(calls))]
+
+
+def _hung(timeout: float) -> NoAnswerError:
+    return NoAnswerError(f"no answer within {timeout:g} seconds; {_SLOW}")
+
+
+def _not_made(timeout: float) -> NoAnswerError:
+    return NoAnswerError(f"not called, for others before gave no answer within {timeout:g} seconds; {_SLOW}")
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+        return error
+
+
+# ---- threads
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """What torch keeps for each thread."""
+
+    gradients: bool = field(default_factory=torch.is_grad_enabled)
+    device: int | None = field(
+        default_factory=lambda: torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    )
+
+    def enter(self) -> None:
+        torch.set_grad_enabled(self.gradients)
+        if self.device is not None:
+            torch.cuda.set_device(self.device)
+
+
+class _Worker:
+    """A thread that makes one call at a time, and holds nothing but that one."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        arguments = (self._jobs, self._results, _Mode())
+        threading.Thread(target=_serve, args=arguments, name="reward", daemon=True).start()
+
+    def run(self, call: Callable[[], Any], timeout: float) -> Any:
+        """What the call returned or raised; queue.Empty: nothing within `timeout` seconds."""
+        self._jobs.put(call)
+        return self._results.get(timeout=timeout)
+
+    def end(self) -> None:
+        """Once its call comes back."""
+        self._jobs.put(None)
+
+
+def _serve(jobs: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any], mode: _Mode) -> None:
+    mode.enter()
+    while (job := jobs.get()) is not None:
+        try:
+            results.put(_attempt(job))
+        except (SystemExit, KeyboardInterrupt) as error:  # would end this thread without a word
+            results.put(RuntimeError(repr(error)))
+
+
+# ---- the event loop
+
+_shared: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+
+def _shared_loop() -> asyncio.AbstractEventLoop:
+    global _shared
+    if _shared is None or not _shared[1].is_alive():  # not alive: in a process that was forked
+        loop = asyncio.new_event_loop()
+        _shared = loop, threading.Thread(target=_serve_loop, args=(loop,), name="rewards", daemon=True)
+        _shared[1].start()
+    return _shared[0]
+
+
+def _serve_loop(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+    loop.close()
+
+
+def _leave_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the next run have a new one; this one ends when whatever blocks it comes back."""
+    global _shared
+    _shared = None
+    loop.call_soon_threadsafe(loop.stop)
+
+
+class _LoopRun:
+    """Some of the calls in the shared loop.
+
+    Attributes:
+        found: index of a call -> what it returned, raised, or that it did not answer.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[Callable[[], Awaitable[Any]]],
+        chosen: Sequence[int],
+        timeout: float | None,
+        concurrency: int,
+    ) -> None:
+        self.found: dict[int, Any] = {}
+        self._calls, self._chosen, self._timeout, self._concurrency = calls, chosen, timeout, concurrency
+        self._running: dict[int, asyncio.Task[Any]] = {}
+        self._hung = 0
+        self._mode = _Mode()
+        self._loop = _shared_loop()
+        self._done = asyncio.run_coroutine_threadsafe(self._every(), self._loop)
+
+    async def _every(self) -> None:
+        self._mode.enter()
+        turns = asyncio.Semaphore(self._concurrency)
+        await asyncio.gather(*(self._one(index, turns) for index in self._chosen))
+
+    async def _one(self, index: int, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            if self._timeout is not None and self._hung >= _MOST_HUNG * self._concurrency:
+                self.found[index] = _not_made(self._timeout)
+                return
+            task = asyncio.create_task(_attempt_async(self._calls[index]))
+            self._running[index] = task
+            # Not wait_for, which waits for a task that swallows its cancellation.
+            done, _ = await asyncio.wait({task}, timeout=self._timeout)
+            del self._running[index]
+            if done:
+                self.found[index] = task.result()
+            elif self._timeout is not None:
+                self.found[index] = _hung(self._timeout)
+                self._hung += 1
+                task.cancel()
+
+    def wait(self) -> list[int]:
+        """Until all are done ([]), or the loop is blocked: by these calls, where that can be told."""
+        if self._timeout is None:
+            self._done.result()
+            return []
+        while True:
+            alive = threading.Event()
+            self._loop.call_soon_threadsafe(alive.set)
+            if not alive.wait(self._timeout):
+                running = dict(self._running)
+                current = asyncio.current_task(self._loop)
+                guilty = [index for index, task in running.items() if task is current]
+                _leave_loop(self._loop)
+                return guilty or list(running) or list(self._chosen)
+            try:
+                self._done.result(self._timeout / 4)
+            except TimeoutError:
+                continue
+            return []
+
+
+async def _attempt_async(call: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await call()
+    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+        return error
+    except (asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+        # One that cancels or exits would end the others or their loop.
+        return RuntimeError(repr(error))
