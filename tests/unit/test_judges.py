@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from fourdthinker import judges
 from fourdthinker.errors import ConfigError
 from fourdthinker.judges import HttpJudge
 from fourdthinker.reward_calls import RewardFailedError, call_reward, load_reward
@@ -36,6 +38,7 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.heads: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1/"
@@ -47,6 +50,7 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head.decode())
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
         asked = json.loads(await reader.readexactly(length))
         self.requests.append(asked)
@@ -62,12 +66,22 @@ class Server:
             "nan": answer(200, said("Score: NaN")),
             "broken": answer(200, b"{"),
             "cut": answer(200, said("Score: 1"))[:-5],
+            "statusless": b"HTTP/1.1\r\n\r\n",
+            "wordy": b"HTTP/1.1 fine\r\n\r\n",
+            "headed": b"HTTP/1.1 200 X\r\nX: " + b"x" * (70 << 10),
+            "pieces": b"HTTP/1.1 200 X\r\n\r\n" + said("Score: 0.5 ")[:-9],
+            "endless": b"HTTP/1.1 200 X\r\n\r\n" + said("Score: 1 " + "x" * 4000),
+            "deep": answer(200, b"[" * 100_000),
             "500": answer(500, b"no"),
             "refused": answer(400, b"no"),
+            "unauthorised": answer(401, b"no"),
             "once": answer(503, b"busy") if before == 0 else answer(200, said("score = 0.25")),
         }
         writer.write(replies.get(kind, b""))
         await writer.drain()
+        if kind == "pieces":
+            await asyncio.sleep(0.05)
+            writer.write(said("Score: 0.5 ")[-9:])
         writer.close()
 
 
@@ -130,3 +144,103 @@ def test_without_a_server_there_is_no_score() -> None:
 def test_settings_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"url is|must be below high"):
         HttpJudge(**{"url": "http://localhost", "model": "m"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("statusless", "'HTTP/1.1' is no status line"),
+        ("wordy", "'HTTP/1.1 fine' is no status line"),
+        ("headed", "no reply (LimitOverrunError"),
+        ("endless", "more than 2000 bytes"),
+        ("deep", "holds no score"),
+    ],
+)
+def test_a_reply_that_is_none_costs_its_completion(
+    server: Server, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "_LARGEST", 200_000 if kind == "deep" else 2000)
+    (error,) = call_reward(judge(server, attempts=1, timeout=20), [completion(kind)]).failures.values()
+    assert isinstance(error, RewardFailedError)
+    assert reason in str(error)
+
+
+def test_a_reply_without_a_length_is_read_to_its_end(server: Server) -> None:
+    assert call_reward(judge(server, timeout=20), [completion("pieces")]).values == [0.5]
+
+
+def test_a_judge_that_hangs_longer_than_the_run_waits_never_ends_it(server: Server) -> None:
+    patient = judge(server, timeout=30.0, attempts=3)
+    (error,) = call_reward(patient, [completion("hang")], timeout=0.1).failures.values()
+    assert isinstance(error, RewardFailedError)
+
+
+def test_the_score_is_looked_for_at_the_end_and_in_linear_time(server: Server) -> None:
+    made = judge(server).function
+    assert made._score(said("Score: 7\n" + "score: - " * 600 + '"score": ** 0.5 **')) == 0.5
+    began = time.perf_counter()
+    for text in ("Score: 1\n" + "x" * 5000, "score:" + " " * 40_000 + "x", "score" + " " * 4000):
+        with pytest.raises(RewardFailedError, match="holds no score"):
+            made._score(said(text))
+    assert time.perf_counter() - began < 2
+
+
+def test_the_judge_sees_the_options_and_leaves_the_runs_random_numbers(server: Server) -> None:
+    before, asked = random.getstate(), len(server.requests)
+    assert call_reward(judge(server), [completion("500")]).values == [None]
+    assert random.getstate() == before
+    assert "Where {completion}?\n\nA. left\n" in server.requests[asked]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "host", "key"),
+    [
+        ("http://127.0.0.1:{}/v1/", "/v1/chat/completions", "127.0.0.1:{}", True),
+        ("http://localhost:{}", "/chat/completions", "localhost:{}", True),
+        ("http://[::1]:{}/v1/chat/completions/", "/v1/chat/completions", "[::1]:{}", True),
+        ("http://judge.example:{}/v1?version=2", "/v1/chat/completions?version=2", "judge.example:{}", False),
+        ("http://10.1.2.3:{}/v1", "/v1/chat/completions", "10.1.2.3:{}", False),
+    ],
+)
+def test_where_requests_and_keys_go(
+    server: Server, url: str, target: str, host: str, key: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, port = asyncio.open_connection, server.url.split(":")[2].split("/")[0]
+    monkeypatch.setenv("JUDGE_KEY", " secret\n")
+    monkeypatch.setattr(asyncio, "open_connection", lambda _, *others, **more: connect("127.0.0.1", port))
+    made = judge(server, url=url.format(port), key_variable="JUDGE_KEY", timeout=20, attempts=1)
+    (error,) = call_reward(made, [completion("unauthorised")]).failures.values()
+    assert ("the key in JUDGE_KEY is sent over https" in str(error)) != key
+    lines = server.heads[-1].split("\r\n")
+    assert lines[:2] == [f"POST {target} HTTP/1.1", f"Host: {host.format(port)}"]
+    assert ("Authorization: Bearer secret" in lines) == key
+    assert ("secret" in server.heads[-1]) == key
+
+
+def test_a_key_goes_over_https_and_never_into_headers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judges._address("https://judge.example").keeps_secrets
+    monkeypatch.setenv("JUDGE_KEY", "a\r\nX-Other: b")
+    with pytest.raises(ConfigError, match="the key in JUDGE_KEY holds characters"):
+        HttpJudge(url="http://localhost", model="m", key_variable="JUDGE_KEY")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"url": 5}, "url is 5"),
+        ({"url": "http://localhost:99999"}, "Port out of range"),
+        ({"url": "http://local host/v1"}, "url is"),
+        ({"url": "http://me:secret@localhost/v1"}, "holds a user, a password or a fragment"),
+        ({"url": "http://localhost/v1#top"}, "holds a user, a password or a fragment"),
+        ({"attempts": 2.5}, "attempts is 2.5; give a whole number"),
+        ({"attempts": True}, "attempts is True; give a whole number"),
+        ({"timeout": "30"}, "timeout is '30'; give a number"),
+        ({"high": float("inf")}, "all finite"),
+        ({"max_tokens": 0}, "max_tokens 1 or more"),
+        ({"model": None}, "must be text"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        HttpJudge(**{"url": "http://localhost", "model": "m"} | arguments)
+    assert "secret" not in str(raised.value)
