@@ -1,12 +1,16 @@
 """Alarms: what in a line of metrics says that a run goes wrong, and what to do about it.
 
+A number that is NaN is alarming, and so comparisons ask for what is well.
+
 A check takes a line and the lines before it, and says what is wrong, or nothing. Lines before it come from
 the state of the run, so that one that goes on has them too.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,16 +38,17 @@ class Alarm(NamedTuple):
 
 def _sampler_difference(line: Line, _: Sequence[Line]) -> str | None:
     difference = line.get("sampler_gap", 0.0)
-    return f"sampler and trainer differ by {difference:.2g} nats a token" if difference > 0.05 else None
+    return f"sampler and trainer differ by {difference:.2g} nats a token" if not difference <= 0.05 else None
 
 
 def _kl(line: Line, _: Sequence[Line]) -> str | None:
     kl = line.get("kl", 0.0)
-    return f"the KL estimate to the reference model is {kl:.2g} nats a token" if kl > 0.5 else None
+    return f"the KL estimate to the reference model is {kl:.2g} nats a token" if not kl <= 0.5 else None
 
 
 def _norm(line: Line, before: Sequence[Line]) -> str | None:
-    usual = [one["grad_norm"] for one in before[-50:] if "grad_norm" in one]
+    # 0: nothing was trained, or the update was skipped.
+    usual = [one["grad_norm"] for one in before[-50:] if one.get("grad_norm", 0.0) > 0]
     norm = line.get("grad_norm", 0.0)
     if len(usual) < 10 or norm <= 10 * statistics.median(usual):
         return None
@@ -51,7 +56,8 @@ def _norm(line: Line, before: Sequence[Line]) -> str | None:
 
 
 def _length(line: Line, before: Sequence[Line]) -> str | None:
-    first = [one["completion_length"] for one in before if "completion_length" in one][:10]
+    known = (one["completion_length"] for one in before if "completion_length" in one)
+    first = list(itertools.islice(filter(math.isfinite, known), 10))
     length = line.get("completion_length", 0.0)
     if len(first) < 10 or length >= 0.25 * statistics.fmean(first):
         return None
@@ -66,7 +72,7 @@ def _equal_groups(line: Line, _: Sequence[Line]) -> str | None:
 
 def _empty_blocks(line: Line, _: Sequence[Line]) -> str | None:
     share = line.get("empty_blocks", 0.0)
-    return f"in {share:.0%} of the blocks END is right behind START" if share > 0 else None
+    return f"in {share:.0%} of the blocks END is right behind START" if not share <= 0 else None
 
 
 def _no_blocks(line: Line, _: Sequence[Line]) -> str | None:
@@ -75,12 +81,12 @@ def _no_blocks(line: Line, _: Sequence[Line]) -> str | None:
 
 def _one_direction(line: Line, _: Sequence[Line]) -> str | None:
     length = line.get("latent_direction", 0.0)
-    return f"the mean of the latents' directions has length {length:.3f}" if length > 0.99 else None
+    return f"the mean of the latents' directions has length {length:.3f}" if not length <= 0.99 else None
 
 
 def _failed_rewards(line: Line, _: Sequence[Line]) -> str | None:
     share = line.get("failed_rewards", 0.0)
-    return f"{share:.0%} of the rollouts have no reward" if share > 0.2 else None
+    return f"{share:.0%} of the rollouts have no reward" if not share <= 0.2 else None
 
 
 ALARMS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from fourdthinker.errors import CheckpointError
 from fourdthinker.files import read_json_object, write_json
@@ -56,4 +57,13 @@ class EntropyControl:
             found = read_json_object(
                 folder / _FILE, "resume from an earlier checkpoint", error=CheckpointError
             )
-            self.coef, self.last = found["coef"], found["last"]
+            coef, last = found.get("coef"), found.get("last")
+            if not _is_number(coef) or not (last is None or _is_number(last)):
+                raise CheckpointError(
+                    f"{folder / _FILE}: coef is {coef!r} and last {last!r}; resume from an earlier checkpoint"
+                )
+            self.coef, self.last = min(max(float(coef), 0.0), self.highest), last
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.latents import LatentSpec
 from fourdthinker.objectives import Metrics
-from fourdthinker.reward_calls import Reward, RewardFailedError, call_reward, described
+from fourdthinker.reward_calls import LARGEST, Reward, RewardFailedError, call_reward, described
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
@@ -43,6 +43,7 @@ class Scored:
         texts: of every row the whole answer.
         rewards: [R] float32, the weighted sums; NaN: the row has no reward, and takes no part in anything.
         parts: every function's own rewards, [R] float32, by its name; NaN: none.
+        equal: [R] bool, where the KL is part of the rewards: whether they were equal in the group without it.
     """
 
     indices: list[int]
@@ -52,6 +53,11 @@ class Scored:
     texts: list[str]
     rewards: Tensor
     parts: dict[str, Tensor]
+    equal: Tensor | None = field(default=None, kw_only=True)
+
+    def teaches_nothing(self, group_size: int) -> Tensor:
+        """[R] bool: `equal_groups` of the rewards without the KL, by which the rollouts always differ."""
+        return equal_groups(self.rewards, group_size) if self.equal is None else self.equal
 
 
 @dataclass(frozen=True)
@@ -181,9 +187,8 @@ def score(
         config: their weights, time and concurrency, and what to do where one fails.
 
     Returns:
-        The weighted sums, [R] float32, NaN where a function failed or none had an opinion, and each
-        function's
-        own rewards, [R] float32, NaN where it failed or had none.
+        The weighted sums, [R] float32, NaN where a function failed, none had an opinion or the sum is too
+        large, and each function's own rewards, [R] float32, NaN where it failed or had none.
 
     Raises:
         ConfigError: a function failed and `on_reward_error` is raise.
@@ -194,17 +199,31 @@ def score(
         scores = call_reward(
             reward, completions, timeout=config.reward_timeout, concurrency=config.reward_concurrency
         )
-        said = [described(reward.name, completions[row], error) for row, error in scores.failures.items()]
-        for text, error in zip(said, scores.failures.values(), strict=True):
-            if config.on_reward_error == "raise" and not isinstance(error, RewardFailedError):
-                raise ConfigError(f"{text}; on_reward_error=skip would leave it out") from error
-        if said:
-            logger.warning("%d of %d rollouts have no reward: %s", len(said), len(completions), said[0])
+        _report(reward.name, completions, scores.failures, config)
         failed[list(scores.failures)] = True
         parts[reward.name] = torch.tensor([math.nan if v is None else v for v in scores.values])
-    weighted = [w * part for w, part in zip(config.reward_weights, parts.values(), strict=True)]
-    nothing = torch.stack([part.isnan() for part in weighted]).all(0)
-    return torch.stack(weighted).nansum(0).masked_fill(failed | nothing, math.nan), parts
+    weights = zip(config.reward_weights, parts.values(), strict=True)
+    weighted = torch.stack([weight * part.double() for weight, part in weights])
+    total = weighted.nansum(0).masked_fill(failed | weighted.isnan().all(0), math.nan)
+    above = ~(total.isnan() | (total.abs() <= LARGEST))
+    wrong: dict[int, Exception] = {
+        row: ValueError(f"the weighted sum {total[row]:g} is above {LARGEST:g} in size; lower reward_weights")
+        for row in above.nonzero()[:, 0].tolist()
+    }
+    _report("sum", completions, wrong, config)
+    return total.masked_fill(above, math.nan).float(), parts
+
+
+def _report(
+    name: str, completions: Sequence[Completion], failures: dict[int, Exception], config: GrpoConfig
+) -> None:
+    """Warn of what failed, or end the run for it."""
+    said = [described(name, completions[row], error) for row, error in failures.items()]
+    for text, error in zip(said, failures.values(), strict=True):
+        if config.on_reward_error == "raise" and not isinstance(error, RewardFailedError):
+            raise ConfigError(f"{text}; on_reward_error=skip would leave it out") from error
+    if said:
+        logger.warning("%d of %d rollouts have no reward: %s", len(said), len(completions), said[0])
 
 
 def with_advantages(
@@ -227,7 +246,7 @@ def with_advantages(
     parts = advantages[before : before + len(rewards)].split([len(s.rewards) for s in scored])
     made = []
     for s, part in zip(scored, parts, strict=True):
-        kept = _kept(s.rewards, config)
+        kept = _kept(s, config)
         made.append(Experience(**vars(s), advantages=part, kept=kept, trained=kept & ~_masked(s, config)))
     return made
 
@@ -237,14 +256,14 @@ def _compared(scored: Scored, config: GrpoConfig) -> Tensor:
     if config.aggregate_rewards == "sum":
         return scored.rewards
     without = scored.rewards.isnan()
-    parts = [scored.parts[name].masked_fill(without, math.nan) for name in scored.parts if name != "kl"]
+    parts = [scored.parts[name].masked_fill(without, math.nan) for name in scored.parts]
     return normalised_sum(parts, config.reward_weights, config.num_generations)
 
 
-def _kept(rewards: Tensor, config: GrpoConfig) -> Tensor:
-    known = ~rewards.isnan()
+def _kept(scored: Scored, config: GrpoConfig) -> Tensor:
+    known = ~scored.rewards.isnan()
     if config.drop_equal_groups or config.refill_rounds:
-        return known & ~equal_groups(rewards, config.num_generations)
+        return known & ~scored.teaches_nothing(config.num_generations)
     return known
 
 
@@ -270,10 +289,10 @@ def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec
         "reward": mean(rewards),
         "reward_std": mean(deviations),
         "failed_rewards": mean(rewards.isnan().double()),
-        "equal_groups": mean(equal_groups(rewards, group_size).double()),
+        "equal_groups": mean(experience.teaches_nothing(group_size).double()),
         "completion_length": mean(lengths.double()),
         "latents": (torch.tensor(float(rollout.latents.shape[0])), torch.tensor(float(len(rewards)))),
-        "blocks_allowed": mean(torch.tensor([float(max_blocks)])),
+        "blocks_allowed": mean(torch.tensor([0.0 if latents.absent else float(max_blocks)])),
         "empty_blocks": mean(_empty_blocks(rollout.tokens.cpu(), latents)),
         "latent_direction": mean(_direction(rollout.latents)),
     }

@@ -113,6 +113,11 @@ class GrpoTrainer(RolloutTrainer):
             for m, num_items in zip(filled, replay.num_items, strict=True)
         ]
 
+    @property
+    def trains(self) -> bool:
+        """Whether any rollout of the update is trained: all may have failed, or be equal, or cut off."""
+        return self._replay is None or bool(self._replay.num_tokens > 0)
+
     def _objective(self, num_items: Tensor, replay: Replay) -> Any:
         config, term, options = self.settings, None, self.settings.loss
         if self._entropy is not None:

@@ -65,6 +65,11 @@ class PassTrainer(ResumableTrainer):
         """Cut the current update into forwards of half the rows; False where each has one already."""
         raise NotImplementedError
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything of the current update is trained, on any rank."""
+        return True
+
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
         """Take what the objective returned beyond loss and metrics, before the backward pass."""
 
@@ -306,8 +311,9 @@ class PassTrainer(ResumableTrainer):
         elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():
             # Gradients are already reduced here, so that all ranks come to the same conclusion.
             self._void_update("gradient")
-        else:
+        elif self.trains or self.is_deepspeed_enabled:  # whose engine steps by itself
             return norm
+        # Of a gradient that is 0 an optimizer would make a step by what it remembers.
         model.zero_grad(set_to_none=True)
         return torch.zeros(())
 

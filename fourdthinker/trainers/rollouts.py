@@ -22,6 +22,7 @@ from fourdthinker.objectives import policy_entropies, policy_logprobs, reference
 from fourdthinker.reward_calls import Reward
 from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
+from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import halves
 from fourdthinker.trainers.experience import (
@@ -43,6 +44,13 @@ from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Parts
+
+_LARGEST_EXPONENT = 20.0  # of k3: one token that the reference thinks impossible shall not be infinite
+
+
+def _is_known(scored: Scored, group: int, size: int) -> bool:
+    """Whether the group has rewards to compare, two at least."""
+    return int((~scored.rewards[group * size : (group + 1) * size].isnan()).sum()) > 1
 
 
 class RolloutTrainer(LatentTrainer):
@@ -120,7 +128,8 @@ class RolloutTrainer(LatentTrainer):
         scored = self._roll_out(indices, prompts, seeds(slots=slots))
         seen = [{index} for index in indices]
         for attempt in range(1, config.refill_rounds + 1):
-            missing = without_variance(scored, group)
+            # One whose rewards failed is left: others would fail, or hang, likewise.
+            missing = [i for i in without_variance(scored, group) if _is_known(scored, i, group)]
             if not missing:
                 break
             tried = [other_prompt(config.seed, step, attempt, slots[i], size, seen[i]) for i in missing]
@@ -134,7 +143,7 @@ class RolloutTrainer(LatentTrainer):
             )
             pad_id = self.checkpoint.backbone.vision.pad_id
             scored = with_groups(scored, missing, other, group, pad_id)
-            replaced += len(missing) - len(without_variance(scored, group))
+            replaced += len(missing) - len(without_variance(other, group))
         if config.refill_rounds:
             count = torch.tensor(float(len(indices)))
             self.metric_sums.add({"refilled_groups": (torch.tensor(float(replaced)), count)})
@@ -163,11 +172,12 @@ class RolloutTrainer(LatentTrainer):
         kinds = {
             "k1": difference,
             "k2": 0.5 * difference.square(),
-            "k3": (-difference).exp() + difference - 1,
+            "k3": (-difference).clamp(max=_LARGEST_EXPONENT).exp() + difference - 1,
         }
         kl = kinds[kind].sum(1).cpu()
         rewards = scored.rewards - self.settings.reward_kl_weight * kl
-        return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl})
+        equal = equal_groups(scored.rewards, self.settings.num_generations)
+        return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl}, equal=equal)
 
     # ---- passes without gradient
 

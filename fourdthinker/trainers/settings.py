@@ -23,6 +23,7 @@ from pydantic import (
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text, make_section
+from fourdthinker.trainers.settings_checks import check_rl
 from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
 
 PUBLISHED_BETA = 0.01
@@ -333,13 +334,19 @@ class GrpoConfig(TrainConfig):
         description="Arguments of reward functions, by the function's name; of a class those it is made of.",
     )
     reward_timeout: Float | None = Field(
-        60.0, gt=0, description="Seconds a call of a reward function may take; null: any time."
+        60.0,
+        gt=0,
+        description="Seconds a call of a reward function may take; null: any time. Where two hang, the "
+        "others of the micro-batch are not made.",
     )
-    reward_concurrency: Int = Field(16, ge=1, description="Calls of an async reward that run at a time.")
+    reward_concurrency: Int = Field(
+        16, ge=1, description="Calls of an async reward that run at a time, on each process."
+    )
     on_reward_error: Literal["raise", "skip"] = Field(
         "raise",
         description="End the run where a reward function fails or gives no finite number, or leave that "
-        "rollout out and count it. A judge that cannot be reached never ends the run.",
+        "rollout out and count it. A judge that cannot be reached and an async reward that is late "
+        "never end the run.",
     )
     reward_weights: list[Float] = Field([1.0, 0.2], description="Weight of each reward in the sum.")
     reward_kl: Literal["k1", "k2", "k3"] = Field(
@@ -412,29 +419,5 @@ class GrpoConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_rl(self) -> Self:
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError(
-                f"lora.dropout is {self.lora.dropout}; the policy that is trained must be the one that was "
-                "sampled from, so set lora.dropout=0"
-            )
-        if len(self.rewards) != len(self.reward_weights):
-            raise ValueError(
-                f"rewards names {len(self.rewards)} functions and reward_weights has "
-                f"{len(self.reward_weights)} numbers; give one weight a function"
-            )
-        names = [path.rpartition(":")[2] for path in self.rewards]
-        if unknown := [name for name in self.reward_arguments if name not in names]:
-            raise ValueError(
-                f"reward_arguments.{unknown[0]}: no reward has this name; rewards are {', '.join(names)}"
-            )
-        if self.aggregate_rewards == "normalised" and self.scale_rewards != "group":
-            raise ValueError(
-                f"aggregate_rewards=normalised compares within groups, and scale_rewards is "
-                f"{self.scale_rewards}; leave it at group"
-            )
-        if self.latent_term == "gaussian" and self.num_iterations == 1:
-            raise ValueError(
-                "latent_term=gaussian has no gradient in the first update on rollouts, and num_iterations "
-                "is 1; set num_iterations above 1, or another latent_term"
-            )
+        check_rl(self)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 
@@ -46,6 +47,24 @@ def test_each_alarm_names_its_remedy(name: str, caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.getMessage().startswith(f"alarm {name}: ")
     assert remedy in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "name", [alarm.name for alarm in ALARMS if alarm.name not in ("equal_groups", "no_blocks")]
+)
+def test_a_number_that_is_none_is_alarming(name: str) -> None:
+    (key,) = ILL[name][0]
+    assert Alarms().check(WELL | {key: math.nan}, [WELL] * 12) == 1
+    assert Alarms().check(WELL, [WELL | {key: math.nan}] * 3 + [WELL] * 12) == 0
+
+
+def test_the_usual_norm_is_that_of_updates_that_trained() -> None:
+    """Most updates of a hard data set may train nothing, and have a norm of 0."""
+    idle = WELL | {"grad_norm": 0.0}
+    before = [idle] * 30 + [WELL] * 12
+    assert Alarms().check(WELL, before) == 0
+    assert Alarms().check(WELL | {"grad_norm": 50.0}, before) == 1
+    assert Alarms().check(WELL, [idle] * 40) == 0
 
 
 def test_an_alarm_that_lasts_is_given_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

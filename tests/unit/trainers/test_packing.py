@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import replace
 from functools import cache
@@ -25,6 +26,7 @@ from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.experience import (
     Experience,
     completions_of,
+    rollout_metrics,
     rollout_seeds,
     score,
     update_slots,
@@ -279,6 +281,43 @@ def test_rewards_are_weighted() -> None:
     total, parts = score(completions, rewards, config)
     assert total.tolist() == [3.0, 2.5]
     assert parts["length"].tolist() == [2.0, 1.0]
+
+
+def test_weighted_sums_that_float32_cannot_hold_are_no_rewards() -> None:
+    record = Record("rl", "a", "?", where="f.jsonl:3")
+    completions = [
+        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
+    ]
+    rewards = [Reward("large", lambda text, _: 1e18 if text == "ab" else 1.0)]
+    values: dict[str, Any] = {"rewards": ["mine:large"], "reward_weights": [1e30]}
+    with pytest.raises(
+        ConfigError, match=r"reward sum: .*1e\+48 is above 1e\+18 in size; lower reward_weights"
+    ):
+        score(completions, rewards, make_config(GrpoConfig, values))
+    values |= {"reward_weights": [2.0], "on_reward_error": "skip"}
+    total, _ = score(completions, rewards, make_config(GrpoConfig, values))
+    assert total.isnan().tolist() == [True, False]
+
+
+def test_a_late_async_reward_never_ends_the_run() -> None:
+    async def late(text: str, record: Record) -> float:
+        await asyncio.sleep(20 if text == "ab" else 0)
+        return 1.0
+
+    record = Record("rl", "a", "?", where="f.jsonl:3")
+    completions = [
+        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
+    ]
+    values = {"rewards": ["mine:late"], "reward_weights": [1.0], "reward_timeout": 0.2}
+    total, _ = score(completions, [Reward("late", late)], make_config(GrpoConfig, values))
+    assert total.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_model_without_latents_is_allowed_no_block(absent: bool) -> None:
+    spec = replace(checkpoint().backbone.latents, absent=absent)
+    total, weight = rollout_metrics(experience([True] * 4 * N), N, spec, 8)["blocks_allowed"]
+    assert (float(total), float(weight)) == (0.0 if absent else 8.0, 1.0)
 
 
 def test_rewards_are_told_of_their_own_row() -> None:

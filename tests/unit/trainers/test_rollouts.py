@@ -6,17 +6,20 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fourdthinker.errors import CheckpointError
 from fourdthinker.kernels import top_entropy_mask
+from fourdthinker.reward_calls import RewardFailedError
 from fourdthinker.sampler import LatentSampler, joined_groups
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.entropy_control import EntropyControl
-from fourdthinker.trainers.experience import Experience
+from fourdthinker.trainers.experience import Experience, Scored
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.refill import other_prompt
 from fourdthinker.trainers.rollouts import RolloutTrainer
@@ -46,6 +49,19 @@ def half_solved(text: str, record: Any, length: int, tokens: Any) -> float:
 
 def solved(text: str, record: Any) -> float:
     return 1.0
+
+
+def out_of_reach(text: str, record: Any) -> float:
+    raise RewardFailedError("the judge is away")
+
+
+CALLS: list[str] = []
+
+
+def soon_solved(text: str, record: Any, tokens: Any) -> float:
+    """Varied in the first update of 12 rollouts, and then all right."""
+    CALLS.append(text)
+    return varied(text, record, tokens) if len(CALLS) <= 12 else 1.0
 
 
 def varied(text: str, record: Any, tokens: Any) -> float:
@@ -117,6 +133,56 @@ def test_refill_ends_after_its_rounds(tmp_path: Path, monkeypatch: pytest.Monkey
     (line, *_) = metrics(tmp_path)
     assert (line["loss"], line["equal_groups"], line["refilled_groups"]) == (0.0, 1.0, 0.0)
     assert line["alarms"] >= 1
+
+
+def test_groups_whose_rewards_failed_are_not_refilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, calls = train(tmp_path, out_of_reach, monkeypatch, refill_rounds=2, max_steps=1)
+    assert calls == [2, 2], "others would fail, or hang, likewise"
+    assert not any(e.trained.any() for e in seen[0])
+    (line, *_) = metrics(tmp_path)
+    assert (line["failed_rewards"], line["refilled_groups"]) == (1.0, 0.0)
+
+
+def test_an_update_that_trains_nothing_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's momentum of the first update would move the weights in the second."""
+    CALLS.clear()
+    seen, _ = train(tmp_path, soon_solved, monkeypatch, drop_equal_groups=True, save_steps=1)
+    assert [any(bool(e.trained.any()) for e in update) for update in seen] == [True, False]
+    first, second = (load_file(tmp_path / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    lines = metrics(tmp_path)
+    assert lines[0]["grad_norm"] > 0
+    assert (lines[1]["grad_norm"], lines[1]["bad_steps"]) == (0.0, 0)
+
+
+def test_groups_that_differ_by_the_kl_alone_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"reward_kl_weight": 2.0, "drop_equal_groups": True}
+    seen, _ = train(tmp_path, half_solved, monkeypatch, **extra)
+    solved_groups = 0
+    for e in seen[1]:
+        groups = [not index % 2 for index in e.indices for _ in range(3)]
+        solved_groups += sum(groups)
+        assert e.kept.tolist() == [not equal for equal in groups]
+        assert (e.rewards.view(-1, 3).std(1) > 0).all(), "the KL is part of the rewards"
+    assert metrics(tmp_path)[1]["equal_groups"] == solved_groups / 12
+    assert 0 < solved_groups < 12
+
+
+def test_a_token_that_the_reference_thinks_impossible_has_a_finite_kl() -> None:
+    rollout = SimpleNamespace(
+        policy_mask=torch.ones(2, 1, dtype=torch.bool), logprobs=torch.tensor([[-0.1], [-1.0]])
+    )
+    scored = Scored([0], [], rollout, None, [], torch.ones(2), {})  # type: ignore[arg-type]
+    settings = SimpleNamespace(reward_kl="k3", reward_kl_weight=0.5, num_generations=2)
+    ref = torch.tensor([[199.9], [-1.0]])
+    made = RolloutTrainer._with_kl(SimpleNamespace(settings=settings), scored, ref)  # type: ignore[arg-type]
+    assert made.rewards.tolist() == pytest.approx([1 - 0.5 * (math.exp(20) - 201), 1.0], rel=1e-6)
 
 
 def test_other_prompts_depend_on_the_slot_alone() -> None:
@@ -196,9 +262,13 @@ def test_entropy_is_held_at_its_target(tmp_path: Path) -> None:
     assert other == control
     other.load(tmp_path / "of a run without a target")
     assert other == control
-    (tmp_path / "entropy_control.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="earlier checkpoint"):
-        other.load(tmp_path)
+    (tmp_path / "entropy_control.json").write_text('{"coef": 0.5, "last": 2.0}')
+    other.load(tmp_path)
+    assert (other.coef, other.last) == (0.018, 2.0), "within the bounds of this run"
+    for text in ("[]", "{}", '{"coef": "much", "last": null}', '{"coef": 0.1, "last": true}'):
+        (tmp_path / "entropy_control.json").write_text(text)
+        with pytest.raises(CheckpointError, match="earlier checkpoint"):
+            other.load(tmp_path)
 
 
 def test_the_control_of_the_entropy_goes_on_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

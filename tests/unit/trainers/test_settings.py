@@ -124,6 +124,12 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
         ({"loss": {"betta": 1}}, "unknown key 'loss.betta', the nearest are loss.beta"),
         ({"loss": 3}, "loss is 3"),
         ({"beta": 1}, "unknown key 'beta', the nearest are loss.beta"),
+        ({"reward_kl_weight": 0.1, "aggregate_rewards": "normalised"}, "reward_kl_weight is 0.1 and aggreg"),
+        ({"rewards": ["mine:kl"], "reward_weights": [1.0]}, "rewards names a function kl"),
+        ({"latent_term": "cosine", "latents": False}, "latent_term is cosine and latents=false"),
+        ({"latent_term": "cosine", "max_blocks": 0}, "latent_term is cosine and max_blocks=0"),
+        ({"entropy_target": 1.0, "loss": {"entropy_coef": -0.1}}, "loss.entropy_coef is -0.1"),
+        ({"entropy_target": 1.0, "loss": {"entropy_coef": 1.1}}, "entropy_coef_max = 1.0"),
     ],
 )
 def test_bad_grpo_settings(values: dict[str, object], said: str) -> None:

@@ -1,0 +1,73 @@
+"""Settings of 4DRL that do not fit together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourdthinker.trainers.settings import GrpoConfig
+
+
+def check_rl(config: GrpoConfig) -> None:
+    """Check settings whose values are right each by itself.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ValueError: some do not fit together.
+    """
+    _check_rewards(config)
+    _check_loss(config)
+
+
+def _check_rewards(config: GrpoConfig) -> None:
+    if len(config.rewards) != len(config.reward_weights):
+        raise ValueError(
+            f"rewards names {len(config.rewards)} functions and reward_weights has "
+            f"{len(config.reward_weights)} numbers; give one weight a function"
+        )
+    names = [path.rpartition(":")[2] for path in config.rewards]
+    if unknown := [name for name in config.reward_arguments if name not in names]:
+        raise ValueError(
+            f"reward_arguments.{unknown[0]}: no reward has this name; rewards are {', '.join(names)}"
+        )
+    if config.aggregate_rewards == "normalised" and config.scale_rewards != "group":
+        raise ValueError(
+            f"aggregate_rewards=normalised compares within groups, and scale_rewards is "
+            f"{config.scale_rewards}; leave it at group"
+        )
+    if config.aggregate_rewards == "normalised" and config.reward_kl_weight:
+        raise ValueError(
+            f"reward_kl_weight is {config.reward_kl_weight} and aggregate_rewards normalised, which compares "
+            "the rewards without the KL; set loss.beta instead, or aggregate_rewards=sum"
+        )
+    if "kl" in names:
+        raise ValueError(
+            "rewards names a function kl, as the KL of reward_kl_weight is called in the metrics; rename it"
+        )
+
+
+def _check_loss(config: GrpoConfig) -> None:
+    if config.lora is not None and config.lora.dropout:
+        raise ValueError(
+            f"lora.dropout is {config.lora.dropout}; the policy that is trained must be the one that was "
+            "sampled from, so set lora.dropout=0"
+        )
+    if config.latent_term == "gaussian" and config.num_iterations == 1:
+        raise ValueError(
+            "latent_term=gaussian has no gradient in the first update on rollouts, and num_iterations "
+            "is 1; set num_iterations above 1, or another latent_term"
+        )
+    without = "latents=false" if not config.latents else "max_blocks=0" if not config.max_blocks else None
+    if config.latent_term != "none" and without:
+        raise ValueError(
+            f"latent_term is {config.latent_term} and {without}, so that no rollout has latents; leave one "
+            "of them out"
+        )
+    coef, highest = config.loss.entropy_coef, config.entropy_coef_max
+    if config.entropy_target is not None and not 0 <= coef <= highest:
+        raise ValueError(
+            f"loss.entropy_coef is {coef}; with entropy_target it begins there and stays from 0 to "
+            f"entropy_coef_max = {highest}"
+        )
