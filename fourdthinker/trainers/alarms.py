@@ -106,7 +106,7 @@ ALARMS = (
     Alarm(
         "equal_groups",
         _equal_groups,
-        "set refill_rounds=3, choose records that the model solves at times, or raise num_generations or "
+        "set refill_rounds=3 (or higher), choose records that the model solves at times, or raise num_generations or "
         "temperature",
     ),
     Alarm(
