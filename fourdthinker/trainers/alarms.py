@@ -106,8 +106,8 @@ ALARMS = (
     Alarm(
         "equal_groups",
         _equal_groups,
-        "set refill_rounds=3 (or higher), choose records that the model solves at times, or raise num_generations or "
-        "temperature",
+        "set refill_rounds=3 or higher, choose records that the model solves at times, or raise "
+        "num_generations or temperature",
     ),
     Alarm(
         "empty_blocks",

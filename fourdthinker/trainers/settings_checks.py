@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fourdthinker.trainers.settings import GrpoConfig
+from typing import Any
 
 
-def check_rl(config: GrpoConfig) -> None:
+def check_rl(config: Any) -> None:
     """Check settings whose values are right each by itself.
 
     Args:
-        config: the settings.
+        config: the `GrpoConfig`, whose own module imports this one.
 
     Raises:
         ValueError: some do not fit together.
@@ -21,7 +18,7 @@ def check_rl(config: GrpoConfig) -> None:
     _check_loss(config)
 
 
-def _check_rewards(config: GrpoConfig) -> None:
+def _check_rewards(config: Any) -> None:
     if len(config.rewards) != len(config.reward_weights):
         raise ValueError(
             f"rewards names {len(config.rewards)} functions and reward_weights has "
@@ -48,7 +45,7 @@ def _check_rewards(config: GrpoConfig) -> None:
         )
 
 
-def _check_loss(config: GrpoConfig) -> None:
+def _check_loss(config: Any) -> None:
     if config.lora is not None and config.lora.dropout:
         raise ValueError(
             f"lora.dropout is {config.lora.dropout}; the policy that is trained must be the one that was "
