@@ -32,16 +32,15 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
     path = folder / f"eval_samples_{task}.jsonl"
     make_folder(folder)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    summary = result.summary()
     number = len(result.questions)
     write_json(
         folder / "eval_results.json",
         {
-            "results": {task: {"alias": task, "score,none": summary["accuracy"]}},
+            "results": {task: {"alias": task, "score,none": float(result.scores().mean())}},
             "n-samples": {task: {"original": number, "effective": number}},
             "config": {"model": "fourdthinker", **result.settings},
             "model_name": result.name,
-            "total_evaluation_time_seconds": summary["seconds"],
+            "total_evaluation_time_seconds": round(result.seconds, 3),
         },
     )
     return path

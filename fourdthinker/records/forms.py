@@ -139,12 +139,7 @@ def _rl_media(line: Line, record: Record) -> None:
         return
     if "frame_paths" in line.data:
         line.fail("both 'video_path' and 'frame_paths' are there; keep the one that the question is about")
-    for key in ("video_path", "images"):
-        if line.data.get(key) == []:
-            line.fail(f"key {key!r} is an empty list: zero files; name at least one, or leave the key out")
-    given = line.data.get("video_path", [])
-    videos = [line.file("video_path", path) for path in (given if isinstance(given, list) else [given])]
-    images = line.files("images")
+    videos, images = _clips_and_pictures(line, "video_path", "images")
     if not images and len(videos) == 1:
         record.video = videos[0]
     elif images and not videos:
@@ -236,14 +231,19 @@ def _spoken(text: str) -> str:
     return " ".join(part for piece in _SLOT.split(text) if (part := piece.strip()))
 
 
-def _conversation_media(line: Line, record: Record, asked: list[str]) -> None:
-    """Clips and pictures, each of which takes the next placeholder of its kind in the user's turns."""
-    for key in ("video", "image"):
+def _clips_and_pictures(line: Line, videos: str, images: str) -> tuple[list[str], list[str]]:
+    """The files under two keys: one clip or a list of them, and pictures."""
+    for key in (videos, images):
         if line.data.get(key) == []:
             line.fail(f"key {key!r} is an empty list: zero files; name at least one, or leave the key out")
-    given = line.data.get("video", [])
-    videos = [line.file("video", path) for path in (given if isinstance(given, list) else [given])]
-    images = line.files("image")
+    given = line.data.get(videos, [])
+    clips = [line.file(videos, path) for path in (given if isinstance(given, list) else [given])]
+    return clips, line.files(images)
+
+
+def _conversation_media(line: Line, record: Record, asked: list[str]) -> None:
+    """Clips and pictures, each of which takes the next placeholder of its kind in the user's turns."""
+    videos, images = _clips_and_pictures(line, "video", "image")
     slots = _SLOT.findall("".join(asked))
     for kind, paths in (("video", videos), ("image", images)):
         if slots.count(f"<{kind}>") != len(paths):
