@@ -20,7 +20,7 @@ from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.latent_modes import OF_OWN, Key, LatentFeeds, latent_feeds
 from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json, write_bytes
 from fourdthinker.progress import progress_bar
-from fourdthinker.records import Record
+from fourdthinker.records import Record, question_key
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.samples import Prompt
 from fourdthinker.thinker import Answer, Thinker
@@ -84,7 +84,7 @@ def generate_file(
     """
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
     settings.append(latents)
-    keys = {record.id: _key(record, settings) for record in records}
+    keys = {record.id: _key(record, settings, overlays=latents == "oracle") for record in records}
     if len(keys) < len(records):
         ids = [record.id for record in records]
         raise RecordError(f"id {max(ids, key=ids.count)!r} appears twice; make the ids unique")
@@ -214,13 +214,15 @@ def _about(record: Record) -> dict[str, Any]:
     media: dict[str, Any] = {"video": record.video} if record.video is not None else {}
     if record.frames:
         media = {"images" if record.separate else "frames": record.frames}
+    if record.media:
+        media = {"media": record.media}
     cut = {key: value for key in ("start", "end") if (value := getattr(record, key)) is not None}
     options = {"options": record.options} if record.options else {}
     return {"id": record.id, "question": record.question, **media, **cut, **options}
 
 
-def _key(record: Record, settings: Sequence[Any]) -> str:
-    asked = [*settings, _about(record), record.system, record.fps, record.seconds]
+def _key(record: Record, settings: Sequence[Any], *, overlays: bool) -> str:
+    asked = [*settings, question_key(record), record.images if overlays else []]
     return hashlib.blake2b(json.dumps(asked, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 

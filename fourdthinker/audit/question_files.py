@@ -24,7 +24,9 @@ _QUESTION = ("question", "Question", "text_input")
 _TYPE = ("type", "Type", "task_type", "question_type")
 _ANSWER = ("answer", "Correct", "correct_answer")
 _OPTIONS = ("options", "choices")
-_VIDEO = ("video", "video_path", "videoID", "frame_paths", "frames", "image_input", "image")
+_VIDEOS = ("video", "video_path", "videoID")
+_FRAMES = ("frame_paths", "frames", "image_input")
+_IMAGES = ("images", "image")
 _LETTERED = re.compile(r"\s*\(?([A-Z])[.):]\s+(.*)", re.DOTALL)
 
 
@@ -273,8 +275,13 @@ def _answer(data: dict[str, Any], options: dict[str, str], where: str) -> int:
 
 
 def _group(data: dict[str, Any]) -> str | None:
-    """The video that a question is about, whatever its file calls it."""
-    shown = next((data[key] for key in _VIDEO if data.get(key)), None)
-    video = shown if isinstance(shown, str) else None
-    frames = shown if isinstance(shown, list) and all(isinstance(name, str) for name in shown) else []
-    return source_name(data.get("source"), video, frames)
+    """What a question is about, whatever its file calls it, as `source_of` has it of a record."""
+    videos, frames, images = (_paths(data, keys) for keys in (_VIDEOS, _FRAMES, _IMAGES))
+    return source_name(data.get("source"), videos, [] if videos else frames, images)
+
+
+def _paths(data: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """The paths under the first of these keys that holds some."""
+    value = next((data[key] for key in keys if data.get(key)), [])
+    paths = value if isinstance(value, list) else [value]
+    return paths if all(isinstance(path, str) for path in paths) else []

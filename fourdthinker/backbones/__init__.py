@@ -168,9 +168,9 @@ def init_checkpoint(
         path: as for `load_checkpoint`.
         subfolder: as for `load_checkpoint`.
         dtype: as for `load_checkpoint`.
-        policy: the frame policy; None: the family's default, or that of a checkpoint that has latent tokens
-            already.
-        style: the prompt style; None: ours, or that of a checkpoint that has latent tokens already.
+        policy: the frame policy; None: that of a checkpoint of this package, with latent tokens or without,
+            else the family's default.
+        style: the prompt style; None: as `policy`, else ours.
         latent_size: K; None: 4, or that of a checkpoint that has latent tokens already.
         override_policy: as for `load_checkpoint`.
 
@@ -183,7 +183,8 @@ def init_checkpoint(
     path, where = _located(path, subfolder)
     config, family = _family(path, subfolder, where)
     own = (family.default_policy(), PromptStyle())
-    if getattr(config, "latent_token_id", None) is not None:
+    latents = getattr(config, "latent_token_id", None) is not None
+    if latents or _find(path, POLICY_FILE, where) is not None:
         own = _load_policy(path, where, family)
         if policy not in (None, own[0]) and not override_policy:
             raise CheckpointError(_policy_difference(_name(path, subfolder), own[0], policy))

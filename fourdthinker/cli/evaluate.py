@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,21 +180,27 @@ def run(arguments: argparse.Namespace) -> None:
 def _check_controls(arguments: argparse.Namespace, records: list[Record]) -> None:
     """ConfigError for baselines that cannot be asked, before anything is."""
     from fourdthinker.errors import ConfigError
-    from fourdthinker.records import source_of
+    from fourdthinker.evaluate.clips import donors, group_clips
 
     if arguments.baselines and arguments.frames:
         raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
     bare = [record for record in records if not record.media_paths]
     if bare and {"black", "other"} & set(arguments.baselines):
         raise ConfigError(f"{bare[0].where}: --baselines black and other need pictures, and this has none")
-    if "other" in arguments.baselines and len({source_of(record) for record in records}) < 2:
-        raise ConfigError("--baselines other needs questions about two videos or more; leave it out")
+    if "other" in arguments.baselines and not any(donors(group_clips(records), "other", 0)):
+        raise ConfigError(
+            "--baselines other needs questions about two videos or more, that show as many videos and "
+            "images; leave it out"
+        )
 
 
 def _controls(
     arguments: argparse.Namespace, ask: Callable[..., EvalResult], result: EvalResult
 ) -> dict[str, Any]:
-    """The same questions without their pictures, and how much better the model is with them."""
+    """The same questions without their pictures, and how much better the model is with them.
+
+    Questions that a control leaves out (there is no other clip for them) are not compared.
+    """
     from fourdthinker.evaluate import paired_difference
     from fourdthinker.evaluate.scoring import finite
 
@@ -202,7 +209,12 @@ def _controls(
         journal = arguments.out / "baselines" / control / "answers.jsonl"
         other = ask(frames_override=control, journal=journal)
         out[f"shown_{control}"] = other.summary()
-        out[f"model_minus_shown_{control}"] = finite(paired_difference(result, other))
+        asked = {question.id for question in other.questions if not question.failed}
+        both = [
+            replace(part, questions=tuple(q for q in part.questions if q.id in asked))
+            for part in (result, other)
+        ]
+        out[f"model_minus_shown_{control}"] = finite(paired_difference(*both))
     return out
 
 

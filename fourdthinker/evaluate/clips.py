@@ -13,7 +13,7 @@ import torch
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import Frames, in_order
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import Record, source_of
+from fourdthinker.records import Record, media_key, source_of
 from fourdthinker.samples import Prompt, Vision
 
 if TYPE_CHECKING:
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
 Override = Literal["black", "other", "none"]
 _READ_AHEAD = 2  # clips decoded while the model works
-
-
-def pictures_of(record: Record) -> str:
-    """The pictures a record shows.
-
-    Args:
-        record: the question.
-
-    Returns:
-        Its video, whatever part of it, or its frames; its id without any.
-    """
-    return "\n".join(record.media_paths) or f"text:{record.id}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +43,8 @@ def group_clips(records: Sequence[Record]) -> list[AskedClip]:
     """
     rows: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        timing = (record.separate, record.fps, tuple(record.seconds or ()))
-        rows[(pictures_of(record), record.start, record.end, *timing)].append(i)
+        # Questions without pictures share none.
+        rows[(media_key(record), None if record.shown else record.id)].append(i)
     return [
         AskedClip(source_of(records[members[0]]), records[members[0]], tuple(members))
         for members in rows.values()
@@ -85,16 +73,7 @@ def read_clips(clips: Sequence[AskedClip], encoder: Encoder) -> Iterator[Vision 
 
 
 def derangement(number: int, seed: int = 0) -> list[int]:
-    """A permutation of range(number) without fixed points: one random cycle through all of them.
-
-    Raises:
-        ConfigError: there is only one element, which cannot be exchanged with another.
-    """
-    if number == 1:
-        raise ConfigError(
-            "frames_override='other' needs at least two different clips of each size, of two sources, and of "
-            "one size there is one alone; add records, or leave these out"
-        )
+    """A permutation of range(number), 2 or more, without fixed points: one random cycle through all."""
     cycle = np.random.default_rng(seed % 2**63).permutation(number)
     out = [0] * number
     for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
@@ -102,17 +81,39 @@ def derangement(number: int, seed: int = 0) -> list[int]:
     return out
 
 
-def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> list[AskedClip]:
-    """The clip shown for each clip: itself, with "other" one of another source, with "none" none."""
+def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> list[AskedClip | None]:
+    """The clip shown for each clip: itself, with "other" one of another source, with "none" none.
+
+    Args:
+        clips: as `group_clips` returns.
+        override: what is shown instead of them; None: nothing.
+        seed: of the exchange.
+
+    Returns:
+        Clips in the same order. With "other", one of as many videos and images in the same order, for the
+        question speaks of them; None where no other source has such a one.
+    """
     if override == "none":
         return [replace(clip, record=without_pictures(clip.record)) for clip in clips]
     if override != "other":
         return list(clips)
-    first = {clip.source: clip for clip in reversed(clips)}  # reversed: the first clip of a source stays
-    sources = list(dict.fromkeys(clip.source for clip in clips))
-    shuffled = derangement(len(sources), seed)
-    other = {source: first[sources[shuffled[i]]] for i, source in enumerate(sources)}
-    return [other[clip.source] for clip in clips]
+    alike: dict[tuple[str, ...], list[AskedClip]] = defaultdict(list)
+    for clip in clips:
+        alike[_kinds(clip.record)].append(clip)
+    other: dict[tuple[tuple[str, ...], str], AskedClip] = {}
+    for kinds, same in alike.items():
+        first = {clip.source: clip for clip in reversed(same)}  # reversed: the first clip of a source stays
+        sources = list(dict.fromkeys(clip.source for clip in same))
+        if len(sources) > 1:
+            order = derangement(len(sources), seed)
+            other |= {(kinds, source): first[sources[order[i]]] for i, source in enumerate(sources)}
+    return [other.get((_kinds(clip.record), clip.source)) for clip in clips]
+
+
+def _kinds(record: Record) -> tuple[str, ...]:
+    """Kind of each video and image that a record shows; frames of a clip are one video."""
+    kinds = [kind for kind, _ in record.shown]
+    return ("video",) if "frame" in kinds else tuple(kinds)
 
 
 def without_pictures(record: Record) -> Record:
@@ -161,6 +162,11 @@ def override_prompts(
         by_shape[shapes[clip.rows[0]]].append(clip)
     for same in by_shape.values():
         for clip, donor in zip(same, donors(same, "other", seed), strict=True):
+            if donor is None:
+                raise ConfigError(
+                    f"{clip.record.where}: frames_override='other' needs two clips of a size, of different "
+                    "sources, and this is the only one of its size; add records, or leave it out"
+                )
             for i in clip.rows:
                 out[i] = replace(prompts[i], vision=_vision(prompts[donor.rows[0]]))
     return out

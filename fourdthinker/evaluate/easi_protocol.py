@@ -55,7 +55,8 @@ def check_easi(records: Sequence[Record]) -> None:
         records: the questions.
 
     Raises:
-        RecordError: a part of a video, frames in place of a video, or options other than A to D.
+        RecordError: a part of a video, frames in place of a video, several videos and images, or options
+            other than A to D.
     """
     for record in records:
         wrong = None
@@ -63,6 +64,8 @@ def check_easi(records: Sequence[Record]) -> None:
             wrong = "start or end: EASI shows whole videos"
         elif record.frames is not None:
             wrong = "frames in place of a video: EASI takes its own from a video"
+        elif record.media:
+            wrong = f"{len(record.media)} videos and images: EASI shows one video"
         elif not record.options or not set(record.options) <= set("ABCD"):
             wrong = f"options {', '.join(record.options) or 'none'}: EASI asks for one of A to D"
         if wrong is not None:

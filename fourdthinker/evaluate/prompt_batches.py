@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fourdthinker.errors import ConfigError, RecordError, VideoError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fourdthinker.records import Record
     from fourdthinker.samples import Prompt
 
+_NO_DONOR = "frames_override='other': no question about another source shows as many videos and images"
 Prepared: TypeAlias = "AnsweredQuestion | tuple[int, Prompt]"
 
 
@@ -54,6 +55,8 @@ class PromptBatches:
         override: what is shown instead of their clips.
         seed: of the exchange of clips.
         prompts: ready-made ones, in which the pictures are exchanged already; None: they are made.
+        shown: the clip that is shown for each of `clips`; None where there is none to exchange it for, so
+            that its questions fail.
     """
 
     records: Sequence[Record]
@@ -62,11 +65,23 @@ class PromptBatches:
     override: Override | None
     seed: int
     prompts: Sequence[Prompt] | None = None
+    shown: Sequence[AskedClip | None] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.override is not None:
-            spec = self.encoder.spec
-            self.prompts = override_prompts(self.prompts, self.clips, self.override, self.seed, spec)
+        if self.prompts is not None:
+            if self.override is not None:
+                spec = self.encoder.spec
+                self.prompts = override_prompts(self.prompts, self.clips, self.override, self.seed, spec)
+            return
+        bare = next((clip.record for clip in self.clips if not clip.record.shown), None)
+        if bare is not None and self.override in ("black", "other"):
+            raise ConfigError(f"{bare.where}: frames_override needs records with pictures; leave it out")
+        self.shown = donors(self.clips, self.override, self.seed)
+        if self.clips and not any(self.shown):
+            raise ConfigError(
+                "frames_override='other' needs at least two different clips, of two sources and with as many "
+                "videos and images, and there are none; add records"
+            )
 
     def batches(self, done: Collection[str], size: int) -> Iterator[list[Prepared]]:
         """The records that are not done yet, as prompts.
@@ -94,23 +109,19 @@ class PromptBatches:
 
     def _encoded(self, done: Collection[str]) -> Iterator[Prepared]:
         records, override, encoder = self.records, self.override, self.encoder
-        shown = donors(self.clips, override, self.seed)
-        work = [
-            (c, s)
-            for c, s in zip(self.clips, shown, strict=True)
-            if any(records[i].id not in done for i in c.rows)
-        ]
-        for (clip, _), vision in zip(work, read_clips([s for _, s in work], encoder), strict=True):
+        work: list[tuple[list[int], AskedClip]] = []
+        for clip, donor in zip(self.clips, self.shown, strict=True):
             rows = [i for i in clip.rows if records[i].id not in done]
+            if donor is None:
+                yield from (make_question(records[i], failed=_NO_DONOR) for i in rows)
+            elif rows:
+                work.append((rows, donor))
+        for (rows, _), vision in zip(work, read_clips([s for _, s in work], encoder), strict=True):
             if isinstance(vision, VideoError):
                 yield from (make_question(records[i], failed=str(vision)) for i in rows)
                 continue
-            if override in ("black", "other"):
-                if vision is None:
-                    raise ConfigError(
-                        f"{records[rows[0]].where}: frames_override needs records with pictures"
-                    )
-                vision = blacken(vision, encoder.spec) if override == "black" else vision
+            if override == "black" and vision is not None:
+                vision = blacken(vision, encoder.spec)
             for i in rows:
                 try:
                     asked = without_pictures(records[i]) if override == "none" else records[i]

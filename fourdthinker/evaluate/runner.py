@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.asking import Asking
-from fourdthinker.evaluate.clips import Override, group_clips, pictures_of
+from fourdthinker.evaluate.clips import Override, group_clips
 from fourdthinker.evaluate.journal import Journal
 from fourdthinker.evaluate.latent_modes import OF_OWN, Key, latent_feeds
 from fourdthinker.evaluate.numeric import parse_number
@@ -21,7 +21,7 @@ from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
 from fourdthinker.files import PathLike
 from fourdthinker.progress import progress_bar
-from fourdthinker.records import source_of
+from fourdthinker.records import question_key, source_of
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 
 if TYPE_CHECKING:
@@ -172,10 +172,8 @@ def check_records(
 
 
 def _settings(asking: Asking, override: str | None, latents: str, name: str) -> dict[str, Any]:
-    asked = [
-        [r.id, r.question, r.options, r.answer, pictures_of(r), source_of(r), r.start, r.end]
-        for r in asking.records
-    ]
+    asked = [[*question_key(r), r.answer, source_of(r)] for r in asking.records]
+    asked += [r.images for r in asking.records if latents == "oracle"]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
     return {
         "name": name,

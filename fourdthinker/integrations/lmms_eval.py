@@ -24,6 +24,7 @@ from fourdthinker.thinker import Thinker
 
 log = logging.getLogger(__name__)
 
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow
 
 MANIFEST = ModelManifest(
@@ -46,7 +47,7 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
         pretrained: str,
         subfolder: str | None = None,
         device: str | None = None,
-        dtype: str | None = None,
+        dtype: str = "auto",
         batch_size: int | str = 16,
         max_new_tokens: int | None = None,
         max_blocks: int | None = None,
@@ -60,7 +61,7 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
             pretrained: a folder, or a model id `owner/name`.
             subfolder: folder of the checkpoint within it.
             device: where the model runs; None: the first GPU, or the CPU without one.
-            dtype: float32, bfloat16 or float16; None: as the weights were saved.
+            dtype: float32, bfloat16 or float16; auto: as the weights were saved.
             batch_size: questions in one call of the sampler.
             max_new_tokens: instead of the task's own bound, which is made for answers without reasoning.
             max_blocks: of latents in an answer; 0: text only.
@@ -80,12 +81,10 @@ class FourDThinker(lmms):  # type: ignore[misc]  # untyped base
             )
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"batch_size is {batch_size}; give a number of at least 1")
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if dtype is not None and dtype not in dtypes:
-            raise ConfigError(f"dtype is {dtype}; give {', '.join(dtypes)}")
-        self.thinker = Thinker.from_pretrained(
-            pretrained, subfolder, dtype=None if dtype is None else dtypes[dtype], device=device
-        )
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype is {dtype}; give {', '.join(_DTYPES)}")
+        weights = None if dtype == "auto" else getattr(torch, dtype)
+        self.thinker = Thinker.from_pretrained(pretrained, subfolder, dtype=weights, device=device)
         self.batch_prompts = int(batch_size)
         self.max_new_tokens, self.max_blocks = max_new_tokens, max_blocks
         self.whole_text, self.seed = whole_text, seed

@@ -2,13 +2,15 @@
 
 from fourdthinker.records.line import Record, letter_of, options_in, options_of
 from fourdthinker.records.read import read_media, read_records, write_records
-from fourdthinker.records.source import source_name, source_of
+from fourdthinker.records.source import media_key, question_key, source_name, source_of
 
 __all__ = [
     "Record",
     "letter_of",
+    "media_key",
     "options_in",
     "options_of",
+    "question_key",
     "read_media",
     "read_records",
     "source_name",

@@ -188,10 +188,14 @@ def _mllm(line: Line) -> Record:
         record.turns = turns[:1]
     if len(asked) == 1:
         _options(line, record)
-    if reinforced:
-        _solution(line, record)
-    elif record.options:
+        if reinforced:
+            _solution(line, record)
         _answer(line, record)
+    elif "options" in line.data or "answer" in line.data:
+        line.fail(
+            "keys 'options' and 'answer' belong to one question, and this conversation asks several; write "
+            "them into its turns"
+        )
     return record
 
 
@@ -344,9 +348,9 @@ def _options(line: Line, record: Record, options: Any = None) -> None:
 
 
 def _answer(line: Line, record: Record, key: str = "answer") -> None:
-    """The right option: named by `key`, and by the last <answer> of text_output; they must agree."""
+    """The right option: named by `key`, and by a solution or the last <answer> of text_output, as well."""
     said = answer_text(record.text_output or "")
-    if record.options and said is not None:
+    if record.options and said is not None and record.answer is None:
         record.answer = _letter(line, "text_output", said, record.options)
     if key not in line.data:
         return
@@ -356,7 +360,8 @@ def _answer(line: Line, record: Record, key: str = "answer") -> None:
         line.missing("options", f"key {key!r} is there; an answer needs options to choose from")
     letter = _letter(line, key, line.data[key], record.options)
     if record.answer not in (None, letter):
-        line.fail(f"key {key!r} is {letter} and text_output answers {record.answer}; one of them is wrong")
+        told = "'solution' says" if "solution" in line.data else "text_output answers"
+        line.fail(f"key {key!r} is {letter} and {told} {record.answer}; one of them is wrong")
     record.answer = letter
 
 

@@ -79,11 +79,18 @@ class Record:
     where: str = "record"
 
     @property
+    def shown(self) -> list[tuple[str, str]]:
+        """Kind and path of each file that is asked about: "video", "frame" (one of a clip) or "image"."""
+        if self.video is not None:
+            return [("video", self.video)]
+        if self.frames:
+            return [("image" if self.separate else "frame", path) for path in self.frames]
+        return list(self.media)
+
+    @property
     def media_paths(self) -> list[str]:
         """Paths of the clip, or of all the pictures and clips that are asked about."""
-        if self.video is not None:
-            return [self.video]
-        return list(self.frames or ()) or [path for _, path in self.media]
+        return [path for _, path in self.shown]
 
 
 def is_number(value: Any) -> bool:

@@ -178,6 +178,7 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
     if record.turns:
         line |= _conversation(record, relative)
         line |= {"start": record.start, "end": record.end, "type": record.type}
+        line |= {"fps": record.fps, "seconds": record.seconds}
         return {key: value for key, value in (line | record.extra).items() if value is not None}
     if record.separate and record.frames and record.kind == "dift" and len(record.frames) > 1:
         raise RecordError(
@@ -209,14 +210,18 @@ def _conversation(record: Record, relative: Callable[[str], str]) -> dict[str, A
     """The keys of a conversation, in MLLM-4D's form."""
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     spoken = ([("system", record.system)] if record.system is not None else []) + record.turns
-    kinds = [kind for kind, _ in record.media] or ["image" if record.frames else "video"] * len(
-        record.media_paths
-    )
-    files = [(kind, relative(path)) for kind, path in zip(kinds, record.media_paths, strict=True)]
+    files = [(kind, relative(path)) for kind, path in record.shown]
+    if "frame" in dict(files):
+        raise RecordError(f"{record.where}: frames of a clip have no place in a conversation; write a video")
+    if len(record.turns) > 2 and (record.options or record.answer is not None):
+        raise RecordError(
+            f"{record.where}: options and answer have no place in a conversation of several turns"
+        )
     return {
         "conversations": [{"from": names[role], "value": text} for role, text in spoken],
         "video": [path for kind, path in files if kind == "video"] or None,
         "image": [path for kind, path in files if kind == "image"] or None,
         "image_output": [relative(path) for path in record.images] or None,
         "options": record.options or None,
+        "answer": record.answer,
     }

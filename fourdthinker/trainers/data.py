@@ -226,7 +226,7 @@ def _checked(
 ) -> list[str | None]:
     """For every record what is wrong with it, or None; the ranks share the work.
 
-    Clips whose times are not the container's are counted on the log.
+    Clips whose times are not the container's are counted on the log, several of one question once.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(find, records[args.process_index :: args.world_size]))
@@ -235,7 +235,8 @@ def _checked(
         shares = [[] for _ in range(args.world_size)]
         dist.all_gather_object(shares, found)
     every = [shares[i % args.world_size][i // args.world_size] for i in range(len(records))]
-    clips = {r.video: f.times_from for r, f in zip(records, every, strict=True) if r.video is not None}
+    videos = [tuple(path for kind, path in record.shown if kind == "video") for record in records]
+    clips = {paths: f.times_from for paths, f in zip(videos, every, strict=True) if paths}
     others = Counter(how for how in clips.values() if how != "container")
     if others and args.process_index == 0:
         told = ", ".join(f"{how} {count}" for how, count in sorted(others.items()))

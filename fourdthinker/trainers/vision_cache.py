@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.files import make_folder, write_bytes
 from fourdthinker.prompts import Encoder
+from fourdthinker.records import media_key
 from fourdthinker.sampler import encode_imagery, encode_visions
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
@@ -173,9 +174,8 @@ class VisionCache:
         )
 
     def _clip_path(self, record: Record) -> Path:
-        part: list[Any] = [record.start, record.end, record.separate, record.fps, record.seconds]
-        part.append([kind for kind, _ in record.media])
-        return self._path({"clip": [_identity(path) for path in record.media_paths], "part": part})
+        shown, *part = media_key(record)
+        return self._path({"clip": [[kind, *_identity(path)] for kind, path in shown], "part": part})
 
     def _imagery_path(self, record: Record) -> Path:
         return self._path({"imagery": [_identity(path) for path in record.images], **self._latents})
@@ -186,7 +186,7 @@ class VisionCache:
 
 
 def _has_clip(record: Record) -> bool:
-    return bool(record.media_paths)
+    return bool(record.shown)
 
 
 def _identity(path: str) -> list[Any]:

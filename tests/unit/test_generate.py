@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from fourdthinker import cli
-from fourdthinker.errors import OutputError
+from fourdthinker.errors import ConfigError, OutputError
 from fourdthinker.evaluate import evaluate
 from fourdthinker.files import JsonLines
 from fourdthinker.frames import FramePolicy
@@ -81,6 +82,27 @@ def test_nan_logits_fail_one_question_of_an_evaluation(thinker: Thinker, broken_
     assert [bool(question.failed) for question in result.questions] == [False, True, False]
     assert "question 'Z'" in result.questions[1].failed
     assert result.summary()["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"media": [("video", "a.mp4"), ("image", "c.png")]},
+        {"media": [("image", "a.mp4"), ("video", "b.png")]},
+        {"turns": [("user", "Is <video> like <image>?")]},
+        {"system": "Be brief."},
+    ],
+)
+def test_a_question_that_changed_is_not_the_one_answered(
+    thinker: Thinker, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    media, turns = [("video", "a.mp4"), ("image", "b.png")], [("user", "<video> or <image>?")]
+    record, out = Record("ask", "q", "or ?", media=media, turns=turns), tmp_path / "out"
+    for _ in range(2):  # there are no such files, so that the question fails twice
+        generate_file(thinker, [record], out, config=CONFIG, progress=False)
+    assert [line["media"] for line in read(out)] == [[["video", "a.mp4"], ["image", "b.png"]]]
+    with pytest.raises(ConfigError, match="'q' was answered with another question"):
+        generate_file(thinker, [replace(record, **change)], out, config=CONFIG, progress=False)
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,7 +12,7 @@ from fourdthinker.answers import normalised
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.tables import TableRow
 from fourdthinker.evaluate.numeric import parse_number
-from fourdthinker.records import Record, letter_of
+from fourdthinker.records import Record, letter_of, media_key
 
 NUMBER = (
     "There are no options to choose from. Put the answer, as a number in digits and nothing else, between "
@@ -142,8 +142,7 @@ class Collector:
                 "there twice?"
             )
         self._ids[record.id] = record.where
-        frames = tuple(record.frames or ())
-        asked = (record.video, frames, record.question, tuple(record.options.items()))
+        asked = (media_key(record), record.question, tuple(record.options.items()))
         if reason is None and asked in self._seen:
             reason = f"the same question as {self._seen[asked]}"
         self._seen.setdefault(asked, record.id)

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fourdthinker.frames.checks import DTYPES
 from fourdthinker.frames.native import native
 
 ROW = 64  # rows begin at multiples of so many bytes, for aligned reads
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def missing() -> str | None:

@@ -10,6 +10,7 @@ import pytest
 
 from fourdthinker.audit import read_questions, write_without
 from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.records import read_records, source_of
 
 OPTIONS = {"A": "left", "B": "right", "C": "up"}
 DIFT = {
@@ -65,6 +66,37 @@ def test_every_record_of_ours_is_read(tmp_path: Path) -> None:
 def test_the_source_is_the_video(tmp_path: Path) -> None:
     file = read_questions(write(tmp_path / "a.jsonl", [{**RL, "source": "movie.mp4"}, RL]))
     assert [item.group for item in file.items] == ["movie.mp4", "f/2"]
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        {"video_path": ["v/1.mp4"]},
+        {"video_path": ["v/1.mp4", "v/2.mp4"]},
+        {"images": ["f/0.png", "f/1.png"]},
+        {"images": "f/0.png"},
+        {"video_path": "v/1.mp4", "images": ["f/0.png"]},
+        {"frame_paths": ["f/0.png", "f/1.png"]},
+        {"video": "v/1.mp4"},
+        {"image": ["f/0.png", "f/1.png"]},
+        {"image": ["f/0.png"], "video": ["v/1.mp4", "v/2.mp4"]},
+    ],
+)
+def test_groups_are_the_sources_of_records(tmp_path: Path, media: dict[str, Any]) -> None:
+    for name in ("v/1.mp4", "v/2.mp4", "f/0.png", "f/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    if {"image", "video"} & set(media):
+        counts = [(kind, len([*media[kind]]) if isinstance(media[kind], list) else 1) for kind in media]
+        slots = "".join(f"<{kind}>" * count for kind, count in counts)
+        turn = {"from": "human", "value": f"{slots}Which way?\nA. left\nB. right\nC. up"}
+        line = {**MLLM, "conversations": [turn]}
+        del line["video"]
+    else:
+        line = {"Question": "Which way?", **OPTIONS, "Correct": "C"}
+    path = write(tmp_path / "a.jsonl", [line | media])
+    (item,), (record,) = read_questions(path).items, read_records(path)
+    assert source_of(record).replace(f"{tmp_path.resolve()}/", "") == item.group
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from fourdthinker.backbones import load_checkpoint, save_checkpoint
+from fourdthinker.backbones import init_checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.errors import CheckpointError, RecordError
+from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, SamplingConfig
@@ -82,3 +83,15 @@ def test_blocks_have_no_place(folder: Path) -> None:
         )
     batch = collate([encoder.sample(Record("dift", "r", "?", text_output="Words."))], 0)
     assert not batch["latent_index"].numel()
+
+
+def test_latent_tokens_change_neither_frame_policy_nor_style(folder: Path, tmp_path: Path) -> None:
+    policy = FramePolicy(fps=3, max_frames=5)
+    trained = load_checkpoint(folder, plain=True, policy=policy)
+    save_checkpoint(tmp_path, trained)
+    grown = init_checkpoint(tmp_path, latent_size=2)
+    assert grown.backbone.latents.latent_size == 2
+    assert (grown.policy, grown.style) == (policy, trained.style)
+    with pytest.raises(CheckpointError, match=r"another frame policy: fps \(checkpoint 3"):
+        init_checkpoint(tmp_path, policy=FramePolicy(fps=1, max_frames=5))
+    assert init_checkpoint(tmp_path, policy=FramePolicy(), override_policy=True).policy == FramePolicy()

@@ -15,6 +15,8 @@ import pytest
 
 from fourdthinker import cli, doctor
 from fourdthinker.backbones import load_checkpoint
+from fourdthinker.cli import evaluate as evaluate_command
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.sampler import SamplingConfig
@@ -238,6 +240,20 @@ def test_baselines_are_run_beside_the_model(
         assert label in out
     assert cli.main([*command, "--frames", "black"]) == 2
     assert "--baselines goes without --frames black" in capsys.readouterr().err
+
+
+def test_questions_that_a_control_leaves_out_are_not_compared(tmp_path: Path) -> None:
+    def question(id: str, greedy: str | None, failed: str = "") -> AnsweredQuestion:
+        return AnsweredQuestion(id, "", id, {"A": "x", "B": "y"}, "A", greedy=greedy, failed=failed)
+
+    own = EvalResult("m", tuple(question(id, letter) for id, letter in ("aA", "bB", "cA")), 0, True)
+    left_out = tuple(question(q.id, "A", "no other clip" if q.id == "c" else "") for q in own.questions)
+    arguments = argparse.Namespace(baselines=["other"], out=tmp_path)
+    found = evaluate_command._controls(
+        arguments, lambda frames_override, journal: EvalResult("m", left_out, 0, True), own
+    )
+    assert found["shown_other"]["failed"] == 1
+    assert found["model_minus_shown_other"]["mean"] == -0.5  # not 0, as if the third were answered wrongly
 
 
 def test_latents_are_audited(

@@ -111,6 +111,7 @@ def test_indices(pictures: int, rate: float, indices: list[int]) -> None:
     [
         ({"end": 2.0}, "start or end"),
         ({"video": None, "frames": ["0.jpg"]}, "frames in place of a video"),
+        ({"video": None, "media": [("video", "a.mp4"), ("image", "b.png")]}, "2 videos and images"),
         ({"options": dict.fromkeys("ABCDE", "x")}, "options A, B, C, D, E"),
         ({"options": {}}, "options none"),
     ],

@@ -266,9 +266,50 @@ def test_an_override_needs_pictures_and_another_clip(world: Any) -> None:
     text = Record("rl", "text", "Which way?", options=OPTIONS, answer="A", where="data.jsonl:9")
     with pytest.raises(ConfigError, match=r"data.jsonl:9: frames_override"):
         run(world, records=[text], frames_override="black")
+    alone = [encoder.prompt(record) for record in records[:2]]
+    with pytest.raises(ConfigError, match=r"data.jsonl:1: .* this is the only one of its size"):
+        run(world, records=records[:2], prompts=alone, frames_override="other")
     with pytest.raises(ConfigError, match="text only"):
         run(world, records=[text], prompts=[encoder.prompt(text)], frames_override="black")
     assert not run(world, records=[text]).questions[0].failed
+
+
+def test_another_clip_has_as_many_videos_and_images(world: Any) -> None:
+    """Which stand in the text of their question; without one, it fails and the others go on."""
+    paths = [record.frames for record in world[2][:6:2]]
+    records = [
+        Record("rl", "two", "?", options=OPTIONS, answer="A", frames=paths[0], separate=True,
+               turns=[("user", "Is <image> like <image>?")]),
+        Record("rl", "one", "?", options=OPTIONS, answer="A", frames=paths[1][:1], separate=True,
+               turns=[("user", "Is <image> red?")]),
+        Record("rl", "pair", "?", options=OPTIONS, answer="A", frames=paths[2], separate=True,
+               turns=[("user", "Is <image> not <image>?")]),
+    ]  # fmt: skip
+    shown = donors(group_clips(records), "other", 0)
+    assert [clip and clip.record.id for clip in shown] == ["pair", None, "two"]
+    questions = run(world, records=records, n=0, frames_override="other").questions
+    assert [bool(question.failed) for question in questions] == [False, True, False]
+    assert "no question about another source shows as many videos and images" in questions[1].failed
+    with pytest.raises(ConfigError, match="at least two different clips"):
+        run(world, records=records[:2], n=0, frames_override="other")
+
+
+def test_clips_are_told_apart_by_the_kinds_of_their_media() -> None:
+    media = [("video", "a"), ("image", "b")]
+    kinds = [Record("rl", "1", "?", media=media), Record("rl", "2", "?", media=media)]
+    kinds.append(Record("rl", "3", "?", media=[("image", "a"), ("video", "b")]))
+    bare = [Record("rl", id, "?") for id in "45"]
+    assert [clip.rows for clip in group_clips([*kinds, *bare])] == [(0, 1), (2,), (3,), (4,)]
+
+
+def test_a_journal_of_other_turns_is_refused(world: Any, tmp_path: Path) -> None:
+    media, turns = [("image", "no.png"), ("image", "none.png")], [("user", "<image> or <image>?")]
+    record = Record("rl", "q", "or ?", options=OPTIONS, answer="A", media=media, turns=turns)
+    run(world, records=[record], n=0, journal=tmp_path / "j")
+    run(world, records=[record], n=0, journal=tmp_path / "j")
+    for change in ({"turns": [("user", "Is it <image> or <image>?")]}, {"system": "Brief."}, {"fps": 2.0}):
+        with pytest.raises(ConfigError, match="the answers of another evaluation"):
+            run(world, records=[replace(record, **change)], n=0, journal=tmp_path / "j")
 
 
 @pytest.mark.parametrize("number", [2, 3, 10])
@@ -402,7 +443,7 @@ def test_clips_of_one_source_are_not_independent(world: Any) -> None:
     assert [source_of(r) for r in records] == sources
     clips = group_clips(records)
     assert len(clips) == 4  # each is decoded
-    assert [c.source for c in donors(clips, "other", 0)] == ["w", "w", "v", "v"]
+    assert [c and c.source for c in donors(clips, "other", 0)] == ["w", "w", "v", "v"]
     found = baselines([replace(r, answer=letter) for r, letter in zip(records, "AABB", strict=True)])
     apart = scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0], sources)
     assert found["majority"]["low"] == apart["low"] < scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0])["low"]

@@ -8,6 +8,7 @@ pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 pytest.importorskip("datasets", reason="datasets are not installed")
 
 import numpy as np
+import torch
 from lmms_eval.api.instance import Instance
 from PIL import Image
 
@@ -135,3 +136,7 @@ def test_arguments_and_tasks_that_do_not_fit_are_named(checkpoint):
         FourDThinker(str(checkpoint), max_frames=3)
     with pytest.raises(ConfigError, match="batch_size is auto"):
         FourDThinker(str(checkpoint), batch_size="auto")
+    with pytest.raises(ConfigError, match="dtype is int8; give auto, float32, bfloat16, float16"):
+        FourDThinker(str(checkpoint), dtype="int8")
+    half = FourDThinker(str(checkpoint), device="cpu", dtype="bfloat16")
+    assert half.thinker.checkpoint.backbone.dtype == torch.bfloat16

@@ -81,6 +81,9 @@ def test_blocks_may_stand_in_every_answer(media: Path) -> None:
         line("<image> then <video>", "Yes.", video="v.mp4", image="a.jpg", system="Brief.", type="order"),
         line("Hello?", "Hello.", num_tokens=9.0),
         line("<image>Which?\nA. up\nB. down", "<answer>A</answer>", image=["a.jpg"], id="x"),
+        line("<image>Which?\nA. up\nB. down", "It is up.", image=["a.jpg"], answer="A"),
+        line("<image> Which?\nA. up\nB. <image>", image=["a.jpg", "b.jpg"], solution=[{"answer": "A"}]),
+        line("<image><image>?", "x", image=["a.jpg", "b.jpg"], seconds=[0.5, 1.5], fps=2.0),
     ],
 )
 def test_what_is_written_is_read_back(media: Path, data: dict[str, Any]) -> None:
@@ -104,6 +107,11 @@ def test_what_is_written_is_read_back(media: Path, data: dict[str, Any]) -> None
         (line("Hm?", "x", video=[]), "'video' is an empty list"),
         (line("Hm?", "<output_image>"), "conversations has 1 <output_image> and 'image_output' 0 overlays"),
         (line("<video><video>?", "x", video=["v.mp4", "w.mp4"], start=1), "cut a video"),
+        (line("Hm?", "x", "And?", "y", options={"A": "x", "B": "y"}), "this conversation asks several"),
+        (line("Hm?", "x", "And?", "y", answer="x"), "this conversation asks several"),
+        (line("Hm?", "x", answer="x"), "an answer needs options"),
+        (line("Hm?\nA. x\nB. y", solution=[{"answer": "A"}], answer="B"), "B and 'solution' says A"),
+        (line("Hm?", solution=[{"answer": "A"}], answer="B"), "an answer needs options"),
     ],
 )
 def test_refused(media: Path, data: dict[str, Any], words: str) -> None:
@@ -114,3 +122,18 @@ def test_refused(media: Path, data: dict[str, Any], words: str) -> None:
 def test_several_turns_are_no_question(media: Path) -> None:
     with pytest.raises(RecordError, match="several turns is for fine-tuning alone"):
         read(media, line("Hm?", "x", "And?", "y"), kind="ask")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"frames": ["a.jpg", "b.jpg"]}, "d:1: frames of a clip have no place in a conversation"),
+        ({"options": {"A": "x", "B": "y"}, "answer": "A"}, "d:1: options and answer have no place"),
+    ],
+)
+def test_what_a_conversation_cannot_hold_is_not_written(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    turns = [("user", "Hm?"), ("assistant", "x"), ("user", "And?"), ("assistant", "y")]
+    with pytest.raises(RecordError, match=words):
+        write_records(tmp_path / "d.jsonl", [Record("dift", "r", "Hm?", turns=turns, where="d:1", **change)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ def test_a_cached_sample_is_the_sample(family: str, tmp_path: Path) -> None:
     encoder, backbone = checkpoint.encoder(), checkpoint.backbone
     cache = VisionCache(tmp_path / "cache", backbone, encoder, clips=True, imagery=True)
     assert cache.fill(backbone, [record, record]) == 1
+    picture_path = str(tmp_path / "a.png")  # as a clip and as an image, which are not read alike
+    forms: list[dict[str, Any]] = [{"video": picture_path}, {"frames": [picture_path]}]
+    forms.append({"frames": [picture_path], "separate": True})
+    assert cache.fill(backbone, [Record("ask", "a", "?", **form) for form in forms]) == 3
     kept, read = cache.sample(record), encoder.sample(record)
     assert torch.equal(kept.input_ids, read.input_ids)
     assert torch.equal(kept.position_ids, read.position_ids)

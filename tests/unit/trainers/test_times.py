@@ -6,11 +6,13 @@ import json
 import logging
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import pytest
 
-from fourdthinker.records import read_records
+from fourdthinker.records import Record, read_records
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
@@ -68,3 +70,20 @@ def test_the_cache_keeps_how_times_were_learnt(tmp_path: Path, lines: Path) -> N
     cache.fill(checkpoint.backbone, records)
     told = [cache.prompt(record).vision.times_from for record in records]
     assert told == ["container", "sorted", "sorted", "container"]
+
+
+def test_clips_among_other_media_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    media = [("video", "a.mp4"), ("image", "b.png")]
+    records = [
+        Record("rl", "1", "?", media=media),
+        Record("rl", "2", "?", media=media),
+        Record("rl", "3", "?", video="c.mp4"),
+        Record("rl", "4", "?", frames=["d.png"], separate=True),
+    ]
+    arguments: Any = SimpleNamespace(process_index=0, world_size=1)
+    with caplog.at_level(logging.WARNING, logger="fourdthinker"):
+        found = data._checked(
+            arguments, records, lambda r: data.Finding(None, "rate" if r.media else "container")
+        )
+    assert found == [None] * 4
+    assert "times of 1 of 2 clips are not their containers': rate 1" in caplog.text
