@@ -136,7 +136,8 @@ def _entries(name: str, raw: bytes) -> tuple[list[Entry], Callable[[set[int]], b
     if isinstance(whole, list):
         entries: list[Entry] = [(f"{name}: question {i + 1}", None, data) for i, data in enumerate(whole)]
         return _objects(entries), lambda dropped: _dump([x for i, x in enumerate(whole) if i not in dropped])
-    if isinstance(whole, dict) and whole and all(isinstance(value, list) for value in whole.values()):
+    by_video = isinstance(whole, dict) and whole and all(isinstance(value, list) for value in whole.values())
+    if by_video and "conversations" not in whole:  # which is a record, in a file of one line
         entries = [
             (f"{name}: {video}, question {i + 1}", video, data)
             for video, questions in whole.items()
