@@ -283,6 +283,6 @@ def _group(data: dict[str, Any]) -> str | None:
 
 def _paths(data: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """The paths under the first of these keys that holds some."""
-    value = next((data[key] for key in keys if data.get(key)), [])
+    value: Any = next((data[key] for key in keys if data.get(key)), [])
     paths = value if isinstance(value, list) else [value]
     return paths if all(isinstance(path, str) for path in paths) else []
