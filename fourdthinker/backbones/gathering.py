@@ -8,9 +8,10 @@ forever.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -49,6 +50,54 @@ def gathered(model: nn.Module) -> Iterator[None]:
         if sliced or sharded:
             stack.enter_context(_without_hooks(model))
         yield
+
+
+@contextmanager
+def exact_weights(model: nn.Module, dtypes: Mapping[str, torch.dtype], *, keep: bool) -> Iterator[None]:
+    """Hold all weights of a model whole as the optimizer has them, to be saved.
+
+    What `gathered` shows is what passes see: FSDP2 may round it to bfloat16. Here FSDP2's slices themselves
+    are put together, on the CPU, one after the other. Otherwise this is `gathered`.
+
+    Args:
+        model: nothing of it may be called or changed within the block.
+        dtypes: which type each weight gets, by name.
+        keep: whether this rank saves; the others take part and hold what they hold.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not sharded:
+        with gathered(model):
+            yield
+        return
+    for module in sharded:
+        module.reshard()  # a pass without a backward leaves weights gathered
+    owners = [
+        (module, name, parameter, f"{prefix}.{name}".lstrip("."))
+        for prefix, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    whole: dict[int, nn.Parameter] = {}  # a tied weight stays one
+    for _, _, parameter, name in owners:
+        if id(parameter) not in whole:
+            tensor = _full(parameter)
+            if keep:
+                kept = tensor.to("cpu", dtypes[name])
+                whole[id(parameter)] = nn.Parameter(kept, requires_grad=parameter.requires_grad)
+            else:
+                whole[id(parameter)] = parameter
+    with _without_hooks(model):
+        for module, name, parameter, _ in owners:
+            module._parameters[name] = whole[id(parameter)]
+        try:
+            yield
+        finally:
+            for module, name, parameter, _ in owners:
+                module._parameters[name] = parameter
+
+
+def _full(parameter: Tensor) -> Tensor:
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 @contextmanager

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
 import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from fourdthinker.errors import ConfigError, install
+from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.deepspeed_config import check_deepspeed
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.watch import grace
 
@@ -36,10 +35,13 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     """
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
     shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
-    for name in ("resume_from_checkpoint", "gradient_checkpointing"):  # done here, not by Trainer
+    for name in ("resume_from_checkpoint", "gradient_checkpointing", "torch_compile"):  # done here
         shared.pop(name)
-    _check_deepspeed(config)
+    if config.fsdp:
+        shared["fsdp_config"] = {"version": 2}
     _check_processes(config)
+    if config.deepspeed is not None:
+        check_deepspeed(config, int(os.environ.get("WORLD_SIZE", "1")))
     shared["ddp_timeout"] = patience(config)
     shared["save_strategy"] = "steps" if config.save_steps else "no"
     shared["save_steps"] = config.save_steps or 1
@@ -82,24 +84,14 @@ def _check_optimizer(args: TrainingArguments) -> None:
     )
 
 
-def _check_deepspeed(config: TrainConfig) -> None:
-    if config.deepspeed is None:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"deepspeed is {config.deepspeed}, but the package is not installed; "
-            f"{install('zero')}, or set deepspeed=null"
-        )
-    if not Path(config.deepspeed).is_file():
-        raise ConfigError(
-            f"deepspeed is {config.deepspeed}, and there is no such file; in a YAML file the path is "
-            "relative to that file, on the command line to the current folder"
-        )
-
-
 def _check_processes(config: TrainConfig) -> None:
     """ConfigError where the processes that were started could not work together."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1 and config.fsdp:
+        raise ConfigError(
+            "fsdp=true divides the model among processes, and one was started; start several (torchrun "
+            "--nproc_per_node), or set fsdp=false"
+        )
     if started == 1 or config.use_cpu:
         return
     if not torch.cuda.is_available():

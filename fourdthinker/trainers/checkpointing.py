@@ -17,10 +17,11 @@ from transformers import Trainer, set_seed
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
-from fourdthinker.backbones.gathering import gathered
+from fourdthinker.backbones.gathering import exact_weights, is_sharded
 from fourdthinker.errors import CheckpointError
 from fourdthinker.files import read_json_object, writing
 from fourdthinker.sampler import row_seed
+from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
@@ -35,6 +36,7 @@ class ResumableTrainer(Trainer):
     checkpoint: Checkpoint
     items: Items[Any]
     masters: MasterWeights | None
+    dtypes: dict[str, torch.dtype]  # of the weights, as they are saved
     divisions: int  # how often forwards were halved because memory ran out
     _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
 
@@ -60,7 +62,7 @@ class ResumableTrainer(Trainer):
         One that training goes on from (`_internal_call`, of Trainer) has the float32 weights too.
         """
         folder = output_dir or self.settings.output_dir
-        with gathered(self.checkpoint.backbone):
+        with exact_weights(self.checkpoint.backbone, self.dtypes, keep=self.args.should_save):
             if self.args.should_save:
                 save_checkpoint(folder, self.checkpoint)
         if self.args.should_save and _internal_call:
@@ -78,7 +80,9 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
         backbone = self.checkpoint.backbone
-        if backbone.model is not backbone.hf:
+        if self.is_fsdp_enabled and is_sharded(backbone):
+            fsdp.load_weights(self.accelerator, model, Path(resume_from_checkpoint))
+        elif backbone.model is not backbone.hf:
             load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
         elif not self._weights_loaded:
             saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)

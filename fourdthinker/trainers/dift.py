@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Objective
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.backbones.self_feed import with_own_latents
 from fourdthinker.objectives import dift_objective, normed_dift_objective
 from fourdthinker.samples import Batch, Sample, collate
@@ -70,7 +72,12 @@ class DiftTrainer(LatentTrainer):
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """In the last part of training, the model's own latents at the pads."""
-        return with_own_latents(self.checkpoint.backbone, batch) if self._feeds_itself else batch
+        if not self._feeds_itself:
+            return batch
+        backbone = self.checkpoint.backbone
+        # FSDP gathers weights for a call of the whole model alone.
+        with gathered(backbone) if self.is_fsdp_enabled else nullcontext():
+            return with_own_latents(backbone, batch)
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
         """Add up the norms of the targets.

@@ -80,12 +80,17 @@ class PassTrainer(ResumableTrainer):
     # ---- an update
 
     @property
+    def _divided(self) -> bool:
+        """Whether DeepSpeed or FSDP gathers weights and reduces gradients within every pass."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
     def _together(self) -> bool:
         """Whether ranks that ran out of memory can begin again together with the others.
 
-        Under DeepSpeed they are in the middle of a collective in nearly every pass.
+        Where the model is divided they are in the middle of a collective in nearly every pass.
         """
-        return self.args.world_size > 1 and not self.is_deepspeed_enabled
+        return self.args.world_size > 1 and not self._divided
 
     def begin_update(self) -> list[list[Forward]]:
         """The forwards of the update that `prepare_update` has prepared."""
@@ -146,7 +151,7 @@ class PassTrainer(ResumableTrainer):
     def _begin_smaller(self, model: nn.Module, reason: str) -> None:
         """Take back what the update has done so far, and cut its forwards in halves, on all ranks."""
         step, failed = self.state.global_step + 1, self._failure is not None or not self._together
-        smaller = not self.is_deepspeed_enabled and self.halve()
+        smaller = not self._divided and self.halve()
         if self.any_rank(failed and not smaller) if self._together else not smaller:
             raise MemoryLimitError(f"step {step}: {reason}")
         self.divisions += 1
@@ -174,7 +179,11 @@ class PassTrainer(ResumableTrainer):
             for index, forward in enumerate(forwards):
                 last = ends and index + 1 == len(forwards)
                 context: Any = contextlib.nullcontext()
-                if not (last and self._overlaps) and not self.is_deepspeed_enabled:
+                if self.is_fsdp_enabled:
+                    # Trainer asks for whole gradients until the last micro-batch, which a void update could
+                    # not take back, and of which memory has no room. Slices add up as well.
+                    model.set_requires_gradient_sync(True)  # type: ignore[operator]
+                elif not (last and self._overlaps) and not self.is_deepspeed_enabled:
                     context = self.accelerator.no_sync(model)
                 # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is
                 # no public way to say that several backward passes belong to one micro-batch.
@@ -228,7 +237,9 @@ class PassTrainer(ResumableTrainer):
         try:
             # Trainer's own way to the device rounds what is float under DeepSpeed: log-probs, advantages.
             batch = {name: value.to(self.args.device) for name, value in forward.batch.items()}
-            with self.compute_loss_context_manager():
+            # accelerate gives a model that FSDP divides no autocast, and rollouts have it.
+            cast: Any = self.accelerator.autocast() if self.is_fsdp_enabled else contextlib.nullcontext()
+            with self.compute_loss_context_manager(), cast:
                 batch = self.prepare_batch(batch)
                 loss, metrics, *outputs = model(batch, forward.objective)
             self.after_forward(forward, *outputs)

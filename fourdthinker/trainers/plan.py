@@ -105,22 +105,27 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     if config.bf16 and config.deepspeed:
         backbone.to(torch.bfloat16)  # as its engine does, which keeps float32 copies
     sizes = _static(config, backbone, world_size)
+    if config.bf16 and config.fsdp:
+        backbone.to(torch.bfloat16)  # what is gathered; the slices are float32
+    unit, everything = _gathered(config, backbone)
     autocast = config.bf16 and backbone.dtype == torch.float32
     casts = compute_in(backbone, torch.bfloat16) if autocast else 0
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
     features, vision = _vision(config, backbone, grid)
     traced, kept, chunk = _traced(config, backbone, shape, grid, on_cpu)
-    parts = sizes | {"activations": kept, "logits chunk": chunk, "vision": features + vision}
+    gathered = everything if isinstance(config, GrpoConfig) else unit
+    parts = sizes | {"gathered weights": gathered, "activations": kept, "logits chunk": chunk}
+    parts |= {"vision": features + vision}
     static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
     gradients = sizes["gradients"]
     whole = _bytes(p for p in backbone.parameters() if p.requires_grad)  # the gradients within the trace
-    held = gradients if autocast else min(gradients, whole)
-    phases = {"training": static + traced + features + casts - whole + held}
+    held = gradients if autocast or config.fsdp else min(gradients, whole)
+    phases = {"training": static + unit + traced + features + casts - whole + held}
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
     if isinstance(config, GrpoConfig):
         parts["KV cache"] = _kv(config, backbone, shape)
-        phases["rollouts"] = static + parts["KV cache"] + features + vision
+        phases["rollouts"] = static + everything + parts["KV cache"] + features + vision
     parameters = list(backbone.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     width, element = backbone.hidden_size, backbone.embedding_weight.element_size()
@@ -185,6 +190,9 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         backbone.freeze_vision(config.freeze_vision)
     freeze_parts(backbone, config.learning_rates)
     trained = [p for p in backbone.parameters() if p.requires_grad]
+    if config.bf16 and config.fsdp:
+        for parameter in trained:  # whose slices are all that is kept of them
+            parameter.data = parameter.data.float()
     count = sum(p.numel() for p in trained)
     half = sum(p.numel() for p in trained if p.element_size() < 4)
     weights, gradients, masters, optimizer = (
@@ -193,7 +201,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         4 * half,
         8 * count,
     )
-    stage, offloaded = _zero(config)
+    stage, offloaded = (3, False) if config.fsdp else _zero(config)
     if stage >= 1:
         masters, optimizer = masters // world_size, optimizer // world_size
     if stage >= 2:
@@ -220,6 +228,23 @@ def _zero(config: TrainConfig) -> tuple[int, bool]:
         raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
     offload = zero.get("offload_optimizer") or {}
     return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
+
+
+def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int]:
+    """Bytes of whole weights where they are divided: in a training pass of FSDP, and in rollouts.
+
+    In a pass two decoder layers (one is fetched ahead) and all that is no decoder layer, with its gradients.
+    """
+    stage = 3 if config.fsdp else _zero(config)[0]
+    if stage < 3:
+        return 0, 0
+    layers: Any = backbone.hf.model.language_model.layers
+    sizes, everything = [_bytes(layer.parameters()) for layer in layers], _bytes(backbone.parameters())
+    rest = everything - sum(sizes)
+    outside = _bytes(p for p in backbone.parameters() if p.requires_grad) - sum(
+        _bytes(p for p in layer.parameters() if p.requires_grad) for layer in layers
+    )
+    return (rest + outside + 2 * max(sizes) if config.fsdp else 0), everything
 
 
 def _vision(config: TrainConfig, backbone: Backbone, grid: Tensor) -> tuple[int, int]:
@@ -251,7 +276,7 @@ def _traced(
         batch.pop("segments", None)  # flex_attention makes no mask of all pairs
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
-    elif not config.deepspeed:
+    elif not (config.deepspeed or config.torch_compile):
         recompute_cheap_layers(backbone)
     backbone.train()
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
@@ -335,7 +360,8 @@ def plan_text(config: TrainConfig) -> str:
         lines.append(f"fits {named or f'no GPU of {DEVICES[-1].memory} GB'}")
         if len(fits) < len(DEVICES):
             lines.append(
-                "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, deepspeed (ZeRO)"
+                "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, and on several GPUs "
+                "fsdp=true or deepspeed (ZeRO)"
             )
     if config.cache_dir is not None:
         clip, picture = plan.cache

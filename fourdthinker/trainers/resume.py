@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.files import check_folder, parse_json, write_json
+from fourdthinker.trainers.fsdp import STATE_FILES
 from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoints, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 
@@ -69,7 +70,7 @@ class RunState:
         settings: those that a run that goes on from it must have too.
         records_per_update: on all processes together.
         processes: that wrote it.
-        deepspeed: whether DeepSpeed did.
+        engine: what divided the model: "deepspeed", "fsdp" or None.
         divisions: how often its forwards were halved because memory ran out, with the settings `sizes`.
         sizes: settings that memory depends on, as they were.
         resumable: whether it has the state of the optimizer.
@@ -80,7 +81,7 @@ class RunState:
     settings: dict[str, Any]
     records_per_update: int
     processes: int
-    deepspeed: bool
+    engine: str | None
     divisions: int
     sizes: dict[str, Any]
     resumable: bool
@@ -134,7 +135,7 @@ def run_state(
         settings=held,
         records_per_update=records_per_update(config, args),
         processes=args.world_size,
-        deepspeed=bool(args.deepspeed),
+        engine="deepspeed" if args.deepspeed else "fsdp" if args.fsdp else None,
         divisions=divisions,
         sizes={name: values[name] for name in _SIZES if name in values},
         resumable=not args.save_only_model,
@@ -227,7 +228,8 @@ def _problem(path: Path) -> str | None:
         random = [f"rng_state_{rank}.pth" for rank in range(state.processes)]
     if state.within_iterations:
         random += [rollouts_file(rank) for rank in range(state.processes)]
-    needed = ["scheduler.pt", *random] + ([] if state.deepspeed else ["optimizer.pt"])
+    optimizer = {"deepspeed": (), "fsdp": STATE_FILES}.get(state.engine or "", ("optimizer.pt",))
+    needed = ["scheduler.pt", *random, *optimizer]
     missing = [name for name in needed if not (path / name).is_file()]
     return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run" if missing else None
 
@@ -245,11 +247,12 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
             f"a run that goes on from {path} keeps its settings, but {', '.join(changed)}; set them back, or "
             f"begin a run of its own with model={path}"
         )
-    if old.deepspeed != new.deepspeed or (new.deepspeed and old.processes != new.processes):
-        kind = {True: "with DeepSpeed", False: "without DeepSpeed"}
+    if old.engine != new.engine or (new.engine == "deepspeed" and old.processes != new.processes):
+        kind = {"deepspeed": "under DeepSpeed", "fsdp": "under FSDP", None: "without DeepSpeed and FSDP"}
         raise ConfigError(
-            f"{path} was written by {old.processes} processes {kind[old.deepspeed]}, and this run has "
-            f"{new.processes} {kind[new.deepspeed]}: DeepSpeed's state cannot be divided anew; start as then"
+            f"{path} was written by {old.processes} processes {kind[old.engine]}, and this run has "
+            f"{new.processes} {kind[new.engine]}: each has its own form of optimizer state, and DeepSpeed's "
+            "cannot be divided anew; start as then"
         )
     if old.within_iterations and old.processes != new.processes:
         raise ConfigError(

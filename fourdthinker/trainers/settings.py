@@ -23,7 +23,7 @@ from pydantic import (
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text, make_section
-from fourdthinker.trainers.settings_checks import check_rl
+from fourdthinker.trainers.settings_checks import check_engine, check_rl
 from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
 
 PUBLISHED_BETA = 0.01
@@ -187,9 +187,20 @@ class TrainConfig(Settings):
         description="RMSNorm and SwiGLU of the language model by Liger (`train` extra), each compared with "
         "the plain layer first; auto: on a GPU, where it is installed.",
     )
+    torch_compile: Bool = Field(
+        False,
+        description="Compile the decoder layers of training forwards (torch.compile), once for all lengths. "
+        "Not with deepspeed.",
+    )
+    fsdp: Bool = Field(
+        False,
+        description="Divide weights, gradients and optimizer state among the processes (FSDP2 of torch, by "
+        "accelerate). Weights of bfloat16 that are trained need bf16=true.",
+    )
     deepspeed: Name | None = Field(
         None,
-        description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed.",
+        description="DeepSpeed config (JSON), relative to the YAML file that names it; null: no DeepSpeed. "
+        "Optimizer, schedule and clipping stay those of the settings.",
     )
     use_cpu: Bool = Field(False, description="Train on the CPU though there is a GPU.")
     ddp_timeout: Int = Field(1800, ge=1, description="Seconds after which a silent process ends the run.")
@@ -209,6 +220,11 @@ class TrainConfig(Settings):
         None, ge=1, description="Batches each worker prepares ahead; null: 2."
     )
     dataloader_persistent_workers: Bool = Field(False, description="Keep the workers between epochs.")
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        check_engine(self)
+        return self
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:

@@ -1,8 +1,28 @@
-"""Settings of 4DRL that do not fit together."""
+"""Settings that do not fit together."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def check_engine(config: Any) -> None:
+    """Check what divides and compiles the model.
+
+    Args:
+        config: the `TrainConfig`, whose own module imports this one.
+
+    Raises:
+        ValueError: two of the settings exclude each other.
+    """
+    if config.fsdp and config.deepspeed is not None:
+        raise ValueError(
+            f"fsdp is true and deepspeed {config.deepspeed}: both divide the model; leave one of them out"
+        )
+    if config.torch_compile and config.deepspeed is not None:
+        raise ValueError(
+            f"torch_compile is true and deepspeed {config.deepspeed}, whose hooks around every layer cannot "
+            "be compiled; set torch_compile=false, or divide the model by fsdp=true"
+        )
 
 
 def check_rl(config: Any) -> None:

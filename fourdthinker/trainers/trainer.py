@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
+from fourdthinker.backbones.compiled import compile_layers
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
+from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.alarms import Alarms
 from fourdthinker.trainers.batches import ShardedBatches, same
@@ -81,13 +83,22 @@ class LatentTrainer(PassTrainer):
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
         freeze_parts(backbone, config.learning_rates)
-        self.masters = None if args.deepspeed else MasterWeights(backbone)
+        if args.fsdp:
+            fsdp.check_types(backbone, bf16=args.bf16)
+        self.masters = None if args.deepspeed or args.fsdp else MasterWeights(backbone)
+        self.dtypes = {name: p.dtype for name, p in backbone.named_parameters(remove_duplicate=False)}
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
-        elif not args.deepspeed:  # ZeRO-3 gathers weights for calls of modules alone
+        # ZeRO-3 gathers weights for calls of modules alone; of a compiled layer its compiler says what is kept.
+        elif not (args.deepspeed or config.torch_compile):
             recompute_cheap_layers(backbone)
+        if config.torch_compile:
+            compile_layers(backbone)
         use_cache = getattr(backbone.config, "use_cache", None)
         super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
+        if args.fsdp:
+            fsdp.set_up(self.accelerator, args, backbone)
+            self.is_fsdp_enabled = True
         if use_cache is None:  # Trainer sets it to False, and it would be saved so
             del backbone.config.use_cache
         else:

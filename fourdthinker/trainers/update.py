@@ -25,7 +25,7 @@ class MemoryLimitError(RuntimeError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"out of memory: {reason}; lower max_tokens_per_forward, set gradient_checkpointing=true or "
-            "lora, or divide the model over more GPUs (deepspeed)"
+            "lora, or divide the model over more GPUs (fsdp=true, deepspeed)"
         )
 
 

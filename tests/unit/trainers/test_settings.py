@@ -75,6 +75,8 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"learning_rate": -1e-5}, "learning_rate is -1e-05; give at least 0"),
         ({"learning_rate": "nan"}, "learning_rate is 'nan'; give a finite number"),
         ({"weight_decay": float("inf")}, "weight_decay is inf; give a finite number"),
+        ({"fsdp": True, "deepspeed": "z.json"}, "fsdp is true and deepspeed z.json: both divide the model"),
+        ({"torch_compile": True, "deepspeed": "z.json"}, "torch_compile is true and deepspeed z.json, whose"),
         ({"adam_beta1": 1.0}, "adam_beta1 is 1.0; give a number below 1"),
         ({"seed": -1}, "seed is -1; give at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; give a number below 4294967296"),

@@ -125,7 +125,7 @@ def test_no_memory_to_reduce_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     trainer.accelerator = SimpleNamespace(gradient_state=gradients)
     trainer.args, trainer.state = SimpleNamespace(device="cpu", world_size=2), SimpleNamespace(global_step=6)
     trainer._update, trainer._fitted, trainer.is_deepspeed_enabled = [[]], [], False
-    trainer._failure, trainer._skip_update = None, False
+    trainer._failure, trainer._skip_update, trainer.is_fsdp_enabled = None, False, False
     for name, method in {
         "_enter": lambda *_: None,
         "_agree": lambda *_: True,
@@ -160,7 +160,7 @@ def test_numbers_keep_their_type_on_the_way_to_the_device() -> None:
     trainer = object.__new__(PassTrainer)
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
     trainer.args, trainer.is_deepspeed_enabled, trainer._failure = SimpleNamespace(device="cpu"), True, None
-    trainer._enter = lambda *_: None  # type: ignore[method-assign]
+    trainer._enter, trainer.is_fsdp_enabled = lambda *_: None, False  # type: ignore[method-assign]
     trainer.compute_loss_context_manager = nullcontext
 
     def model(batch: Any, objective: Any) -> Any:

@@ -1,0 +1,80 @@
+"""What a DeepSpeed config may say: how the model is divided, and nothing that the settings say.
+
+An own optimizer or schedule of DeepSpeed would replace those of the run without a word, and with them rates of
+parts, decay and warm-up; without `gradient_clipping` nothing is clipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from fourdthinker.errors import ConfigError, install
+from fourdthinker.files import read_json_object
+from fourdthinker.trainers.settings import TrainConfig
+
+_REPLACED = {
+    "optimizer": "optim, learning_rate, learning_rates, weight_decay and adam_*",
+    "scheduler": "lr_scheduler_type, lr_scheduler_kwargs and warmup_steps",
+}
+
+
+def check_deepspeed(config: TrainConfig, processes: int) -> None:
+    """Check the file that `config.deepspeed` names.
+
+    Args:
+        config: the settings.
+        processes: how many were started.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed, there is no such file, or it contradicts the settings.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, but the package is not installed; "
+            f"{install('zero')}, or set deepspeed=null"
+        )
+    path = Path(str(config.deepspeed))
+    if not path.is_file():
+        raise ConfigError(
+            f"deepspeed is {config.deepspeed}, and there is no such file; in a YAML file the path is "
+            "relative to that file, on the command line to the current folder"
+        )
+    given = read_json_object(str(path), "mend the DeepSpeed config")
+    for name, replaced in _REPLACED.items():
+        if name in given:
+            raise ConfigError(
+                f"deepspeed: {path} has a section {name!r}, which would replace {replaced}; leave it out: "
+                "DeepSpeed then runs with these settings"
+            )
+    for name, (setting, wanted) in _meanings(config, processes).items():
+        _check_value(path, given, name, setting, wanted)
+
+
+def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]:
+    """Keys of a DeepSpeed config that a setting means too: its name and value."""
+    batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    return {
+        "gradient_clipping": ("max_grad_norm", config.max_grad_norm),
+        "bf16.enabled": ("bf16", config.bf16),
+        "fp16.enabled": ("float16, which is no setting", False),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
+        "train_batch_size": ("the batch of all processes", batch * accumulation * processes),
+    }
+
+
+def _check_value(path: Path, given: dict[str, Any], name: str, setting: str, wanted: Any) -> None:
+    """What is left out is off (clipping), or taken from the settings by accelerate."""
+    section, _, key = name.rpartition(".")
+    inner = given.get(section, {}) if section else given
+    value = inner.get(key) if isinstance(inner, dict) else inner
+    if value is None and name != "gradient_clipping":
+        return
+    if value == "auto" or (value or 0) == wanted:
+        return
+    raise ConfigError(
+        f"deepspeed: {name} is {'missing' if value is None else repr(value)} in {path}, and {setting} is "
+        f'{wanted}; write "auto" there, which takes the setting'
+    )

@@ -1,0 +1,160 @@
+"""FSDP2 by the whole trainers, on two processes of a CPU: gradients of one process, checkpoints, going on.
+
+Two cases run always; `FOURDTHINKER_FSDP=1` runs all of them, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, TrainConfig
+from tests.e2e.test_zero import CASES, config_of, items_of, on_one_process, save_model
+from tests.e2e.training import BARE, metrics, relative_difference, samples
+from tests.processes import run_ranks
+from tests.tiny import tiny_checkpoint
+
+ALL = CASES | {
+    "dift_self_feed": {"self_feed": 1.0, "latent_norm": 0.1},
+    "dift_compiled": {"torch_compile": True},
+}
+by_hand = pytest.mark.skipif("FOURDTHINKER_FSDP" not in os.environ, reason="takes minutes: FOURDTHINKER_FSDP=1")
+
+
+class Gradients(TrainerCallback):
+    """The reduced gradients before the optimizer uses them, put together."""
+
+    def __init__(self) -> None:
+        self.whole: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        sliced = {name: p.grad for name, p in named if p.grad is not None}
+        assert all(isinstance(gradient, DTensor) for gradient in sliced.values())
+        self.whole = {name: gradient.full_tensor() for name, gradient in sliced.items()}
+
+
+def train(config: Any, checkpoint: Checkpoint, items: list[Any], callbacks: list[TrainerCallback]) -> None:
+    if isinstance(config, DiftConfig):
+        train_dift(config, checkpoint=checkpoint, samples=items, callbacks=callbacks)
+    else:
+        train_grpo(config, checkpoint=checkpoint, prompts=items, callbacks=callbacks)
+
+
+def update(rank: int, folder: Path, case: str) -> None:
+    """In each of two processes: roll out, update, save."""
+    config: TrainConfig = config_of(case, folder, batch=2, accumulation=2)
+    config = config.model_copy(update={"fsdp": True, "output_dir": str(folder / "fsdp")})
+    checkpoint, keep = load_checkpoint(folder / "model"), Gradients()
+    train(config, checkpoint, items_of(case, checkpoint), [keep])
+    if rank == 0:
+        torch.save(keep.whole, folder / "gradients.pt")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "grpo" else by_hand) for c in ALL])
+def test_an_update_is_that_of_one_process(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads that are tied, and with an adapter those that are not."""
+    monkeypatch.setitem(CASES, case, ALL[case])
+    save_model(tmp_path, case)
+    assert run_ranks(update_of, tmp_path, case, ALL[case]) == [0, 0]
+    got = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    one, weights = on_one_process(case, tmp_path)
+    assert len(one) > 10
+    assert {name for name in got if got[name].any()} == {name for name in one if one[name].any()}
+    difference = relative_difference(got, one, [name for name in one if one[name].any()])
+    assert max(difference.values()) <= 1e-5, difference
+    saved = load_checkpoint(tmp_path / "fsdp" / "final").backbone.state_dict()
+    assert saved.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(saved[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def update_of(rank: int, folder: Path, case: str, settings: dict[str, Any]) -> None:
+    """`update`, of a case that only the parent knows."""
+    CASES[case] = settings
+    update(rank, folder, case)
+
+
+def run_of(folder: Path, **values: Any) -> DiftConfig:
+    base = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-3}
+    base |= {"bf16": True, "fsdp": True, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
+    return make_config(DiftConfig, BARE | base | values)
+
+
+def go_on(rank: int, folder: Path) -> None:
+    """Four updates at once, and two and two. A loss that is not a number is skipped on both ranks."""
+    for name in ("unbroken", "stopped", "stopped"):
+        if rank == 0 and (folder / name).exists():
+            shutil.rmtree(folder / name / "final")
+            shutil.rmtree(folder / name / "checkpoint-4")
+        dist.barrier()
+        checkpoint = tiny_checkpoint(hidden=32, layers=2)
+        checkpoint.backbone.to(torch.bfloat16)
+        items = samples(checkpoint, 8)
+        items[3].latents = torch.full((4, 32), torch.nan)
+        train_dift(run_of(folder / name), checkpoint=checkpoint, samples=items)
+
+
+def test_a_run_goes_on_as_if_nothing_had_stopped_it(tmp_path: Path) -> None:
+    """Of a model in bfloat16: the optimizer has float32, and what is saved is bfloat16."""
+    assert run_ranks(go_on, tmp_path) == [0, 0]
+    one, other = (metrics(tmp_path / name) for name in ("unbroken", "stopped"))
+    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+    assert one[-1]["bad_steps"] == other[-1]["bad_steps"] == 1
+    final = [load_checkpoint(tmp_path / name / "final").backbone for name in ("unbroken", "stopped")]
+    weights, others = (backbone.state_dict() for backbone in final)
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+    kept = torch.load(tmp_path / "unbroken" / "checkpoint-4" / "pytorch_model_fsdp.bin", weights_only=True)
+    trained = "model.model.language_model.layers.0.mlp.up_proj.weight"
+    assert kept[trained].dtype == torch.float32
+    assert torch.equal(kept[trained].bfloat16(), weights[trained])
+    assert not torch.equal(kept[trained], weights[trained].float())
+
+
+def test_one_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fsdp=true .* one was started; start several"):
+        training_arguments(run_of(tmp_path))
+
+
+def half(rank: int, folder: Path) -> None:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    checkpoint.backbone.to(torch.bfloat16)
+    config = run_of(folder / "run", bf16=False)
+    with pytest.raises(ConfigError, match="is trained in bfloat16, .* set bf16=true"):
+        train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
+
+
+@by_hand
+def test_weights_without_float32_are_refused(tmp_path: Path) -> None:
+    assert run_ranks(half, tmp_path) == [0, 0]
+
+
+def fewer(rank: int, folder: Path) -> None:
+    """One process more of the run of `go_on` cannot be had here: the other form of state is refused."""
+    checkpoint = tiny_checkpoint(hidden=32, layers=2)
+    train_dift(run_of(folder / "run", max_steps=2), checkpoint=checkpoint, samples=samples(checkpoint, 8))
+    with pytest.raises(ConfigError, match="processes under FSDP, and this run has 2 without DeepSpeed and FSDP"):
+        train_dift(run_of(folder / "run", fsdp=False), checkpoint=checkpoint, samples=samples(checkpoint, 8))
+    save_checkpoint(folder / f"model{rank}", load_checkpoint(folder / "run" / "final"))
+
+
+@by_hand
+def test_another_form_of_state_is_refused(tmp_path: Path) -> None:
+    assert run_ranks(fewer, tmp_path) == [0, 0]
