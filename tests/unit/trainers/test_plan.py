@@ -222,6 +222,36 @@ def test_optimizer_is_elsewhere_only_where_it_is_offloaded(
     assert bool(make_plan(make_config(GrpoConfig, values)).parts["optimizer"]) == (device == "none")
 
 
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_what_is_divided_and_what_rollouts_gather(
+    checkpoint: tuple[Checkpoint, str], tmp_path: Path, engine: str
+) -> None:
+    values: dict[str, Any] = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "loss": {"beta": 0.1}}
+    plain = make_plan(make_config(GrpoConfig, values), world_size=4)
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    values |= {"fsdp": True} if engine == "fsdp" else {"deepspeed": str(tmp_path / "zero.json")}
+    plan = make_plan(make_config(GrpoConfig, values), world_size=4)
+    for name in ("weights", "gradients", "optimizer"):
+        assert plan.parts[name] == plain.parts[name] // 4
+    assert plan.parts["reference"] == plain.parts["reference"]
+    whole = plain.parts["weights"]
+    assert plan.parts["gathered weights"] == whole
+    kept = sum(plain.parts[name] // 4 for name in ("weights", "optimizer")) + plan.parts["reference"]
+    assert plan.phases["rollouts"] >= kept + whole + plan.parts["KV cache"]
+    assert (plan.phases["training"] < plain.phases["training"]) is True
+
+
+def test_slices_of_fsdp_are_float32_under_bf16(checkpoint: tuple[Checkpoint, str]) -> None:
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "fsdp": True, "bf16": True}
+    parts = [
+        make_plan(make_config(GrpoConfig, values | {"dtype": dtype}), world_size=2).parts
+        for dtype in ("bfloat16", "float32")
+    ]
+    assert parts[0]["optimizer"] == parts[1]["optimizer"] == 2 * parts[0]["gradients"]
+    assert parts[0]["master weights"] == 0
+    assert parts[0]["gradients"] < parts[0]["weights"] < parts[1]["weights"]  # of the tower, bfloat16 is kept
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("{", "malformed JSON"), ('{"zero_optimization": 3}', "is 3; give")]
 )
