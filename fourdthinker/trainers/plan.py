@@ -105,6 +105,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     if config.bf16 and config.deepspeed:
         backbone.to(torch.bfloat16)  # as its engine does, which keeps float32 copies
     sizes = _static(config, backbone, world_size)
+    undivided = _bytes(backbone.parameters()) + sizes["reference"]
     if config.bf16 and config.fsdp:
         backbone.to(torch.bfloat16)  # what is gathered; the slices are float32
     unit, everything = _gathered(config, backbone)
@@ -123,6 +124,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     held = gradients if autocast or config.fsdp else min(gradients, whole)
     phases = {"training": static + unit + traced + features + casts - whole + held}
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
+    if config.fsdp:
+        phases["start"] = undivided
     if isinstance(config, GrpoConfig):
         parts["KV cache"] = _kv(config, backbone, shape)
         phases["rollouts"] = static + everything + parts["KV cache"] + features + vision
