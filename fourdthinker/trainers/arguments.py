@@ -20,10 +20,12 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.deepspeed_config import check_deepspeed
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.watch import grace
 
+_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
@@ -39,6 +41,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         shared.pop(name)
     if config.fsdp:
         shared["fsdp_config"] = {"version": 2}
+    _check_launcher(config)
     _check_processes(config)
     if config.deepspeed is not None:
         check_deepspeed(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -82,6 +85,17 @@ def _check_optimizer(args: TrainingArguments) -> None:
         num_training_steps=10,
         scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
     )
+
+
+def _check_launcher(config: TrainConfig) -> None:
+    """ConfigError where `accelerate launch` asks for what the settings do not say."""
+    asked = {fsdp.ASKED: ("fsdp=true", config.fsdp), _DEEPSPEED: ("deepspeed", config.deepspeed is not None)}
+    for variable, (setting, given) in asked.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on") and not given:
+            raise ConfigError(
+                f"{variable} is {os.environ[variable]} in the environment (as accelerate launch sets it), and "
+                f"the settings do not ask for it; start by torchrun, with {setting}"
+            )
 
 
 def _check_processes(config: TrainConfig) -> None:

@@ -7,6 +7,7 @@ head's weight without calling it, and a rank whose batch has no pictures does no
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from fourdthinker.errors import ConfigError
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
 
+ASKED = "ACCELERATE_USE_FSDP"  # variable by which accelerate is asked for it
 STATE_FILES = ("pytorch_model_fsdp.bin", "optimizer.bin")  # of a checkpoint, as accelerate writes them
 
 
@@ -50,6 +52,8 @@ def set_up(accelerator: Accelerator, args: TrainingArguments, backbone: Backbone
         args: of the trainer, made with `fsdp`.
         backbone: not divided yet.
     """
+    # What accelerate leaves there would divide the next model of this process too, whatever its settings.
+    os.environ.pop(ASKED, None)
     state: Any = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:
         # On a CPU accelerate would leave the request aside without a word, and average whole gradients. What

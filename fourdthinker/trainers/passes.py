@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fourdthinker.samples import Batch
@@ -317,6 +318,8 @@ class PassTrainer(ResumableTrainer):
         optimizer leaves parameters without a gradient as they are.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, DTensor):  # of FSDP: the sum over the ranks is still to be made
+            norm = norm.full_tensor()
         if self._skip_update:
             self._void_update("loss")
         elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():

@@ -29,7 +29,10 @@ def check(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"optimizer": {"type": "AdamW"}}, "section 'optimizer', which would replace optim, .*learning_rates"),
+        (
+            {"optimizer": {"type": "AdamW"}},
+            "section 'optimizer', which would replace optim, .*learning_rates",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, "section 'scheduler', which would replace lr_scheduler_type"),
         ({"gradient_clipping": 0.5}, 'gradient_clipping is 0.5 .* max_grad_norm is 1.0; write "auto"'),
         ({"bf16": {"enabled": False}}, "bf16.enabled is False .* bf16 is True"),
