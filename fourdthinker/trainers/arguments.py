@@ -93,7 +93,7 @@ def _check_launcher(config: TrainConfig) -> None:
     for variable, (setting, given) in asked.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on") and not given:
             raise ConfigError(
-                f"{variable} is {os.environ[variable]} in the environment (as accelerate launch sets it), and "
+                f"{variable} is {os.environ[variable]} in the environment (accelerate launch sets it), and "
                 f"the settings do not ask for it; start by torchrun, with {setting}"
             )
 

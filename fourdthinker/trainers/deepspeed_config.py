@@ -1,7 +1,7 @@
 """What a DeepSpeed config may say: how the model is divided, and nothing that the settings say.
 
-An own optimizer or schedule of DeepSpeed would replace those of the run without a word, and with them rates of
-parts, decay and warm-up; without `gradient_clipping` nothing is clipped.
+An own optimizer or schedule of DeepSpeed would replace those of the run without a word, and with them rates
+of parts, decay and warm-up; without `gradient_clipping` nothing is clipped.
 """
 
 from __future__ import annotations

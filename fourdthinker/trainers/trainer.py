@@ -89,7 +89,7 @@ class LatentTrainer(PassTrainer):
         self.dtypes = {name: p.dtype for name, p in backbone.named_parameters(remove_duplicate=False)}
         if config.gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
-        # ZeRO-3 gathers weights for calls of modules alone; of a compiled layer its compiler says what is kept.
+        # ZeRO-3 gathers weights for calls of modules alone; what a compiled layer keeps its compiler says.
         elif not (args.deepspeed or config.torch_compile):
             recompute_cheap_layers(backbone)
         if config.torch_compile:
