@@ -132,7 +132,9 @@ def test_what_accelerate_launch_asks_for_is_not_taken_silently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP is true .* start by torchrun, with fsdp=true"):
+    with pytest.raises(
+        ConfigError, match=r"ACCELERATE_USE_FSDP is true .* start by torchrun, with fsdp=true"
+    ):
         training_arguments(run_of(tmp_path, fsdp=False))
 
 
@@ -140,7 +142,7 @@ def half(rank: int, folder: Path) -> None:
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
     checkpoint.backbone.to(torch.bfloat16)
     config = run_of(folder / "run", bf16=False)
-    with pytest.raises(ConfigError, match="is trained in bfloat16, .* set bf16=true"):
+    with pytest.raises(ConfigError, match=r"is trained in bfloat16, .* set bf16=true"):
         train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
 
 

@@ -54,7 +54,7 @@ def test_what_contradicts_a_setting_is_refused(given: dict[str, Any], said: str,
 def test_clipping_that_is_missing_is_none(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="gradient_clipping is missing in .* max_grad_norm is 1.0"):
+    with pytest.raises(ConfigError, match=r"gradient_clipping is missing in .* max_grad_norm is 1.0"):
         check(path)
     check(path, max_grad_norm=0)
 
