@@ -238,7 +238,8 @@ def test_what_is_divided_and_what_rollouts_gather(
     assert plan.parts["gathered weights"] == whole
     kept = sum(plain.parts[name] // 4 for name in ("weights", "optimizer")) + plan.parts["reference"]
     assert plan.phases["rollouts"] >= kept + whole + plan.parts["KV cache"]
-    assert plan.phases["training"] < plain.phases["training"]
+    if engine == "fsdp":  # ZeRO-3 cannot recompute norms
+        assert plan.phases["training"] < plain.phases["training"]
     assert plan.phases.get("start") == (whole + plan.parts["reference"] if engine == "fsdp" else None)
 
 

@@ -86,7 +86,7 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"lora": 3}, "lora is 3 (int); give `key: value` lines"),
         ({"lora": {"alpha": 0}}, "lora.alpha is 0; give a number above 0"),
         ({"frames": {"max_frames": "9"}}, "frames.max_frames is '9' (str); give a whole number"),
-        ({"fps": 2}, "unknown key 'fps', the nearest are frames.fps"),
+        ({"fps": 2}, "unknown key 'fps', the nearest are fsdp, frames.fps"),
         ({3: 4}, "the key 3 is no text"),
         ({"bf16": 1}, "bf16 is 1 (int); give true or false"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
