@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, load_fsdp_model
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
@@ -59,7 +59,8 @@ def set_up(accelerator: Accelerator, args: TrainingArguments, backbone: Backbone
         # On a CPU accelerate would leave the request aside without a word, and average whole gradients. What
         # it does on a GPU works there too.
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
-        state.distributed_type = DistributedType.FSDP
+        # Of both, or the next one that asks for the state would set it back.
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     layers: Any = backbone.hf.model.language_model.layers
     state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]
     policy = None
