@@ -189,14 +189,20 @@ def test_a_full_disk_under_the_latents(thinker: Thinker, tmp_path: Path) -> None
     assert list((tmp_path / "latents").iterdir()) == []
 
 
-def test_two_processes_on_one_file(model: Path, tmp_path: Path) -> None:
+def test_two_processes_on_one_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second is refused by name and writes nothing."""
     data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     data.write_text(json.dumps({"id": "0", "question": "q"}) + "\n")
-    words = ["-m", "fourdthinker.cli", "generate", "--checkpoint", str(model), "--data", str(data)]
+    words = ["generate", "--checkpoint", str(model), "--data", str(data)]
     words += ["--device", "cpu", "--max-new-tokens", "4", "--out", str(out)]
-    with JsonLines(out):
-        second = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=500)
-    assert second.returncode == 2, second
-    assert f"fourdthinker generate: {out}: another process is writing this file; wait for it" in second.stderr
+    first = "import sys\nfrom fourdthinker.files import JsonLines\n"
+    first += "with JsonLines(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()\n"
+    command, pipe = [sys.executable, "-c", first, str(out)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"  # it has the file open
+        assert f"{out}: another process is writing this file; wait for it" in refused(words, capsys)
+        process.stdin.close()
+    assert process.returncode == 0
     assert out.read_bytes() == b""
