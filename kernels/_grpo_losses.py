@@ -1,4 +1,4 @@
-"""The GRPO family: its loss types, its options and the formulas of one token, in PyTorch and in Triton.
+"""The GRPO family: its loss types and options, and the formulas of one token.
 
 With A the advantage, r = exp(logprob - old), lo = 1 - epsilon, hi = 1 + epsilon_high, each counted token has
 
@@ -10,30 +10,29 @@ With A the advantage, r = exp(logprob - old), lo = 1 - epsilon, hi = 1 + epsilon
 ``"cispo"``  -min(r, hi) A logprob, the first factor a constant         -min(r, hi) A, in logprob
 ``"sapo"``   -4/t s A, s = sigmoid(t (r - 1)), t = sapo_positive where  -4 s (1 - s) r A, in log r
              A > 0, else sapo_negative
+``"vespo"``  -f A logprob, f = r^k exp(l (1 - r)) a constant, k and l   -f A, in logprob
+             by the sign of A too (``vespo_k_positive`` and so on)
 ===========  =========================================================  ===============================
 
 With ``ratio_level="sequence"`` the r of all tokens of a sequence is exp(mean of log r over the sequence):
-GSPO is ``loss_type="grpo", ratio_level="sequence"``. To the policy term come beta times the KL estimate, with
-d = ref - logprob, k3 = exp(d) - d - 1 or k2 = d^2 / 2, times r with ``kl_weighting="ratio"``. Subtracted from
-the loss is ``entropy_coef`` times the mean entropy of all counted tokens; with ``entropy_norm="loss"`` it is
-a term of its token like the others.
+GSPO is ``loss_type="grpo", ratio_level="sequence"``. In vespo it always is exp(sum of log r over the
+sequence). To the policy term come beta times the KL estimate, with d = ref - logprob, k3 = exp(d) - d - 1 or
+k2 = d^2 / 2, times r with ``kl_weighting="ratio"``. Subtracted from the loss is ``entropy_coef`` times the
+mean entropy of all counted tokens; with ``entropy_norm="loss"`` it is a term of its token like the others.
 
 With ``sampler_cap`` or ``sampler_floor`` the policy term has a constant weight w = exp(old - sampler), of its
 token or of the sum over its sequence (``sampler_level``), which is held within the two bounds or is 0 outside
-of them (``sampler_excess``). With ``off_policy_bound`` it is 0 in sequences with a negative advantage
-whose mean of sampler - logprob is above the bound.
+of them (``sampler_excess``). In vespo the r of a sequence is multiplied by the w of all its tokens instead.
+With ``off_policy_bound`` the policy term is 0 in sequences with a negative advantage whose mean of
+sampler - logprob is above the bound.
 
 A loss type is an entry of ``LOSSES``: a policy term and what the sum over tokens is divided by. A new policy
-term is a branch in ``policy_term`` and the same one in ``fused_policy_term``.
+term is a branch in ``policy_term`` and the same one in ``fused_policy_term``, both in ``_grpo_terms``.
 
 Sources: see ``LOSSES``; GSPO arXiv 2507.18071; the KL estimators k2 and k3 are Schulman's
 (joschu.net/blog/kl-approx.html); the dual clip (``delta``) is that of INTELLECT-2, arXiv 2505.07291;
 ``kl_weighting="ratio"`` and ``off_policy_bound`` are of DeepSeek-V3.2, arXiv 2512.02556.
 """
-
-# Triton functions take no annotations.
-# ruff: noqa: ANN001, ANN202
-# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -42,18 +41,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
 from ._common import check_number, shown
 
 
 class Loss(NamedTuple):
     """What a loss type stands for."""
 
-    term: str  # "clip", "cispo" or "sapo"
+    term: str  # "clip", "cispo", "sapo" or "vespo"
     # "lengths": the tokens of the sequence, then the sequences; "sequences"; "tokens"; "budget": sequences *
     # max_length
     divisor: str
@@ -66,6 +60,7 @@ LOSSES = {
     "dapo": Loss("clip", "tokens", "arXiv 2503.14476"),
     "luspo": Loss("clip", "sequences", "arXiv 2602.05261"),
     "sapo": Loss("sapo", "lengths", "arXiv 2511.20347"),
+    "vespo": Loss("vespo", "tokens", "arXiv 2602.10693"),
     "dr_grpo": Loss("clip", "budget", "arXiv 2503.20783"),
     "cispo": Loss("cispo", "tokens", "arXiv 2506.13585"),
 }
@@ -101,7 +96,8 @@ class GrpoOptions:
         "grpo",
         "policy term and what its sum is divided by: grpo (the tokens of each sequence, then the sequences), "
         "bnpo and dapo (all tokens), dr_grpo (sequences times max_length), luspo (sequences), cispo (its own "
-        "term; all tokens), sapo (its own term; as grpo)",
+        "term; all tokens), sapo (its own term; as grpo), vespo (its own term, of the product of the "
+        "ratios of a sequence; all tokens)",
         choices=LOSS_TYPES,
     )
     ratio_level: str = _option(
@@ -127,11 +123,17 @@ class GrpoOptions:
     )
     sapo_positive: float = _option(1.0, "temperature of sapo where the advantage is positive", above=0)
     sapo_negative: float = _option(1.05, "temperature of sapo where it is not", above=0)
+    vespo_k_positive: float = _option(
+        2.0, "power of the ratio in the weight of vespo where the advantage is positive", above=0
+    )
+    vespo_lambda_positive: float = _option(3.0, "decay of that weight in the ratio, likewise", above=0)
+    vespo_k_negative: float = _option(3.0, "the power where the advantage is not positive", above=0)
+    vespo_lambda_negative: float = _option(2.0, "the decay where it is not", above=0)
     sampler_cap: float | None = _option(
         None,
-        "upper bound of exp(old - sampler log-prob), by which the policy term is multiplied (importance "
-        "sampling on the difference of trainer and sampler); none, as sampler_floor: it is measured, not "
-        "corrected",
+        "upper bound of exp(old - sampler log-prob), by which the policy term (in vespo the ratio) is "
+        "multiplied (importance sampling on the difference of trainer and sampler); none, as sampler_floor: "
+        "it is measured, not corrected",
         above=0,
     )
     sampler_floor: float | None = _option(None, "lower bound of the same", above=0)
@@ -178,14 +180,21 @@ class GrpoOptions:
         if self.kl_weighting == "ratio" and self.per_sequence:
             raise ValueError(
                 "kl_weighting='ratio' makes the KL term unbiased for ratios of tokens only; pass "
-                "ratio_level='token' or kl_weighting='none'"
+                "ratio_level='token' and another loss than vespo, or kl_weighting='none'"
             )
+        if self.term == "vespo":
+            for name in ("ratio_level", "sampler_level"):
+                if getattr(self, name) != "token":
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}; vespo multiplies what the tokens of a sequence "
+                        f"have each, so leave {name} at 'token'"
+                    )
         if LOSSES[self.loss_type].divisor == "budget" and self.max_length is None:
             raise ValueError(f"max_length is None, but {self.loss_type} divides by it; pass the token budget")
 
     @property
     def term(self) -> str:
-        """The policy term, ``"clip"``, ``"cispo"`` or ``"sapo"``."""
+        """The policy term, ``"clip"``, ``"cispo"``, ``"sapo"`` or ``"vespo"``."""
         return LOSSES[self.loss_type].term
 
     @property
@@ -206,22 +215,37 @@ class GrpoOptions:
     @property
     def per_sequence(self) -> bool:
         """Whether a sequence has one ratio."""
-        return self.ratio_level == "sequence"
+        return self.ratio_level == "sequence" or self.multiplies_ratios
+
+    @property
+    def multiplies_ratios(self) -> bool:
+        """Whether the ratio of a sequence is the product over its tokens; else it is their geometric mean."""
+        return self.term == "vespo"
 
     @property
     def pools_slopes(self) -> bool:
-        """Whether each token moves the ratio of all its sequence (in cispo the ratio is a constant)."""
-        return self.per_sequence and self.term != "cispo"
+        """Whether each token moves the ratio of all its sequence (in cispo and vespo it is a constant)."""
+        return self.per_sequence and self.term not in ("cispo", "vespo")
 
     @property
     def corrected(self) -> bool:
-        """Whether the policy term is weighted for the difference of trainer and sampler."""
+        """Whether there is a weight for the difference of trainer and sampler."""
         return self.sampler_cap is not None or self.sampler_floor is not None
 
     @property
+    def corrects_ratios(self) -> bool:
+        """Whether that weight is a factor of the ratio."""
+        return self.corrected and self.multiplies_ratios
+
+    @property
+    def corrects_terms(self) -> bool:
+        """Whether it is a factor of the policy term."""
+        return self.corrected and not self.multiplies_ratios
+
+    @property
     def corrects_sequences(self) -> bool:
-        """Whether that weight is one of the whole sequence."""
-        return self.corrected and self.sampler_level == "sequence"
+        """Whether that factor is one of the whole sequence."""
+        return self.corrects_terms and self.sampler_level == "sequence"
 
     @property
     def needs_sequences(self) -> bool:
@@ -230,13 +254,13 @@ class GrpoOptions:
 
     @property
     def low(self) -> float:
-        """The ratio below which a term is clipped; cispo and sapo have none."""
+        """The ratio below which a term is clipped; only the term ``"clip"`` has one."""
         return 1 - self.epsilon if self.term == "clip" else -math.inf
 
     @property
     def high(self) -> float:
-        """The ratio above which a term is clipped; sapo has none."""
-        if self.term == "sapo":
+        """The ratio above which a term is clipped; sapo and vespo have none."""
+        if self.term in ("sapo", "vespo"):
             return math.inf
         return 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
 
@@ -244,6 +268,14 @@ class GrpoOptions:
     def ratio_bound(self) -> float:
         """``delta``, or infinity."""
         return math.inf if self.delta is None else self.delta
+
+    @property
+    def shape(self) -> tuple[float, float, float, float]:
+        """Numbers of the own term of sapo and vespo: two of positive advantages, then two of the others."""
+        if self.term == "vespo":
+            positive = self.vespo_lambda_positive, self.vespo_k_positive
+            return *positive, self.vespo_lambda_negative, self.vespo_k_negative
+        return self.sapo_positive, 0.0, self.sapo_negative, 0.0
 
     @property
     def sampler_bounds(self) -> tuple[float, float]:
@@ -306,101 +338,3 @@ def check_options(options: object) -> None:
     """Raise ``ValueError`` for what is no ``GrpoOptions``."""
     if not isinstance(options, GrpoOptions):
         raise ValueError(f"options is {shown(options)}; pass GrpoOptions(loss_type=..., ...)")
-
-
-def policy_term(
-    options: GrpoOptions, logprobs: Tensor, ratio: Tensor, advantages: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The policy term of each token and its slope (see the table above), all tensors of one shape.
-
-    An advantage of 0 gives 0 and slope 0, for an infinite ratio too (their product is NaN). A ratio that is
-    NaN gives NaN.
-    """
-    idle = (advantages == 0) & ~ratio.isnan()
-    if options.term == "cispo":
-        slope = torch.where(idle, 0.0, -ratio.clamp(max=options.high) * advantages)
-        return torch.where(idle, 0.0, slope * logprobs), slope
-    if options.term == "sapo":
-        heat = torch.full_like(ratio, options.sapo_negative)
-        heat = heat.masked_fill(advantages > 0, options.sapo_positive)
-        soft = torch.sigmoid(heat * (ratio - 1))
-        rise = torch.where(soft == 1, 0.0, soft * (1 - soft) * ratio)  # far above, where r may be infinite
-        term = torch.where(idle, 0.0, -4 / heat * soft * advantages)
-        return term, torch.where(idle, 0.0, -4 * rise * advantages)
-    free = ratio.clamp(max=options.ratio_bound) * advantages
-    clipped = ratio.clamp(options.low, options.high) * advantages
-    outside = (ratio < options.low) | (ratio > options.high)
-    held = torch.where(free <= clipped, ratio > options.ratio_bound, outside)
-    term = torch.where(idle, 0.0, -torch.minimum(free, clipped))
-    return term, torch.where(held | idle, 0.0, -ratio * advantages)
-
-
-@triton.jit
-def smaller(a, b):
-    """min(a, b), NaN where one of them is NaN: ``tl.minimum`` would drop it."""
-    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def larger(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM: tl.constexpr):
-    """``policy_term`` in a kernel; ``hot`` and ``cold`` are the temperatures of sapo."""
-    idle = (advantage == 0.0) & (ratio == ratio)
-    if TERM == "cispo":
-        slope = tl.where(idle, 0.0, -smaller(ratio, high) * advantage)
-        term = tl.where(idle, 0.0, slope * lp)
-    elif TERM == "sapo":
-        heat = tl.where(advantage > 0.0, hot, cold)
-        soft = 1.0 / (1.0 + tl.exp(heat * (1.0 - ratio)))
-        term = tl.where(idle, 0.0, -4.0 / heat * soft * advantage)
-        slope = tl.where(idle | (soft == 1.0), 0.0, -4.0 * soft * (1.0 - soft) * ratio * advantage)
-    else:
-        clipped = smaller(larger(ratio, low), high) * advantage
-        free = smaller(ratio, delta) * advantage
-        held = tl.where(free <= clipped, ratio > delta, (ratio < low) | (ratio > high))
-        term = tl.where(idle, 0.0, -smaller(free, clipped))
-        slope = tl.where(held | idle, 0.0, -ratio * advantage)
-    return term, slope
-
-
-def kl_term(options: GrpoOptions, logprobs: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
-    """The KL estimate of each token and its slope in the log-probability."""
-    difference = ref - logprobs
-    if options.kl == "k2":
-        return 0.5 * difference.square(), -difference
-    return difference.exp() - difference - 1, 1 - difference.exp()
-
-
-def sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
-    """The weight of the policy term, from the log-prob difference of trainer and sampler. NaN stays NaN."""
-    floor, cap = options.sampler_bounds
-    weight = log_weight.exp()
-    if options.sampler_excess == "mask":
-        return torch.where((weight < floor) | (weight > cap), 0.0, weight)
-    return weight.clamp(floor, cap)
-
-
-@triton.jit
-def fused_sampler_weight(log_weight, floor, cap, MASKED: tl.constexpr):
-    """``sampler_weight`` in a kernel."""
-    weight = tl.exp(log_weight)
-    if MASKED:
-        return tl.where((weight < floor) | (weight > cap), 0.0, weight)
-    return smaller(larger(weight, floor), cap)
-
-
-@triton.jit
-def fused_kl_term(lp, ref, KL: tl.constexpr):
-    """``kl_term`` in a kernel."""
-    difference = ref - lp
-    if KL == "k2":
-        divergence = 0.5 * difference * difference
-        slope = -difference
-    else:
-        divergence = tl.exp(difference) - difference - 1.0
-        slope = 1.0 - tl.exp(difference)
-    return divergence, slope

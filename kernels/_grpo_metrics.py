@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._grpo_losses import GrpoOptions, larger
+from ._grpo_losses import GrpoOptions
+from ._grpo_terms import larger
 
 
 class Metric(NamedTuple):

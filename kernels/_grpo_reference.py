@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ._common import check_floating, check_tensors, reciprocal
-from ._grpo_losses import LOSSES, GrpoOptions, kl_term, policy_term, sampler_weight
+from ._grpo_losses import LOSSES, GrpoOptions
 from ._grpo_metrics import named_metrics, sum_tokens, token_values
+from ._grpo_terms import kl_term, policy_term, sampler_weight
 
 
 def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
@@ -112,7 +113,7 @@ def token_terms(
     Args:
         options: the formulas, see ``_grpo_losses``.
         logprobs: log-probabilities of the policy. All tensors have this shape and the accumulation dtype.
-        log_ratio: ``logprobs - old``, or its mean over the sequence.
+        log_ratio: ``logprobs - old``, or its mean (sum, with ``multiplies_ratios``) over the sequence.
         old: log-probabilities before the first update.
         advantages: spread over the tokens.
         counted: bool. Other entries must be finite everywhere; their terms are rubbish.
@@ -123,8 +124,8 @@ def token_terms(
         log_weight: the sum of ``old - sampler`` over the sequence, with ``corrects_sequences``.
 
     Returns:
-        The term; the slope of its policy term, in the log ratio (cispo: in the log-probability); the slope of
-        its KL term in the log-probability, beta included; the vector of ``METRICS``.
+        The term; the slope of its policy term, in the log ratio (cispo, vespo: in the log-probability); the
+        slope of its KL term in the log-probability, beta included; the vector of ``METRICS``.
     """
     ratio = log_ratio.exp()
     term, slope = policy_term(options, logprobs, ratio, advantages)
@@ -134,7 +135,7 @@ def token_terms(
         term, slope = torch.where(kept, term, 0.0), torch.where(kept, slope, 0.0)
     if sampler is not None:
         difference = old - sampler
-        if options.corrected:
+        if options.corrects_terms:
             weight = sampler_weight(options, difference if log_weight is None else log_weight)
             term, slope = term * weight, slope * weight
         difference = difference.abs()

@@ -16,14 +16,7 @@ from torch import Tensor
 
 from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
 from ._gpu_architectures import launching
-from ._grpo_losses import (
-    DEFAULTS,
-    GrpoOptions,
-    check_options,
-    fused_kl_term,
-    fused_policy_term,
-    fused_sampler_weight,
-)
+from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
 from ._grpo_metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
 from ._grpo_reference import (
     check_like,
@@ -33,6 +26,13 @@ from ._grpo_reference import (
     metrics_of,
     token_scale,
     token_terms,
+)
+from ._grpo_terms import (
+    fused_kl_term,
+    fused_log_sampler_weight,
+    fused_policy_term,
+    fused_sampler_weight,
+    log_sampler_weight,
 )
 
 
@@ -83,9 +83,12 @@ def _reference(
     if options.per_length:
         share = share / lengths
         bonus = bonus if options.averages_entropy else bonus / lengths
-    if options.per_sequence:
-        log_ratio = (log_ratio.sum(dim=1, keepdim=True) / lengths).expand_as(current)
     surprise, drawn, log_weight = counted(entropy), counted(sampler), None
+    if options.corrects_ratios and drawn is not None:
+        log_ratio = log_ratio + torch.where(mask, log_sampler_weight(options, before - drawn), 0.0)
+    if options.per_sequence:
+        whole = log_ratio.sum(dim=1, keepdim=True)
+        log_ratio = (whole if options.multiplies_ratios else whole / lengths).expand_as(current)
     if options.corrects_sequences and drawn is not None:
         log_weight = (before - drawn).sum(dim=1, keepdim=True).expand_as(current)
     if options.off_policy_bound is not None:
@@ -122,11 +125,12 @@ def _load_old(lp, old_ptr, offsets, counted):
 def grpo_token_loss_kernel(
     logprobs_ptr, advantages_ptr, mask_ptr, old_ptr, ref_ptr, sampler_ptr, entropy_ptr, entropy_mask_ptr,
     scale_ptr, loss_ptr, grad_ptr, entropy_grad_ptr, sums_ptr, length, advantage_stride, advantage_step,
-    beta, low, high, delta, hot, cold, sampler_floor, sampler_cap, off_policy_bound, entropy_coef,
-    TERM: tl.constexpr, KL: tl.constexpr, KL_RATIO: tl.constexpr, PER_SEQUENCE: tl.constexpr,
-    POOLS_SLOPES: tl.constexpr, PER_LENGTH: tl.constexpr, MEAN_ENTROPY: tl.constexpr, CORRECTED: tl.constexpr,
-    CORRECTS_SEQUENCES: tl.constexpr, MASKED: tl.constexpr, OFF_POLICY: tl.constexpr, METRICS: tl.constexpr,
-    LARGEST: tl.constexpr, BLOCK: tl.constexpr,
+    beta, low, high, delta, rate, power, other_rate, other_power, sampler_floor, sampler_cap,
+    off_policy_bound, entropy_coef, TERM: tl.constexpr, KL: tl.constexpr, KL_RATIO: tl.constexpr,
+    PER_SEQUENCE: tl.constexpr, MULTIPLIES_RATIOS: tl.constexpr, POOLS_SLOPES: tl.constexpr,
+    PER_LENGTH: tl.constexpr, MEAN_ENTROPY: tl.constexpr, CORRECTS_RATIOS: tl.constexpr,
+    CORRECTS_TERMS: tl.constexpr, CORRECTS_SEQUENCES: tl.constexpr, MASKED: tl.constexpr,
+    OFF_POLICY: tl.constexpr, METRICS: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program: one sequence. Its share of the loss and of the metrics, and the gradients of its tokens."""
     row = tl.program_id(0).to(tl.int64)
@@ -136,7 +140,7 @@ def grpo_token_loss_kernel(
 
     share = tl.load(scale_ptr)
     items = 1.0
-    mean_ratio = 0.0
+    whole_ratio = 0.0
     log_weight = 0.0
     drift = 0.0
     if PER_LENGTH or PER_SEQUENCE or CORRECTS_SEQUENCES or OFF_POLICY:
@@ -150,6 +154,11 @@ def grpo_token_loss_kernel(
             counts += counted.to(tl.float32)
             if PER_SEQUENCE and old_ptr is not None:
                 ratios += _load(logprobs_ptr, offsets, counted) - _load(old_ptr, offsets, counted)
+            if CORRECTS_RATIOS:
+                lp = _load(logprobs_ptr, offsets, counted)
+                difference = _load_old(lp, old_ptr, offsets, counted) - _load(sampler_ptr, offsets, counted)
+                weight = fused_log_sampler_weight(difference, sampler_floor, sampler_cap, MASKED)
+                ratios += tl.where(counted, weight, 0.0)
             if CORRECTS_SEQUENCES or OFF_POLICY:
                 lp = _load(logprobs_ptr, offsets, counted)
                 drawn = _load_old(lp, old_ptr, offsets, counted)
@@ -159,7 +168,9 @@ def grpo_token_loss_kernel(
                     weights -= drawn
                 drifts += drawn - lp
         items = tl.maximum(tl.sum(counts, axis=0), 1.0)
-        mean_ratio = tl.sum(ratios, axis=0) / items
+        whole_ratio = tl.sum(ratios, axis=0)
+        if not MULTIPLIES_RATIOS:
+            whole_ratio /= items
         log_weight = tl.sum(weights, axis=0)
         drift = tl.sum(drifts, axis=0) / items
         if PER_LENGTH:
@@ -177,13 +188,15 @@ def grpo_token_loss_kernel(
             counted = tl.load(mask_ptr + offsets, mask=start + lanes < length, other=0) != 0
             lp = _load(logprobs_ptr, offsets, counted)
             advantage = _load(advantages_ptr, (start + lanes) * advantage_step, counted)
-            ratio = tl.exp(mean_ratio + lanes * 0.0)
-            _, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM)
+            ratio = tl.exp(whole_ratio + lanes * 0.0)
+            _, slope = fused_policy_term(
+                lp, ratio, advantage, low, high, delta, rate, power, other_rate, other_power, TERM
+            )
             if entropy_mask_ptr is not None:
                 slope = tl.where(tl.load(entropy_mask_ptr + offsets, mask=counted, other=0) != 0, slope, 0.0)
             if OFF_POLICY:
                 slope = tl.where((advantage >= 0.0) | (drift + lanes * 0.0 <= off_policy_bound), slope, 0.0)
-            if CORRECTED:
+            if CORRECTS_TERMS:
                 difference = log_weight + lanes * 0.0
                 if not CORRECTS_SEQUENCES:
                     old = _load_old(lp, old_ptr, offsets, counted)
@@ -205,9 +218,11 @@ def grpo_token_loss_kernel(
         advantage = _load(advantages_ptr, (start + lanes) * advantage_step, counted)
         log_ratio = lp - old
         if PER_SEQUENCE:
-            log_ratio = mean_ratio + lanes * 0.0
+            log_ratio = whole_ratio + lanes * 0.0
         ratio = tl.exp(log_ratio)
-        term, slope = fused_policy_term(lp, ratio, advantage, low, high, delta, hot, cold, TERM)
+        term, slope = fused_policy_term(
+            lp, ratio, advantage, low, high, delta, rate, power, other_rate, other_power, TERM
+        )
         difference = nothing
         divergence = nothing
         entropy = nothing
@@ -221,7 +236,7 @@ def grpo_token_loss_kernel(
             slope = tl.where(near, slope, 0.0)
         if sampler_ptr is not None:
             difference = old - _load(sampler_ptr, offsets, counted)
-            if CORRECTED:
+            if CORRECTS_TERMS:
                 exponent = difference
                 if CORRECTS_SEQUENCES:
                     exponent = log_weight + lanes * 0.0
@@ -270,12 +285,13 @@ def _fused(
             grpo_token_loss_kernel[(rows,)](
                 logprobs.contiguous(), advantages, bytes_[0], *dense, bytes_[1], scale, losses, grad,
                 entropy_grad, sums, length, advantages.stride(0), step, options.beta, options.low,
-                options.high, options.ratio_bound, options.sapo_positive, options.sapo_negative,
-                *options.sampler_bounds, options.off_policy_bound or 0.0, options.entropy_coef,
-                TERM=options.term, KL=options.kl, KL_RATIO=options.kl_weighting == "ratio",
-                PER_SEQUENCE=options.per_sequence, POOLS_SLOPES=options.pools_slopes,
+                options.high, options.ratio_bound, *options.shape, *options.sampler_bounds,
+                options.off_policy_bound or 0.0, options.entropy_coef, TERM=options.term, KL=options.kl,
+                KL_RATIO=options.kl_weighting == "ratio", PER_SEQUENCE=options.per_sequence,
+                MULTIPLIES_RATIOS=options.multiplies_ratios, POOLS_SLOPES=options.pools_slopes,
                 PER_LENGTH=options.per_length, MEAN_ENTROPY=options.averages_entropy,
-                CORRECTED=options.corrected, CORRECTS_SEQUENCES=options.corrects_sequences,
+                CORRECTS_RATIOS=options.corrects_ratios, CORRECTS_TERMS=options.corrects_terms,
+                CORRECTS_SEQUENCES=options.corrects_sequences,
                 MASKED=options.sampler_excess == "mask", OFF_POLICY=options.off_policy_bound is not None,
                 METRICS=len(METRICS), LARGEST=LARGEST, BLOCK=launch.block, **launch.options,
             )  # fmt: skip
@@ -375,7 +391,7 @@ def grpo_token_loss(
         entropy: [R, T] in nats, differentiable; needed with ``options.entropy_coef``.
         entropy_mask: [R, T] bool, keeps the policy term only where it is true (see ``top_entropy_mask``).
         num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo and
-            dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo and cispo.
+            dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo, cispo and vespo.
             None: this batch's own.
         num_tokens: the tokens of the same update, by which grpo and dr_grpo divide the entropy bonus (with
             ``options.entropy_norm="tokens"``). None: this batch's own.

@@ -23,6 +23,7 @@ from ._grpo_reference import (
     token_scale,
     token_terms,
 )
+from ._grpo_terms import log_sampler_weight
 from ._head import Head, full_precision, gradients, make_head, scaled_gradients
 from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
 from ._logits import MORE
@@ -95,7 +96,11 @@ def _whole_sequences(
     old = current if listed.old is None else listed.old
     whole = _Whole()
     if options.per_sequence:
-        whole = whole._replace(log_ratio=listed.of_sequences(current - old))
+        log_ratio = current - old
+        if options.corrects_ratios and listed.sampler is not None:
+            log_ratio = log_ratio + log_sampler_weight(options, old - listed.sampler)
+        mean = not options.multiplies_ratios
+        whole = whole._replace(log_ratio=listed.of_sequences(log_ratio, mean=mean))
     if options.corrects_sequences and listed.sampler is not None:
         whole = whole._replace(log_weight=listed.of_sequences(old - listed.sampler, mean=False))
     if options.off_policy_bound is not None:

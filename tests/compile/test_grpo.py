@@ -26,21 +26,22 @@ def test_group_advantages(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token", "sapo token"])
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence", "cispo token", "sapo token", "vespo token"])
 def test_grpo_token_loss(arch, kind):
-    launch = row("grpo_token_loss", arch)
+    launch, (loss_type, level) = row("grpo_token_loss", arch), kind.split()
+    options = GrpoOptions(loss_type=loss_type, ratio_level=level)
     floats = ("logprobs", "advantages", "old", "ref", "sampler", "entropy", "scale", "loss", "grad",
               "entropy_grad", "sums")  # fmt: skip
     arguments = {
         **{f"{name}_ptr": "*fp32" for name in floats}, "mask_ptr": "*u8", "entropy_mask_ptr": "*u8",
         "length": "i32", "advantage_stride": "i32", "advantage_step": "i32", "beta": "fp32", "low": "fp32",
-        "high": "fp32", "delta": "fp32", "hot": "fp32", "cold": "fp32", "sampler_floor": "fp32",
-        "sampler_cap": "fp32", "off_policy_bound": "fp32", "entropy_coef": "fp32",
-        "TERM": GrpoOptions(loss_type=kind.split()[0]).term, "KL": "k3", "KL_RATIO": "sapo" in kind,
+        "high": "fp32", "delta": "fp32", "rate": "fp32", "power": "fp32", "other_rate": "fp32",
+        "other_power": "fp32", "sampler_floor": "fp32", "sampler_cap": "fp32", "off_policy_bound": "fp32",
+        "entropy_coef": "fp32", "TERM": options.term, "KL": "k3", "KL_RATIO": "sapo" in kind,
         "CORRECTS_SEQUENCES": "sequence" in kind, "MASKED": "sapo" in kind, "OFF_POLICY": "sapo" in kind,
-        "PER_SEQUENCE": "sequence" in kind,
+        "PER_SEQUENCE": options.per_sequence, "MULTIPLIES_RATIOS": options.multiplies_ratios,
         "POOLS_SLOPES": "sequence" in kind, "PER_LENGTH": "grpo" in kind, "MEAN_ENTROPY": "grpo" in kind,
-        "CORRECTED": True,
+        "CORRECTS_RATIOS": options.multiplies_ratios, "CORRECTS_TERMS": not options.multiplies_ratios,
         "METRICS": len(METRICS), "LARGEST": LARGEST, "BLOCK": launch.block,
     }  # fmt: skip
     name = f"grpo_token_loss {kind}"

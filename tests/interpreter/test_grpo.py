@@ -63,6 +63,7 @@ LATER = [
     {"beta": 0.3, "kl_weighting": "ratio", "off_policy_bound": 0.05},
 ]
 CASES = [(kind, case) for kind in KINDS for case in OPTIONS if fits(kind, case)]
+CASES += [("vespo token", {"sampler_cap": 1.9, "sampler_floor": 0.4, "sampler_excess": "mask"})]
 CASES += [(k, case) for k in ("grpo sequence", "sapo token") for case in LATER if fits(k, case)]
 
 

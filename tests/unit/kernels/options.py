@@ -7,7 +7,12 @@ from typing import Any
 
 from fourdthinker.kernels import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
 
-KINDS = [f"{loss_type} {level}" for loss_type in LOSS_TYPES for level in RATIO_LEVELS]
+KINDS = [
+    f"{loss_type} {level}"
+    for loss_type in LOSS_TYPES
+    for level in RATIO_LEVELS
+    if (loss_type, level) != ("vespo", "sequence")  # which is refused
+]
 TERMS = {loss_type: GrpoOptions(loss_type=loss_type, max_length=1).term for loss_type in LOSS_TYPES}
 NAMES = {option.name for option in fields(GrpoOptions)}
 
@@ -17,7 +22,10 @@ def fits(kind: str, options: dict[str, Any]) -> bool:
     loss_type, level = kind.split()
     if options.get("delta") is not None and TERMS[loss_type] != "clip":
         return False
-    return level == "token" or options.get("kl_weighting", "none") == "none"
+    if loss_type == "vespo" and options.get("sampler_level", "token") != "token":
+        return False
+    per_token = level == "token" and loss_type != "vespo"
+    return per_token or options.get("kl_weighting", "none") == "none"
 
 
 def with_options(

@@ -95,8 +95,10 @@ def inputs(seed=0):
 
 def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, epsilon_high=None, delta=None,
             sampler_cap=None, sampler_floor=None, sampler_level="token", sampler_excess="truncate",
-            off_policy_bound=None, sapo_positive=1.0, sapo_negative=1.05, entropy_coef=0.0,
-            entropy_norm="tokens", max_length=None, num_items=None, num_tokens=None):  # fmt: skip
+            off_policy_bound=None, sapo_positive=1.0, sapo_negative=1.05,
+            vespo_k_positive=2.0, vespo_lambda_positive=3.0, vespo_k_negative=3.0, vespo_lambda_negative=2.0,
+            entropy_coef=0.0, entropy_norm="tokens", max_length=None, num_items=None,
+            num_tokens=None):  # fmt: skip
     """The loss with math functions on one token at a time."""
     loss_type, level = kind.split()
     high = epsilon if epsilon_high is None else epsilon_high
@@ -116,6 +118,12 @@ def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, 
         def drawn(t, at=at, old=old):
             return old(t) if at("sampler_logprobs", t) is None else at("sampler_logprobs", t)
 
+        def correction(tokens, old=old, drawn=drawn):
+            weight = math.exp(sum(old(t) - drawn(t) for t in tokens))
+            held = min(max(weight, sampler_floor or 0.0), sampler_cap or math.inf)
+            return held if sampler_excess == "truncate" or held == weight else 0.0
+
+        corrects = sampler_cap is not None or sampler_floor is not None
         sequence = sum(at("logprobs", t) - old(t) for t in counted) / max(len(counted), 1)
         drift = sum(drawn(t) - at("logprobs", t) for t in counted) / max(len(counted), 1)
         for t in counted:
@@ -126,6 +134,17 @@ def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, 
             elif loss_type == "sapo":
                 heat = sapo_positive if a > 0 else sapo_negative
                 term = -4 / heat / (1 + math.exp(-heat * (ratio - 1))) * a
+            elif loss_type == "vespo":
+                k, rate = (
+                    (vespo_k_positive, vespo_lambda_positive)
+                    if a > 0
+                    else (vespo_k_negative, vespo_lambda_negative)
+                )
+                product = math.prod(
+                    math.exp(at("logprobs", i) - old(i)) * (correction([i]) if corrects else 1.0)
+                    for i in counted
+                )
+                term = -(product**k) * math.exp(rate * (1 - product)) * a * lp
             else:
                 clipped = min(max(ratio, 1 - epsilon), 1 + high)
                 objective = min(ratio * a, clipped * a)
@@ -136,11 +155,8 @@ def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, 
                 term = 0.0
             if off_policy_bound is not None and a < 0 and drift > off_policy_bound:
                 term = 0.0
-            if sampler_cap is not None or sampler_floor is not None:
-                whole = counted if sampler_level == "sequence" else [t]
-                weight = math.exp(sum(old(i) - drawn(i) for i in whole))
-                held = min(max(weight, sampler_floor or 0.0), sampler_cap or math.inf)
-                term *= held if sampler_excess == "truncate" or held == weight else 0.0
+            if corrects and loss_type != "vespo":
+                term *= correction(counted if sampler_level == "sequence" else [t])
             if beta:
                 d = at("ref_logprobs", t) - lp
                 cost = math.exp(d) - d - 1 if kl == "k3" else d * d / 2
@@ -169,7 +185,15 @@ OPTIONS = [
     {"sampler_cap": 1.5, "sampler_floor": 0.7, "sampler_excess": "mask"},
     {"sampler_floor": 0.5, "sampler_level": "sequence", "off_policy_bound": 0.2},
     {"sampler_cap": 1.5, "sampler_floor": 0.4, "sampler_level": "sequence", "sampler_excess": "mask"},
-    {"off_policy_bound": 0.1, "sapo_positive": 0.7, "sapo_negative": 1.4},
+    {
+        "off_policy_bound": 0.1,
+        "sapo_positive": 0.7,
+        "sapo_negative": 1.4,
+        "vespo_k_positive": 1.4,
+        "vespo_lambda_positive": 0.6,
+        "vespo_k_negative": 0.5,
+        "vespo_lambda_negative": 2.5,
+    },
     {"beta": 0.3, "kl_weighting": "ratio"},
 ]
 
@@ -202,6 +226,9 @@ def test_gradcheck(kind, delta, kl):
         assert (case & (gains > 0)).any()
     if "cispo" in kind:  # its ratio is a constant, which finite differences cannot know
         data["old_logprobs"] = data["logprobs"].clone() - 1.0
+    if "vespo" in kind:  # so is its weight: here a product of corrections that are all at the bound
+        del data["old_logprobs"]
+        data["sampler_logprobs"] = data["logprobs"].clone() - 1.0
     delta = delta if fits(kind, {"delta": delta}) else None
     leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
 
@@ -316,6 +343,19 @@ def test_a_nan_comes_through(kind):
     assert grpo_token_loss(**data, **with_options(kind, max_length=9))[0].isnan()
 
 
+def test_vespo_forgets_sequences_far_from_what_was_sampled():
+    """The weight of a sequence is 1 where nothing has changed, and 0 for products of 0 and of infinity."""
+    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask")}
+    options = GrpoOptions(loss_type="vespo")
+    want = torch.where(data["mask"], -data["advantages"][:, None], 0.0) / data["mask"].sum()
+    for shift, factor in ((0.0, 1.0), (-900.0, 0.0), (900.0, 0.0)):
+        leaf = data["logprobs"].clone().requires_grad_()
+        given = {**data, "logprobs": leaf, "old_logprobs": data["logprobs"] + shift}
+        loss, _ = grpo_token_loss(**given, options=options)
+        loss.backward()
+        torch.testing.assert_close(leaf.grad, want * factor)
+
+
 @pytest.mark.parametrize("tokens", [math.nan, -2.0])
 def test_a_number_of_tokens_that_is_none_is_named(tokens):
     data = {**inputs(), "options": GrpoOptions(entropy_coef=0.1)}
@@ -347,6 +387,10 @@ def test_bad_input_is_named():
         ("delta is 1.1", {"delta": 1.1}),
         ("delta has no meaning for cispo", {"delta": 3.0, "loss_type": "cispo"}),
         ("delta has no meaning for sapo", {"delta": 3.0, "loss_type": "sapo"}),
+        ("ratio_level is 'sequence'; vespo", {"ratio_level": "sequence", "loss_type": "vespo"}),
+        ("sampler_level is 'sequence'; vespo", {"sampler_level": "sequence", "loss_type": "vespo"}),
+        ("unbiased for ratios of tokens only", {"kl_weighting": "ratio", "loss_type": "vespo"}),
+        ("vespo_k_negative is 0", {"vespo_k_negative": 0}),
         ("sampler_cap is 0", {"sampler_cap": 0}),
         ("there are no sampler_logprobs", {"sampler_floor": 0.5}),
         (

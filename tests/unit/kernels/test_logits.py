@@ -7,7 +7,7 @@ import torch
 
 from fourdthinker.kernels import cross_entropy, grpo_loss, linear_grpo_loss, logprobs
 from tests.unit.kernels.memory import peak_bytes
-from tests.unit.kernels.options import KINDS, with_options
+from tests.unit.kernels.options import KINDS, fits, with_options
 
 ROWS, LENGTH, VOCAB = 3, 5, 17
 
@@ -85,7 +85,7 @@ def test_grpo_loss_equals_the_head_op_and_its_own_differences(kind, kl):
         kind, **past, advantages=torch.tensor([0.5, -1.0, -0.7], dtype=torch.float64), mask=mask,
         entropy_mask=torch.rand(ROWS, LENGTH, generator=generator) < 0.8, kl=kl, beta=0.2, entropy_coef=0.1,
         max_length=9, temperature=0.8, sampler_cap=2.0,
-        delta=None if "cispo" in kind or "sapo" in kind else 1.5,
+        delta=1.5 if fits(kind, {"delta": 1.5}) else None,
     )  # fmt: skip
     leaf = hidden.requires_grad_()
     want = linear_grpo_loss(leaf, weight, target, **options)
@@ -99,7 +99,7 @@ def test_grpo_loss_equals_the_head_op_and_its_own_differences(kind, kl):
         assert got[2].keys() == want[2].keys()
         for name, value in want[2].items():
             torch.testing.assert_close(got[2][name], value, msg=name)
-    if "cispo" not in kind:  # its ratio is a constant, which finite differences cannot know
+    if kind.split()[0] not in ("cispo", "vespo"):  # their ratio is a constant: no finite differences
         z = (hidden @ weight.T).detach().requires_grad_()
         assert torch.autograd.gradcheck(lambda z: grpo_loss(z, target, **options)[0], z)
 

@@ -30,7 +30,7 @@ def trl() -> dict[str, Any]:
     assert _FOUND is not None
     assert _FOUND.origin is not None
     source = Path(_FOUND.origin).with_name("trainer") / "grpo_trainer.py"
-    wanted = ("_compute_loss", "get_off_policy_mask", "get_high_entropy_mask")
+    wanted = ("_compute_loss", "get_off_policy_mask", "get_high_entropy_mask", "get_gamma_weights")
     trainer = next(
         node
         for node in ast.parse(source.read_text()).body
@@ -38,7 +38,7 @@ def trl() -> dict[str, Any]:
     )
     functions = [node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
     for function in functions:
-        function.decorator_list = []
+        function.decorator_list = [d for d in function.decorator_list if "no_grad" in ast.unparse(d)]
     module = ast.fix_missing_locations(ast.Module(list(functions), []))
     scope: dict[str, Any] = {"torch": torch, "math": math, "nanmin": torch.min, "nanmax": torch.max}
     exec(compile("from __future__ import annotations", "future", "exec"), scope)
@@ -71,6 +71,7 @@ def theirs(trl: dict[str, Any], data: dict[str, Tensor], correction: Tensor | No
     mask = data["mask"]
     arguments = {"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1}
     arguments |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
+    arguments |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
     known = {name: options.pop(name) for name in list(options) if name in arguments}
     alone = dict.fromkeys(("gather", "reduce", "pad_across_processes"), lambda value, **_: value)
     accelerator = SimpleNamespace(num_processes=1, **alone)
@@ -87,6 +88,7 @@ def theirs(trl: dict[str, Any], data: dict[str, Tensor], correction: Tensor | No
         current_gradient_accumulation_steps=1,
         max_completion_length=MAX_LENGTH,
         get_off_policy_mask=trl["get_off_policy_mask"],
+        get_gamma_weights=trl["get_gamma_weights"],
         _metrics={"train": defaultdict(list)},
         **{"epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0, "importance_sampling_level": "token"}
         | {"loss_type": "grpo", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None}
@@ -143,6 +145,26 @@ def test_loss_types_levels_and_kl(trl: dict[str, Any], loss_type: str, level: st
     their["epsilon_high"] = 1.28 if loss_type == "cispo" else 0.28  # theirs is the bound itself
     compare(trl, ours, their)
     compare(trl, ours | {"beta": 0.04}, their | {"beta": 0.04})
+
+
+def test_vespo(trl: dict[str, Any]) -> None:
+    """With what the sampler's log-probs correct, which TRL makes in `_generate_and_score_completions`."""
+    ours = {"loss_type": "vespo"}
+    compare(trl, ours, ours)
+    compare(trl, ours | {"beta": 0.04}, ours | {"beta": 0.04})
+    chosen = {"vespo_k_positive": 1.5, "vespo_lambda_positive": 0.5}
+    chosen |= {"vespo_k_negative": 2.5, "vespo_lambda_negative": 1.25}
+    named = {"vespo_k_pos": 1.5, "vespo_lambda_pos": 0.5, "vespo_k_neg": 2.5, "vespo_lambda_neg": 1.25}
+    compare(trl, ours | chosen, ours | named)
+    data = rollouts()
+    ratio = ((data["old"] - data["sampler"]) * data["mask"]).exp()
+    cut = {"sampler_floor": 0.8, "sampler_cap": 1.3}
+    compare(trl, ours | cut, ours, correction=ratio.clamp(0.8, 1.3))
+    masked = ratio.masked_fill((ratio < 0.8) | (ratio > 1.3), 0.0)
+    whole = (masked > 0).all(1)
+    assert not whole.all()
+    compare(trl, ours | cut | {"sampler_excess": "mask"}, ours, correction=masked)
+    compare(trl, ours | {"off_policy_bound": 0.01}, ours | {"off_policy_mask_threshold": 0.01})
 
 
 def test_dual_clip_weighted_kl_and_the_bound_on_what_is_off_policy(trl: dict[str, Any]) -> None:
