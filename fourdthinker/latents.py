@@ -23,7 +23,7 @@ LATENT_TOKENS = (LATENT_PAD, LATENT_START, LATENT_END)
 IMAGERY = "<output_image>"  # stands for one block in the text of a record
 
 DEFAULT_LATENT_SIZE = 4
-COMPRESS_STRATEGIES = ("average",)
+COMPRESS_STRATEGIES = ("average", "grid")
 REMEDY = (
     "call fourdthinker.latents.grow_vocabulary(model, tokenizer) and save the checkpoint, "
     "or run `fourdthinker init SOURCE TARGET`"
@@ -38,8 +38,8 @@ class LatentSpec:
     Attributes:
         latent_size: K, the number of latents in a block.
         pad_id, start_id, end_id: the three tokens in the checkpoint's own tokenizer.
-        compress_strategy: how the merged features of an image become K latents; "average" is the mean of K
-            contiguous runs.
+        compress_strategy: how the merged features of an image become K latents: "average", the means of K
+            contiguous runs; "grid", those of the cells of `cell_grid`.
         ce_loss_weight, sim_loss_weight: weights of the DIFT objective.
         latent_norm: the norm that a hidden state is given before it is fed back; None: its own.
         absent: whether the model has no latent tokens: the ids are then those of rows that no token has, no
@@ -148,6 +148,23 @@ class LatentSpec:
         config.sim_loss_weight = self.sim_loss_weight
         if self.latent_norm is not None:  # not in the released format
             config.latent_norm = self.latent_norm
+
+
+def cell_grid(height: int, width: int, size: int) -> tuple[int, int] | None:
+    """How a picture is cut into cells, as square as they can be.
+
+    Args:
+        height: rows of features.
+        width: columns of features.
+        size: K, the number of cells.
+
+    Returns:
+        Cells one above the other and cells side by side, whose product is K; None where no such grid has
+        features in each of its cells.
+    """
+    ways = [(down, size // down) for down in range(1, min(size, height) + 1) if size % down == 0]
+    ways = [(down, across) for down, across in ways if across <= width]
+    return min(ways, key=lambda way: abs(math.log(height * way[1] / (width * way[0]))), default=None)
 
 
 def rescaled(hidden: Tensor, norm: float | None) -> Tensor:

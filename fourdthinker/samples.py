@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import Frames, patchify
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]  # tensors by name; `collate` and `sampler.replay_batch` say which
 IGNORE = -100
+FRAMES, BARRED = 1, 2  # of `bottleneck`: positions of frames, and those that do not see them
 
 
 @dataclass
@@ -180,7 +182,26 @@ class Sample:
     family: str | None = None
 
 
-def collate(samples: Sequence[Sample], pad_id: int, *, packed: bool = False) -> Batch:
+def _bottleneck(sample: Sample) -> Tensor:
+    """[S] int32: `FRAMES` at vision pads, `BARRED` at the words of each answer behind its first block.
+
+    START and the latents of later blocks see the frames; END, which is seen by all that follows, does not.
+    """
+    latent = torch.zeros(sample.input_ids.shape, dtype=torch.bool)
+    latent[sample.latent_index] = True
+    answer = (sample.labels != IGNORE) | latent
+    begins = answer & ~F.pad(answer[:-1], (1, 0))
+    made = latent.long().cumsum(0)
+    behind = made > torch.where(begins, made, 0).cummax(0).values  # an answer does not begin with a latent
+    start = F.pad(latent[1:], (0, 1)) & ~latent
+    kinds = (answer & behind & ~latent & ~start).int() * BARRED
+    kinds[sample.vision_index] = FRAMES
+    return kinds
+
+
+def collate(
+    samples: Sequence[Sample], pad_id: int, *, packed: bool = False, bottleneck: bool = False
+) -> Batch:
     """Training samples to one batch of tensors.
 
     Args:
@@ -188,10 +209,12 @@ def collate(samples: Sequence[Sample], pad_id: int, *, packed: bool = False) -> 
         pad_id: fills up `input_ids`.
         packed: one sequence holds all of them, one behind the other, none of which sees another; else each is
             a sequence of its own, padded on the right.
+        bottleneck: the words of an answer behind its first block do not see the frames.
 
     Returns:
-        With B = n sequences, or B = 1: input_ids, labels [B, S] int64; attention_mask [B, S] int64, or if
-        packed segments [B, S] int32 (see `packed_mask`); position_ids [3, B, S] int64; target [B, S] int64:
+        With B = n sequences, or B = 1: input_ids, labels [B, S] int64; attention_mask [B, S] int64, unless
+        packed; if packed or with a bottleneck segments [B, S] int32 (see `packed_mask`), and with one
+        bottleneck [B, S] int32, `FRAMES` or `BARRED` or 0; position_ids [3, B, S] int64; target [B, S] int64:
         labels shifted left by one, those of a sample's first position nowhere; rows [M]: flat positions b*S+p
         with a target; latent_index [N], vision_index [Mv]: flat positions of latent and of vision pads. When
         there are any: patches [P, patch_dim] with grid_thw [n, 3], or vision_features [Mv, (1 + D) * H]; and
@@ -208,7 +231,7 @@ def collate(samples: Sequence[Sample], pad_id: int, *, packed: bool = False) -> 
     starts = [sum(lengths[:i]) if packed else i * shape[1] for i in range(len(samples))]
     ids, segments = torch.full(shape, pad_id), torch.full(shape, -1, dtype=torch.int32)
     labels, target = torch.full(shape, IGNORE), torch.full(shape, IGNORE)
-    positions = torch.ones(3, *shape, dtype=torch.long)
+    positions, kinds = torch.ones(3, *shape, dtype=torch.long), torch.zeros(shape, dtype=torch.int32)
     for number, (sample, start, length) in enumerate(zip(samples, starts, lengths, strict=True), 1):
         own = slice(start, start + length)
         ids.view(-1)[own] = sample.input_ids
@@ -216,9 +239,13 @@ def collate(samples: Sequence[Sample], pad_id: int, *, packed: bool = False) -> 
         labels.view(-1)[own] = sample.labels
         target.view(-1)[start : start + length - 1] = sample.labels[1:]
         positions.view(3, -1)[:, own] = sample.position_ids
+        if bottleneck:
+            kinds.view(-1)[own] = _bottleneck(sample)
     batch: Batch = {
         "input_ids": ids,
-        **({"segments": segments} if packed else {"attention_mask": (segments > 0).long()}),
+        **({} if packed else {"attention_mask": (segments > 0).long()}),
+        **({"segments": segments} if packed or bottleneck else {}),
+        **({"bottleneck": kinds} if bottleneck else {}),
         "position_ids": positions,
         "labels": labels,
         "target": target,

@@ -22,10 +22,10 @@ from fourdthinker.backbones.gathering import full_shape
 from fourdthinker.backbones.inputs import DeepStack, Inputs
 from fourdthinker.backbones.packed import NAME as PACKED
 from fourdthinker.backbones.packed import packed_mask, use_packed_attention
+from fourdthinker.backbones.pooling import imagery_latents
 from fourdthinker.backbones.tower import use_packed_attention as use_packed_tower
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
-from fourdthinker.kernels import pool_latents
 from fourdthinker.latents import LatentSpec
 from fourdthinker.samples import Batch
 from fourdthinker.vision import VisionSpec
@@ -249,9 +249,8 @@ class Backbone(nn.Module, ABC):
         A latent has no DeepStack levels: in generation the model feeds itself one hidden state, and nothing
         that could be added to later layers.
         """
-        counts = grid_thw.prod(-1).cpu() // self.vision.merge_size**2
         merged = self.encode_vision(patches, grid_thw)[:, : self.hidden_size]
-        return pool_latents(merged, counts, self.latents.latent_size)
+        return imagery_latents(merged, grid_thw.cpu(), self.vision.merge_size, self.latents)
 
     # -- language
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -350,7 +349,7 @@ class Backbone(nn.Module, ABC):
         inputs, segments = self.embed_inputs(batch), batch.get("segments")
         embeds, mask = inputs.embeds, None
         if segments is not None:
-            mask = packed_mask(segments, self._attention_dtype(embeds))
+            mask = packed_mask(segments, self._attention_dtype(embeds), batch.get("bottleneck"))
         if self._tower_is_trained() and (batch.get("patches") is None or not batch["vision_index"].numel()):
             embeds = embeds + 0.0 * self._blank_features().sum().to(embeds.dtype)
         hidden = self.decode(embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)

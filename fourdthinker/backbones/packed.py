@@ -1,8 +1,8 @@
-"""Attention of sequences that hold a prompt and several completions of it.
+"""Attention of sequences that hold a prompt and several completions of it, or answers that see no frames.
 
 A mask of S x S positions is 2 GB a layer at 32k, so on CUDA long sequences go through flex_attention, whose
 mask says for each pair of blocks of 128 positions whether all, some or none of it is seen. Both masks are
-made on the device from one number a position.
+made on the device from one number a position, and a second one with a bottleneck.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from fourdthinker.samples import BARRED, FRAMES
 
 NAME = "fourdthinker_packed"
 FLEX_FROM = 2_048  # positions of a sequence on CUDA; below, a dense mask is small and nothing is compiled
@@ -38,7 +40,7 @@ def use_packed_attention(config: Any) -> None:
         config._attn_implementation = NAME
 
 
-def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
+def packed_mask(segments: Tensor, dtype: torch.dtype, bottleneck: Tensor | None = None) -> Tensor | BlockMask:
     """Which positions see which.
 
     A dense mask is what SDPA adds to the scores. Of a bool mask it would make that in every layer, and keep
@@ -49,38 +51,48 @@ def packed_mask(segments: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
             but for the padding after them. A completion sees the prompt and itself, both causally; padding
             sees itself, for a softmax over nothing is not a number.
         dtype: of queries and keys.
+        bottleneck: [B, S] integers: what is ``BARRED`` does not see what is ``FRAMES``; None: nothing is.
 
     Returns:
         On the device of ``segments``: [B, 1, S, S] of ``dtype``, 0 or -inf, on the CPU and for short
         sequences, else a mask of flex_attention.
     """
     if segments.device.type == "cuda" and segments.shape[1] >= FLEX_FROM:
-        return block_mask(segments)
-    return additive_mask(segments, dtype)
+        return block_mask(segments, bottleneck)
+    return additive_mask(segments, dtype, bottleneck)
 
 
-def additive_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, S, S] of ``dtype``, 0 where :func:`dense_mask` is true and -inf elsewhere."""
-    seen = dense_mask(segments)
+def additive_mask(
+    segments: Tensor, dtype: torch.dtype, bottleneck: Tensor | None = None, *, first: int = 0
+) -> Tensor:
+    """[B, 1, S - first, S] of ``dtype``, 0 where :func:`dense_mask` is true and -inf elsewhere."""
+    seen = dense_mask(segments, bottleneck, first=first)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
-def _visible(segments: Tensor) -> Visible:
+def _visible(segments: Tensor, bottleneck: Tensor | None) -> Visible:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         mine, other = segments[batch, query], segments[batch, key]
         return ((key <= query) & (mine >= 0) & ((other == 0) | (other == mine))) | (query == key)
 
-    return visible
+    if bottleneck is None:
+        return visible
+
+    def visible_to_it(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        barred = (bottleneck[batch, query] == BARRED) & (bottleneck[batch, key] == FRAMES)
+        return visible(batch, head, query, key) & ~barred
+
+    return visible_to_it
 
 
-def dense_mask(segments: Tensor) -> Tensor:
-    """[B, 1, S, S] bool; see :func:`packed_mask`."""
+def dense_mask(segments: Tensor, bottleneck: Tensor | None = None, *, first: int = 0) -> Tensor:
+    """[B, 1, S - first, S] bool, of the queries from ``first`` on; see :func:`packed_mask`."""
     rows, columns = (torch.arange(size, device=segments.device) for size in segments.shape)
     batch, head = rows[:, None, None, None], rows[:1]
-    return _visible(segments)(batch, head, columns[:, None], columns)
+    return _visible(segments, bottleneck)(batch, head, columns[first:, None], columns)
 
 
-def block_mask(segments: Tensor) -> BlockMask:
+def block_mask(segments: Tensor, bottleneck: Tensor | None = None) -> BlockMask:
     """The same as :func:`dense_mask` by blocks; nothing of S x S positions is made."""
     rows, length = segments.shape
     count = -(-length // _BLOCK)
@@ -101,8 +113,13 @@ def block_mask(segments: Tensor) -> BlockMask:
     prompt = (key(first) == 0) & (key(last) == 0)
     one = (query(first) == query(last)) & (key(first) == query(first)) & (key(last) == query(last))
     every = before & (query(first) >= 0) & (prompt | one)
+    if bottleneck is not None:
+        parts = F.pad(bottleneck, (0, count * _BLOCK - length)).view(rows, count, _BLOCK)
+        barred, frames = parts == BARRED, parts == FRAMES
+        every &= ~(query(barred.any(-1)) & key(frames.any(-1)))
+        some &= ~(query((barred | (blocks < 0)).all(-1)) & key(frames.all(-1))) | same_block
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~every), *_listed(every), BLOCK_SIZE=_BLOCK, mask_mod=_visible(segments),
+        *_listed(some & ~every), *_listed(every), BLOCK_SIZE=_BLOCK, mask_mod=_visible(segments, bottleneck),
         seq_lengths=(length, length),
     )  # fmt: skip
 

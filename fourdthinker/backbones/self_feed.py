@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fourdthinker.backbones.packed import additive_mask
 from fourdthinker.latents import rescaled
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def _with_own_latents(backbone: Backbone, batch: Batch) -> Batch:
     # From the position that makes the first latent on. (Ranks without latents run as many passes.)
     start = int((index % length).min()) - 1 if index.numel() else length - 1
     embeds, positions, mask = inputs.embeds.clone(), batch["position_ids"], batch["attention_mask"]
+    seen = mask
+    if (bottleneck := batch.get("bottleneck")) is not None:  # nothing before the first latent is barred
+        dtype = backbone._attention_dtype(embeds)
+        seen = additive_mask(batch["segments"], dtype, bottleneck, first=start)
     parts = [(0, start), (start, length)]
     deepstack = [None if inputs.deepstack is None else inputs.deepstack.part(length, *part) for part in parts]
     cache = backbone.new_cache()
@@ -66,7 +71,7 @@ def _with_own_latents(backbone: Backbone, batch: Batch) -> Batch:
         )
     for k in range(size):
         hidden = backbone.decode(
-            embeds[:, start:], positions[:, :, start:], mask, cache, deepstack=deepstack[1]
+            embeds[:, start:], positions[:, :, start:], seen, cache, deepstack=deepstack[1]
         )
         cache.crop(start)
         made = index[k::size]  # blocks are whole and follow each other

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.frames import FramePolicy, Frames, read_images
-from fourdthinker.latents import IMAGERY, LatentSpec
+from fourdthinker.latents import IMAGERY, LatentSpec, cell_grid
 from fourdthinker.positions import mrope_positions, per_frame
 from fourdthinker.prompt_style import CHAT_TEMPLATE, PromptStyle, question_text
 from fourdthinker.prompts.slots import PICTURE, content, slot_counts, with_times
@@ -390,6 +390,14 @@ class Encoder:
                 f"{record.where}: overlay {features.index(min(features))} has {min(features)} features, "
                 f"and a block needs {self.latents.latent_size}; use larger overlays, or a larger min_pixels"
             )
+        if self.latents.compress_strategy != "grid":
+            return
+        for number, (_, height, width) in enumerate((imagery.grid_thw // self.spec.merge_size).tolist()):
+            if cell_grid(height, width, self.latents.latent_size) is None:
+                raise RecordError(
+                    f"{record.where}: overlay {number} has {height} x {width} features, of which no grid has "
+                    f"{self.latents.latent_size} cells; use larger overlays, or latent_pooling=average"
+                )
 
     def _positions(self, ids: Tensor, vision: Vision | None) -> tuple[Tensor, int]:
         seconds, grids = None, None if vision is None else vision.grid_thw

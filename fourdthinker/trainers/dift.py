@@ -22,6 +22,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Objective
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.backbones.self_feed import with_own_latents
+from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective, normed_dift_objective
 from fourdthinker.samples import Batch, Sample, collate
 from fourdthinker.trainers.batches import ShardedBatches
@@ -150,10 +151,12 @@ class DiftTrainer(LatentTrainer):
     def _collate(self, part: list[int]) -> Batch:
         """A batch of some samples; of none, one in which the shortest is run and nothing of it counts."""
         pad_id, packed = self.checkpoint.backbone.vision.pad_id, self._packed and len(part) > 1
+        bottleneck = self.settings.latent_bottleneck
         if part:
-            return collate([self._samples[i][1] for i in part], pad_id, packed=packed)
+            chosen = [self._samples[i][1] for i in part]
+            return collate(chosen, pad_id, packed=packed, bottleneck=bottleneck)
         shortest = min((sample for _, sample in self._samples), key=lambda sample: sample.input_ids.numel())
-        batch = collate([shortest], pad_id)
+        batch = collate([shortest], pad_id, bottleneck=bottleneck)
         return batch | {name: batch[name][:0] for name in ("rows", "latent_index")}
 
 
@@ -184,6 +187,12 @@ def train_dift(
     def check(loaded: Checkpoint) -> None:
         if samples:  # the others may be made on access
             loaded.backbone.require_family(samples[0].family, "samples[0]")
+        attention = loaded.backbone.attention
+        if config.latent_bottleneck and attention != "sdpa":
+            raise ConfigError(
+                f"latent_bottleneck needs sdpa attention, the model has {attention}; set "
+                "latent_bottleneck=false"
+            )
 
     recipe = Recipe(
         kind="dift",

@@ -26,7 +26,8 @@ def load_model(
 
     A given one is used as it is; otherwise that of `config.model`, or when resuming the one that training
     stopped at (with an adapter the one that it started from, since the adapter alone is loaded later). With
-    DIFT's `latent_size` a base model without latent tokens gets them.
+    DIFT's `latent_size` a base model without latent tokens gets them; its `latent_pooling` replaces the
+    checkpoint's.
 
     Args:
         config: the settings.
@@ -46,6 +47,9 @@ def load_model(
             raise ConfigError(f"model {resume or config.model} has an adapter; {MERGE_FIRST}")
     elif config.frames is not None and config.frames != checkpoint.policy:
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
+    if isinstance(config, DiftConfig) and config.latent_pooling is not None:
+        backbone = checkpoint.backbone
+        backbone.latents = replace(backbone.latents, compress_strategy=config.latent_pooling)
     if config.instruction is not None:
         checkpoint.style = replace(checkpoint.style, instruction=config.instruction)
     checkpoint.backbone.to(args.device)

@@ -33,6 +33,8 @@ _HELD = (
     "freeze_vision",
     "lora",
     "latent_size",
+    "latent_pooling",
+    "latent_bottleneck",
     "latent_norm",
     "self_feed",
     "seed",

@@ -256,6 +256,16 @@ class DiftConfig(TrainConfig):
     latent_size: Int | None = Field(
         None, ge=1, description="Give a base checkpoint latent tokens, this many latents a block."
     )
+    latent_pooling: Literal["average", "grid"] | None = Field(
+        None,
+        description="How the features of an overlay become K targets: average (means of K runs in raster "
+        "order, as published), grid (means of K cells of rows and columns); null: the checkpoint's.",
+    )
+    latent_bottleneck: Bool = Field(
+        False,
+        description="In training the words behind the first block of an answer do not attend to the frames: "
+        "they see the video through words and latents only. Needs SDPA.",
+    )
     ce_loss_weight: Float | None = Field(
         None, ge=0, description="Weight of the cross-entropy; null: the checkpoint's."
     )
@@ -281,7 +291,7 @@ class DiftConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_latents(self) -> Self:
-        for name in ("latent_size", "latent_norm", "self_feed"):
+        for name in ("latent_size", "latent_pooling", "latent_bottleneck", "latent_norm", "self_feed"):
             if not self.latents and getattr(self, name):
                 raise ValueError(
                     f"{name} is {getattr(self, name)} and latents false: the model has none; leave one of "

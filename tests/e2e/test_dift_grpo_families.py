@@ -221,7 +221,7 @@ def test_two_processes_train_one_adapter(data: Path, tmp_path: Path) -> None:
 
 
 def test_sharing_checks_itself(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_before(segment: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def all_before(segment: torch.Tensor, *_: Any) -> torch.Tensor:
         size = segment.shape[1]
         return torch.ones(len(segment), 1, size, size, dtype=torch.bool).tril()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
-from fourdthinker.backbones import FAMILIES, tower
+from fourdthinker.backbones import FAMILIES, packed, tower
 from fourdthinker.backbones.common import refuse_cudnn_attention
 from tests.tiny import tiny_checkpoint
 
@@ -25,6 +26,28 @@ def test_masked_attention_has_finite_gradients() -> None:
     for side in (query, key, value):
         assert side.grad is not None
         assert torch.isfinite(side.grad).all()
+
+
+def test_a_bottleneck_by_flex_attention_is_that_of_a_dense_mask() -> None:
+    """Two samples of which the second half sees no frames, and padding."""
+    length = packed.FLEX_FROM + 200
+    segments = torch.ones(1, length, dtype=torch.int32, device=CUDA)
+    segments[:, 1500:], segments[:, 2200:] = 2, -1
+    kinds = torch.zeros_like(segments)
+    kinds[:, 10:700], kinds[:, 800:1500], kinds[:, 1510:1800], kinds[:, 1900:2200] = 1, 2, 1, 2
+    sides = [torch.randn(1, 2, length, 64, device=CUDA, requires_grad=True) for _ in range(3)]
+    results = []
+    for mask in (
+        packed.packed_mask(segments, torch.float32, kinds),
+        packed.additive_mask(segments, torch.float32, kinds),
+    ):
+        assert isinstance(mask, BlockMask) != bool(results)
+        module = torch.nn.Module()
+        out, _ = packed.packed_attention(module, *sides, mask, scaling=0.125)
+        kept = out[:, :2200]
+        results.append([kept, *torch.autograd.grad(kept.square().sum(), sides)])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

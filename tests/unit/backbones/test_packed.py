@@ -43,17 +43,15 @@ def by_pairs(segments: Tensor) -> Tensor:
     return seen
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_both_masks_see_the_same_pairs(name: str) -> None:
-    segments = segments_of(LAYOUTS[name])
-    dense = dense_mask(segments)
-    assert torch.equal(dense, by_pairs(segments))
-    blocks = block_mask(segments)
-    rows, length = segments.shape
+def listed_blocks(blocks: BlockMask, dense: Tensor) -> Tensor:
+    """[2, B, n, n] of the blocks that are read in part and as a whole, which together are the dense mask."""
+    rows, _, _, length = dense.shape
     count = -(-length // 128)
     kinds = torch.zeros(2, rows, count, count, dtype=torch.bool)
     listed = ((blocks.kv_num_blocks, blocks.kv_indices), (blocks.full_kv_num_blocks, blocks.full_kv_indices))
     for kind, (numbers, indices) in zip(kinds, listed, strict=True):
+        assert numbers is not None
+        assert indices is not None
         for b in range(rows):
             for q in range(count):
                 kind[b, q, indices[b, 0, q, : numbers[b, 0, q]].long()] = True
@@ -61,6 +59,17 @@ def test_both_masks_see_the_same_pairs(name: str) -> None:
     some, every = some[:, :length, :length], every[:, :length, :length]
     assert not (some & every).any()
     assert torch.equal(dense[:, 0], every | (some & dense[:, 0]))
+    return kinds
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_both_masks_see_the_same_pairs(name: str) -> None:
+    segments = segments_of(LAYOUTS[name])
+    dense = dense_mask(segments)
+    assert torch.equal(dense, by_pairs(segments))
+    kinds = listed_blocks(block_mask(segments), dense)
+    rows, length = segments.shape
+    count = -(-length // 128)
     whole = torch.nn.functional.pad(dense[:, 0], (0, count * 128 - length) * 2)
     tiles = whole.view(rows, count, 128, count, 128)
     assert torch.equal(kinds.any(0), tiles.any(4).any(2))  # no block is read for nothing
@@ -85,7 +94,9 @@ def test_flex_attention_gives_the_same_logprobs(family: str, monkeypatch: pytest
         return flex(*args, **options)
 
     monkeypatch.setattr(packed, "_flex", lambda device: counted)
-    monkeypatch.setattr("fourdthinker.backbones.common.packed_mask", lambda segments, _: block_mask(segments))
+    monkeypatch.setattr(
+        "fourdthinker.backbones.common.packed_mask", lambda segments, *_: block_mask(segments)
+    )
     blocks = replay_logprobs(checkpoint.backbone, batch)
     assert len(calls) == checkpoint.backbone.num_layers
     torch.testing.assert_close(blocks, dense, atol=2e-5, rtol=1e-5)

@@ -183,6 +183,11 @@ def test_frames_features_and_latents_may_be_given(checkpoint: Checkpoint, files:
     overlay = Frames(pixels=torch.zeros(1, 28, 28, 3, dtype=torch.uint8), kind="image", source="x")
     with pytest.raises(RecordError, match="overlay 0 has 1 features, and a block needs 4"):
         encoder.sample(replace(absent, text_output="<output_image>"), frames=pixels, imagery=overlay)
+    fifths = replace(encoder.latents, latent_size=5, compress_strategy="grid")
+    other = Encoder(encoder.tokenizer, encoder.spec, fifths, encoder.policy, encoder.style)
+    square = Frames(pixels=torch.zeros(1, 84, 84, 3, dtype=torch.uint8), kind="image", source="x")
+    with pytest.raises(RecordError, match="overlay 0 has 3 x 3 features, of which no grid has 5 cells"):
+        other.sample(replace(absent, text_output="<output_image>"), frames=pixels, imagery=square)
     Image.new("RGB", (28, 28)).save(files / "small.png")
     with pytest.raises(RecordError, match=r"data\.jsonl:7: overlay 1 has 1 features"):
         encoder.overlays(replace(record, images=[record.images[0], str(files / "small.png")]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint
+from fourdthinker.errors import ConfigError
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.samples import Sample
 from fourdthinker.settings import make_config
@@ -97,3 +99,30 @@ def test_own_latents_are_fed_in_the_last_updates_alone(
     monkeypatch.setattr(dift, "dift_objective", spy)
     train(tmp_path / "run", self_feed=0.25, max_steps=8)
     assert fed == [False] * 6 + [True] * 2
+
+
+def test_a_run_with_a_bottleneck_and_cells_goes_on_as_if_unbroken(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"latent_bottleneck": True, "latent_pooling": "grid", "self_feed": 0.5}
+    settings |= {"max_steps": 4, "save_steps": 2}
+    whole, killed = train(tmp_path / "whole", **settings), tmp_path / "killed"
+    shutil.copytree(whole.parent, killed)
+    for name in ("checkpoint-4", "final"):
+        shutil.rmtree(killed / name)
+    settings["resume_from_checkpoint"] = "auto"
+    with pytest.raises(ConfigError, match="latent_bottleneck"):
+        train(killed, **settings | {"latent_bottleneck": False})
+    one, two = load_checkpoint(whole), load_checkpoint(train(killed, **settings))
+    assert one.backbone.latents.compress_strategy == two.backbone.latents.compress_strategy == "grid"
+    for mine, other in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    plain = train(tmp_path / "plain", max_steps=1)
+    assert load_checkpoint(plain).backbone.latents.compress_strategy == "average"
+    assert abs(metrics(tmp_path / "plain")[0]["ce"] - metrics(tmp_path / "whole")[0]["ce"]) > 1e-4
+
+
+def test_a_bottleneck_needs_an_attention_that_takes_its_mask(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(layers=1)
+    checkpoint.backbone.hf.model.language_model.config._attn_implementation = "eager"
+    config = make_config(DiftConfig, BASE | {"output_dir": str(tmp_path), "latent_bottleneck": True})
+    with pytest.raises(ConfigError, match="latent_bottleneck needs sdpa attention, the model has eager"):
+        train_dift(config, checkpoint=checkpoint, samples=larger(checkpoint))

@@ -101,6 +101,7 @@ def test_rates_that_teach_nothing(rates: dict[str, float], words: str) -> None:
         ),
         ({"learning_rates": {"tower": -1}}, r"learning_rates\.tower is -1"),
         ({"latents": False, "latent_size": 4}, "latent_size is 4 and latents false"),
+        ({"latents": False, "latent_bottleneck": True}, "latent_bottleneck is True and latents false"),
         ({"latents": False, "self_feed": 0.2}, "self_feed is 0.2 and latents false"),
     ],
 )
