@@ -37,7 +37,8 @@ def load_model(
 
     Raises:
         CheckpointError: as `load_checkpoint`.
-        ConfigError: no model is named, or the given one has another frame policy than `config.frames`.
+        ConfigError: no model is named, or the given one has another frame policy than `config.frames`, or
+            another K than `config.latent_size`.
     """
     if config.lora is not None:
         resume = None
@@ -47,13 +48,25 @@ def load_model(
             raise ConfigError(f"model {resume or config.model} has an adapter; {MERGE_FIRST}")
     elif config.frames is not None and config.frames != checkpoint.policy:
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
-    if isinstance(config, DiftConfig) and config.latent_pooling is not None:
-        backbone = checkpoint.backbone
-        backbone.latents = replace(backbone.latents, compress_strategy=config.latent_pooling)
+    if isinstance(config, DiftConfig):
+        _set_targets(config, checkpoint.backbone)
     if config.instruction is not None:
         checkpoint.style = replace(checkpoint.style, instruction=config.instruction)
     checkpoint.backbone.to(args.device)
     return checkpoint
+
+
+def _set_targets(config: DiftConfig, backbone: Backbone) -> None:
+    """K is the model's by now, or the prompts that were encoded for it have another."""
+    latents = backbone.latents
+    if config.latent_size not in (None, latents.latent_size):
+        raise ConfigError(
+            f"latent_size is {config.latent_size}, and the checkpoint that was passed or is gone on from has "
+            f"{latents.latent_size}; leave it out, or change it there with "
+            "fourdthinker.latents.grow_vocabulary"
+        )
+    if config.latent_pooling is not None:
+        backbone.latents = replace(latents, compress_strategy=config.latent_pooling)
 
 
 def _load(config: TrainConfig, resume: str | None) -> Checkpoint:

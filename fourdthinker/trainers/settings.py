@@ -254,7 +254,10 @@ class DiftConfig(TrainConfig):
     weight_decay: WeightDecay = 0.01
 
     latent_size: Int | None = Field(
-        None, ge=1, description="Give a base checkpoint latent tokens, this many latents a block."
+        None,
+        ge=1,
+        description="K, the latents of a block: a base checkpoint gets latent tokens, one that has them takes "
+        "another K; null: the checkpoint's.",
     )
     latent_pooling: Literal["average", "grid"] | None = Field(
         None,

@@ -120,6 +120,11 @@ def test_a_run_with_a_bottleneck_and_cells_goes_on_as_if_unbroken(tmp_path: Path
     assert abs(metrics(tmp_path / "plain")[0]["ce"] - metrics(tmp_path / "whole")[0]["ce"]) > 1e-4
 
 
+def test_another_k_than_that_of_the_checkpoint_that_is_passed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="latent_size is 3, and the checkpoint that was passed .* has 4"):
+        train(tmp_path / "run", latent_size=3)
+
+
 def test_a_bottleneck_needs_an_attention_that_takes_its_mask(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(layers=1)
     checkpoint.backbone.hf.model.language_model.config._attn_implementation = "eager"
