@@ -57,7 +57,7 @@ def load_model(
 
 
 def _set_targets(config: DiftConfig, backbone: Backbone) -> None:
-    """K is the model's by now, or the prompts that were encoded for it have another."""
+    """Of a model that was loaded by its name K is as the settings say; another one is not changed by them."""
     latents = backbone.latents
     if config.latent_size not in (None, latents.latent_size):
         raise ConfigError(

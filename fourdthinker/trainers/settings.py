@@ -256,8 +256,8 @@ class DiftConfig(TrainConfig):
     latent_size: Int | None = Field(
         None,
         ge=1,
-        description="K, the latents of a block: a base checkpoint gets latent tokens, one that has them takes "
-        "another K; null: the checkpoint's.",
+        description="K, the latents of a block: a base checkpoint gets latent tokens, one that has them "
+        "takes another K; null: the checkpoint's.",
     )
     latent_pooling: Literal["average", "grid"] | None = Field(
         None,

@@ -121,7 +121,7 @@ def test_a_run_with_a_bottleneck_and_cells_goes_on_as_if_unbroken(tmp_path: Path
 
 
 def test_another_k_than_that_of_the_checkpoint_that_is_passed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="latent_size is 3, and the checkpoint that was passed .* has 4"):
+    with pytest.raises(ConfigError, match=r"latent_size is 3, and the checkpoint that was passed .* has 4"):
         train(tmp_path / "run", latent_size=3)
 
 
