@@ -164,7 +164,12 @@ def cell_grid(height: int, width: int, size: int) -> tuple[int, int] | None:
     """
     ways = [(down, size // down) for down in range(1, min(size, height) + 1) if size % down == 0]
     ways = [(down, across) for down, across in ways if across <= width]
-    return min(ways, key=lambda way: abs(math.log(height * way[1] / (width * way[0]))), default=None)
+
+    def longer(way: tuple[int, int]) -> float:
+        sides = height * way[1], width * way[0]  # of a cell, times K
+        return max(sides) / min(sides)
+
+    return min(ways, key=longer, default=None)
 
 
 def rescaled(hidden: Tensor, norm: float | None) -> Tensor:
