@@ -150,10 +150,11 @@ class Head:
         for rows in self.blocks(z):
             part = z[rows]
             if scratch is None:
-                scratch = torch.empty_like(part)
+                scratch = z.new_empty(2, *part.shape)
+            below, weight = scratch[:, : part.shape[0]]
             top = part.amax(dim=1)
             shift = torch.where(top == -torch.inf, 0.0, top)[:, None]  # -inf - -inf would be NaN
-            weight = torch.sub(part, shift, out=scratch[: part.shape[0]]).exp_()
+            torch.exp(torch.sub(part, shift, out=below), out=weight)
             total = weight.sum(dim=1)
             normaliser[rows] = top + total.log()
             if more is not None:
@@ -161,8 +162,9 @@ class Head:
                 more[1, rows] = (torch.linalg.vector_norm(weight, dim=1) / total).square()
                 more[2, rows] = part.mean(dim=1)
             if entropy is not None:
-                # A weight of 0 adds nothing, whatever its logarithm.
-                entropy[rows] = total.log() - torch.xlogy(weight, weight, out=weight).sum(dim=1) / total
+                # A weight of 0 adds nothing: its logarithm is made finite.
+                below.clamp_(min=torch.finfo(z.dtype).min).mul_(weight)
+                entropy[rows] = total.log() - below.sum(dim=1) / total
         return RowStats(chosen - normaliser, normaliser, entropy, more)
 
     def grad_(

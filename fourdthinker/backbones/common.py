@@ -21,7 +21,7 @@ from fourdthinker.backbones.adapted import base_state
 from fourdthinker.backbones.gathering import full_shape
 from fourdthinker.backbones.inputs import DeepStack, Inputs
 from fourdthinker.backbones.packed import NAME as PACKED
-from fourdthinker.backbones.packed import packed_mask, use_packed_attention
+from fourdthinker.backbones.packed import additive_mask, packed_mask, use_packed_attention
 from fourdthinker.backbones.pooling import imagery_latents
 from fourdthinker.backbones.tower import use_packed_attention as use_packed_tower
 from fourdthinker.errors import CheckpointError, ConfigError
@@ -169,7 +169,7 @@ class Backbone(nn.Module, ABC):
     def attention(self) -> str:
         """Which of transformers' attention implementations the language model runs with."""
         name = self._text_config._attn_implementation
-        return "sdpa" if name == PACKED else name  # which differ in masks of flex_attention alone
+        return "sdpa" if name == PACKED else name  # which differ in masks alone
 
     @contextmanager
     def set_attention(self, name: str) -> Iterator[None]:
@@ -349,7 +349,8 @@ class Backbone(nn.Module, ABC):
         inputs, segments = self.embed_inputs(batch), batch.get("segments")
         embeds, mask = inputs.embeds, None
         if segments is not None:
-            mask = packed_mask(segments, self._attention_dtype(embeds), batch.get("bottleneck"))
+            make = packed_mask if self._text_config._attn_implementation == PACKED else additive_mask
+            mask = make(segments, self._attention_dtype(embeds), batch.get("bottleneck"))
         if self._tower_is_trained() and (batch.get("patches") is None or not batch["vision_index"].numel()):
             embeds = embeds + 0.0 * self._blank_features().sum().to(embeds.dtype)
         hidden = self.decode(embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)

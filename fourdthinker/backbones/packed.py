@@ -2,7 +2,8 @@
 
 A mask of S x S positions is 2 GB a layer at 32k, so on CUDA long sequences go through flex_attention, whose
 mask says for each pair of blocks of 128 positions whether all, some or none of it is seen. Both masks are
-made on the device from one number a position, and a second one with a bottleneck.
+made on the device from one number a position, and a second one with a bottleneck. A CPU computes a sequence
+piece by piece from these numbers (`segment_attention`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fourdthinker.backbones.segment_attention import segment_attention
 from fourdthinker.samples import BARRED, FRAMES
 
 NAME = "fourdthinker_packed"
@@ -54,9 +56,12 @@ def packed_mask(segments: Tensor, dtype: torch.dtype, bottleneck: Tensor | None 
         bottleneck: [B, S] integers: what is ``BARRED`` does not see what is ``FRAMES``; None: nothing is.
 
     Returns:
-        On the device of ``segments``: [B, 1, S, S] of ``dtype``, 0 or -inf, on the CPU and for short
-        sequences, else a mask of flex_attention.
+        What `packed_attention` takes. On the CPU without a bottleneck: the segments, [B, 1, 1, S]. For short
+        sequences, and with a bottleneck on the CPU: [B, 1, S, S] of ``dtype``, 0 or -inf. Else a mask of
+        flex_attention.
     """
+    if segments.device.type == "cpu" and bottleneck is None:
+        return segments[:, None, None].int()
     if segments.device.type == "cuda" and segments.shape[1] >= FLEX_FROM:
         return block_mask(segments, bottleneck)
     return additive_mask(segments, dtype, bottleneck)
@@ -141,7 +146,7 @@ def packed_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As the layers of transformers call it: SDPA, and flex_attention where the mask is one of its own.
+    """As the layers of transformers call it: what fits the mask, and SDPA where it is a plain one.
 
     Args:
         module: the calling layer.
@@ -149,17 +154,21 @@ def packed_attention(
         key: [B, kv_heads, S, D].
         value: as ``key``.
         attention_mask: of :func:`packed_mask`, or any mask that SDPA takes.
-        scaling: factor of the scores.
+        scaling: factor of the scores; None: 1 / sqrt(D).
         **options: passed on to SDPA.
 
     Returns:
         [B, S, heads, D], and None for the attention weights.
     """
-    if not isinstance(attention_mask, BlockMask):
+    by_segments = isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int32
+    if not by_segments and not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # which flex_attention does not know
+    if torch.is_autocast_enabled(device):  # which only SDPA knows
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    if by_segments:
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return segment_attention(query, key, value, attention_mask[:, 0, 0], factor).transpose(1, 2), None
     out = _flex(device)(
         query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

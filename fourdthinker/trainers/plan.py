@@ -18,6 +18,7 @@ from torch import Tensor
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import compute_in, outline, vision_patches
+from fourdthinker.backbones.packed import FLEX_FROM
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import read_json_object
@@ -92,7 +93,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     Args:
         config: the settings; `model` is a folder or a hub name, of which the config is read.
         world_size: processes, among which ZeRO divides what it divides.
-        on_cpu: whether it trains on the CPU, where masks are dense and chunks of logits small.
+        on_cpu: whether it trains on the CPU, where chunks of logits are small.
 
     Raises:
         CheckpointError: the model's config cannot be used.
@@ -275,8 +276,9 @@ def _traced(
 ) -> tuple[int, int, int]:
     """Bytes of the largest pass at its worst moment, of what its forward keeps, and of a chunk of logits."""
     batch, objective = _batch(config, backbone, shape, grid)
-    if not on_cpu and shape.positions // shape.prompts >= 2048:
-        batch.pop("segments", None)  # flex_attention makes no mask of all pairs
+    by_flex = not on_cpu and shape.positions // shape.prompts >= FLEX_FROM
+    if by_flex or (on_cpu and "bottleneck" not in batch):
+        batch.pop("segments", None)  # no mask of all pairs is made
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
     elif not (config.deepspeed or config.torch_compile):

@@ -103,10 +103,14 @@ def test_flex_attention_gives_the_same_logprobs(family: str, monkeypatch: pytest
     assert (dense - rollout.logprobs).abs().max() < 1e-4
 
 
-def test_short_sequences_and_the_cpu_take_a_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = packed_mask(torch.zeros(1, packed.FLEX_FROM, dtype=torch.int32), torch.float32)
+def test_short_sequences_take_a_dense_mask_and_the_cpu_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = torch.zeros(2, packed.FLEX_FROM, dtype=torch.int32)
+    mask = packed_mask(segments, torch.float32)
     assert isinstance(mask, Tensor)
-    assert mask.dtype == torch.float32
+    assert mask.shape == (2, 1, 1, packed.FLEX_FROM)
+    barred = packed_mask(segments[:, :3], torch.float32, torch.zeros(2, 3, dtype=torch.int8))
+    assert isinstance(barred, Tensor)
+    assert (barred.shape, barred.dtype) == ((2, 1, 3, 3), torch.float32)
     made = []
     for name in ("block_mask", "additive_mask"):
         monkeypatch.setattr(packed, name, lambda *_, name=name: made.append(name))
@@ -132,10 +136,12 @@ def test_the_users_choice_of_attention_stays() -> None:
     assert isinstance(block_mask(torch.zeros(1, 3, dtype=torch.int32)), BlockMask)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_no_layer_keeps_a_mask_of_its_own(shared: bool) -> None:
-    """One mask for all layers of a packed batch, none at all for one that is padded on the right."""
+@pytest.mark.parametrize(("shared", "attention", "made"), [(False, "", 0), (True, "", 0), (True, "sdpa", 1)])
+def test_no_layer_keeps_a_mask_of_its_own(shared: bool, attention: str, made: int) -> None:
+    """One mask for all layers of a packed batch, where attention needs one at all."""
     backbone = tiny_checkpoint(layers=4).backbone
+    if attention:
+        backbone.hf.model.language_model.config._attn_implementation = attention
     ids = torch.randint(0, 300, (2, 40))
     batch = {"input_ids": ids, "position_ids": torch.arange(40).expand(3, 2, 40)}
     if shared:
@@ -152,5 +158,5 @@ def test_no_layer_keeps_a_mask_of_its_own(shared: bool) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         kept = backbone(batch, lambda backbone, hidden, batch: hidden)
-    assert len(masks) == int(shared), masks
+    assert len(masks) == made, masks
     assert kept.requires_grad
