@@ -160,15 +160,17 @@ def packed_attention(
     Returns:
         [B, S, heads, D], and None for the attention weights.
     """
-    by_segments = isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int32
-    if not by_segments and not isinstance(attention_mask, BlockMask):
+    of_segments = (
+        attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int32 else None
+    )
+    if of_segments is None and not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     device = query.device.type
     if torch.is_autocast_enabled(device):  # which only SDPA knows
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    if by_segments:
+    if of_segments is not None:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return segment_attention(query, key, value, attention_mask[:, 0, 0], factor).transpose(1, 2), None
+        return segment_attention(query, key, value, of_segments[:, 0, 0], factor).transpose(1, 2), None
     out = _flex(device)(
         query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
