@@ -69,8 +69,7 @@ def exact_weights(model: nn.Module, dtypes: Mapping[str, torch.dtype], *, keep: 
         with gathered(model):
             yield
         return
-    for module in sharded:
-        module.reshard()  # a pass without a backward leaves weights gathered
+    reshard(model)
     owners = [
         (module, name, parameter, f"{prefix}.{name}".lstrip("."))
         for prefix, module in model.named_modules()
@@ -93,6 +92,16 @@ def exact_weights(model: nn.Module, dtypes: Mapping[str, torch.dtype], *, keep: 
         finally:
             for module, name, parameter, _ in owners:
                 module._parameters[name] = parameter
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 drop the weights that a forward without a backward has left gathered.
+
+    While they are, the parameters of the model are not those of its optimizer.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _full(parameter: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fourdthinker.backbones.gathering import reshard
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.metric_sums import MetricSums
@@ -209,6 +210,8 @@ class PassTrainer(ResumableTrainer):
         """One pass; `alone`: its backward waits for no other rank."""
         loss, metrics = self._run_forward(model, forward)
         if not self._agree(loss, forward.items.unique().tolist()):
+            if self.is_fsdp_enabled:
+                reshard(model)  # or the gradients so far would be of parameters that the model does not have
             return torch.zeros((), device=self.args.device)
         assert loss is not None
         self.metric_sums.add(metrics)

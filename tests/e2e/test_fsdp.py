@@ -1,6 +1,6 @@
 """FSDP2 by the whole trainers, on two processes of a CPU: gradients of one process, checkpoints, going on.
 
-Two cases run always; `FOURDTHINKER_FSDP=1` runs all of them, which takes minutes.
+`FOURDTHINKER_FSDP=1` runs all cases, which takes minutes.
 """
 
 from __future__ import annotations
@@ -121,6 +121,25 @@ def test_a_run_goes_on_as_if_nothing_had_stopped_it(tmp_path: Path) -> None:
     assert kept[trained].dtype == torch.float32
     assert torch.equal(kept[trained].bfloat16(), weights[trained])
     assert not torch.equal(kept[trained], weights[trained].float())
+
+
+def void(rank: int, folder: Path) -> None:
+    """The second micro-batch of an update is not finite: nothing of the first is left for the next update."""
+    for fsdp in (True, False):
+        checkpoint = tiny_checkpoint(hidden=32, layers=2)
+        items = samples(checkpoint, 16)
+        items[8].latents = torch.full((12, 32), torch.nan)  # in the second micro-batch of the second update
+        values = {"fsdp": fsdp, "bf16": False, "gradient_accumulation_steps": 2, "save_steps": 0, "seed": 3}
+        config = run_of(folder / str(fsdp), optim="sgd", learning_rate=0.1, **values)
+        train_dift(config, checkpoint=checkpoint, samples=items)
+
+
+def test_a_void_update_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert run_ranks(void, tmp_path) == [0, 0]
+    ours, plain = (metrics(tmp_path / name) for name in ("True", "False"))
+    assert [line["bad_steps"] for line in ours] == [0, 1, 1, 1]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in ours] == pytest.approx([line[key] for line in plain], rel=1e-4)
 
 
 def test_one_process_is_refused(tmp_path: Path) -> None:
