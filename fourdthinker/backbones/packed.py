@@ -171,7 +171,9 @@ def packed_attention(
     if of_segments is not None:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return segment_attention(query, key, value, of_segments[:, 0, 0], factor).transpose(1, 2), None
-    out = _flex(device)(
+    # Within a layer that is compiled it is compiled with the layer, as transformers does it.
+    flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _flex(device)  # type: ignore[assignment]
+    out = flex(
         query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return out.transpose(1, 2).contiguous(), None
