@@ -74,7 +74,8 @@ def dift_objective(
 
     Returns:
         This batch's share of the loss (float32 scalar) and the metrics `ce`, `cosine`, `latent_cos` and, for
-        the k-th latent of a block, `latent_cos_k`.
+        the k-th latent of a block, `latent_cos_k`; `latent_norm_ratio`, the mean of |h| / |target|; and
+        `latent_direction`, the length of the mean of the directions of h, a mean over batches.
     """
     spec = backbone.latents
     flat = hidden.flatten(0, 1)
@@ -104,7 +105,31 @@ def dift_objective(
     per_slot = cos.view(-1, spec.latent_size)
     for k in range(spec.latent_size):
         metrics[f"latent_cos_{k}"] = (per_slot[:, k].sum(), zero + per_slot.shape[0])
+    own = flat.detach()[index - 1].float()
+    ratios = _norm_ratios(own, batch["latents"].float()) if index.numel() else own.new_zeros(0)
+    metrics["latent_norm_ratio"] = (ratios.sum(), latents)
+    lengths = mean_direction(own)
+    metrics["latent_direction"] = (lengths.sum(), zero + lengths.numel())
     return loss, metrics
+
+
+def mean_direction(latents: Tensor) -> Tensor:
+    """How much latents are one direction.
+
+    Args:
+        latents: [N, H].
+
+    Returns:
+        [1] float32, the length of the mean of their directions, 1 where all are the same; [0] of fewer than
+        2.
+    """
+    if latents.shape[0] < 2:
+        return latents.new_zeros(0, dtype=torch.float32)
+    return torch.nn.functional.normalize(latents.float(), dim=-1).mean(0).norm()[None]
+
+
+def _norm_ratios(own: Tensor, others: Tensor) -> Tensor:
+    return own.norm(dim=-1) / others.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def normed_dift_objective(
@@ -130,14 +155,16 @@ def normed_dift_objective(
         options: the further ones of `dift_objective`.
 
     Returns:
-        Loss and metrics as `dift_objective`, with `latent_log_norm`, the mean of log |h| - log n; and [2]
-        float64: the sum of log |target|, and the number of targets.
+        Loss and metrics as `dift_objective`, with `latent_log_norm`, the mean of log |h| - log n, and
+        `latent_norm_loss`, that of its square; and [2] float64: the sum of log |target|, and the number of
+        targets.
     """
     loss, metrics = dift_objective(backbone, hidden, batch, num_latents=num_latents, **options)
     index: Tensor = batch["latent_index"]
     if not index.numel():
         nothing = hidden.new_zeros(2, dtype=torch.float64)
-        return loss, metrics | {"latent_log_norm": (nothing[0], nothing[1])}, nothing
+        none = (nothing[0], nothing[1])
+        return loss, metrics | {"latent_log_norm": none, "latent_norm_loss": none}, nothing
     norms = hidden.flatten(0, 1)[index - 1].float().norm(dim=-1).log()
     targets = batch["latents"].float().norm(dim=-1).log()
     norm = backbone.latents.latent_norm
@@ -145,6 +172,7 @@ def normed_dift_objective(
     loss = loss + norm_weight * difference.square().sum() / num_latents
     number = difference.new_tensor(index.numel(), dtype=torch.float64)
     metrics["latent_log_norm"] = (difference.detach().sum(), number)
+    metrics["latent_norm_loss"] = (difference.detach().square().sum(), number)
     return loss, metrics, torch.stack([targets.double().sum(), number])
 
 
@@ -242,7 +270,8 @@ def latent_objective(
         num_latents: those that count in the whole update.
 
     Returns:
-        This batch's share of the loss, weight included, and `latent_anchor` (mean cosine) or `latent_ratio`.
+        This batch's share of the loss, weight included, `latent_anchor` (mean cosine) or `latent_ratio`, and
+        `latent_loss`, the mean of the loss, weight included.
     """
     rows: Tensor = batch["latent_rows"]
     counted = rows >= 0
@@ -255,9 +284,25 @@ def latent_objective(
         gains = batch["advantages"][rows.clamp(min=0)].to(shown.dtype)
         loss = -torch.minimum(shown * gains, shown.clamp(options.low, options.high) * gains)
     number = counted.sum().double()
-    total = torch.where(counted, loss, 0.0).sum() / num_latents
+    total = term.weight * torch.where(counted, loss, 0.0).sum()
     name = "latent_anchor" if term.kind == "cosine" else "latent_ratio"
-    return term.weight * total, {name: (torch.where(counted, shown.detach(), 0.0).sum(), number)}
+    metrics = {
+        name: (torch.where(counted, shown.detach(), 0.0).sum(), number),
+        "latent_loss": (total.detach(), number),
+    }
+    return total / num_latents, metrics
+
+
+@torch.no_grad()
+def _replayed(own: Tensor, batch: Batch) -> Metrics:
+    """What the trainer thinks at the latents of a rollout, [N, H], beside what the sampler fed there."""
+    counted, fed = batch["latent_rows"] >= 0, batch["latents"].float()
+    values = {
+        "latent_cos": torch.nn.functional.cosine_similarity(own, fed, dim=-1),
+        "latent_norm_ratio": _norm_ratios(own, fed),
+    }
+    number = counted.sum().double()
+    return {name: (torch.where(counted, value, 0.0).sum(), number) for name, value in values.items()}
 
 
 def grpo_objective(
@@ -294,7 +339,8 @@ def grpo_objective(
     Returns:
         This batch's share of the loss, metrics as (sum, weight) over policy tokens, and the log-probabilities
         [R, T], detached. `sampler_gap` is the mean of |replayed - sampler| log-probability, which is rounding
-        alone; `sampler_gap_max` is shown as the mean over batches of the largest.
+        alone; `sampler_gap_max` is shown as the mean over batches of the largest. `latent_cos` and
+        `latent_norm_ratio` compare what the policy thinks at the latents with those that were replayed.
     """
     index, mask = batch["completion_index"], batch["policy_mask"]
 
@@ -327,6 +373,8 @@ def grpo_objective(
     metrics: Metrics = {
         name: (value * weight[largest[name]], weight[largest[name]]) for name, value in values.items()
     }
+    if "latent_rows" in batch:
+        metrics |= _replayed(thoughts(backbone, hidden.detach(), batch), batch)
     if latent_term is not None:
         own = thoughts(backbone, hidden, batch)
         latent_loss, shown = latent_objective(latent_term, own, batch, options, num_latents=num_latents)

@@ -13,12 +13,13 @@ from rich.progress import (
 )
 
 
-def progress_bar(*, shown: bool = True, transient: bool = False) -> Progress:
+def progress_bar(*, shown: bool = True, transient: bool = False, window: float = 30.0) -> Progress:
     """Description, bar, done of total, time gone and time left, on standard error.
 
     Args:
         shown: whether it is drawn at all.
         transient: it vanishes at the end.
+        window: seconds over which the speed is estimated, longer than a step takes.
 
     Returns:
         The bar, not started.
@@ -32,4 +33,5 @@ def progress_bar(*, shown: bool = True, transient: bool = False) -> Progress:
         console=Console(stderr=True),
         disable=not shown,
         transient=transient,
+        speed_estimate_period=window,
     )

@@ -1,1 +1,1 @@
-"""The model within other evaluation harnesses: lmms-eval and VLMEvalKit."""
+"""The model within other evaluation harnesses: lmms-eval and VLMEvalKit; trackers of experiments."""

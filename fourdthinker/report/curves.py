@@ -21,6 +21,8 @@ KNOWN = {
     "reward": "Reward",
     "reward_accuracy_reward": "Accuracy reward",
     "reward_format_reward": "Format reward",
+    "eval_loss": "Held-out loss",
+    "eval_reward": "Held-out reward (greedy)",
     "kl": "KL to the reference",
     "sampler_gap": "Sampler–trainer gap (nats)",
     "entropy": "Entropy (nats a token)",

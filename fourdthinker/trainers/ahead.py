@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-import torch
-
-from fourdthinker.objectives import Metrics
 from fourdthinker.trainers.loader import errors_of_workers
 
 T = TypeVar("T")
@@ -27,11 +23,9 @@ class Ahead(Generic[T]):
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
-        self.metrics: Metrics = {}  # of the last call of `take`: the share of the time that it waited
         self._source: Iterator[T] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._coming: deque[Future[T | None]] = deque()
-        self._taken = time.perf_counter()
 
     def take(self, source: Iterator[T], count: int) -> list[T]:
         """The next `count` batches of an iterator, fewer at its end; what it raises is raised here.
@@ -40,7 +34,6 @@ class Ahead(Generic[T]):
             source: the same one until it has ended, or is left for another. Nobody else may read it.
             count: how many.
         """
-        started = time.perf_counter()
         if source is not self._source:
             self.close()
             self._source, self._pool = source, ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -52,9 +45,6 @@ class Ahead(Generic[T]):
             self._coming.append(self._pool.submit(next, source, None))  # type: ignore[union-attr]
             if batch is not None:
                 taken.append(batch)
-        now = time.perf_counter()
-        self.metrics = {"waiting": (torch.tensor(now - started), torch.tensor(now - self._taken))}
-        self._taken = now
         return taken
 
     def close(self) -> None:

@@ -124,8 +124,8 @@ ALARMS = (
     Alarm(
         "latent_direction",
         _one_direction,
-        "the latents have collapsed to one direction and hold nothing: set latent_term=cosine, raise "
-        "loss.beta, or go back to an earlier checkpoint",
+        "the latents have collapsed to one direction and hold nothing: in 4DRL set latent_term=cosine or "
+        "raise loss.beta, in DIFT raise sim_loss_weight; or go back to an earlier checkpoint",
     ),
     Alarm(
         "failed_rewards",

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -20,6 +19,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.integrations.trackers import require_trackers
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.deepspeed_config import check_deepspeed
 from fourdthinker.trainers.settings import TrainConfig
@@ -37,7 +37,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     """
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
     shared = {name: getattr(config, name) for name in type(config).model_fields if name in names}
-    for name in ("resume_from_checkpoint", "gradient_checkpointing", "torch_compile"):  # done here
+    # Done here, not by Trainer.
+    for name in ("resume_from_checkpoint", "gradient_checkpointing", "torch_compile", "save_total_limit"):
         shared.pop(name)
     if config.fsdp:
         shared["fsdp_config"] = {"version": 2}
@@ -45,6 +46,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     _check_processes(config)
     if config.deepspeed is not None:
         check_deepspeed(config, int(os.environ.get("WORLD_SIZE", "1")))
+    require_trackers(config.report_to)
     shared["ddp_timeout"] = patience(config)
     shared["save_strategy"] = "steps" if config.save_steps else "no"
     shared["save_steps"] = config.save_steps or 1
@@ -55,7 +57,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
                 logging_nan_inf_filter=False,  # non-finite losses are handled here
                 remove_unused_columns=False,
                 ddp_find_unused_parameters=False,  # every trained part runs in every batch
-                disable_tqdm=not sys.stderr.isatty(),
+                disable_tqdm=True,  # `live.py` draws a line of its own
                 log_level="warning",
             )
             _ = args.n_gpu  # sets devices up

@@ -6,6 +6,7 @@ Private members of `transformers` that are overridden here say when they are cal
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import Trainer, set_seed
+from transformers.trainer_utils import rotate_checkpoints
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
@@ -35,6 +37,9 @@ class ResumableTrainer(Trainer):
     settings: TrainConfig
     checkpoint: Checkpoint
     items: Items[Any]
+    held_out: Items[Any] | None
+    judged_by: str  # the metric of an evaluation that tells which checkpoint is the best
+    greater_is_better: bool
     masters: MasterWeights | None
     dtypes: dict[str, torch.dtype]  # of the weights, as they are saved
     divisions: int  # how often forwards were halved because memory ran out
@@ -52,9 +57,33 @@ class ResumableTrainer(Trainer):
         return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Called by Trainer, whose errors of writing name no file."""
+        """Called by Trainer, whose errors of writing name no file.
+
+        Checkpoints beyond the limit are deleted here, not by Trainer, which with a limit of 1 would keep the
+        best one at the end and no newest one to go on from.
+        """
+        if self.state.best_global_step:  # written in this folder, wherever the run went on from
+            best = f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(Path(self.settings.output_dir) / best)
         with writing(Path(self.settings.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            rotate_checkpoints(
+                self.settings.output_dir, self.settings.save_total_limit, self.state.best_model_checkpoint
+            )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Called by Trainer after an evaluation: what is better than all before is written.
+
+        Its own method would note the update, and write no checkpoint of it.
+        """
+        value, best = metrics.get(f"eval_{self.judged_by}", math.nan), self.state.best_metric
+        sign = 1 if self.greater_is_better else -1
+        better = math.isfinite(value) and (best is None or sign * value > sign * best)
+        if better:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.control.should_save = True
+        return better
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint into `output_dir`, from the first process.
@@ -71,11 +100,18 @@ class ResumableTrainer(Trainer):
                 self.masters.save(Path(folder))
 
     def _write_run_state(self, folder: Path, updates: int) -> None:
-        run_state(self.settings, self.args, updates, self._data, self.divisions).write(folder)
+        state = run_state(
+            self.settings, self.args, updates, self._data, self.divisions, held_out=self._held_out_data
+        )
+        state.write(folder)
 
     @functools.cached_property
     def _data(self) -> str:
         return self.items.fingerprint()
+
+    @functools.cached_property
+    def _held_out_data(self) -> str | None:
+        return None if self.held_out is None else self.held_out.fingerprint()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""

@@ -52,8 +52,11 @@ def load_items(
     kept: Kept,
     *,
     resume: str | None = None,
+    held_out: bool = False,
 ) -> Items[Any]:
-    """The records of `config.data` as items that encode themselves on access: samples or prompts.
+    """The records of `config.data` or `config.eval_data` as items that encode themselves on access.
+
+    They become samples or prompts.
 
     Every record is validated, and with `config.check_media` every clip and picture read once and every record
     measured. With `config.cache_dir` the vision features in `kept` are computed.
@@ -66,6 +69,7 @@ def load_items(
         kept: what a cache keeps.
         resume: the checkpoint folder that the run goes on from; with on_bad_record=skip its records are those
             that the run began with, and are not checked once more.
+        held_out: the records to evaluate on; to be loaded after the others.
 
     Returns:
         The items, in the order of the files.
@@ -79,7 +83,7 @@ def load_items(
     # Filling the cache reads everything too, but cannot leave a record out.
     covered = config.cache_dir is not None and kept.clips and config.on_bad_record == "raise"
     wanted = checks if config.check_media and not covered else None
-    records = load_records(config, args, kind, wanted, began_in=_began_in(config, resume))
+    records = load_records(config, args, kind, wanted, began_in=_began_in(config, resume), held_out=held_out)
     source: Encoder | VisionCache = encoder
     if config.cache_dir is not None:
         source = cache = _filled_cache(config, args, checkpoint, encoder, records, kept)
@@ -150,8 +154,11 @@ def load_records(
     checks: Checks | None,
     *,
     began_in: Path | None = None,
+    held_out: bool = False,
 ) -> list[Record]:
-    """All records of `config.data`, validated; those skipped are in `output_dir`/rejected.jsonl.
+    """All records of `config.data` or `config.eval_data`, validated.
+
+    Those skipped are in `output_dir`/rejected.jsonl.
 
     Args:
         config: the settings.
@@ -161,6 +168,7 @@ def load_records(
             decoded, is too small or too long shows before the first step; None: media are not read.
         began_in: the folder of the run that goes on. With on_bad_record=skip the lines left out are those
             in its rejected.jsonl and no others: what broke since then stays a record.
+        held_out: the records to evaluate on. What is skipped of them joins what is there of the others.
 
     Returns:
         The records, in the order of the files.
@@ -169,7 +177,8 @@ def load_records(
         RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
         ConfigError: no data is named.
     """
-    if not config.data:
+    files = config.eval_data if held_out else config.data
+    if not files:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
     left_out = None
     if began_in is not None and config.on_bad_record == "skip":
@@ -177,14 +186,14 @@ def load_records(
     rejected = None
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
-        if began_in is None or not rejected.parent.samefile(began_in):
+        if not held_out and (began_in is None or not rejected.parent.samefile(began_in)):
             if rejected.exists():
                 write_bytes(rejected, b"")  # through a link, whose file stays
             if left_out:
                 append_lines(rejected, left_out.values())
     check = None if checks is None else functools.partial(_checked, args, find=checks.media)
     records: list[Record] = []
-    for path in config.data:
+    for path in files:
         records += read_records(
             path,
             media_root=config.media_root,
@@ -194,10 +203,10 @@ def load_records(
             check=check,
             left_out=left_out,
         )
-    skipped = 0 if rejected is None else len(_left_out(rejected))
+    skipped = 0 if rejected is None or held_out else len(_left_out(rejected))
     if skipped:
         logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), rejected)
-    logger.info("%d records from %s", len(records), ", ".join(config.data))
+    logger.info("%d records from %s", len(records), ", ".join(files))
     return records
 
 

@@ -23,12 +23,13 @@ from fourdthinker.backbones.common import Objective
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.backbones.self_feed import with_own_latents
 from fourdthinker.errors import ConfigError
-from fourdthinker.objectives import dift_objective, normed_dift_objective
-from fourdthinker.samples import Batch, Sample, collate
+from fourdthinker.objectives import Metrics, dift_objective, normed_dift_objective
+from fourdthinker.samples import IGNORE, Batch, Sample, collate
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut, cut_into, halves
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
+from fourdthinker.trainers.operations import Counts, patches_of
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Forward, Parts
@@ -58,6 +59,22 @@ class DiftTrainer(LatentTrainer):
             self._parts = [*([] for _ in batches[1:]), self._by_budget(self.settings.max_tokens_per_forward)]
         for _ in range(self.divisions):
             self.halve()
+        lengths = torch.tensor([sample.input_ids.numel() for _, sample in self._samples])
+        number = torch.tensor(len(lengths))
+        self.metric_sums.add({"sample_length": (lengths.sum(), number)})
+        self.speed.add(tokens=int(lengths.sum()), operations=self._operations())
+
+    def _operations(self) -> float:
+        """Of the update; the tower's passes over frozen pictures are without gradient."""
+        counts, alone = Counts(), 0
+        for _, sample in self._samples:
+            length = sample.input_ids.numel()
+            logits = int((sample.labels[1:] != IGNORE).sum())
+            counts += Counts(length, length**2 / 2, logits, patches_of(sample.vision))
+            alone += 0 if sample.latents is not None else patches_of(sample.imagery)
+        if self.settings.freeze_vision:
+            alone += int(counts.patches)
+        return self.costs.training(counts, self.settings) + self.costs.patch * alone
 
     def halve(self) -> bool:
         """Cut the update into forwards of half the samples; False where each has one already."""
@@ -101,6 +118,34 @@ class DiftTrainer(LatentTrainer):
             mixed = new if old is None else _KEPT * math.log(old) + (1 - _KEPT) * new
             backbone.latents = replace(backbone.latents, latent_norm=math.exp(mixed))
 
+    # ---- evaluation
+
+    judged_by, greater_is_better = "loss", False
+
+    def evaluate_batch(self, batch: list[Any]) -> Metrics:
+        """The parts of the loss of held-out samples, with the targets as latents.
+
+        Args:
+            batch: (index, sample) pairs.
+        """
+        tensors = collate([sample for _, sample in batch], self.checkpoint.backbone.vision.pad_id)
+        tensors = {name: value.to(self.args.device) for name, value in tensors.items()}
+        objective = self._objective(tensors["rows"].numel(), tensors["latent_index"].numel())
+        with self.accelerator.autocast():
+            _, metrics, *_ = self.model_wrapped(tensors, objective)
+        return metrics
+
+    def evaluated(self, means: dict[str, float]) -> dict[str, float]:
+        """The parts, and the loss that an update on all held-out samples would have."""
+        spec, config = self.checkpoint.backbone.latents, self.settings
+        weights = {
+            "ce": spec.ce_loss_weight if config.ce_loss_weight is None else config.ce_loss_weight,
+            "cosine": spec.sim_loss_weight if config.sim_loss_weight is None else config.sim_loss_weight,
+            "latent_norm_loss": config.latent_norm,
+        }
+        loss = sum(weight * means[name] for name, weight in weights.items() if name in means)
+        return {"loss": loss} | means
+
     # ---- the division into forwards
 
     @property
@@ -130,15 +175,7 @@ class DiftTrainer(LatentTrainer):
         numbers = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
         num_tokens, num_latents = self.sum_over_ranks(numbers)
         self._log_norms = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        options: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "num_latents": num_latents,
-            "ce_weight": self.settings.ce_loss_weight,
-            "sim_weight": self.settings.sim_loss_weight,
-        }
-        objective: Objective = functools.partial(dift_objective, **options)
-        if weight := self.settings.latent_norm:
-            objective = functools.partial(normed_dift_objective, norm_weight=weight, **options)
+        objective = self._objective(num_tokens, num_latents)
         numbered = itertools.count()
         return [
             [
@@ -147,6 +184,17 @@ class DiftTrainer(LatentTrainer):
             ]
             for parts, batches in zip(self._parts, made, strict=True)
         ]
+
+    def _objective(self, num_tokens: Tensor | float, num_latents: Tensor | float) -> Objective:
+        options: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "num_latents": num_latents,
+            "ce_weight": self.settings.ce_loss_weight,
+            "sim_weight": self.settings.sim_loss_weight,
+        }
+        if weight := self.settings.latent_norm:
+            return functools.partial(normed_dift_objective, norm_weight=weight, **options)
+        return functools.partial(dift_objective, **options)
 
     def _collate(self, part: list[int]) -> Batch:
         """A batch of some samples; of none, one in which the shortest is run and nothing of it counts."""
@@ -165,6 +213,7 @@ def train_dift(
     *,
     checkpoint: Checkpoint | None = None,
     samples: Sequence[Sample] | None = None,
+    held_out: Sequence[Sample] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Fine-tune on imagery reasoning.
@@ -174,6 +223,8 @@ def train_dift(
         checkpoint: what to train, changed in place; None: loaded from `config.model`.
         samples: encoded samples in memory, all with `vision.features` (or patches) and `latents` (or
             imagery); None: made from the records of `config.data`.
+        held_out: samples likewise, to evaluate on every `eval_steps` updates; None: made from the records of
+            `config.eval_data`, if any.
         callbacks: of `transformers`, added to those of Trainer.
 
     Returns:
@@ -201,7 +252,7 @@ def train_dift(
         wants_reference=False,
         make_trainer=functools.partial(make_trainer, config),
     )
-    return train(config, recipe, given=checkpoint, items=samples, callbacks=callbacks)
+    return train(config, recipe, given=checkpoint, items=samples, held_out=held_out, callbacks=callbacks)
 
 
 def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:

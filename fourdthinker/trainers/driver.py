@@ -6,6 +6,7 @@ What differs between DIFT and 4DRL is in a `Recipe`, which `dift.py` and `grpo.p
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -65,6 +66,7 @@ def train(
     *,
     given: Checkpoint | None = None,
     items: Sequence[Any] | None = None,
+    held_out: Sequence[Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Train, and return the folder of the final checkpoint, `output_dir`/final.
@@ -74,6 +76,7 @@ def train(
         recipe: what is particular to this way of training.
         given: what to train, changed in place; None: loaded from `config.model`.
         items: encoded samples or prompts in memory; None: made from the records of `config.data`.
+        held_out: what to evaluate on, likewise of `config.eval_data`.
         callbacks: of `transformers`, added to those of Trainer.
 
     Raises:
@@ -87,7 +90,7 @@ def train(
         resume = find_resume(config, args)
         if config.cache_dir is not None:
             check_folder(config.cache_dir)
-        trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, watch))
+        trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, held_out, watch))
         loaded = resume is not None and given is None
         try:
             return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
@@ -102,6 +105,7 @@ def _parts(
     resume: str | None,
     given: Checkpoint | None,
     items: Sequence[Any] | None,
+    held_out: Sequence[Any] | None,
     watch: Watch,
 ) -> Parts:
     """Model, reference and data of a run; everything is checked."""
@@ -115,14 +119,20 @@ def _parts(
     if config.liger is not False and use_liger(checkpoint.backbone, required=config.liger is True):
         logger.info("RMSNorm and SwiGLU run by Liger")
     watch.enter("reading the data", 0, 2)
-    if items is None:
-        data = load_items(config, args, checkpoint, recipe.kind, recipe.kept, resume=resume)
-    else:
-        if isinstance(items, list):  # others may be made on access
-            Lengths.of(config, checkpoint.backbone.max_positions).check(items)
-        data = Items(items)
+    load = functools.partial(load_items, config, args, checkpoint, recipe.kind, recipe.kept, resume=resume)
+    data = load() if items is None else _given(config, checkpoint, items)
+    others = None if held_out is None else _given(config, checkpoint, held_out)
+    if held_out is None and config.eval_data:
+        others = load(held_out=True)
     watch.enter("preparing the run", 0, 3)
-    return Parts(args, checkpoint, data, reference, watch)
+    return Parts(args, checkpoint, data, reference, watch, others)
+
+
+def _given(config: TrainConfig, checkpoint: Checkpoint, items: Sequence[Any]) -> Items[Any]:
+    """Items in memory."""
+    if isinstance(items, list):  # others may be made on access
+        Lengths.of(config, checkpoint.backbone.max_positions).check(items)
+    return Items(items)
 
 
 def run_command(

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,16 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import append_lines
 from fourdthinker.latents import LatentSpec
-from fourdthinker.objectives import Metrics
-from fourdthinker.reward_calls import LARGEST, Reward, RewardFailedError, call_reward, described
+from fourdthinker.objectives import Metrics, mean_direction
+from fourdthinker.reward_calls import (
+    LARGEST,
+    Reward,
+    RewardFailedError,
+    call_reward,
+    described,
+    load_reward,
+)
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
@@ -97,6 +102,17 @@ class Experience(Scored):
     def num_tokens(self) -> int:
         """Tokens that the policy chose in rows that are trained."""
         return self.counts[1]
+
+
+def load_rewards(config: GrpoConfig) -> list[Reward]:
+    """The reward functions of the settings, with their arguments.
+
+    Raises:
+        ConfigError: as `load_reward`.
+    """
+    return [
+        load_reward(path, config.reward_arguments.get(path.rpartition(":")[2])) for path in config.rewards
+    ]
 
 
 def sampling_config(config: GrpoConfig) -> SamplingConfig:
@@ -272,36 +288,46 @@ def _masked(scored: Scored, config: GrpoConfig) -> Tensor:
     return cut_off if config.mask_overlong else torch.zeros_like(cut_off)
 
 
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    known = values[~values.isnan()]
+    return known.double().sum(), torch.tensor(float(known.numel()))
+
+
+def scored_metrics(scored: Scored) -> Metrics:
+    """What is shown of rollouts and rewards wherever they are from, as (sum, weight)."""
+    rollout, rewards = scored.rollout, scored.rewards
+    rows = torch.tensor(float(len(rewards)))
+    prompts = torch.tensor([prompt.input_ids.numel() for prompt in scored.prompts])
+    metrics: Metrics = {
+        "reward": _mean(rewards),
+        "failed_rewards": _mean(rewards.isnan().double()),
+        "prompt_length": _mean(prompts.double()),
+        "completion_length": _mean(rollout.lengths.cpu().double()),
+        "latents": (torch.tensor(float(rollout.latents.shape[0])), rows),
+    }
+    for name, part in scored.parts.items():
+        metrics[f"reward_{name}"] = _mean(part)
+    for reason in FINISH_REASONS:
+        metrics[f"finish_{reason}"] = _mean(torch.tensor([float(r == reason) for r in rollout.finish_reason]))
+    return metrics
+
+
 def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec, max_blocks: int) -> Metrics:
-    """What is shown of the rollouts, as (sum, weight)."""
-
-    def mean(values: Tensor) -> tuple[Tensor, Tensor]:
-        known = values[~values.isnan()]
-        return known.double().sum(), torch.tensor(float(known.numel()))
-
+    """What is shown of the rollouts of an update, as (sum, weight)."""
     rollout, rewards = experience.rollout, experience.rewards
     grouped = rewards.view(-1, group_size)
     known = ~grouped.isnan()
     centred = torch.where(known, grouped - grouped.nanmean(1, keepdim=True), 0.0)
     deviations = (centred.square().sum(1) / (known.sum(1) - 1)).sqrt()[known.sum(1) > 1]
-    lengths = rollout.lengths.cpu()
-    metrics: Metrics = {
-        "reward": mean(rewards),
-        "reward_std": mean(deviations),
-        "failed_rewards": mean(rewards.isnan().double()),
-        "equal_groups": mean(experience.teaches_nothing(group_size).double()),
-        "completion_length": mean(lengths.double()),
-        "latents": (torch.tensor(float(rollout.latents.shape[0])), torch.tensor(float(len(rewards)))),
-        "blocks_allowed": mean(torch.tensor([0.0 if latents.absent else float(max_blocks)])),
-        "empty_blocks": mean(_empty_blocks(rollout.tokens.cpu(), latents)),
-        "latent_direction": mean(_direction(rollout.latents)),
+    metrics = scored_metrics(experience) | {
+        "reward_std": _mean(deviations),
+        "equal_groups": _mean(experience.teaches_nothing(group_size).double()),
+        "blocks_allowed": _mean(torch.tensor([0.0 if latents.absent else float(max_blocks)])),
+        "empty_blocks": _mean(_empty_blocks(rollout.tokens.cpu(), latents)),
+        "latent_direction": _mean(mean_direction(rollout.latents).cpu()),
     }
-    for name, part in experience.parts.items():
-        metrics[f"reward_{name}"] = mean(part)
-    for reason in FINISH_REASONS:
-        metrics[f"finish_{reason}"] = mean(torch.tensor([float(r == reason) for r in rollout.finish_reason]))
     for name, seconds in rollout.timing.items():
-        metrics[f"sampling_{name}"] = mean(torch.tensor([seconds]))
+        metrics[f"sampling_{name}"] = _mean(torch.tensor([seconds]))
     return metrics
 
 
@@ -311,18 +337,10 @@ def _empty_blocks(tokens: Tensor, latents: LatentSpec) -> Tensor:
     return (tokens[:, 1:] == latents.end_id)[opened].double()
 
 
-def _direction(latents: Tensor) -> Tensor:
-    """[1] length of the mean of the latents' directions, 1 where all are the same; [0] of fewer than 2."""
-    if latents.shape[0] < 2:
-        return torch.zeros(0)
-    return torch.nn.functional.normalize(latents.float(), dim=-1).mean(0).norm().cpu().double()[None]
-
-
-def write_rollouts(path: Path, step: int, experience: Experience, limit: int) -> None:
-    """Append rollouts to a JSONL file, one a line.
+def rollout_lines(step: int, experience: Experience, limit: int) -> list[dict[str, Any]]:
+    """Rollouts as lines of rollouts.jsonl.
 
     Args:
-        path: the file.
         step: updates made so far.
         experience: the rollouts.
         limit: only the first so many.
@@ -332,7 +350,7 @@ def write_rollouts(path: Path, step: int, experience: Experience, limit: int) ->
     for row, prompt in enumerate(experience.rollout.group.tolist()[:limit]):
         lines.append({"step": step} | _described(experience, row, prompt, samples[prompt]))
         samples[prompt] += 1
-    append_lines(path, lines)
+    return lines
 
 
 def _described(experience: Experience, row: int, prompt: int, sample: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
-from fourdthinker.reward_calls import Reward, load_reward
+from fourdthinker.reward_calls import Reward
 from fourdthinker.rewards import accuracy_reward
 from fourdthinker.sampler import encode_prompts
 from fourdthinker.samples import Batch, Prompt
@@ -28,17 +28,14 @@ from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.entropy_control import EntropyControl
-from fourdthinker.trainers.experience import Experience
-from fourdthinker.trainers.packing import Chunk, cut_rows, filled_up, halved, make_chunk
+from fourdthinker.trainers.experience import Experience, load_rewards
+from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
 from fourdthinker.trainers.resume import rollouts_file
 from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import Forward, Parts
-
-if TYPE_CHECKING:
-    pass
 
 
 class GrpoTrainer(RolloutTrainer):
@@ -72,6 +69,19 @@ class GrpoTrainer(RolloutTrainer):
             self._old_logprobs = {}
         elif self._replay is None:
             self._replay = self._restored()
+        staleness = self.state.global_step % self.settings.num_iterations
+        shown = {"staleness": float(staleness)}
+        if self._entropy is not None:
+            shown["entropy_coef"] = self._entropy.applied
+        self.metric_sums.add({name: (torch.tensor(value), torch.ones(())) for name, value in shown.items()})
+        self._count(self._replay)
+
+    def _count(self, replay: Replay) -> None:
+        """What the passes with a loss are about to do."""
+        share = self.settings.share_prompt
+        for chunk in itertools.chain.from_iterable(replay.micro_batches):
+            counts = counts_of(chunk.experience, chunk.rows, share=share)
+            self.speed.add(tokens=int(counts.tokens), operations=self.costs.training(counts, self.settings))
 
     def halve(self) -> bool:
         """Cut the update into forwards of half the rollouts; False where each has one already."""
@@ -230,6 +240,7 @@ def train_grpo(
     *,
     checkpoint: Checkpoint | None = None,
     prompts: Sequence[Prompt] | None = None,
+    held_out: Sequence[Prompt] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Reinforce by GRPO.
@@ -239,6 +250,8 @@ def train_grpo(
         checkpoint: what to train, changed in place; None: loaded from `config.model`.
         prompts: encoded prompts in memory, with their records (and `vision.features`, if the tower shall not
             run); None: made from the records of `config.data`.
+        held_out: prompts likewise, to evaluate on every `eval_steps` updates; None: made from the records of
+            `config.eval_data`, if any.
         callbacks: of `transformers`, added to those of Trainer.
 
     Returns:
@@ -248,9 +261,7 @@ def train_grpo(
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
     """
-    rewards = [
-        load_reward(path, config.reward_arguments.get(path.rpartition(":")[2])) for path in config.rewards
-    ]
+    rewards = load_rewards(config)
     if len({reward.name for reward in rewards}) != len(rewards):
         raise ConfigError(f"rewards {config.rewards}: two functions have the same name; rename one")
 
@@ -273,7 +284,7 @@ def train_grpo(
         wants_reference=config.needs_reference and copied,
         make_trainer=functools.partial(make_trainer, config, rewards),
     )
-    return train(config, recipe, given=checkpoint, items=prompts, callbacks=callbacks)
+    return train(config, recipe, given=checkpoint, items=prompts, held_out=held_out, callbacks=callbacks)
 
 
 def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) -> GrpoTrainer:
@@ -291,7 +302,8 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
         ConfigError: a record without an answer, with the reward that compares answers.
     """
     if any(reward.function is accuracy_reward for reward in rewards):
-        _check_answers(parts.items)
+        for items in filter(None, (parts.items, parts.held_out)):
+            _check_answers(items)
     batches = ShardedBatches(
         len(parts.items),
         config.per_device_train_batch_size,

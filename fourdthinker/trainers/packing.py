@@ -12,6 +12,7 @@ from fourdthinker.sampler import replay_batch
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.budget import cut, halves
 from fourdthinker.trainers.experience import Experience, Scored
+from fourdthinker.trainers.operations import Counts, patches_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,30 @@ def cut_rows(experience: Scored, rows: Sequence[int], budget: int | None, *, sha
     else:
         order = sorted(rows, key=lambda row: -prompts[group[row]] - lengths[row])
     return cut(order, cost, budget)
+
+
+def counts_of(scored: Scored, rows: Sequence[int], *, share: bool) -> Counts:
+    """What goes through the model with some rows, each run once, behind its prompt.
+
+    Args:
+        scored: the rollouts.
+        rows: which of them.
+        share: whether each prompt is run once for all its rows.
+
+    Returns:
+        The counts; logits are those of the tokens that the policy chose.
+    """
+    group, lengths = scored.rollout.group.tolist(), scored.rollout.lengths.tolist()
+    chosen = scored.rollout.policy_mask.sum(1).tolist()
+    prompts = [prompt.input_ids.numel() for prompt in scored.prompts]
+    run = {group[row] for row in rows} if share else [group[row] for row in rows]
+    return Counts(
+        tokens=sum(prompts[p] for p in run) + sum(lengths[row] for row in rows),
+        pairs=sum(prompts[p] ** 2 / 2 for p in run)
+        + sum(lengths[row] * (prompts[group[row]] + lengths[row] / 2) for row in rows),
+        logits=sum(chosen[row] for row in rows),
+        patches=sum(patches_of(scored.prompts[p].vision) for p in run),
+    )
 
 
 def make_chunk(experience: Experience, rows: list[int], pad_id: int, *, share: bool) -> Chunk:

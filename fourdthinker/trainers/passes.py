@@ -23,6 +23,7 @@ from fourdthinker.backbones.gathering import reshard
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.metric_sums import MetricSums
+from fourdthinker.trainers.speed import Speed, peak_rate
 from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError
 from fourdthinker.trainers.watch import Watch
 
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY, _NOT_FINITE, _FINE = range(3)  # the worst of all ranks is that of all
 # Phases of an update in their order; forward n has the numbers from 3 n on.
-SAVING, READING, PREPARING, REWARD_KL, ADVANTAGES, OTHER_PASSES, NORMALISERS, DIVISION = range(-8, 0)
+SAVING, EVALUATION, CHECKPOINT, READING, PREPARING = range(-10, -5)
+REWARD_KL, ADVANTAGES, OTHER_PASSES, NORMALISERS, DIVISION = range(-5, 0)
 _REDUCTION, _STEP = 10**8, 10**9
 
 
@@ -42,6 +44,7 @@ class PassTrainer(ResumableTrainer):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.metric_sums = MetricSums()
+        self.speed = Speed(peak_rate(self.args.device))
         self.divisions = 0  # how often the forwards were halved because memory ran out
         self.bad_steps = 0
         self._update: list[list[Forward]] = []
@@ -97,6 +100,7 @@ class PassTrainer(ResumableTrainer):
     def begin_update(self) -> list[list[Forward]]:
         """The forwards of the update that `prepare_update` has prepared."""
         self._done = 0
+        self.speed.enter("passes")
         self._enter("division into forwards", DIVISION)
         self._cut()
         self.metric_sums.mark()
@@ -323,9 +327,11 @@ class PassTrainer(ResumableTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if isinstance(norm, DTensor):  # of FSDP: the sum over the ranks is still to be made
             norm = norm.full_tensor()
+        finite = norm is None or torch.isfinite(torch.as_tensor(norm)).item()  # waits for the passes
+        self.speed.enter("optimizer")
         if self._skip_update:
             self._void_update("loss")
-        elif norm is not None and not torch.isfinite(torch.as_tensor(norm)).item():
+        elif not finite:
             # Gradients are already reduced here, so that all ranks come to the same conclusion.
             self._void_update("gradient")
         elif self.trains or self.is_deepspeed_enabled:  # whose engine steps by itself

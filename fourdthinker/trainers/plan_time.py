@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.trainers.operations import Costs, Counts
 from fourdthinker.trainers.settings import GrpoConfig, TrainConfig
 
 PASSES, DECODING = 0.4, 0.6  # of the peak rate and of the bandwidth, what training and decoding reach
@@ -19,22 +21,40 @@ class Device:
         memory: GB.
         rate: dense bfloat16 operations a second, in 10^12.
         bandwidth: of its memory, in GB/s.
+        slower: words in the names of boards with the same chip and other rates.
     """
 
     name: str
     memory: int
     rate: float
     bandwidth: float
+    slower: frozenset[str] = frozenset()
 
 
 DEVICES = (  # by memory, the smallest first
-    Device("RTX 4090", 24, 165, 1008),
+    Device("RTX 4090", 24, 165, 1008, frozenset({"D", "Laptop"})),
     Device("L40S", 48, 362, 864),
     Device("A100", 80, 312, 2039),
-    Device("H100", 80, 989, 3350),
-    Device("H200", 141, 989, 4800),
+    Device("H100", 80, 989, 3350, frozenset({"PCIe", "NVL"})),
+    Device("H200", 141, 989, 4800, frozenset({"NVL"})),
     Device("B200", 192, 2250, 8000),
 )
+
+
+def known_device(name: str) -> Device | None:
+    """The GPU of a name.
+
+    Args:
+        name: as CUDA gives it, "NVIDIA H100 80GB HBM3" for example.
+
+    Returns:
+        Its data sheet; None of a board that is not listed, or a part of one (MIG).
+    """
+    words = set(re.split(r"[\s\-]+", name))
+    for device in DEVICES:
+        if set(device.name.split()) <= words and not words & {*device.slower, "MIG"}:
+            return device
+    return None
 
 
 @dataclass(frozen=True)
@@ -87,33 +107,25 @@ def work_of(
     prompts = sequences
     if isinstance(config, GrpoConfig) and not config.share_prompt:
         prompts = sequences // config.num_generations
-    weights = list(backbone.hf.model.language_model.layers.parameters())
-    layers = sum(p.numel() for p in weights)
-    head, width = backbone.head_weight.numel(), backbone.num_heads * backbone.head_dim
-    tower = 2.0 * sum(p.numel() for p in backbone.visual.parameters()) * patches * prompts
-    pairs = sequences * (prompt * prompt / 2 + rows * answer * (prompt + answer / 2))
-    forward = 2.0 * layers * sequences * (prompt + rows * answer)
-    forward += 4.0 * backbone.num_layers * width * pairs
-    logits = 2.0 * head * sequences * rows * answer
-    lora = config.lora
-    whole = lora is None  # below an adapter no gradient of a weight is made
-    head_trained = lora is None or lora.train_embeddings
-    training = forward * ((3 if whole else 2) + config.gradient_checkpointing)
-    training += logits * (3 if head_trained else 2)
-    training += 0 if config.freeze_vision else 3 * tower
-    sampling = tower if config.freeze_vision else 0.0
-    if not isinstance(config, GrpoConfig):
-        return Work(training, sampling, 0.0)
-    sampling = (
-        tower
-        + 2.0 * layers * prompts * prompt
-        + 2.0 * backbone.num_layers * width * prompts * prompt * prompt
+    costs = Costs.of(backbone)
+    whole = Counts(
+        tokens=sequences * (prompt + rows * answer),
+        pairs=sequences * (prompt * prompt / 2 + rows * answer * (prompt + answer / 2)),
+        logits=sequences * rows * answer,
+        patches=patches * prompts,
     )
+    training = costs.training(whole, config, recomputed=config.gradient_checkpointing)
+    tower = costs.patch * whole.patches
+    if not isinstance(config, GrpoConfig):
+        return Work(training, tower if config.freeze_vision else 0.0, 0.0)
+    prefill = Counts(prompts * prompt, prompts * prompt * prompt / 2, patches=whole.patches)
+    sampling = costs.inference(prefill)
+    if config.needs_reference:  # it sees the rollouts once
+        sampling += costs.inference(replace(whole, patches=0))
     element = backbone.embedding_weight.element_size()
     cached = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim * element
     kept = cached * prompts * (prompt + config.num_generations * answer / 2)
-    batches = config.gradient_accumulation_steps
-    read = sum(p.nbytes for p in weights) + head * element
-    decoded = answer * (batches * read + kept)
-    sampling += (forward + logits) if config.needs_reference else 0.0  # the reference sees the rollouts once
+    weights = backbone.hf.model.language_model.layers.parameters()
+    read = sum(p.nbytes for p in weights) + backbone.head_weight.numel() * element
+    decoded = answer * (config.gradient_accumulation_steps * read + kept)
     return Work(training, sampling / config.num_iterations, decoded / config.num_iterations)

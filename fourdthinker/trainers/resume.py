@@ -77,6 +77,7 @@ class RunState:
         sizes: settings that memory depends on, as they were.
         resumable: whether it has the state of the optimizer.
         data: a hash of the records.
+        held_out: one of those that it was evaluated on; None: on none.
     """
 
     updates: int
@@ -88,6 +89,7 @@ class RunState:
     sizes: dict[str, Any]
     resumable: bool
     data: str
+    held_out: str | None
 
     @property
     def within_iterations(self) -> bool:
@@ -119,7 +121,13 @@ def rollouts_file(rank: int) -> str:
 
 
 def run_state(
-    config: TrainConfig, args: TrainingArguments, updates: int, data: str, divisions: int = 0
+    config: TrainConfig,
+    args: TrainingArguments,
+    updates: int,
+    data: str,
+    divisions: int = 0,
+    *,
+    held_out: str | None = None,
 ) -> RunState:
     """What a checkpoint of this run belongs to.
 
@@ -129,6 +137,7 @@ def run_state(
         updates: made so far.
         data: a hash of the records.
         divisions: how often forwards were halved because memory ran out.
+        held_out: a hash of the records to evaluate on, if any.
     """
     values = config.model_dump(mode="json")
     held = {name: value for name, value in values.items() if name in _HELD}
@@ -142,6 +151,7 @@ def run_state(
         sizes={name: values[name] for name in _SIZES if name in values},
         resumable=not args.save_only_model,
         data=data,
+        held_out=held_out,
     )
 
 
@@ -282,9 +292,19 @@ def finished_updates(final: Path) -> int | None:
         return None
 
 
-def check_data(path: Path, data: str) -> None:
-    """ConfigError when a checkpoint was trained on other records than those with the hash `data`."""
-    if RunState.read(path).data != data:
+def check_data(path: Path, data: str, held_out: str | None) -> None:
+    """ConfigError when a checkpoint was trained on other records than those with the hash `data`.
+
+    Or when it was evaluated on others than those with the hash `held_out`: which checkpoint is the best could
+    not be said. Evaluation may begin and end when a run goes on.
+    """
+    state = RunState.read(path)
+    if held_out is not None and state.held_out not in (None, held_out):
+        raise ConfigError(
+            f"eval_data: the records are not those that {path} was evaluated on, so that its best checkpoint "
+            "would be compared with others; give it those, or set eval_data=[]"
+        )
+    if state.data != data:
         raise ConfigError(
             f"data: the records are not those that {path} was trained on (some were added, left out or "
             "changed; rejected.jsonl in the run's folder says which were left out); give it its data, or "

@@ -17,10 +17,12 @@ from torch import Tensor
 from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import append_lines
+from fourdthinker.integrations.trackers import show_rollouts
 from fourdthinker.kernels import top_entropy_mask
-from fourdthinker.objectives import policy_entropies, policy_logprobs, reference_outputs
+from fourdthinker.objectives import Metrics, policy_entropies, policy_logprobs, reference_outputs
 from fourdthinker.reward_calls import Reward
-from fourdthinker.sampler import LatentSampler, encode_prompts, replay_batch
+from fourdthinker.sampler import LatentSampler, Rollout, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.batches import ShardedBatches
@@ -29,15 +31,17 @@ from fourdthinker.trainers.experience import (
     Experience,
     Scored,
     completions_of,
+    load_rewards,
+    rollout_lines,
     rollout_metrics,
     rollout_seeds,
     sampling_config,
     score,
+    scored_metrics,
     update_slots,
     with_advantages,
-    write_rollouts,
 )
-from fourdthinker.trainers.packing import cut_rows
+from fourdthinker.trainers.packing import counts_of, cut_rows
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
 from fourdthinker.trainers.run_folder import ROLLOUTS
@@ -83,6 +87,7 @@ class RolloutTrainer(LatentTrainer):
             batches: of each micro-batch the indices and the prompts.
         """
         started = time.perf_counter()
+        self.speed.enter("rollouts")
         config, step = self.settings, self.state.global_step + 1
         size, rank = config.per_device_train_batch_size, self.args.process_index
         slots = update_slots(len(batches), size, rank, self.args.world_size)
@@ -94,9 +99,11 @@ class RolloutTrainer(LatentTrainer):
         known: list[Tensor | None] = [None] * len(scored)
         if config.reward_kl_weight:
             self._enter("log-probs of the reference for the rewards", REWARD_KL)
+            self.speed.enter("reference")
             with self._reference() as reference:
                 known = [self._reference_outputs(reference, s, range(len(s.rewards)))[0] for s in scored]
             scored = [self._with_kl(s, ref) for s, ref in zip(scored, known, strict=True) if ref is not None]
+        self.speed.enter("preparing")
         # What comes now waits for the other ranks; one that still samples or scores is behind.
         self._enter("advantages of all rollouts", ADVANTAGES)
         experiences = with_advantages(scored, config, self.args)
@@ -104,12 +111,14 @@ class RolloutTrainer(LatentTrainer):
         experiences = [replace(e, ref_logprobs=ref) for e, ref in zip(experiences, known, strict=True)]
         shown = config.log_rollouts > 0 and (step - 1) % config.log_rollouts_steps == 0
         if shown and self.is_world_process_zero():
-            write_rollouts(Path(config.output_dir) / ROLLOUTS, step, experiences[0], config.log_rollouts)
+            self._show_rollouts(step, experiences[0])
         if self._unchecked:
             with gathered(self.checkpoint.backbone):
                 self._check_sharing(experiences[0])
             self._unchecked = False
+        self.speed.enter("reference")
         experiences = self._with_other_passes(experiences)
+        self.speed.enter("preparing")
         for experience in experiences:
             spec = self.checkpoint.backbone.latents
             shown_of = rollout_metrics(experience, config.num_generations, spec, config.max_blocks)
@@ -117,6 +126,37 @@ class RolloutTrainer(LatentTrainer):
         elapsed = torch.tensor(time.perf_counter() - started)
         self.metric_sums.add({"sampling_seconds": (elapsed, torch.ones(()))})
         return experiences
+
+    def _show_rollouts(self, step: int, experience: Experience) -> None:
+        """Write rollouts down, and show them to the trackers."""
+        config = self.settings
+        lines = rollout_lines(step, experience, config.log_rollouts)
+        append_lines(Path(config.output_dir) / ROLLOUTS, lines)
+        if config.report_to:
+            records = dict(zip(experience.indices, (p.record for p in experience.prompts), strict=True))
+            show_rollouts(config.report_to, self.callback_handler.callbacks, step, lines, records)
+
+    # ---- evaluation
+
+    judged_by, greater_is_better = "reward", True
+
+    @functools.cached_property
+    def _own_rewards(self) -> list[Reward]:
+        """Instances of their own: what the rewards of the training remember stays as it is."""
+        return load_rewards(self.settings)
+
+    def evaluate_batch(self, batch: list[Any]) -> Metrics:
+        """Rewards of one greedy rollout of each held-out prompt.
+
+        Args:
+            batch: (index, prompt) pairs.
+        """
+        indices, prompts = [index for index, _ in batch], [prompt for _, prompt in batch]
+        greedy = replace(sampling_config(self.settings), temperature=0.0)
+        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
+            features = encode_prompts(self.checkpoint.backbone, prompts)
+            rollout = self.sampler.sample(prompts, 1, greedy, features=features)
+        return scored_metrics(self._scored(indices, prompts, rollout, features, self._own_rewards))
 
     # ---- rollouts
 
@@ -155,15 +195,31 @@ class RolloutTrainer(LatentTrainer):
         rollout = self.sampler.sample(
             prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
         )
-        mine = [prompts[i] for i in rollout.group.tolist()]
-        written = rollout.texts(self.checkpoint.tokenizer)
-        texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
-        completions = completions_of(rollout, prompts, texts, config.max_completion_length)
-        rewards, parts = score(completions, self.rewards, config)
+        self.speed.enter("rewards")
         # An open tower needs its pictures in the training forward, where gradients flow through it. One pass
         # with gradient for both would keep its activations while rollouts are decoded (docs/training.md).
         kept = features if config.freeze_vision else None
-        return Scored(indices, prompts, rollout, kept, texts, rewards, parts)
+        scored = self._scored(indices, prompts, rollout, kept, self.rewards)
+        self.speed.enter("rollouts")
+        counts = counts_of(scored, range(len(scored.rewards)), share=True)
+        counts = replace(counts, logits=int(rollout.lengths.sum()))  # also where the grammar chooses
+        self.speed.add(rollouts=len(scored.rewards), operations=self.costs.inference(counts))
+        return scored
+
+    def _scored(
+        self,
+        indices: list[int],
+        prompts: list[Prompt],
+        rollout: Rollout,
+        features: list[Tensor | None] | None,
+        functions: Sequence[Reward],
+    ) -> Scored:
+        mine = [prompts[i] for i in rollout.group.tolist()]
+        written = rollout.texts(self.checkpoint.tokenizer)
+        texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
+        completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
+        rewards, parts = score(completions, functions, self.settings)
+        return Scored(indices, prompts, rollout, features, texts, rewards, parts)
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
         """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""
@@ -255,6 +311,8 @@ class RolloutTrainer(LatentTrainer):
         for _ in range(self.divisions):
             parts = [half for part in parts for half in halves(part)]
         for part in parts:
+            counts = replace(counts_of(scored, part, share=share), patches=0)
+            self.speed.add(operations=self.costs.inference(counts))
             pad_id = self.checkpoint.backbone.vision.pad_id
             batch = replay_batch(rollout, scored.prompts, part, pad_id, features=scored.features, share=share)
             yield torch.tensor(part, device=rollout.tokens.device), self._run(backbone, batch, objective)

@@ -10,42 +10,19 @@ number (`1e-6`) is taken for the number. Adding a setting: one field here, under
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
-    ValidationInfo,
     model_validator,
 )
 
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
-from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text, make_section
-from fourdthinker.trainers.settings_checks import check_engine, check_rl
+from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text
+from fourdthinker.trainers.settings_checks import PUBLISHED_BETA, check_rl, make_frames, make_loss
 from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
-
-PUBLISHED_BETA = 0.01
-
-
-def _frames(value: Any) -> Any:
-    return make_section(FramePolicy, value, "frames")
-
-
-def _loss(value: Any, info: ValidationInfo) -> Any:
-    """The loss options; what is not given is as published, and max_length is the budget of the rollouts."""
-    budget = info.data.get("max_completion_length")
-    options = make_section(GrpoOptions, value, "loss", beta=PUBLISHED_BETA, max_length=budget)
-    if not isinstance(options, GrpoOptions) or budget is None:
-        return options
-    if options.max_length not in (None, budget):
-        raise ValueError(
-            f"loss.max_length is {options.max_length}; it is max_completion_length = {budget}, "
-            "so leave it out"
-        )
-    return dataclasses.replace(options, max_length=budget)
-
 
 # Those of transformers that need no evaluation during the training.
 Schedule = Literal[
@@ -84,6 +61,7 @@ class TrainConfig(Settings):
         "num_train_epochs": "Optimisation",
         "bf16": "Precision, memory and devices",
         "logging_steps": "Logging and checkpoints",
+        "eval_data": "Evaluation during training",
         "dataloader_num_workers": "Data loading",
     }
 
@@ -120,7 +98,7 @@ class TrainConfig(Settings):
         description="Tokens before the answer at most, those of pictures included; a longer record is a bad "
         "one. null: as many as fit into the model's context with the answer.",
     )
-    frames: Annotated[FramePolicy | None, BeforeValidator(_frames)] = Field(
+    frames: Annotated[FramePolicy | None, BeforeValidator(make_frames)] = Field(
         None, description="Which frames are seen, and at what size; null: the checkpoint's own frame policy."
     )
     instruction: Text | None = Field(
@@ -206,11 +184,28 @@ class TrainConfig(Settings):
     ddp_timeout: Int = Field(1800, ge=1, description="Seconds after which a silent process ends the run.")
 
     logging_steps: LoggingSteps = 10
-    report_to: Names = Field(["tensorboard"], description="Trackers of transformers; []: none.")
+    report_to: Names = Field(
+        ["tensorboard"],
+        description="Trackers: tensorboard, wandb, trackio, others of transformers; []: none.",
+    )
     save_steps: SaveSteps = 500
-    save_total_limit: Int | None = Field(2, ge=1, description="Newest checkpoints to keep; null: all.")
+    save_total_limit: Int | None = Field(
+        2, ge=1, description="Checkpoints to keep, the newest and the best among them; null: all."
+    )
     save_only_model: Bool = Field(
         False, description="Write checkpoints without optimizer state: smaller, and not to be resumed from."
+    )
+
+    eval_data: Names = Field(
+        [], description="Held-out record files (JSONL) to evaluate on while training; []: no evaluation."
+    )
+    eval_steps: Int = Field(
+        500,
+        ge=1,
+        description="Evaluate every so many updates and at the end; the best checkpoint is written and kept.",
+    )
+    per_device_eval_batch_size: Int = Field(
+        8, ge=1, description="Held-out records that a process evaluates at a time."
     )
 
     dataloader_num_workers: Int = Field(
@@ -406,7 +401,7 @@ class GrpoConfig(TrainConfig):
     mask_overlong: Bool = Field(
         False, description="Leave the tokens of rollouts that reach max_completion_length out of the loss."
     )
-    loss: Annotated[GrpoOptions, BeforeValidator(_loss)] = Field(
+    loss: Annotated[GrpoOptions, BeforeValidator(make_loss)] = Field(
         GrpoOptions(beta=PUBLISHED_BETA),
         validate_default=True,
         description="The GRPO objective. With beta 0 there is no reference model.",

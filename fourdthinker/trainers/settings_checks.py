@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+from pydantic import ValidationInfo
+
+from fourdthinker.frames import FramePolicy
+from fourdthinker.kernels import GrpoOptions
+from fourdthinker.settings import make_section
+
+PUBLISHED_BETA = 0.01
+
+
+def make_frames(value: Any) -> Any:
+    """The frame policy of a section."""
+    return make_section(FramePolicy, value, "frames")
+
+
+def make_loss(value: Any, info: ValidationInfo) -> Any:
+    """The loss options; what is not given is as published, and max_length is the budget of the rollouts."""
+    budget = info.data.get("max_completion_length")
+    options = make_section(GrpoOptions, value, "loss", beta=PUBLISHED_BETA, max_length=budget)
+    if not isinstance(options, GrpoOptions) or budget is None:
+        return options
+    if options.max_length not in (None, budget):
+        raise ValueError(
+            f"loss.max_length is {options.max_length}; it is max_completion_length = {budget}, "
+            "so leave it out"
+        )
+    return dataclasses.replace(options, max_length=budget)
 
 
 def check_engine(config: Any) -> None:

@@ -7,6 +7,9 @@ Beside `arguments.py`, `checkpointing.py` and `passes.py` the only file that tou
 from __future__ import annotations
 
 import logging
+import resource
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +18,25 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils.logging import is_progress_bar_enabled
 
 from fourdthinker.backbones.compiled import compile_layers
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
+from fourdthinker.objectives import Metrics
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.alarms import Alarms
 from fourdthinker.trainers.batches import ShardedBatches, same
+from fourdthinker.trainers.evaluation import held_out_batches, undisturbed, without_weight
 from fourdthinker.trainers.learning_rates import freeze_parts
+from fourdthinker.trainers.live import LiveLine, shown_metrics
 from fourdthinker.trainers.loader import Loader
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.passes import PREPARING, READING, SAVING, PassTrainer
+from fourdthinker.trainers.metric_sums import MetricSums
+from fourdthinker.trainers.operations import Costs
+from fourdthinker.trainers.passes import CHECKPOINT, EVALUATION, PREPARING, READING, SAVING, PassTrainer
 from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
@@ -36,6 +45,8 @@ from fourdthinker.trainers.update import Forward, Parts
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate", "train_runtime")
+_SHOWN += ("eval_loss", "eval_reward", "eval_ce", "eval_cosine", "eval_seconds")
 _NO_STATE = "save_only_model=true: no run can go on from its checkpoints, also not after a signal"
 
 
@@ -43,7 +54,7 @@ class _AfterUpdate(TrainerCallback):
     """Tells the trainer, and ends a log line at every checkpoint: a resumed run writes the same lines.
 
     A log line is a mean over the steps since the last one, and a resumed run knows none from before its
-    checkpoint.
+    checkpoint. An evaluation may lead to one.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -51,14 +62,14 @@ class _AfterUpdate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.tell()
-        control.should_log |= control.should_save
+        control.should_log |= control.should_save or control.should_evaluate
 
 
 class LatentTrainer(PassTrainer):
     """`transformers.Trainer` around a backbone whose loss is computed inside its forward pass.
 
-    Subclasses give `prepare_update`, `forwards` and `halve`. The rest, in the order of an update:
-    `get_batch_samples` (its batches), `training_step` (each micro-batch: forward, backward),
+    Subclasses give `prepare_update`, `forwards`, `halve` and `evaluate_batch`. The rest, in the order of an
+    update: `get_batch_samples` (its batches), `training_step` (each micro-batch: forward, backward),
     `_clip_grad_norm` and `_get_grad_norm` (a void update is stopped there), the optimizer, `log`,
     `save_model`.
 
@@ -79,7 +90,9 @@ class LatentTrainer(PassTrainer):
     ) -> None:
         self.settings, self.batches = config, batches
         self.checkpoint, self.items, args = parts.checkpoint, parts.items, parts.args
-        self.watch = parts.watch
+        self.watch, self.held_out = parts.watch, parts.held_out
+        if self.held_out is not None:
+            args.set_evaluate("steps", config.eval_steps, config.per_device_eval_batch_size, delay=0)
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
         freeze_parts(backbone, config.learning_rates)
@@ -95,7 +108,14 @@ class LatentTrainer(PassTrainer):
         if config.torch_compile:
             compile_layers(backbone)
         use_cache = getattr(backbone.config, "use_cache", None)
-        super().__init__(model=backbone, args=args, data_collator=same, train_dataset=self.items)
+        self.costs = Costs.of(backbone)
+        super().__init__(
+            model=backbone,
+            args=args,
+            data_collator=same,
+            train_dataset=self.items,
+            eval_dataset=self.held_out,
+        )
         if args.fsdp:
             fsdp.set_up(self.accelerator, args, backbone)
             self.is_fsdp_enabled = True
@@ -108,6 +128,9 @@ class LatentTrainer(PassTrainer):
         self.stopping = StopOnSignal()
         self.add_callback(self.stopping)
         self.add_callback(_AfterUpdate(self.after_update))
+        self._live = LiveLine()
+        if sys.stderr.isatty() and is_progress_bar_enabled() and args.process_index == 0:
+            self.add_callback(self._live)
         # Over the empty batches of further updates on the same rollouts to the next prompts. Workers are
         # ahead by themselves.
         depth = args.gradient_accumulation_steps * batches.repeats
@@ -128,6 +151,18 @@ class LatentTrainer(PassTrainer):
 
     def after_update(self) -> None:
         """Called once for each update of the weights, on every rank, before anything is saved."""
+
+    def evaluate_batch(self, batch: list[Any]) -> Metrics:
+        """Metrics of held-out items, without gradient, on every rank as often.
+
+        Args:
+            batch: (index, item) pairs, one at least.
+        """
+        raise NotImplementedError
+
+    def evaluated(self, means: dict[str, float]) -> dict[str, float]:
+        """What is written of an evaluation, of the means over all held-out items."""
+        return means
 
     # ---- data
 
@@ -152,8 +187,9 @@ class LatentTrainer(PassTrainer):
     ) -> tuple[list[list[Forward]], None]:
         """The micro-batches of an update. No number of items goes to Trainer: objectives know theirs."""
         self._enter("reading the batches", READING)
+        self.speed.enter("reading")
         batches = self._ahead.take(epoch_iterator, num_batches)
-        self.metric_sums.add(self._ahead.metrics)
+        self.speed.enter("preparing")
         self._enter("rollouts" if self.batches.whole_updates else "preparing the samples", PREPARING)
         self.prepare_update(batches)
         return self.begin_update(), None
@@ -163,24 +199,62 @@ class LatentTrainer(PassTrainer):
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Called by Trainer after the callbacks of every update; what follows waits for the other ranks."""
         self._enter("metrics and checkpoint", SAVING)
+        self.speed.enter("saving")
         super()._maybe_log_save_evaluate(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line of metrics, from the first process: to metrics.jsonl, the trackers and the log."""
-        # Every rank has the same names: the objectives give all of them for every batch.
-        logs |= self.metric_sums.take(self.sum_over_ranks, self.args.device)
-        logs["bad_steps"] = self.bad_steps
-        if self.divisions:
-            logs["out_of_memory"] = self.divisions
+        if "eval_seconds" not in logs:
+            self.metric_sums.add(self.speed.take(self.args.world_size))
+            # Every rank has the same names: the objectives give all of them for every batch.
+            logs |= self.metric_sums.take(self.sum_over_ranks, self.args.device)
+            logs["memory"] = self.most_of_ranks([_peak_memory(self.args.device)])[0] / 1e9
+            logs["bad_steps"] = self.bad_steps
+            if self.divisions:
+                logs["out_of_memory"] = self.divisions
         if self.is_world_process_zero() and "loss" in logs:
             logs["alarms"] = self._alarms.check(logs, self.state.log_history)
         super().log(logs, start_time)
         if self.is_world_process_zero():
             entry = self.state.log_history[-1]
             append_lines(Path(self.settings.output_dir) / METRICS, [entry])
-            shown = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate", "train_runtime")
-            text = ", ".join(f"{key} {entry[key]:.4g}" for key in shown if key in entry)
-            logger.info("step %d: %s", entry["step"], text)
+            logger.info("step %d: %s", entry["step"], shown_metrics(entry, _SHOWN))
+
+    # ---- evaluation
+
+    @torch.no_grad()
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Called by Trainer every `eval_steps` updates and at the end: metrics of the held-out records.
+
+        Nothing of the training is changed: neither random states nor which batches come next.
+
+        Returns:
+            Means over all held-out records and ranks, by name with `eval_` before it, and `eval_seconds`.
+        """
+        assert self.held_out is not None
+        self._enter("evaluation", EVALUATION)
+        self.speed.enter("evaluation")
+        started, sums, backbone = time.perf_counter(), MetricSums(), self.checkpoint.backbone
+        size, rank = self.args.per_device_eval_batch_size, self.args.process_index
+        batches = held_out_batches(self.held_out, size, rank, self.args.world_size)
+        ahead: Ahead[list[Any]] = Ahead(1)
+        try:
+            with undisturbed(self.args.device):
+                backbone.eval()  # the next training step sets the mode back
+                while taken := ahead.take(batches, 1):
+                    (batch,) = taken
+                    metrics = self.evaluate_batch(batch or [self.held_out[0]])
+                    sums.add(metrics if batch else without_weight(metrics))
+        finally:
+            ahead.close()
+        means = self.evaluated(sums.take(self.sum_over_ranks, self.args.device))
+        logs = {f"eval_{name}": value for name, value in means.items()}
+        logs["eval_seconds"] = time.perf_counter() - started
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        self._enter("checkpoint", CHECKPOINT)
+        self.speed.enter("saving")
+        return logs
 
     # ---- the run
 
@@ -208,7 +282,7 @@ class LatentTrainer(PassTrainer):
         if self.settings.resume_from_checkpoint is not None:
             finished = finished_updates(final)
             if resume is not None or finished is not None:
-                check_data(final if resume is None else Path(resume), self._data)
+                check_data(final if resume is None else Path(resume), self._data, self._held_out_data)
             if finished == updates:
                 logger.info("%s: this run is finished, all %d updates are made", final, updates)
                 return final
@@ -230,14 +304,30 @@ class LatentTrainer(PassTrainer):
                     self.train(resume_from_checkpoint=resume)
             finally:
                 self._ahead.close()
+                self._live.close()
             done = self.state.global_step
             if self.stopping.stopped:
                 how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
                 logger.info("%d of %d updates; %s", done, updates, how)
                 return Path(self.settings.output_dir) / f"checkpoint-{done}"
+        self._say_which_is_best()
         self.save_model(str(final))
         if self.is_world_process_zero():
             self._write_run_state(final, done)
         if self.args.world_size > 1:
             dist.barrier()
         return final
+
+    def _say_which_is_best(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and self.is_world_process_zero():
+            logger.info(
+                "the best checkpoint is %s: eval_%s %.4g", best, self.judged_by, self.state.best_metric
+            )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that was allocated, on the CPU the largest resident size of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB on Linux

@@ -57,6 +57,7 @@ class Parts:
         items: the data set.
         reference: the frozen model that training started from, if the recipe wants one.
         watch: what the ranks tell each other of their phases.
+        held_out: the records to evaluate on while training; None: there is no evaluation.
     """
 
     args: TrainingArguments
@@ -64,3 +65,4 @@ class Parts:
     items: Items[Any]
     reference: Backbone | None
     watch: Watch = field(default_factory=Watch)
+    held_out: Items[Any] | None = None

@@ -203,6 +203,14 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "learning_rate" in line]
 
 
+MEASURED = ("time_", "sampling_", "eval_seconds", "memory")
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what the machine decides: seconds, shares of time, speed, memory."""
+    return {k: v for k, v in line.items() if not k.startswith(MEASURED) and not k.endswith("_per_second")}
+
+
 def settings(values: dict[str, Any]) -> list[str]:
     """As `key=value` arguments."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -94,6 +94,13 @@ def test_dift_equals_loops(weights: tuple[float | None, float | None]) -> None:
     assert metrics["ce"][1].item() == count
     assert metrics["cosine"][0].item() == pytest.approx(sim, rel=1e-5)
     assert metrics["latent_cos"][0].item() == pytest.approx(sum(cosines), rel=1e-4, abs=1e-5)
+    hidden = hidden_of(batch).detach().flatten(0, 1)
+    thought = [hidden[index - 1] for index in batch["latent_index"].tolist()]
+    ratios = [float(h.norm() / t.norm()) for h, t in zip(thought, batch["latents"], strict=True)]
+    assert metrics["latent_norm_ratio"][0].item() == pytest.approx(sum(ratios), rel=1e-4)
+    assert metrics["latent_norm_ratio"][1].item() == len(ratios)
+    direction = (sum(h / h.norm() for h in thought) / len(thought)).norm().item()
+    assert metrics["latent_direction"][0].item() == pytest.approx(direction, rel=1e-4)
     for k in range(K):
         total, weight = metrics[f"latent_cos_{k}"]
         assert total.item() == pytest.approx(sum(cosines[k::K]), rel=1e-4, abs=1e-5)
@@ -267,8 +274,9 @@ def test_latent_terms_equal_loops_and_finite_differences(kind: str) -> None:
             total -= min(shown[-1] * gain, max(shown[-1], 0.8) * gain)
     loss, metrics = latent_objective(term, own, batch, GrpoOptions(), num_latents=7)
     assert loss.item() == pytest.approx(0.3 * total / 7, rel=1e-5)
-    ((mean, weight),) = metrics.values()
+    (mean, weight), (lost, number) = metrics.values()
     assert (mean / weight).item() == pytest.approx(sum(shown) / 4, rel=1e-5)
+    assert (lost / number).item() == pytest.approx(0.3 * total / 4, rel=1e-5)
     leaf = own.clone().requires_grad_()
     latent_objective(term, leaf, batch, GrpoOptions(), num_latents=7)[0].backward()
     assert leaf.grad is not None

@@ -345,6 +345,7 @@ SCOPES = {
     "train": ("fourdthinker",),
     "zero": ("fourdthinker",),
     "ray": ("fourdthinker",),
+    "track": ("fourdthinker",),
     "synth": ("fourdthinker",),
     "audit": ("fourdthinker",),
     "geometry": ("fourdthinker",),

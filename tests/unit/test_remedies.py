@@ -24,5 +24,5 @@ def test_extras_are_named_through_install_alone_and_exist() -> None:
         if path.name != "errors.py":
             assert not re.search(r"pip install[^\n]*fourdthinker\[", text), path
         named |= set(re.findall(r"\binstall\([\"'](\w+)[\"']\)", text))
-    assert named == {"train", "zero", "synth", "audit", "eval", "geometry", "ray"}
+    assert named == {"train", "zero", "synth", "audit", "eval", "geometry", "ray", "track"}
     assert named <= known["optional-dependencies"].keys()

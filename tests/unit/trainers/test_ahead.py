@@ -11,9 +11,8 @@ import pytest
 from fourdthinker.trainers.ahead import Ahead
 
 
-def counted(made: list[int], number: int, seconds: float = 0.0) -> Iterator[int]:
+def counted(made: list[int], number: int) -> Iterator[int]:
     for i in range(number):
-        time.sleep(seconds)
         made.append(i)
         yield i
 
@@ -29,19 +28,6 @@ def test_the_next_batches_are_made_before_they_are_asked_for() -> None:
     assert made == [0, 1, 2, 3], "two more than were taken, and not all"
     assert ahead.take(source, 3) == [2, 3, 4]
     assert ahead.take(source, 3) == [5]
-    ahead.close()
-
-
-def test_the_share_of_waiting() -> None:
-    source = counted([], 4, seconds=0.2)
-    ahead: Ahead[int] = Ahead(1)
-    ahead.take(source, 1)
-    waited, elapsed = ahead.metrics["waiting"]
-    assert 0.15 < waited <= elapsed
-    time.sleep(0.5)  # the model trains
-    ahead.take(source, 1)
-    waited, elapsed = ahead.metrics["waiting"]
-    assert waited < 0.1 < 0.5 <= elapsed
     ahead.close()
 
 

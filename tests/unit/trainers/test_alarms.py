@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
+from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.trainers.alarms import ALARMS, Alarms
+from fourdthinker.trainers.experience import rollout_metrics
+from fourdthinker.trainers.packing import make_chunk
+from fourdthinker.trainers.settings import GrpoConfig
+from tests.unit.trainers.test_packing import N, checkpoint, experience, rolled
 
 WELL = {
     "loss": 0.1,
@@ -82,3 +90,56 @@ def test_text_alone_needs_no_blocks_and_young_runs_have_no_habits() -> None:
     assert Alarms().check(WELL | {"latents": 0.0, "blocks_allowed": 0.0}, []) == 0
     assert Alarms().check(WELL | {"grad_norm": 50.0, "completion_length": 2.0}, [WELL] * 9) == 0
     assert Alarms().check({"loss": 1.0}, []) == 0
+
+
+def of_rollouts(**changed: Any) -> list[str]:
+    """The alarms of an update on rollouts of which something was changed."""
+    made = experience([True] * 4 * N)
+    made = replace(made, rollout=replace(made.rollout, **changed.pop("rollout", {})), **changed)
+    found = rollout_metrics(made, N, checkpoint().backbone.latents, 8)
+    line = {name: float(total / weight) for name, (total, weight) in found.items() if weight}
+    return [alarm.name for alarm in ALARMS if alarm.check(line, [WELL] * 12) is not None]
+
+
+def test_rollouts_provoke_the_alarms() -> None:
+    spec, rollout = checkpoint().backbone.latents, rolled()
+    ordinary = of_rollouts()
+    assert ordinary == ["completion_length"], "22 tokens, where there were 200"
+    empty = rollout.tokens.clone()
+    opened = (empty == spec.start_id).nonzero()[0]
+    empty[opened[0], opened[1] + 1] = spec.end_id
+    assert of_rollouts(rollout={"tokens": empty}) == [*ordinary, "empty_blocks"]
+    none: dict[str, Any] = {
+        name: getattr(rollout, name)[:0] for name in ("latents", "latent_rows", "latent_steps")
+    }
+    assert of_rollouts(rollout=none) == [*ordinary, "no_blocks"]
+    one = torch.ones_like(rollout.latents) * torch.rand(len(rollout.latents), 1)
+    assert of_rollouts(rollout={"latents": one}) == [*ordinary, "latent_direction"]
+    assert of_rollouts(rewards=torch.ones(4 * N)) == [*ordinary, "equal_groups"]
+    failed = torch.arange(4.0 * N).masked_fill(torch.arange(4 * N) % 3 == 0, math.nan)
+    assert of_rollouts(rewards=failed) == [*ordinary, "failed_rewards"]
+    long = {"lengths": torch.full_like(rollout.lengths, 60)}
+    assert of_rollouts(rollout=long) == []
+
+
+def test_another_policy_provokes_the_alarms_of_its_distance() -> None:
+    """Log-probs of the sampler and of the reference that are off by a nat."""
+    made = experience([True] * 4 * N)
+    logprobs = made.rollout.logprobs - 1.0
+    made = replace(made, rollout=replace(made.rollout, logprobs=logprobs), ref_logprobs=logprobs - 1.0)
+    batch = make_chunk(made, list(range(4 * N)), 0, share=True).batch
+    hidden, options = torch.randn(*batch["input_ids"].shape, 32), GrpoConfig(loss={"beta": 0.1}).loss
+    _, found, _ = grpo_objective(checkpoint().backbone, hidden, batch, options=options, num_items=4 * N)
+    line = {name: float(total / weight) for name, (total, weight) in found.items()}
+    holding = [alarm.name for alarm in ALARMS if alarm.check(line, []) is not None]
+    assert holding == ["sampler_gap", "kl"]
+
+
+def test_latents_of_one_direction_are_alarming_in_dift_too() -> None:
+    backbone = checkpoint().backbone
+    batch = {"rows": torch.tensor([2]), "target": torch.tensor([[-100, 0, 5, -100, -100, -100, -100, -100]])}
+    batch |= {"latent_index": torch.tensor([3, 4, 5, 6]), "latents": torch.randn(4, 32)}
+    for hidden, expected in ((torch.ones(1, 8, 32), ["latent_direction"]), (torch.randn(1, 8, 32), [])):
+        _, found = dift_objective(backbone, hidden, batch, num_tokens=1, num_latents=4)
+        line = {name: float(total / weight) for name, (total, weight) in found.items()}
+        assert [alarm.name for alarm in ALARMS if alarm.check(line, []) is not None] == expected

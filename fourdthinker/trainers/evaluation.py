@@ -1,0 +1,56 @@
+"""Evaluation on held-out records while a model trains: what keeps it apart from the training."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fourdthinker.objectives import Metrics
+from fourdthinker.trainers.batches import Items
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put the random states of Python, numpy and torch back as they were, whatever was drawn in the block.
+
+    Args:
+        device: of the model, whose own generator is kept too.
+    """
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)  # noqa: NPY002
+
+
+def held_out_batches(items: Items[Any], size: int, rank: int, world_size: int) -> Iterator[list[Any]]:
+    """Batches of one rank, as many on every rank; together the ranks have every item once.
+
+    Args:
+        items: the held-out records.
+        size: items of a batch at most.
+        rank: of this process.
+        world_size: number of processes.
+
+    Yields:
+        (index, item) pairs; none where the others have the last ones.
+    """
+    number = len(items)
+    for first in range(0, number, size * world_size):
+        start = first + rank * size
+        yield [items[index] for index in range(start, min(start + size, number))]
+
+
+def without_weight(metrics: Metrics) -> Metrics:
+    """The same names, of which nothing counts."""
+    return {
+        name: (torch.zeros_like(total), torch.zeros_like(weight)) for name, (total, weight) in metrics.items()
+    }

@@ -1,0 +1,130 @@
+"""Trackers: a missing package is named before the first step, and rollouts reach each as it can hold them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fourdthinker.errors import ConfigError
+from fourdthinker.integrations.trackers import film_strip, require_trackers, show_rollouts
+from fourdthinker.records import Record
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from tests.e2e.training import BARE, prompts, write_video
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("tensorboard", "train"), ("wandb", "track"), ("trackio", "track")]
+)
+def test_a_missing_package_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
+    find = importlib.util.find_spec
+    hidden = {"tensorboard", "tensorboardX", "wandb", "trackio"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n in hidden else find(n, *a))
+    config = make_config(DiftConfig, {"use_cpu": True, "report_to": [name], "output_dir": str(tmp_path)})
+    message = rf"report_to names {name}, .* pip install 'fourdthinker\[{extra}\]', or leave it out"
+    with pytest.raises(ConfigError, match=message):
+        training_arguments(config)
+    assert not list(tmp_path.iterdir())
+    require_trackers([])
+
+
+class Kept:
+    """Takes the place of a tracker's class or module, and keeps what it is called with."""
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        self.values, self.options = values, options
+
+
+@pytest.fixture
+def trackers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+    logged: dict[str, list[dict[str, Any]]] = {"wandb": [], "trackio": []}
+    for name, lines in logged.items():
+        fake: Any = ModuleType(name)
+        fake.Image, fake.Table, fake.log = Kept, Kept, lines.append
+        monkeypatch.setitem(sys.modules, name, fake)
+    return logged
+
+
+LINE: dict[str, Any] = {
+    "prompt": 3,
+    "id": "a",
+    "question": "Left | right?",
+    "answer": "A",
+    "text": "one\ntwo",
+    "reward": 0.25,
+    "rewards": {"accuracy": 0.25},
+    "advantage": -1.0,
+    "length": 7,
+    "finish_reason": "eos",
+}
+
+
+def test_rollouts_are_tables_with_their_frames(tmp_path: Path, trackers: dict[str, Any]) -> None:
+    write_video(tmp_path / "v.mp4", 40)
+    records = {3: Record("rl", "a", "?", video=str(tmp_path / "v.mp4")), 4: Record("rl", "b", "?")}
+    lines = [LINE, LINE | {"reward": None, "advantage": 0.0}, LINE | {"prompt": 4, "id": "b"}]
+    written: list[tuple[Any, ...]] = []
+    writer = SimpleNamespace(
+        add_text=lambda *a: written.append(a), add_image=lambda *a, **k: written.append((*a, k))
+    )
+    callbacks = [SimpleNamespace(), SimpleNamespace(tb_writer=writer)]
+    show_rollouts(["tensorboard", "wandb", "trackio"], callbacks, 5, lines, records)
+
+    strip = film_strip(records[3])
+    assert strip is not None
+    assert strip.shape == (112, 4 * 112, 3)
+    assert strip[:, :112].max() > 150, "the square is bright"
+    (text, image) = written
+    assert text[0] == "rollouts"
+    assert text[2] == 5
+    rows = text[1].splitlines()
+    assert len(rows) == 5
+    assert all(row.replace("\\|", "").count("|") == 10 for row in rows)
+    assert "Left \\| right?" in rows[2]
+    assert "one<br>two" in rows[2]
+    assert image[0] == "rollouts/prompt_3"
+    assert np.array_equal(image[1], strip)
+    assert image[3] == {"dataformats": "HWC"}
+
+    (logged,) = trackers["wandb"]
+    assert logged["train/global_step"] == 5
+    columns, data = logged["rollouts"].options["columns"], logged["rollouts"].options["data"]
+    assert columns[0] == "frames"
+    assert [row[columns.index("reward")] for row in data] == [0.25, None, 0.25]
+    assert np.array_equal(data[0][0].values[0], strip)
+    assert data[2][0] is None, "it has no pictures"
+    (logged,) = trackers["trackio"]
+    table = logged["rollouts"].options["dataframe"]
+    assert list(table["id"]) == ["a", "a", "b"]
+    assert table["frames"][0] is not table["frames"][1]
+    assert np.array_equal(table["frames"][1].values[0], strip)
+
+
+def test_a_clip_that_is_gone_costs_its_frames_alone(tmp_path: Path, caplog: Any) -> None:
+    assert film_strip(None) is None
+    assert film_strip(Record("rl", "a", "?", video=str(tmp_path / "gone.mp4"))) is None
+    assert "gone.mp4" in caplog.text
+
+
+def test_a_run_shows_what_it_writes_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("fourdthinker.trainers.rollouts.show_rollouts", lambda *a: shown.append(a))
+    values = BARE | {"num_generations": 2, "max_completion_length": 4, "max_steps": 1, "learning_rate": 0.0}
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0]}
+    values |= {"loss": {"beta": 0.0}, "report_to": ["tensorboard"], "output_dir": str(tmp_path)}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 1))
+    ((names, callbacks, step, lines, records),) = shown
+    assert (names, step, len(lines), list(records)) == (["tensorboard"], 1, 2, [0])
+    assert any(hasattr(callback, "tb_writer") for callback in callbacks)

@@ -1,0 +1,193 @@
+"""Evaluation while training: what it says, that it changes nothing else, and that the best stays."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint
+from fourdthinker.errors import ConfigError
+from fourdthinker.objectives import dift_objective
+from fourdthinker.records import Record
+from fourdthinker.sampler import LatentSampler, SamplingConfig
+from fourdthinker.samples import collate
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.dift import DiftTrainer, train_dift
+from fourdthinker.trainers.evaluation import held_out_batches
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from tests.e2e.training import BARE, metrics, prompts, samples, without_times
+from tests.tiny import tiny_checkpoint
+
+# Dropout draws from torch's generator: one number drawn elsewhere would change every loss after it.
+BASE: dict[str, Any] = BARE | {
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
+    "max_steps": 6,
+    "save_steps": 3,
+    "eval_steps": 2,
+    "lora": {"r": 4, "dropout": 0.3, "train_embeddings": True},
+    "resume_from_checkpoint": "auto",
+}
+
+
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    """Step -> what was written of its evaluation."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "eval_seconds" in line}
+
+
+def train(folder: Path, *, held_out: int = 5, content: int = 7, **extra: Any) -> Checkpoint:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(DiftConfig, BASE | {"output_dir": str(folder)} | extra)
+    others = samples(checkpoint, held_out, seed=content) if held_out else None
+    train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 6), held_out=others)
+    return checkpoint
+
+
+def draw() -> None:
+    random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evaluation draws random numbers wherever they come from."""
+    folder, evaluate = tmp_path_factory.mktemp("evaluated") / "run", DiftTrainer.evaluate_batch
+
+    def drawing(self: DiftTrainer, batch: list[Any]) -> Any:
+        draw()
+        return evaluate(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiftTrainer, "evaluate_batch", drawing)
+        train(folder, save_total_limit=None)
+    return folder
+
+
+def test_an_evaluation_changes_nothing_of_the_training(evaluated: Path, tmp_path: Path) -> None:
+    train(tmp_path, held_out=0)
+    assert [without_times(line) for line in metrics(tmp_path)] == [
+        without_times(line) for line in metrics(evaluated)
+    ]
+    assert evaluations(tmp_path) == {}
+    assert list(evaluations(evaluated)) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("held_out", [5, 0])
+def test_a_run_goes_on_alike_with_and_without_evaluation(
+    evaluated: Path, tmp_path: Path, held_out: int
+) -> None:
+    shutil.copytree(evaluated, tmp_path / "run")
+    for name in ("checkpoint-4", "checkpoint-6", "final"):
+        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
+    train(tmp_path / "run", held_out=held_out)
+    assert [without_times(line) for line in metrics(tmp_path / "run")] == [
+        without_times(line) for line in metrics(evaluated)
+    ]
+    expected, got = evaluations(evaluated), evaluations(tmp_path / "run")
+    assert list(got) == ([2, 4, 6] if held_out else [2])
+    for step in got:
+        assert without_times(got[step]) == without_times(expected[step])
+
+
+def test_what_is_written_is_the_loss_of_the_held_out_samples(evaluated: Path) -> None:
+    """All of them in one batch, by the weights of the checkpoint that the evaluation led to."""
+    line, loaded = evaluations(evaluated)[2], load_checkpoint(evaluated / "checkpoint-2")
+    backbone = loaded.backbone.eval()
+    batch = collate(samples(loaded, 5, seed=7), backbone.vision.pad_id)
+    numbers = {"num_tokens": batch["rows"].numel(), "num_latents": batch["latent_index"].numel()}
+    with torch.no_grad():
+        loss, found = backbone(batch, partial(dift_objective, **numbers))
+    assert line["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name in ("ce", "cosine", "latent_cos", "latent_norm_ratio"):
+        assert line[f"eval_{name}"] == pytest.approx(float(found[name][0] / found[name][1]), rel=1e-5)
+
+
+def test_other_held_out_records_are_refused(evaluated: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluated, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"eval_data: the records are not those that .*checkpoint-6"):
+        train(tmp_path / "run", content=8)
+
+
+@pytest.mark.parametrize("save_steps", [1, 0])
+def test_the_best_checkpoint_is_never_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int
+) -> None:
+    losses = iter([3.0, 1.0, float("nan"), 2.0, 1.0])
+    monkeypatch.setattr(DiftTrainer, "evaluated", lambda self, means: {"loss": next(losses)})
+    monkeypatch.setattr(DiftTrainer, "evaluate_batch", lambda self, batch: {})
+    extra = {"eval_steps": 1, "save_steps": save_steps, "save_total_limit": 1}
+    train(tmp_path, max_steps=4, **extra)
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == ({"checkpoint-2", "checkpoint-4"} if save_steps else {"checkpoint-2"})
+    (newest,) = [tmp_path / "checkpoint-4"] if save_steps else [tmp_path / "checkpoint-2"]
+    state = json.loads((newest / "trainer_state.json").read_text())
+    assert (state["best_metric"], state["best_global_step"]) == (1.0, 2)
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    if save_steps:  # in a folder that was moved it is still the best
+        tmp_path = tmp_path.rename(tmp_path.with_name("moved"))
+        shutil.rmtree(tmp_path / "final")
+        train(tmp_path, max_steps=5, **extra)
+        assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-5"}
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "ranks"), [(5, 2, 1), (5, 2, 2), (1, 8, 3), (12, 2, 3), (7, 1, 4)]
+)
+def test_ranks_evaluate_as_often_and_everything_once(number: int, size: int, ranks: int) -> None:
+    items: Items[Any] = Items(list(range(number)))
+    made = [list(held_out_batches(items, size, rank, ranks)) for rank in range(ranks)]
+    assert len({len(batches) for batches in made}) == 1
+    every = [item for batches in made for batch in batches for _, item in batch]
+    assert sorted(every) == list(range(number))
+    assert max(len(batch) for batches in made for batch in batches) <= size
+
+
+class Drawing:
+    """A reward that remembers how often it was called, and draws random numbers."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, text: str, record: Record, length: int) -> float:
+        draw()
+        self.calls += 1
+        return (self.calls * 7 + length) % 5 / 4
+
+
+def test_greedy_rollouts_of_held_out_prompts_are_rewarded_and_change_nothing(tmp_path: Path) -> None:
+    values = BARE | {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 6}
+    values |= {"rewards": [f"{__name__}:Drawing"], "reward_weights": [1.0], "log_rollouts": 0}
+    values |= {"loss": {"beta": 0.0}, "max_steps": 2, "learning_rate": 0.0, "eval_steps": 1}
+    lines = {}
+    for held_out in (3, 0):
+        checkpoint, folder = tiny_checkpoint(hidden=32, layers=1), tmp_path / str(held_out)
+        others = prompts(checkpoint, held_out, seed=5) if held_out else None
+        config = make_config(GrpoConfig, values | {"output_dir": str(folder)})
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 4), held_out=others)
+        lines[held_out] = [without_times(line) for line in metrics(folder)]
+    assert lines[3] == lines[0], "its rewards remember nothing of the evaluation"
+    greedy = SamplingConfig(max_new_tokens=6, temperature=0.0)
+    rollout = LatentSampler(checkpoint.backbone.eval()).sample(prompts(checkpoint, 3, seed=5), 1, greedy)
+    reward, found = Drawing(), evaluations(tmp_path / "3")
+    for step in (1, 2):
+        rewards = [reward("", Record("rl", "a", "?"), length) for length in rollout.lengths.tolist()]
+        assert found[step]["eval_reward"] == pytest.approx(sum(rewards) / 3)
+        assert found[step]["eval_completion_length"] == pytest.approx(float(rollout.lengths.double().mean()))
+        assert found[step]["eval_reward_Drawing"] == found[step]["eval_reward"]
+    state = json.loads((tmp_path / "3" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["best_metric"] == found[1]["eval_reward"]
