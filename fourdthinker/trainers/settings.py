@@ -21,7 +21,13 @@ from pydantic import (
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text
-from fourdthinker.trainers.settings_checks import PUBLISHED_BETA, check_rl, make_frames, make_loss
+from fourdthinker.trainers.settings_checks import (
+    PUBLISHED_BETA,
+    check_engine,
+    check_rl,
+    make_frames,
+    make_loss,
+)
 from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
 
 # Those of transformers that need no evaluation during the training.

@@ -1,4 +1,4 @@
-"""Settings that do not fit together."""
+"""Sections that are options of other packages, and settings that do not fit together."""
 
 from __future__ import annotations
 
