@@ -45,8 +45,21 @@ from fourdthinker.trainers.update import Forward, Parts
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = ("loss", "reward", "ce", "cosine", "kl", "grad_norm", "learning_rate", "train_runtime")
-_SHOWN += ("eval_loss", "eval_reward", "eval_ce", "eval_cosine", "eval_seconds")
+_SHOWN = (
+    "loss",
+    "reward",
+    "ce",
+    "cosine",
+    "kl",
+    "grad_norm",
+    "learning_rate",
+    "train_runtime",
+    "eval_loss",
+    "eval_reward",
+    "eval_ce",
+    "eval_cosine",
+    "eval_seconds",
+)
 _NO_STATE = "save_only_model=true: no run can go on from its checkpoints, also not after a signal"
 
 
@@ -251,7 +264,9 @@ class LatentTrainer(PassTrainer):
         logs = {f"eval_{name}": value for name, value in means.items()}
         logs["eval_seconds"] = time.perf_counter() - started
         self.log(logs)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, logs
+        )  # which it changes in place
         self._enter("checkpoint", CHECKPOINT)
         self.speed.enter("saving")
         return logs
