@@ -57,3 +57,7 @@ class SamplingError(FourdError):
         first, *others = self.prompts.values()
         more = f" (and {len(others)} more prompts)" if others else ""
         super().__init__(f"{first}{more}")
+
+    def __reduce__(self) -> tuple[type[SamplingError], tuple[dict[int, str]]]:
+        """Pickled by its prompts: a rollout worker sends it to its trainer."""
+        return type(self), (self.prompts,)

@@ -8,17 +8,18 @@ records are files of the output folder, which all machines must see under one pa
 from __future__ import annotations
 
 import math
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fourdthinker.errors import ConfigError, install
+from fourdthinker.errors import ConfigError
+from fourdthinker.ray_cluster import join_cluster
 from fourdthinker.synth.pool import EndedError, Target
 
 _FETCH = 60.0  # seconds to bring a message that has been sent
+_AHEAD = 8  # messages in an actor's queue and in its stream; then it waits until the run takes one
 
 
 @dataclass(eq=False)
@@ -42,25 +43,8 @@ class RayActors:
     """
 
     def __init__(self, target: Target, workers: int | None, *, gpus: bool) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(f"--engine ray needs Ray, which is not installed; {install('ray')}") from error
+        ray, self._began = join_cluster("--engine ray")
         self._ray = ray
-        address = os.environ.get("RAY_ADDRESS", "")
-        if address.startswith("ray://"):
-            raise ConfigError(
-                f"RAY_ADDRESS is {address}, and Ray's client cannot stream results; run this on a machine of "
-                "the cluster, with its address as host:port or auto"
-            )
-        self._began = not ray.is_initialized()
-        if self._began:
-            try:
-                ray.init(log_to_driver=False, include_dashboard=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"RAY_ADDRESS {address or '(not set)'}: Ray does not start: {error}"
-                ) from error
         free = ray.available_resources()
         cores = int(free.get("CPU", 0))
         self.workers = workers or cores
@@ -78,8 +62,9 @@ class RayActors:
         return _Actor(self._class.remote(self._target))
 
     def give(self, process: _Actor, job: Any) -> None:
-        """Call it; what it sends comes as a stream."""
-        process.messages = process.handle.run.options(num_returns="streaming").remote(job)
+        """Call it; what it sends comes as a stream, of which at most `_AHEAD` messages are made ahead."""
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": _AHEAD}
+        process.messages = process.handle.run.options(**options).remote(job)
 
     def wait(self, processes: Sequence[_Actor], seconds: float) -> list[_Actor]:
         """Those whose stream has something, or has ended."""
@@ -128,7 +113,7 @@ class _Worker:
         self._target = target
 
     def run(self, job: Any) -> Iterator[Any]:
-        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        messages: queue.Queue[Any] = queue.Queue(_AHEAD)
         end = object()
         raised: list[BaseException] = []
 

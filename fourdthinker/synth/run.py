@@ -89,6 +89,7 @@ class _Run:
     sources: dict[str, Source] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    unstarted: int = 0  # processes in a row that died before they began an item
     began: float = field(default_factory=time.monotonic)
 
     # -- what is to be done
@@ -173,6 +174,10 @@ class _Run:
         if isinstance(message, Lost):
             self._lost(job, message)
             return
+        self._record(job, message)
+        self.unstarted = 0
+
+    def _record(self, job: Job, message: Entry | Untried) -> None:
         tried = not isinstance(message, Untried)
         if isinstance(message, Untried):
             message = message.entry
@@ -191,10 +196,19 @@ class _Run:
                 self.outcomes[message.state] += 1
 
     def _lost(self, job: Job, lost: Lost) -> None:
+        """A failed attempt of the item; none where the process died before it began one."""
         fallback = job.source.name if job.window is None else window_item(job.source, job.index)
         item, stage = lost.item or fallback, lost.stage or "ingest"
         key = keys(job.source, self.settings)[stage]
-        self.handle(job, Entry(item, stage, key, job.source.name, "failed", lost.reason))
+        entry = Entry(item, stage, key, job.source.name, "failed", lost.reason)
+        self._record(job, entry if lost.item else Untried(entry))
+        self.unstarted = 0 if lost.item else self.unstarted + 1
+        if self.unstarted > self.workers:
+            raise ConfigError(
+                f"{self.unstarted} processes in a row ended before they began: {lost.reason}; nothing was "
+                "tried, so mend that (on all machines with --engine ray: the same packages, memory), and "
+                "start once more"
+            )
         if item.startswith(f"{job.source.name}-"):  # a clip: its window has more of them
             self.queue += self._of_window(job.source, job.index)
 

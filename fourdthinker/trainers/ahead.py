@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +47,17 @@ class Ahead(Generic[T]):
             if batch is not None:
                 taken.append(batch)
         return taken
+
+    def peek(self, first: int, count: int) -> list[T]:
+        """Batches that `take` will give later, once they are made; fewer at the end of the iterator.
+
+        Args:
+            first: how many come before them.
+            count: how many, within `depth`.
+        """
+        with errors_of_workers():
+            found = [future.result() for future in itertools.islice(self._coming, first, first + count)]
+        return [batch for batch in found if batch is not None]
 
     def close(self) -> None:
         """End the thread, once the batch that it is making is made."""

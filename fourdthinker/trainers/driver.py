@@ -33,7 +33,7 @@ from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.trainer import LatentTrainer
-from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts
+from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts, RolloutWorkerError
 from fourdthinker.trainers.watch import RankLostError, Watch
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def train(
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
         RankLostError: another process has died.
+        RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
     args = training_arguments(config)
     with Watch.of_group(config.ddp_timeout) as watch:
@@ -162,7 +163,9 @@ def run_command(
             return
         with process_group():
             final = train_with(config)
-    except (FourdError, NonFiniteLossError, MemoryLimitError, RankLostError, OSError) as error:
+    except (
+        FourdError, NonFiniteLossError, MemoryLimitError, RankLostError, RolloutWorkerError, OSError
+    ) as error:  # fmt: skip
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"error{rank}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error

@@ -20,6 +20,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
+from fourdthinker.ray_cluster import import_ray
 from fourdthinker.reward_calls import Reward
 from fourdthinker.rewards import accuracy_reward
 from fourdthinker.sampler import encode_prompts
@@ -33,6 +34,7 @@ from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up,
 from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
 from fourdthinker.trainers.resume import rollouts_file
+from fourdthinker.trainers.rollout_workers import OPTION
 from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import Forward, Parts
@@ -69,7 +71,7 @@ class GrpoTrainer(RolloutTrainer):
             self._old_logprobs = {}
         elif self._replay is None:
             self._replay = self._restored()
-        staleness = self.state.global_step % self.settings.num_iterations
+        staleness = self._behind + self.state.global_step % self.settings.num_iterations
         shown = {"staleness": float(staleness)}
         if self._entropy is not None:
             shown["entropy_coef"] = self._entropy.applied
@@ -260,7 +262,10 @@ def train_grpo(
     Raises:
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
+        RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
+    if config.rollout_workers:
+        import_ray(OPTION)  # said now, not once the model is loaded
     rewards = load_rewards(config)
     if len({reward.name for reward in rewards}) != len(rewards):
         raise ConfigError(f"rewards {config.rewards}: two functions have the same name; rename one")

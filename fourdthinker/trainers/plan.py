@@ -127,7 +127,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
     if config.fsdp:
         phases["start"] = undivided
-    if isinstance(config, GrpoConfig):
+    if isinstance(config, GrpoConfig) and not config.rollout_workers:
         parts["KV cache"] = _kv(config, backbone, shape)
         phases["rollouts"] = static + everything + parts["KV cache"] + features + vision
     parameters = list(backbone.parameters())

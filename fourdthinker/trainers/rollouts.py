@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainerCallback
 
 from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.backbones.gathering import gathered
@@ -44,6 +45,7 @@ from fourdthinker.trainers.experience import (
 from fourdthinker.trainers.packing import counts_of, cut_rows
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
+from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
@@ -72,12 +74,37 @@ class RolloutTrainer(LatentTrainer):
     def __init__(
         self, config: GrpoConfig, parts: Parts, batches: ShardedBatches, rewards: Sequence[Reward]
     ) -> None:
+        # Of the model as it is before Trainer wraps it; actors make theirs from this.
+        self._structure = structure(parts.checkpoint.backbone) if config.rollout_workers else None
         super().__init__(config, parts, batches)
+        if config.rollout_staleness:
+            self._ahead.depth = (1 + config.rollout_staleness) * self.args.gradient_accumulation_steps
+        self._workers: RolloutWorkers | None = None
+        self._behind = 0  # updates between the weights that sampled the last rollouts and those then
+        self._begun: dict[int, list[Job]] = {}  # by update: rollouts that workers sample already
         self.rewards, self.reference = rewards, parts.reference
         if self.reference is not None:
             self.reference.to(self.args.device)
         self.sampler = LatentSampler(self.checkpoint.backbone)
         self._unchecked = self.settings.share_prompt  # until shared and plain forward were compared
+
+    def run(
+        self, resume: str | None, *, weights_loaded: bool = False, callbacks: Sequence[TrainerCallback] = ()
+    ) -> Path:
+        """As `LatentTrainer.run`, beside the workers that sample, if there are any.
+
+        Args:
+            resume: as there.
+            weights_loaded: as there.
+            callbacks: as there.
+        """
+        run = functools.partial(super().run, resume, weights_loaded=weights_loaded, callbacks=callbacks)
+        if self._structure is None:
+            return run()
+        autocast = self.accelerator.native_amp
+        workers = RolloutWorkers(self._structure, self.settings, self.args, autocast=autocast)
+        with closing(workers) as self._workers:
+            return run()
 
     @torch.no_grad()
     def sample(self, batches: list[Any]) -> list[Experience]:
@@ -93,9 +120,12 @@ class RolloutTrainer(LatentTrainer):
         slots = update_slots(len(batches), size, rank, self.args.world_size)
         scored = []
         with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
-            for batch, prompts in batches:
+            sampled = self._sampled_by_workers([list(prompts) for _, prompts in batches])
+            for (batch, prompts), given in zip(batches, sampled, strict=True):
                 mine, slots = slots[: len(batch)], slots[len(batch) :]
-                scored.append(self._varied(list(batch), list(prompts), mine))
+                scored.append(self._varied(list(batch), list(prompts), mine, given))
+            if config.refill_rounds:
+                self._begin_ahead()
         known: list[Tensor | None] = [None] * len(scored)
         if config.reward_kl_weight:
             self._enter("log-probs of the reference for the rewards", REWARD_KL)
@@ -160,12 +190,61 @@ class RolloutTrainer(LatentTrainer):
 
     # ---- rollouts
 
-    def _varied(self, indices: list[int], prompts: list[Prompt], slots: list[int]) -> Scored:
+    def _sampled_by_workers(self, prompts: list[list[Prompt]]) -> list[Sampled | None]:
+        """The rollouts of each micro-batch; None without workers, when each is sampled in its turn."""
+        if self._workers is None:
+            return [None] * len(prompts)
+        updates = self.state.global_step
+        self._workers.send(self.checkpoint.backbone, updates)
+        jobs = self._begun.pop(updates + 1, None)
+        if jobs is None:
+            jobs = self._begin(updates + 1, [prompt for batch in prompts for prompt in batch])
+        if not self.settings.refill_rounds:  # whose rollouts would wait behind those of later updates
+            self._begin_ahead()
+        sampled = self._workers.collect(jobs)
+        self._behind = updates - sampled.updates
+        sizes = [len(batch) for batch in prompts]
+        return list(sampled.split(sizes, self.checkpoint.backbone.vision.pad_id))
+
+    def _begin_ahead(self) -> None:
+        """Let workers sample the prompts of the next updates, as many as may be behind."""
+        each, now = self.args.gradient_accumulation_steps, self.state.global_step + 1
+        for later in range(self.settings.rollout_staleness):
+            step = now + 1 + later
+            if step in self._begun or step > self.state.max_steps:
+                continue
+            batches = self._ahead.peek(later * each, each)
+            if len(batches) == each:  # else the epoch ends, and the order of the next one is not known yet
+                self._begun[step] = self._begin(step, [prompt for batch in batches for _, prompt in batch])
+
+    def _begin(self, step: int, prompts: list[Prompt]) -> list[Job]:
+        assert self._workers is not None
+        args, config = self.args, self.settings
+        size, each = config.per_device_train_batch_size, args.gradient_accumulation_steps
+        slots = update_slots(each, size, args.process_index, args.world_size)[: len(prompts)]
+        return self._workers.begin(
+            prompts, rollout_seeds(config.seed, step, slots, samples=config.num_generations)
+        )
+
+    def _sample(self, prompts: list[Prompt], seeds: list[int]) -> Sampled:
+        """Rollouts by the current weights."""
+        if self._workers is not None:
+            return self._workers.collect(self._workers.begin(prompts, seeds))
+        config = self.settings
+        features = encode_prompts(self.checkpoint.backbone, prompts)
+        rollout = self.sampler.sample(
+            prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
+        )
+        return Sampled(rollout, features, self.state.global_step)
+
+    def _varied(
+        self, indices: list[int], prompts: list[Prompt], slots: list[int], sampled: Sampled | None
+    ) -> Scored:
         """Rollouts of prompts, or of others where those teach nothing, as far as the rounds go."""
         config, step = self.settings, self.state.global_step + 1
         size, group, replaced = len(self.items), config.num_generations, 0
         seeds = functools.partial(rollout_seeds, config.seed, step, samples=group)
-        scored = self._roll_out(indices, prompts, seeds(slots=slots))
+        scored = self._roll_out(indices, prompts, seeds(slots=slots), sampled)
         seen = [{index} for index in indices]
         for attempt in range(1, config.refill_rounds + 1):
             # One whose rewards failed is left: others would fail, or hang, likewise.
@@ -189,12 +268,12 @@ class RolloutTrainer(LatentTrainer):
             self.metric_sums.add({"refilled_groups": (torch.tensor(float(replaced)), count)})
         return scored
 
-    def _roll_out(self, indices: list[int], prompts: list[Prompt], seeds: list[int]) -> Scored:
-        config, backbone = self.settings, self.checkpoint.backbone
-        features = encode_prompts(backbone, prompts)
-        rollout = self.sampler.sample(
-            prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
-        )
+    def _roll_out(
+        self, indices: list[int], prompts: list[Prompt], seeds: list[int], sampled: Sampled | None = None
+    ) -> Scored:
+        config = self.settings
+        sampled = self._sample(prompts, seeds) if sampled is None else sampled
+        rollout, features = sampled.rollout, sampled.features
         self.speed.enter("rewards")
         # An open tower needs its pictures in the training forward, where gradients flow through it. One pass
         # with gradient for both would keep its activations while rollouts are decoded (docs/training.md).
@@ -203,7 +282,8 @@ class RolloutTrainer(LatentTrainer):
         self.speed.enter("rollouts")
         counts = counts_of(scored, range(len(scored.rewards)), share=True)
         counts = replace(counts, logits=int(rollout.lengths.sum()))  # also where the grammar chooses
-        self.speed.add(rollouts=len(scored.rewards), operations=self.costs.inference(counts))
+        operations = self.costs.inference(counts) if self._workers is None else 0.0
+        self.speed.add(rollouts=len(scored.rewards), operations=operations)
         return scored
 
     def _scored(

@@ -24,21 +24,8 @@ from fourdthinker.trainers.settings_checks import (
     make_frames,
     make_loss,
 )
-from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings
+from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings, Schedule
 
-# Those of transformers that need no evaluation during the training.
-Schedule = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-]
 # Settings whose defaults differ between the trainers.
 OutputDir = Annotated[Name, Field(description="Folder of the run: everything is written here.")]
 LearningRate = Annotated[Float, Field(ge=0, description="Highest learning rate of the schedule.")]
@@ -347,6 +334,18 @@ class GrpoConfig(TrainConfig):
     train_start: Bool = Field(False, description="Train the choice to open a block too.")
     share_prompt: Bool = Field(
         True, description="Run each prompt once for all its rollouts in the training forward (needs SDPA)."
+    )
+    rollout_workers: Int = Field(
+        0,
+        ge=0,
+        description="Ray actors that sample the rollouts of each process, each on a GPU of its own (`ray` "
+        "extra); 0: the process samples them itself, without Ray.",
+    )
+    rollout_staleness: Int = Field(
+        0,
+        ge=0,
+        description="Updates that weights which rollouts are sampled by may be behind; so many updates are "
+        "sampled ahead by rollout_workers. 0: none.",
     )
 
     rewards: Names = Field(

@@ -64,6 +64,7 @@ def check_rl(config: Any) -> None:
     """
     _check_rewards(config)
     _check_loss(config)
+    _check_staleness(config)
 
 
 def _check_rewards(config: Any) -> None:
@@ -115,4 +116,25 @@ def _check_loss(config: Any) -> None:
         raise ValueError(
             f"loss.entropy_coef is {coef}; with entropy_target it begins there and stays from 0 to "
             f"entropy_coef_max = {highest}"
+        )
+
+
+def _check_staleness(config: Any) -> None:
+    if not config.rollout_staleness:
+        return
+    given = f"rollout_staleness is {config.rollout_staleness}"
+    if not config.rollout_workers:
+        raise ValueError(
+            f"{given} and rollout_workers 0: a process that samples by itself does not sample ahead; set "
+            "rollout_workers, or leave rollout_staleness out"
+        )
+    if not config.loss.corrected:
+        raise ValueError(
+            f"{given}: rollouts of older weights need importance sampling; set loss.sampler_cap=2 (or "
+            "loss.sampler_floor), or rollout_staleness=0"
+        )
+    if config.num_iterations > 1:
+        raise ValueError(
+            f"{given} and num_iterations {config.num_iterations}: rollouts that several updates are made on "
+            "are not sampled ahead; set one of them back"
         )

@@ -1,10 +1,26 @@
-"""Settings of training that stand in sections of their own: the adapter, and rates of parts of the model."""
+"""Parts of the settings of training: the adapter, rates of parts of the model, schedules."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from fourdthinker.settings import Bool, Float, Int, Names, Section
+
+# Those of transformers that need no evaluation during the training.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
 
 
 class LoraSettings(Section):

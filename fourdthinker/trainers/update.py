@@ -19,6 +19,10 @@ class NonFiniteLossError(RuntimeError):
     """More steps than `max_bad_steps` had a loss or a gradient that is not a finite number."""
 
 
+class RolloutWorkerError(RuntimeError):
+    """Several actors of `rollout_workers` died over the same rollouts, or the code of one failed."""
+
+
 class MemoryLimitError(RuntimeError):
     """Memory does not suffice, and smaller forwards would not help or cannot be had."""
 

@@ -23,7 +23,7 @@ from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, TrainConfig
-from tests.e2e.test_zero import CASES, config_of, items_of, on_one_process, save_model
+from tests.e2e.test_zero import CASES, config_of, items_of, on_one_process, save_model, with_workers
 from tests.e2e.training import BARE, metrics, relative_difference, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
@@ -62,6 +62,8 @@ def update(rank: int, folder: Path, case: str, settings: dict[str, Any]) -> None
     CASES[case] = settings
     config: TrainConfig = config_of(case, folder, batch=2, accumulation=2)
     config = config.model_copy(update={"fsdp": True, "output_dir": str(folder / "fsdp")})
+    if case == "grpo_workers":
+        config = with_workers(config)
     checkpoint, keep = load_checkpoint(folder / "model"), Gradients()
     train(config, checkpoint, items_of(case, checkpoint), [keep])
     if rank == 0:

@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 
+from fourdthinker.synth.actors import RayActors
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.run import Options, synthesise
 from fourdthinker.synth.settings import read_settings
@@ -75,3 +78,27 @@ def test_ray_makes_the_same_data_and_a_killed_actor_costs_its_item_alone(tmp_pat
     assert again["failed"] == []
     assert again["videos"] == local["videos"]
     assert results(tmp_path / "ray") == results(tmp_path / "local")
+
+
+def talk(path: str, send: Callable[[Any], None]) -> None:
+    """Sends 60 numbers, and notes each in a file."""
+    for number in range(60):
+        with open(path, "a") as file:
+            file.write("x")
+        send(number)
+
+
+def test_an_actor_waits_while_its_results_are_not_taken(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    noted = tmp_path / "noted"
+    actors = RayActors(talk, 1, gpus=False)
+    try:
+        actor = actors.start()
+        actors.give(actor, str(noted))
+        assert actors.wait([actor], 60) == [actor]
+        assert actors.receive(actor) == 0
+        time.sleep(2)
+        assert noted.stat().st_size < 25
+        assert [actors.receive(actor) for _ in range(60)] == [*range(1, 60), None]
+    finally:
+        actors.close([actor])

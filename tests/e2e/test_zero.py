@@ -19,6 +19,7 @@ import torch.distributed as dist
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
+from fourdthinker.trainers import grpo, rollout_workers
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.dift import make_trainer as make_dift
@@ -32,6 +33,7 @@ from tests.e2e.gradients_worker import BASE, GRPO, KeepGradients
 from tests.e2e.training import length_reward, prompts, relative_difference, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
+from tests.unit.trainers.fake_ray import FakeRay
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra zero)"
@@ -43,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dift_tower": {"freeze_vision": False},
     "dift_lora": {"lora": {"r": 4, "dropout": 0.0}},
     "grpo": {"loss": {"beta": 0.1}, "num_generations": 4, "max_completion_length": 16},
+    "grpo_workers": {"loss": {"beta": 0.1}, "num_generations": 4, "max_completion_length": 16},
     "grpo_lora": {"loss": {"beta": 0.1}, "lora": {"r": 4}, "gradient_checkpointing": True},
 }
 
@@ -77,6 +80,15 @@ def on_one_process(case: str, folder: Path) -> tuple[dict[str, torch.Tensor], di
     return keep.gradients, load_checkpoint(folder / "run" / "final").backbone.state_dict()
 
 
+def with_workers(config: Any) -> Any:
+    """The settings with two rollout workers, of a Ray that runs in this process."""
+    os.environ["RAY_ADDRESS"] = "of the test"
+    ray = FakeRay()
+    rollout_workers.join_cluster = lambda option: (ray, False)  # type: ignore[assignment]
+    grpo.import_ray = lambda option: ray  # type: ignore[assignment]
+    return config.model_copy(update={"rollout_workers": 2})
+
+
 def trainer_of(config: TrainConfig, case: str, folder: Path) -> Any:
     """A trainer of a checkpoint that is loaded as DeepSpeed wants it: with ZeRO-3 in slices."""
     args = training_arguments(config)
@@ -90,7 +102,15 @@ def trainer_of(config: TrainConfig, case: str, folder: Path) -> Any:
     if isinstance(config, DiftConfig):
         return make_dift(config, parts)
     assert isinstance(config, GrpoConfig)
-    return make_grpo(config, [Reward("length_reward", length_reward)], parts)
+    if case != "grpo_workers":
+        return make_grpo(config, [Reward("length_reward", length_reward)], parts)
+    config = with_workers(config)
+    trainer = make_grpo(config, [Reward("length_reward", length_reward)], parts)
+    assert trainer._structure is not None
+    trainer._workers = rollout_workers.RolloutWorkers(
+        trainer._structure, config, trainer.args, autocast=False
+    )
+    return trainer
 
 
 def update(trainer: Any, zero: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("sampler", "objectives", "rewards", "reward_calls", "reward_runs", "judges", "worlds"),
     ("backbones", "prompts", "prompt_style", "samples"),
     ("records", "frames", "answers", "latents", "positions", "transcript", "vision"),
-    ("errors", "files", "settings", "progress"),
+    ("errors", "files", "settings", "progress", "ray_cluster"),
     ("kernels", "_video"),
 )
 # Reached by everyone through their `__init__` alone.

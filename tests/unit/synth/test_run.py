@@ -21,7 +21,7 @@ from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import BudgetError, EndpointError, RejectedError, narrate
 from fourdthinker.synth.plan import plan
-from fourdthinker.synth.pool import Begin
+from fourdthinker.synth.pool import Begin, Lost
 from fourdthinker.synth.run import Options, _check_folder, _useful, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
@@ -472,3 +472,35 @@ def test_keys_change_with_what_matters_and_with_nothing_else() -> None:
     other = stages.keys(source, SynthSettings(analysis_fps=5.0))
     assert all(base[stage] != other[stage] for stage in base)
     json.dumps(SynthSettings().plain())
+
+
+def test_a_process_that_dies_before_it_begins_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four scenes the first two meet it; then a working process, and one that dies within its item."""
+    lost = [Lost("", "", "no memory"), Lost("", "", "no memory"), None, "within"]
+
+    def dying(jobs: Any, processes: Any, *, handle: Any, more: Any, **options: Any) -> None:
+        for job, how in zip(jobs, lost, strict=True):
+            messages: list[Any] = []
+            work(job, messages.append)
+            within = Lost(f"{job.source.name}.w0", "ingest", "killed")
+            for message in [within] if how == "within" else messages if how is None else [how]:
+                if not isinstance(message, Begin):
+                    handle(job, message)
+
+    monkeypatch.setattr(run, "run_jobs", dying)
+    options = Options(stages=("objects",), workers=2, progress=False)
+    summary = synthesise(["scenes:4"], tmp_path, SynthSettings(analysis_fps=4), options)
+    assert len(summary["failed"]) == 3
+    with Journal(tmp_path) as journal:
+        names = [item.partition(".")[0] for item in summary["failed"]]
+        entries = [entry for name in names for entry in journal.of_source(name)]
+    assert sorted((e.reason, e.attempts) for e in entries if e.state == "failed") == [
+        ("killed", 1),
+        ("no memory", 0),
+        ("no memory", 0),
+    ]
+    lost[:] = [Lost("", "", "no memory")] * 3
+    with pytest.raises(ConfigError, match="3 processes in a row ended before they began: no memory"):
+        synthesise(["scenes:4"], tmp_path, SynthSettings(analysis_fps=4), options)

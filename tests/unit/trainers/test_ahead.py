@@ -54,3 +54,15 @@ def test_errors_are_raised_where_the_batch_is_taken() -> None:
     with pytest.raises(ValueError, match="clip 7"):
         ahead.take(source, 1)
     ahead.close()
+
+
+def test_batches_are_seen_before_they_are_taken() -> None:
+    ahead: Ahead[int] = Ahead(4)
+    source = iter(range(5))
+    assert ahead.take(source, 1) == [0]
+    assert ahead.peek(0, 2) == [1, 2]
+    assert ahead.peek(2, 2) == [3, 4]
+    assert ahead.take(source, 2) == [1, 2]
+    assert ahead.peek(1, 2) == [4], "the iterator has ended"
+    assert ahead.take(source, 3) == [3, 4]
+    ahead.close()
