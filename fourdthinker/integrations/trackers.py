@@ -16,11 +16,11 @@ from fourdthinker.records import Record, read_media
 
 logger = logging.getLogger(__name__)
 
-# Tracker -> the packages any of which will do, and the extra that holds one.
+# Tracker -> the packages any of which will do, and how one is installed.
 _PACKAGES = {
-    "tensorboard": (("tensorboard", "tensorboardX"), "train"),
-    "wandb": (("wandb",), "track"),
-    "trackio": (("trackio",), "track"),
+    "tensorboard": (("tensorboard", "tensorboardX"), install("train")),
+    "wandb": (("wandb",), install("track")),
+    "trackio": (("trackio",), install("track")),
 }
 _FRAMES, _HEIGHT = 4, 112  # of the clip in a table
 _COLUMNS = ("id", "question", "answer", "text", "reward", "rewards", "advantage", "length", "finish_reason")
@@ -38,10 +38,10 @@ def require_trackers(names: Sequence[str]) -> None:
         ConfigError: one is missing; says how it is installed.
     """
     for name in names:
-        packages, extra = _PACKAGES.get(name, ((), ""))
+        packages, remedy = _PACKAGES.get(name, ((), ""))
         if packages and not any(importlib.util.find_spec(package) for package in packages):
             raise ConfigError(
-                f"report_to names {name}, but the package {packages[0]} is not installed; {install(extra)}, "
+                f"report_to names {name}, but the package {packages[0]} is not installed; {remedy}, "
                 "or leave it out of report_to"
             )
 
