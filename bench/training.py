@@ -217,7 +217,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--prompt-tokens", nargs="*", type=int, choices=list(GRIDS), default=[250, 1000, 4000]
     )
     parser.add_argument("--completions", nargs="*", type=int, default=[4, 8, 16])
-    parser.add_argument("--new-tokens", type=int, help="of a completion; default: 64, with --quick 16")
+    parser.add_argument(
+        "--new-tokens", nargs="*", type=int, help="of a completion; default: 64, with --quick 16"
+    )
     parser.add_argument("--prompts", type=int, help="of a 4DRL step; default: 2, with --quick 1")
     parser.add_argument("--samples", type=int, default=1, help="of a DIFT step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours and TRL, fair")
@@ -226,11 +228,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     quick = options.quick
     options.shape = options.shape or ("tiny" if quick else "100m")
-    new, prompts = options.new_tokens or (16 if quick else 64), options.prompts or (1 if quick else 2)
+    lengths, prompts = options.new_tokens or [16 if quick else 64], options.prompts or (1 if quick else 2)
     options.cases = [
         Case(length, completions, new, prompts)
         for length in options.prompt_tokens
         for completions in options.completions
+        for new in lengths
         # The rows of TRL grow as their product, which --quick has no time for.
         if not quick or length * completions <= 8_000
     ]
