@@ -66,11 +66,11 @@ def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]
 
 
 def _check_value(path: Path, given: dict[str, Any], name: str, setting: str, wanted: Any) -> None:
-    """What is left out is off (clipping), or taken from the settings by accelerate."""
+    """What is left out is off (clipping, a section without "enabled"), or accelerate takes it from the settings."""
     section, _, key = name.rpartition(".")
     inner = given.get(section, {}) if section else given
     value = inner.get(key) if isinstance(inner, dict) else inner
-    if value is None and name != "gradient_clipping":
+    if value is None and name != "gradient_clipping" and section not in given:
         return
     if value == "auto" or (value or 0) == wanted:
         return

@@ -36,6 +36,7 @@ def check(path: Path, **values: Any) -> None:
         ({"scheduler": {"type": "WarmupLR"}}, "section 'scheduler', which would replace lr_scheduler_type"),
         ({"gradient_clipping": 0.5}, 'gradient_clipping is 0.5 .* max_grad_norm is 1.0; write "auto"'),
         ({"bf16": {"enabled": False}}, "bf16.enabled is False .* bf16 is True"),
+        ({"bf16": {"immediate_grad_update": True}}, "bf16.enabled is missing .* bf16 is True"),
         ({"bf16": False}, "bf16.enabled is False .* bf16 is True"),
         ({"fp16": {"enabled": True}}, "fp16.enabled is True .* no setting is False"),
         ({"gradient_accumulation_steps": 4}, "is 4 .* gradient_accumulation_steps is 2"),
