@@ -66,7 +66,7 @@ def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]
 
 
 def _check_value(path: Path, given: dict[str, Any], name: str, setting: str, wanted: Any) -> None:
-    """What is left out is off (clipping, a section without "enabled"), or accelerate takes it from the settings."""
+    """What is left out is off (clipping, a section without "enabled"), or as the settings say."""
     section, _, key = name.rpartition(".")
     inner = given.get(section, {}) if section else given
     value = inner.get(key) if isinstance(inner, dict) else inner
