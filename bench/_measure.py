@@ -156,6 +156,7 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
+    found["torch"] = torch.__version__  # with the build, which the package's metadata may leave out
     return found
 
 

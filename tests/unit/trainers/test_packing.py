@@ -137,7 +137,8 @@ def test_groups_of_one_to_eight_behind_one_prompt() -> None:
     backbone, items = checkpoint().backbone, prompts()
     items[1].input_ids[2:10] = 5
     items[1].input_ids[2:6] = backbone.vision.image_token_id
-    items[1].vision = Vision(torch.tensor([[1, 4, 4]]), None, torch.randn(4, 32), kind="image")
+    features = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    items[1].vision = Vision(torch.tensor([[1, 4, 4]]), None, features, kind="image")
     config = SamplingConfig(max_new_tokens=22, max_blocks=2, seed=2)
     rollout = LatentSampler(backbone).sample(items, 8, config, logits_processor=[OftenEnd()])
     assert len(set(rollout.lengths.tolist())) > 2
