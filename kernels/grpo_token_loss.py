@@ -390,9 +390,9 @@ def grpo_token_loss(
             ``options.sampler_cap`` or ``sampler_floor``.
         entropy: [R, T] in nats, differentiable; needed with ``options.entropy_coef``.
         entropy_mask: [R, T] bool, keeps the policy term only where it is true (see ``top_entropy_mask``).
-        num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo and
-            dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo, cispo and vespo.
-            None: this batch's own.
+        num_items: the global normaliser, a number or a scalar tensor, 0 or more: sequences for grpo,
+            luspo, sapo and dr_grpo (which divides by ``num_items * max_length``), tokens for bnpo, dapo,
+            cispo and vespo. None: this batch's own.
         num_tokens: the tokens of the same update, by which grpo and dr_grpo divide the entropy bonus (with
             ``options.entropy_norm="tokens"``). None: this batch's own.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.

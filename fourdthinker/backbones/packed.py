@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fourdthinker.backbones.segment_attention import segment_attention
+from fourdthinker.errors import ConfigError
 from fourdthinker.samples import BARRED, FRAMES
 
 NAME = "fourdthinker_packed"
@@ -159,12 +160,20 @@ def packed_attention(
 
     Returns:
         [B, S, heads, D], and None for the attention weights.
+
+    Raises:
+        ConfigError: dropout, where the mask is of segments or of flex_attention.
     """
     of_segments = (
         attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int32 else None
     )
     if of_segments is None and not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if options.get("dropout"):
+        raise ConfigError(
+            f"attention_dropout is {options['dropout']} in the model's config; packed sequences and shared "
+            "prompts have none: set it to 0"
+        )
     device = query.device.type
     if torch.is_autocast_enabled(device):  # which only SDPA knows
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))

@@ -30,6 +30,7 @@ class _Piece:
     causal: bool
 
 
+@torch.compiler.disable  # pieces have the lengths of segments: each layout would be compiled anew
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Tensor:
     """What each position sees of its prompt and of its own segment, both causally.
 
@@ -43,6 +44,8 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tenso
     Returns:
         [B, heads, S, D], stored as [B, S, heads, D]; 0 at padding.
     """
+    # The kernel reads the last dimension without a stride.
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out: Tensor = _SegmentAttention.apply(query, key, value, segments, scale)  # type: ignore[no-untyped-call]
     return out
 

@@ -128,7 +128,8 @@ class DiftTrainer(LatentTrainer):
         Args:
             batch: (index, sample) pairs.
         """
-        tensors = collate([sample for _, sample in batch], self.checkpoint.backbone.vision.pad_id)
+        pad_id, bottleneck = self.checkpoint.backbone.vision.pad_id, self.settings.latent_bottleneck
+        tensors = collate([sample for _, sample in batch], pad_id, bottleneck=bottleneck)
         tensors = {name: value.to(self.args.device) for name, value in tensors.items()}
         objective = self._objective(tensors["rows"].numel(), tensors["latent_index"].numel())
         with self.accelerator.autocast():

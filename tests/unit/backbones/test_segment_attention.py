@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fourdthinker.backbones.packed import NAME, additive_mask
+from fourdthinker.backbones.packed import NAME, additive_mask, packed_attention, packed_mask
 from fourdthinker.backbones.segment_attention import segment_attention
+from fourdthinker.errors import ConfigError
 from tests.tiny import tiny_checkpoint
 from tests.unit.backbones.test_packed import segments_of
 
@@ -48,6 +49,18 @@ def test_pieces_equal_one_softmax(name: str, dtype: torch.dtype) -> None:
     for mine, right in zip(ours, theirs, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), right, atol=of_grads, rtol=0)
+
+
+def test_inputs_of_other_strides_and_dropout() -> None:
+    segments = segments_of([(20, [10, 10], 0)])
+    query, key, value = torch.randn(3, 1, 2, 40, 8).unbind()
+    strided = [x.mT.contiguous().mT for x in (query, key, value)]
+    assert strided[0].stride(-1) == 40
+    right = segment_attention(query, key, value, segments, 1.0)
+    assert torch.equal(segment_attention(*strided, segments, 1.0), right)
+    mask = packed_mask(segments, torch.float32)
+    with pytest.raises(ConfigError, match=r"attention_dropout is 0\.1"):
+        packed_attention(torch.nn.Module(), query, key, value, mask, dropout=0.1)
 
 
 def test_a_completion_changes_with_its_prompt_and_with_nothing_behind_itself() -> None:

@@ -53,6 +53,9 @@ def trackers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]
         fake: Any = ModuleType(name)
         fake.Image, fake.Table, fake.log = Kept, Kept, lines.append
         monkeypatch.setitem(sys.modules, name, fake)
+    frames: Any = ModuleType("pandas")
+    frames.DataFrame = lambda rows: {name: [row[name] for row in rows] for name in rows[0]}
+    monkeypatch.setitem(sys.modules, "pandas", frames)
     return logged
 
 

@@ -117,6 +117,25 @@ def test_what_is_written_is_the_loss_of_the_held_out_samples(evaluated: Path) ->
         assert line[f"eval_{name}"] == pytest.approx(float(found[name][0] / found[name][1]), rel=1e-5)
 
 
+def test_held_out_samples_have_the_bottleneck_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        DiftTrainer, "_objective", lambda self, *_: lambda backbone, hidden, batch: note(seen, hidden, batch)
+    )
+    train(tmp_path, max_steps=1, eval_steps=1, latent_bottleneck=True)
+    assert len(seen) >= 2
+    assert all(seen)
+
+
+def note(
+    seen: list[bool], hidden: torch.Tensor, batch: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    seen.append("bottleneck" in batch)
+    return hidden.mean(), {"ce": (torch.ones(()), torch.ones(()))}
+
+
 def test_other_held_out_records_are_refused(evaluated: Path, tmp_path: Path) -> None:
     shutil.copytree(evaluated, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"eval_data: the records are not those that .*checkpoint-6"):
