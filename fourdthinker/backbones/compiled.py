@@ -20,7 +20,8 @@ def compile_layers(backbone: Backbone, backend: str | Callable[..., Any] = "indu
     """Let the decoder layers run compiled in passes that a gradient is wanted of.
 
     One compilation serves all layers and all lengths. There is another one for each kind of mask (none,
-    dense, of flex_attention), and for one row and several.
+    dense, of flex_attention), and for one row and several. Layers whose attention goes by segments, as packed
+    sequences on a CPU, run plain: the pieces would be compiled anew for each layout.
 
     Args:
         backbone: changed in place.
@@ -32,7 +33,8 @@ def compile_layers(backbone: Backbone, backend: str | Callable[..., Any] = "indu
 
     def forward(layer: Any, *arguments: Any, **options: Any) -> Any:
         trains = layer.training and torch.is_grad_enabled()
-        return (compiled if trains else plain)(layer, *arguments, **options)
+        by_segments = getattr(options.get("attention_mask"), "dtype", None) == torch.int32
+        return (compiled if trains and not by_segments else plain)(layer, *arguments, **options)
 
     for layer in layers:
         layer.forward = MethodType(forward, layer)

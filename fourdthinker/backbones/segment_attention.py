@@ -30,7 +30,6 @@ class _Piece:
     causal: bool
 
 
-@torch.compiler.disable  # pieces have the lengths of segments: each layout would be compiled anew
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Tensor:
     """What each position sees of its prompt and of its own segment, both causally.
 

@@ -44,15 +44,15 @@ def test_layers_are_compiled_once(backend: str, checkpointed: bool) -> None:
             model.gradient_checkpointing_enable()
     compile_layers(backbone, counter)
     counts = []
-    for chosen in ([0, 1], [3, 4], [2, 4, 5]):
-        batch = collate([items[i] for i in chosen], pad_id)
+    for chosen, packed in (([0, 1], False), ([3, 4], False), ([2, 4, 5], False), ([0, 3], True)):
+        batch = collate([items[i] for i in chosen], pad_id, packed=packed)
         got, wanted = gradients(backbone, batch), gradients(plain, batch)
         assert got.keys() == wanted.keys()
         difference = relative_difference(got, wanted, [name for name in wanted if wanted[name].any()])
         assert max(difference.values()) <= 1e-5, difference
         counts.append(counter.frame_count)
     assert counts[0] >= 1
-    assert len(set(counts)) == 1, "another length, another number of rows"
+    assert len(set(counts)) == 1, "another length, another number of rows, packed"
     with torch.no_grad():
         backbone.eval()(collate([items[5]], pad_id), lambda _, hidden, batch: hidden)
     assert counter.frame_count == counts[0]
