@@ -54,10 +54,10 @@ def test_pieces_equal_one_softmax(name: str, dtype: torch.dtype) -> None:
 def test_inputs_of_other_strides_and_dropout() -> None:
     segments = segments_of([(20, [10, 10], 0)])
     query, key, value = torch.randn(3, 1, 2, 40, 8).unbind()
-    strided = [x.mT.contiguous().mT for x in (query, key, value)]
-    assert strided[0].stride(-1) == 40
+    other_query, other_key, other_value = (x.mT.contiguous().mT for x in (query, key, value))
+    assert other_query.stride(-1) == 40
     right = segment_attention(query, key, value, segments, 1.0)
-    assert torch.equal(segment_attention(*strided, segments, 1.0), right)
+    assert torch.equal(segment_attention(other_query, other_key, other_value, segments, 1.0), right)
     mask = packed_mask(segments, torch.float32)
     with pytest.raises(ConfigError, match=r"attention_dropout is 0\.1"):
         packed_attention(torch.nn.Module(), query, key, value, mask, dropout=0.1)
