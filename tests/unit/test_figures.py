@@ -61,6 +61,22 @@ def kernel_rows() -> list[str]:
     ]
 
 
+def head_rows() -> list[str]:
+    rows = load(ERRORS)["kernels"]["rows"]
+    found = {(row["mode"], row["candidate"]): row.get("time_over_ours") for row in rows
+             if row.get("op") == "linear_grpo_loss"}  # fmt: skip
+
+    def both(peer: str) -> str:
+        modes = [f"forward+backward, head {head}" for head in ("trained", "frozen")]
+        return " / ".join(f"{found[mode, peer]:.1f}" for mode in modes)
+
+    return [
+        "| `linear_grpo_loss`, 512 rows, 32,000 ids, head trained / frozen | TRL's fused head (1.16) "
+        f"| {both('TRL fused head')} | [E][E] |",
+        f"| the same | Liger 0.8.5 | {both('Liger')} | [E][E] |",
+    ]
+
+
 def training_rows() -> list[str]:
     rows = load(ERRORS)["training grpo"]["rows"]
     slower = {(row["candidate"], row["new_tokens"]): row.get("slower") for row in rows}
@@ -109,7 +125,7 @@ def resize_rows() -> list[str]:
     ]
 
 
-SPEED = (sampler_rows, kernel_rows, training_rows, video_rows, resize_rows)
+SPEED = (sampler_rows, kernel_rows, head_rows, training_rows, video_rows, resize_rows)
 
 
 @pytest.mark.parametrize("rows", SPEED)
