@@ -87,9 +87,8 @@ class _SegmentAttention(torch.autograd.Function):
             if normaliser is None:
                 normaliser = logsumexp.new_full((rows, heads, length), -torch.inf)
             before, here = out[piece.row, :, piece.queries], normaliser[piece.row, :, piece.queries]
-            total = torch.logaddexp(here, logsumexp)
-            before.mul_((here - total).exp()[..., None]).add_(mixed * (logsumexp - total).exp()[..., None])
-            here.copy_(total)
+            before.lerp_(mixed, torch.sigmoid(logsumexp - here)[..., None].to(out.dtype))
+            here.copy_(torch.logaddexp(here, logsumexp))
         ctx.save_for_backward(query, key, value, segments, out, normaliser)
         ctx.scale = scale
         return out

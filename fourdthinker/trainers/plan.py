@@ -277,7 +277,7 @@ def _traced(
     """Bytes of the largest pass at its worst moment, of what its forward keeps, and of a chunk of logits."""
     batch, objective = _batch(config, backbone, shape, grid)
     by_flex = not on_cpu and shape.positions // shape.prompts >= FLEX_FROM
-    if by_flex or (on_cpu and "bottleneck" not in batch):
+    if by_flex or on_cpu:
         batch.pop("segments", None)  # no mask of all pairs is made
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()

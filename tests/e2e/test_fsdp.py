@@ -23,8 +23,8 @@ from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, TrainConfig
-from tests.e2e.test_zero import CASES, config_of, items_of, on_one_process, save_model, with_workers
-from tests.e2e.training import BARE, metrics, relative_difference, samples
+from tests.e2e.test_zero import CASES, compare, config_of, items_of, save_model, with_workers
+from tests.e2e.training import BARE, metrics, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
@@ -76,16 +76,7 @@ def test_an_update_is_that_of_one_process(tmp_path: Path, case: str, monkeypatch
     monkeypatch.setitem(CASES, case, ALL[case])
     save_model(tmp_path, case)
     assert run_ranks(update, tmp_path, case, ALL[case]) == [0, 0]
-    got = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    one, weights = on_one_process(case, tmp_path)
-    assert len(one) > 10
-    assert {name for name in got if got[name].any()} == {name for name in one if one[name].any()}
-    difference = relative_difference(got, one, [name for name in one if one[name].any()])
-    assert max(difference.values()) <= 1e-5, difference
-    saved = load_checkpoint(tmp_path / "fsdp" / "final").backbone.state_dict()
-    assert saved.keys() == weights.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(saved[name], weight, rtol=1e-5, atol=1e-6)
+    compare(tmp_path, case, tmp_path / "fsdp" / "final")
 
 
 def run_of(folder: Path, **values: Any) -> DiftConfig:

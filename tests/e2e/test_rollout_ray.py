@@ -20,6 +20,7 @@ from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import BARE, metrics, prompts
+from tests.processes import processes_named
 from tests.tiny import tiny_checkpoint
 
 SETTINGS: dict[str, Any] = BARE | {
@@ -52,24 +53,10 @@ class KillOne(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
-            self.killed = actors()[:1]
+            self.killed = processes_named("ray::_Actor")[:1]
             os.kill(self.killed[0], signal.SIGKILL)
-            while self.killed[0] in actors():
+            while self.killed[0] in processes_named("ray::_Actor"):
                 time.sleep(0.05)
-
-
-def actors() -> list[int]:
-    """Process ids of Ray's actors of ours."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                name = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::_Actor"):
-                found.append(int(folder.name))
-    return found
 
 
 def train(
@@ -105,9 +92,9 @@ def test_the_tokens_are_those_of_local_rollouts_and_a_killed_worker_costs_nothin
     assert kill.killed
     assert remote == local
     limit = time.monotonic() + 60
-    while actors() and time.monotonic() < limit:
+    while processes_named("ray::_Actor") and time.monotonic() < limit:
         time.sleep(0.1)
-    assert actors() == [], "they end with the run"
+    assert processes_named("ray::_Actor") == [], "they end with the run"
     lines = metrics(tmp_path / "remote")
     assert [line["staleness"] for line in lines] == [0, 0, 0]
     assert [line["loss"] for line in lines] == pytest.approx([x["loss"] for x in metrics(tmp_path / "local")])

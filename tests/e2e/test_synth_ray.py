@@ -19,6 +19,7 @@ from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.run import Options, synthesise
 from fourdthinker.synth.settings import read_settings
 from tests.e2e.test_synth_killed import results
+from tests.processes import processes_named
 
 VIDEOS = 4
 
@@ -28,20 +29,6 @@ def made(out: Path, engine: str) -> dict[str, object]:
     return synthesise(
         [f"scenes:{VIDEOS}"], out, settings, Options(engine=engine, workers=2, timeout=120.0, progress=False)
     )
-
-
-def actors() -> list[int]:
-    """Process ids of Ray's actors of ours."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                name = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::_Worker"):
-                found.append(int(folder.name))
-    return found
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -54,7 +41,7 @@ def kill_one(killed: list[int], folder: Path) -> None:
     """Kill an actor once the journal has an outcome."""
     limit = time.monotonic() + 120
     while time.monotonic() < limit:
-        if (folder / "media").exists() and (running := actors()):
+        if (folder / "media").exists() and (running := processes_named("ray::_Worker")):
             os.kill(running[0], signal.SIGKILL)
             killed.append(running[0])
             return

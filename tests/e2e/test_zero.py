@@ -175,7 +175,7 @@ def on_two(rank: int, folder: Path, stage: int, case: str) -> None:
     dist.barrier()
 
 
-def compare(folder: Path, case: str) -> None:
+def compare(folder: Path, case: str, checkpoint: Path) -> None:
     """Gradients, and the weights in the checkpoint after it, with those of one process."""
     got = torch.load(folder / "gradients.pt", weights_only=True)
     one, weights = on_one_process(case, folder)
@@ -183,7 +183,7 @@ def compare(folder: Path, case: str) -> None:
     assert {name for name in got if got[name].any()} == {name for name in one if one[name].any()}
     difference = relative_difference(got, one, [name for name in one if one[name].any()])
     assert max(difference.values()) <= 1e-5, difference
-    saved = load_checkpoint(folder / "zero").backbone.state_dict()
+    saved = load_checkpoint(checkpoint).backbone.state_dict()
     before = load_checkpoint(folder / "model").backbone.state_dict()
     assert saved.keys() == weights.keys()
     assert any(not torch.equal(saved[name], before.get(name, torch.zeros(()))) for name in saved)
@@ -197,4 +197,4 @@ def test_an_update_under_zero_is_that_of_one_process(tmp_path: Path, stage: int,
     """Heads that are tied, and with an adapter those that are not."""
     save_model(tmp_path, case)
     assert run_ranks(on_two, tmp_path, stage, case) == [0, 0]
-    compare(tmp_path, case)
+    compare(tmp_path, case, tmp_path / "zero")
