@@ -71,7 +71,7 @@ def render_jobs(settings: DemoSettings, folder: Path) -> list[Job]:
 def render_clips(
     settings: DemoSettings, folder: Path, processes: int
 ) -> Iterator[tuple[Job, list[Labelled]]]:
-    """Render every split into `folder`, in order.
+    """Render every split into `folder`, in order, on `processes` of them; 1: in this one.
 
     Also writes <split>.frames.npy (uint8 [n, T, h, w, 3], the videos as the frame policy reads them back)
     and, but for the test split, <split>.overlays.npy ([n, 2 solids, key frames, h, w, 3]).
@@ -86,9 +86,12 @@ def render_clips(
             shapes["overlays"] = (count, len(SUBJECTS), len(KEY_FRAMES), height, width, 3)
         for name, shape in shapes.items():
             np.lib.format.open_memmap(folder / f"{split}.{name}.npy", "w+", np.uint8, shape).flush()
+    jobs = render_jobs(settings, folder)
+    if processes == 1:
+        yield from ((job, render_job(job)) for job in jobs)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        jobs = render_jobs(settings, folder)
         yield from zip(jobs, pool.map(render_job, jobs), strict=True)
 
 
@@ -99,22 +102,27 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def demo_world(settings: RenderSettings, seed: int, split: str, index: int) -> World:
+    """World `index` of a split. Every pair of camera motion and object direction comes equally often.
+
+    So neither tells of the other.
+    """
+    return make_world(
+        (seed, SPLITS.index(split), index),
+        CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)],
+        DIRECTIONS[index // len(CAMERA_MOTIONS) % len(DIRECTIONS)],
+        frames=settings.frames,
+        fps=POLICY.fps,
+        size=settings.size,
+    )
+
+
 def render_job(job: Job) -> list[Labelled]:
     """Render, encode, read back and label the clips of one job; their worlds."""
     stored = np.load(f"{job.folder}/{job.split}.frames.npy", mmap_mode="r+")
     worlds = []
     for index in range(job.start, job.stop):
-        # Every pair of camera motion and object direction equally often, so that neither tells of the other.
-        camera = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
-        direction = DIRECTIONS[index // len(CAMERA_MOTIONS) % len(DIRECTIONS)]
-        world = make_world(
-            (job.seed, SPLITS.index(job.split), index),
-            camera,
-            direction,
-            frames=job.settings.frames,
-            fps=POLICY.fps,
-            size=job.settings.size,
-        )
+        world = demo_world(job.settings, job.seed, job.split, index)
         clip = render(world)
         path = video_path(job.folder, job.split, index)
         write_video(path, clip.pixels, world.fps)
@@ -135,14 +143,17 @@ def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArr
         stored[index, solid] = read_images(paths, POLICY, separate=True).pixels
 
 
+def ask_split(worlds: list[Labelled], split: str, seed: int) -> list[list[DemoQuestion]]:
+    """The questions about each world of a split, for the seed of the demo."""
+    return ask_all(worlds, seed * len(SPLITS) + SPLITS.index(split))
+
+
 def write_all_records(worlds: dict[str, list[Labelled]], folder: Path, seed: int) -> dict[str, int]:
     """Write captions.jsonl, dift.jsonl, rl.jsonl, control.jsonl and test.jsonl.
 
     Returns how many records each holds.
     """
-    questions = {
-        split: ask_all(worlds[split], seed * len(SPLITS) + number) for number, split in enumerate(SPLITS)
-    }
+    questions = {split: ask_split(worlds[split], split, seed) for split in SPLITS}
     files: dict[str, list[Record]] = {
         "captions": [_caption(folder, index, world) for index, (world, _) in enumerate(worlds["train"])]
     }
@@ -173,12 +184,17 @@ def _caption(folder: Path, index: int, world: World) -> Record:
     )
 
 
+def question_id(split: str, index: int, question: DemoQuestion) -> str:
+    """The id of the record that asks `question` about world `index`."""
+    return f"{split}-{index:05d}-{question.family}"
+
+
 def _question(
     folder: Path, split: str, index: int, world: World, question: DemoQuestion, reasoning: bool
 ) -> Record:
     record = Record(
         "dift" if reasoning else "rl",
-        f"{split}-{index:05d}-{question.family}",
+        question_id(split, index, question),
         question.text,
         options=question.options,
         answer=question.answer,

@@ -59,7 +59,7 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
     if "render" in kept:
         logger.info("render: done before, outputs kept")
     else:
-        _render(run, settings)
+        render_scenes(run, settings, PROCESSES)
     _train(run)
     seconds = {
         name: json.loads((run / name / DONE).read_text(encoding="utf-8"))["seconds"] for name in PHASES
@@ -94,7 +94,14 @@ def check_is_demo(run: Path) -> None:
         raise ConfigError(f"{run} holds other things than a demo; name a new or empty folder (--out)")
 
 
-def _render(run: Path, settings: DemoSettings) -> None:
+def render_scenes(run: Path, settings: DemoSettings, processes: int) -> None:
+    """The render phase: clips, overlays and records of all splits, anew.
+
+    Args:
+        run: folder of the demo; its folder `render` is replaced.
+        settings: which scenes.
+        processes: that share the work.
+    """
     started = time.perf_counter()
     folder = run / "render"
     if folder.exists():
@@ -105,7 +112,7 @@ def _render(run: Path, settings: DemoSettings) -> None:
     total = sum(getattr(settings.render, split) for split in worlds)
     with bar:
         task = bar.add_task("render, encode, decode clips", total=total)
-        for job, made in render_clips(settings, folder, PROCESSES):
+        for job, made in render_clips(settings, folder, processes):
             worlds[job.split] += made
             bar.update(task, advance=len(made))
     counts = write_all_records(worlds, folder, settings.seed)

@@ -31,7 +31,7 @@ from fourdthinker.demo.pictures import (
     make_features,
     match_scale,
 )
-from fourdthinker.demo.settings import DemoSettings, RlSettings, TrainSettings
+from fourdthinker.demo.settings import DemoSettings, TrainSettings
 from fourdthinker.evaluate import evaluate
 from fourdthinker.files import parse_json, write_json
 from fourdthinker.kernels import GrpoOptions
@@ -46,6 +46,7 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 logger = logging.getLogger("fourdthinker.demo.work")  # run as a module, __name__ would be __main__
 
 DONE = "done.json"
+MAX_BLOCKS = 2  # of an answer: the solid in the first and in the last frame
 # Checkpoints on the held-out questions, and what remains of the final ones without their own pictures.
 ARMS: dict[str, tuple[str, Any]] = {
     "base": ("base", None),
@@ -71,6 +72,33 @@ def is_done(run: Path, phase: str, settings: DemoSettings) -> bool:
 def mark_done(run: Path, phase: str, settings: DemoSettings, seconds: float) -> None:
     """Note that a phase is finished, and what its outputs were made from, for `is_done`."""
     write_json(run / phase / DONE, {"key": settings.key(phase), "seconds": round(seconds, 1)})
+
+
+class StoppedError(RuntimeError):
+    """A signal ended a training before its last update."""
+
+
+def finished(path: Path) -> Path:
+    """What a trainer returned, if it is the final checkpoint.
+
+    Args:
+        path: the folder that it gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        StoppedError: a signal ended the run, and it is a checkpoint on the way.
+    """
+    if path.name != FINAL:
+        raise StoppedError(f"a signal ended the training at {path}; start the same command to go on")
+    return path
+
+
+def wait_for_all() -> None:
+    """Until every process is here; at once where there is only this one."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 @dataclass
@@ -125,7 +153,7 @@ class Work:
         start = self.run / "base" / "start"
         if self.rank == 0:
             save_checkpoint(start, make_checkpoint(self.settings.model, self.settings.seed))
-        dist.barrier()
+        wait_for_all()
         checkpoint = load_checkpoint(start)
         samples = LazySamples(self.records("captions", "dift"), checkpoint.encoder(), self.pictures)
         config = DiftConfig(
@@ -134,7 +162,7 @@ class Work:
             ce_loss_weight=1.0,
             sim_loss_weight=0.0,
         )
-        final = train_dift(config, checkpoint=checkpoint, samples=samples)
+        final = finished(train_dift(config, checkpoint=checkpoint, samples=samples))
         checkpoint = load_checkpoint(final)
         backbone = checkpoint.backbone.eval()
         factor = match_scale(backbone, self.pictures)
@@ -142,7 +170,7 @@ class Work:
             logger.info("base: features scaled by %.3f", factor)
             save_checkpoint(final, checkpoint)
             create_features(backbone, self.pictures, self.run / "features", self.counts)
-        dist.barrier()
+        wait_for_all()
         make_features(backbone, self.pictures, self.run / "features", self.counts, self.rank, self.world)
 
     def dift(self) -> None:
@@ -161,25 +189,32 @@ class Work:
         checkpoint = load_checkpoint(self.final(before))
         encoder, features = checkpoint.encoder(), self.features
         samples = [features.sample(record, encoder) for record in self.records(data, "dift")]
-        train_dift(DiftConfig(**self.common(phase, train)), checkpoint=checkpoint, samples=samples)
+        finished(train_dift(DiftConfig(**self.common(phase, train)), checkpoint=checkpoint, samples=samples))
 
     def rl(self) -> None:
         """4DRL from the checkpoint that DIFT left."""
-        train: RlSettings = self.settings.rl
         checkpoint = load_checkpoint(self.final("dift"))
         encoder, features = checkpoint.encoder(), self.features
         prompts = [features.prompt(record, encoder) for record in self.records("rl", "rl")]
-        config = GrpoConfig(
-            **self.common("rl", train),
-            num_generations=train.generations,
-            max_completion_length=train.max_tokens,
-            max_blocks=2,
-            loss=GrpoOptions(beta=train.beta),
-            train_start=train.train_start,
-            drop_equal_groups=True,
-            log_rollouts_steps=max(1, train.steps // 5),
-        )
-        train_grpo(config, checkpoint=checkpoint, prompts=prompts)
+        finished(train_grpo(GrpoConfig(**self.rl_options()), checkpoint=checkpoint, prompts=prompts))
+
+    def rl_options(self) -> dict[str, Any]:
+        """The settings of the demo's 4DRL."""
+        train = self.settings.rl
+        return self.common("rl", train) | {
+            "num_generations": train.generations,
+            "max_completion_length": train.max_tokens,
+            "max_blocks": MAX_BLOCKS,
+            "loss": GrpoOptions(beta=train.beta),
+            "train_start": train.train_start,
+            "drop_equal_groups": True,
+            "log_rollouts_steps": max(1, train.steps // 5),
+        }
+
+    def sampling(self) -> SamplingConfig:
+        """How the held-out questions are answered."""
+        most = self.settings.evaluate.max_tokens
+        return SamplingConfig(max_new_tokens=most, max_blocks=MAX_BLOCKS, seed=self.settings.seed)
 
     def evaluate(self) -> None:
         """Evaluate the final models on held-out questions, this rank's share of them, each to a JSON file."""
@@ -195,9 +230,7 @@ class Work:
                 records,
                 n=settings.samples,
                 greedy=override is None,
-                config=SamplingConfig(
-                    max_new_tokens=settings.max_tokens, max_blocks=2, seed=self.settings.seed
-                ),
+                config=self.sampling(),
                 batch_prompts=settings.batch,
                 frames_override=override,
                 prompts=[features.prompt(record, encoder) for record in records],

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fourdthinker.demo import work as demo_work
 from fourdthinker.demo.pipeline import check_is_demo, run_demo
 from fourdthinker.demo.settings import quick_settings
+from fourdthinker.demo.work import StoppedError, Work
 from fourdthinker.errors import ConfigError, OutputError
 from fourdthinker.files import write_json
 
@@ -45,3 +47,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is not a folder"):
         run_demo(tmp_path / "file" / "demo", quick=True)
+
+
+def test_a_training_that_a_signal_ended_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base phase went on with the weights of half the training, and was noted as finished."""
+    settings = quick_settings()
+    work = Work(tmp_path, settings, 0, 1)
+    monkeypatch.setattr(demo_work, "LazySamples", lambda *_: [])
+    monkeypatch.setattr(Work, "records", lambda *_: [])
+    monkeypatch.setattr(demo_work, "train_dift", lambda *_, **__: tmp_path / "base" / "checkpoint-3")
+    with pytest.raises(StoppedError, match="a signal ended the training at .*checkpoint-3"):
+        work.base()

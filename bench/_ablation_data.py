@@ -1,0 +1,185 @@
+"""The scenes of the ablation: the demo's, its base model, and every kind of imagery of the synthesis."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourdthinker.backbones import load_checkpoint
+from fourdthinker.demo.data import ask_split, demo_world, question_id
+from fourdthinker.demo.pipeline import render_scenes
+from fourdthinker.demo.questions import SUBJECTS, label
+from fourdthinker.demo.settings import DemoSettings
+from fourdthinker.demo.work import Work, is_done, mark_done
+from fourdthinker.files import atomic_writer, make_folder, write_json
+from fourdthinker.records import Record
+from fourdthinker.sampler import encode_imagery
+from fourdthinker.synth import imagery
+from fourdthinker.synth.geometry import scene_camera
+from fourdthinker.worlds import scenes
+
+log = logging.getLogger("bench.ablation")
+
+TINTED = "tinted"  # the demo's own overlays
+KINDS = ("overlay", "silhouette", "depth", "trail", "map", "next")  # as `fourdthinker synth --imagery`
+_CHUNK = 64  # clips whose pictures are encoded together
+
+
+def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> NDArray[np.uint8]:
+    """What one block stands for.
+
+    Args:
+        clip: the rendered scene.
+        kind: TINTED, or one of KINDS, which are drawn as the synthesis draws them.
+        solid: the one that the question is about.
+        number: of the key frame.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    world = clip.world
+    frame = range(len(world.seconds))[scenes.KEY_FRAMES[number]]
+    pixels, mask = clip.pixels[frame], clip.mask(solid)[frame]
+    if kind == TINTED:
+        return scenes.overlay(pixels, mask)
+    if kind == "overlay":
+        return imagery.overlay(pixels, mask)
+    if kind == "silhouette":
+        return imagery.silhouette(mask)
+    if kind == "depth":
+        return imagery.depth_picture(clip.depth[frame])
+    centres = world.solids[solid].centre
+    if kind == "trail":
+        return imagery.trail(pixels, world.project(centres)[: frame + 1, :2].astype(np.float64))
+    if kind == "next":
+        following = min(number + 1, len(scenes.KEY_FRAMES) - 1)
+        return clip.pixels[scenes.KEY_FRAMES[following]]
+    if kind == "map":
+        camera = scene_camera(world)
+        paths = [camera.centres, centres.astype(np.float64)]
+        above, there = imagery.from_above(camera.poses, paths)
+        forward = (camera.rotations[:, :, 2] @ camera.rotations[0])[:, [0, 2]]
+        return imagery.top_down((world.size, world.size), above, forward, there, frame)
+    raise ValueError(f"imagery {kind!r}: it is {TINTED} or one of {', '.join(KINDS)}")
+
+
+def prepare(folder: Path, settings: DemoSettings) -> Work:
+    """The demo's phases before DIFT, as far as they are not done, in this process alone.
+
+    Args:
+        folder: of the demo's files.
+        settings: of the demo.
+
+    Returns:
+        What the later phases need, with scenes, base model and features.
+    """
+    make_folder(folder)
+    write_json(folder / "settings.json", settings.to_dict())
+    if not is_done(folder, "render", settings):
+        render_scenes(folder, settings, processes=1)
+    work = Work(folder, settings, rank=0, world=1)
+    if not is_done(folder, "base", settings):
+        started = time.perf_counter()
+        work.base()
+        mark_done(folder, "base", settings, time.perf_counter() - started)
+    return work
+
+
+def drawn_path(work: Work, split: str, index: int, kind: str, solid: int, number: int) -> Path:
+    """Where a picture is drawn to. Its name says the solid where the demo's overlays say it."""
+    return work.run / "imagery" / split / f"{index:05d}.solid{solid}.{kind}.{number}.png"
+
+
+def targets_path(work: Work, kind: str) -> Path:
+    """Where the targets of the blocks of all training clips are kept: float32 [n, solids, blocks * K, H]."""
+    return work.run / "imagery" / f"train.{kind}.npy"
+
+
+def _draw(work: Work, split: str, index: int, kinds: Sequence[str], folder: Path) -> dict[str, list[str]]:
+    """Draw the pictures of a clip, of each kind all solids' at all key frames; their paths."""
+    world = demo_world(work.settings.render, work.settings.seed, split, index)
+    clip = scenes.render(world)
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        for solid in SUBJECTS:
+            for number in range(len(scenes.KEY_FRAMES)):
+                path = folder / drawn_path(work, split, index, kind, solid, number).name
+                scenes.write_image(path, picture(clip, kind, solid, number))
+                found.setdefault(kind, []).append(str(path))
+    return found
+
+
+def draw_held_out(work: Work, kinds: Sequence[str]) -> None:
+    """The pictures of the held-out questions: what the oracle is shown.
+
+    Args:
+        work: the demo's files.
+        kinds: of imagery.
+    """
+    folder = work.run / "imagery" / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(work.counts["test"]):
+        _draw(work, "test", index, kinds, folder)
+
+
+def make_targets(work: Work, kinds: Sequence[str]) -> None:
+    """The targets of the training clips, as the tower of the base model sees their pictures.
+
+    Args:
+        work: the demo's files.
+        kinds: of imagery.
+    """
+    checkpoint = load_checkpoint(work.final("base"))
+    encoder, backbone = checkpoint.encoder(), checkpoint.backbone.eval()
+    made: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in kinds}
+    count = work.counts["train"]
+    for start in range(0, count, _CHUNK):
+        with TemporaryDirectory() as name:
+            drawn = [
+                _draw(work, "train", index, kinds, Path(name))
+                for index in range(start, min(count, start + _CHUNK))
+            ]
+            for kind in kinds:
+                visions = [encoder.overlays(Record("dift", kind, "", images=paths[kind])) for paths in drawn]
+                for targets in encode_imagery(backbone, visions):
+                    made[kind].append(targets.numpy().reshape(len(SUBJECTS), -1, backbone.hidden_size))
+        if start // _CHUNK % 8 == 0:
+            log.info("imagery of %d of %d clips", start, count)
+    for kind, targets in made.items():
+        with atomic_writer(targets_path(work, kind)) as file:
+            np.save(file, np.stack(targets))
+
+
+def held_out_records(work: Work, kind: str | None) -> list[Record]:
+    """The held-out questions, with the pictures that their blocks would stand for.
+
+    Args:
+        work: the demo's files.
+        kind: of imagery, drawn by `draw_held_out`; None: without pictures.
+
+    Returns:
+        The records, in the order of the file.
+    """
+    records = work.records("test", "rl")
+    if kind is None:
+        return records
+    settings = work.settings
+    worlds = [demo_world(settings.render, settings.seed, "test", i) for i in range(work.counts["test"])]
+    asked = ask_split([(world, label(world)) for world in worlds], "test", settings.seed)
+    paths: dict[str, Any] = {
+        question_id("test", index, question): [
+            str(drawn_path(work, "test", index, kind, question.index, number))
+            for number in range(len(scenes.KEY_FRAMES))
+        ]
+        for index, questions in enumerate(asked)
+        for question in questions
+    }
+    return [replace(record, images=paths[record.id]) for record in records]

@@ -1,0 +1,206 @@
+"""What the latents do in the demo's model: ``python -m bench ablation``.
+
+The demo's scenes and its model, trained in several ways from the same base model of a seed, and asked the
+same held-out questions:
+
+- ``none``: the same reasoning in words alone; ``latents``: as the demo trains; ``latent_norm`` and
+  ``self_feed``: with this setting of DIFT; each of the four is trained by 4DRL too.
+- ``overlay``, ``silhouette``, ``depth``, ``trail``, ``map``, ``next``: blocks that stand for another picture,
+  as ``fourdthinker synth --imagery`` draws it.
+
+Every model but ``none`` is asked once more with something else in the place of its latents (docs/latents.md).
+
+It takes hours on two cores, in one process of one thread, seed after seed. It may be killed or paused at any
+time: the same command goes on, training from its last checkpoint, questions from the last batch. ``--report``
+makes the tables of what is there. Figures are only saved with ``--save``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from bench import _ablation_data as data
+from bench import _ablation_tables as tables
+from bench import _ablation_training as training
+from bench import _measure as measure
+from fourdthinker.demo.settings import DemoSettings, quick_settings
+from fourdthinker.demo.work import StoppedError, Work
+from fourdthinker.errors import ConfigError, FourdError
+from fourdthinker.files import close_locked, make_folder, open_locked, parse_json, write_json
+
+log = logging.getLogger("bench.ablation")
+
+Step = tuple[int, str, str]  # seed, variant, stage
+TEST_CLIPS = 880  # of a seed, twice the demo's
+# Seconds of a stage on a core of two, until one of this kind is done.
+_USUAL = {"scenes": 600.0, "imagery": 400.0, "dift": 400.0, "rl": 600.0}
+
+
+def demo_settings(seed: int, *, quick: bool) -> DemoSettings:
+    """The demo's settings, with more held-out clips."""
+    if quick:
+        return quick_settings(seed)
+    settings = DemoSettings(seed=seed)
+    return replace(settings, render=replace(settings.render, test=TEST_CLIPS))
+
+
+def check_folder(out: Path, *, quick: bool) -> None:
+    """Note what the folder holds.
+
+    Raises:
+        ConfigError: it holds an ablation with other settings.
+    """
+    settings = demo_settings(0, quick=quick).to_dict()
+    variants = {name: [v.imagery, dict(v.options), v.rl] for name, v in training.VARIANTS.items()}
+    wanted = json.loads(json.dumps({"demo": settings, "variants": variants}))
+    path = out / "ablation.json"
+    if path.exists() and parse_json(path.read_bytes()) != wanted:
+        raise ConfigError(f"{path}: an ablation with other settings; name another folder (--out)")
+    write_json(path, wanted)
+
+
+def is_done(out: Path, step: Step, kinds: Sequence[str]) -> bool:
+    """Whether a step has left its result; of imagery, whether all `kinds` are there."""
+    path = tables.result_path(out, *step)
+    if not path.exists():
+        return False
+    return step[2] != "imagery" or set(kinds) <= set(json.loads(path.read_text())["kinds"])
+
+
+def seconds_left(out: Path, todo: Sequence[Step], every: Sequence[Step]) -> float:
+    """How long the steps of `todo` take, from the median of those of the same stage that are done."""
+    taken: dict[str, list[float]] = {}
+    for step in every:
+        path = tables.result_path(out, *step)
+        if path.exists():
+            taken.setdefault(step[2], []).append(json.loads(path.read_text())["seconds"])
+    return sum(
+        statistics.median(taken[stage]) if stage in taken else _USUAL[stage] for _, _, stage in todo
+    )
+
+
+def do(out: Path, step: Step, kinds: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """Do a step, or go on with it.
+
+    Args:
+        out: folder of the ablation.
+        step: what is done.
+        kinds: of the synthesis' imagery, those that will be trained on.
+        quick: whether nothing is learned.
+
+    Returns:
+        What its result file says, but for the seconds.
+    """
+    seed, name, stage = step
+    folder, settings = out / f"seed{seed}", demo_settings(seed, quick=quick)
+    if stage == "scenes":
+        data.draw_held_out(data.prepare(folder, settings), [data.TINTED])
+        return {}
+    work = Work(folder, settings, rank=0, world=1)
+    if stage == "imagery":
+        data.draw_held_out(work, kinds)
+        data.make_targets(work, kinds)
+        return {"kinds": list(kinds)}
+    variant = training.VARIANTS[name]
+    final = training.train_variant(work, variant, stage, folder / name)
+    answers = tables.answers_folder(out, seed, name, stage)
+    return training.answer_questions(work, variant, final, answers, f"seed {seed}, {name}, {stage}")
+
+
+def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool) -> None:
+    """Do everything that is not done yet, in order.
+
+    Raises:
+        FourdError: something else is in the folder, or a step failed.
+        StoppedError: a signal ended a training.
+    """
+    check_folder(out, quick=quick)
+    kinds = [kind for kind in data.KINDS if kind in only]
+    every = training.order(only, seeds)
+    todo = [step for step in every if not is_done(out, step, kinds)]
+    while todo:
+        step = todo[0]
+        left = seconds_left(out, todo, every) / 3600
+        what = " ".join(str(part) for part in step[1:] if part)
+        log.info("%d of %d done, about %.1f hours left; seed %d, %s", len(every) - len(todo), len(every), left,
+                 step[0], what)  # fmt: skip
+        started = time.perf_counter()
+        found = do(out, step, kinds, quick=quick)
+        seconds = round(time.perf_counter() - started, 1)
+        path = tables.result_path(out, *step)
+        write_json(path, {"seconds": seconds} | found)
+        log.info("seed %d, %s: done in %.0f s", step[0], what, seconds)
+        todo = todo[1:]
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes from working in the folder.
+
+    Raises:
+        OutputError: one does already.
+    """
+    make_folder(out)
+    handle = open_locked(out / "lock", str(out), "folder")
+    try:
+        yield
+    finally:
+        close_locked(handle)
+
+
+def report(out: Path, seeds: Sequence[int], *, save: bool) -> None:
+    """Tables of all that is finished; saved, if wanted."""
+    accuracies = tables.accuracy_rows(out, seeds)
+    audit, blocks = tables.audit_rows(out, seeds), tables.block_rows(out, seeds)
+    write_json(out / "tables.json", {"accuracy": accuracies, "audit": audit, "blocks": blocks})
+    measure.show("Accuracy, and differences in points", tables.shown_accuracies(accuracies))
+    measure.show("Own accuracy, and what other latents change", tables.shown_audit(audit))
+    measure.show("Blocks", [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+                            for row in blocks])  # fmt: skip
+    if save:
+        for name, rows in (("accuracy", accuracies), ("audit", audit), ("blocks", blocks)):
+            log.info("saved in %s", measure.save(f"ablation {name}", rows))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench ablation", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=training.VARIANTS, default=list(training.VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--quick", action="store_true", help="every step in seconds; nothing is learned")
+    parser.add_argument("--report", action="store_true", help="only the tables of what is there")
+    measure.add_save(parser)
+    options = parser.parse_args(argv)
+    if options.quick and options.save:
+        parser.error("--quick is too little for a figure: leave out --save, or --quick")
+    seeds = sorted(set(options.seeds))
+    if len(seeds) > tables.MOST_SEEDS or seeds[0] < 0:
+        parser.error(f"--seeds: give up to {tables.MOST_SEEDS} numbers from 0")
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    try:
+        with alone(options.out):
+            if not options.report:
+                run(options.out, options.only, seeds, quick=options.quick)
+            report(options.out, seeds, save=options.save)
+    except (FourdError, StoppedError) as error:
+        log.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""The ablation of latents from end to end, on a handful of clips; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as command
+from bench import _ablation_training as training
+from fourdthinker.demo.work import StoppedError
+from fourdthinker.evaluate import load_result
+from fourdthinker.sampler import LATENT_MODES
+
+ONLY = ["none", "map"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stopped while the second variant was answered, then ended by the same command."""
+    folder = tmp_path_factory.mktemp("ablation") / "out"
+    words = ["ablation", "--quick", "--seeds", "1", "--only", *ONLY, "--out", str(folder)]
+    answer = training.answer_questions
+
+    def stopped(*arguments: object) -> dict[str, object]:
+        if "map" in str(arguments[-1]):
+            raise StoppedError("killed here")
+        return answer(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "answer_questions", stopped)
+        assert command.run(words) == 2
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("seed1/*/*.json")}
+    assert [path.stem for path in sorted(before)] == ["dift", "rl"]
+    weights = folder / "seed1/map/dift/final/model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    assert command.run(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert weights.stat().st_mtime_ns == trained
+    return folder
+
+
+def test_every_mode_is_asked_the_same_questions(out: Path) -> None:
+    folder = out / "seed1" / "map" / "dift-answers"
+    own = load_result(folder / "answers")
+    assert (own.n, own.greedy) == (4, True)
+    for mode in LATENT_MODES:
+        found = load_result(folder / "modes" / mode)
+        assert {q.id for q in found.questions} == {q.id for q in own.questions}
+    bare = load_result(out / "seed1" / "none" / "rl-answers" / "answers")
+    assert {q.id for q in bare.questions} == {q.id for q in own.questions}
+    assert not any("latent" in text for q in bare.questions for text in q.texts)
+    assert not (out / "seed1" / "none" / "dift-answers" / "modes").exists()
+
+
+def test_tables_hold_every_variant(out: Path) -> None:
+    found = json.loads((out / "tables.json").read_text())
+    rows = {(row["variant"], row["stage"]): row for row in found["accuracy"]}
+    assert set(rows) == {("none", "dift"), ("none", "rl"), ("map", "dift")}
+    row = rows["map", "dift"]
+    mean = row["greedy"] - rows["none", "dift"]["greedy"]
+    assert row["less_none"]["greedy"]["mean"] == pytest.approx(mean, abs=1e-9)
+    assert {line["mode"] for line in found["audit"]} == set(LATENT_MODES)
+    assert {line["variant"] for line in found["audit"]} == {"map"}

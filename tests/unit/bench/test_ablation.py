@@ -1,0 +1,141 @@
+"""The ablation of latents: what it does in which order, what the blocks show, and what its tables say."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import _ablation_data as data
+from bench import _ablation_tables as tables
+from bench import _ablation_training as training
+from bench import ablation
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult
+from fourdthinker.files import write_json
+from fourdthinker.records import Record
+from fourdthinker.worlds.scenes import RenderedWorld, make_world, render
+
+
+@cache
+def clip() -> RenderedWorld:
+    return render(make_world(5, "move left", "right", size=64))
+
+
+def shown(kind: str, number: int, solid: int = 0) -> np.ndarray:
+    return data.picture(clip(), kind, solid, number)
+
+
+def test_scenes_come_first_and_imagery_before_it_is_needed() -> None:
+    steps = training.order(["depth", "latents", "none"], [4, 7])
+    assert steps[:7] == [
+        (4, "", "scenes"), (4, "none", "dift"), (4, "none", "rl"), (4, "latents", "dift"),
+        (4, "latents", "rl"), (4, "", "imagery"), (4, "depth", "dift"),
+    ]  # fmt: skip
+    assert [step[1:] for step in steps[7:]] == [step[1:] for step in steps[:7]]
+    assert {step[0] for step in steps[7:]} == {7}
+    assert all(stage != "imagery" for _, _, stage in training.order(["none", "self_feed"], [0]))
+
+
+def test_without_imagery_the_words_are_the_same() -> None:
+    text = "<think> it goes from 3 5 <output_image> to 4 5 <output_image> . </think>"
+    record = Record("dift", "1", "?", text_output=text, images=["a.png", "b.png"])
+    bare = training.without_imagery(record)
+    assert (bare.text_output, bare.images) == ("<think> it goes from 3 5 to 4 5 . </think>", [])
+
+
+def test_blocks_show_what_they_are_named_after() -> None:
+    first, last, mask = clip().pixels[0], clip().pixels[-1], clip().mask(0)
+    assert (shown("silhouette", 0)[mask[0]] == 255).all()
+    assert (shown("silhouette", 0)[~mask[0]] == 0).all()
+    assert np.array_equal(shown("next", 0), last)
+    assert np.array_equal(shown("next", 1), last)
+    for kind in ("tinted", "overlay"):
+        assert (shown(kind, 0) != first).any(-1)[mask[0]].mean() > 0.9
+    assert np.array_equal(shown("tinted", 0)[~mask[0]], first[~mask[0]])
+    depth = shown("depth", 1)
+    assert (depth[clip().solid[-1] < 0] == 0).all()  # the sky
+    assert depth[-1].mean() > depth[32].mean()  # the ground near by is brighter
+
+
+def test_a_trail_ends_where_the_solid_is() -> None:
+    path = clip().world.project(clip().world.solids[0].centre)[:, :2]
+    for number, frame in ((0, 0), (1, len(path) - 1)):
+        x, y = path[frame]
+        assert tuple(shown("trail", number)[int(y), int(x)]) == (255, 0, 0)
+    x, y = path[0]
+    assert tuple(shown("trail", 1)[int(y), int(x)]) == (255, 0, 0)  # the path so far
+
+
+def test_a_map_depends_on_the_solid() -> None:
+    assert shown("map", 1).shape == (64, 64, 3)
+    assert (shown("map", 1) != shown("map", 1, solid=1)).any()
+    with pytest.raises(ValueError, match="imagery 'colour': it is tinted or one of overlay, "):
+        shown("colour", 0)
+
+
+def result(right: list[bool], letters: str = "AB") -> EvalResult:
+    """Two questions a video, the second of another type; all samples as at temperature 0."""
+    questions = tuple(
+        AnsweredQuestion(
+            f"q{i}", "direction" if i % 2 else "camera", f"video{i // 2}", {"A": "left", "B": "right"}, "A",
+            answers=(letters[not good],), greedy=letters[not good],
+        )
+        for i, good in enumerate(right)
+    )  # fmt: skip
+    return EvalResult("model", questions, 1, True)
+
+
+def test_a_question_of_another_seed_is_another_question() -> None:
+    both = tables.pooled({0: result([True, False]), 1: result([True, True])})
+    assert [q.id for q in both.questions] == ["0/q0", "0/q1", "1/q0", "1/q1"]
+    assert len(set(both.clusters)) == 2
+    assert both.greedy_marks.mean() == 0.75
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    variant = {0: result([True] * 4), 1: result([True, True, True, False]), 2: result([True] * 4)}
+    base = {0: result([True, False, True, False]), 1: result([False] * 4)}
+    found = tables.difference(variant, base)
+    assert found is not None
+    assert found["seeds"] == [0, 1]
+    assert found["greedy"]["mean"] == pytest.approx(5 / 8)
+    assert found["by_type"]["direction"]["mean"] == pytest.approx(3 / 4)
+    assert found["greedy_seeds"]["each"] == [0.5, 0.75]
+    assert found["greedy_seeds"]["low"] == pytest.approx(0.625 - 12.706 * 0.125)
+    assert tables.difference({2: variant[2]}, base) is None
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    found = tables.over_seeds([1.0, 2.0, 3.0])
+    assert found["mean"] == 2
+    assert found["high"] == pytest.approx(2 + 4.303 / math.sqrt(3))
+    assert tables.over_seeds([1.0]) == {"mean": 1.0, "low": None, "high": None}
+
+
+def test_time_left_is_that_of_steps_like_those_that_are_done(tmp_path: Path) -> None:
+    steps = training.order(["none", "next"], [0, 1])
+    for variant, stage, seconds in (("", "scenes", 50.0), ("none", "dift", 30.0), ("none", "rl", 7.0)):
+        path = tables.result_path(tmp_path, 0, variant, stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"seconds": seconds})
+    todo = [step for step in steps if not ablation.is_done(tmp_path, step, ["next"])]
+    assert len(todo) == len(steps) - 3
+    usual = ablation._USUAL["imagery"]
+    assert ablation.seconds_left(tmp_path, todo, steps) == 2 * usual + 50 + 3 * 30 + 7
+    write_json(tables.result_path(tmp_path, 0, "", "imagery"), {"seconds": 1.0, "kinds": ["map", "next"]})
+    assert ablation.is_done(tmp_path, (0, "", "imagery"), ["next"])
+    assert not ablation.is_done(tmp_path, (0, "", "imagery"), ["next", "depth"])
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    ablation.check_folder(tmp_path, quick=True)
+    ablation.check_folder(tmp_path, quick=True)
+    with pytest.raises(ConfigError, match="an ablation with other settings; name another folder"):
+        ablation.check_folder(tmp_path, quick=False)
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert found["variants"]["self_feed"] == ["tinted", {"self_feed": 0.2}, True]
