@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.demo.data import ask_split, demo_world, question_id
 from fourdthinker.demo.pipeline import render_scenes
-from fourdthinker.demo.questions import SUBJECTS, label
+from fourdthinker.demo.questions import SUBJECTS, caption, label, narrate
 from fourdthinker.demo.settings import DemoSettings
 from fourdthinker.demo.work import Work, is_done, mark_done
 from fourdthinker.files import atomic_writer, make_folder, write_json
@@ -69,6 +69,16 @@ def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> N
         forward = (camera.rotations[:, :, 2] @ camera.rotations[0])[:, [0, 2]]
         return imagery.top_down((world.size, world.size), above, forward, there, frame)
     raise ValueError(f"imagery {kind!r}: it is {TINTED} or one of {', '.join(KINDS)}")
+
+
+def sample_texts(settings: DemoSettings) -> list[str]:
+    """Captions, questions and reasoning of a few scenes: what the demo's code makes of its settings."""
+    worlds = [demo_world(settings.render, settings.seed, "train", index) for index in range(6)]
+    labelled = [(world, label(world)) for world in worlds]
+    texts = [caption(world, scenes.KEY_FRAMES) for world in worlds]
+    for world, asked in zip(worlds, ask_split(labelled, "train", settings.seed), strict=True):
+        texts += [text for question in asked for text in (question.text, narrate(world, question))]
+    return texts
 
 
 def prepare(folder: Path, settings: DemoSettings) -> Work:

@@ -130,7 +130,7 @@ def train_variant(work: Work, variant: Variant, stage: str, folder: Path) -> Pat
     encoder = checkpoint.encoder()
     prompts = [features.prompt(record, encoder) for record in work.records("rl", "rl")]
     options = work.rl_options() | _resumable(run, work.settings.rl.steps)
-    options["max_blocks"] = variant.max_blocks
+    options |= {"max_blocks": variant.max_blocks, "reward_timeout": None}  # the process may be paused
     return finished(train_grpo(GrpoConfig(**options), checkpoint=checkpoint, prompts=prompts))
 
 

@@ -58,17 +58,21 @@ def demo_settings(seed: int, *, quick: bool) -> DemoSettings:
 
 
 def check_folder(out: Path, *, quick: bool) -> None:
-    """Note what the folder holds.
+    """Note what the folder holds: seeds that are compared were made by the same demo.
 
     Raises:
-        ConfigError: it holds an ablation with other settings.
+        ConfigError: it holds an ablation of another demo.
     """
-    settings = demo_settings(0, quick=quick).to_dict()
+    settings = demo_settings(0, quick=quick)
     variants = {name: [v.imagery, dict(v.options), v.rl] for name, v in training.VARIANTS.items()}
-    wanted = json.loads(json.dumps({"demo": settings, "variants": variants}))
+    texts = data.sample_texts(settings)
+    wanted = json.loads(json.dumps({"demo": settings.to_dict(), "variants": variants, "texts": texts}))
     path = out / "ablation.json"
     if path.exists() and parse_json(path.read_bytes()) != wanted:
-        raise ConfigError(f"{path}: an ablation with other settings; name another folder (--out)")
+        raise ConfigError(
+            f"{path}: an ablation with other settings or another demo; name another folder (--out), or go on "
+            "with the revision that began it"
+        )
     write_json(path, wanted)
 
 

@@ -135,7 +135,7 @@ def test_time_left_is_that_of_steps_like_those_that_are_done(tmp_path: Path) -> 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     ablation.check_folder(tmp_path, quick=True)
     ablation.check_folder(tmp_path, quick=True)
-    with pytest.raises(ConfigError, match="an ablation with other settings; name another folder"):
+    with pytest.raises(ConfigError, match="an ablation with other settings or another demo"):
         ablation.check_folder(tmp_path, quick=False)
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert found["variants"]["self_feed"] == ["tinted", {"self_feed": 0.2}, True]
