@@ -163,9 +163,9 @@ def make_targets(work: Work, kinds: Sequence[str]) -> None:
                     made[kind].append(targets.numpy().reshape(len(SUBJECTS), -1, backbone.hidden_size))
         if start // _CHUNK % 8 == 0:
             log.info("imagery of %d of %d clips", start, count)
-    for kind, targets in made.items():
+    for kind, rows in made.items():
         with atomic_writer(targets_path(work, kind)) as file:
-            np.save(file, np.stack(targets))
+            np.save(file, np.stack(rows))
 
 
 def held_out_records(work: Work, kind: str | None) -> list[Record]:

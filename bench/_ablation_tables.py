@@ -146,7 +146,9 @@ def audit_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
                 own = results if mode == "own" else own
                 base = pooled({seed: own[seed] for seed in results})
                 numbers = mode_numbers(base, base if mode == "own" else pooled(results))
-                rows.append({"variant": variant, "stage": stage, "mode": mode, "seeds": list(results)} | numbers)
+                rows.append(
+                    {"variant": variant, "stage": stage, "mode": mode, "seeds": list(results)} | numbers
+                )
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench._ablation_data import KINDS, TINTED, targets_path, held_out_records
+from bench._ablation_data import KINDS, TINTED, held_out_records, targets_path
 from fourdthinker.audit.latents import LatentAudit
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.demo.pictures import clip_of, solid_of
@@ -27,8 +26,6 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.run_folder import FINAL
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-
-log = logging.getLogger("bench.ablation")
 
 ANSWERS = "answers"  # folder of the answers with own latents, sampled and at temperature 0
 MODES = "modes"  # folder of the answers of the audit, one folder a mode

@@ -91,9 +91,7 @@ def seconds_left(out: Path, todo: Sequence[Step], every: Sequence[Step]) -> floa
         path = tables.result_path(out, *step)
         if path.exists():
             taken.setdefault(step[2], []).append(json.loads(path.read_text())["seconds"])
-    return sum(
-        statistics.median(taken[stage]) if stage in taken else _USUAL[stage] for _, _, stage in todo
-    )
+    return sum(statistics.median(taken[stage]) if stage in taken else _USUAL[stage] for _, _, stage in todo)
 
 
 def do(out: Path, step: Step, kinds: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -139,8 +137,8 @@ def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool) ->
         step = todo[0]
         left = seconds_left(out, todo, every) / 3600
         what = " ".join(str(part) for part in step[1:] if part)
-        log.info("%d of %d done, about %.1f hours left; seed %d, %s", len(every) - len(todo), len(every), left,
-                 step[0], what)  # fmt: skip
+        done = len(every) - len(todo)
+        log.info("%d of %d done, about %.1f hours left; seed %d, %s", done, len(every), left, step[0], what)
         started = time.perf_counter()
         found = do(out, step, kinds, quick=quick)
         seconds = round(time.perf_counter() - started, 1)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
 from bench import _ablation_training as training
+from bench import ablation
+from fourdthinker.demo.settings import DemoSettings, RenderSettings, quick_settings
 from fourdthinker.demo.work import StoppedError
 from fourdthinker.evaluate import load_result
 from fourdthinker.sampler import LATENT_MODES
 
 ONLY = ["none", "map"]
+
+
+def fewest(seed: int) -> DemoSettings:
+    """Even less than --quick."""
+    quick = quick_settings(seed)
+    phases = {"base": replace(quick.base, steps=2), "dift": replace(quick.dift, steps=2)}
+    phases["rl"] = replace(quick.rl, steps=1, batch=2)
+    return replace(quick, render=RenderSettings(train=16, rl=2, test=4), **phases)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +40,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return answer(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "answer_questions", stopped)
-        assert command.run(words) == 2
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("seed1/*/*.json")}
-    assert [path.stem for path in sorted(before)] == ["dift", "rl"]
-    weights = folder / "seed1/map/dift/final/model.safetensors"
-    trained = weights.stat().st_mtime_ns
-    assert command.run(words) == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert weights.stat().st_mtime_ns == trained
+        patch.setattr(ablation, "quick_settings", fewest)
+        with patch.context() as interrupted:
+            interrupted.setattr(training, "answer_questions", stopped)
+            assert command.run(words) == 2
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("seed1/none/*.json")}
+        assert [path.stem for path in sorted(before)] == ["dift", "rl"]
+        weights = folder / "seed1/map/dift/final/model.safetensors"
+        trained = weights.stat().st_mtime_ns
+        assert command.run(words) == 0
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert weights.stat().st_mtime_ns == trained
     return folder
 
 

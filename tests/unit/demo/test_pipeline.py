@@ -56,5 +56,5 @@ def test_a_training_that_a_signal_ended_is_not_done(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(demo_work, "LazySamples", lambda *_: [])
     monkeypatch.setattr(Work, "records", lambda *_: [])
     monkeypatch.setattr(demo_work, "train_dift", lambda *_, **__: tmp_path / "base" / "checkpoint-3")
-    with pytest.raises(StoppedError, match="a signal ended the training at .*checkpoint-3"):
+    with pytest.raises(StoppedError, match=r"a signal ended the training at .*checkpoint-3"):
         work.base()
