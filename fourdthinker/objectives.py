@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fourdthinker.samples import Batch
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
+_LARGEST_NORM_RATIO = 1e6  # that is shown, beside a latent of zeros
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def mean_direction(latents: Tensor) -> Tensor:
 
 
 def _norm_ratios(own: Tensor, others: Tensor) -> Tensor:
-    return own.norm(dim=-1) / others.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    ratios = own.norm(dim=-1) / others.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ratios.clamp(max=_LARGEST_NORM_RATIO)
 
 
 def normed_dift_objective(

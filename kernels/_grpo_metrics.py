@@ -18,7 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._grpo_losses import GrpoOptions
-from ._grpo_terms import larger
+from ._grpo_terms import larger, smaller
+
+# What a token adds at most to a mean, so that one of them leaves a finite number: exp(20).
+_LARGEST_VALUE: tl.constexpr = tl.constexpr(4.85165195e8)
 
 
 class Metric(NamedTuple):
@@ -30,13 +33,15 @@ class Metric(NamedTuple):
     largest: bool = False  # the largest of the tokens' values; else their mean
 
 
-# Means first: the kernel sums all but the last ``LARGEST``.
+# Means first: the kernel sums all but the last ``LARGEST``. Ratio, policy term and KL of a token, which grow
+# as an exponential, enter with at most exp(20) in size; NaN stays NaN.
 METRICS = (
     Metric("tokens", "tokens that the policy chose; divides the others and is not shown"),
     Metric("ratio", "importance ratio"),
     Metric("clip_low", "share of tokens with a negative advantage and a ratio below 1 - epsilon"),
     Metric("clip_high", "share of tokens with a positive advantage and a ratio above 1 + epsilon_high"),
     Metric("clip_delta", "share of tokens with a negative advantage and a ratio above delta", "delta"),
+    Metric("policy_loss", "policy term of the loss, with its weights and masks"),
     Metric("kl", "KL estimate to the reference model", "ref"),
     Metric("entropy", "entropy of the next token, in nats", "entropy"),
     Metric("sampler_gap", "|old - sampler log-prob|, in nats", "sampler"),
@@ -46,7 +51,7 @@ LARGEST = sum(metric.largest for metric in METRICS)
 
 
 def token_values(
-    options: GrpoOptions, *, ratio: Tensor, advantages: Tensor, kl: Tensor, entropy: Tensor,
+    options: GrpoOptions, *, ratio: Tensor, advantages: Tensor, term: Tensor, kl: Tensor, entropy: Tensor,
     difference: Tensor,
 ) -> list[Tensor]:  # fmt: skip
     """Each metric's value of each token; all tensors have one shape.
@@ -55,6 +60,7 @@ def token_values(
         options: of the loss: its bounds of the ratio.
         ratio: importance ratios.
         advantages: of the tokens.
+        term: policy terms, with weights and masks.
         kl: estimates of the KL divergence from the reference model.
         entropy: of the distributions that the tokens come from.
         difference: log-prob differences between trainer and sampler.
@@ -62,10 +68,12 @@ def token_values(
     Returns:
         A tensor a metric, in the order of ``METRICS``.
     """
-    negative, positive = advantages < 0, advantages > 0
+    negative, positive, most = advantages < 0, advantages > 0, _LARGEST_VALUE.value
     return [
-        torch.ones_like(ratio), ratio, negative & (ratio < options.low), positive & (ratio > options.high),
-        negative & (ratio > options.ratio_bound), kl, entropy, difference, difference,
+        torch.ones_like(ratio), ratio.clamp(max=most),
+        negative & (ratio < options.low), positive & (ratio > options.high),
+        negative & (ratio > options.ratio_bound),
+        term.clamp(-most, most), kl.clamp(max=most), entropy, difference, difference,
     ]  # fmt: skip
 
 
@@ -73,22 +81,23 @@ def token_values(
 def no_metrics(BLOCK: tl.constexpr):
     """Zeros to add to, one block a metric."""
     zero = tl.zeros([BLOCK], tl.float32)
-    return zero, zero, zero, zero, zero, zero, zero, zero, zero
+    return zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
 
 
 @triton.jit
-def add_metrics(sums, counted, ratio, advantage, low, high, delta, kl, entropy, difference):
+def add_metrics(sums, counted, ratio, advantage, low, high, delta, term, kl, entropy, difference):
     """``sums`` and the values of another block of tokens; those that are not ``counted`` add nothing."""
     return (
         sums[0] + counted.to(tl.float32),
-        sums[1] + tl.where(counted, ratio, 0.0),
+        sums[1] + tl.where(counted, smaller(ratio, _LARGEST_VALUE), 0.0),
         sums[2] + (counted & (ratio < low) & (advantage < 0)).to(tl.float32),
         sums[3] + (counted & (ratio > high) & (advantage > 0)).to(tl.float32),
         sums[4] + (counted & (ratio > delta) & (advantage < 0)).to(tl.float32),
-        sums[5] + tl.where(counted, kl, 0.0),
-        sums[6] + tl.where(counted, entropy, 0.0),
-        sums[7] + tl.where(counted, difference, 0.0),
-        larger(sums[8], tl.where(counted, difference, 0.0)),
+        sums[5] + tl.where(counted, larger(smaller(term, _LARGEST_VALUE), -_LARGEST_VALUE), 0.0),
+        sums[6] + tl.where(counted, smaller(kl, _LARGEST_VALUE), 0.0),
+        sums[7] + tl.where(counted, entropy, 0.0),
+        sums[8] + tl.where(counted, difference, 0.0),
+        larger(sums[9], tl.where(counted, difference, 0.0)),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ._common import check_floating, check_tensors, reciprocal
 from ._grpo_losses import LOSSES, GrpoOptions
 from ._grpo_metrics import named_metrics, sum_tokens, token_values
-from ._grpo_terms import kl_term, policy_term, sampler_weight
+from ._grpo_terms import kl_term, policy_term, sampler_weight, weighted
 
 
 def check_like(target: Tensor, mask: Tensor, **others: Tensor | None) -> None:
@@ -137,19 +137,21 @@ def token_terms(
         difference = old - sampler
         if options.corrects_terms:
             weight = sampler_weight(options, difference if log_weight is None else log_weight)
-            term, slope = term * weight, slope * weight
+            term, slope = weighted(weight, term), weighted(weight, slope)
         difference = difference.abs()
+    cost = nothing
     if ref is not None:
-        divergence, kl_slope = kl_term(options, logprobs, ref)
-        cost = divergence
-        if options.kl_weighting == "ratio":
-            cost, kl_slope = divergence * ratio, (divergence + kl_slope) * ratio
-        term, kl_slope = term + options.beta * cost, options.beta * kl_slope
+        divergence, slope_of_kl = kl_term(options, logprobs, ref)
+        if options.beta:  # else it is a metric alone, and may be infinite
+            cost = divergence
+            if options.kl_weighting == "ratio":
+                cost, slope_of_kl = divergence * ratio, (divergence + slope_of_kl) * ratio
+            cost, kl_slope = options.beta * cost, options.beta * slope_of_kl
     values = token_values(
-        options, ratio=ratio, advantages=advantages, kl=divergence,
+        options, ratio=ratio, advantages=advantages, term=term, kl=divergence,
         entropy=nothing if entropy is None else entropy, difference=difference,
     )  # fmt: skip
-    return term, slope, kl_slope, sum_tokens(values, counted)
+    return term + cost, slope, kl_slope, sum_tokens(values, counted)
 
 
 def metrics_of(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ._grpo_losses import GrpoOptions
 
-# The weight of vespo is 0 for larger ratios; infinity would make it the difference of two.
+# The weight of vespo is 0 for larger ratios; infinity would make it the difference of two. A weight for the
+# sampler beyond it would make 0 NaN.
 _LARGEST_RATIO: tl.constexpr = tl.constexpr(1e30)
 _LEAST_WEIGHT: tl.constexpr = tl.constexpr(1e-30)
 
@@ -104,10 +105,15 @@ def kl_term(options: GrpoOptions, logprobs: Tensor, ref: Tensor) -> tuple[Tensor
 def sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
     """The weight of the policy term, from the log-prob difference of trainer and sampler. NaN stays NaN."""
     floor, cap = options.sampler_bounds
-    weight = log_weight.exp()
+    weight = log_weight.exp().clamp(max=_LARGEST_RATIO.value)
     if options.sampler_excess == "mask":
         return torch.where((weight < floor) | (weight > cap), 0.0, weight)
     return weight.clamp(floor, cap)
+
+
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """Their product; 0 where the weight is 0, also of an infinite value. NaN stays NaN."""
+    return torch.where((weight == 0) & ~value.isnan(), 0.0, weight * value)
 
 
 def log_sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
@@ -124,10 +130,16 @@ def fused_log_sampler_weight(log_weight, floor, cap, MASKED: tl.constexpr):
 @triton.jit
 def fused_sampler_weight(log_weight, floor, cap, MASKED: tl.constexpr):
     """``sampler_weight`` in a kernel."""
-    weight = tl.exp(log_weight)
+    weight = smaller(tl.exp(log_weight), _LARGEST_RATIO)
     if MASKED:
         return tl.where((weight < floor) | (weight > cap), 0.0, weight)
     return smaller(larger(weight, floor), cap)
+
+
+@triton.jit
+def fused_weighted(weight, value):
+    """``weighted`` in a kernel."""
+    return tl.where((weight == 0.0) & (value == value), 0.0, weight * value)
 
 
 @triton.jit

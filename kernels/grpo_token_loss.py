@@ -32,6 +32,7 @@ from ._grpo_terms import (
     fused_log_sampler_weight,
     fused_policy_term,
     fused_sampler_weight,
+    fused_weighted,
     log_sampler_weight,
 )
 
@@ -201,7 +202,8 @@ def grpo_token_loss_kernel(
                 if not CORRECTS_SEQUENCES:
                     old = _load_old(lp, old_ptr, offsets, counted)
                     difference = old - _load(sampler_ptr, offsets, counted)
-                slope *= fused_sampler_weight(difference, sampler_floor, sampler_cap, MASKED)
+                weight = fused_sampler_weight(difference, sampler_floor, sampler_cap, MASKED)
+                slope = fused_weighted(weight, slope)
             slopes += tl.where(counted, slope, 0.0)
     sequence_slope = tl.sum(slopes, axis=0) / items
 
@@ -241,26 +243,30 @@ def grpo_token_loss_kernel(
                 if CORRECTS_SEQUENCES:
                     exponent = log_weight + lanes * 0.0
                 weight = fused_sampler_weight(exponent, sampler_floor, sampler_cap, MASKED)
-                term *= weight
-                slope *= weight
+                term = fused_weighted(weight, term)
+                slope = fused_weighted(weight, slope)
             difference = tl.abs(difference)
         if POOLS_SLOPES:
             slope = sequence_slope + lanes * 0.0
+        policy_loss = term
         if ref_ptr is not None:
             divergence, kl_slope = fused_kl_term(lp, _load(ref_ptr, offsets, counted), KL)
             cost = divergence
             if KL_RATIO:
                 cost = divergence * ratio
                 kl_slope = (divergence + kl_slope) * ratio
-            slope += beta * kl_slope
-            term += beta * cost
+            # With beta 0 it is a metric alone, and may be infinite.
+            slope += tl.where(beta == 0.0, 0.0, beta * kl_slope)
+            term += tl.where(beta == 0.0, 0.0, beta * cost)
         if entropy_ptr is not None:
             entropy = _load(entropy_ptr, offsets, counted)
             if entropy_grad_ptr is not None:
                 bonuses += bonus * entropy
                 tl.store(entropy_grad_ptr + offsets, tl.where(counted, bonus, 0.0), mask=inside)
         loss += tl.where(counted, term, 0.0)
-        sums = add_metrics(sums, counted, ratio, advantage, low, high, delta, divergence, entropy, difference)
+        sums = add_metrics(
+            sums, counted, ratio, advantage, low, high, delta, policy_loss, divergence, entropy, difference
+        )
         tl.store(grad_ptr + offsets, tl.where(counted, slope * share, 0.0), mask=inside)
     tl.store(loss_ptr + row, tl.sum(loss, axis=0) * share + tl.sum(bonuses, axis=0))
     store_metrics(sums_ptr + row * METRICS, sums, METRICS, LARGEST)

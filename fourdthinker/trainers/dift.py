@@ -29,7 +29,7 @@ from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut, cut_into, halves
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
-from fourdthinker.trainers.operations import Counts, patches_of
+from fourdthinker.trainers.operations import Counts, patches_of, self_fed
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Forward, Parts
@@ -72,9 +72,17 @@ class DiftTrainer(LatentTrainer):
             logits = int((sample.labels[1:] != IGNORE).sum())
             counts += Counts(length, length**2 / 2, logits, patches_of(sample.vision))
             alone += 0 if sample.latents is not None else patches_of(sample.imagery)
-        if self.settings.freeze_vision:
+        fed = Counts()
+        if self._feeds_itself:
+            size, parts = self.checkpoint.backbone.latents.latent_size, itertools.chain(*self._parts)
+            for part in filter(None, parts):
+                fed += self_fed([self._samples[i][1] for i in part], size)
+        # Passes without gradient: of a frozen tower the only one, of another the one before its own latents.
+        if self.settings.freeze_vision or self._feeds_itself:
             alone += int(counts.patches)
-        return self.costs.training(counts, self.settings) + self.costs.patch * alone
+        return (
+            self.costs.inference(fed) + self.costs.training(counts, self.settings) + self.costs.patch * alone
+        )
 
     def halve(self) -> bool:
         """Cut the update into forwards of half the samples; False where each has one already."""

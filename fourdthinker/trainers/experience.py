@@ -314,13 +314,9 @@ def scored_metrics(scored: Scored) -> Metrics:
 
 def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec, max_blocks: int) -> Metrics:
     """What is shown of the rollouts of an update, as (sum, weight)."""
-    rollout, rewards = experience.rollout, experience.rewards
-    grouped = rewards.view(-1, group_size)
-    known = ~grouped.isnan()
-    centred = torch.where(known, grouped - grouped.nanmean(1, keepdim=True), 0.0)
-    deviations = (centred.square().sum(1) / (known.sum(1) - 1)).sqrt()[known.sum(1) > 1]
+    rollout = experience.rollout
     metrics = scored_metrics(experience) | {
-        "reward_std": _mean(deviations),
+        "reward_std": _mean(_deviations(experience.rewards, group_size)),
         "equal_groups": _mean(experience.teaches_nothing(group_size).double()),
         "blocks_allowed": _mean(torch.tensor([0.0 if latents.absent else float(max_blocks)])),
         "empty_blocks": _mean(_empty_blocks(rollout.tokens.cpu(), latents)),
@@ -329,6 +325,14 @@ def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec
     for name, seconds in rollout.timing.items():
         metrics[f"sampling_{name}"] = _mean(torch.tensor([seconds]))
     return metrics
+
+
+def _deviations(rewards: Tensor, group_size: int) -> Tensor:
+    """Of each group with two rewards at least; float32 could not hold the squares of the largest ones."""
+    grouped = rewards.double().view(-1, group_size)
+    known = ~grouped.isnan()
+    centred = torch.where(known, grouped - grouped.nanmean(1, keepdim=True), 0.0)
+    return (centred.square().sum(1) / (known.sum(1) - 1)).sqrt()[known.sum(1) > 1]
 
 
 def _empty_blocks(tokens: Tensor, latents: LatentSpec) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.gathering import full_shape
-from fourdthinker.samples import Vision
+from fourdthinker.samples import Sample, Vision
 from fourdthinker.trainers.settings import TrainConfig
 
 
@@ -94,6 +95,28 @@ def patches_of(vision: Vision | None) -> int:
     if vision is None or vision.features is not None:
         return 0
     return int(vision.grid_thw.prod(-1).sum())
+
+
+def self_fed(samples: Sequence[Sample], latent_size: int) -> Counts:
+    """What goes through the passes of `backbones.self_feed`, once: no logits, and no patches.
+
+    Args:
+        samples: of a forward, padded; together they begin the short passes before the first latent of any.
+        latent_size: K, the short passes.
+
+    Returns:
+        The pass over what stands before, and the K short ones over the rest.
+    """
+    first = [int(sample.latent_index[0]) for sample in samples if sample.latent_index.numel()]
+    length = max(sample.input_ids.numel() for sample in samples)
+    start = (min(first) if first else length) - 1
+    counts = Counts()
+    for sample in samples:
+        whole = sample.input_ids.numel()
+        before = min(start, whole)
+        tokens = before + latent_size * (whole - before)
+        counts += Counts(tokens, (before**2 + latent_size * (whole**2 - before**2)) / 2)
+    return counts
 
 
 def _size(module: nn.Module) -> int:

@@ -18,7 +18,18 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config
 from fourdthinker.trainers.vision_cache import VisionCache
-from tests.e2e.training import finish, kill, killed, metrics, settings, torchrun, write_data, write_model
+from tests.e2e.training import (
+    evaluated,
+    evaluations,
+    finish,
+    kill,
+    killed,
+    metrics,
+    settings,
+    torchrun,
+    write_data,
+    write_model,
+)
 
 MODULE = ("-m", "fourdthinker.trainers.dift")
 
@@ -44,8 +55,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = settings(base | {"output_dir": str(run), "max_steps": 3, "dataloader_num_workers": 1})
-    finish(torchrun(2, *MODULE, *arguments))
+    held_out, _ = write_data(tmp_path / "held_out", 5)  # of the last two only one, and the other rank none
+    evaluation = {"eval_data": str(held_out), "eval_steps": 2, "per_device_eval_batch_size": 2}
+    extra = {"output_dir": str(run), "max_steps": 3, "dataloader_num_workers": 1} | evaluation
+    output = finish(torchrun(2, *MODULE, *settings(base | extra)))
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["ce"] > 0 and 0 < line["cosine"] < 2 for line in lines)
@@ -58,6 +71,17 @@ def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert not any("visual" in name for name in changed), "the tower is frozen"
+
+    found = evaluations(run)
+    assert list(found) == [2, 3]
+    best = min(found, key=lambda step: found[step]["eval_loss"])
+    assert f"the best checkpoint is {run}/checkpoint-{best}: eval_loss" in output
+    load_checkpoint(run / f"checkpoint-{best}")
+    # One process says the same of the same weights.
+    unmoved = {"model": str(run / "final"), "learning_rate": 0.0, "max_steps": 1, "save_steps": 0}
+    unmoved |= {"output_dir": str(tmp_path / "alone"), "per_device_eval_batch_size": 3}
+    train_dift(make_config(DiftConfig, base | evaluation | unmoved))
+    assert evaluated(found[3]) == pytest.approx(evaluated(evaluations(tmp_path / "alone")[1]), rel=1e-5)
 
 
 def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(

@@ -14,6 +14,8 @@ from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import (
+    evaluated,
+    evaluations,
     finish,
     killed,
     metrics,
@@ -55,7 +57,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     extra = {"output_dir": str(run), "max_steps": 4, "cache_dir": str(tmp_path / "cache"), "save_steps": 0}
-    finish(torchrun(2, *MODULE, *settings(base | extra)))
+    _, held_out = write_data(tmp_path / "held_out", 5)
+    evaluation = {"eval_data": str(held_out), "eval_steps": 4, "per_device_eval_batch_size": 2}
+    output = finish(torchrun(2, *MODULE, *settings(base | extra | evaluation)))
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
@@ -77,7 +81,15 @@ def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     for r in rollouts:
         assert r["reward"] == pytest.approx(sum(r["rewards"].values()))
         assert r["id"].startswith("r")
-    load_checkpoint(run / "final")
+
+    # One process says the same of the weights that were evaluated.
+    assert f"the best checkpoint is {run}/checkpoint-4: eval_reward" in output
+    unmoved = {"model": str(run / "checkpoint-4"), "learning_rate": 0.0, "max_steps": 1, "num_iterations": 1}
+    unmoved |= {"save_steps": 0, "output_dir": str(tmp_path / "alone"), "per_device_eval_batch_size": 3}
+    train_grpo(make_config(GrpoConfig, base | evaluation | unmoved | {"eval_steps": 1}))
+    (here,), (there,) = evaluations(tmp_path / "alone").values(), evaluations(run).values()
+    assert evaluated(there) == pytest.approx(evaluated(here))
+    assert there["eval_completion_length"] > 0
 
 
 def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(

@@ -203,6 +203,17 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "learning_rate" in line]
 
 
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    """Step -> what was written of its evaluation."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "eval_seconds" in line}
+
+
+def evaluated(line: dict[str, float]) -> dict[str, float]:
+    """What an evaluation found, without what the machine decides."""
+    return {k: v for k, v in line.items() if k.startswith("eval_") and k != "eval_seconds"}
+
+
 MEASURED = ("time_", "sampling_", "eval_seconds", "memory")
 
 

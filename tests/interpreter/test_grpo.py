@@ -118,10 +118,10 @@ def test_infinite_and_nan_ratios(kind, gap):
     old = data["logprobs"].clone()
     old[0] -= gap
     data["advantages"][0] = 0.0
-    losses = []
+    losses, metrics = [], []
     for backend in ("triton", "torch"):
         leaf = data["logprobs"].clone().requires_grad_()
-        loss, _ = grpo_token_loss(
+        loss, found = grpo_token_loss(
             **{**data, "logprobs": leaf},
             old_logprobs=old,
             backend=backend,
@@ -131,7 +131,20 @@ def test_infinite_and_nan_ratios(kind, gap):
         assert leaf.grad.isnan().any() == math.isnan(gap)
         assert leaf.grad[1:].isfinite().all()
         losses.append(loss.detach())
+        metrics.append(found)
     torch.testing.assert_close(*losses, equal_nan=True)
+    torch.testing.assert_close(*metrics, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["grpo token", "grpo sequence"])
+def test_what_is_left_out_or_only_measured_may_be_infinite(kind):
+    data = inputs(5, 37, torch.float32)
+    row = int(data["advantages"].masked_fill(~data["mask"].any(1), 1.0).argmin())
+    assert data["advantages"][row] < 0
+    data["ref_logprobs"] += 1e4
+    data["old_logprobs"][row] -= 1e4
+    data["sampler_logprobs"][row] = data["old_logprobs"][row] - 5.0
+    compare(data, with_options(kind, sampler_cap=2.0, sampler_excess="mask"))
 
 
 def test_nothing_counted_is_zero():

@@ -107,6 +107,14 @@ def test_dift_equals_loops(weights: tuple[float | None, float | None]) -> None:
         assert weight.item() == len(cosines) // K
 
 
+def test_a_target_of_zeros_leaves_finite_metrics() -> None:
+    batch = dift_batch([30], [2])
+    batch["latents"][0] = 0.0
+    _, metrics = backbone()(batch, partial(dift_objective, num_tokens=5, num_latents=8))
+    values = {name: float(total / weight) for name, (total, weight) in metrics.items()}
+    assert {name: value for name, value in values.items() if not math.isfinite(value)} == {}
+
+
 def test_dift_shares_of_parts_add_up_to_the_whole() -> None:
     parts = [dift_batch([30], [2], seed=1), dift_batch([12, 17], [0, 1], seed=2)]
     tokens = sum(len(p["rows"]) for p in parts)

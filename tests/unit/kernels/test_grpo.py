@@ -329,10 +329,59 @@ def test_an_infinite_ratio_adds_nothing_without_an_advantage(kind):
     logprobs = data.pop("logprobs").requires_grad_()
     loss, metrics = grpo_token_loss(logprobs, **data, **options)
     loss.backward()
-    assert metrics["ratio"].isinf()
+    assert 1e6 < metrics["ratio"] <= math.exp(20), "it is not one token that is shown alone"
     torch.testing.assert_close(loss, quiet)
     assert logprobs.grad.isfinite().all()
     assert not logprobs.grad[0].any()
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.split()[0] in ("bnpo", "dapo", "cispo", "vespo")])
+def test_a_loss_by_tokens_is_the_sum_of_its_parts(kind):
+    options = {"beta": 0.3, "entropy_coef": 0.05, "sampler_cap": 1.2, "off_policy_bound": 0.2}
+    loss, metrics = grpo_token_loss(**inputs(), **with_options(kind, **options))
+    parts = metrics["policy_loss"] + 0.3 * metrics["kl"] - 0.05 * metrics["entropy"]
+    torch.testing.assert_close(loss, parts)
+    assert abs(metrics["policy_loss"]) > 1e-3
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    options=st.sampled_from(OPTIONS),
+    size=st.sampled_from([1.0, 300.0, 1e4]),
+    seed=st.integers(0, 99),
+)
+def test_metrics_of_finite_inputs_are_finite(kind, options, size, seed):
+    """In float32, log-probs that differ by up to some 10,000 nats."""
+    data = {k: v.float() if v.is_floating_point() else v for k, v in inputs(seed).items()}
+    data["advantages"][seed % ROWS] = 0.0
+    for name in ("old_logprobs", "ref_logprobs", "sampler_logprobs"):
+        data[name] = data["logprobs"] + size * (data[name] - data["logprobs"])
+    if fits(kind, options):
+        _, metrics = grpo_token_loss(**data, **with_options(kind, **options, max_length=9))
+        assert {name: value for name, value in metrics.items() if not value.isfinite()} == {}
+
+
+def test_what_is_left_out_or_only_measured_may_be_infinite():
+    data = {k: v for k, v in inputs().items() if k in ("logprobs", "advantages", "mask", "old_logprobs")}
+    leaf = data.pop("logprobs").requires_grad_()
+    want, _ = grpo_token_loss(leaf, **data)
+    (gradient,) = torch.autograd.grad(want, leaf)
+    loss, metrics = grpo_token_loss(leaf, **data, ref_logprobs=leaf.detach() + 1e4)
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], gradient)
+    assert metrics["kl"].item() == pytest.approx(math.exp(20), rel=1e-6)
+    row = int(data["advantages"].masked_fill(~data["mask"].any(1), 1.0).argmin())
+    assert data["advantages"][row] < 0
+    data["old_logprobs"][row] -= 1e4
+    options = GrpoOptions(sampler_cap=2.0, sampler_excess="mask")
+    sampler = data["old_logprobs"].clone()
+    sampler[row] -= 5.0  # a weight above the bound
+    loss, metrics = grpo_token_loss(leaf, **data, sampler_logprobs=sampler, options=options)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.isfinite()
+    assert not gradient[row].any()
+    assert gradient.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ from fourdthinker.trainers.dift import DiftTrainer, train_dift
 from fourdthinker.trainers.evaluation import held_out_batches
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
-from tests.e2e.training import BARE, metrics, prompts, samples, without_times
+from tests.e2e.training import BARE, evaluations, metrics, prompts, samples, without_times
 from tests.tiny import tiny_checkpoint
 
 # Dropout draws from torch's generator: one number drawn elsewhere would change every loss after it.
@@ -39,12 +39,6 @@ BASE: dict[str, Any] = BARE | {
     "lora": {"r": 4, "dropout": 0.3, "train_embeddings": True},
     "resume_from_checkpoint": "auto",
 }
-
-
-def evaluations(run: Path) -> dict[int, dict[str, float]]:
-    """Step -> what was written of its evaluation."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if "eval_seconds" in line}
 
 
 def train(folder: Path, *, held_out: int = 5, content: int = 7, **extra: Any) -> Checkpoint:

@@ -25,6 +25,7 @@ from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut_into
 from fourdthinker.trainers.experience import (
     Experience,
+    _deviations,
     completions_of,
     rollout_metrics,
     rollout_seeds,
@@ -298,6 +299,11 @@ def test_weighted_sums_that_float32_cannot_hold_are_no_rewards() -> None:
     values |= {"reward_weights": [2.0], "on_reward_error": "skip"}
     total, _ = score(completions, rewards, make_config(GrpoConfig, values))
     assert total.isnan().tolist() == [True, False]
+
+
+def test_the_spread_of_large_rewards_is_finite() -> None:
+    rewards = torch.tensor([1e18, -1e18]).repeat(256)
+    assert _deviations(rewards, 512).tolist() == pytest.approx([1e18 * (512 / 511) ** 0.5])
 
 
 def test_a_late_async_reward_never_ends_the_run() -> None:

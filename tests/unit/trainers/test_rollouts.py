@@ -221,6 +221,7 @@ def test_kl_in_the_reward_and_a_mask_of_the_highest_entropies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = {"reward_kl_weight": 2.0, "reward_kl": "k1", "top_entropy": 0.3, "latent_term": "cosine"}
+    extra |= {"loss": {"loss_type": "dapo", "beta": 0.1, "entropy_coef": 0.02}}
     seen, _ = train(tmp_path, varied, monkeypatch, blocks=True, max_completion_length=16, **extra)
     for update, experiences in enumerate(seen):
         kept = torch.cat([e.entropy_mask.flatten() for e in experiences])  # type: ignore[union-attr]
@@ -236,6 +237,10 @@ def test_kl_in_the_reward_and_a_mask_of_the_highest_entropies(
     lines = metrics(tmp_path)
     assert lines[0]["latent_anchor"] == pytest.approx(1.0, abs=1e-4)
     assert lines[1]["latent_anchor"] < 1.0
+    for line in lines:
+        parts = line["policy_loss"] + 0.1 * line["kl"] - 0.02 * line["entropy"] + line["latent_loss"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-3, abs=1e-5)
+    assert abs(lines[1]["policy_loss"]) > 1e-4
 
 
 def test_top_entropy_is_of_the_tokens_that_count() -> None:

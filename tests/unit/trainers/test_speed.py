@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fourdthinker.backbones.self_feed import with_own_latents
+from fourdthinker.samples import IGNORE, Sample, collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import speed as module
-from fourdthinker.trainers.operations import Costs, Counts, patches_of
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.operations import Costs, Counts, patches_of, self_fed
 from fourdthinker.trainers.packing import counts_of
 from fourdthinker.trainers.plan_time import known_device
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.speed import Speed
+from tests.e2e.training import BARE, samples
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import N, prompts, rolled
 
@@ -107,6 +113,49 @@ def test_operations_are_those_that_torch_counts() -> None:
     opened = make_config(DiftConfig, {"freeze_vision": False})
     assert costs.training(seen, config) == 0.0
     assert costs.training(seen, opened) == 3 * costs.inference(seen) > 0
+
+
+def test_passes_that_make_own_latents_are_counted() -> None:
+    """As torch counts them where nothing is padded: two samples of one length, their blocks elsewhere."""
+    checkpoint = tiny_checkpoint(hidden=64, layers=2)
+    backbone, K = checkpoint.backbone, 4
+    made = []
+    for start in (20, 34):
+        ids = torch.full((60,), 7)
+        ids[start : start + K] = backbone.latents.pad_id
+        index, labels = (ids == backbone.latents.pad_id).nonzero()[:, 0], torch.full((60,), IGNORE)
+        places = torch.arange(60).expand(3, 60)
+        made.append(Sample(ids, places, labels, latents=torch.randn(K, 64), latent_index=index))
+    with backbone.set_attention("eager"), FlopCounterMode(display=False) as counter:
+        with_own_latents(backbone, collate(made, backbone.vision.pad_id))
+    counts = self_fed(made, K)
+    assert counts.tokens == 2 * (19 + K * 41)
+    # Eager attention makes all pairs: of the first pass 19 by 19, of the others 41 by 60.
+    assert counts.pairs == 19**2 + K * (60**2 - 19**2)
+    every = Counts(counts.tokens, 2 * (19**2 + K * 41 * 60))
+    assert Costs.of(backbone).inference(every) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    text = Sample(made[0].input_ids[:9], places[:, :9], labels[:9])
+    assert self_fed([*made, text], K).tokens == counts.tokens + 9
+    assert self_fed([text], K).tokens == 8 + K
+
+
+def test_an_update_on_own_latents_counts_their_passes(tmp_path: Path) -> None:
+    counted, checkpoint = [], tiny_checkpoint(hidden=32, layers=1)
+    add = Speed.add
+
+    def spy(self: Speed, **done: Any) -> None:
+        counted.append(done["operations"])
+        add(self, **done)
+
+    values = BARE | {"max_steps": 4, "self_feed": 0.5, "per_device_train_batch_size": 6}
+    items = samples(checkpoint, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Speed, "add", spy)
+        config = make_config(DiftConfig, values | {"output_dir": str(tmp_path)})
+        train_dift(config, checkpoint=checkpoint, samples=items)
+    extra = Costs.of(checkpoint.backbone).inference(self_fed(items, 4))
+    assert counted[0] == counted[1]
+    assert counted[2] == counted[3] == pytest.approx(counted[0] + extra)
 
 
 @pytest.mark.parametrize("share", [True, False])
