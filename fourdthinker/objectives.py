@@ -278,10 +278,10 @@ def latent_objective(
     rows: Tensor = batch["latent_rows"]
     counted = rows >= 0
     if term.kind == "cosine":
-        shown = torch.nn.functional.cosine_similarity(own, batch["anchors"].float(), dim=-1)
+        shown = torch.nn.functional.cosine_similarity(own, batch["anchors"].to(own.dtype), dim=-1)
         loss = 1 - shown
     else:
-        distance = (own - batch["latents"].float()).square().sum(-1)
+        distance = (own - batch["latents"].to(own.dtype)).square().sum(-1)
         shown = (-distance / (2 * term.sigma**2)).exp()
         gains = batch["advantages"][rows.clamp(min=0)].to(shown.dtype)
         loss = -torch.minimum(shown * gains, shown.clamp(options.low, options.high) * gains)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from fourdthinker.objectives import (
     dift_objective,
     grpo_objective,
     latent_objective,
+    normed_dift_objective,
     policy_logprobs,
 )
 from tests.tiny import tiny_checkpoint
@@ -253,7 +255,7 @@ def test_grpo_gradient_on_policy_is_minus_advantage_times_that_of_the_logprobs()
 
 
 @pytest.mark.parametrize("kind", ["cosine", "gaussian"])
-def test_latent_terms_equal_loops_and_finite_differences(kind: str) -> None:
+def test_latent_terms_equal_loops_and_their_gradients_finite_differences(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     batch = {
@@ -281,18 +283,41 @@ def test_latent_terms_equal_loops_and_finite_differences(kind: str) -> None:
             gain = float(batch["advantages"][row])
             total -= min(shown[-1] * gain, max(shown[-1], 0.8) * gain)
     loss, metrics = latent_objective(term, own, batch, GrpoOptions(), num_latents=7)
-    assert loss.item() == pytest.approx(0.3 * total / 7, rel=1e-5)
+    assert loss.item() == pytest.approx(0.3 * total / 7, rel=1e-10)
     (mean, weight), (lost, number) = metrics.values()
-    assert (mean / weight).item() == pytest.approx(sum(shown) / 4, rel=1e-5)
-    assert (lost / number).item() == pytest.approx(0.3 * total / 4, rel=1e-5)
+    assert (mean / weight).item() == pytest.approx(sum(shown) / 4, rel=1e-10)
+    assert (lost / number).item() == pytest.approx(0.3 * total / 4, rel=1e-10)
     leaf = own.clone().requires_grad_()
     latent_objective(term, leaf, batch, GrpoOptions(), num_latents=7)[0].backward()
     assert leaf.grad is not None
     assert not leaf.grad[2].any(), "what does not count has no gradient"
-    for i, k in ((0, 1), (1, 2), (4, 0)):
-        step = torch.zeros_like(own)
-        step[i, k] = 1e-4
-        ends = [
-            latent_objective(term, own + s * step, batch, GrpoOptions(), num_latents=7)[0] for s in (1, -1)
-        ]
-        assert leaf.grad[i, k].item() == pytest.approx((ends[0] - ends[1]).item() / 2e-4, rel=2e-2, abs=2e-4)
+    assert leaf.grad[0].any()
+    assert torch.autograd.gradcheck(
+        lambda own: latent_objective(term, own, batch, GrpoOptions(), num_latents=7)[0], leaf
+    )
+
+
+@pytest.mark.parametrize("norm", [None, 2.5])
+def test_the_norm_term_equals_loops_in_value_and_gradient(
+    norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = backbone()
+    monkeypatch.setattr(model, "latents", replace(model.latents, latent_norm=norm))
+    batch, numbers = dift_batch([30, 21], [2, 1]), {"num_tokens": 20, "num_latents": 15}
+    leaf = hidden_of(batch).detach().requires_grad_()
+    plain, _ = dift_objective(model, leaf, batch, **numbers)
+    loss, metrics, sums = normed_dift_objective(model, leaf, batch, norm_weight=0.7, **numbers)
+    (gradient,) = torch.autograd.grad(loss - plain, leaf)
+    expected, total = torch.zeros(2 * 30, 32, dtype=torch.float64), []
+    own = leaf.detach().double().flatten(0, 1)
+    for index, target in zip(batch["latent_index"].tolist(), batch["latents"].double(), strict=True):
+        h = own[index - 1]
+        total.append(math.log(h.norm().item()) - math.log(target.norm().item() if norm is None else norm))
+        expected[index - 1] = 0.7 / 15 * 2 * total[-1] * h / h.norm().square()
+    assert (loss - plain).item() == pytest.approx(0.7 * sum(t * t for t in total) / 15, rel=1e-4)
+    torch.testing.assert_close(gradient.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-6)
+    means = {name: float(a / b) for name, (a, b) in metrics.items()}
+    assert means["latent_log_norm"] == pytest.approx(sum(total) / 12, rel=1e-4)
+    assert means["latent_norm_loss"] == pytest.approx(sum(t * t for t in total) / 12, rel=1e-4)
+    logs = batch["latents"].double().norm(dim=-1).log()
+    assert sums.tolist() == pytest.approx([logs.sum().item(), 12], rel=1e-5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -46,7 +47,23 @@ def trl() -> dict[str, Any]:
     return {name: scope[name] for name in wanted}
 
 
-def rollouts() -> dict[str, Tensor]:
+LEVELS = ("token", "sequence")
+# Those that TRL has too, each with either ratio level: names and options here, there.
+LOSSES = [
+    pytest.param(
+        {"loss_type": name, "ratio_level": level, "max_length": MAX_LENGTH},
+        # In cispo its bound is the bound itself, and not what it is above 1.
+        {"loss_type": name, "importance_sampling_level": level, "epsilon_high": 0.2 + (name == "cispo")},
+        id=f"{name} {level}",
+    )
+    for name, level in itertools.product(
+        ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"), LEVELS
+    )
+]
+
+
+def rollouts(cut: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """Log-probs, and a mask of what counts: nothing of the rollouts that were ``cut``."""
     generator = torch.Generator().manual_seed(3)
 
     def noise(size: float) -> Tensor:
@@ -55,6 +72,7 @@ def rollouts() -> dict[str, Tensor]:
     current = -noise(1.0).abs() - 0.1
     lengths = torch.tensor([9, 5, 1, 7, 9, 4])
     rewards = torch.tensor([1.0, 0.0, 1.2, 0.2, 0.2, 1.0], dtype=torch.float64)
+    lengths[list(cut)] = 0
     return {
         "current": current,
         "old": current + noise(0.3),
@@ -74,14 +92,14 @@ def theirs(trl: dict[str, Any], data: dict[str, Tensor], correction: Tensor | No
     arguments |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
     known = {name: options.pop(name) for name in list(options) if name in arguments}
     alone = dict.fromkeys(("gather", "reduce", "pad_across_processes"), lambda value, **_: value)
-    accelerator = SimpleNamespace(num_processes=1, **alone)
+    accelerator = SimpleNamespace(num_processes=1, sync_gradients=True, **alone)
     trainer = SimpleNamespace(
         args=SimpleNamespace(**arguments | known),
         accelerator=accelerator,
         model=SimpleNamespace(training=True),
         _get_per_token_logps_and_entropies=lambda *_, **__: (data["current"], data["entropy"], None),
         aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
+        _entropy_bonus_enabled="entropy_coef" in options,
         use_adaptive_entropy=False,
         use_vllm=correction is not None,
         vllm_importance_sampling_correction=True,
@@ -117,34 +135,44 @@ def compare(
     their: dict[str, Any],
     *,
     correction: Tensor | None = None,
+    cut: tuple[int, ...] = (),
     **given: Any,
 ) -> None:
-    data = rollouts()
+    data = rollouts(cut)
     results = []
     for mine in (True, False):
-        leaf = data["current"].clone().requires_grad_()
+        leaf, entropy = (data[name].clone().requires_grad_() for name in ("current", "entropy"))
         if mine:
             loss, _ = grpo_token_loss(
                 leaf, data["advantages"], data["mask"], GrpoOptions(**ours), old_logprobs=data["old"],
-                ref_logprobs=data["ref"], sampler_logprobs=data["sampler"], **given,
+                ref_logprobs=data["ref"], sampler_logprobs=data["sampler"], entropy=entropy, **given,
             )  # fmt: skip
         else:
-            loss = theirs(trl, data | {"current": leaf}, correction, **their)
+            loss = theirs(trl, data | {"current": leaf, "entropy": entropy}, correction, **their)
         loss.backward()
-        results.append((loss.detach(), leaf.grad))
+        bonus = entropy.grad if "entropy_coef" in ours else None
+        results.append((loss.detach(), leaf.grad) if bonus is None else (loss.detach(), leaf.grad, bonus))
     single = ours.get("loss_type") == "sapo"  # theirs keeps its temperatures in float32
     bounds = {"rtol": 1e-5, "atol": 1e-6} if single else {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(results[0], results[1], **bounds)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"])
-def test_loss_types_levels_and_kl(trl: dict[str, Any], loss_type: str, level: str) -> None:
-    ours = {"loss_type": loss_type, "ratio_level": level, "max_length": MAX_LENGTH, "epsilon_high": 0.28}
-    their = {"loss_type": loss_type, "importance_sampling_level": level}
-    their["epsilon_high"] = 1.28 if loss_type == "cispo" else 0.28  # theirs is the bound itself
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
+def test_loss_types_levels_and_kl(trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any]) -> None:
     compare(trl, ours, their)
-    compare(trl, ours | {"beta": 0.04}, their | {"beta": 0.04})
+    compare(trl, ours | {"epsilon_high": 0.28}, their | {"epsilon_high": their["epsilon_high"] + 0.08})
+    for shared in ({"beta": 0.04}, {"entropy_coef": 0.1}, {"beta": 0.04, "entropy_coef": 0.1}):
+        compare(trl, ours | shared, their | shared)
+
+
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
+def test_rollouts_that_were_cut_off(trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any]) -> None:
+    """With `mask_truncated_completions` their mask is all zeros; they still count as sequences."""
+    for shared in ({}, {"beta": 0.04}):
+        compare(trl, ours | shared, their | shared, cut=(1, 4))
+    data = rollouts((1, 4))
+    mask = top_entropy_mask(data["entropy"], data["mask"], 0.4)
+    compare(trl, ours, their | {"top_entropy_quantile": 0.4}, cut=(1, 4), entropy_mask=mask)
 
 
 def test_vespo(trl: dict[str, Any]) -> None:
@@ -174,11 +202,18 @@ def test_dual_clip_weighted_kl_and_the_bound_on_what_is_off_policy(trl: dict[str
         compare(trl, {"off_policy_bound": bound}, {"off_policy_mask_threshold": bound})
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("excess", ["truncate", "mask"])
 @pytest.mark.parametrize(("floor", "cap"), [(None, 1.2), (0.8, 1.3), (0.9, None)])
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
 def test_correction_for_the_sampler(
-    trl: dict[str, Any], level: str, excess: str, floor: float | None, cap: float | None
+    trl: dict[str, Any],
+    ours: dict[str, Any],
+    their: dict[str, Any],
+    level: str,
+    excess: str,
+    floor: float | None,
+    cap: float | None,
 ) -> None:
     """The ratio as TRL makes it in `_generate_and_score_completions`, which cannot be run alone."""
     data = rollouts()
@@ -189,16 +224,18 @@ def test_correction_for_the_sampler(
     else:
         ratio = ratio.masked_fill((ratio < (floor or -math.inf)) | (ratio > (cap or math.inf)), 0.0)
     assert (ratio[data["mask"]] if level == "token" else ratio).unique().numel() > 1
-    ours = {"sampler_level": level, "sampler_excess": excess, "sampler_floor": floor, "sampler_cap": cap}
-    compare(trl, ours, {}, correction=ratio)
-    compare(trl, ours | {"loss_type": "dapo"}, {"loss_type": "dapo"}, correction=ratio)
+    ours = ours | {"sampler_level": level, "sampler_excess": excess}
+    ours |= {"sampler_floor": floor, "sampler_cap": cap}
+    compare(trl, ours, their, correction=ratio)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.75])
-def test_top_entropy_mask(trl: dict[str, Any], fraction: float) -> None:
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
+def test_masks_of_the_highest_entropies(
+    trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any], fraction: float
+) -> None:
     data = rollouts()
     mask = top_entropy_mask(data["entropy"], data["mask"], fraction)
     assert 0 < mask.sum() < data["mask"].sum()
-    compare(trl, {}, {"top_entropy_quantile": fraction}, entropy_mask=mask)
-    ours = {"loss_type": "dapo", "beta": 0.1}
-    compare(trl, ours, {"top_entropy_quantile": fraction, **ours}, entropy_mask=mask)
+    for shared in ({}, {"beta": 0.1}):
+        compare(trl, ours | shared, their | shared | {"top_entropy_quantile": fraction}, entropy_mask=mask)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
+from fourdthinker.kernels import GrpoOptions
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.trainers.alarms import ALARMS, Alarms
 from fourdthinker.trainers.experience import rollout_metrics
 from fourdthinker.trainers.packing import make_chunk
-from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from fourdthinker.trainers.settings_sections import LoraSettings
 from tests.unit.trainers.test_packing import N, checkpoint, experience, rolled
 
 WELL = {
@@ -55,6 +58,17 @@ def test_each_alarm_names_its_remedy(name: str, caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.getMessage().startswith(f"alarm {name}: ")
     assert remedy in record.getMessage()
+
+
+def test_remedies_name_settings_that_exist() -> None:
+    known = {*DiftConfig.model_fields, *GrpoConfig.model_fields}
+    known |= {f"loss.{field.name}" for field in fields(GrpoOptions)} | {
+        f"lora.{name}" for name in LoraSettings.model_fields
+    }
+    setting = r"(?:loss|lora)\.\w+|\b\w+(?==)|\b[a-z_]+_(?:rate|norm|timeout|weight)\b"
+    named = {name for alarm in ALARMS for name in re.findall(setting, alarm.remedy)}
+    assert len(named) >= 10
+    assert named - known == set()
 
 
 @pytest.mark.parametrize(

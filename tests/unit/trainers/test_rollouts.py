@@ -174,15 +174,16 @@ def test_groups_that_differ_by_the_kl_alone_teach_nothing(
     assert 0 < solved_groups < 12
 
 
-def test_a_token_that_the_reference_thinks_impossible_has_a_finite_kl() -> None:
+@pytest.mark.parametrize(("kind", "kl"), [("k1", -200.0), ("k2", 200.0**2 / 2), ("k3", math.exp(20) - 201)])
+def test_a_token_that_the_reference_thinks_certain_has_a_finite_kl(kind: str, kl: float) -> None:
     rollout = SimpleNamespace(
         policy_mask=torch.ones(2, 1, dtype=torch.bool), logprobs=torch.tensor([[-0.1], [-1.0]])
     )
     scored = Scored([0], [], rollout, None, [], torch.ones(2), {})  # type: ignore[arg-type]
-    settings = SimpleNamespace(reward_kl="k3", reward_kl_weight=0.5, num_generations=2)
+    settings = SimpleNamespace(reward_kl=kind, reward_kl_weight=0.5, num_generations=2)
     ref = torch.tensor([[199.9], [-1.0]])
     made = RolloutTrainer._with_kl(SimpleNamespace(settings=settings), scored, ref)  # type: ignore[arg-type]
-    assert made.rewards.tolist() == pytest.approx([1 - 0.5 * (math.exp(20) - 201), 1.0], rel=1e-6)
+    assert made.rewards.tolist() == pytest.approx([1 - 0.5 * kl, 1.0], rel=1e-6)
 
 
 def test_other_prompts_depend_on_the_slot_alone() -> None:
