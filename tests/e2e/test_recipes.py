@@ -1,9 +1,12 @@
-"""Every recipe of train/configs makes five updates under its own name, at tiny shapes."""
+"""Every recipe of train/configs makes five updates under its own name, at tiny shapes, and every command
+of the pages about DIFT and 4DRL runs."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from fourdthinker.backbones import save_checkpoint
+from fourdthinker.trainers import dift, grpo
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
@@ -100,3 +104,27 @@ def test_five_updates(path: Path, data: Path, tmp_path: Path) -> None:
     assert ("latent_size" in json.loads((final / "config.json").read_text())) == (
         "latents: false" not in path.read_text()
     )
+
+
+@pytest.mark.parametrize(("page", "module"), [("dift", dift), ("4drl", grpo)])
+def test_commands_of_the_page_run(
+    page: str, module: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folders that they name hold a tiny model and tiny records."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    shown = [shlex.split(line) for line in re.findall(r"^torchrun .*[^.\\]$", text, re.MULTILINE)]
+    assert len(shown) == 2
+    _, questions = write_data(tmp_path / "my", 2)
+    questions.rename(tmp_path / "my" / "4drl.jsonl")
+    for name in ("my/model", "runs/dift-3b/final", "Qwen/Qwen2.5-VL-3B-Instruct"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(data / ("qwen2_5_vl-plain" if "Qwen" in name else "qwen2_5_vl"))
+    monkeypatch.chdir(tmp_path)
+    for number, words in enumerate(shown):
+        position = words.index("--config")
+        arguments = ["--config", str(ROOT / words[position + 1]), *words[position + 2 :]]
+        small = SMALL | {"output_dir": f"run{number}"} | (SMALL_GRPO if module is grpo else {})
+        module.main([*arguments, *settings(small)])
+        lines = metrics(tmp_path / f"run{number}")
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+        assert (tmp_path / f"run{number}" / "final" / "config.json").exists()

@@ -114,10 +114,9 @@ def test_every_training_command_and_setting_exists() -> None:
         load_config(DiftConfig if "dift" in script else GrpoConfig, ROOT / config, overrides)
 
 
-def test_settings_named_in_the_training_page_exist() -> None:
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8") + (
-        ROOT / "docs" / "data.md"
-    ).read_text(encoding="utf-8")
+def test_settings_named_in_the_pages_of_training_exist() -> None:
+    pages = ("training", "dift", "4drl", "data")
+    text = "".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages)
     known = {*DiftConfig.model_fields, *GrpoConfig.model_fields}
     named = {found.partition(".")[0] for found in re.findall(r"`([a-z_]+(?:\.\w+)?)=", text)}
     assert len(named) > 10
