@@ -1,4 +1,4 @@
-"""`rollout_workers` on a local Ray of two actors: the run without them, also if an actor is killed."""
+"""`rollout_workers` on a Ray of two nodes, an actor on each: the run without them, also if one is killed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
 
 import ray
+from ray.cluster_utils import Cluster
 from transformers import TrainerCallback
 
 from fourdthinker.settings import make_config
@@ -40,9 +41,14 @@ REMOTE = {"rollout_workers": 2, "save_steps": 2}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=node)
+    made.add_node(**node)  # with an object store of its own, as another machine has
+    ray.init(address=made.address, log_to_driver=False)
+    assert len(ray.nodes()) == 2
     yield
     ray.shutdown()
+    made.shutdown()
 
 
 class KillOne(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,16 @@ def evaluations(run: Path) -> dict[int, dict[str, float]]:
 def evaluated(line: dict[str, float]) -> dict[str, float]:
     """What an evaluation found, without what the machine decides."""
     return {k: v for k, v in line.items() if k.startswith("eval_") and k != "eval_seconds"}
+
+
+def unexplained(line: dict[str, Any]) -> set[str]:
+    """The metrics of a line that docs/training.md says nothing of."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page[page.index("### Metrics") : page.index("### Evaluation during training")]
+    known = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE))))
+    assert len(known) > 40
+    others = re.compile(r"reward_\w+|latent_cos_\d+|step|epoch")
+    return {name for name in line if name not in known and not others.fullmatch(name)}
 
 
 MEASURED = ("time_", "sampling_", "eval_seconds", "memory")

@@ -18,7 +18,7 @@ from fourdthinker.settings import make_config
 from fourdthinker.trainers import dift
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
-from tests.e2e.training import BARE, metrics, prompts, samples
+from tests.e2e.training import BARE, metrics, prompts, samples, unexplained
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import OftenStart
 
@@ -48,6 +48,7 @@ def test_the_norm_is_learnt_and_saved_and_given_to_what_is_fed_back(tmp_path: Pa
     final = train(tmp_path / "run", latent_norm=1.0, max_steps=60, learning_rate=1e-2)
     lines = metrics(tmp_path / "run")
     assert abs(lines[-1]["latent_log_norm"]) < 0.3 * abs(lines[0]["latent_log_norm"])
+    assert unexplained(lines[-1]) == set()
     loaded = load_checkpoint(final)
     norm = loaded.backbone.latents.latent_norm
     logs = [s.latents.norm(dim=-1).log() for s in larger(loaded) if s.latents is not None]

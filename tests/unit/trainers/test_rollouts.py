@@ -24,7 +24,7 @@ from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.refill import other_prompt
 from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
-from tests.e2e.training import BARE, metrics, prompts
+from tests.e2e.training import BARE, metrics, prompts, unexplained
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import N, OftenStart, rolled
 
@@ -242,6 +242,7 @@ def test_kl_in_the_reward_and_a_mask_of_the_highest_entropies(
         parts = line["policy_loss"] + 0.1 * line["kl"] - 0.02 * line["entropy"] + line["latent_loss"]
         assert line["loss"] == pytest.approx(parts, rel=1e-3, abs=1e-5)
     assert abs(lines[1]["policy_loss"]) > 1e-4
+    assert unexplained(lines[1]) == set()
 
 
 def test_top_entropy_is_of_the_tokens_that_count() -> None:
