@@ -124,6 +124,8 @@ def test_commands_of_the_page_run(
         position = words.index("--config")
         arguments = ["--config", str(ROOT / words[position + 1]), *words[position + 2 :]]
         small = SMALL | {"output_dir": f"run{number}"} | (SMALL_GRPO if module is grpo else {})
+        if any("soft_overlong_reward" in word for word in words):
+            small["reward_arguments.soft_overlong_reward.buffer"] = 4
         module.main([*arguments, *settings(small)])
         lines = metrics(tmp_path / f"run{number}")
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]

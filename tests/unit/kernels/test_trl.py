@@ -171,8 +171,8 @@ def test_rollouts_that_were_cut_off(trl: dict[str, Any], ours: dict[str, Any], t
     for shared in ({}, {"beta": 0.04}):
         compare(trl, ours | shared, their | shared, cut=(1, 4))
     data = rollouts((1, 4))
-    mask = top_entropy_mask(data["entropy"], data["mask"], 0.4)
-    compare(trl, ours, their | {"top_entropy_quantile": 0.4}, cut=(1, 4), entropy_mask=mask)
+    mask = top_entropy_mask(data["entropy"], data["mask"], 0.33)
+    compare(trl, ours, their | {"top_entropy_quantile": 0.33}, cut=(1, 4), entropy_mask=mask)
 
 
 def test_vespo(trl: dict[str, Any]) -> None:
@@ -202,20 +202,11 @@ def test_dual_clip_weighted_kl_and_the_bound_on_what_is_off_policy(trl: dict[str
         compare(trl, {"off_policy_bound": bound}, {"off_policy_mask_threshold": bound})
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("excess", ["truncate", "mask"])
-@pytest.mark.parametrize(("floor", "cap"), [(None, 1.2), (0.8, 1.3), (0.9, None)])
-@pytest.mark.parametrize(("ours", "their"), LOSSES)
-def test_correction_for_the_sampler(
-    trl: dict[str, Any],
-    ours: dict[str, Any],
-    their: dict[str, Any],
-    level: str,
-    excess: str,
-    floor: float | None,
-    cap: float | None,
-) -> None:
-    """The ratio as TRL makes it in `_generate_and_score_completions`, which cannot be run alone."""
+def corrected(
+    level: str, excess: str, floor: float | None, cap: float | None
+) -> tuple[dict[str, Any], Tensor]:
+    """Our options, and the ratio as TRL makes it in `_generate_and_score_completions`, which cannot be run
+    alone."""
     data = rollouts()
     difference = (data["old"] - data["sampler"]) * data["mask"]
     ratio = (difference.sum(1, keepdim=True) if level == "sequence" else difference).exp()
@@ -224,18 +215,37 @@ def test_correction_for_the_sampler(
     else:
         ratio = ratio.masked_fill((ratio < (floor or -math.inf)) | (ratio > (cap or math.inf)), 0.0)
     assert (ratio[data["mask"]] if level == "token" else ratio).unique().numel() > 1
-    ours = ours | {"sampler_level": level, "sampler_excess": excess}
-    ours |= {"sampler_floor": floor, "sampler_cap": cap}
-    compare(trl, ours, their, correction=ratio)
+    options = {"sampler_level": level, "sampler_excess": excess, "sampler_floor": floor, "sampler_cap": cap}
+    return options, ratio
+
+
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
+def test_correction_for_the_sampler(trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any]) -> None:
+    for level, excess in itertools.product(LEVELS, ("truncate", "mask")):
+        options, ratio = corrected(level, excess, 0.8, 1.3)
+        compare(trl, ours | options, their, correction=ratio)
+
+
+@pytest.mark.parametrize(("floor", "cap"), [(None, 1.2), (0.9, None)])
+def test_one_bound_of_the_correction(trl: dict[str, Any], floor: float | None, cap: float | None) -> None:
+    for level, excess in itertools.product(LEVELS, ("truncate", "mask")):
+        options, ratio = corrected(level, excess, floor, cap)
+        compare(trl, options, {}, correction=ratio)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.75])
-@pytest.mark.parametrize(("ours", "their"), LOSSES)
-def test_masks_of_the_highest_entropies(
-    trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any], fraction: float
-) -> None:
+def test_top_entropy_mask(trl: dict[str, Any], fraction: float) -> None:
     data = rollouts()
     mask = top_entropy_mask(data["entropy"], data["mask"], fraction)
     assert 0 < mask.sum() < data["mask"].sum()
-    for shared in ({}, {"beta": 0.1}):
-        compare(trl, ours | shared, their | shared | {"top_entropy_quantile": fraction}, entropy_mask=mask)
+    compare(trl, {}, {"top_entropy_quantile": fraction}, entropy_mask=mask)
+
+
+@pytest.mark.parametrize(("ours", "their"), LOSSES)
+def test_masks_of_the_highest_entropies(
+    trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any]
+) -> None:
+    data = rollouts()
+    mask = top_entropy_mask(data["entropy"], data["mask"], 0.2)
+    shared = {"beta": 0.1}
+    compare(trl, ours | shared, their | shared | {"top_entropy_quantile": 0.2}, entropy_mask=mask)
