@@ -81,7 +81,10 @@ def test_two_processes(base: dict[str, Any], tmp_path: Path) -> None:
     unmoved = {"model": str(run / "final"), "learning_rate": 0.0, "max_steps": 1, "save_steps": 0}
     unmoved |= {"output_dir": str(tmp_path / "alone"), "per_device_eval_batch_size": 3}
     train_dift(make_config(DiftConfig, base | evaluation | unmoved))
-    assert evaluated(found[3]) == pytest.approx(evaluated(evaluations(tmp_path / "alone")[1]), rel=1e-5)
+    there, here = evaluated(found[3]), evaluated(evaluations(tmp_path / "alone")[1])
+    for line in (there, here):
+        line.pop("eval_latent_direction")  # a mean over batches, which are others
+    assert there == pytest.approx(here, rel=1e-5)
 
 
 def test_killed_and_resumed_run_has_the_losses_of_an_unbroken_one(
