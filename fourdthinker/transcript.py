@@ -32,6 +32,26 @@ def _mark(latents: int) -> str:
     return f"[imagery × {latents}]"
 
 
+def text_spans(text: str) -> list[tuple[str, int, int]]:
+    """Where the pieces of one kind are in a completion.
+
+    Args:
+        text: with latent blocks as tokens.
+
+    Returns:
+        Triples (kind, begin, end) that cover the text, in order: "text", "tag" (a control tag), "imagery".
+    """
+    spans, begin = [], 0
+    for match in _PARTS.finditer(text):
+        if match.start() > begin:
+            spans.append(("text", begin, match.start()))
+        spans.append(("tag" if match["block"] is None else "imagery", match.start(), match.end()))
+        begin = match.end()
+    if begin < len(text):
+        spans.append(("text", begin, len(text)))
+    return spans
+
+
 def text_parts(text: str) -> list[tuple[str, str]]:
     """Cut a completion into pieces of one kind each.
 
@@ -41,18 +61,10 @@ def text_parts(text: str) -> list[tuple[str, str]]:
     Returns:
         Pairs: ("text", ...), ("tag", a control tag), ("imagery", number of latents).
     """
-    parts, begin = [], 0
-    for match in _PARTS.finditer(text):
-        if match.start() > begin:
-            parts.append(("text", text[begin : match.start()]))
-        if match["block"] is not None:
-            parts.append(("imagery", str(match["block"].count(LATENT_PAD))))
-        else:
-            parts.append(("tag", match["tag"]))
-        begin = match.end()
-    if begin < len(text):
-        parts.append(("text", text[begin:]))
-    return parts
+    return [
+        (kind, str(text.count(LATENT_PAD, begin, end)) if kind == "imagery" else text[begin:end])
+        for kind, begin, end in text_spans(text)
+    ]
 
 
 class TextStream:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourdthinker.audit.blocks import BlockLatents, block_statistics, collect_blocks
+from fourdthinker.audit.thoughts import THOUGHTS, described_rows, thought_lines
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import (
     AnsweredQuestion,
@@ -23,6 +24,7 @@ from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, check_mode, imagery_targets
 from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.runner import check_records
+from fourdthinker.files import write_text
 from fourdthinker.records import source_of
 from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_latent_mode, encode_prompts
 
@@ -67,7 +69,8 @@ class LatentAudit:
         n: samples of each question beside the answer at temperature 0.
         config: sampling settings.
         batch: questions at a time.
-        folder: gets `MODE/answers.jsonl`, from which an audit that was interrupted goes on; None: none.
+        folder: gets `MODE/answers.jsonl`, from which an audit that was interrupted goes on, and
+            thoughts.jsonl, what the report shows of every question; None: none.
         name: of the model.
         progress: whether bars are shown on standard error.
     """
@@ -115,10 +118,13 @@ class LatentAudit:
         chosen = usable_modes(asked) if modes is None else ["own", *(mode for mode in modes if mode != "own")]
         for mode in chosen:
             check_mode(mode, asked)  # before the model is run
-        own, found, without = self._own(asked, prompts)
+        own, found, lines = self._own(asked, prompts)
         left_out = _left_out(chosen, own, asked)
         chosen = [mode for mode in chosen if mode not in left_out]
         results = {mode: self._answers(mode, asked, prompts, own) for mode in chosen}
+        if self.folder is not None:
+            write_text(self.folder / THOUGHTS, "".join(thought_lines(lines, results)))
+        without = sum(not line["blocks"] for line in lines)
         return {
             "name": self.name,
             "questions": len(asked),
@@ -152,8 +158,8 @@ class LatentAudit:
 
     def _own(
         self, records: Sequence[Record], prompts: Sequence[Prompt]
-    ) -> tuple[dict[Key, Tensor], dict[int, BlockLatents], int]:
-        """Own latents of all rows, those of each block at temperature 0, and how many answers have none."""
+    ) -> tuple[dict[Key, Tensor], dict[int, BlockLatents], list[dict[str, Any]]]:
+        """Own latents of all rows, those of each block at temperature 0, and these rows as JSON."""
         backbone = self.sampler.backbone
         sources = {record.id: source_of(record) for record in records}
         targets = imagery_targets(backbone, self.encoder, records)
@@ -161,13 +167,14 @@ class LatentAudit:
         asking = Asking(self.sampler, self.encoder, records, self.n, True, self.config, feeds)
         own: dict[Key, Tensor] = {}
         found: dict[int, BlockLatents] = {}
+        lines: list[dict[str, Any]] = []
         for batch in self._items(records, prompts).batches((), self.batch):
             for asked in asking.sampled_rows(batch):
                 own |= asked.latents()
                 if asked.keys[0][1] < 0:
                     collect_blocks(found, asked, backbone, self.encoder.tokenizer, sources, targets)
-        without = sum(not len(vectors) for (_, number), vectors in own.items() if number < 0)
-        return own, found, without
+                    lines += described_rows(asked, backbone, self.encoder.tokenizer, targets)
+        return own, found, lines
 
     def _answers(
         self, mode: str, records: Sequence[Record], prompts: Sequence[Prompt], own: dict[Key, Tensor]

@@ -39,9 +39,12 @@ def make_question(record: Record, **answers: Any) -> AnsweredQuestion:
         The question.
     """
     assert record.answer is not None  # checked before anything ran
+    media = [list(pair) for pair in record.shown]
     return AnsweredQuestion(
-        record.id, record.type or "", source_of(record), dict(record.options), record.answer, **answers
-    )
+        record.id, record.type or "", source_of(record), dict(record.options), record.answer,
+        question=record.question, shown={"media": media, "start": record.start, "end": record.end} if media else {},
+        **answers,
+    )  # fmt: skip
 
 
 @dataclass

@@ -33,7 +33,8 @@ class AnsweredQuestion:
     length limit. failed: why there are no answers at all (the clip could not be read, the logits were NaN),
     "" otherwise; a failed question counts as answered wrongly. times_from: how the times of its clip were
     learnt (`frames.Frames`). letters: letter -> its probability among the letters where the answer at
-    temperature 0 names one, None where it was not wanted or the answer names none.
+    temperature 0 names one, None where it was not wanted or the answer names none. question: its text. shown:
+    media, [kind, path] of each file that is shown, and start and end of a video; {} for text alone.
     """
 
     id: str
@@ -50,6 +51,8 @@ class AnsweredQuestion:
     failed: str = ""
     times_from: str = "container"
     letters: dict[str, float] | None = None
+    question: str = ""
+    shown: dict[str, Any] = field(default_factory=dict)
 
     def score(self, answer: str | None) -> float:
         """What an answer scores: 1 or 0; a number its mean relative accuracy; 0 if the question failed."""

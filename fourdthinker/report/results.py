@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
 from fourdthinker.report.curves import PHASES
 from fourdthinker.report.svg import Bar, interval_chart
+from fourdthinker.report.tables import Cell, Table, TableRow
 from fourdthinker.report.verdict import verdict
 
 _BASELINES = ("chance", "majority")
 
 Entries = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the table of results."""
-
-    text: str
-    kind: str = ""  # CSS classes
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One model in the table of results."""
-
-    label: str
-    baseline: bool
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Table:
-    """columns: names over all columns but the first, which holds the rows' labels."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: list[ModelRow]
 
 
 @dataclass(frozen=True)
@@ -104,21 +78,33 @@ def _accuracies(entries: Entries) -> Table:
         rows.append(_row(key, cells))
     names = ("Accuracy", "95 % interval", "Greedy", "Answer entropy", "Questions", "Failed")
     caption = "Failed questions count as wrong. Entropy in nats, over the parsed answers to a question."
-    return Table(caption, names, rows)
+    return Table("accuracy", caption, names, rows)
 
 
 def _differences(results: Mapping[str, Any]) -> Table:
     rows = []
     for key, entry in comparisons(results).items():
-        kind, said = "strong", "no difference shown"
-        if entry["low"] > 0:
-            kind, said = "strong gain", "higher"
-        elif entry["high"] < 0:
-            kind, said = "strong loss", "lower"
-        cells = [Cell(points(entry["mean"]), kind), Cell(span(entry, difference=True)), Cell(said)]
-        rows.append(_row(key, cells))
+        rows.append(_row(key, difference_cells(entry)))
     caption = "In percentage points, paired over the same questions."
-    return Table(caption, ("Difference", "95 % interval", ""), rows)
+    return Table("differences", caption, ("Difference", "95 % interval", ""), rows)
+
+
+def difference_cells(entry: Mapping[str, Any]) -> list[Cell]:
+    """Mean, interval and verdict of a paired difference.
+
+    Args:
+        entry: mean, low and high; a bound that is None is not known.
+
+    Returns:
+        Three cells.
+    """
+    low, high = number(entry.get("low")), number(entry.get("high"))
+    kind, said = "strong", "no difference shown"
+    if low is not None and low > 0:
+        kind, said = "strong gain", "higher"
+    elif high is not None and high < 0:
+        kind, said = "strong loss", "lower"
+    return [Cell(points(entry.get("mean")), kind), Cell(span(entry, difference=True)), Cell(said)]
 
 
 def _by_type(entries: Entries) -> Table:
@@ -128,11 +114,11 @@ def _by_type(entries: Entries) -> Table:
     for key, parts in split.items() if len(kinds) > 1 else ():
         found = [part if isinstance(part := parts.get(kind), dict) else {} for kind in kinds]
         rows.append(_row(key, [Cell(percent(p.get("accuracy")), title=span(p)) for p in found]))
-    return Table("Accuracy by type of question.", kinds, rows)
+    return Table("types", "Accuracy by type of question.", kinds, rows)
 
 
-def _row(key: str, cells: list[Cell]) -> ModelRow:
-    return ModelRow(_label(key), key in _BASELINES, cells)
+def _row(key: str, cells: list[Cell]) -> TableRow:
+    return TableRow(_label(key), cells, key in _BASELINES)
 
 
 def _label(key: str) -> str:

@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import FourdError, VideoError
+from fourdthinker.answers import parse_answer
 from fourdthinker.evaluate.table import number
+from fourdthinker.report.cards import Card, Deck, ShownRow, numbered, shown_options
+from fourdthinker.report.completions import Row, read_row, shaded_parts, shown_blocks
 from fourdthinker.report.lines import read_lines
-from fourdthinker.report.media import Picture, clip_pictures, spread
-from fourdthinker.transcript import text_parts
+from fourdthinker.report.media import Album, Clip, clip_of, pictures_or_trouble, spread
 
 log = logging.getLogger(__name__)
 
+_ROWS = 12  # completions of a group that are shown
+
 
 @dataclass(frozen=True)
-class Row:
-    """One completion: its text, total reward, advantage, and the rewards it is made of."""
+class Rollout:
+    """One completion: total reward, advantage, and the rewards it is made of."""
 
-    text: str
+    row: Row
     reward: float | None
     advantage: float | None
     rewards: dict[str, float] = field(default_factory=dict)
@@ -36,18 +39,23 @@ class Group:
     step: int
     id: str
     question: str
+    type: str
     options: dict[str, str]
     answer: str | None
-    video: str | None
-    frames: list[str]
-    start: float | None
-    end: float | None
-    rows: list[Row]
+    clip: Clip
+    rows: list[Rollout]
 
     @property
     def mixed(self) -> bool:
         """Whether the rewards differ, so that the group taught something."""
         return len({row.reward for row in self.rows}) > 1
+
+    @property
+    def right(self) -> float | None:
+        """Share of the completions with the right letter; None where there are no options."""
+        if not self.options or self.answer is None:
+            return None
+        return sum(parse_answer(r.row.text, self.options) == self.answer for r in self.rows) / len(self.rows)
 
 
 def read_groups(path: Path) -> list[Group]:
@@ -63,14 +71,17 @@ def read_groups(path: Path) -> list[Group]:
         key = (int(step), str(name))
         if key not in groups:
             groups[key] = _group(key, entry)
-        groups[key].rows.append(_row(entry))
+        groups[key].rows.append(_rollout(entry))
     if bad:
         log.warning("%s: %d lines are no rollouts and are left out", path, bad)
     return list(groups.values())
 
 
 def choose(groups: Sequence[Group], most: int) -> list[Group]:
-    """A third from the first logged step, the rest from the last one; groups with differing rewards first."""
+    """A third from the first logged step, the rest from the last one; groups with differing rewards first.
+
+    Where these are fewer, others follow: first those of questions that are shown already, then the latest.
+    """
     if not groups:
         return []
     first, last = min(g.step for g in groups), max(g.step for g in groups)
@@ -78,76 +89,103 @@ def choose(groups: Sequence[Group], most: int) -> list[Group]:
     if first == last:
         return late[:most]
     early = sorted((g for g in groups if g.step == first), key=lambda g: not g.mixed)[: max(1, most // 3)]
-    return early + late[: most - len(early)]
+    chosen = early + late[: most - len(early)]
+    known = {group.id for group in chosen}
+    rest = [g for g in groups if not any(g is other for other in chosen)]
+    rest.sort(key=lambda g: (g.id not in known, -g.step, not g.mixed))
+    return chosen + rest[: max(0, most - len(chosen))]
 
 
-@dataclass(frozen=True)
-class ShownRow:
-    """A row as it is shown.
+def rollout_deck(path: Path, name: str, album: Album, most: int) -> Deck | None:
+    """The section on a log of rollouts; None where there are none.
 
-    kind: "gain", "loss" or "". left, width: of the advantage's bar, in percent. parts: see `text_parts`.
+    Args:
+        path: of the log.
+        name: of the run, "" where the page is about one.
+        album: gets the pictures.
+        most: groups shown.
     """
-
-    reward: str
-    kind: str
-    advantage: str
-    left: str
-    width: str
-    parts: list[tuple[str, str]]
-    details: list[str]
-
-
-@dataclass(frozen=True)
-class Card:
-    """One group as it is shown. trouble: why there are no pictures of a clip that has some."""
-
-    group: Group
-    pictures: list[Picture]
-    trouble: str
-    rows: list[ShownRow]
-    left_out: int
+    groups = read_groups(path)
+    chosen = sorted(choose(groups, most), key=lambda group: group.step)
+    if not chosen:
+        return None
+    anchors = numbered([f"{name} step {group.step} {group.id}" for group in chosen])
+    cards = [
+        _card(group, anchor, album, _same(index, chosen, anchors))
+        for index, (group, anchor) in enumerate(zip(chosen, anchors, strict=True))
+    ]
+    said = (
+        "All completions of a group answer the same question. The advantage A says how much better than its "
+        "group a completion was."
+    )
+    left_out = len(groups) - len(chosen)
+    return Deck(f"Rollouts {name}".strip(), f"rollouts-{anchors[0]}", said, cards, left_out, path.name)
 
 
-def make_card(group: Group, root: Path) -> Card:
-    """A group with the frames of its clip; relative paths are looked for in `root`."""
-    pictures: list[Picture] = []
-    trouble = ""
-    try:
-        pictures = clip_pictures(
-            video=group.video, frames=group.frames, start=group.start, end=group.end, root=root
-        )
-    except (FourdError, OSError) as error:
-        kind = "cannot be read" if isinstance(error, VideoError) else "cannot be found"
-        trouble = f"The frames {kind}: {error}"
-    rows = [group.rows[i] for i in spread(len(group.rows), 12)]
+def _same(index: int, groups: Sequence[Group], anchors: Sequence[str]) -> list[tuple[int, str, Group]]:
+    """The other groups about the same question: step, anchor and group."""
+    return [
+        (group.step, anchor, group)
+        for other, (group, anchor) in enumerate(zip(groups, anchors, strict=True))
+        if other != index and group.id == groups[index].id
+    ]
+
+
+def _card(group: Group, anchor: str, album: Album, same: Sequence[tuple[int, str, Group]]) -> Card:
+    rows = [group.rows[i] for i in spread(len(group.rows), _ROWS)]
     largest = max((abs(r.advantage) for r in rows if r.advantage is not None), default=0.0)
-    shown = [_completion(row, largest) for row in rows]
-    return Card(group, pictures, trouble, shown, len(group.rows) - len(rows))
-
-
-def _completion(row: Row, largest: float) -> ShownRow:
-    advantage = row.advantage or 0.0
-    share = 50 * abs(advantage) / largest if largest else 0.0
-    details = [f"{name.removesuffix('_reward')} {value:.3g}" for name, value in row.rewards.items()]
-    details += [f"{row.length} tokens"] if row.length is not None else []
-    if row.finish not in (None, "eos"):
-        details.append("cut at the limit" if row.finish == "length" else str(row.finish))
-    return ShownRow(
-        reward="no reward" if row.reward is None else f"reward {row.reward:.3g}",
-        kind="gain" if advantage > 0 else "loss" if advantage < 0 else "",
-        advantage="" if row.advantage is None else f"{row.advantage:+.2f}".replace("-", "−"),
-        left=f"{50 if advantage > 0 else 50 - share:.1f}",
-        width=f"{share:.1f}",
-        parts=text_parts(row.text),
-        details=details,
+    pictures, trouble = pictures_or_trouble(album, group.clip, 8)
+    return Card(
+        anchor=anchor,
+        head=f"Step {group.step:,} · {group.id}",
+        type=group.type,
+        flags=_flags(group, [other for _, _, other in same]),
+        question=group.question,
+        options=shown_options(group.options, group.answer),
+        answer="" if group.options else group.answer or "",
+        pictures=pictures,
+        trouble=trouble,
+        rows=[_completion(row, largest, group.clip, album) for row in rows],
+        left_out=len(group.rows) - len(rows),
+        related=[(other, f"the same question at step {step:,}") for step, other, _ in same],
     )
 
 
-def _row(entry: Mapping[str, Any]) -> Row:
+def _flags(group: Group, others: Sequence[Group]) -> list[str]:
+    """wrong: at most half of the answers are right. flipped: that is otherwise at another step."""
+    flags = [] if group.mixed else ["equal"]
+    mine = group.right
+    if mine is not None:
+        flags += ["wrong"] if mine <= 0.5 else []
+        shares = [other.right for other in others]
+        flags += ["flipped"] if any(s is not None and (s <= 0.5) != (mine <= 0.5) for s in shares) else []
+    return flags
+
+
+def _completion(rollout: Rollout, largest: float, clip: Clip, album: Album) -> ShownRow:
+    advantage = rollout.advantage or 0.0
+    share = 50 * abs(advantage) / largest if largest else 0.0
+    details = [f"{name.removesuffix('_reward')} {value:.3g}" for name, value in rollout.rewards.items()]
+    details += [f"{rollout.length} tokens"] if rollout.length is not None else []
+    if rollout.finish not in (None, "eos"):
+        details.append("cut at the limit" if rollout.finish == "length" else str(rollout.finish))
+    return ShownRow(
+        chip="no reward" if rollout.reward is None else f"reward {rollout.reward:.3g}",
+        kind="gain" if advantage > 0 else "loss" if advantage < 0 else "",
+        parts=shaded_parts(rollout.row),
+        details=details,
+        blocks=shown_blocks(rollout.row, clip, album),
+        advantage="" if rollout.advantage is None else f"{rollout.advantage:+.2f}".replace("-", "−"),
+        left=f"{50 if advantage > 0 else 50 - share:.1f}",
+        width=f"{share:.1f}",
+    )
+
+
+def _rollout(entry: Mapping[str, Any]) -> Rollout:
     rewards = entry.get("rewards")
     length = number(entry.get("length"))
-    return Row(
-        text=str(entry["text"]),
+    return Rollout(
+        row=read_row(entry),
         reward=number(entry.get("reward")),
         advantage=number(entry.get("advantage")),
         rewards={k: v for k, value in rewards.items() if (v := number(value)) is not None}
@@ -159,16 +197,14 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def _group(key: tuple[int, str], entry: Mapping[str, Any]) -> Group:
-    options, frames = entry.get("options"), entry.get("frames")
+    options = entry.get("options")
     return Group(
         step=key[0],
         id=key[1],
         question=str(entry.get("question") or ""),
+        type=str(entry.get("type") or ""),
         options={str(k): str(v) for k, v in options.items()} if isinstance(options, dict) else {},
         answer=str(entry["answer"]) if entry.get("answer") is not None else None,
-        video=str(entry["video"]) if entry.get("video") else None,
-        frames=[str(f) for f in frames] if isinstance(frames, list) else [],
-        start=number(entry.get("start")),
-        end=number(entry.get("end")),
+        clip=clip_of(entry.get("media"), number(entry.get("start")), number(entry.get("end"))),
         rows=[],
     )

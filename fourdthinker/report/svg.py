@@ -28,7 +28,7 @@ def line_chart(
 
     points: (step, value), by rising step; values that are not finite are left out. The vertical range is
     that of the running mean and of the middle 96 % of the raw values, so that a single spike does not
-    flatten the rest.
+    flatten the rest. `data-points` has x and y in the picture, step and value of each point, for the script.
     """
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -49,7 +49,11 @@ def line_chart(
         column = left + along * (width - left - right)
         return f"{column:.1f},{height - bottom - up * (height - top - bottom):.1f}"
 
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    read = " ".join(f"{point(x, y)},{short(x)},{short(y)}" for x, y in raw)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" tabindex="0" '
+        f'aria-label="{escape(title)}" data-points="{read.replace("−", "-")}">'
+    ]
     parts.append(
         f"<title>{escape(title)}: {short(raw[0][1])} at the start, {short(mean[-1][1])} at the end</title>"
     )
@@ -66,6 +70,10 @@ def line_chart(
     else:
         x, y = point(*raw[0]).split(",")
         parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>')
+    parts.append(
+        f'<g class="reading" visibility="hidden"><line y1="{top}" y2="{height - bottom}"/>'
+        f'<circle class="dot" r="3"/><text y="{top + 8}"></text></g>'
+    )
     return "".join(parts) + "</svg>"
 
 

@@ -1,10 +1,9 @@
-"""What rollouts are worth: rewards and advantages, the metrics of both, and the lines of rollouts.jsonl."""
+"""What rollouts are worth: rewards and advantages, and the metrics of both."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -339,40 +338,3 @@ def _empty_blocks(tokens: Tensor, latents: LatentSpec) -> Tensor:
     """Of every START [n], whether END is right behind it."""
     opened = tokens[:, :-1] == latents.start_id
     return (tokens[:, 1:] == latents.end_id)[opened].double()
-
-
-def rollout_lines(step: int, experience: Experience, limit: int) -> list[dict[str, Any]]:
-    """Rollouts as lines of rollouts.jsonl.
-
-    Args:
-        step: updates made so far.
-        experience: the rollouts.
-        limit: only the first so many.
-    """
-    samples: Counter[int] = Counter()
-    lines = []
-    for row, prompt in enumerate(experience.rollout.group.tolist()[:limit]):
-        lines.append({"step": step} | _described(experience, row, prompt, samples[prompt]))
-        samples[prompt] += 1
-    return lines
-
-
-def _described(experience: Experience, row: int, prompt: int, sample: int) -> dict[str, Any]:
-    record, rollout = experience.prompts[prompt].record, experience.rollout
-    asked = ("id", "question", "options", "answer", "video", "start", "end", "frames")
-    return {
-        "prompt": experience.indices[prompt],
-        **{name: None if record is None else getattr(record, name) for name in asked},
-        "sample": sample,
-        "text": experience.texts[row],
-        "reward": _shown(experience.rewards[row]),
-        "rewards": {name: _shown(part[row]) for name, part in experience.parts.items()},
-        "advantage": experience.advantages[row].item(),
-        "length": int(rollout.lengths[row]),
-        "finish_reason": rollout.finish_reason[row],
-    }
-
-
-def _shown(reward: Tensor) -> float | None:
-    """As JSON can hold it."""
-    return None if bool(reward.isnan()) else reward.item()

@@ -33,7 +33,6 @@ from fourdthinker.trainers.experience import (
     Scored,
     completions_of,
     load_rewards,
-    rollout_lines,
     rollout_metrics,
     rollout_seeds,
     sampling_config,
@@ -46,6 +45,7 @@ from fourdthinker.trainers.packing import counts_of, cut_rows
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
 from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
+from fourdthinker.trainers.rollout_lines import rollout_lines
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
@@ -160,7 +160,7 @@ class RolloutTrainer(LatentTrainer):
     def _show_rollouts(self, step: int, experience: Experience) -> None:
         """Write rollouts down, and show them to the trackers."""
         config = self.settings
-        lines = rollout_lines(step, experience, config.log_rollouts)
+        lines = rollout_lines(step, experience, config.log_rollouts, self.checkpoint)
         append_lines(Path(config.output_dir) / ROLLOUTS, lines)
         if config.report_to:
             records = dict(zip(experience.indices, (p.record for p in experience.prompts), strict=True))
