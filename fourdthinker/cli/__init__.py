@@ -25,6 +25,7 @@ from fourdthinker.cli import (
     latents,
     preview,
     probe,
+    push,
     report,
     synth,
 )
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         report,
         init,
         convert,
+        push,
         probe,
         doctor,
     ):

@@ -5,37 +5,56 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fourdthinker.cli.shared import Commands, new_folder, output
+from fourdthinker.cli.shared import Commands, new_folder, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = commands.add_parser("convert", help="write a checkpoint in another form: its adapter merged")
+    parser = commands.add_parser(
+        "convert", help="write a checkpoint in another form, and check that it computes the same"
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id of a checkpoint")
     parser.add_argument("out", type=output, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("--subfolder", help="folder within the checkpoint that holds the model")
     parser.add_argument(
-        "--merge", action="store_true", required=True, help="add the LoRA adapter to the weights"
+        "--to",
+        choices=("ours", "released"),
+        default="ours",
+        help="ours: with frame policy and prompt style; released: as the 4DThinker checkpoints, without "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--merge", action="store_true", help="add the LoRA adapter to the weights")
+    parser.add_argument(
+        "--latent-size", type=whole(1, 4096), metavar="K", help="give a base model latent tokens, K in a block"
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the weights written; bfloat16 is half as large and rounds the adapter, by what is printed "
-        "(default: %(default)s)",
+        help="of the weights written; bfloat16 rounds an adapter, by what is printed (default: as they are; "
+        "with --merge float32)",
     )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Merge, write, and print what was lost."""
+    """Convert, compare with the source, and print what changed."""
     import torch
 
-    from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
-    from fourdthinker.backbones.adapters import merge_adapter
+    from fourdthinker.backbones.conversion import Conversion, convert_checkpoint, plan_conversion
 
     out = new_folder(arguments.out)
-    loaded = load_checkpoint(arguments.checkpoint)
-    backbone, error = merge_adapter(loaded.backbone, getattr(torch, arguments.dtype))
-    save_checkpoint(out, Checkpoint(backbone, loaded.tokenizer, loaded.policy, loaded.style))
-    sys.stdout.write(f"{out}: {error:.2g} of the adapter was lost to rounding to {arguments.dtype}\n")
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    conversion = Conversion(
+        arguments.checkpoint, arguments.subfolder, arguments.to, arguments.merge, arguments.latent_size, dtype
+    )
+    if arguments.dry_run:
+        sys.stdout.write("".join(f"{step}\n" for step in plan_conversion(conversion)))
+        return
+    found = convert_checkpoint(conversion, out)
+    if found.lost is not None:
+        name = arguments.dtype or "float32"
+        sys.stdout.write(f"{out}: {found.lost:.2g} of the adapter was lost to rounding to {name}\n")
+    same = "equal" if found.difference == 0 else f"differ by {found.difference:.2g} of the largest"
+    sys.stdout.write(f"{out}: logits and vision features of a trial input {same}\n")

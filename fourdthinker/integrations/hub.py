@@ -1,0 +1,240 @@
+"""A model card that says what a number is worth, and the upload of a checkpoint with it to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fourdthinker.backbones import POLICY_FILE
+from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
+from fourdthinker.files import parse_json, read_json_object, read_regular, write_text
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+_MARK = "<!-- written by fourdthinker push -->"
+_PACKAGES = ("fourdthinker", "torch", "transformers")
+_RESULTS, _LATENTS, _CONFIG = "results.json", "latents.json", "config.yaml"
+_MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that the checkpoint itself does not know.
+
+    Attributes:
+        base: the model that it was trained from, a folder or a model id; "": not known.
+        data: what it was trained on.
+        results: folders of evaluations (results.json) and latent audits (latents.json).
+    """
+
+    base: str = ""
+    data: Sequence[str] = ()
+    results: Sequence[Path] = ()
+
+
+def trained_facts(checkpoint: Path) -> tuple[str, list[str]]:
+    """Base model and data of a checkpoint in the folder of the run that wrote it.
+
+    Args:
+        checkpoint: such as RUN/final.
+
+    Returns:
+        From the config.yaml of the run, "" and [] where there is none. Of a path only its last part is named.
+    """
+    path = checkpoint.resolve().parent / _CONFIG
+    if not path.exists():
+        return "", []
+    config = yaml.safe_load(read_regular(path))
+    if not isinstance(config, dict):
+        return "", []
+    data = config.get("data") or []
+    named = [data] if isinstance(data, str) else [str(part) for part in data]
+    return _public(str(config.get("model") or "")), [_public(part) for part in named]
+
+
+def model_card(checkpoint: Path, facts: CardFacts) -> str:
+    """The card of a checkpoint: base, data, frame policy, latents, metrics with their baselines, versions.
+
+    Args:
+        checkpoint: its folder.
+        facts: what it does not know itself.
+
+    Returns:
+        Markdown with the header that the hub reads.
+
+    Raises:
+        ConfigError: the folder is no checkpoint, or one of the results is none.
+    """
+    config = read_json_object(checkpoint / "config.json", "name the folder of a checkpoint", error=ConfigError)
+    sections = [
+        _header(facts.base),
+        _MARK,
+        f"# {_text(checkpoint.resolve().parent.name if checkpoint.name == 'final' else checkpoint.resolve().name)}",
+        "A model that answers questions about videos and thinks in latents between its words, "
+        "made with fourdthinker.",
+        _origin(facts),
+        _policy(checkpoint),
+        _latents(config),
+        *[section for folder in facts.results for section in _found(folder)],
+        _versions(config),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def push(checkpoint: Path, repository: str | None, facts: CardFacts, *, private: bool = True) -> str:
+    """Write the card into a checkpoint, and upload the folder.
+
+    Args:
+        checkpoint: its folder.
+        repository: `owner/name` on the hub; None: nothing is uploaded.
+        facts: for the card.
+        private: whether a repository that is made for it is private.
+
+    Returns:
+        The address of the upload, or the path of the card.
+
+    Raises:
+        ConfigError: as for `model_card`; a card that somebody else wrote is there; the name is none of a
+            repository; or the hub refuses.
+    """
+    if repository is not None and not _MODEL_ID.fullmatch(repository):
+        raise ConfigError(f"the repository is {repository!r}; name it owner/name")
+    path = checkpoint / CARD
+    if path.exists() and _MARK not in read_regular(path).decode("utf-8", "replace"):
+        raise ConfigError(f"{path} was not written by this command and is not replaced; move it away")
+    write_text(path, model_card(checkpoint, facts))
+    if repository is None:
+        return str(path)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=checkpoint))
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{repository}: the hub refuses ({said}); log in with `hf auth login`, and check the name"
+        ) from error
+
+
+def _header(base: str) -> str:
+    """What the hub reads; the base only where it is a model id."""
+    values: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "video-text-to-text",
+        "tags": ["fourdthinker", "latent-reasoning", "video"],
+    }
+    if _MODEL_ID.fullmatch(base):
+        values["base_model"] = base
+    return f"---\n{yaml.safe_dump(values, sort_keys=True)}---"
+
+
+def _origin(facts: CardFacts) -> str:
+    data = ", ".join(map(_text, facts.data)) or "not told"
+    return f"## Made from\n\n- Base: {_text(facts.base) or 'not told'}\n- Data: {data}"
+
+
+def _policy(checkpoint: Path) -> str:
+    path = checkpoint / POLICY_FILE
+    if not path.exists():
+        return "## Frames\n\nThe default frame policy of its family, as the released checkpoints."
+    policy = parse_json(read_regular(path)).get("policy", {})
+    lines = [f"| {_text(str(key))} | {_text(str(value))} |" for key, value in policy.items()]
+    return "\n".join(
+        [
+            "## Frames", "", "It was trained on frames chosen like this, and is to be asked with the same:", "",
+            "| | |", "|---|---|", *lines,
+        ]
+    )  # fmt: skip
+
+
+def _latents(config: Mapping[str, Any]) -> str:
+    if config.get("latent_token_id") is None:
+        return "## Latents\n\nNone: it thinks in words alone."
+    ids = [config.get(key) for key in ("latent_token_id", "latent_start_id", "latent_end_id")]
+    return (
+        f"## Latents\n\nBlocks of K = {config.get('latent_size')} latents (targets: "
+        f"{_text(str(config.get('compress_strategy')))}); the ids of pad, start and end are "
+        f"{', '.join(map(str, ids))}."
+    )
+
+
+def _found(folder: Path) -> list[str]:
+    """The sections on a folder of results."""
+    sections = []
+    if (folder / _RESULTS).exists():
+        results = read_json_object(folder / _RESULTS, "evaluate again", error=ConfigError)
+        sections.append(_metrics(folder.name, results))
+    if (folder / _LATENTS).exists():
+        audit = read_json_object(folder / _LATENTS, "audit again", error=ConfigError)
+        sections.append(_audit(audit))
+    if not sections:
+        raise ConfigError(f"{folder}: no {_RESULTS} and no {_LATENTS}; name the folder of an evaluation")
+    return sections
+
+
+def _metrics(name: str, results: Mapping[str, Any]) -> str:
+    bench = results.get("benchmark")
+    title = bench.get("title", name) if isinstance(bench, dict) else name
+    lines = [
+        f"## Accuracy: {_text(str(title))}", "",
+        f"Of `{_text(str(results.get('checkpoint', 'this checkpoint')))}`. What can be had without seeing the "
+        "clip stands beside it.", "",
+        "| | accuracy | 95 % interval | greedy | questions |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for key, entry in models(results).items():
+        cells = (percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")), str(entry.get("n", "–")))
+        lines.append(f"| {_text(LABELS.get(key, key))} | {' | '.join(cells)} |")
+    for key, entry in comparisons(results).items():
+        cells = (f"{points(entry['mean'])} points", span(entry, difference=True), "", "")
+        lines.append(f"| {_text(LABELS.get(key, key))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _audit(audit: Mapping[str, Any]) -> str:
+    lines = [
+        "## What the latents do", "",
+        f"{audit.get('questions')} questions with other vectors in the place of the latents; differences in "
+        "percentage points, paired, with 95 % intervals.", "",
+        "| latents | accuracy | less own | interval | answers that are others |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    modes = audit.get("modes")
+    for mode, entry in modes.items() if isinstance(modes, dict) else ():
+        difference = entry.get("difference") or {}
+        told = (points(difference["mean"]), span(difference, difference=True)) if difference else ("–", "–")
+        flips = percent(entry["flips"]) if number(entry.get("flips")) is not None else "–"
+        lines.append(f"| {_text(mode)} | {percent(entry.get('accuracy'))} | {' | '.join(told)} | {flips} |")
+    return "\n".join(lines)
+
+
+def _versions(config: Mapping[str, Any]) -> str:
+    found = [f"{name} {version(name)}" for name in _PACKAGES]
+    saved = config.get("transformers_version")
+    found += [f"Python {platform.python_version()}"]
+    return "## Versions\n\n" + ", ".join(found) + (f"; saved by transformers {_text(str(saved))}." if saved else ".")
+
+
+def _public(name: str) -> str:
+    """A model id as it is, and of a path its last two parts."""
+    if _MODEL_ID.fullmatch(name):
+        return name
+    return "/".join(Path(name).parts[-2:])
+
+
+def _text(value: str) -> str:
+    """As it can stand in a cell of Markdown."""
+    for found, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " "), ("`", "'")):
+        value = value.replace(found, shown)
+    return value
