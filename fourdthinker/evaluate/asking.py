@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_
 if TYPE_CHECKING:
     from fourdthinker.prompts import Encoder
     from fourdthinker.records import Record
-    from fourdthinker.samples import Prompt
+    from fourdthinker.samples import Prompt, Vision
 
 
 def sample_seed(seed: int, record_id: str, number: int) -> int:
@@ -75,6 +75,8 @@ class Asking:
         config: sampling settings.
         feeds: what the model is fed inside blocks.
         letters: whether the probabilities of the letters at temperature 0 are wanted.
+        last: by their identity, the pictures of the last batch and their features: many questions about one
+            clip are many batches.
     """
 
     sampler: LatentSampler
@@ -85,6 +87,7 @@ class Asking:
     config: SamplingConfig
     feeds: LatentFeeds
     letters: bool = False
+    last: dict[int, tuple[Vision, Tensor]] = field(default_factory=dict)
 
     def answer(self, todo: Sequence[tuple[int, Prompt]]) -> list[AnsweredQuestion]:
         """Answers to all of `todo`; those that the model has no answer to fail, and the others go on."""
@@ -122,8 +125,7 @@ class Asking:
     def sampled(self, todo: Sequence[tuple[int, Prompt]]) -> list[Asked]:
         """The n samples, then the row at temperature 0, as far as they are wanted."""
         records, prompts = [self.records[i] for i, _ in todo], [prompt for _, prompt in todo]
-        with torch.no_grad():
-            features = encode_prompts(self.sampler.backbone, prompts)  # each distinct clip once, for both
+        features = self._features(prompts)
         out = []
         for numbers, wanted in ((range(self.n), self.n > 0), (range(-1, 0), self.greedy)):
             if not wanted:
@@ -136,6 +138,22 @@ class Asking:
             )  # fmt: skip
             out.append(Asked(rollout, keys, prompts, features, records))
         return out
+
+    def _features(self, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+        """Vision features, each distinct clip encoded once, and not again when the last batch showed it."""
+        known = [
+            replace(prompt, vision=replace(prompt.vision, features=self.last[id(prompt.vision)][1]))
+            if prompt.vision is not None and id(prompt.vision) in self.last
+            else prompt
+            for prompt in prompts
+        ]
+        with torch.no_grad():
+            features = encode_prompts(self.sampler.backbone, known)
+        self.last.clear()
+        for prompt, feature in zip(prompts, features, strict=True):
+            if prompt.vision is not None and feature is not None:
+                self.last[id(prompt.vision)] = prompt.vision, feature
+        return features
 
     def _answered(self, todo: Sequence[tuple[int, Prompt]]) -> list[AnsweredQuestion]:
         found: list[dict[str, Any]] = [{} for _ in todo]

@@ -136,7 +136,7 @@ def _header(base: str) -> str:
         "pipeline_tag": "video-text-to-text",
         "tags": ["fourdthinker", "latent-reasoning", "video"],
     }
-    if _MODEL_ID.fullmatch(base):
+    if _MODEL_ID.fullmatch(base) and not Path(base).exists():
         values["base_model"] = base
     return f"---\n{yaml.safe_dump(values, sort_keys=True)}---"
 

@@ -66,6 +66,35 @@ def check_prompts(
             )
 
 
+def shared_prefix(prompts: Sequence[Prompt], features: Sequence[Tensor | None], vision_ids: Sequence[int]) -> int:
+    """How many positions at their beginning prompts have in common, such as those of a clip that all ask about.
+
+    Args:
+        prompts: U prompts.
+        features: of each its vision features [N, H], or None.
+        vision_ids: ids of the vision pads.
+
+    Returns:
+        At most all positions of the shortest prompt but the last; 0 where it is less than half of them, since
+        the rest is then better done in one.
+    """
+    first, shortest = prompts[0], min(prompt.input_ids.numel() for prompt in prompts)
+    if len(prompts) == 1:
+        return 0
+    common = shortest - 1
+    pads = vision_index(first, vision_ids)
+    for prompt, feature in zip(prompts[1:], features[1:], strict=True):
+        same = prompt.input_ids[:common] == first.input_ids[:common]
+        same &= (prompt.position_ids[:, :common] == first.position_ids[:, :common]).all(0)
+        common = int(same.long().cumprod(0).sum())
+        shown = int((pads < common).sum())
+        mine = features[0]
+        if shown and feature is not mine:
+            alike = feature is not None and mine is not None and torch.equal(feature[:shown], mine[:shown])
+            common = common if alike else int(pads[0])
+    return common if 2 * common >= shortest else 0
+
+
 @torch.no_grad()
 def prefill(
     backbone: Backbone,
@@ -76,7 +105,8 @@ def prefill(
 ) -> Tensor:
     """Run the decoder over prompts of one segment of the store, in pieces of bounded size.
 
-    Shorter prompts are padded on the right, where causality hides it.
+    What all of them begin with is computed once. Shorter prompts are padded on the right, where causality hides
+    it.
 
     Args:
         backbone: the model.
@@ -88,35 +118,54 @@ def prefill(
     Returns:
         The hidden state after each prompt's last token, [U, H] in the dtype of the model.
     """
-    spec, device = backbone.vision, backbone.device
-    vision_ids = (spec.image_token_id, spec.video_token_id)
-    lengths, width = segment.lengths, segment.spacing
+    spec = backbone.vision
+    common = shared_prefix(prompts, features, (spec.image_token_id, spec.video_token_id))
+    cache = PrefillCache(store, segment)
+    result = torch.empty(len(prompts), backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+    if common:
+        _run(backbone, prompts[:1], features[:1], cache, common, result[:0])
+    _run(backbone, prompts, features, cache, segment.spacing, result)
+    return result
+
+
+def _run(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    features: Sequence[Tensor | None],
+    cache: PrefillCache,
+    end: int,
+    result: Tensor,
+) -> None:
+    """The positions of prompts from `cache.done` to `end`; `result` [U, H] gets the last hidden states."""
+    spec, device, begin = backbone.vision, backbone.device, cache.done
+    width = end - begin
     input_ids = torch.full((len(prompts), width), spec.pad_id, dtype=torch.long)
     position_ids = torch.zeros(3, len(prompts), width, dtype=torch.long)
+    lengths = [prompt.input_ids.numel() for prompt in prompts]
     index, values = [], []
-    for row, (prompt, length, feature) in enumerate(zip(prompts, lengths, features, strict=True)):
-        input_ids[row, :length] = prompt.input_ids
-        position_ids[:, row, :length] = prompt.position_ids
+    for row, (prompt, feature) in enumerate(zip(prompts, features, strict=True)):
+        ids = prompt.input_ids[begin:end]
+        input_ids[row, : len(ids)] = ids
+        position_ids[:, row, : len(ids)] = prompt.position_ids[:, begin:end]
         if feature is not None:
-            index.append(row * width + vision_index(prompt, vision_ids))
-            values.append(feature)
+            pads = vision_index(prompt, (spec.image_token_id, spec.video_token_id))
+            inside = (pads >= begin) & (pads < end)
+            index.append(row * width + pads[inside] - begin)
+            values.append(feature if bool(inside.all()) else feature[inside.to(feature.device)])
     batch: dict[str, Any] = {"input_ids": input_ids.to(device)}
     if values:
         batch["vision_index"] = torch.cat(index).to(device)
         batch["vision_features"] = torch.cat(values) if len(values) > 1 else values[0]
     inputs, position_ids = backbone.embed_inputs(batch), position_ids.to(device)
-    embeds, deepstack, cache = inputs.embeds, inputs.deepstack, PrefillCache(store, segment)
-    result = torch.empty(len(prompts), embeds.shape[2], dtype=backbone.dtype, device=device)
     piece = max(1, PIECE_TOKENS[device.type == "cuda"] // len(prompts))
     with backbone.set_attention(NAME):
         for start in range(0, width, piece):
             stop = min(start + piece, width)
-            part = None if deepstack is None else deepstack.part(width, start, stop)
+            part = None if inputs.deepstack is None else inputs.deepstack.part(width, start, stop)
             hidden = backbone.decode(
-                embeds[:, start:stop], position_ids[:, :, start:stop], None, cache, deepstack=part
+                inputs.embeds[:, start:stop], position_ids[:, :, start:stop], None, cache, deepstack=part
             )
-            cache.done = stop
-            for row, length in enumerate(lengths):
-                if start < length <= stop:
-                    result[row] = hidden[row, length - 1 - start]
-    return result
+            cache.done = begin + stop
+            for row, length in enumerate(lengths[: len(result)]):
+                if start < length - begin <= stop:
+                    result[row] = hidden[row, length - begin - 1 - start]

@@ -240,19 +240,19 @@ class PrefillCache:
         """Write the piece that begins at `done` into the pool.
 
         Args:
-            key: [U, kv_heads, S, D] of the piece.
+            key: [U, kv_heads, S, D] of the piece; [1, kv_heads, S, D] where all prompts have it in common.
             value: as `key`.
             layer_idx: index of the layer.
 
         Returns:
-            Keys and values of the prompts so far, [U, kv_heads, done + S, D] each.
+            Keys and values of as many prompts so far, [U or 1, kv_heads, done + S, D] each.
         """
         segment, piece = self.segment, key.shape[2]
         seen = []
         for pool, fresh in zip(self.store.prompt(layer_idx), (key, value), strict=True):
             block = of_segment(pool, segment, 0, len(segment.lengths))
             block[:, :, self.done : self.done + piece] = fresh
-            seen.append(block[:, :, : self.done + piece])
+            seen.append(block[: fresh.shape[0], :, : self.done + piece])
         return seen[0], seen[1]
 
 
