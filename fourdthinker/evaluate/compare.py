@@ -89,9 +89,7 @@ def load_result(folder: Path) -> EvalResult:
         name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
         for line in lines[1:]:
             number += 1
-            entry = parse_json(line)
-            del entry["seconds"]
-            question = AnsweredQuestion.from_dict(entry)
+            question = AnsweredQuestion.from_dict(parse_json(line))
             if not isinstance(question.options, dict) or not isinstance(question.type, str):
                 raise TypeError("options are no object, or the type is no text")
             if not question.failed and len(question.answers) != samples:

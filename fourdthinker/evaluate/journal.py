@@ -1,9 +1,14 @@
-"""The journal of an evaluation: one JSON line per answered question, from which it can be resumed."""
+"""The journal of an evaluation: one JSON line per answered question, from which it can be resumed.
+
+What a run is worth does not depend on how long it took or how often it was killed, so the seconds stand in a file
+of their own: twice the same evaluation gives twice the same bytes.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +19,7 @@ from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json
 
 
 class Journal:
-    """Append-only file of one evaluation; the first line holds the settings the answers belong to.
+    """File of one evaluation; the first line holds the settings the answers belong to.
 
     Opening an existing journal reads what is there. A last line cut short by a kill is dropped, anything
     else that is no valid line is an error, and so are other settings than the present ones.
@@ -31,15 +36,21 @@ class Journal:
         self.seconds = 0.0  # spent on what is in the file, by all runs together
         self.done: dict[str, AnsweredQuestion] = {}
         make_folder(Path(path).parent)
-        self._file = JsonLines(path)
+        file = Path(path)
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(JsonLines(path))
         try:
+            self._times = self._stack.enter_context(JsonLines(file.with_name(f"{file.stem}.seconds.jsonl")))
             lines = self._file.lines()
             self._load(lines)
             self._file.keep(lines)
-            if not lines:
+            if lines:
+                self._load_times()
+            else:
+                self._times.keep([])  # of answers that were deleted
                 self._file.append([{"settings": settings}])
         except BaseException:
-            self._file.close()
+            self._stack.close()
             raise
 
     def __enter__(self) -> Self:
@@ -48,15 +59,21 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._stack.close()
 
     def add(self, questions: Iterable[AnsweredQuestion], seconds: float) -> None:
         """Append questions, and the seconds that answering them took, and flush to the disk."""
         new = list(questions)
-        share = round(seconds / max(len(new), 1), 6)
-        self._file.append(q.to_dict() | {"seconds": share} for q in new)
-        self.seconds += share * len(new)
+        self._file.append(q.to_dict() for q in new)
+        self._times.append([{"questions": len(new), "seconds": round(seconds, 6)}])
+        self.seconds += seconds
         self.done.update((q.id, q) for q in new)
+
+    def finish(self, ids: Iterable[str]) -> None:
+        """Put the answers into the order of these ids, each once, as a run that nothing interrupted has them."""
+        first, *lines = self._file.lines()
+        last = {parse_json(line)["id"]: line for line in lines}
+        self._file.keep([first, *(last[id] for id in ids)])
 
     def _load(self, lines: Iterable[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
@@ -65,7 +82,6 @@ class Journal:
                 if number == 1:
                     self._check(entry["settings"])
                 else:
-                    self.seconds += float(entry.pop("seconds"))
                     question = AnsweredQuestion.from_dict(entry)
                     self.done[question.id] = question
             except ConfigError:
@@ -74,6 +90,15 @@ class Journal:
                 raise ConfigError(
                     f"{self._file.name}:{number}: not a line of an evaluation journal ({error}); "
                     "delete the file to start anew"
+                ) from error
+
+    def _load_times(self) -> None:
+        for number, line in enumerate(self._times.lines(), start=1):
+            try:
+                self.seconds += float(parse_json(line)["seconds"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{self._times.name}:{number}: not the seconds of an evaluation ({error}); delete the file"
                 ) from error
 
     def _check(self, found: dict[str, Any]) -> None:

@@ -159,7 +159,6 @@ class EvalResult:
             "macro": scoring.macro_average(by_type),
             "by_type": by_type,
             "answered": self._accuracies([i for i, q in enumerate(self.questions) if not q.failed]),
-            "seconds": round(self.seconds, 3),
         }
 
     def easi(self) -> dict[str, Any]:

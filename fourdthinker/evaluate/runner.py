@@ -116,6 +116,8 @@ def evaluate(
                 book.add(answered, now - mark)
                 mark = now
             bar.update(task, advance=len(answered))
+        if book:
+            book.finish(record.id for record in records)
     failed = [q for q in (done[r.id] for r in records) if q.failed]
     if failed:
         log.warning(

@@ -40,7 +40,6 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
             "n-samples": {task: {"original": number, "effective": number}},
             "config": {"model": "fourdthinker", **result.settings},
             "model_name": result.name,
-            "total_evaluation_time_seconds": round(result.seconds, 3),
         },
     )
     return path

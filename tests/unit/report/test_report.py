@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourdthinker import report
 from fourdthinker.errors import ConfigError
 from fourdthinker.report import verdict, write_report
 from fourdthinker.report.curves import read_metrics
@@ -29,6 +30,7 @@ from fourdthinker.report.svg import line_chart, nice_ticks, short, smooth, thin
 from fourdthinker.transcript import text_parts, text_plain
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x.png onerror=alert(1)>'
+SCRIPT = Path(report.__file__).parent / "templates" / "report.js"
 BLOCK = "<|latent_start|>" + "<|latent_pad|>" * 4 + "<|latent_end|>"
 
 
@@ -124,7 +126,7 @@ def example_run(folder: Path) -> Path:
                             "question": "Which way does the red ball move?",
                             "options": {"A": "left", "B": "right", "C": "towards the camera", "D": "away"},
                             "answer": "B",
-                            "frames": frames,
+                            "media": [["frame", frame] for frame in frames],
                             "text": text,
                             "reward": float(right) + 0.2,
                             "advantage": float((right - rewards.mean()) / std),
@@ -142,22 +144,26 @@ def example_run(folder: Path) -> Path:
 class Links(HTMLParser):
     """Checks that tags close, and collects them with everything that could load something."""
 
-    VOID = frozenset({"meta", "img", "line", "polyline", "circle"})
+    VOID = frozenset({"meta", "line", "polyline", "circle", "input"})
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.targets: list[str] = []
+        self.ids: list[str] = []
         self.text = ""
+        self.script = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.loads += [
-            v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "poster")
-        ]
+        found = [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "poster")]
+        self.targets += [url[1:] for url in found if url.startswith("#")]
+        self.loads += [url for url in found if not url.startswith(("#", "data:text/csv;"))]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
         assert not [k for k, _ in attrs if k.startswith("on")]
 
     def handle_endtag(self, tag: str) -> None:
@@ -165,7 +171,9 @@ class Links(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
+        if self.open and self.open[-1] == "script":
+            self.script += data
+        elif self.open and self.open[-1] != "style":
             self.text += data
 
 
@@ -174,6 +182,10 @@ def parsed(path: Path) -> Links:
     links.feed(path.read_text(encoding="utf-8"))
     links.close()
     assert not links.open
+    assert links.tags.count("script") == 1
+    assert links.script == SCRIPT.read_text(encoding="utf-8")
+    assert len(set(links.ids)) == len(links.ids)
+    assert set(links.targets) <= set(links.ids)
     return links
 
 
@@ -183,7 +195,6 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path, caplog: pytest.LogC
     page = parsed(path)
     assert page.loads
     assert all(url.startswith("data:image/") for url in page.loads)
-    assert "script" not in page.tags
     assert "link" not in page.tags
     source = path.read_text(encoding="utf-8")
     assert "default-src 'none'" in source
@@ -206,7 +217,8 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path, caplog: pytest.LogC
     ):
         assert wanted in page.text, wanted
     assert "<|latent" not in page.text
-    assert source.count("<svg") == 1 + 2 + 4 + 9  # intervals; curves of the three phases, folded ones too
+    assert source.count('<svg class="intervals"') == 1
+    assert source.count('<svg class="chart"') == 2 + 4 + 9  # curves of the three phases, folded ones too
     assert "1 lines are no metrics" in caplog.text
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
 
@@ -238,17 +250,20 @@ def test_frames_of_a_video_and_large_pictures_are_made_smaller(tmp_path: Path) -
         assert all(url.startswith("data:image/jpeg;base64,") for url in urls)
         return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L") for url in urls]
 
-    clip = shown(video="clip.mp4")
+    clip = shown(media=[["video", "clip.mp4"]])
     levels = [int(np.asarray(image).mean()) for image in clip]
     assert len(clip) == 8
     assert levels == sorted(levels)
     assert levels[0] < 10
     assert levels[-1] > 190
     assert all(image.height <= 224 for image in clip)
-    assert len(shown(video=str(tmp_path / "clip.mp4"), start=1.0, end=1.5)) == 4  # at 8 frames a second
-    assert [image.size for image in shown(frames=["tall.png"])] == [(75, 224)]
+    video = ["video", str(tmp_path / "clip.mp4")]
+    assert len(shown(media=[video], start=1.0, end=1.5)) == 4  # at 8 frames a second
+    assert [image.size for image in shown(media=[["frame", "tall.png"]])] == [(75, 224)]
+    sizes = [image.size for image in shown(media=[video, ["image", "tall.png"]])]
+    assert sizes == [(280, 224)] * 4 + [(75, 224)]  # eight pictures are shared out
     (tmp_path / "tall.png").write_bytes(b"broken")
-    assert shown(frames=["tall.png"]) == []
+    assert shown(media=[["frame", "tall.png"]]) == []
     assert shown() == []
     assert spread(9, 4) == [0, 3, 5, 8]
     assert spread(9, 1) == [0]
@@ -276,22 +291,27 @@ def test_whatever_others_wrote_is_shown_as_text(tmp_path: Path) -> None:
         "question": HOSTILE,
         "options": {HOSTILE: HOSTILE, "A": HOSTILE},
         "answer": "A",
-        "video": HOSTILE,
+        "type": HOSTILE,
+        "media": [["video", HOSTILE]],
         "text": f"{HOSTILE}{BLOCK}<answer>{HOSTILE}",
         "reward": 1.0,
         "advantage": 0.0,
         "rewards": {HOSTILE: 1.0},
         "finish_reason": HOSTILE,
+        "tokens": [f"{HOSTILE}{BLOCK}<answer>{HOSTILE}"],
+        "logprobs": [-5.0],
+        "blocks": [{"norms": [1.0], "nearest": [{"medium": 0, "share": 0.5, "box": [0, 0, 1, 1]}]}],
+        "modes": {HOSTILE: {"right": 0.5}, "own": {"right": 0.5}},
     }
     (run / "rollouts.jsonl").write_text(json.dumps(rollout) + "\n", encoding="utf-8")
     page = parsed(write_report(run))
-    assert "script" not in page.tags
     assert "img" not in page.tags
     assert page.loads == []
     assert page.text.count(HOSTILE) >= 10
     assert "The frames cannot be read" in page.text or "The frames cannot be found" in page.text
 
 
+REGION = {"medium": 0, "share": 0.5, "seconds": 0.5, "box": [0.0, 0.0, 0.5, 0.5], "cosine": 0.5}
 NUMBERS = (
     "Infinity",
     "-Infinity",
@@ -313,8 +333,10 @@ def test_odd_numbers_and_characters_end_no_report(odd: str, tmp_path: Path) -> N
     metric = {"step": 3, "loss": 1.5, "reward": 0.5}
     rollout = {
         "step": 3, "prompt": 0, "id": "clip", "question": "Which?", "options": {"A": "left"}, "answer": "A",
-        "video": "none.mp4", "start": 0.5, "end": 1.0, "frames": ["none.png"], "text": "<answer>A</answer>",
+        "type": "side", "media": [["frame", "none.png"]], "start": 0.5, "end": 1.0, "text": "<answer>A</answer>",
         "reward": 1.0, "advantage": 0.5, "rewards": {"accuracy": 1.0}, "length": 4, "finish_reason": "eos",
+        "tokens": ["<answer>", "A", "</answer>"], "logprobs": [None, -0.5, None], "modes": {"own": {"right": 0.5}},
+        "blocks": [{"norms": [1.0], "cosines": [0.5], "nearest": [REGION]}],
     }  # fmt: skip
     entry = {
         "accuracy": 0.5, "low": 0.4, "high": 0.6, "greedy": 0.5, "entropy": 0.2, "n": 9, "failed": 0,
@@ -424,7 +446,7 @@ def test_text_keeps_its_order_around_blocks_and_tags(tmp_path: Path) -> None:
     line = {"step": 1, "prompt": 0, "text": text}
     (tmp_path / "rollouts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     assert (
-        '<p class="text">a &lt; b <span class="tag">&lt;think&gt;</span>'
+        '<p class="text" tabindex="0">a &lt; b <span class="tag">&lt;think&gt;</span>'
         '<span class="imagery" title="4 latents">◆ imagery × 4</span>'
         ' c<span class="tag">&lt;/think&gt;</span>'
         '<span class="imagery" title="2 latents">◆ imagery × 2</span></p>'
