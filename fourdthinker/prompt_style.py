@@ -37,16 +37,27 @@ class PromptStyle:
             (Qwen2.5-VL) or into the text before them (Qwen3-VL). A number: as if that many lay between them,
             whatever the clip.
         preamble: text before the pictures; "" for none.
+        system: the system turn of records that have none of their own; "": that of the chat template, if any.
     """
 
     instruction: str = INSTRUCTION
     newline_after_assistant: bool = True
     seconds_per_grid: float | None = None
     preamble: str = ""
+    system: str = ""
 
 
 # The released 4DThinker checkpoints were trained with positions as at 2 fps on frames taken at 1 fps.
 RELEASED = PromptStyle(newline_after_assistant=False, seconds_per_grid=1.0)
+
+
+# What MLLM-4D's models are asked with, in words of our own: its ST-reward and its training data have this form.
+ST_COT = (
+    "You are an analyst of videos. Put your reasoning between <thinking> and </thinking>. In it, first give the "
+    "state of the scene in the first frame and in the last frame, each as two lines, `Camera Center: [x, y, z]` and "
+    "`Object Center: [x, y, z]`, in metres, with null for what cannot be told; then reason about what changes "
+    "between them. Put the answer alone between <answer> and </answer>."
+)
 
 
 def question_text(record: Record, instruction: str = "") -> str:

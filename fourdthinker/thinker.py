@@ -83,8 +83,10 @@ class Thinker:
         device: str | torch.device | None = None,
         policy: FramePolicy | None = None,
         override_policy: bool = False,
+        plain: bool = False,
+        style: PromptStyle | None = None,
     ) -> Thinker:
-        """Load a checkpoint with latent tokens from a folder or the Hugging Face hub, ready to sample.
+        """Load a checkpoint from a folder or the Hugging Face hub, ready to sample.
 
         Args:
             path_or_id: a folder, or a model id `owner/name`.
@@ -93,6 +95,8 @@ class Thinker:
             device: where the model runs; None: the first GPU, or the CPU without one.
             policy: as for `load_checkpoint`.
             override_policy: as for `load_checkpoint`.
+            plain: as for `load_checkpoint`.
+            style: the prompt style; None: the checkpoint's.
 
         Returns:
             The model with everything around it, in eval mode.
@@ -103,10 +107,10 @@ class Thinker:
         """
         target = _usable(device)
         checkpoint = load_checkpoint(
-            path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy
+            path_or_id, subfolder, dtype=dtype, policy=policy, override_policy=override_policy, plain=plain
         )
         checkpoint.backbone.to(target).eval()
-        return cls(checkpoint)
+        return cls(checkpoint if style is None else replace(checkpoint, style=style))
 
     def prompt(
         self,

@@ -38,6 +38,14 @@ def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> N
         help="of the weights; auto: as they were saved (default: auto)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, or cpu)")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="take a model without latent tokens as it is, such as MLLM-4D's or a base model",
+    )
+    parser.add_argument(
+        "--st-cot", action="store_true", help="ask in MLLM-4D's form: states of the scene, then the answer"
+    )
 
 
 def add_latents(parser: argparse.ArgumentParser) -> None:
@@ -134,12 +142,14 @@ def thinker(arguments: argparse.Namespace) -> Thinker:
     """Load the checkpoint that the options of `add_model` name."""
     import torch
 
+    from fourdthinker.prompt_style import ST_COT, PromptStyle
     from fourdthinker.thinker import Thinker
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     return Thinker.from_pretrained(
-        arguments.checkpoint, arguments.subfolder, dtype=dtype, device=arguments.device
-    )
+        arguments.checkpoint, arguments.subfolder, dtype=dtype, device=arguments.device,
+        plain=arguments.plain, style=PromptStyle(instruction="", system=ST_COT) if arguments.st_cot else None,
+    )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:

@@ -277,8 +277,9 @@ class Encoder:
         if self.style.preamble:
             asked[0].insert(0, {"type": "text", "text": self.style.preamble})
         messages: list[dict[str, Any]] = []
-        if record.system is not None:
-            messages.append({"role": "system", "content": record.system})
+        system = self.style.system or None if record.system is None else record.system
+        if system is not None:
+            messages.append({"role": "system", "content": system})
         for parts in asked:
             messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": _SLOT}]
         return messages[:-1]

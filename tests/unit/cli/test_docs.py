@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fourdthinker import cli
-from fourdthinker.errors import RecordError
+from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.records import read_records
 from fourdthinker.sampler import LATENT_MODES
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
@@ -100,18 +103,122 @@ def parses(words: list[str]) -> bool:
     return True
 
 
-def test_every_training_command_and_setting_exists() -> None:
-    shown = commands("torchrun")
-    assert len(shown) >= 4
-    for words in shown:
-        script = next(w for w in words if w.endswith(".py"))
-        assert (ROOT / script).is_file()
-        if "--config" not in words:  # the same command with other flags of torchrun
-            assert words[-1] == "..."
-            continue
-        config = words[words.index("--config") + 1]
-        overrides = [w for w in words if re.match(r"[\w.]+=", w)]
-        load_config(DiftConfig if "dift" in script else GrpoConfig, ROOT / config, overrides)
+def shell_lines() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of each command in a block of commands; what sets variables before it is left out."""
+    for kind in ("", "bash"):
+        for page, block in blocks(kind):
+            begins = rf"^(?:[A-Z_]+=\S+ )*(?:srun|{'|'.join(PROGRAMS)}) "
+            if re.search(begins, block, re.MULTILINE):  # else it is a drawing
+                words = [command_of(line) for line in block.replace("\\\n", " ").splitlines()]
+                yield from ((page.name, found) for found in words if found)
+
+
+def command_of(line: str) -> list[str]:
+    """The words of a line of a shell; [] where it only sets something."""
+    inside = re.search(r'^srun bash -c "(.*)"$', line)
+    if inside:
+        line = inside[1].rpartition("; exec ")[2].replace("\\$", "$").replace('\\"', '"')
+    words = shlex.split(line, comments=True)
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    return [] if words[:1] == ["export"] else words
+
+
+def check_fourdthinker(words: list[str]) -> bool:
+    return parses(words[1:])
+
+
+def check_training(words: list[str]) -> bool:
+    """A script or module of ours with a config and settings that it takes; "..." stands for others."""
+    named = [w for w in words if w.endswith(".py")] or [words[words.index("-m") + 1]]
+    module = named[0].removesuffix(".py").replace("/", ".")
+    kind = DiftConfig if "dift" in module else GrpoConfig
+    assert "dift" in module or "grpo" in module
+    assert importlib.util.find_spec(module.replace("train.", "fourdthinker.trainers.", 1))
+    overrides = [w for w in words if re.match(r"[\w.]+=", w)]
+    if "--config" in words:
+        load_config(kind, ROOT / words[words.index("--config") + 1], overrides)
+        return True
+    known = set(kind.model_fields)
+    return words[-1] == "..." and {w.partition("=")[0].partition(".")[0] for w in overrides} <= known
+
+
+def check_pip(words: list[str]) -> bool:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    wanted = [found[1] for w in words if (found := re.fullmatch(r"\.\[([\w,]+)\]", w))]
+    return {name for text in wanted for name in text.split(",")} <= set(extras)
+
+
+def check_make(words: list[str]) -> bool:
+    return re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def arguments_of(file: str, function: str) -> set[str]:
+    """Parameters of a function of a module that cannot be imported everywhere, and the flags it declares."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    (found,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
+    flags = {c.value for c in ast.walk(found) if isinstance(c, ast.Constant) and str(c.value).startswith("--")}
+    return {a.arg for a in (*found.args.args, *found.args.kwonlyargs)} | flags
+
+
+def check_lmms(words: list[str]) -> bool:
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    given = {pair.partition("=")[0] for pair in words[words.index("--model_args") + 1].split(",")}
+    known = arguments_of("fourdthinker/integrations/lmms_eval.py", "__init__")
+    return words[words.index("--model") + 1] in points["lmms_eval.models"] and given <= known
+
+
+def check_python(words: list[str]) -> bool:
+    if words[1].endswith(".py"):
+        return check_training(words)
+    if words[2] == "bench":  # tests/unit/bench/test_commands.py
+        return True
+    assert words[2] == "fourdthinker.integrations.vlmeval"
+    known = arguments_of("fourdthinker/integrations/vlmeval.py", "main") | {"--model", "--data"}  # its own
+    return words[3].endswith("run.py") and {w for w in words if w.startswith("--")} <= known
+
+
+PROGRAMS = {
+    "fourdthinker": check_fourdthinker, "torchrun": check_training, "python": check_python, "pip": check_pip,
+    "make": check_make, "lmms_eval": check_lmms, "ray": lambda words: words[1] == "start",
+}  # fmt: skip
+
+
+def test_every_line_of_a_block_of_commands_is_taken() -> None:
+    shown = list(shell_lines())
+    assert len(shown) > 40
+    assert {words[0] for _, words in shown} == set(PROGRAMS)
+    assert [(page, words) for page, words in shown if not PROGRAMS[words[0]](words)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fourdthinker eval --bensh vsi", "torchrun train/grpo.py --config train/configs/grpo_3b.yaml colour=red",
+        "pip install '.[none]'", "make nothing", "lmms_eval --model fourdthinker --model_args path=x",
+        "python -m fourdthinker.integrations.vlmeval run.py --checkpoint x", "torchrun train/dift.py nothing=3 ...",
+    ],
+)  # fmt: skip
+def test_a_command_that_is_none_is_found(line: str) -> None:
+    words = command_of(line)
+    try:
+        assert not PROGRAMS[words[0]](words)
+    except ConfigError as error:
+        assert "colour" in str(error)
+
+
+def test_commands_within_a_sentence_have_flags_that_exist() -> None:
+    (commands_,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    found = 0
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for words in (said.split() for said in re.findall(r"`fourdthinker ([^`]+)`", text)):
+            if not words[0].startswith("-"):
+                assert words[0] in commands_.choices, (page.name, words)
+                known = commands_.choices[words[0]]._option_string_actions
+                assert {w for w in words if w.startswith("--")} <= set(known), (page.name, words)
+                found += 1
+    assert found > 20
 
 
 def test_settings_named_in_the_pages_of_training_exist() -> None:
