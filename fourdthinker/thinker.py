@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import LETTERS, PICTURE_SUFFIXES, PathLike
 from fourdthinker.frames import FramePolicy, Frames
+from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
 from fourdthinker.samples import Prompt

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from fourdthinker.errors import ConfigError, RecordError, VideoError
+from fourdthinker.errors import CheckpointError, ConfigError, RecordError, VideoError
 from fourdthinker.frames import FramePolicy, read_frames
 from fourdthinker.generate import generate_file
 from fourdthinker.latents import LatentSpec, grow_vocabulary
-from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.prompt_style import ST_COT, PromptStyle
 from fourdthinker.records import read_records
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker, question_record
@@ -292,3 +292,22 @@ def test_plain_questions_are_records(folder: Path, tmp_path: Path) -> None:
         data.write_text(json.dumps(row))
         with pytest.raises(RecordError, match=said):
             read_records(data, kind="ask")
+
+
+def test_a_plain_model_is_asked_in_the_form_of_mllm4d(tmp_path: Path) -> None:
+    """Its class is the config's, not the folder's name."""
+    folder, tokenizer = tmp_path / "MLLM-4D-Qwen2.5", tiny_tokenizer()
+    tiny_model(tokenizer, family="qwen3_vl", layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="latent_size"):
+        Thinker.from_pretrained(folder, device="cpu")
+    style = PromptStyle(instruction="", system=ST_COT)
+    thinker = Thinker.from_pretrained(folder, device="cpu", plain=True, style=style)
+    assert thinker.checkpoint.backbone.family == "qwen3_vl"
+    record = question_record(None, "How far is it?")
+    text = tokenizer.decode(thinker.encoder.prompt(record).input_ids)
+    assert text.startswith(f"<|im_start|>system\n{ST_COT}<|im_end|>\n<|im_start|>user\nHow far is it?<|im_end|>")
+    record.system = "Mine."
+    assert "Camera Center" not in tokenizer.decode(thinker.encoder.prompt(record).input_ids)
+    answer = thinker.generate(None, "How far is it?", config=SamplingConfig(max_new_tokens=4))
+    assert len(answer.latents) == 0
