@@ -86,10 +86,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--baselines",
-        nargs="+",
+        nargs="*",
         choices=CONTROLS,
-        default=[],
-        help="ask the same with each of these --frames too, and print the accuracies beside",
+        help="ask the same with these --frames too, and print the accuracies beside; without a name none "
+        "(default: all that the data allow)",
     )
     add_latents(parser)
     add_sampling(parser, temperature=1.0)
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_latent_mode(arguments.latents)
     journal, rejected, results_file = _outputs(arguments.out)
     records, bench = _questions(arguments, rejected)
-    _check_controls(arguments, records)
+    controls = _wanted_controls(arguments, records)
     if arguments.protocol != "own":
         check_easi(records)
     model, name = thinker(arguments), model_name(arguments)
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
         **_priors(records),
         "model": summary,
         "answered": summary["answered"],
-        **_controls(arguments, ask, result),
+        **_controls(controls, arguments.out, ask, result),
         **result.easi(),
         **several_samples(result),
         "protocol": arguments.protocol,
@@ -177,25 +177,37 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{path}\n")
 
 
-def _check_controls(arguments: argparse.Namespace, records: list[Record]) -> None:
-    """ConfigError for baselines that cannot be asked, before anything is."""
+def _wanted_controls(arguments: argparse.Namespace, records: list[Record]) -> list[str]:
+    """The baselines to ask; ConfigError for named ones that cannot be asked, before anything is."""
     from fourdthinker.errors import ConfigError
     from fourdthinker.evaluate.clips import donors, group_clips
 
-    if arguments.baselines and arguments.frames:
+    named = arguments.baselines
+    if named and arguments.frames:
         raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
+    if named == [] or arguments.frames or arguments.latents != "own":  # these are controls themselves
+        return []
+    left_out: dict[str, str] = {}
     bare = [record for record in records if not record.media_paths]
-    if bare and {"black", "other"} & set(arguments.baselines):
-        raise ConfigError(f"{bare[0].where}: --baselines black and other need pictures, and this has none")
-    if "other" in arguments.baselines and not any(donors(group_clips(records), "other", 0)):
-        raise ConfigError(
-            "--baselines other needs questions about two videos or more, that show as many videos and "
-            "images; leave it out"
+    if bare:
+        left_out |= dict.fromkeys(("black", "other"), f"{bare[0].where} has no pictures")
+    if len(bare) == len(records):
+        left_out["none"] = "no question has pictures"
+    elif not any(donors(group_clips(records), "other", 0)):
+        left_out.setdefault(
+            "other", "it needs questions about two videos or more, that show as many videos and images"
         )
+    for control in named or ():
+        if control in left_out:
+            raise ConfigError(f"--baselines {control}: {left_out[control]}; leave it out")
+    wanted = dict.fromkeys(CONTROLS if named is None else named)
+    for control, reason in left_out.items():
+        log.info("baseline %s is left out: %s", control, reason)
+    return [control for control in wanted if control not in left_out]
 
 
 def _controls(
-    arguments: argparse.Namespace, ask: Callable[..., EvalResult], result: EvalResult
+    controls: list[str], out: Path, ask: Callable[..., EvalResult], result: EvalResult
 ) -> dict[str, Any]:
     """The same questions without their pictures, and how much better the model is with them.
 
@@ -204,18 +216,18 @@ def _controls(
     from fourdthinker.evaluate import paired_difference
     from fourdthinker.evaluate.scoring import finite
 
-    out: dict[str, Any] = {}
-    for control in dict.fromkeys(arguments.baselines):
-        journal = arguments.out / "baselines" / control / "answers.jsonl"
-        other = ask(frames_override=control, journal=journal)
-        out[f"shown_{control}"] = other.summary()
+    found: dict[str, Any] = {}
+    for control in controls:
+        other = ask(frames_override=control, journal=out / "baselines" / control / "answers.jsonl")
+        found[f"shown_{control}"] = other.summary()
         asked = {question.id for question in other.questions if not question.failed}
         both = [
             replace(part, questions=tuple(q for q in part.questions if q.id in asked))
             for part in (result, other)
         ]
-        out[f"model_minus_shown_{control}"] = finite(paired_difference(*both))
-    return out
+        if asked:
+            found[f"model_minus_shown_{control}"] = finite(paired_difference(*both))
+    return found
 
 
 def _outputs(folder: Path) -> tuple[Path, Path, Path]:

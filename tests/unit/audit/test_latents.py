@@ -76,6 +76,24 @@ def test_a_model_that_answers_from_its_latents(
     assert found["without_blocks"] == 0
     # The answers of each mode are there to be compared, and an audit goes on with them.
     assert {path.parent.name for path in tmp_path.glob("*/answers.jsonl")} == set(modes)
+    lines = [json.loads(line) for line in (tmp_path / "thoughts.jsonl").read_text().splitlines()]
+    assert len(lines) == QUESTIONS
+    for line in lines:
+        (block,) = line["blocks"]
+        assert len(block["norms"]) == len(block["cosines"]) == 2
+        assert "".join(line["tokens"]) == line["text"]
+        assert set(line["modes"]) == set(modes)
+        assert line["modes"]["own"]["answer"] == line["answer"]
+        assert line["modes"]["own"]["right"] > 0.5
+    deck = thought_deck(tmp_path / "thoughts.jsonl", Album(tmp_path))
+    assert deck is not None
+    flipped = sum("flipped" in card.flags for card in deck.cards)
+    assert flipped > 0.6 * QUESTIONS
+    assert all(card.rows[0].audit.startswith("right letter ") for card in deck.cards)
+    tables = latent_tables(found)
+    assert [row.label for row in tables[0].rows] == list(modes)
+    assert tables[0].rows[2].cells[1].kind == "loss"  # zero
+    assert len(tables[1].rows) == 1
     monkeypatch.setattr(evaluate.__globals__["Asking"], "answer", lambda self, todo: [*map(fail, todo)])
     assert audited(reader, monkeypatch, chosen, tmp_path)["modes"] == modes
 

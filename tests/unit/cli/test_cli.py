@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,9 +17,11 @@ import pytest
 from fourdthinker import cli, doctor
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.cli import evaluate as evaluate_command
+from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
+from fourdthinker.records import read_records
 from fourdthinker.sampler import SamplingConfig
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -76,7 +79,7 @@ def test_help_needs_no_heavy_import() -> None:
     assert "--max-new-tokens" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "eval", "report", "init", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "generate", "eval", "report", "init", "push", "doctor"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -101,6 +104,7 @@ def test_eval_writes_results_and_resumes(
         "4",
         "--device",
         "cpu",
+        "--baselines",
     ]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
@@ -117,8 +121,11 @@ def test_eval_writes_results_and_resumes(
     answers = (tmp_path / "answers.jsonl").read_bytes()
     assert answers.count(b"\n") == 5
 
-    assert cli.main(command) == 0
+    written = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(answers.splitlines(keepends=True)[:3]) + b'{"id": "b')
+    assert cli.main(command) == 0  # as if it had been killed
     assert (tmp_path / "answers.jsonl").read_bytes() == answers
+    assert (tmp_path / "results.json").read_bytes() == written
     assert cli.main([*command, "--seed", "1"]) == 2
     assert "another evaluation" in capsys.readouterr().err
 
@@ -223,8 +230,7 @@ def test_baselines_are_run_beside_the_model(
 ) -> None:
     command = ["eval", "--checkpoint", str(folder / "model"), "--data", str(folder / "data.jsonl")]
     command += ["--out", str(tmp_path), "--samples", "0", "--max-new-tokens", "2", "--device", "cpu"]
-    command += ["--baselines", "none", "black", "other"]
-    assert cli.main(command) == 0
+    assert cli.main(command) == 0  # all of them, since the data allow it
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     for control, key, override, label in (
@@ -238,8 +244,18 @@ def test_baselines_are_run_beside_the_model(
         share = results["model"]["accuracy"] - results[key]["accuracy"]
         assert results[f"model_minus_{key}"]["mean"] == pytest.approx(share)
         assert label in out
-    assert cli.main([*command, "--frames", "black"]) == 2
+    named = [*command, "--baselines", "none"]
+    assert cli.main([*named, "--frames", "black"]) == 2
     assert "--baselines goes without --frames black" in capsys.readouterr().err
+    for given, wanted in ((named, ["none"]), ([*command, "--baselines"], []), ([*command, "--latents", "zero"], [])):
+        arguments, records = cli._parser().parse_args(given), read_records(folder / "data.jsonl", kind="rl")
+        assert evaluate_command._wanted_controls(arguments, records) == wanted
+        one = [replace(record, extra={"source": "one"}) for record in records]
+        arguments.baselines, arguments.latents = None, "own"
+        assert evaluate_command._wanted_controls(arguments, one) == ["none", "black"]
+        arguments.baselines = ["other"]
+        with pytest.raises(ConfigError, match="--baselines other: it needs questions about two videos"):
+            evaluate_command._wanted_controls(arguments, one)
 
 
 def test_questions_that_a_control_leaves_out_are_not_compared(tmp_path: Path) -> None:
@@ -248,9 +264,8 @@ def test_questions_that_a_control_leaves_out_are_not_compared(tmp_path: Path) ->
 
     own = EvalResult("m", tuple(question(id, letter) for id, letter in ("aA", "bB", "cA")), 0, True)
     left_out = tuple(question(q.id, "A", "no other clip" if q.id == "c" else "") for q in own.questions)
-    arguments = argparse.Namespace(baselines=["other"], out=tmp_path)
     found = evaluate_command._controls(
-        arguments, lambda frames_override, journal: EvalResult("m", left_out, 0, True), own
+        ["other"], tmp_path, lambda frames_override, journal: EvalResult("m", left_out, 0, True), own
     )
     assert found["shown_other"]["failed"] == 1
     assert found["model_minus_shown_other"]["mean"] == -0.5  # not 0, as if the third were answered wrongly
