@@ -51,12 +51,12 @@ class PromptStyle:
 RELEASED = PromptStyle(newline_after_assistant=False, seconds_per_grid=1.0)
 
 
-# What MLLM-4D's models are asked with, in words of our own: its ST-reward and its training data have this form.
+# What MLLM-4D's models are asked with, in our words: its ST-reward and its training data have this form.
 ST_COT = (
-    "You are an analyst of videos. Put your reasoning between <thinking> and </thinking>. In it, first give the "
-    "state of the scene in the first frame and in the last frame, each as two lines, `Camera Center: [x, y, z]` and "
-    "`Object Center: [x, y, z]`, in metres, with null for what cannot be told; then reason about what changes "
-    "between them. Put the answer alone between <answer> and </answer>."
+    "You are an analyst of videos. Put your reasoning between <thinking> and </thinking>. In it, first give "
+    "the state of the scene in the first frame and in the last frame, each as two lines, `Camera Center: "
+    "[x, y, z]` and `Object Center: [x, y, z]`, in metres, with null for what cannot be told; then reason "
+    "about what changes between them. Put the answer alone between <answer> and </answer>."
 )
 
 

@@ -44,9 +44,7 @@ def described_rows(
     return lines
 
 
-def thought_lines(
-    lines: Sequence[Mapping[str, Any]], results: Mapping[str, EvalResult]
-) -> list[str]:
+def thought_lines(lines: Sequence[Mapping[str, Any]], results: Mapping[str, EvalResult]) -> list[str]:
     """The lines of thoughts.jsonl.
 
     Args:
@@ -54,8 +52,8 @@ def thought_lines(
         results: mode -> the answers in it, "own" among them.
 
     Returns:
-        A line for each of `lines`, by id, with modes: of each mode the answer, and the probability of the right
-        letter among the letters, None where the answer names no letter.
+        A line for each of `lines`, by id, with modes: of each mode the answer, and the probability of the
+        right letter among the letters, None where the answer names no letter.
     """
     modes: dict[str, dict[str, Any]] = {str(line["id"]): {} for line in lines}
     for mode, result in results.items():

@@ -39,8 +39,8 @@ class Conversion:
     Attributes:
         source: folder, or a model id of the hub.
         subfolder: folder within it.
-        form: "ours" (frame policy and prompt style in a file) or "released" (as the 4DThinker checkpoints, which
-            have none, so that they are known by heart).
+        form: "ours" (frame policy and prompt style in a file) or "released" (as the 4DThinker checkpoints,
+            which have no such file).
         merge: whether its adapter is added to the weights.
         latent_size: K of latent tokens that are added to a base model; None: none are added.
         dtype: of the weights; None: as they are, and float32 where an adapter is merged.
@@ -65,8 +65,8 @@ class Converted:
 
     Attributes:
         lost: the part of an adapter that rounding took away; None: none was merged.
-        difference: the largest difference of a logit or vision feature to those of the source, in float32, over
-            the largest one; 0: all are equal.
+        difference: the largest difference of a logit or vision feature to those of the source, in float32,
+            over the largest one; 0: all are equal.
     """
 
     lost: float | None
@@ -130,8 +130,8 @@ def _check_released(
         raise CheckpointError(f"{name}: the released form has no adapter; add --merge")
     if (policy, style) != (family.default_policy(), RELEASED):
         raise CheckpointError(
-            f"{name} was trained with another frame policy or prompt style than the released checkpoints, and "
-            "their form does not say which; leave out --to released"
+            f"{name} was trained with another frame policy or prompt style than the released checkpoints, "
+            "and their form does not say which; leave out --to released"
         )
 
 
@@ -146,22 +146,23 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
         What was lost, and how far the outputs differ.
 
     Raises:
-        CheckpointError: as for `plan_conversion` and `load_checkpoint`, or the outputs differ by more than the
-            conversion can explain; `out` stays to be looked at.
+        CheckpointError: as for `plan_conversion` and `load_checkpoint`, or the outputs differ by more than
+            the conversion can explain; `out` stays to be looked at.
         OutputError: `out` cannot be written.
     """
     plan_conversion(conversion)
     added = conversion.latent_size is not None
-    source = load_checkpoint(
-        conversion.source, conversion.subfolder, dtype=torch.float32, plain=added
-    )
+    source = load_checkpoint(conversion.source, conversion.subfolder, dtype=torch.float32, plain=added)
     expected = _outputs(source)
     del source
     gc.collect()  # one model at a time
     lost = None
     if added:
         checkpoint = init_checkpoint(
-            conversion.source, conversion.subfolder, dtype=conversion.dtype, latent_size=conversion.latent_size
+            conversion.source,
+            conversion.subfolder,
+            dtype=conversion.dtype,
+            latent_size=conversion.latent_size,
         )
     else:
         dtype = None if conversion.merge else conversion.dtype
@@ -188,8 +189,8 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
     limit = max(limit, _MERGED) if conversion.merge else limit
     if not difference <= limit:
         raise CheckpointError(
-            f"{out}: its logits or vision features differ from those of {conversion.source} by {difference:.2g} "
-            f"of the largest, where {limit:.2g} is explained; do not use it, and report this"
+            f"{out}: its logits or vision features differ from those of {conversion.source} by "
+            f"{difference:.2g} of the largest, where {limit:.2g} is explained; do not use it, and report this"
         )
     return Converted(lost, difference)
 

@@ -25,7 +25,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--merge", action="store_true", help="add the LoRA adapter to the weights")
     parser.add_argument(
-        "--latent-size", type=whole(1, 4096), metavar="K", help="give a base model latent tokens, K in a block"
+        "--latent-size",
+        type=whole(1, 4096),
+        metavar="K",
+        help="give a base model latent tokens, K in a block",
     )
     parser.add_argument(
         "--dtype",

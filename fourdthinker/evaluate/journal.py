@@ -1,7 +1,7 @@
 """The journal of an evaluation: one JSON line per answered question, from which it can be resumed.
 
-What a run is worth does not depend on how long it took or how often it was killed, so the seconds stand in a file
-of their own: twice the same evaluation gives twice the same bytes.
+What a run is worth does not depend on how long it took or how often it was killed, so the seconds stand in a
+file of their own: twice the same evaluation gives twice the same bytes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Journal:
         self.done.update((q.id, q) for q in new)
 
     def finish(self, ids: Iterable[str]) -> None:
-        """Put the answers into the order of these ids, each once, as a run that nothing interrupted has them."""
+        """Put the answers into the order of these ids, each once, as in a run that nothing interrupted."""
         first, *lines = self._file.lines()
         last = {parse_json(line)["id"]: line for line in lines}
         self._file.keep([first, *(last[id] for id in ids)])
@@ -98,7 +98,8 @@ class Journal:
                 self.seconds += float(parse_json(line)["seconds"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{self._times.name}:{number}: not the seconds of an evaluation ({error}); delete the file"
+                    f"{self._times.name}:{number}: not the seconds of an evaluation ({error!r}); "
+                    "delete the file"
                 ) from error
 
     def _check(self, found: dict[str, Any]) -> None:

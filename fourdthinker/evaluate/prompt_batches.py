@@ -40,9 +40,10 @@ def make_question(record: Record, **answers: Any) -> AnsweredQuestion:
     """
     assert record.answer is not None  # checked before anything ran
     media = [list(pair) for pair in record.shown]
+    shown = {"media": media, "start": record.start, "end": record.end} if media else {}
     return AnsweredQuestion(
         record.id, record.type or "", source_of(record), dict(record.options), record.answer,
-        question=record.question, shown={"media": media, "start": record.start, "end": record.end} if media else {},
+        question=record.question, shown=shown,
         **answers,
     )  # fmt: skip
 

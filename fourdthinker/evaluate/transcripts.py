@@ -1,4 +1,4 @@
-"""A sampled row as JSON: what was asked, every token with its log-prob, and which part of a frame a latent is near."""
+"""A sampled row as JSON: what was asked, every token with its log-prob, and what its latents are near to."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def row_blocks(
         targets: [N, H], what the overlays of the record are thought as; None: it has none.
 
     Returns:
-        Of each block: norms, one for each latent; nearest, `nearest_regions` of them; cosines, to the targets.
-        The last two are left out where they are not known.
+        Of each block: norms, one for each latent; nearest, `nearest_regions` of them; cosines, to the
+        targets. The last two are left out where they are not known.
     """
     mine = rollout.latent_rows == row
     vectors, steps = rollout.latents[mine].float(), rollout.latent_steps[mine]
@@ -136,8 +136,8 @@ def nearest_regions(latents: Tensor, vision: Vision, features: Tensor, merge: in
 
     Returns:
         Of each latent: medium, the number of the clip or picture; share, how far into the clip the middle of
-        its temporal patch is, 0 to 1; seconds, the same from the first frame on, None for pictures; box, left,
-        top, right and bottom in shares of the picture; cosine.
+        its temporal patch is, 0 to 1; seconds, the same from the first frame on, None for pictures; box,
+        left, top, right and bottom in shares of the picture; cosine.
     """
     near = F.normalize(features[:, : latents.shape[1]].to(latents.device).float(), dim=-1)
     best, index = (F.normalize(latents.float(), dim=-1) @ near.T).max(-1)

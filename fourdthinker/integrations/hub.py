@@ -1,4 +1,4 @@
-"""A model card that says what a number is worth, and the upload of a checkpoint with it to the Hugging Face hub."""
+"""A model card that says what a number is worth, and the upload of a checkpoint with it to the hub."""
 
 from __future__ import annotations
 
@@ -75,11 +75,14 @@ def model_card(checkpoint: Path, facts: CardFacts) -> str:
     Raises:
         ConfigError: the folder is no checkpoint, or one of the results is none.
     """
-    config = read_json_object(checkpoint / "config.json", "name the folder of a checkpoint", error=ConfigError)
+    config = read_json_object(
+        checkpoint / "config.json", "name the folder of a checkpoint", error=ConfigError
+    )
+    folder = checkpoint.resolve()
     sections = [
         _header(facts.base),
         _MARK,
-        f"# {_text(checkpoint.resolve().parent.name if checkpoint.name == 'final' else checkpoint.resolve().name)}",
+        f"# {_text(folder.parent.name if folder.name == 'final' else folder.name)}",
         "A model that answers questions about videos and thinks in latents between its words, "
         "made with fourdthinker.",
         _origin(facts),
@@ -154,7 +157,7 @@ def _policy(checkpoint: Path) -> str:
     lines = [f"| {_text(str(key))} | {_text(str(value))} |" for key, value in policy.items()]
     return "\n".join(
         [
-            "## Frames", "", "It was trained on frames chosen like this, and is to be asked with the same:", "",
+            "## Frames", "", "Trained on frames chosen like this, and to be asked with the same:", "",
             "| | |", "|---|---|", *lines,
         ]
     )  # fmt: skip
@@ -190,12 +193,17 @@ def _metrics(name: str, results: Mapping[str, Any]) -> str:
     title = bench.get("title", name) if isinstance(bench, dict) else name
     lines = [
         f"## Accuracy: {_text(str(title))}", "",
-        f"Of `{_text(str(results.get('checkpoint', 'this checkpoint')))}`. What can be had without seeing the "
-        "clip stands beside it.", "",
+        f"Of `{_text(str(results.get('checkpoint', 'this checkpoint')))}`. What can be had without seeing "
+        "the clip stands beside it.", "",
         "| | accuracy | 95 % interval | greedy | questions |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for key, entry in models(results).items():
-        cells = (percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")), str(entry.get("n", "–")))
+        cells = (
+            percent(entry["accuracy"]),
+            span(entry),
+            percent(entry.get("greedy")),
+            str(entry.get("n", "–")),
+        )
         lines.append(f"| {_text(LABELS.get(key, key))} | {' | '.join(cells)} |")
     for key, entry in comparisons(results).items():
         cells = (f"{points(entry['mean'])} points", span(entry, difference=True), "", "")
@@ -223,7 +231,11 @@ def _versions(config: Mapping[str, Any]) -> str:
     found = [f"{name} {version(name)}" for name in _PACKAGES]
     saved = config.get("transformers_version")
     found += [f"Python {platform.python_version()}"]
-    return "## Versions\n\n" + ", ".join(found) + (f"; saved by transformers {_text(str(saved))}." if saved else ".")
+    return (
+        "## Versions\n\n"
+        + ", ".join(found)
+        + (f"; saved by transformers {_text(str(saved))}." if saved else ".")
+    )
 
 
 def _public(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A completion as the page shows it: its text by the probability of its tokens, and what its blocks point at."""
+"""A completion as the page shows it: tokens by their probability, and what its blocks point at."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Row:
 
     Attributes:
         text: of it.
-        tokens, logprobs: of each token its text and its log-prob, None where it was forced; [] where they were
-            not logged.
+        tokens, logprobs: of each token its text and its log-prob, None where it was forced; [] where they
+            were not logged.
         blocks: of each block what `evaluate.transcripts.row_blocks` says, unchecked.
         audit: mode of the latents -> probability of the right letter, unchecked.
     """
@@ -154,9 +154,7 @@ def shown_blocks(row: Row, clip: Clip, album: Album) -> list[Block]:
 def audit_deltas(row: Row) -> str:
     """How the probability of the right letter changes with other latents; "" where no audit was made."""
     chances = {
-        str(mode): number(entry.get("right"))
-        for mode, entry in row.audit.items()
-        if isinstance(entry, dict)
+        str(mode): number(entry.get("right")) for mode, entry in row.audit.items() if isinstance(entry, dict)
     }
     own = chances.pop("own", None)
     if own is None:
@@ -169,9 +167,7 @@ def audit_deltas(row: Row) -> str:
     return f"right letter {own:.2f}" + "".join(f" · {text}" for text in told)
 
 
-def _latent(
-    index: int, norm: object, cosine: object, near: object, clip: Clip, album: Album
-) -> Latent:
+def _latent(index: int, norm: object, cosine: object, near: object, clip: Clip, album: Album) -> Latent:
     size, target = number(norm), number(cosine)
     facts = [f"‖h‖ {size:.3g}"] if size is not None else []
     facts += [f"target {target:.2f}".replace("-", "−")] if target is not None else []

@@ -107,8 +107,8 @@ def thought_deck(path: Path, album: Album) -> Deck | None:
     if not cards:
         return None
     said = (
-        "Answers at temperature 0. Below a text are its blocks: of each latent the region of the frames whose "
-        "feature it is nearest to, its norm, and its cosine to the target. Last how the probability of the "
+        "Answers at temperature 0. Below a text are its blocks: of each latent the region of the frames "
+        "whose feature it is nearest to, its norm, and its cosine to the target. Last how the probability of the "
         "right letter changes with other vectors in the place of all latents. Flipped: another mode changes "
         "the answer."
     )
@@ -148,7 +148,7 @@ def _card(entry: Mapping[str, Any], anchor: str, album: Album) -> Card:
 
 
 def _answers(entry: Mapping[str, Any]) -> dict[str, str | None]:
-    """mode -> answer."""
+    """Mode -> answer."""
     modes = entry.get("modes")
     out: dict[str, str | None] = {}
     for mode, told in modes.items() if isinstance(modes, dict) else ():

@@ -64,9 +64,7 @@ class Run:
         return not (self.results or self.phases or self.latents or self.confusions or self.decks)
 
 
-def write_report(
-    run_dir: PathLike, *others: PathLike, out: PathLike | None = None, groups: int = 24
-) -> Path:
+def write_report(run_dir: PathLike, *others: PathLike, out: PathLike | None = None, groups: int = 24) -> Path:
     """Write the page about a run, or about several.
 
     Args:
@@ -122,9 +120,7 @@ def _run(
         decks.append(rollout_deck(log, " ".join(filter(None, (name * several, inside))), album, groups))
     if (folder / THOUGHTS).exists():
         decks.append(thought_deck(folder / THOUGHTS, album))
-    curves = [
-        phase for title, log in phases(folder) if (phase := make_phase(title, read_metrics(log)))
-    ]
+    curves = [phase for title, log in phases(folder) if (phase := make_phase(title, read_metrics(log)))]
     run = Run(
         name=name,
         results=make_results(results) if results else None,

@@ -112,7 +112,9 @@ def confusion_tables(run: Answers) -> list[Table]:
 
         pairs = Counter((name(q, q.answer), name(q, answer_of(q))) for q in asked)
         rights = sorted({right for right, _ in pairs})
-        said = sorted({answer for _, answer in pairs} | set(rights), key=lambda text: (text == _NOTHING, text))
+        said = sorted(
+            {answer for _, answer in pairs} | set(rights), key=lambda text: (text == _NOTHING, text)
+        )
         rows = []
         for right in rights:
             total = sum(pairs[right, answer] for answer in said)
@@ -126,13 +128,15 @@ def confusion_tables(run: Answers) -> list[Table]:
             ]
             rows.append(TableRow(right, cells))
         if rows:
-            caption = f"{kind or 'Without a type'}: questions by the right answer (lines) and the answer given."
+            caption = (
+                f"{kind or 'Without a type'}: questions by the right answer (lines) and the answer given."
+            )
             tables.append(Table(f"confusion-{kind}", caption, said, rows))
     return tables
 
 
 def question_deck(runs: Sequence[Answers], album: Album) -> Deck:
-    """The questions, each with the answers of all runs: first those that flip, then wrong ones, then others."""
+    """The questions with the answers of all runs: first those that flip, then wrong ones, then others."""
     first, last = runs[0], runs[-1]
     questions = list(last.result.questions)
 
@@ -142,9 +146,7 @@ def question_deck(runs: Sequence[Answers], album: Album) -> Deck:
     order = sorted(questions, key=lambda q: (not flipped(q), is_right(q)))
     chosen = order[:_MOST]
     anchors = numbered([f"question {q.id}" for q in chosen])
-    cards = [
-        _card(q, anchor, runs, album, flipped(q)) for q, anchor in zip(chosen, anchors, strict=True)
-    ]
+    cards = [_card(q, anchor, runs, album, flipped(q)) for q, anchor in zip(chosen, anchors, strict=True)]
     said = "Answers at temperature 0, then samples."
     if len(runs) > 1:
         said += f" The runs, from left to right: {', '.join(run.name for run in runs)}."
@@ -209,4 +211,3 @@ def _rows(question: AnsweredQuestion, run: str) -> list[ShownRow]:
         parts = shaded_parts(Row(text.replace("\0", "\ufffd")))
         rows.append(ShownRow(said, "gain" if right else "loss", parts, details))
     return rows
-

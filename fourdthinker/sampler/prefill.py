@@ -66,8 +66,10 @@ def check_prompts(
             )
 
 
-def shared_prefix(prompts: Sequence[Prompt], features: Sequence[Tensor | None], vision_ids: Sequence[int]) -> int:
-    """How many positions at their beginning prompts have in common, such as those of a clip that all ask about.
+def shared_prefix(
+    prompts: Sequence[Prompt], features: Sequence[Tensor | None], vision_ids: Sequence[int]
+) -> int:
+    """How many positions prompts have in common at their beginning, such as a clip that all ask about.
 
     Args:
         prompts: U prompts.
@@ -105,8 +107,8 @@ def prefill(
 ) -> Tensor:
     """Run the decoder over prompts of one segment of the store, in pieces of bounded size.
 
-    What all of them begin with is computed once. Shorter prompts are padded on the right, where causality hides
-    it.
+    What all of them begin with is computed once. Shorter prompts are padded on the right, where causality
+    hides it.
 
     Args:
         backbone: the model.

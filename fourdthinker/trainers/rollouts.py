@@ -44,8 +44,8 @@ from fourdthinker.trainers.experience import (
 from fourdthinker.trainers.packing import counts_of, cut_rows
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
-from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
 from fourdthinker.trainers.rollout_lines import rollout_lines
+from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer

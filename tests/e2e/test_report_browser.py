@@ -1,4 +1,4 @@
-"""The report in a browser: 200 rollouts, filters, links, keys, curves, dark and on paper, without a complaint."""
+"""The report in a browser: 200 rollouts, filters, links, keys, curves, dark, on paper, without a complaint."""
 
 from __future__ import annotations
 
@@ -30,23 +30,30 @@ def rollouts(folder: Path) -> list[str]:
     lines = []
     for number in range(GROUPS):
         equal = number % 5 == 0
-        for sample in range(ROWS):
+        for _ in range(ROWS):
             right = equal or rng.random() < (0.3 if number < 10 else 0.8)
             words = [f" word{int(k)}" for k in rng.integers(0, 500, TOKENS)]
             tokens = [*words[:100], *BLOCK, *words[100:], "<answer>", "B" if right else "A", "</answer>"]
             near = [
-                {"medium": 0, "share": float(rng.random()), "seconds": None, "box": [0.25, 0.5, 0.5, 0.75], "cosine": 0.3}
+                {
+                    "medium": 0,
+                    "share": float(rng.random()),
+                    "seconds": None,
+                    "box": [0.25, 0.5, 0.5, 0.75],
+                    "cosine": 0.3,
+                }
                 for _ in range(4)
             ]
             lines.append(
                 {
-                    "step": 1 if number < 10 else 90, "id": f"clip-{number % 12}", "type": ("camera", "object")[number % 2],
-                    "question": "Which way does it go?", "options": {"A": "left", "B": "right"}, "answer": "B",
+                    "step": 1 if number < 10 else 90, "id": f"clip-{number % 12}",
+                    "type": ("camera", "object")[number % 2], "question": "Which way does it go?",
+                    "options": {"A": "left", "B": "right"}, "answer": "B",
                     "media": [["frame", f"{number % 5}-{k}.png"] for k in range(8)], "text": "".join(tokens),
                     "tokens": tokens, "logprobs": [*(-rng.exponential(0.4, len(tokens))).round(4)],
                     "reward": float(right), "rewards": {"accuracy_reward": float(right)},
                     "advantage": float(right) - 0.5, "length": len(tokens), "finish_reason": "eos",
-                    "blocks": [{"norms": [31.0, 30.0, 29.0, 28.0], "cosines": [0.8, 0.7, 0.6, 0.5], "nearest": near}],
+                    "blocks": [{"norms": [31.0] * 4, "cosines": [0.8, 0.7, 0.6, 0.5], "nearest": near}],
                 }
             )  # fmt: skip
     return [json.dumps(line) for line in lines]
@@ -86,7 +93,9 @@ def shown(browser: Browser) -> int:
 
 
 def choose(browser: Browser, script: str) -> None:
-    browser.run(f"(() => {{ {script}; document.querySelector('.filters').dispatchEvent(new Event('change')) }})()")
+    browser.run(
+        f"(() => {{ {script}; document.querySelector('.filters').dispatchEvent(new Event('change')) }})()"
+    )
 
 
 def test_filters(browser: Browser) -> None:
@@ -131,7 +140,8 @@ def test_keys(page: Path, browser: Browser) -> None:
     browser.press("ArrowLeft", ARROW_LEFT)
     assert browser.run(said) == " 1.11 at 89 "
     reached = browser.run(
-        "[...document.querySelectorAll('input, select, a, summary, .strip, .text')].every(e => e.tabIndex >= 0)"
+        "[...document.querySelectorAll('input, select, a, summary, .strip, .text')]"
+        ".every(e => e.tabIndex >= 0)"
     )
     assert reached
 
@@ -149,7 +159,9 @@ def test_the_value_under_the_pointer(browser: Browser) -> None:
 def test_dark_and_on_paper(browser: Browser) -> None:
     colours = []
     for scheme in ("light", "dark"):
-        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        browser.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+        )
         colours.append(browser.run("getComputedStyle(document.body).backgroundColor"))
     assert colours == ["rgb(245, 246, 248)", "rgb(16, 19, 22)"]
     browser.call("Emulation.setEmulatedMedia", media="print", features=[])
@@ -162,5 +174,5 @@ def test_dark_and_on_paper(browser: Browser) -> None:
 def test_a_table_is_kept_as_csv(browser: Browser) -> None:
     link = "document.querySelector('a[download]')"
     assert browser.run(f"{link}.download") == "accuracy.csv"
-    text = browser.run(f"new TextDecoder().decode(Uint8Array.from(atob({link}.href.split('base64,')[1]), c => c.charCodeAt(0)))")
+    text = base64.b64decode(browser.run(f"{link}.href").partition("base64,")[2]).decode()
     assert text.splitlines()[0] == ",Accuracy,95 % interval,Greedy,Answer entropy,Questions,Failed"

@@ -25,8 +25,8 @@ def test_two_hundred_questions_about_a_clip_of_thirty_seconds(tmp_path: Path) ->
     options = ("left", "right", "up")
     records = [
         Record(
-            "rl", str(k), f"Which way does the {THINGS[k % 5]} number {k} move?", dict(zip("ABC", options, strict=True)),
-            "A", video=str(clip), where=f"data.jsonl:{k}",
+            "rl", str(k), f"Which way does the {THINGS[k % 5]} number {k} move?",
+            dict(zip("ABC", options, strict=True)), "A", video=str(clip), where=f"data.jsonl:{k}",
         )
         for k in range(QUESTIONS)
     ]  # fmt: skip

@@ -306,7 +306,9 @@ def test_a_plain_model_is_asked_in_the_form_of_mllm4d(tmp_path: Path) -> None:
     assert thinker.checkpoint.backbone.family == "qwen3_vl"
     record = question_record(None, "How far is it?")
     text = tokenizer.decode(thinker.encoder.prompt(record).input_ids)
-    assert text.startswith(f"<|im_start|>system\n{ST_COT}<|im_end|>\n<|im_start|>user\nHow far is it?<|im_end|>")
+    assert text.startswith(
+        f"<|im_start|>system\n{ST_COT}<|im_end|>\n<|im_start|>user\nHow far is it?<|im_end|>"
+    )
     record.system = "Mine."
     assert "Camera Center" not in tokenizer.decode(thinker.encoder.prompt(record).input_ids)
     answer = thinker.generate(None, "How far is it?", config=SamplingConfig(max_new_tokens=4))

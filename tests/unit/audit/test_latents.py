@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate import evaluate, latent_modes
 from fourdthinker.evaluate.latent_modes import LatentFeeds, latent_feeds
 from fourdthinker.evaluate.letters import letter_step
+from fourdthinker.report.latents import latent_tables, thought_deck
+from fourdthinker.report.media import Album
 from fourdthinker.sampler import LatentSampler, SamplingConfig, replay_batch
 from tests.tiny import tiny_tokenizer
 from tests.unit.audit.synthetic import class_targets, questions, trained

@@ -38,7 +38,9 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_released_to_ours_and_back(released: Path, tmp_path: Path) -> None:
     found = convert_checkpoint(Conversion(str(released), "4drl"), tmp_path / "ours")
     assert (found.lost, found.difference) == (None, 0.0)
-    assert json.loads((tmp_path / "ours" / "frame_policy.json").read_text())["style"]["seconds_per_grid"] == 1.0
+    assert (
+        json.loads((tmp_path / "ours" / "frame_policy.json").read_text())["style"]["seconds_per_grid"] == 1.0
+    )
     convert_checkpoint(Conversion(str(tmp_path / "ours"), form="released"), tmp_path / "back")
     assert not (tmp_path / "back" / "frame_policy.json").exists()
     loaded = load_checkpoint(tmp_path / "back")
@@ -71,7 +73,9 @@ def test_an_adapter_is_merged_and_compared(adapted: Path, tmp_path: Path) -> Non
     kept = convert_checkpoint(Conversion(str(adapted)), tmp_path / "kept")
     assert kept.difference == 0
     assert (tmp_path / "kept" / "adapter").is_dir()
-    rounded = convert_checkpoint(Conversion(str(adapted), merge=True, dtype=torch.bfloat16), tmp_path / "half")
+    rounded = convert_checkpoint(
+        Conversion(str(adapted), merge=True, dtype=torch.bfloat16), tmp_path / "half"
+    )
     assert 1e-4 < rounded.difference < 0.1
 
 

@@ -247,7 +247,11 @@ def test_baselines_are_run_beside_the_model(
     named = [*command, "--baselines", "none"]
     assert cli.main([*named, "--frames", "black"]) == 2
     assert "--baselines goes without --frames black" in capsys.readouterr().err
-    for given, wanted in ((named, ["none"]), ([*command, "--baselines"], []), ([*command, "--latents", "zero"], [])):
+    for given, wanted in (
+        (named, ["none"]),
+        ([*command, "--baselines"], []),
+        ([*command, "--latents", "zero"], []),
+    ):
         arguments, records = cli._parser().parse_args(given), read_records(folder / "data.jsonl", kind="rl")
         assert evaluate_command._wanted_controls(arguments, records) == wanted
         one = [replace(record, extra={"source": "one"}) for record in records]

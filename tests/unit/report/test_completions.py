@@ -34,8 +34,8 @@ def shades(found: Row) -> list[tuple[str, str, int]]:
 def test_unlikely_tokens_are_darker() -> None:
     tokens = ["It ", "moves ", "left", " or", " so", "."]
     assert shades(row(tokens, [0.95, 0.8, 0.5, 0.2, 0.1, None])) == [
-        ("text", "It ", 0), ("text", "moves ", 1), ("text", "left", 2), ("text", " or", 3), ("text", " so", 4),
-        ("text", ".", 0),
+        ("text", "It ", 0), ("text", "moves ", 1), ("text", "left", 2), ("text", " or", 3),
+        ("text", " so", 4), ("text", ".", 0),
     ]  # fmt: skip
     assert [p.title for p in shaded_parts(row(["a"], [0.25]))] == ["probability 0.25"]
 
@@ -67,7 +67,13 @@ def test_tokens_of_another_text_give_no_shades(entry: dict[str, Any]) -> None:
 
 
 def region(share: float, **others: Any) -> dict[str, Any]:
-    return {"medium": 0, "share": share, "seconds": None, "box": [0.25, 0.5, 0.75, 1.0], "cosine": -0.25} | others
+    return {
+        "medium": 0,
+        "share": share,
+        "seconds": None,
+        "box": [0.25, 0.5, 0.75, 1.0],
+        "cosine": -0.25,
+    } | others
 
 
 def test_a_latent_shows_its_region_in_its_frame(tmp_path: Path) -> None:

@@ -14,15 +14,23 @@ import pytest
 from fourdthinker.evaluate import AnsweredQuestion
 from fourdthinker.report import write_report
 from fourdthinker.report.cards import numbered
-from fourdthinker.report.questions import Answers, comparison_tables, confusion_tables, question_deck, read_answers
 from fourdthinker.report.media import Album
+from fourdthinker.report.questions import (
+    Answers,
+    comparison_tables,
+    confusion_tables,
+    question_deck,
+    read_answers,
+)
 from fourdthinker.report.tables import csv_url
 from tests.unit.report.test_report import parsed
 
 OPTIONS = {"A": "left", "B": "right"}
 
 
-def question(number: int, greedy: str | None, answers: tuple[str | None, ...] = (), **keys: object) -> AnsweredQuestion:
+def question(
+    number: int, greedy: str | None, answers: tuple[str | None, ...] = (), **keys: object
+) -> AnsweredQuestion:
     values = {"options": OPTIONS, "answer": "AB"[number % 2], "type": "side"} | keys
     texts = tuple(f"<answer>{a}</answer>" for a in answers)
     return AnsweredQuestion(
@@ -55,7 +63,12 @@ def answers(runs: list[Path]) -> list[Answers]:
 def test_flags_and_order(runs: list[Path], tmp_path: Path) -> None:
     deck = question_deck(answers(runs), Album(tmp_path))
     found = {card.head: card.flags for card in deck.cards}
-    assert found == {"q1": ["wrong", "flipped"], "q0": ["flipped", "equal"], "q2": ["wrong", "equal"], "q3": ["equal"]}
+    assert found == {
+        "q1": ["wrong", "flipped"],
+        "q0": ["flipped", "equal"],
+        "q2": ["wrong", "equal"],
+        "q3": ["equal"],
+    }
     assert list(found) == ["q1", "q0", "q2", "q3"]
     assert [name for name, _ in deck.flags] == ["wrong", "flipped", "equal"]
     assert deck.types == ["count", "side"]
@@ -98,21 +111,34 @@ def lines_of(url: str) -> list[list[str]]:
 def test_tables_are_csv_that_computes_nothing(runs: list[Path], tmp_path: Path) -> None:
     deck = question_deck(answers(runs), Album(tmp_path))
     assert lines_of(deck.csv)[:3] == [
-        ["id", "type", "right", "before", "after"], ["q0", "side", "A", "B", "A"], ["q1", "side", "B", "B", "A"],
+        ["id", "type", "right", "before", "after"], ["q0", "side", "A", "B", "A"],
+        ["q1", "side", "B", "B", "A"],
     ]  # fmt: skip
     cells = ["=1+1", "@x", "−3.5", "+4.0", "-x", '"a", b', "73.5\u00a0%"]
     assert lines_of(csv_url([cells])) == [["'=1+1", "'@x", "-3.5", "+4.0", "'-x", '"a", b', "73.5 %"]]
 
 
 def test_links_are_names_and_none_is_there_twice() -> None:
-    assert numbered(["a b", "a-b", 'x"><script>', "日本", ""]) == ["a-b", "a-b-2", "x-script", "card", "card-2"]
+    assert numbered(["a b", "a-b", 'x"><script>', "日本", ""]) == [
+        "a-b",
+        "a-b-2",
+        "x-script",
+        "card",
+        "card-2",
+    ]
 
 
 def test_the_page_of_two_runs(runs: list[Path]) -> None:
     path = write_report(*runs)
     assert path == runs[1] / "report.html"
     page = parsed(path)
-    for wanted in ("before → after", "Paired differences", "Confusion · after", "Where is 0?", "All answers as CSV"):
+    for wanted in (
+        "before → after",
+        "Paired differences",
+        "Confusion · after",
+        "Where is 0?",
+        "All answers as CSV",
+    ):
         assert wanted in page.text, wanted
 
 

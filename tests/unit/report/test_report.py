@@ -333,9 +333,11 @@ def test_odd_numbers_and_characters_end_no_report(odd: str, tmp_path: Path) -> N
     metric = {"step": 3, "loss": 1.5, "reward": 0.5}
     rollout = {
         "step": 3, "prompt": 0, "id": "clip", "question": "Which?", "options": {"A": "left"}, "answer": "A",
-        "type": "side", "media": [["frame", "none.png"]], "start": 0.5, "end": 1.0, "text": "<answer>A</answer>",
+        "type": "side", "media": [["frame", "none.png"]], "start": 0.5, "end": 1.0,
+        "text": "<answer>A</answer>",
         "reward": 1.0, "advantage": 0.5, "rewards": {"accuracy": 1.0}, "length": 4, "finish_reason": "eos",
-        "tokens": ["<answer>", "A", "</answer>"], "logprobs": [None, -0.5, None], "modes": {"own": {"right": 0.5}},
+        "tokens": ["<answer>", "A", "</answer>"], "logprobs": [None, -0.5, None],
+        "modes": {"own": {"right": 0.5}},
         "blocks": [{"norms": [1.0], "cosines": [0.5], "nearest": [REGION]}],
     }  # fmt: skip
     entry = {

@@ -43,7 +43,9 @@ def ids_of(checkpoint: Checkpoint) -> tuple[int, int]:
 def test_what_is_shared_is_computed_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = talkative(family=family, layers=1)
     prompts, sampler = asked(checkpoint, 3), LatentSampler(checkpoint.backbone)
-    alone = [sampler.sample([prompt], 2, CONFIG, seeds=[2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
+    alone = [
+        sampler.sample([prompt], 2, CONFIG, seeds=[2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)
+    ]
     sizes = []
     decode = type(checkpoint.backbone).decode
 
@@ -71,4 +73,6 @@ def test_as_far_as_ids_positions_and_pictures_are_the_same() -> None:
     moved = replace(prompts[1], position_ids=prompts[1].position_ids + 1)
     assert shared_prefix([prompts[0], moved], features, spec) == 0
     assert shared_prefix([prompts[0], prompts[0]], features, spec) == len(prompts[0].input_ids) - 1
-    assert shared_prefix([make_prompt(checkpoint, 1, 8), make_prompt(checkpoint, 2, 8)], [None, None], spec) == 0
+    assert (
+        shared_prefix([make_prompt(checkpoint, 1, 8), make_prompt(checkpoint, 2, 8)], [None, None], spec) == 0
+    )
