@@ -112,14 +112,14 @@ def row_blocks(
         regions = nearest_regions(vectors, vision, features, backbone.vision.merge_size)
     out: list[dict[str, Any]] = []
     for number in sorted(set(numbers)):
-        places = [i for i, other in enumerate(numbers) if other == number]
-        block: dict[str, Any] = {"norms": _rounded(vectors[places].norm(dim=-1))}
+        members = [i for i, other in enumerate(numbers) if other == number]
+        block: dict[str, Any] = {"norms": _rounded(vectors[members].norm(dim=-1))}
         if regions is not None:
-            block["nearest"] = [regions[i] for i in places]
+            block["nearest"] = [regions[i] for i in members]
         first = number * backbone.latents.latent_size
-        wanted = None if targets is None else targets[first : first + len(places)].to(vectors)
-        if wanted is not None and len(wanted) == len(places):
-            block["cosines"] = _rounded(F.cosine_similarity(vectors[places], wanted, dim=-1))
+        wanted = None if targets is None else targets[first : first + len(members)].to(vectors)
+        if wanted is not None and len(wanted) == len(members):
+            block["cosines"] = _rounded(F.cosine_similarity(vectors[members], wanted, dim=-1))
         out.append(block)
     return out
 

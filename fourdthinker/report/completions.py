@@ -105,16 +105,16 @@ def shaded_parts(row: Row) -> list[Part]:
             parts.append(Part(kind, shown))
             continue
         inside = [(b, e, p) for b, e, p in marks if b < end and e > begin]
-        at = begin
+        reached = begin
         for first, last, probability in inside:
             first, last = max(first, begin), min(last, end)
-            if first > at:
-                parts.append(Part("text", row.text[at:first]))
+            if first > reached:
+                parts.append(Part("text", row.text[reached:first]))
             shade = sum(probability < bound for bound in _SHADES)
             parts.append(Part("text", row.text[first:last], shade, f"probability {probability:.2g}"))
-            at = last
-        if at < end:
-            parts.append(Part("text", row.text[at:end]))
+            reached = last
+        if reached < end:
+            parts.append(Part("text", row.text[reached:end]))
     return parts
 
 

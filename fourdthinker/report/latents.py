@@ -108,8 +108,8 @@ def thought_deck(path: Path, album: Album) -> Deck | None:
         return None
     said = (
         "Answers at temperature 0. Below a text are its blocks: of each latent the region of the frames "
-        "whose feature it is nearest to, its norm, and its cosine to the target. Last how the probability of the "
-        "right letter changes with other vectors in the place of all latents. Flipped: another mode changes "
+        "whose feature it is nearest to, its norm, and its cosine to the target. Last how the probability of "
+        "the right letter changes with other vectors in the place of all latents. Flipped: another mode changes "
         "the answer."
     )
     return Deck("What the latents show", "thoughts", said, cards, len(lines) - len(cards), path.name)

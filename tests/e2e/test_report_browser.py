@@ -1,4 +1,4 @@
-"""The report in a browser: 200 rollouts, filters, links, keys, curves, dark, on paper, without a complaint."""
+"""The report in a browser: 200 rollouts, filters, links, keys, curves, dark, on paper, without complaint."""
 
 from __future__ import annotations
 
