@@ -17,7 +17,6 @@ from fourdthinker.report.tables import Cell, Table, TableRow
 log = logging.getLogger(__name__)
 
 LATENTS = "latents.json"
-THOUGHTS = "thoughts.jsonl"
 _MOST = 100  # questions shown
 # Of a block: key -> name
 _BLOCK = {
@@ -109,8 +108,8 @@ def thought_deck(path: Path, album: Album) -> Deck | None:
     said = (
         "Answers at temperature 0. Below a text are its blocks: of each latent the region of the frames "
         "whose feature it is nearest to, its norm, and its cosine to the target. Last how the probability of "
-        "the right letter changes with other vectors in the place of all latents. Flipped: another mode changes "
-        "the answer."
+        "the right letter changes with other vectors in the place of all latents. Flipped: another mode "
+        "changes the answer."
     )
     return Deck("What the latents show", "thoughts", said, cards, len(lines) - len(cards), path.name)
 

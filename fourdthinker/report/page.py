@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.audit.thoughts import THOUGHTS
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import PathLike, read_regular, write_text
 from fourdthinker.report.cards import Deck
 from fourdthinker.report.curves import Phase, make_phase, phases, read_metrics
-from fourdthinker.report.latents import LATENTS, THOUGHTS, latent_tables, thought_deck
+from fourdthinker.report.latents import LATENTS, latent_tables, thought_deck
 from fourdthinker.report.lines import parse
 from fourdthinker.report.media import Album
 from fourdthinker.report.questions import (
