@@ -149,15 +149,15 @@ def nearest_regions(latents: Tensor, vision: Vision, features: Tensor, merge: in
 
 def _region(vision: Vision, index: int, merge: int) -> dict[str, Any]:
     """Where the feature of this index comes from."""
-    clips = 0
+    left, clips = index, 0
     kinds = vision.kind_of_each
     for medium, (frames, high, wide) in enumerate(vision.grid_thw.tolist()):
         rows, columns = high // merge, wide // merge
-        if index >= frames * rows * columns:
-            index -= frames * rows * columns
+        if left >= frames * rows * columns:
+            left -= frames * rows * columns
             clips += kinds[medium] == "video"
             continue
-        frame, cell = divmod(index, rows * columns)
+        frame, cell = divmod(left, rows * columns)
         row, column = divmod(cell, columns)
         timed = kinds[medium] == "video" and vision.times is not None
         corners = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
