@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe",
 )  # fmt: skip
+_PATIENCE = 60
 # Chromium reads commands from file descriptor 3 and writes answers to 4.
 _LAUNCHER = """
 import os, sys
@@ -60,6 +62,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def __enter__(self) -> Self:
         return self
@@ -87,10 +90,11 @@ class Browser:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Load a file, and wait until it is there."""
-        self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
-            self._next()
+        for url in ("about:blank", path.resolve().as_uri() + fragment):  # a new fragment alone is no load
+            self._events.clear()
+            loader = self.call("Page.navigate", url=url)["loaderId"]
+            while not any(_is_load(event, loader) for event in self._events):
+                self._next()
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page."""
@@ -116,8 +120,9 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         """The next message; complaints are kept."""
         while b"\0" not in self._buffer:
-            data = os.read(self._read, 1 << 20)
-            assert data, "the browser has ended"
+            ready, _, _ = select.select([self._read], [], [], _PATIENCE)
+            data = os.read(self._read, 1 << 20) if ready else b""
+            assert data, f"the browser has ended, or said nothing for {_PATIENCE} s"
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
@@ -131,6 +136,15 @@ class Browser:
         elif method == "Log.entryAdded" and values["entry"]["level"] in ("error", "warning"):
             self.errors.append(values["entry"]["text"])
         return message
+
+
+def _is_load(event: dict[str, Any], loader: str) -> bool:
+    """Whether a document is there with all that belongs to it."""
+    values = event["params"]
+    return event["method"] == "Page.lifecycleEvent" and (values["name"], values["loaderId"]) == (
+        "load",
+        loader,
+    )
 
 
 def _above_the_first(fd: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,10 @@ class Album:
     _ends: dict[tuple[Clip, int], tuple[float, float]] = field(default_factory=dict)
     _frames: dict[tuple[str, float], Picture] = field(default_factory=dict)
 
+    def of(self, root: Path) -> Album:
+        """The same page's album for another folder."""
+        return Album(root, self.urls, self._names)
+
     def pictures(self, clip: Clip, most: int = 8) -> list[list[Picture]]:
         """Frames evenly over each clip, and the pictures.
 
@@ -115,7 +119,7 @@ class Album:
         part = clip.parts[medium]
         if part[0][0] != "video":
             index = min(len(part) - 1, max(0, int(share * len(part))))
-            return self._add(self._image(part[index][1]), _named(clip, medium, f"frame {index + 1}"))
+            return self._image(part[index][1], _named(clip, medium, f"frame {index + 1}"))
         begin, end = self._bounds(clip, medium)
         time = min(end, max(begin, begin + (share * (end - begin) if seconds is None else seconds)))
         key = (part[0][1], time)
@@ -128,9 +132,7 @@ class Album:
     def _part(self, clip: Clip, part: Media, medium: int, most: int) -> list[Picture]:
         if part[0][0] != "video":
             chosen = spread(len(part), most)
-            return [
-                self._add(self._image(part[i][1]), _named(clip, medium, f"frame {i + 1}")) for i in chosen
-            ]
+            return [self._image(part[i][1], _named(clip, medium, f"frame {i + 1}")) for i in chosen]
         read = read_frames(
             self._located(part[0][1]), _policy(most), start=clip.start, end=clip.end, out="uint8"
         )
@@ -149,8 +151,11 @@ class Album:
             self._ends[key] = float(read.seconds[0]), float(read.seconds[-1])
         return self._ends[key]
 
-    def _image(self, path: str) -> npt.NDArray[np.uint8]:
-        return load_image(self._located(path), at_least=2 * _HEIGHT)
+    def _image(self, path: str, title: str) -> Picture:
+        key = (path, 0.0)
+        if key not in self._frames:
+            self._frames[key] = self._add(load_image(self._located(path), at_least=2 * _HEIGHT), title)
+        return replace(self._frames[key], title=title)
 
     def _located(self, path: str) -> Path:
         inside = self.root / path  # an absolute path stays what it is

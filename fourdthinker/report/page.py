@@ -112,7 +112,7 @@ def _run(
     name: str, folder: Path, answers: Sequence[Answers], album: Album, groups: int, several: bool
 ) -> Run:
     """What is shown of one folder; ConfigError where that is nothing."""
-    album.root = folder
+    album = album.of(folder)
     results, audit = _object(folder / RESULTS, "evaluate again"), _object(folder / LATENTS, "audit again")
     logs = [log for log in (folder / ROLLOUTS, *sorted(folder.glob(f"*/{ROLLOUTS}"))) if log.exists()]
     decks = []

@@ -137,7 +137,8 @@ def check_training(words: list[str]) -> bool:
     assert importlib.util.find_spec(module.replace("train.", "fourdthinker.trainers.", 1))
     overrides = [w for w in words if re.match(r"[\w.]+=", w)]
     if "--config" in words:
-        load_config(kind, ROOT / words[words.index("--config") + 1], overrides)
+        config = words[words.index("--config") + 1]
+        load_config(kind, None if config == "my.yaml" else ROOT / config, overrides)
         return True
     known = set(kind.model_fields)
     return words[-1] == "..." and {w.partition("=")[0].partition(".")[0] for w in overrides} <= known
