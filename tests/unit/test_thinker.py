@@ -297,7 +297,7 @@ def test_plain_questions_are_records(folder: Path, tmp_path: Path) -> None:
 def test_a_plain_model_is_asked_in_the_form_of_mllm4d(tmp_path: Path) -> None:
     """Its class is the config's, not the folder's name."""
     folder, tokenizer = tmp_path / "MLLM-4D-Qwen2.5", tiny_tokenizer()
-    tiny_model(tokenizer, family="qwen3_vl", layers=1).save_pretrained(folder)
+    tiny_model(tokenizer, family="qwen3_vl", layers=1, spare_rows=8).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="latent_size"):
         Thinker.from_pretrained(folder, device="cpu")
