@@ -20,7 +20,7 @@ from PIL import Image
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames import FramePolicy, images, load_image, read_frames, read_images
 from fourdthinker.frames.image_file import MAX_SOURCE_PIXELS, VARIABLE, is_image
-from fourdthinker.report.media import clip_pictures
+from fourdthinker.report.media import Album, Clip
 from tests.unit.frames.test_orientation import MATRICES, check, corners, shown, unpatched
 
 EXIF = ("upright", "mirrored", "180", "flipped", "transposed", "270", "transversed", "90")  # 1 to 8
@@ -71,8 +71,9 @@ def test_exif_on_every_path(tmp_path: Path, value: int, suffix: str) -> None:
     check(read_images(path, separate=True).pixels, matrix)
     check(read_images([path]).pixels, matrix)
     check(unpatched(read_images([path], out="patches", separate=True)), matrix)
-    (thumbnail,) = clip_pictures(video=None, frames=[str(path)], start=None, end=None, root=tmp_path)
-    data = base64.b64decode(thumbnail.url.partition(",")[2])
+    album = Album(tmp_path)
+    ((thumbnail,),) = album.pictures(Clip((("image", str(path)),)))
+    data = base64.b64decode(album.urls[thumbnail.id].partition(",")[2])
     check(torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))[None]), matrix)
 
 
@@ -248,7 +249,7 @@ def test_too_many_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
         assert str(MAX_SOURCE_PIXELS) in str(caught.value)
         assert VARIABLE in str(caught.value)
     with pytest.raises(VideoError, match="more than max_source_pixels"):
-        clip_pictures(video=None, frames=[str(path)], start=None, end=None, root=tmp_path)
+        Album(tmp_path).pictures(Clip((("frame", str(path)),)))
 
 
 def test_the_bound_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
