@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -122,20 +124,29 @@ def test_a_clip_that_is_gone_costs_its_frames_alone(tmp_path: Path, caplog: Any)
     assert "gone.mp4" in caplog.text
 
 
+def shown_run(folder: Path, tracker: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run of one update that reports to a tracker: its line of metrics, and the rollouts it wrote down."""
+    write_video(folder / "v.mp4", 40)
+    values = BARE | {"num_generations": 2, "max_completion_length": 4, "max_steps": 1, "learning_rate": 0.0}
+    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0]}
+    values |= {"loss": {"beta": 0.0}, "report_to": [tracker], "output_dir": str(folder)}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    (asked,) = prompts(checkpoint, 1)
+    assert asked.record is not None
+    asked = replace(asked, record=replace(asked.record, video=str(folder / "v.mp4")))
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=[asked])
+    (line,) = metrics(folder)
+    written = [json.loads(text) for text in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert len(written) == 2
+    return line, written
+
+
 def test_tensorboard_holds_what_a_run_writes_down(tmp_path: Path) -> None:
     """By TensorBoard's own reader."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra train)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write_video(tmp_path / "v.mp4", 40)
-    values = BARE | {"num_generations": 2, "max_completion_length": 4, "max_steps": 1, "learning_rate": 0.0}
-    values |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0]}
-    values |= {"loss": {"beta": 0.0}, "report_to": ["tensorboard"], "output_dir": str(tmp_path)}
-    checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    (asked,) = prompts(checkpoint, 1)
-    asked = replace(asked, record=replace(asked.record, video=str(tmp_path / "v.mp4")))
-    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=[asked])
-    (line,) = metrics(tmp_path)
+    line, written = shown_run(tmp_path, "tensorboard")
     (events,) = (tmp_path / "runs").glob("*/events.out.tfevents.*")
     read = EventAccumulator(str(events)).Reload()
     for name in ("loss", "policy_loss", "reward", "reward_length_reward", "time_rollouts", "memory"):
@@ -143,8 +154,45 @@ def test_tensorboard_holds_what_a_run_writes_down(tmp_path: Path) -> None:
         assert (point.step, point.value) == (1, pytest.approx(line[name], rel=1e-6))
     (table,) = read.Tensors("rollouts/text_summary")
     rows = table.tensor_proto.string_val[0].decode().splitlines()
-    written = [json.loads(text) for text in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 + len(written) == 4
+    assert len(rows) == 4
     assert all(f"| {one['length']} | {one['finish_reason']} |" in row for one, row in zip(written, rows[2:]))
     (picture,) = read.Images("rollouts/prompt_0")
     assert (picture.step, picture.width, picture.height) == (1, 4 * 112, 112)
+
+
+def test_wandb_holds_what_a_run_writes_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline: the files that a later `wandb sync` sends."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed (extra track)")
+    for name, value in (("MODE", "offline"), ("DIR", str(tmp_path)), ("DATA_DIR", str(tmp_path / "data"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    line, written = shown_run(tmp_path, "wandb")
+    run = wandb.run
+    assert run.summary["train/loss"] == pytest.approx(line["loss"])
+    assert run.summary["train/reward"] == pytest.approx(line["reward"])
+    wandb.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/rollouts*.table.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    for row, one in zip(rows, written, strict=True):
+        assert {name: row[name] for name in ("id", "text", "reward", "length")} == {
+            name: one[name] for name in ("id", "text", "reward", "length")
+        }
+    staged = [path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert any(content.startswith(b"\x89PNG") for content in staged), "frames are of the table's artifact"
+
+
+def test_trackio_holds_what_a_run_writes_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its database on this machine."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
+    pytest.importorskip("trackio", reason="trackio is not installed (extra track)")
+    line, written = shown_run(tmp_path, "trackio")
+    (path,) = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(path)) as database:
+        points = [json.loads(text) for (text,) in database.execute("select metrics from metrics")]
+    (found,) = (point for point in points if "train/loss" in point)
+    for name in ("loss", "policy_loss", "reward", "time_rollouts"):
+        assert found[f"train/{name}"] == pytest.approx(line[name])
+    (table,) = (point["rollouts"]["_value"] for point in points if "rollouts" in point)
+    assert [row["text"] for row in table] == [one["text"] for one in written]
+    for row in table:
+        assert (tmp_path / "trackio" / "media" / row["frames"]["file_path"]).stat().st_size > 0
