@@ -4,9 +4,9 @@
     python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER] [--save]
     python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap] [--save]
 
-`estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, and knows
-neither lens nor poses. With `--clips` rendered scenes are kept there for the next run. `fox` wants a folder
-with transforms.json and images.
+`estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, takes as many
+frames a second as synthesis does, and knows neither lens nor poses. With `--clips` rendered scenes are kept
+there for the next run. `fox` wants a folder with transforms.json and images.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from fourdthinker.synth.motion import (
     speed_profile,
 )
 from fourdthinker.synth.segment import moving_segments
+from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack, rotation_vectors
 from fourdthinker.worlds.scenes import render, write_video
 
@@ -155,39 +156,57 @@ def part(scene: Scene, frames: slice) -> TurningWorld:
 
 def moving_masks(frames: list[np.ndarray], fps: float) -> list[np.ndarray]:
     """Masks of the thing that moves most visibly, without weights; empty ones where nothing does."""
-    found = moving_segments(np.stack(frames), fps, least_area=0.002)
+    found = moving_segments(np.stack(frames), fps, SynthSettings().least_area)
     masks = found[0].masks if found else [None] * len(frames)
     return [np.zeros(frames[0].shape[:2], bool) if mask is None else mask for mask in masks]
 
 
-def from_frames(found: Estimate, seconds: np.ndarray, masks: list[np.ndarray]) -> Answers:
-    """Labels of an estimate; the object stands on the ground if one is found, else its size says the rest."""
+def from_frames(found: Estimate, seconds: np.ndarray, masks: list[np.ndarray]) -> tuple[Answers, str]:
+    """Labels of an estimate, and how the object was lifted, or why it was not.
+
+    The object stands on the ground if one is found, else its size says the rest.
+    """
     if np.median(found.track.confidence) < 0.5:
-        return {}
+        return {}, "the poses are unsure"
     plane = ground_plane(found.track, found.points)
+    if not any(mask.any() for mask in masks):
+        return labels(found.track, None), "nothing is seen to move"
     try:
         item = lift_object("solid", masks, seconds, found.track, ground=plane)
-    except GeometryError:  # no ground while the camera moves, or no mask
-        item = None
-    return labels(found.track, item)
+    except GeometryError as error:  # no ground while the camera moves, or no mask that is whole
+        return labels(found.track, None), str(error)
+    return labels(found.track, item), f"lifted by {item.source}"
+
+
+def common_area(masks: list[np.ndarray], true: list[np.ndarray]) -> float:
+    """Intersection over union with the true masks: the median over the frames that have a mask."""
+    found = [(a & b).sum() / (a | b).sum() for a, b in zip(masks, true, strict=True) if a.any()]
+    return float(np.median(found)) if found else 0.0
 
 
 def estimated(options: argparse.Namespace) -> Table:
-    table, seconds = Table(), []
+    table, seconds, reasons = Table(), [], Counter[str]()
+    step = max(1, round(options.fps / SynthSettings().analysis_fps))
     with tempfile.TemporaryDirectory() as name:
         folder = options.clips or Path(name)
         for seed in range(options.scenes):
             scene = make_scene(seed, fps=options.fps, size=options.size)
-            frames, masks = filmed(scene, folder / f"{seed:03d}-{options.size}-{options.fps:g}.mp4")
+            frames, true = filmed(scene, folder / f"{seed:03d}-{options.size}-{options.fps:g}.mp4")
+            frames, true, times = frames[::step], true[::step], scene.world.seconds[::step]
             start = time.perf_counter()
-            if options.masks == "motion":
-                masks = moving_masks(frames, options.fps)
-            found = estimate_camera(frames, scene.world.seconds, movers=masks)
+            masks = true if options.masks == "truth" else moving_masks(frames, options.fps / step)
+            found = estimate_camera(frames, times, movers=masks)
             seconds.append(time.perf_counter() - start)
-            said = from_frames(found, scene.world.seconds, masks)
+            said, reason = from_frames(found, times, masks)
+            reasons[reason] += 1
             table.add(asked(scene), said)
-            log.info("%d %.1f s | %s | %s", seed, seconds[-1], asked(scene), said)
+            common = common_area(masks, true)
+            log.info(
+                "%d %.1f s, %.2f | %s | %s | %s", seed, seconds[-1], common, reason, asked(scene), said
+            )
     log.info("seconds a clip: median %.1f", float(np.median(seconds)))
+    for reason, count in reasons.most_common():
+        log.info("%d: %s", count, reason)
     return table
 
 

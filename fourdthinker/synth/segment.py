@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth.computer_vision import opencv
+from fourdthinker.synth.geometry.visual.features import follow
+from fourdthinker.synth.stabilised import CHANGED, Laid, changes, colour_odds, lay
+from fourdthinker.synth.tracks import Array
 
 Mask = NDArray[np.bool_]
-Grey = NDArray[np.uint8]
+Track = dict[int, Mask]  # frame -> mask
 
-_HEIGHT = 240  # rows that motion is measured at
-_SECONDS = 0.2  # between the two frames that are compared
-_FEATURES = 500
-_EXPLAINED = (
-    0.8  # share of tracks that one homography must explain; else the scene has depth, see `_residual`
-)
-_PIXELS = 1.0  # residual motion that counts, at least, and
-_NOISE = 4.0  # so many times the usual one
+_ROWS = 480  # that motion is measured at, at most
+_ODDS = 0.5  # logarithm of how much more often a colour changes than it stays, from which it is a thing's
+_CHANGES = 0.1  # share of a region that must have changed
+_LARGEST = 0.4  # share of the picture; more is the scene
+_MOST_REGIONS = 4  # of a frame
 _OVERLAP = 0.2  # intersection over union that makes two regions the same thing
+_PAUSE = 0.5  # seconds that a thing may be lost for
 _COVERED = 0.5  # share of the clip's frames in which a thing must be seen
 _MOST = 2
-_LEAST_FEATURES = 24  # to tell the camera's motion
-_SEEDS = 3  # features that move, in a region that does
-_LARGEST = 0.6  # share of the picture; more is the scene
+_LIKE = 1.4  # times the size that a region has at the instants around
+_MOVES = 0.012  # pictures' heights a second that its lower end moves over what it stands on
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class MaskTrack:
 def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) -> list[MaskTrack]:
     """Things that move by themselves, the most visible ones first.
 
-    Tracked features give the camera's motion between two frames (a homography or, where the scene has depth,
-    the epipolar geometry); dense flow that it does not explain is motion of a thing. Regions of it are
-    followed through the clip by their overlap after the flow has carried them on.
+    Followed features give homographies that lay the frames around over each frame, by the ground where the
+    camera moves. What then differs, grown by the colours that do, are regions; those whose lower end moves
+    over what is laid are things.
 
     Args:
         pixels: uint8 [T, H, W, 3].
@@ -50,151 +50,70 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
         least_area: share of the picture that a thing must cover.
 
     Returns:
-        At most two.
+        At most two; none where no one homography explains most features.
 
     Raises:
         ConfigError: OpenCV is not installed.
     """
     cv2 = opencv()
-    step = max(1, round(_SECONDS * fps))
     height, width = pixels.shape[1:3]
-    scale = min(1.0, _HEIGHT / height)
+    scale = min(1.0, _ROWS / height)
     size = max(16, round(width * scale)), max(16, round(height * scale))
-    grey = [
-        cv2.cvtColor(cv2.resize(p, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for p in pixels
-    ]
-    flow_of = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    regions: list[list[Mask]] = []
-    flows: list[NDArray[np.float32]] = []
-    for index in range(len(grey)):
-        other = index + step if index + step < len(grey) else index - step
-        flow = flow_of.calc(grey[index], grey[max(0, other)], None)
-        motion = _motion(cv2, grey[index], grey[max(0, other)], flow)
-        regions.append(_regions(cv2, motion, least_area))
-        flows.append(flow * ((1 if other > index else -1) / step))
-    tracks = _linked(cv2, regions, flows)
-    found: list[MaskTrack] = []
-    for track in sorted(map(_of_like_size, tracks), key=len, reverse=True):
-        share = len(track) / len(grey)
-        if share >= _COVERED and len(found) < _MOST:
-            masks = [
-                cv2.resize(track[k].astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR) > 0
-                if k in track
-                else None
-                for k in range(len(grey))
-            ]
-            found.append(MaskTrack(tuple(masks), round(share, 4)))
-    return found
+    small = [np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA)) for p in pixels]
+    laid, onward = lay(cv2, follow(small, np.arange(len(small)) / fps, None), fps)
+    frames = [cv2.GaussianBlur(frame, (3, 3), 0) for frame in small]
+    changed = changes(cv2, frames, laid)
+    odds = colour_odds(frames, changed)
+    regions = [_regions(cv2, *one, least_area) for one in zip(odds, changed, strict=True)]
+    tracks = [_of_like_size(track, fps) for track in _linked(cv2, regions, onward, fps)]
+    found: list[tuple[float, MaskTrack]] = []
+    for track in tracks:
+        share, speed = len(track) / len(small), _speed(track, laid, fps) / size[1]
+        if share >= _COVERED and speed >= _MOVES:
+            masks = [_whole(cv2, track.get(k), (width, height)) for k in range(len(small))]
+            found.append((share * speed, MaskTrack(tuple(masks), round(share, 4))))
+    found.sort(key=lambda one: -one[0])
+    return [one for _, one in found[:_MOST]]
 
 
-@dataclass(frozen=True)
-class _Motion:
-    """Between two frames: [h, w] pixels that the camera does not explain; features, and which move."""
-
-    residual: NDArray[np.float32]
-    features: NDArray[np.float32]
-    moving: NDArray[np.bool_]
-    limit: float
-
-
-def _motion(cv2: Any, first: Grey, second: Grey, flow: NDArray[np.float32]) -> _Motion | None:
-    """None where too few features can be followed to tell the camera's motion."""
-    corners = cv2.goodFeaturesToTrack(first, _FEATURES, 0.01, 5)
-    if corners is None or len(corners) < _LEAST_FEATURES:
+def _whole(cv2: Any, mask: Mask | None, size: tuple[int, int]) -> Mask | None:
+    """A mask in the size of the clip's frames."""
+    if mask is None:
         return None
-    tracked, good, _ = cv2.calcOpticalFlowPyrLK(first, second, corners, None, winSize=(15, 15), maxLevel=3)
-    back, also, _ = cv2.calcOpticalFlowPyrLK(second, first, tracked, None, winSize=(15, 15), maxLevel=3)
-    good = (good.ravel() > 0) & (also.ravel() > 0)
-    good &= np.linalg.norm((back - corners).reshape(-1, 2), axis=1) < 0.5
-    start, end = corners[good].reshape(-1, 2), tracked[good].reshape(-1, 2)
-    if len(start) < _LEAST_FEATURES:
-        return None
-    height, width = first.shape
-    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    grid = np.stack([columns, rows], -1)
-    model = _camera_model(cv2, start, end)
-    if model is None:
-        return None
-    residual = _unexplained(cv2, grid, grid + flow, model)
-    own = _unexplained(cv2, start[None], end[None], model)[0]
-    limit = max(_PIXELS, _NOISE * float(np.median(own)))
-    return _Motion(residual, start, own > limit, limit)
+    return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_LINEAR) > 0)
 
 
-def _camera_model(
-    cv2: Any, start: NDArray[np.float32], end: NDArray[np.float32]
-) -> tuple[str, NDArray[np.float64]] | None:
-    """A homography where one explains most features, else the epipolar geometry.
-
-    USAC also finds the latter where most features lie on one plane.
-    """
-    homography, inside = cv2.findHomography(start, end, cv2.USAC_MAGSAC, 1.0, maxIters=2000)
-    if homography is not None and inside.mean() >= _EXPLAINED:
-        return "homography", homography
-    try:
-        fundamental, _ = cv2.findFundamentalMat(start, end, cv2.USAC_MAGSAC, 0.7, 0.99, 2000)
-    except cv2.error:  # where no sample gives a model, its refinement asserts that there is one
-        return None
-    if fundamental is None or fundamental.shape != (3, 3):
-        return None
-    return "epipolar", fundamental
-
-
-def _unexplained(
-    cv2: Any, start: NDArray[np.float32], end: NDArray[np.float32], model: tuple[str, NDArray[np.float64]]
-) -> NDArray[np.float32]:
-    """[h, w] pixels of motions from start to end, both [h, w, 2], that a camera model does not explain."""
-    kind, matrix = model
-    if kind == "homography":
-        moved = cv2.perspectiveTransform(start.reshape(-1, 1, 2), matrix).reshape(start.shape)
-        return np.linalg.norm(end - moved, axis=-1)
-    fundamental = matrix.astype(np.float32)
-    one = np.ones((*start.shape[:2], 1), np.float32)
-    x, y = np.concatenate([start, one], -1), np.concatenate([end, one], -1)
-    right, left = x @ fundamental.T, y @ fundamental
-    norm = (right[..., :2] ** 2).sum(-1) + (left[..., :2] ** 2).sum(-1)
-    error = np.abs((y * right).sum(-1)) / np.sqrt(np.maximum(norm, 1e-12))
-    return 2 * error  # of first order; the distance to both lines together
-
-
-def _regions(cv2: Any, motion: _Motion | None, least_area: float) -> list[Mask]:
-    """Connected regions of residual motion around features that move, the largest first."""
-    if motion is None:
-        return []
-    shape = motion.residual.shape
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    wide = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))
-    binary = cv2.morphologyEx((motion.residual > motion.limit).astype(np.uint8), cv2.MORPH_OPEN, kernel)
-    binary = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, wide)
+def _regions(
+    cv2: Any, odds: NDArray[np.float32], changed: NDArray[np.uint8], least_area: float
+) -> list[Mask]:
+    """Connected regions of colours that change, some of which has changed; the largest first."""
+    binary = (cv2.GaussianBlur(odds, (0, 0), 1.5) > _ODDS).astype(np.uint8)
+    binary = cv2.morphologyEx(binary, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    binary = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))
+    outlines, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(binary, outlines, -1, 1, cv2.FILLED)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
-    columns, rows = np.round(motion.features).astype(np.int64).T
-    inside = labels[np.clip(rows, 0, shape[0] - 1), np.clip(columns, 0, shape[1] - 1)]
-    features = np.bincount(inside, minlength=count)
-    moving = np.bincount(inside, weights=motion.moving, minlength=count)
+    moved = np.bincount(labels[changed == CHANGED], minlength=count)
     areas = stats[:, cv2.CC_STAT_AREA]
-    pixels = motion.residual.size
     wanted = [
         k
         for k in np.argsort(-areas, kind="stable")
-        if k
-        and least_area * pixels <= areas[k] < _LARGEST * pixels
-        # Flow alone moves where there is nothing to see; features do not.
-        and moving[k] >= _SEEDS
-        and moving[k] >= 0.5 * features[k]
+        if k and least_area * odds.size <= areas[k] < _LARGEST * odds.size and moved[k] >= _CHANGES * areas[k]
     ]
-    return [labels == k for k in wanted[:4]]
+    return [labels == k for k in wanted[:_MOST_REGIONS]]
 
 
-def _linked(cv2: Any, regions: list[list[Mask]], flows: list[NDArray[np.float32]]) -> list[dict[int, Mask]]:
-    """Regions of the same thing in frame after frame: frame -> mask."""
-    tracks: list[dict[int, Mask]] = []
-    last: list[tuple[int, Mask]] = []  # of each track: frame and mask, carried on by the flow
+def _linked(cv2: Any, regions: list[list[Mask]], onward: list[Array | None], fps: float) -> list[Track]:
+    """Regions of the same thing in frame after frame."""
+    tracks: list[Track] = []
+    last: list[tuple[int, Mask]] = []  # of each track: frame and mask, laid over the present frame
     for index, found in enumerate(regions):
-        if index:
-            last = [(frame, _carried(cv2, mask, flows[index - 1])) for frame, mask in last]
+        matrix = onward[index]
+        if matrix is not None:
+            last = [(frame, _carried(cv2, mask, matrix)) for frame, mask in last]
         free = list(range(len(found)))
         for number, (frame, mask) in enumerate(last):
-            if index - frame > 5 or not free:
+            if index - frame > _PAUSE * fps or not free:
                 continue
             overlap = [_overlap(mask, found[k]) for k in free]
             best = int(np.argmax(overlap))
@@ -208,23 +127,41 @@ def _linked(cv2: Any, regions: list[list[Mask]], flows: list[NDArray[np.float32]
     return tracks
 
 
-def _of_like_size(track: dict[int, Mask]) -> dict[int, Mask]:
-    """Without the frames in which the region has grown into the background, or is a part of the thing."""
-    areas = {index: int(mask.sum()) for index, mask in track.items()}
-    usual = float(np.median(list(areas.values())))
-    return {index: mask for index, mask in track.items() if usual / 2.5 <= areas[index] <= 2.5 * usual}
-
-
-def _carried(cv2: Any, mask: Mask, flow: NDArray[np.float32]) -> Mask:
-    """A mask one frame later: shifted by the mean flow within it."""
-    if not mask.any():
-        return mask
-    dx, dy = flow[mask].mean(0)
-    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-    moved = cv2.warpAffine(mask.astype(np.uint8), matrix, (mask.shape[1], mask.shape[0]))
-    return np.asarray(moved > 0)
+def _carried(cv2: Any, mask: Mask, matrix: Array) -> Mask:
+    size = mask.shape[1], mask.shape[0]
+    return np.asarray(cv2.warpPerspective(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST) > 0)
 
 
 def _overlap(first: Mask, second: Mask) -> float:
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 0.0
+
+
+def _of_like_size(track: Track, fps: float) -> Track:
+    """Without the frames in which the region has grown into the background, or is a part of the thing."""
+    frames = np.array(list(track))
+    areas = np.array([mask.sum() for mask in track.values()], np.float64)
+    near = np.abs(np.subtract.outer(frames, frames)) <= max(1, round(_PAUSE * fps))
+    usual = np.array([np.median(areas[row]) for row in near])
+    like = (areas < _LIKE * usual) & (areas > usual / _LIKE)
+    return {int(k): track[int(k)] for k in frames[like]}
+
+
+def _speed(track: Track, laid: Laid, fps: float) -> float:
+    """Pixels a second that the lower end of a region moves over what is laid, in the median; 0: not known."""
+    found = []
+    for index in track:
+        for other, matrix in laid[index]:
+            if other in track:
+                x, y, w = matrix @ [*_lower_end(track[other]), 1.0]
+                here = _lower_end(track[index])
+                found.append(float(np.hypot(x / w - here[0], y / w - here[1])) * fps / abs(other - index))
+    return float(np.median(found)) if found else 0.0
+
+
+def _lower_end(mask: Mask) -> tuple[float, float]:
+    """Column and row of the middle of the lowest tenth of a mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    bottom = int(rows[-1])
+    low = mask[bottom - (bottom - int(rows[0])) // 10 : bottom + 1]
+    return float(np.nonzero(low)[1].mean()), float(bottom)

@@ -122,7 +122,7 @@ def lift_object(
         elif ground is not None:
             positions[k] = _by_ground(mask, poses, k, ground)
         else:
-            positions[k] = poses.centres[k] + _middle_ray(mask, poses, k) / np.sqrt(mask.mean())
+            positions[k] = poses.centres[k] + _by_size(mask, poses, k)
     known = np.isfinite(positions[:, 0])
     if not known.any():
         raise GeometryError(f"{name}: no mask is large enough and whole; choose another object or clip")
@@ -159,6 +159,21 @@ def _middle_ray(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
     """The direction of the middle of a mask."""
     rows, columns = np.nonzero(mask)
     return _ray(poses, k, mask, float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
+
+
+def _by_size(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
+    """Along the middle ray, as far as the root of the solid angle says, which no turn of the camera changes."""
+    assert poses.intrinsics is not None  # checked by lift_object
+    assert poses.size is not None
+    scale = np.array(poses.size) / [mask.shape[1], mask.shape[0]]
+    rows, columns = np.nonzero(mask)
+    lens = poses.intrinsics[k]
+    x = ((columns + 0.5) * scale[0] - lens[0, 2]) / lens[0, 0]
+    y = ((rows + 0.5) * scale[1] - lens[1, 2]) / lens[1, 1]
+    pixel = scale.prod() / (lens[0, 0] * lens[1, 1])
+    angle = float(((1 + x**2 + y**2) ** -1.5).sum() * pixel)
+    ray = _middle_ray(mask, poses, k)
+    return ray / np.linalg.norm(ray) / np.sqrt(angle)
 
 
 def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: CameraTrack, k: int) -> Array:
