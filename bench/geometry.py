@@ -4,9 +4,9 @@
     python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER] [--save]
     python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap] [--save]
 
-`estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, takes as many
-frames a second as synthesis does, and knows neither lens nor poses. With `--clips` rendered scenes are kept
-there for the next run. `fox` wants a folder with transforms.json and images.
+`estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, takes as
+many frames a second as synthesis does, and knows neither lens nor poses. With `--clips` rendered scenes are
+kept there for the next run. `fox` wants a folder with transforms.json and images.
 """
 
 from __future__ import annotations
@@ -201,9 +201,7 @@ def estimated(options: argparse.Namespace) -> Table:
             reasons[reason] += 1
             table.add(asked(scene), said)
             common = common_area(masks, true)
-            log.info(
-                "%d %.1f s, %.2f | %s | %s | %s", seed, seconds[-1], common, reason, asked(scene), said
-            )
+            log.info("%d %.1f s, %.2f | %s | %s | %s", seed, seconds[-1], common, reason, asked(scene), said)
     log.info("seconds a clip: median %.1f", float(np.median(seconds)))
     for reason, count in reasons.most_common():
         log.info("%d: %s", count, reason)

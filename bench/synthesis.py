@@ -5,7 +5,8 @@
     python -m bench synthesis memory [--videos 2000] [--save]
 
 `rates` wants videos of 480 rows, such as those that `bench geometry estimated --clips FOLDER` keeps. `poison`
-makes small videos, one in twenty of them bad. `memory` takes one small video through all stages so many times.
+makes small videos, one in twenty of them bad. `memory` takes one small video through all stages again
+and again.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.what == "rates":
         if options.clips is None:
-            parser.error("rates needs --clips FOLDER, with videos of `bench geometry estimated --clips FOLDER`")
+            parser.error("rates needs --clips FOLDER, as `bench geometry estimated --clips FOLDER` fills it")
         rows = rates(options.clips, options.videos or 8)
     elif options.what == "poison":
         rows = poison(options.videos or 1000)

@@ -162,7 +162,7 @@ def _middle_ray(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
 
 
 def _by_size(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
-    """Along the middle ray, as far as the root of the solid angle says, which no turn of the camera changes."""
+    """Along the middle ray, as far as its solid angle says, which no turn of the camera changes."""
     assert poses.intrinsics is not None  # checked by lift_object
     assert poses.size is not None
     scale = np.array(poses.size) / [mask.shape[1], mask.shape[0]]

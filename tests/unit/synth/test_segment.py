@@ -19,9 +19,7 @@ FPS = 10.0
 def filmed(camera: str, direction: str, *, moving: bool = True) -> RenderedWorld:
     """A scene of 2.5 s; "static": a camera at rest."""
     still = camera == "static"
-    world = make_world(
-        [14, 1], "pan left" if still else camera, direction, frames=26, fps=FPS, size=160
-    )
+    world = make_world([14, 1], "pan left" if still else camera, direction, frames=26, fps=FPS, size=160)
     if still:
         world = replace(world, yaw=np.zeros_like(world.yaw))
     if not moving:
