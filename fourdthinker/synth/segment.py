@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth.computer_vision import opencv
+from fourdthinker.synth.geometry.visual import estimate_camera
 from fourdthinker.synth.geometry.visual.features import follow
 from fourdthinker.synth.stabilised import CHANGED, Laid, changes, colour_odds, lay
-from fourdthinker.synth.tracks import Array
+from fourdthinker.synth.tracks import Array, CameraTrack
 
 Mask = NDArray[np.bool_]
 Track = dict[int, Mask]  # frame -> mask
 
 _ROWS = 480  # that motion is measured at, at most
-_ODDS = 0.5  # logarithm of how much more often a colour changes than it stays, from which it is a thing's
-_CHANGES = 0.1  # share of a region that must have changed
+_ODDS = 0.8  # of a colour, from which it is a thing's
+_CHANGES = 0.03  # share of a region that must have changed
+_HUES = 0.06  # difference of a channel's share in the light, from one pixel to the next, between two hues
+_DARK = 8.0  # grey levels that say nothing of the hue
+_PIECE = 0.5  # of the least area, for a region that is a part of a thing
+_PART = 0.15  # of the area of the part beside it; less says little, and comes and goes
 _LARGEST = 0.4  # share of the picture; more is the scene
-_MOST_REGIONS = 4  # of a frame
+_MOST_REGIONS = 6  # of a frame
 _OVERLAP = 0.2  # intersection over union that makes two regions the same thing
 _PAUSE = 0.5  # seconds that a thing may be lost for
 _COVERED = 0.5  # share of the clip's frames in which a thing must be seen
 _MOST = 2
 _LIKE = 1.4  # times the size that a region has at the instants around
+_STAYS = 0.01  # depths of the scene between two positions of a camera that does not move
 _MOVES = 0.012  # pictures' heights a second that its lower end moves over what it stands on
 
 
@@ -60,20 +67,33 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
     scale = min(1.0, _ROWS / height)
     size = max(16, round(width * scale)), max(16, round(height * scale))
     small = [np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA)) for p in pixels]
-    laid, onward = lay(cv2, follow(small, np.arange(len(small)) / fps, None), fps)
+    times = np.arange(len(small)) / fps
+    laid, onward = lay(cv2, follow(small, times, None), fps)
+    if not any(laid):
+        return []
+    camera = estimate_camera(small, times).track.resampled(times)
     frames = [cv2.GaussianBlur(frame, (3, 3), 0) for frame in small]
     changed = changes(cv2, frames, laid)
     odds = colour_odds(frames, changed)
-    regions = [_regions(cv2, *one, least_area) for one in zip(odds, changed, strict=True)]
-    tracks = [_of_like_size(track, fps) for track in _linked(cv2, regions, onward, fps)]
-    found: list[tuple[float, MaskTrack]] = []
-    for track in tracks:
-        share, speed = len(track) / len(small), _speed(track, laid, fps) / size[1]
-        if share >= _COVERED and speed >= _MOVES:
-            masks = [_whole(cv2, track.get(k), (width, height)) for k in range(len(small))]
-            found.append((share * speed, MaskTrack(tuple(masks), round(share, 4))))
-    found.sort(key=lambda one: -one[0])
-    return [one for _, one in found[:_MOST]]
+    regions = [_regions(cv2, *one, least_area) for one in zip(frames, odds, changed, strict=True)]
+    least = _COVERED * len(small)
+    parts = [track for track in _linked(cv2, regions, onward, fps) if len(track) >= least]
+    moving = [track for track in parts if _speed(track, laid, camera) >= _MOVES * size[1]]
+    things = [_of_like_size(track, fps) for track in _joined(cv2, moving)]
+    things = [track for track in things if len(track) >= least]
+    things.sort(key=lambda track: -_visible(track) * _speed(track, laid, camera))
+    return [
+        MaskTrack(
+            tuple(_whole(cv2, track.get(k), (width, height)) for k in range(len(small))),
+            round(len(track) / len(small), 4),
+        )
+        for track in things[:_MOST]
+    ]
+
+
+def _visible(track: Track) -> float:
+    """A side of the thing, in pixels, and of how many frames."""
+    return len(track) * float(np.sqrt(np.median([mask.sum() for mask in track.values()])))
 
 
 def _whole(cv2: Any, mask: Mask | None, size: tuple[int, int]) -> Mask | None:
@@ -84,23 +104,57 @@ def _whole(cv2: Any, mask: Mask | None, size: tuple[int, int]) -> Mask | None:
 
 
 def _regions(
-    cv2: Any, odds: NDArray[np.float32], changed: NDArray[np.uint8], least_area: float
+    cv2: Any,
+    frame: NDArray[np.uint8],
+    odds: NDArray[np.float32],
+    changed: NDArray[np.uint8],
+    least_area: float,
 ) -> list[Mask]:
-    """Connected regions of colours that change, some of which has changed; the largest first."""
-    binary = (cv2.GaussianBlur(odds, (0, 0), 1.5) > _ODDS).astype(np.uint8)
-    binary = cv2.morphologyEx(binary, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    binary = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))
+    """Regions of colours that change, each of one hue; the largest first.
+
+    Things that touch in the picture mostly are of unlike hue, and are not to become one.
+    """
+    unit = odds.shape[0] / _ROWS
+    binary = (cv2.GaussianBlur(odds, (0, 0), 1.5 * unit) > _ODDS).astype(np.uint8)
+    for kind, radius in ((cv2.MORPH_OPEN, 2), (cv2.MORPH_CLOSE, 4)):
+        side = 2 * max(1, round(radius * unit)) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+        binary = cv2.morphologyEx(binary, kind, kernel)
     outlines, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(binary, outlines, -1, 1, cv2.FILLED)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
-    moved = np.bincount(labels[changed == CHANGED], minlength=count)
-    areas = stats[:, cv2.CC_STAT_AREA]
+    cores = _cores(cv2, frame, binary, _PIECE * least_area * odds.size)
+    if not cores.any():
+        return []
+    # Every pixel belongs to the nearest core.
+    _, labels = cv2.distanceTransformWithLabels(
+        (cores == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
+    )
+    labels[binary == 0] = 0
+    areas = np.bincount(labels.ravel())
+    moved = np.bincount(labels[changed == CHANGED], minlength=len(areas))
+    least = _PIECE * least_area * odds.size
     wanted = [
         k
         for k in np.argsort(-areas, kind="stable")
-        if k and least_area * odds.size <= areas[k] < _LARGEST * odds.size and moved[k] >= _CHANGES * areas[k]
+        if k and least <= areas[k] < _LARGEST * odds.size and moved[k] >= _CHANGES * areas[k]
     ]
     return [labels == k for k in wanted[:_MOST_REGIONS]]
+
+
+def _cores(cv2: Any, frame: NDArray[np.uint8], binary: NDArray[np.uint8], least: float) -> NDArray[np.uint8]:
+    """Regions without their pixels between two hues; whole ones of which too little would be left."""
+    light = frame.astype(np.float32) + _DARK
+    hue = light / light.sum(axis=2, keepdims=True)
+    kernel = np.ones((3, 3), np.uint8)
+    edges = (cv2.dilate(hue, kernel) - cv2.erode(hue, kernel)).max(axis=2) > _HUES
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(binary * (edges == 0), connectivity=4)
+    large = stats[:, cv2.CC_STAT_AREA] >= least
+    large[0] = False
+    cores = large[labels].astype(np.uint8)
+    _, wholes = cv2.connectedComponents(binary, connectivity=8)
+    kept = np.unique(wholes[cores > 0])
+    cores[(wholes > 0) & ~np.isin(wholes, kept)] = 1
+    return cores
 
 
 def _linked(cv2: Any, regions: list[list[Mask]], onward: list[Array | None], fps: float) -> list[Track]:
@@ -127,6 +181,27 @@ def _linked(cv2: Any, regions: list[list[Mask]], onward: list[Array | None], fps
     return tracks
 
 
+def _joined(cv2: Any, tracks: list[Track]) -> list[Track]:
+    """Tracks that mostly touch are of one thing, but for those that are small beside it."""
+    sizes = [float(np.median([mask.sum() for mask in track.values()])) for track in tracks]
+    kernel = np.ones((5, 5), np.uint8)
+    wide = [{k: cv2.dilate(m.astype(np.uint8), kernel) > 0 for k, m in track.items()} for track in tracks]
+    owner = list(range(len(tracks)))
+    for first, second in combinations(range(len(tracks)), 2):
+        both = tracks[first].keys() & tracks[second].keys()
+        touching = sum(bool((wide[first][k] & tracks[second][k]).any()) for k in both)
+        if min(sizes[first], sizes[second]) < _PART * max(sizes[first], sizes[second]):
+            continue
+        if touching > 0.5 * min(len(tracks[first]), len(tracks[second])):
+            owner = [owner[first] if k == owner[second] else k for k in owner]
+    found: dict[int, Track] = {}
+    for number, track in zip(owner, tracks, strict=True):
+        whole = found.setdefault(number, {})
+        for k, mask in track.items():
+            whole[k] = whole[k] | mask if k in whole else mask
+    return list(found.values())
+
+
 def _carried(cv2: Any, mask: Mask, matrix: Array) -> Mask:
     size = mask.shape[1], mask.shape[0]
     return np.asarray(cv2.warpPerspective(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST) > 0)
@@ -147,16 +222,34 @@ def _of_like_size(track: Track, fps: float) -> Track:
     return {int(k): track[int(k)] for k in frames[like]}
 
 
-def _speed(track: Track, laid: Laid, fps: float) -> float:
-    """Pixels a second that the lower end of a region moves over what is laid, in the median; 0: not known."""
+def _speed(track: Track, laid: Laid, camera: CameraTrack) -> float:
+    """Pixels a second that the lower end of a region moves over what is laid, in the median; 0: not known.
+
+    Where the camera goes somewhere, what does not lie in what is laid moves over it toward or from the point
+    that the camera goes to (the epipole); so only motion across that direction counts.
+    """
     found = []
     for index in track:
+        x, y = _lower_end(track[index])
         for other, matrix in laid[index]:
             if other in track:
-                x, y, w = matrix @ [*_lower_end(track[other]), 1.0]
-                here = _lower_end(track[index])
-                found.append(float(np.hypot(x / w - here[0], y / w - here[1])) * fps / abs(other - index))
+                there = matrix @ [*_lower_end(track[other]), 1.0]
+                step = there[:2] / there[2] - [x, y]
+                along = _toward_epipole(camera, index, other, x, y)
+                pixels = np.hypot(*step) if along is None else abs(step[0] * along[1] - step[1] * along[0])
+                found.append(float(pixels) / abs(camera.times[other] - camera.times[index]))
     return float(np.median(found)) if found else 0.0
+
+
+def _toward_epipole(camera: CameraTrack, index: int, other: int, x: float, y: float) -> Array | None:
+    """[2], the direction from a pixel to where the camera is at another time; None: it stays."""
+    way = camera.centres[other] - camera.centres[index]
+    if np.linalg.norm(way) < _STAYS:
+        return None
+    assert camera.intrinsics is not None  # of an estimate
+    epipole = camera.intrinsics[index] @ camera.rotations[index].T @ way
+    along = epipole[:2] - epipole[2] * np.array([x + 0.5, y + 0.5])
+    return np.asarray(along / max(float(np.linalg.norm(along)), 1e-12))
 
 
 def _lower_end(mask: Mask) -> tuple[float, float]:

@@ -91,8 +91,8 @@ def changes(cv2: Any, frames: list[Image], laid: Laid) -> Image:
         for other, matrix in laid[index]:
             low = cv2.warpPerspective(ranges[other][0], matrix, (width, height))
             high = cv2.warpPerspective(ranges[other][1], matrix, (width, height), borderValue=(255,) * 3)
-            seen = ~((low == 0) & (high == 255)).all(axis=2)
-            outside = cv2.max(cv2.subtract(frame, high), cv2.subtract(low, frame)).max(axis=2)
+            seen = (_largest(cv2, low) > 0) | (_largest(cv2, ~high) > 0)
+            outside = _largest(cv2, cv2.max(cv2.subtract(frame, high), cv2.subtract(low, frame)))
             found = seen & (outside > _LEVELS)
             equal += seen & ~found
             found[found] = ~_shaded(frame[found], low[found], high[found])
@@ -102,6 +102,12 @@ def changes(cv2: Any, frames: list[Image], laid: Laid) -> Image:
         out[index][enough & (equal == known)] = STILL
         out[index][enough & (differs >= np.maximum(_SHARE * known, 1))] = CHANGED
     return out
+
+
+def _largest(cv2: Any, image: Image) -> Image:
+    """[h, w], over the channels."""
+    red, green, blue = cv2.split(image)
+    return np.asarray(cv2.max(cv2.max(red, green), blue))
 
 
 def _shaded(colours: Image, low: Image, high: Image) -> NDArray[np.bool_]:
@@ -116,7 +122,7 @@ def _shaded(colours: Image, low: Image, high: Image) -> NDArray[np.bool_]:
 
 
 def colour_odds(frames: list[Image], changed: Image) -> list[NDArray[np.float32]]:
-    """Of each pixel's colour: the logarithm of how much more often it changes than it stays.
+    """Of each pixel's colour: the logarithm of its share of what changes over its share of what stays.
 
     Args:
         frames: uint8 [h, w, 3].
@@ -131,8 +137,8 @@ def colour_odds(frames: list[Image], changed: Image) -> list[NDArray[np.float32]
     for code, kinds in zip(codes, changed, strict=True):
         for kind, count in counts.items():
             count += np.bincount(code[kinds == kind], minlength=bins)
-    still, moving = (_spread(count / max(count.sum(), 1)) for count in counts.values())
-    odds = np.log((moving + _LEAST_DENSITY) / (still + _LEAST_DENSITY))
+    still, moving = (_spread(count / max(count.sum(), 1)) + _LEAST_DENSITY for count in counts.values())
+    odds = np.log(moving / still)
     table = np.clip(odds, -_MOST_ODDS, _MOST_ODDS).astype(np.float32)
     return [table[code] for code in codes]
 

@@ -15,6 +15,7 @@ from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack
 
 _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
 _STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
+_AROUND = 0.5  # seconds before and after an instant over which an object hardly changes its outline
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
 _GROUND_SHARE = 0.25  # of the points in front that lie on the ground, for it to be one
@@ -112,6 +113,7 @@ def lift_object(
         raise GeometryError(f"{name}: depth and camera are not both in metres; give both in one unit")
     poses = camera.resampled(seconds)
     positions = np.full((len(seconds), 3), np.nan)
+    feet = _feet(masks, seconds) if depth is None and ground is not None else None
     boxes = np.zeros((len(seconds), 4))
     for k, mask in enumerate(masks):
         boxes[k] = rle.box(mask) or 0.0
@@ -120,7 +122,8 @@ def lift_object(
         if depth is not None:
             positions[k] = _by_depth(mask, depth.values[k], poses, k)
         elif ground is not None:
-            positions[k] = _by_ground(mask, poses, k, ground)
+            assert feet is not None
+            positions[k] = _by_ground(mask, poses, k, ground, feet[k])
         else:
             positions[k] = poses.centres[k] + _by_size(mask, poses, k)
     known = np.isfinite(positions[:, 0])
@@ -190,11 +193,31 @@ def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: Camera
     return poses.centres[k] + float(np.median(values)) * _middle_ray(mask, poses, k)
 
 
-def _by_ground(mask: NDArray[np.bool_], poses: CameraTrack, k: int, ground: Plane) -> Array:
-    rows, columns = np.nonzero(mask)
-    bottom = np.percentile(rows, 99) + 1
-    low = rows >= bottom - max(0.08 * (bottom - rows.min()), 2)
-    ray = _ray(poses, k, mask, float(columns[low].mean()) + 0.5, float(bottom))
+def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array) -> Array:
+    """[T, 2], column and row where each mask stands, NaN where it is not usable.
+
+    A lowest pixel is exact to a pixel, the middle and the area of a mask to much less; so the foot is as far
+    from the middle, in roots of the area, as it is in the median around that time.
+    """
+    known = np.array([k for k, mask in enumerate(masks) if _usable(mask)], int)
+    feet = np.full((len(masks), 2), np.nan)
+    if not len(known):
+        return feet
+    middle, size, foot = np.zeros((len(known), 2)), np.zeros((len(known), 1)), np.zeros((len(known), 2))
+    for n, k in enumerate(known):
+        rows, columns = np.nonzero(masks[k])
+        bottom = np.percentile(rows, 99) + 1
+        low = rows >= bottom - max(0.08 * (bottom - rows.min()), 2)
+        middle[n], size[n] = (columns.mean() + 0.5, rows.mean() + 0.5), np.sqrt(len(rows))
+        foot[n] = columns[low].mean() + 0.5, bottom
+    ratio = (foot - middle) / size
+    near = np.abs(np.subtract.outer(seconds[known], seconds[known])) <= _AROUND
+    feet[known] = middle + size * np.array([np.median(ratio[row], axis=0) for row in near])
+    return feet
+
+
+def _by_ground(mask: NDArray[np.bool_], poses: CameraTrack, k: int, ground: Plane, foot: Array) -> Array:
+    ray = _ray(poses, k, mask, float(foot[0]), float(foot[1]))
     down = float(ray @ ground.normal)
     if down > -1e-3:  # at or above the horizon
         return np.full(3, np.nan)

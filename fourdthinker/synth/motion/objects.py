@@ -20,6 +20,7 @@ from fourdthinker.synth.tracks import (
     ObjectTrack,
 )
 
+_SURE = 0.9  # of the time in which positions must be sure, for a profile of the speed
 _STRAIGHT = 0.8  # net displacement over path length from which a path has one direction
 _TURN_MARGIN = 5.0  # degrees past a boundary between directions before the label changes
 
@@ -180,10 +181,13 @@ def speed_profile(
 def _profile(item: ObjectTrack, settings: MotionSettings) -> str | None:
     """The profile of the speed of a whole track at one smoothing."""
     _, velocity, confidence = object_velocity(item, settings)
-    speed = np.linalg.norm(velocity, axis=1)
+    sure = confidence >= settings.min_confidence
+    if sure.mean() < _SURE:
+        return None
+    speed = np.linalg.norm(velocity[sure], axis=1)
     mean = float(speed.mean())
     threshold = settings.object_speed if item.metric else settings.object_speed_relative
-    if mean < threshold or confidence.mean() < settings.min_confidence:
+    if mean < threshold:
         return None
     constant, up, down, up_down, down_up, varying = SPEED_PROFILES
     if speed.max() - speed.min() <= settings.speed_change * mean:

@@ -159,6 +159,17 @@ def test_size_says_how_the_distance_changes_where_the_camera_stays():
     assert object_direction(found, replace(camera, metric=False), 0, end) == "away from the camera"
 
 
+def test_a_turn_of_the_camera_changes_no_distance_by_size():
+    """A ball covers more pixels at the border of a picture than in its middle, from the same distance."""
+    world = make_world([2, 5], "pan left", "away", size=128, frames=5)
+    ball = replace(world.solids[0], shape="ball", size=0.5, centre=np.tile(np.float32([0, 5, 1]), (5, 1)))
+    yaw = np.linspace(0, 0.4, 5, dtype=np.float32)
+    world = replace(world, solids=(ball,), yaw=yaw, position=np.tile(np.float32([0, 0, 2]), (5, 1)))
+    camera = replace(scene_camera(world), metric=False)
+    found = lift_object("ball", list(render(world).mask(0)), camera.times, camera)
+    np.testing.assert_allclose(np.linalg.norm(found.positions - camera.centres, axis=1), 1, rtol=0.03)
+
+
 def test_there_is_no_ground_where_points_lie_nowhere_level(clip):
     camera = scene_camera(clip.world)
     wall = points_of(clip.world)[:, [0, 2, 1]] + [0, 6, 0]

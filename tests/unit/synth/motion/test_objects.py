@@ -149,6 +149,13 @@ def test_profiles_are_the_fixed_words_and_need_motion():
     assert speed_profile(moving(CAMERAS["at rest"], straight(0.05, 0, 0)), 0, 3) is None
 
 
+def test_a_speed_of_which_the_start_was_not_seen_has_no_profile():
+    camera = walked(NONE, NONE, 3)
+    item = moving(camera, lambda t: np.stack([t**2, 0 * t, 6 + 0 * t], axis=1))
+    assert speed_profile(item, 0, 3) == "speeding up"
+    assert speed_profile(replace(item, confidence=(item.times > 0.6).astype(float)), 0, 3) is None
+
+
 def test_noise_does_not_change_a_label():
     track = walked(steady(0.5, 0, 0), NONE, 3, rate=30)
     noise = np.random.default_rng(3).normal(0, 0.01, (len(track.times), 3))
