@@ -51,7 +51,7 @@ def lay(cv2: Any, points: Array, fps: float) -> tuple[Laid, list[Array | None]]:
     laid: Laid = [[] for _ in range(count)]
     for (first, second), matrix in forth.items():
         if matrix is not None and second - first in steps:
-            laid[first].append((second, np.linalg.inv(matrix)))
+            laid[first].append((second, np.asarray(np.linalg.inv(matrix), np.float64)))
             laid[second].append((first, matrix))
     return laid, [None, *(forth[first, first + 1] for first in range(count - 1))]
 
