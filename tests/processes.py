@@ -1,4 +1,4 @@
-"""Functions run by two processes of a gloo group, forked from a server that has imported the package."""
+"""Functions run by processes of a gloo group, forked from a server that has imported the package."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ _SERVER = mp.get_context("forkserver")
 _SERVER.set_forkserver_preload(["fourdthinker.trainers.dift", "fourdthinker.trainers.grpo"])
 
 
-def run_ranks(work: Callable[..., None], folder: Path, *arguments: Any, timeout: float = 60.0) -> list[int]:
-    """Call `work(rank, folder, *arguments)` in two processes.
+def run_ranks(
+    work: Callable[..., None], folder: Path, *arguments: Any, timeout: float = 60.0, processes: int = 2
+) -> list[int]:
+    """Call `work(rank, folder, *arguments)` in several processes.
 
     Args:
         work: a function of a module, called within the group.
         folder: for what it writes.
         arguments: further ones.
         timeout: of a collective, in seconds.
+        processes: how many.
 
     Returns:
         The exit status of each; negative: the signal that ended it.
     """
     with tempfile.TemporaryDirectory() as store:
         started = [
-            _SERVER.Process(target=_run, args=(work, rank, folder, store, timeout, arguments))
-            for rank in range(2)
+            _SERVER.Process(target=_run, args=(work, (rank, processes), folder, store, timeout, arguments))
+            for rank in range(processes)
         ]
         for process in started:
             process.start()
@@ -45,14 +48,21 @@ def run_ranks(work: Callable[..., None], folder: Path, *arguments: Any, timeout:
 
 
 def _run(
-    work: Callable[..., None], rank: int, folder: Path, store: str, timeout: float, arguments: Any
+    work: Callable[..., None],
+    rank_of: tuple[int, int],
+    folder: Path,
+    store: str,
+    timeout: float,
+    arguments: Any,
 ) -> None:
     torch.set_num_threads(1)
+    rank, size = rank_of
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared = dist.FileStore(os.path.join(store, "store"), 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    shared = dist.FileStore(os.path.join(store, "store"), size)
     limit = timedelta(seconds=timeout)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=shared, timeout=limit)
+    dist.init_process_group("gloo", rank=rank, world_size=size, store=shared, timeout=limit)
     work(rank, folder, *arguments)
     dist.destroy_process_group()
 

@@ -31,6 +31,7 @@ from fourdthinker.samples import Batch
 from fourdthinker.vision import VisionSpec
 
 Objective = Callable[["Backbone", Tensor, Batch], Any]
+MASKED = ("sdpa", "eager")  # implementations of attention that take any mask; flash attention takes none
 
 
 class Backbone(nn.Module, ABC):
@@ -229,11 +230,13 @@ class Backbone(nn.Module, ABC):
                 "they were cut for another family, so make them with an Encoder of this checkpoint"
             )
         parameters = list(visual.parameters())
-        with torch.set_grad_enabled(self._tower_is_trained()):
+        with torch.set_grad_enabled(self.tower_is_trained):
             patches = patches.to(parameters[0].device, parameters[0].dtype)
             return self._tower(patches, grid_thw.cpu())
 
-    def _tower_is_trained(self) -> bool:
+    @property
+    def tower_is_trained(self) -> bool:
+        """Whether gradients are recorded now, and go through the vision tower."""
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
 
     def _blank_features(self) -> Tensor:
@@ -275,11 +278,9 @@ class Backbone(nn.Module, ABC):
             merged, deepstack = self._levels(index, features)
             flat = _replace_rows(flat, index, merged, "vision features", "vision pads")
         index, latents = batch.get("latent_index"), batch.get("latents")
-        if index is not None and (index.numel() or "imagery_patches" in batch):
+        if index is not None and index.numel():
             if latents is None:
-                # Where none is placed too: under ZeRO-3 every process runs the tower as often as the others.
                 latents = self.imagery_targets(batch["imagery_patches"], batch["imagery_grid_thw"])
-                latents = latents if index.numel() else latents[:0]
             fed = batch.get("fed_latents")
             flat = _replace_rows(flat, index, latents if fed is None else fed, "latents", "latent pads")
         return Inputs(flat.view_as(embeds), deepstack, latents)
@@ -351,7 +352,7 @@ class Backbone(nn.Module, ABC):
         if segments is not None:
             make = packed_mask if self._text_config._attn_implementation == PACKED else additive_mask
             mask = make(segments, self._attention_dtype(embeds), batch.get("bottleneck"))
-        if self._tower_is_trained() and (batch.get("patches") is None or not batch["vision_index"].numel()):
+        if self.tower_is_trained and (batch.get("patches") is None or not batch["vision_index"].numel()):
             embeds = embeds + 0.0 * self._blank_features().sum().to(embeds.dtype)
         hidden = self.decode(embeds, batch["position_ids"], mask, deepstack=inputs.deepstack)
         latents = {} if inputs.latents is None else {"latents": inputs.latents}
@@ -360,7 +361,8 @@ class Backbone(nn.Module, ABC):
     def _attention_dtype(self, embeds: Tensor) -> torch.dtype:
         device = embeds.device.type
         cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if cast else embeds.dtype
+        # Autocast leaves float64 as it is.
+        return torch.get_autocast_dtype(device) if cast and embeds.dtype != torch.float64 else embeds.dtype
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.fused import FusedLayer, project
+from fourdthinker.backbones.gathering import whole_layer
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels import add_rms_norm, rotary_append_, silu_mul
 
@@ -66,21 +67,24 @@ class Decoder:
         x, residual = embeds, None
         for number, (layer, fused) in enumerate(zip(self.model.layers, self.fused, strict=True)):
             attn, mlp = layer.self_attn, layer.mlp
-            normed, residual = _norm(layer.input_layernorm, x, residual)
-            # Under autocast linear layers return another dtype than the inputs'.
-            query, key, value = (
-                heads.to(dtype).view(rows, -1, self.width)
-                for heads in project(normed, fused.qkv, (attn.q_proj, attn.k_proj, attn.v_proj))
-            )
-            keys, values = cache.own(number)
-            query = rotary_append_(
-                query, key, value, cos, sin, keys, values, cache_positions, **_head_norms(attn)
-            )
-            mixed, _ = attend(attn, query[:, :, None], keys, values, None, scaling=attn.scaling, cache=cache)
-            x = attn.o_proj(mixed.reshape(rows, -1)).to(dtype)
-            normed, residual = _norm(layer.post_attention_layernorm, x, residual)
-            gate, up = project(normed, fused.gate_up, (mlp.gate_proj, mlp.up_proj))
-            x = mlp.down_proj(silu_mul(gate, up)).to(dtype)
+            with whole_layer(layer):
+                normed, residual = _norm(layer.input_layernorm, x, residual)
+                # Under autocast linear layers return another dtype than the inputs'.
+                query, key, value = (
+                    heads.to(dtype).view(rows, -1, self.width)
+                    for heads in project(normed, fused.qkv, (attn.q_proj, attn.k_proj, attn.v_proj))
+                )
+                keys, values = cache.own(number)
+                query = rotary_append_(
+                    query, key, value, cos, sin, keys, values, cache_positions, **_head_norms(attn)
+                )
+                mixed, _ = attend(
+                    attn, query[:, :, None], keys, values, None, scaling=attn.scaling, cache=cache
+                )
+                x = attn.o_proj(mixed.reshape(rows, -1)).to(dtype)
+                normed, residual = _norm(layer.post_attention_layernorm, x, residual)
+                gate, up = project(normed, fused.gate_up, (mlp.gate_proj, mlp.up_proj))
+                x = mlp.down_proj(silu_mul(gate, up)).to(dtype)
         return _norm(self.model.norm, x, residual)[0]
 
 

@@ -75,18 +75,19 @@ def compute_in(backbone: Backbone, dtype: torch.dtype) -> int:
 
 
 class _Kept(torch.autograd.Function):
-    """Keeps what flash attention keeps: its inputs, its output, and one number for each query."""
+    """Keeps what flash attention keeps: its inputs, a mask too, its output, and one number for each query."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        numbers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, out, numbers)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, *_rest = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
 def outline_attention(
@@ -109,7 +110,8 @@ def outline_attention(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    return _Kept.apply(query, key, value).transpose(1, 2).contiguous(), None  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Kept.apply(query, key, value, attention_mask)  # type: ignore[no-untyped-call]
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 def vision_patches(backbone: Backbone, policy: FramePolicy) -> Tensor:

@@ -175,7 +175,7 @@ def packed_attention(
             "prompts have none: set it to 0"
         )
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # which only SDPA knows
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:  # as it does for SDPA alone
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if of_segments is not None:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fourdthinker.backbones.packed import additive_mask
+from fourdthinker.backbones.pictures import with_features
 from fourdthinker.latents import rescaled
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from fourdthinker.samples import Batch
 
 
-@torch.no_grad()
 def with_own_latents(backbone: Backbone, batch: Batch) -> Batch:
     """Let a batch feed the model its own latents, while the targets stay what they are.
 
@@ -32,24 +32,15 @@ def with_own_latents(backbone: Backbone, batch: Batch) -> Batch:
         The batch with `latents` [N, H], the targets, `fed_latents` [N, H], and of a frozen tower
         `vision_features` instead of patches.
     """
-    batch = _with_features(backbone, batch)
+    batch = with_features(backbone, batch)  # once for these passes and for training
     training = backbone.training
     backbone.eval()  # or gradient checkpointing would do without the cache
     try:
-        return _with_own_latents(backbone, batch)
+        with torch.no_grad():
+            return _with_own_latents(backbone, batch)
     finally:
         backbone.train(training)
         torch.clear_autocast_cache()  # casts of weights made without gradient are not for training
-
-
-def _with_features(backbone: Backbone, batch: Batch) -> Batch:
-    """The tower runs once for these passes and for training, where it is frozen."""
-    trained = any(p.requires_grad for p in backbone.visual.parameters())
-    if trained or batch.get("patches") is None:
-        return batch
-    features = backbone.encode_vision(batch["patches"], batch["grid_thw"])
-    kept = {name: value for name, value in batch.items() if name not in ("patches", "grid_thw")}
-    return kept | {"vision_features": features}
 
 
 def _with_own_latents(backbone: Backbone, batch: Batch) -> Batch:

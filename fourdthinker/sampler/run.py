@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fourdthinker.backbones.gathering import is_gathered_in_turn
 from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.graphs import Graphs
 from fourdthinker.sampler.output import Output, StopScanner
@@ -81,7 +82,8 @@ class Run:
         self.fed = [0] * plan.slots
         self.steps = 0
         self.graphs = None
-        if self.device.type == "cuda":
+        # Gathering weights is no part of a graph.
+        if self.device.type == "cuda" and not is_gathered_in_turn(stepper.backbone):
             if stepper.processors is None:
                 self.graphs = Graphs(self.device)
             else:

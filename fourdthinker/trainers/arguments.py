@@ -27,6 +27,7 @@ from fourdthinker.trainers.watch import grace
 
 _DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
+_WRITTEN = ("ACCELERATE_", "FSDP_")  # how variables begin that transformers and accelerate write
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
@@ -69,6 +70,22 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     # One process a GPU: torchrun starts the others. With more, Trainer would use nn.DataParallel.
     args._n_gpu = min(args._n_gpu, 1)
     return args
+
+
+@contextlib.contextmanager
+def environment_kept() -> Iterator[None]:
+    """Take back what transformers and accelerate write into the environment within the block.
+
+    It would divide the next model of this process too, whatever its settings, and those of processes that
+    this one starts.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith(_WRITTEN)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(_WRITTEN)]:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def patience(config: TrainConfig) -> int:

@@ -99,6 +99,16 @@ class ResumableTrainer(Trainer):
             if self.masters is not None and not self.args.save_only_model:
                 self.masters.save(Path(folder))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Called by Trainer on every rank; under FSDP its own would write what is not trained as well."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        fsdp.save_state(self.accelerator, self.checkpoint.backbone, self.optimizer, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
     def _write_run_state(self, folder: Path, updates: int) -> None:
         state = run_state(
             self.settings, self.args, updates, self._data, self.divisions, held_out=self._held_out_data
@@ -117,23 +127,24 @@ class ResumableTrainer(Trainer):
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
         backbone = self.checkpoint.backbone
         if self.is_fsdp_enabled and is_sharded(backbone):
-            fsdp.load_weights(self.accelerator, model, Path(resume_from_checkpoint))
+            fsdp.load_weights(backbone, Path(resume_from_checkpoint))
         elif backbone.model is not backbone.hf:
             load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
         elif not self._weights_loaded:
             saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
             backbone.load_state_dict(saved.backbone.state_dict())
-        config = read_json_object(
-            Path(resume_from_checkpoint, "config.json"),
-            "name another checkpoint",
-            error=CheckpointError,
-            finite=False,
-        )
-        backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
-        then, now = RunState.read(Path(resume_from_checkpoint)), run_state(self.settings, self.args, 0, "")
-        self.divisions = then.divisions if then.sizes == now.sizes else 0
         if self.masters is not None:
             self.masters.load(Path(resume_from_checkpoint))
+
+    def take_run_state(self, folder: Path) -> None:
+        """Take what a checkpoint knows beside weights and optimizer, whatever engine loads those."""
+        config = read_json_object(
+            folder / "config.json", "name another checkpoint", error=CheckpointError, finite=False
+        )
+        backbone = self.checkpoint.backbone
+        backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
+        then, now = RunState.read(folder), run_state(self.settings, self.args, 0, "")
+        self.divisions = then.divisions if then.sizes == now.sizes else 0
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Called by Trainer on every rank, before the first one writes the state that makes it complete."""

@@ -48,8 +48,28 @@ def check_deepspeed(config: TrainConfig, processes: int) -> None:
                 f"deepspeed: {path} has a section {name!r}, which would replace {replaced}; leave it out: "
                 "DeepSpeed then runs with these settings"
             )
+    if zero_stage(config)[1] and not config.optim.startswith("adamw"):
+        raise ConfigError(
+            f"deepspeed: {path} has offload_optimizer, with which accelerate takes DeepSpeed's AdamW for any "
+            f"optimizer, and optim is {config.optim}; set optim=adamw_torch, or do without offload_optimizer"
+        )
     for name, (setting, wanted) in _meanings(config, processes).items():
         _check_value(path, given, name, setting, wanted)
+
+
+def zero_stage(config: TrainConfig) -> tuple[int, bool]:
+    """The stage of ZeRO, 0 without DeepSpeed, and whether the optimizer is kept on the host.
+
+    Raises:
+        ConfigError: the file that `config.deepspeed` names cannot be read.
+    """
+    if config.deepspeed is None:
+        return 0, False
+    zero = read_json_object(config.deepspeed, "mend the DeepSpeed config").get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
+    offload = zero.get("offload_optimizer") or {}
+    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
 
 
 def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]:

@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.backbones.common import Objective
-from fourdthinker.backbones.gathering import gathered
+from fourdthinker.backbones.common import MASKED, Objective
+from fourdthinker.backbones.gathering import gathered, is_sharded
+from fourdthinker.backbones.pictures import with_features
 from fourdthinker.backbones.self_feed import with_own_latents
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import Metrics, dift_objective, normed_dift_objective
@@ -99,11 +99,25 @@ class DiftTrainer(LatentTrainer):
     def prepare_batch(self, batch: Batch) -> Batch:
         """In the last part of training, the model's own latents at the pads."""
         if not self._feeds_itself:
-            return batch
+            return self._with_features(batch)
         backbone = self.checkpoint.backbone
-        # FSDP gathers weights for a call of the whole model alone.
-        with gathered(backbone) if self.is_fsdp_enabled else nullcontext():
+        # FSDP gathers weights for a call of the whole model alone, and ZeRO-3 for every call of the tower.
+        with self.gathered_to_run(backbone):
             return with_own_latents(backbone, batch)
+
+    def _with_features(self, batch: Batch) -> Batch:
+        """Under ZeRO-3, where a call of the tower is collective: features instead of pixels.
+
+        Ranks whose batches have no pictures, or no imagery, would not call it. (One that is trained is called
+        once in every pass that has gradients.)
+        """
+        backbone = self.checkpoint.backbone
+        if not (self.is_deepspeed_enabled and is_sharded(backbone)):
+            return batch
+        if not self.any_rank("patches" in batch or "imagery_patches" in batch):
+            return batch
+        with gathered(backbone.visual):
+            return with_features(backbone, batch)
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
         """Add up the norms of the targets.
@@ -141,7 +155,7 @@ class DiftTrainer(LatentTrainer):
         tensors = {name: value.to(self.args.device) for name, value in tensors.items()}
         objective = self._objective(tensors["rows"].numel(), tensors["latent_index"].numel())
         with self.accelerator.autocast():
-            _, metrics, *_ = self.model_wrapped(tensors, objective)
+            _, metrics, *_ = self.model_wrapped(self._with_features(tensors), objective)
         return metrics
 
     def evaluated(self, means: dict[str, float]) -> dict[str, float]:
@@ -248,10 +262,10 @@ def train_dift(
         if samples:  # the others may be made on access
             loaded.backbone.require_family(samples[0].family, "samples[0]")
         attention = loaded.backbone.attention
-        if config.latent_bottleneck and attention != "sdpa":
+        if config.latent_bottleneck and attention not in MASKED:
             raise ConfigError(
-                f"latent_bottleneck needs sdpa attention, the model has {attention}; set "
-                "latent_bottleneck=false"
+                f"latent_bottleneck needs sdpa or eager attention, which take a mask; the model has "
+                f"{attention}; set latent_bottleneck=false"
             )
 
     recipe = Recipe(

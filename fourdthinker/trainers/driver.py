@@ -23,7 +23,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.liger import use_liger
 from fourdthinker.errors import FourdError
 from fourdthinker.files import check_folder
-from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.arguments import environment_kept, training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
 from fourdthinker.trainers.lengths import Lengths
@@ -33,7 +33,13 @@ from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.trainer import LatentTrainer
-from fourdthinker.trainers.update import MemoryLimitError, NonFiniteLossError, Parts, RolloutWorkerError
+from fourdthinker.trainers.update import (
+    LoaderWorkerError,
+    MemoryLimitError,
+    NonFiniteLossError,
+    Parts,
+    RolloutWorkerError,
+)
 from fourdthinker.trainers.watch import RankLostError, Watch
 
 logger = logging.getLogger(__name__)
@@ -60,6 +66,7 @@ class Recipe:
     make_trainer: Callable[[Parts], LatentTrainer]
 
 
+@environment_kept()
 def train(
     config: TrainConfig,
     recipe: Recipe,
@@ -83,6 +90,7 @@ def train(
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
+        LoaderWorkerError: a process of the loader was killed.
         RankLostError: another process has died.
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
@@ -97,6 +105,10 @@ def train(
             return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
         except torch.OutOfMemoryError as error:  # outside of the forwards, which are made smaller
             raise MemoryLimitError(str(error).partition("\n")[0]) from error
+        except RuntimeError as error:  # torch has no type for it, and raises it wherever the main thread is
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderWorkerError(str(error).partition("\n")[0].strip(" .")) from error
 
 
 def _parts(
@@ -164,7 +176,8 @@ def run_command(
         with process_group():
             final = train_with(config)
     except (
-        FourdError, NonFiniteLossError, MemoryLimitError, RankLostError, RolloutWorkerError, OSError
+        FourdError, NonFiniteLossError, MemoryLimitError, LoaderWorkerError, RankLostError,
+        RolloutWorkerError, OSError,
     ) as error:  # fmt: skip
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         sys.stderr.write(f"error{rank}: {' '.join(str(error).split())}\n")

@@ -7,23 +7,25 @@ head's weight without calling it, and a rank whose batch has no pictures does no
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, load_fsdp_model
+from accelerate.utils import FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 
+from fourdthinker.backbones.gathering import full_weight, reshard
 from fourdthinker.errors import ConfigError
+from fourdthinker.trainers.master_weights import MASTERS, read_masters, write_masters
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
 
 ASKED = "ACCELERATE_USE_FSDP"  # variable by which accelerate is asked for it
-STATE_FILES = ("pytorch_model_fsdp.bin", "optimizer.bin")  # of a checkpoint, as accelerate writes them
+STATE_FILES = (MASTERS, "optimizer.bin")  # of a checkpoint; the second as accelerate names it
 
 
 def check_types(backbone: Backbone, *, bf16: bool) -> None:
@@ -52,8 +54,6 @@ def set_up(accelerator: Accelerator, args: TrainingArguments, backbone: Backbone
         args: of the trainer, made with `fsdp`.
         backbone: not divided yet.
     """
-    # What accelerate leaves there would divide the next model of this process too, whatever its settings.
-    os.environ.pop(ASKED, None)
     state: Any = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:
         # On a CPU accelerate would leave the request aside without a word, and average whole gradients. What
@@ -70,12 +70,51 @@ def set_up(accelerator: Accelerator, args: TrainingArguments, backbone: Backbone
     state.fsdp_plugin.mixed_precision_policy = policy
 
 
-def load_weights(accelerator: Accelerator, model: Any, folder: Path) -> None:
-    """Give a divided model the weights of a checkpoint, as the optimizer had them. Collective.
+@torch.no_grad()
+def save_state(
+    accelerator: Accelerator, backbone: Backbone, optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
+    """Write what is trained of a divided model as the optimizer has it, and the optimizer's state.
+
+    Both are whole; the first process puts weight after weight together on its host. accelerate would write
+    what is not trained as well, which beside an adapter is nearly everything. Collective.
 
     Args:
-        accelerator: that divided it.
-        model: what it gave back.
-        folder: of a checkpoint that was written under FSDP, by any number of processes.
+        accelerator: that divided the model.
+        backbone: the model.
+        optimizer: of its slices.
+        folder: of a checkpoint.
     """
-    load_fsdp_model(accelerator.state.fsdp_plugin, accelerator, model, str(folder))
+    reshard(backbone)
+    whole = {}
+    for name, parameter in _trained(backbone).items():
+        tensor = full_weight(parameter)
+        if accelerator.is_main_process:
+            whole[name] = tensor.cpu()
+    if accelerator.is_main_process:
+        write_masters(folder, whole)
+    save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, backbone, str(folder))
+
+
+@torch.no_grad()
+def load_weights(backbone: Backbone, folder: Path) -> None:
+    """Give a divided model what was trained of it.
+
+    Args:
+        backbone: the model; what is not trained of it is there already.
+        folder: of a checkpoint that was written under FSDP, by any number of processes.
+
+    Raises:
+        CheckpointError: the weights are missing, unreadable or of another model.
+    """
+    trained = _trained(backbone)
+    for name, tensor in read_masters(folder, trained):
+        parameter = trained[name]
+        assert isinstance(parameter, DTensor)
+        # Every process reads the file itself: nothing is sent.
+        own = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.copy_(own)
+
+
+def _trained(backbone: Backbone) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.backbones.gathering import gathered
+from fourdthinker.backbones.common import MASKED
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
 from fourdthinker.ray_cluster import import_ray
@@ -194,7 +194,7 @@ class GrpoTrainer(RolloutTrainer):
     def _restored(self) -> Replay:
         assert self.resumed_from is not None
         backbone, settings = self.checkpoint.backbone, self.settings
-        with self.accelerator.autocast(), gathered(backbone):
+        with self.accelerator.autocast(), self.gathered_to_run(backbone):
             return load_replay(
                 self.resumed_from / rollouts_file(self.args.process_index),
                 self._held(),
@@ -272,9 +272,10 @@ def train_grpo(
 
     def check(loaded: Checkpoint) -> None:
         attention = loaded.backbone.attention
-        if config.share_prompt and attention != "sdpa":
+        if config.share_prompt and attention not in MASKED:
             raise ConfigError(
-                f"share_prompt needs sdpa attention, the model has {attention}; set share_prompt=false"
+                f"share_prompt needs sdpa or eager attention, which take a mask; the model has {attention}; "
+                "set share_prompt=false"
             )
         for index, prompt in enumerate(prompts or ()):
             loaded.backbone.require_family(prompt.family, f"prompt {index}")

@@ -2,17 +2,19 @@
 
 A bfloat16 weight has 8 significant bits, so that an update below 1/512 of it is rounded away: at a learning
 rate of 1e-6 nearly every one. The optimizer therefore updates float32 copies, and the model gets them rounded
-after each step. DeepSpeed keeps such copies itself.
+after each step. DeepSpeed keeps such copies itself. Under FSDP the slices are float32, and a checkpoint has
+them in the file that is written and read here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fourdthinker.errors import CheckpointError, ConfigError
 
@@ -46,6 +48,12 @@ class MasterWeights:
         wide = {id(p): self.wide[name] for name, p in self.half.items()}
         for group in optimizer.param_groups:
             group["params"] = [wide.get(id(p), p) for p in group["params"]]
+        for name, parameter in self.half.items():
+            if parameter in optimizer.state:  # Adagrad has one before its first step
+                state = optimizer.state.pop(parameter)
+                optimizer.state[self.wide[name]] = {
+                    key: value.float() if isinstance(value, Tensor) else value for key, value in state.items()
+                }
         optimizer.register_step_pre_hook(lambda *_: self._take_gradients())
         optimizer.register_step_post_hook(lambda *_: self._give_weights())
 
@@ -63,7 +71,7 @@ class MasterWeights:
     def save(self, folder: Path) -> None:
         """Write the copies into a checkpoint folder; nothing when there are none."""
         if self.half:
-            save_file({name: p.detach() for name, p in self.wide.items()}, folder / MASTERS)
+            write_masters(folder, {name: p.detach() for name, p in self.wide.items()})
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -74,19 +82,41 @@ class MasterWeights:
         """
         if not self.half:
             return
-        path = folder / MASTERS
-        try:
-            with safe_open(path, framework="pt") as file:
-                if set(file.keys()) != set(self.wide):
-                    raise CheckpointError(
-                        f"{path} holds the weights of other parameters than are trained now; go on with the "
-                        "settings of that run"
-                    )
-                for name, parameter in self.wide.items():
-                    parameter.copy_(file.get_tensor(name))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path}: the float32 weights cannot be read ({error}); go on from a checkpoint that was "
-                "trained in bfloat16 without DeepSpeed, or set dtype=float32"
-            ) from error
+        for name, tensor in read_masters(folder, self.wide):
+            self.wide[name].copy_(tensor)
         self._give_weights()
+
+
+def write_masters(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write trained weights as the optimizer has them into a checkpoint folder, each a tensor of its own."""
+    save_file(dict(weights), folder / MASTERS)
+
+
+def read_masters(folder: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The weights that `write_masters` wrote, one after the other.
+
+    Args:
+        folder: of a checkpoint.
+        trained: what is trained now, by name.
+
+    Yields:
+        The name of a weight, and the weight on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or of another model.
+    """
+    path = folder / MASTERS
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
+            if found != {name: list(weight.shape) for name, weight in trained.items()}:
+                raise CheckpointError(
+                    f"{path} holds the weights of other parameters than are trained now; go on with the "
+                    "settings of that run"
+                )
+            for name in trained:
+                yield name, file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: the float32 weights cannot be read ({error}); go on from another checkpoint of the run"
+        ) from error

@@ -20,11 +20,10 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import compute_in, outline, vision_patches
 from fourdthinker.backbones.packed import FLEX_FROM
 from fourdthinker.backbones.recompute import recompute_cheap_layers
-from fourdthinker.errors import ConfigError
-from fourdthinker.files import read_json_object
 from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.samples import Batch
+from fourdthinker.trainers.deepspeed_config import zero_stage
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Device, Work, work_of
@@ -33,6 +32,7 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
 _ANSWER = 512  # tokens of a DIFT answer
 _BLOCKS = 2  # imagery blocks in it
+_WITHOUT_GRADIENT = ("rollouts", "own latents")  # phases for which whole weights are gathered
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Plan:
         shape: of the largest forward.
         parts: bytes by part.
         phases: bytes that exist at the same time, by phase.
+        in_turn: bytes less where layers are gathered one after the other for passes without gradient.
         cache: bytes that `cache_dir` would hold on disk of a clip and of a picture of imagery.
         work: of an update, on each GPU.
     """
@@ -78,6 +79,7 @@ class Plan:
     shape: Shape
     parts: dict[str, int]
     phases: dict[str, int]
+    in_turn: int
     cache: tuple[int, int]
     work: Work
 
@@ -85,6 +87,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes of the phase that needs most."""
         return max(self.phases.values())
+
+    @property
+    def least(self) -> int:
+        """The same where memory has no room for whole weights, and layers are gathered in turn."""
+        return max(size - self.in_turn * (name in _WITHOUT_GRADIENT) for name, size in self.phases.items())
 
 
 def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False) -> Plan:
@@ -109,14 +116,15 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     undivided = _bytes(backbone.parameters()) + sizes["reference"]
     if config.bf16 and config.fsdp:
         backbone.to(torch.bfloat16)  # what is gathered; the slices are float32
-    unit, everything = _gathered(config, backbone)
+    unit, everything, in_turn = _gathered(config, backbone)
     autocast = config.bf16 and backbone.dtype == torch.float32
     casts = compute_in(backbone, torch.bfloat16) if autocast else 0
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
     features, vision = _vision(config, backbone, grid)
     traced, kept, chunk = _traced(config, backbone, shape, grid, on_cpu)
-    gathered = everything if isinstance(config, GrpoConfig) else unit
+    feeds_itself = isinstance(config, DiftConfig) and config.self_feed > 0
+    gathered = everything if feeds_itself or isinstance(config, GrpoConfig) else unit
     parts = sizes | {"gathered weights": gathered, "activations": kept, "logits chunk": chunk}
     parts |= {"vision": features + vision}
     static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
@@ -127,6 +135,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
     if config.fsdp:
         phases["start"] = undivided
+    if feeds_itself and everything:
+        phases["own latents"] = static + everything + features
     if isinstance(config, GrpoConfig) and not config.rollout_workers:
         parts["KV cache"] = _kv(config, backbone, shape)
         phases["rollouts"] = static + everything + parts["KV cache"] + features + vision
@@ -144,7 +154,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         patches=int(grid.prod()),
     )
     cache = clip * element, backbone.latents.latent_size * width * element
-    return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases, cache, work)
+    return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases, in_turn, cache, work)
 
 
 def _asked(config: TrainConfig, vision: int) -> Shape:
@@ -205,7 +215,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         4 * half,
         8 * count,
     )
-    stage, offloaded = (3, False) if config.fsdp else _zero(config)
+    stage, offloaded = (3, False) if config.fsdp else zero_stage(config)
     if stage >= 1:
         masters, optimizer = masters // world_size, optimizer // world_size
     if stage >= 2:
@@ -223,32 +233,23 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
     }
 
 
-def _zero(config: TrainConfig) -> tuple[int, bool]:
-    """The stage of ZeRO, and whether the optimizer is kept on the host."""
-    if config.deepspeed is None:
-        return 0, False
-    zero = read_json_object(config.deepspeed, "mend the DeepSpeed config").get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
-    offload = zero.get("offload_optimizer") or {}
-    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
-
-
-def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int]:
+def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:
     """Bytes of whole weights where they are divided: in a training pass of FSDP, and in rollouts.
 
     In a pass two decoder layers (one is fetched ahead) and all that is no decoder layer, with its gradients.
+    The third number is what rollouts need less where one decoder layer is whole at a time.
     """
-    stage = 3 if config.fsdp else _zero(config)[0]
+    stage = 3 if config.fsdp else zero_stage(config)[0]
     if stage < 3:
-        return 0, 0
+        return 0, 0, 0
     layers: Any = backbone.hf.model.language_model.layers
     sizes, everything = [_bytes(layer.parameters()) for layer in layers], _bytes(backbone.parameters())
     rest = everything - sum(sizes)
     outside = _bytes(p for p in backbone.parameters() if p.requires_grad) - sum(
         _bytes(p for p in layer.parameters() if p.requires_grad) for layer in layers
     )
-    return (rest + outside + 2 * max(sizes) if config.fsdp else 0), everything
+    unit = rest + outside + 2 * max(sizes) if config.fsdp else 0
+    return unit, everything, sum(sizes) - max(sizes)
 
 
 def _vision(config: TrainConfig, backbone: Backbone, grid: Tensor) -> tuple[int, int]:
@@ -275,10 +276,7 @@ def _traced(
     config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
 ) -> tuple[int, int, int]:
     """Bytes of the largest pass at its worst moment, of what its forward keeps, and of a chunk of logits."""
-    batch, objective = _batch(config, backbone, shape, grid)
-    by_flex = not on_cpu and shape.positions // shape.prompts >= FLEX_FROM
-    if by_flex or on_cpu:
-        batch.pop("segments", None)  # no mask of all pairs is made
+    batch, objective = _batch(config, backbone, shape, grid, on_cpu)
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
     elif not (config.deepspeed or config.torch_compile):
@@ -303,11 +301,28 @@ def _traced(
     return max(live.peak, after + chunk), kept, chunk
 
 
+def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool) -> tuple[tuple[int, int], bool]:
+    """[B, S] of the largest forward, and whether it makes a mask of all pairs of positions.
+
+    Short sequences on a GPU do, of completions that share a prompt, of samples that stand behind each other,
+    and of a bottleneck; on a CPU only the last.
+    """
+    size = shape.prompts, shape.positions // shape.prompts
+    if isinstance(config, GrpoConfig):
+        parted, barred = config.share_prompt, False
+    else:
+        assert isinstance(config, DiftConfig)
+        parted, barred = not on_cpu and shape.prompts > 1 and config.self_feed < 1, config.latent_bottleneck
+        if parted:
+            size = 1, shape.positions
+    return size, barred if on_cpu else (parted or barred) and size[1] < FLEX_FROM
+
+
 def _batch(
-    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor
+    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
 ) -> tuple[Batch, Callable[..., Any]]:
     """A batch of nothing in the largest shape, on the meta device, and its objective."""
-    length = shape.prompt + shape.rows * shape.answer
+    size, masked = _sequences(config, shape, on_cpu)
     rows, tokens = shape.prompts * shape.rows, shape.prompts * shape.rows * shape.answer
 
     def ids(*size: int) -> Tensor:
@@ -315,12 +330,16 @@ def _batch(
 
     latents = rows * _BLOCKS * backbone.latents.latent_size if config.latents else 0
     batch: Batch = {
-        "input_ids": ids(shape.prompts, length),
-        "position_ids": ids(3, shape.prompts, length),
+        "input_ids": ids(*size),
+        "position_ids": ids(3, *size),
         "latent_index": ids(latents),
         "latents": torch.empty(latents, backbone.hidden_size, dtype=backbone.dtype, device="meta"),
         "vision_index": ids(shape.prompts * shape.vision),
     }
+    if masked:
+        batch["segments"] = ids(*size).int()
+        if isinstance(config, DiftConfig) and config.latent_bottleneck:
+            batch["bottleneck"] = ids(*size).int()
     if config.freeze_vision:
         width = backbone.hidden_size * (1 + backbone.deepstack_levels)
         batch["vision_features"] = torch.empty(
@@ -335,12 +354,10 @@ def _batch(
         numbers = torch.empty(rows, shape.answer, device="meta")
         batch |= {"source_index": ids(tokens), "chosen_ids": ids(tokens), "completion_index": ids(tokens)}
         batch |= {"policy_mask": numbers.bool(), "rollout_logprobs": numbers, "advantages": numbers[:, 0]}
-        if config.share_prompt:
-            batch["segments"] = ids(shape.prompts, length).int()
         if config.needs_reference:
             batch["ref_logprobs"] = numbers
         return batch, functools.partial(grpo_objective, options=config.loss, num_items=1.0, num_tokens=1.0)
-    batch |= {"target": ids(shape.prompts, length), "rows": ids(tokens)}
+    batch |= {"target": ids(*size), "rows": ids(tokens)}
     return batch, functools.partial(dift_objective, num_tokens=1.0, num_latents=1.0)
 
 
@@ -359,10 +376,12 @@ def plan_text(config: TrainConfig) -> str:
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.parts.items() if size]
     lines.append("at the same time:")
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.phases.items()]
-    fits = [device for device in DEVICES if _holds(device, plan)]
+    fits = [device for device in DEVICES if _holds(device, plan.least)]
     if not on_cpu:
         named = ", ".join(f"{device.name} ({device.memory} GB)" for device in fits)
         lines.append(f"fits {named or f'no GPU of {DEVICES[-1].memory} GB'}")
+        if slow := [device.name for device in fits if not _holds(device, plan.peak)]:
+            lines.append(f"on {', '.join(slow)} rollouts gather layer by layer, which is slower")
         if len(fits) < len(DEVICES):
             lines.append(
                 "smaller by: max_tokens_per_forward, gradient_checkpointing=true, lora, and on several GPUs "
@@ -376,8 +395,8 @@ def plan_text(config: TrainConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _holds(device: Device, plan: Plan) -> bool:
-    return plan.peak * 1.1 <= device.memory * 1e9  # the allocator's own share
+def _holds(device: Device, peak: int) -> bool:
+    return peak * 1.1 <= device.memory * 1e9  # the allocator's own share
 
 
 def _times(plan: Plan) -> list[str]:
@@ -387,7 +406,7 @@ def _times(plan: Plan) -> list[str]:
         f"{DECODING:.0%} of the bandwidth (without reading of videos, rewards and communication):"
     ]
     for device in DEVICES:
-        if _holds(device, plan):
+        if _holds(device, plan.peak):
             training, sampling = plan.work.seconds(device)
             sheet = f"{device.rate:.0f} TFLOP/s, {device.bandwidth:.0f} GB/s"
             lines.append(

@@ -119,7 +119,9 @@ class RolloutTrainer(LatentTrainer):
         size, rank = config.per_device_train_batch_size, self.args.process_index
         slots = update_slots(len(batches), size, rank, self.args.world_size)
         scored = []
-        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
+        # Workers are sent whole weights, whenever one takes the place of another.
+        weights = self.gathered_to_run if self._workers is None else gathered
+        with self.accelerator.autocast(), weights(self.checkpoint.backbone):
             sampled = self._sampled_by_workers([list(prompts) for _, prompts in batches])
             for (batch, prompts), given in zip(batches, sampled, strict=True):
                 mine, slots = slots[: len(batch)], slots[len(batch) :]
@@ -143,7 +145,7 @@ class RolloutTrainer(LatentTrainer):
         if shown and self.is_world_process_zero():
             self._show_rollouts(step, experiences[0])
         if self._unchecked:
-            with gathered(self.checkpoint.backbone):
+            with self.gathered_to_run(self.checkpoint.backbone):
                 self._check_sharing(experiences[0])
             self._unchecked = False
         self.speed.enter("reference")
@@ -183,7 +185,7 @@ class RolloutTrainer(LatentTrainer):
         """
         indices, prompts = [index for index, _ in batch], [prompt for _, prompt in batch]
         greedy = replace(sampling_config(self.settings), temperature=0.0)
-        with self.accelerator.autocast(), gathered(self.checkpoint.backbone):
+        with self.accelerator.autocast(), self.gathered_to_run(self.checkpoint.backbone):
             features = encode_prompts(self.checkpoint.backbone, prompts)
             rollout = self.sampler.sample(prompts, 1, greedy, features=features)
         return scored_metrics(self._scored(indices, prompts, rollout, features, self._own_rewards))
@@ -322,7 +324,8 @@ class RolloutTrainer(LatentTrainer):
         """The reference model, with whole weights: a frozen copy, or the policy without its adapter."""
         own = self.checkpoint.backbone
         reference = own if self.reference is None else self.reference
-        with gathered(reference), own.without_adapter() if reference is own else nullcontext():
+        below = own.without_adapter() if reference is own else nullcontext()
+        with self.gathered_to_run(reference), below:
             yield reference
 
     def _with_other_passes(self, experiences: list[Experience]) -> list[Experience]:
@@ -337,8 +340,7 @@ class RolloutTrainer(LatentTrainer):
                 for e, (logprobs, anchors) in zip(experiences, told, strict=True)
             ]
         if config.top_entropy < 1:
-            with gathered(self.checkpoint.backbone):
-                experiences = self._with_entropy_masks(experiences)
+            experiences = self._with_entropy_masks(experiences)
         return experiences
 
     def _reference_outputs(
@@ -357,12 +359,13 @@ class RolloutTrainer(LatentTrainer):
         """The tokens of the highest entropy, of all ranks together."""
         objective = functools.partial(policy_entropies, temperature=self.settings.temperature)
         masks, values = [], []
-        for e in experiences:
-            entropies = torch.zeros_like(e.rollout.logprobs)
-            for part, found in self._passes(self.checkpoint.backbone, e, e.rows, objective):
-                entropies[part] = found
-            masks.append(e.rollout.policy_mask & e.trained.to(entropies.device)[:, None])
-            values.append(entropies[masks[-1]].cpu())
+        with self.gathered_to_run(self.checkpoint.backbone):
+            for e in experiences:
+                entropies = torch.zeros_like(e.rollout.logprobs)
+                for part, found in self._passes(self.checkpoint.backbone, e, e.rows, objective):
+                    entropies[part] = found
+                masks.append(e.rollout.policy_mask & e.trained.to(entropies.device)[:, None])
+                values.append(entropies[masks[-1]].cpu())
         everywhere: list[Any] = [torch.cat(values)]
         if self.args.world_size > 1:
             everywhere = [None] * self.args.world_size

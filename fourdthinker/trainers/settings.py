@@ -251,7 +251,7 @@ class DiftConfig(TrainConfig):
     latent_bottleneck: Bool = Field(
         False,
         description="In training the words behind the first block of an answer do not attend to the frames: "
-        "they see the video through words and latents only. Needs SDPA.",
+        "they see the video through words and latents only. Needs SDPA or eager attention.",
     )
     ce_loss_weight: Float | None = Field(
         None, ge=0, description="Weight of the cross-entropy; null: the checkpoint's."
@@ -333,7 +333,9 @@ class GrpoConfig(TrainConfig):
     max_blocks: Int = Field(8, ge=0, description="Imagery blocks of a rollout at most; 0: text only.")
     train_start: Bool = Field(False, description="Train the choice to open a block too.")
     share_prompt: Bool = Field(
-        True, description="Run each prompt once for all its rollouts in the training forward (needs SDPA)."
+        True,
+        description="Run each prompt once for all its rollouts in the training forward (needs SDPA or eager "
+        "attention).",
     )
     rollout_workers: Int = Field(
         0,

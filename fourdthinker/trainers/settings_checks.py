@@ -12,6 +12,9 @@ from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_section
 
 PUBLISHED_BETA = 0.01
+# Of transformers' optimizers those that update slices of weights as they update whole ones: others look at
+# shapes, keep state of their own form, or update in the backward pass.
+_DIVISIBLE = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 def make_frames(value: Any) -> Any:
@@ -50,6 +53,12 @@ def check_engine(config: Any) -> None:
         raise ValueError(
             f"torch_compile is true and deepspeed {config.deepspeed}, whose hooks around every layer cannot "
             "be compiled; set torch_compile=false, or divide the model by fsdp=true"
+        )
+    if (config.fsdp or config.deepspeed is not None) and config.optim not in _DIVISIBLE:
+        divided = "fsdp is true" if config.fsdp else f"deepspeed is {config.deepspeed}"
+        raise ValueError(
+            f"optim is {config.optim} and {divided}: slices of weights are updated by "
+            f"{', '.join(_DIVISIBLE)} alone; choose one of them, or leave the model undivided (lora)"
         )
 
 

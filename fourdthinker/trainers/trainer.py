@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import is_progress_bar_enabled
 
+from fourdthinker.backbones import gathering
+from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.compiled import compile_layers
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
@@ -177,6 +180,20 @@ class LatentTrainer(PassTrainer):
         """What is written of an evaluation, of the means over all held-out items."""
         return means
 
+    def gathered_to_run(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """A block for passes without gradient, which ranks make differently often; collective.
+
+        Weights that an engine has sliced are whole in it, or layer by layer where memory has no room.
+
+        Args:
+            backbone: that is trained, or another.
+        """
+        layers = list(backbone.hf.model.language_model.layers)
+        element_size = 2 if self.args.bf16 else backbone.dtype.itemsize
+        if gathering.is_sharded(backbone) and not gathering.have_room(layers, element_size):
+            return gathering.gathered_in_turn(backbone, layers)
+        return gathering.gathered(backbone)
+
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -292,6 +309,8 @@ class LatentTrainer(PassTrainer):
             self.add_callback(callback)
         self._weights_loaded = weights_loaded
         self.resumed_from = None if resume is None else Path(resume)
+        if resume is not None:
+            self.take_run_state(Path(resume))
         final = Path(self.settings.output_dir) / FINAL
         *_, updates = self.set_initial_training_values(self.args, self.get_train_dataloader())
         if self.settings.resume_from_checkpoint is not None:

@@ -23,6 +23,16 @@ class RolloutWorkerError(RuntimeError):
     """Several actors of `rollout_workers` died over the same rollouts, or the code of one failed."""
 
 
+class LoaderWorkerError(RuntimeError):
+    """A process that reads and encodes media was killed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}; where the host's memory ran out, lower dataloader_num_workers or "
+            "dataloader_prefetch_factor; resume_from_checkpoint=auto goes on from the last checkpoint"
+        )
+
+
 class MemoryLimitError(RuntimeError):
     """Memory does not suffice, and smaller forwards would not help or cannot be had."""
 

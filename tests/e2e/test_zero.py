@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones import Checkpoint, gathering, load_checkpoint, save_checkpoint
 from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import grpo, rollout_workers
@@ -30,7 +30,7 @@ from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 from fourdthinker.trainers.update import Parts
 from tests.e2e.gradients_worker import BASE, GRPO, KeepGradients
-from tests.e2e.training import length_reward, prompts, relative_difference, samples
+from tests.e2e.training import length_reward, pixel_samples, prompts, relative_difference, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.fake_ray import FakeRay
@@ -44,8 +44,13 @@ CASES: dict[str, dict[str, Any]] = {
     "dift_checkpointed": {"gradient_checkpointing": True, "max_tokens_per_forward": 130},
     "dift_tower": {"freeze_vision": False},
     "dift_lora": {"lora": {"r": 4, "dropout": 0.0}},
+    "dift_pictures": {},  # one sample has any, so that a rank is without
+    "dift_pictures_tower": {"freeze_vision": False},
+    "dift_self_feed": {"self_feed": 1.0, "latent_norm": 0.1},
+    "dift_pictures_self_feed": {"self_feed": 1.0},
     "grpo": {"loss": {"beta": 0.1}, "num_generations": 4, "max_completion_length": 16},
     "grpo_workers": {"loss": {"beta": 0.1}, "num_generations": 4, "max_completion_length": 16},
+    "grpo_in_turn": {"loss": {"beta": 0.0}, "num_generations": 4, "max_completion_length": 16},
     "grpo_lora": {"loss": {"beta": 0.1}, "lora": {"r": 4}, "gradient_checkpointing": True},
 }
 
@@ -65,6 +70,8 @@ def save_model(folder: Path, case: str) -> None:
 
 
 def items_of(case: str, checkpoint: Checkpoint) -> list[Any]:
+    if "pictures" in case:
+        return pixel_samples(checkpoint, 8)
     return (samples if case.startswith("dift") else prompts)(checkpoint, 8)
 
 
@@ -163,6 +170,8 @@ def on_two(rank: int, folder: Path, stage: int, case: str) -> None:
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
     }
+    if case == "grpo_in_turn":
+        gathering.have_room = lambda *_: False
     kept = HfDeepSpeedConfig(zero)  # while it lives, transformers loads weights in slices
     trainer = trainer_of(config_of(case, folder, batch=2, accumulation=2), case, folder)
     sliced = [hasattr(p, "ds_id") for p in trainer.checkpoint.backbone.parameters()]

@@ -139,6 +139,33 @@ def samples(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Sampl
     return result
 
 
+def pixel_samples(checkpoint: Checkpoint, number: int) -> list[Sample]:
+    """Samples of which the second has a clip and a block of imagery, as pixels; the others are text alone."""
+    backbone, generator = checkpoint.backbone, torch.Generator().manual_seed(7)
+    latents, result = backbone.latents, []
+    for i in range(number):
+        ids = torch.randint(0, 300, (28 + 3 * (i % 4),), generator=generator)
+        pictures: list[Vision | None] = [None, None]
+        if i == 1:
+            ids[2:6] = backbone.vision.video_token_id
+            ids[20:26] = torch.tensor([latents.start_id, *[latents.pad_id] * 4, latents.end_id])
+            grid, width = torch.tensor([[1, 4, 4]]), backbone.vision.patch_dim
+            pictures = [Vision(grid, torch.randn(16, width, generator=generator)) for _ in range(2)]
+        labels = ids.masked_fill(ids == latents.pad_id, -100)
+        labels[:12] = -100
+        result.append(
+            Sample(
+                ids,
+                torch.arange(len(ids)).expand(3, -1),
+                labels,
+                *pictures,
+                vision_index=(ids == backbone.vision.video_token_id).nonzero()[:, 0],
+                latent_index=(ids == latents.pad_id).nonzero()[:, 0],
+            )
+        )
+    return result
+
+
 def prompts(checkpoint: Checkpoint, number: int, *, seed: int = 0) -> list[Prompt]:
     """Prompts in memory, of unequal lengths, with a record each."""
     backbone, generator = checkpoint.backbone, torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fourdthinker.backbones import FAMILIES, common, packed, tower
 from fourdthinker.backbones.common import Backbone, refuse_cudnn_attention
 from fourdthinker.backbones.inputs import DeepStack
+from fourdthinker.backbones.pictures import with_features
 from fourdthinker.errors import CheckpointError, ConfigError
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -139,15 +140,27 @@ def test_tower_has_gradients_iff_it_is_not_frozen(backbone: Backbone, batch: dic
     assert not backbone.imagery_targets(patches(backbone), GRIDS).requires_grad
 
 
-def test_the_tower_runs_on_imagery_of_which_nothing_is_placed(
+def test_features_stand_for_pixels_where_no_gradient_goes_through_the_tower(
     backbone: Backbone, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under ZeRO-3 its weights are gathered by all processes together, those with an empty forward too."""
-    calls: list[int] = []
-    encode = backbone.imagery_targets
-    monkeypatch.setattr(backbone, "imagery_targets", lambda *a: (calls.append(1), encode(*a))[1])
-    backbone.embed_inputs(batch | {"latent_index": batch["latent_index"][:0]})
-    assert calls == [1]
+    pixels = {"patches", "grid_thw", "imagery_patches", "imagery_grid_thw"}
+    expected = backbone.embed_inputs(batch)
+    opened = with_features(backbone, batch)
+    assert pixels & opened.keys() == {"patches", "grid_thw"}
+    assert backbone.embed_inputs(opened).embeds.requires_grad
+    with torch.no_grad():
+        assert not pixels & with_features(backbone, batch).keys()
+    backbone.freeze_vision()
+    frozen = with_features(backbone, batch)
+    assert not pixels & frozen.keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "encode_vision", None)
+        got = backbone.embed_inputs(frozen)
+    assert torch.equal(got.embeds, expected.embeds)
+    assert got.latents is not None
+    assert torch.equal(got.latents, expected.latents)
+    none = with_features(backbone, batch | {"latent_index": batch["latent_index"][:0]})
+    assert none["latents"].shape == (0, backbone.hidden_size)
 
 
 def test_embed_inputs(backbone: Backbone, batch: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.backbones.packed import block_mask, dense_mask
+from fourdthinker.backbones.packed import NAME, block_mask, dense_mask
 from fourdthinker.backbones.self_feed import with_own_latents
 from fourdthinker.objectives import dift_objective
 from fourdthinker.samples import Sample, Vision, collate
@@ -132,21 +132,23 @@ def test_frames_do_not_reach_the_words(family: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.undo()
 
 
-def test_packed_equals_padded() -> None:
+def test_packed_equals_padded_and_eager_attention_takes_the_mask() -> None:
     checkpoint = tiny_checkpoint(tied=False)
     backbone, items = checkpoint.backbone, items_of(checkpoint)
     backbone.freeze_vision()
     results = []
-    for packed in (True, False):
+    for packed, attention in ((False, NAME), (True, NAME), (False, "eager")):
         backbone.zero_grad()
         batch = collate(items, 0, packed=packed, bottleneck=True)
-        loss, _ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100, num_latents=40))
+        with backbone.set_attention(attention):
+            loss, _ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100, num_latents=40))
         loss.backward()
         grads = [p.grad.flatten() for p in backbone.parameters() if p.grad is not None]
         results.append((loss.detach(), torch.cat(grads)))
-    (loss, gradient), (expected, other) = results
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    assert (gradient - other).abs().max() <= 1e-5 * other.abs().max()
+    (expected, other), *others = results
+    for loss, gradient in others:
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+        assert (gradient - other).abs().max() <= 1e-5 * other.abs().max()
     open_, _ = backbone(collate(items, 0), lambda *a: dift_objective(*a, num_tokens=100, num_latents=40))
     assert abs(open_.item() - expected.item()) > 1e-4
 

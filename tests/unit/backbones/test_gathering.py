@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from fourdthinker.backbones import FAMILIES
-from fourdthinker.backbones.gathering import gathered, require_whole
+from fourdthinker.backbones.gathering import gathered, gathered_in_turn, require_whole
 from fourdthinker.errors import ConfigError
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig
 from tests.processes import run_ranks
@@ -43,10 +43,14 @@ def rollouts_of(family: str, rank: int) -> None:
     hooks = [len(module._forward_pre_hooks) for module in backbone.modules()]
     with pytest.raises(ConfigError, match="is sliced over ranks"):
         sample(checkpoint, rank)
-    for _ in range(2):
-        with gathered(backbone):
+    in_turns, layers = [], list(backbone.hf.model.language_model.layers)
+    for block in (lambda: gathered(backbone), lambda: gathered_in_turn(backbone, layers)):
+        with block():
             require_whole(backbone)
             got = sample(checkpoint, rank)
+            sliced = [isinstance(layer.mlp.up_proj.weight, DTensor) for layer in layers]
+        in_turns.append(sliced[0])
+        assert len(set(sliced)) == 1
         assert torch.equal(got.tokens, expected.tokens)
         torch.testing.assert_close(got.logprobs, expected.logprobs)
         assert [len(module._forward_pre_hooks) for module in backbone.modules()] == hooks
@@ -56,6 +60,7 @@ def rollouts_of(family: str, rank: int) -> None:
         loss = backbone({"input_ids": ids, "position_ids": ids.expand(3, 1, -1)}, lambda _, h, b: h.sum())
         loss.backward()
         assert backbone.hf.model.language_model.layers[0].mlp.up_proj.weight.grad is not None
+    assert in_turns == [False, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")

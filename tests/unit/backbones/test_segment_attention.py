@@ -90,3 +90,22 @@ def test_the_model_gives_the_same_by_pieces_and_by_a_mask_under_autocast() -> No
     real = batch["segments"] >= 0
     spread = (hidden["sdpa"] - hidden["eager"])[real].abs().max()
     assert (hidden[NAME] - hidden["eager"])[real].abs().max() <= 2 * spread
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("barred", [False, True])
+def test_float64_stays_float64_under_autocast(barred: bool) -> None:
+    """As in SDPA: autocast narrows float32 alone."""
+    backbone = tiny_checkpoint(layers=1).backbone.double()
+    batch = {
+        "input_ids": torch.arange(40)[None],
+        "position_ids": torch.arange(40).expand(3, 1, 40),
+        "segments": segments_of([(20, [10, 10], 0)]),
+    }
+    if barred:
+        batch["bottleneck"] = torch.zeros(1, 40, dtype=torch.int32)
+    plain = backbone(batch, lambda backbone, hidden, batch: hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = backbone(batch, lambda backbone, hidden, batch: hidden)
+    assert cast.dtype == torch.float64
+    torch.testing.assert_close(cast, plain, rtol=0, atol=1e-6)

@@ -17,7 +17,7 @@ from fourdthinker.evaluate.journal import Journal
 from fourdthinker.files import JsonLines
 from fourdthinker.generate import _answered
 from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
-from fourdthinker.trainers.plan import _zero
+from fourdthinker.trainers.deepspeed_config import zero_stage
 from fourdthinker.trainers.replay import load_replay
 from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.run_folder import resumed_updates
@@ -81,7 +81,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "transforms.json": lambda folder: read_nerfstudio(folder / "transforms.json", names=["a"], times=[0.0]),
     "run.json": RunState.read,
     "trainer_state.json": resumed_updates,
-    "zero.json": lambda folder: _zero(SimpleNamespace(deepspeed=str(folder / "zero.json"))),  # type: ignore
+    "zero.json": lambda folder: zero_stage(SimpleNamespace(deepspeed=str(folder / "zero.json"))),  # type: ignore
 }
 
 

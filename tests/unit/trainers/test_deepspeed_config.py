@@ -41,14 +41,19 @@ def check(path: Path, **values: Any) -> None:
         ({"fp16": {"enabled": True}}, "fp16.enabled is True .* no setting is False"),
         ({"gradient_accumulation_steps": 4}, "is 4 .* gradient_accumulation_steps is 2"),
         ({"train_micro_batch_size_per_gpu": 8}, "is 8 .* per_device_train_batch_size is 3"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "AdamW for any .* optim is sgd; set",
+        ),
         ({"train_batch_size": 6}, "is 6 .* the batch of all processes is 12"),
     ],
 )
 def test_what_contradicts_a_setting_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(CLIPPED | given))
+    values = {"bf16": True, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     with pytest.raises(ConfigError, match=said) as error:
-        check(path, bf16=True, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+        check(path, optim="sgd", **values)
     assert str(path) in str(error.value)
 
 

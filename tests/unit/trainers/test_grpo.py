@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fourdthinker.errors import ConfigError
 from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.arguments import training_arguments
@@ -16,7 +17,7 @@ from fourdthinker.trainers.grpo import GrpoTrainer, Replay, make_trainer, train_
 from fourdthinker.trainers.passes import ADVANTAGES, PREPARING
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import Parts
-from tests.e2e.training import length_reward, prompts
+from tests.e2e.training import length_reward, metrics, prompts
 from tests.tiny import tiny_checkpoint
 
 
@@ -79,3 +80,32 @@ def test_a_rank_that_cannot_halve_keeps_each_rollouts_log_probs(
     assert [forwards[-1] for forwards in old] == [None, None], "the empty ones"
     for mine, first in zip([m for forwards in old for m in forwards[:2]], known, strict=True):
         assert torch.equal(mine, first)
+
+
+SHARED: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "max_steps": 1,
+    "save_steps": 0,
+    "log_rollouts": 0,
+}
+SHARED |= {"rewards": ["tests.e2e.training:length_reward"], "reward_weights": [1.0], "num_generations": 3}
+SHARED |= {"max_completion_length": 6, "loss": {"beta": 0.0}}
+
+
+def shared_update(folder: Path, attention: str | None) -> list[float]:
+    checkpoint = tiny_checkpoint(layers=1)
+    if attention is not None:
+        checkpoint.backbone.hf.model.language_model.config._attn_implementation = attention
+    config = make_config(GrpoConfig, SHARED | {"output_dir": str(folder)})
+    train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 2))
+    (line,) = metrics(folder)
+    return [line["loss"], line["grad_norm"]]
+
+
+def test_prompts_are_shared_by_every_attention_that_takes_a_mask(tmp_path: Path) -> None:
+    plain, eager = shared_update(tmp_path / "plain", None), shared_update(tmp_path / "eager", "eager")
+    assert plain[1] > 0
+    assert eager == pytest.approx(plain, rel=1e-4, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"share_prompt needs sdpa or eager .* has flash_attention_2"):
+        shared_update(tmp_path / "flash", "flash_attention_2")

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import get_worker_info
 
 from fourdthinker.errors import FourdError, RecordError, VideoError
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import Items, ShardedBatches, same
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.driver import run_command
 from fourdthinker.trainers.loader import Loader
+from fourdthinker.trainers.settings import DiftConfig
+from tests.e2e.training import BARE, samples, settings
+from tests.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,6 +72,32 @@ def signal_itself(name: str) -> str:
 def test_workers_outlive_signals() -> None:
     taken = [item for batch in loader(Items(["a", "b"], signal_itself)) for _, item in batch]
     assert sorted(taken) == ["a", "b"]
+
+
+class KillItsWorker(list[Any]):
+    """Samples of which the last ends the process that reads it, as the kernel does where memory ran out."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if get_worker_info() is not None and index == len(self) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    given = {"checkpoint": checkpoint, "samples": KillItsWorker(samples(checkpoint, 3))}
+    values = settings(BARE | {"output_dir": str(tmp_path), "dataloader_num_workers": 1})
+    with pytest.raises(SystemExit) as stop:
+        run_command(
+            lambda config: train_dift(config, **given), DiftConfig, values, program="p", description="d"
+        )
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "DataLoader worker (pid" in line
+    assert "lower dataloader_num_workers" in line
 
 
 def test_a_process_that_exits_ends_its_workers() -> None:

@@ -109,6 +109,20 @@ def test_without_its_float32_weights_a_checkpoint_is_refused(tmp_path: Path) -> 
         train(tmp_path / "rest", half(), learning_rate=1e-4, max_steps=4, **resume)
 
 
+def test_state_that_an_optimizer_has_before_its_first_step_goes_with_the_copies() -> None:
+    layer = torch.nn.Linear(4, 4, bias=False).bfloat16()
+    wide = torch.nn.Parameter(layer.weight.detach().float())
+    masters, plain = MasterWeights(layer), torch.optim.Adagrad([wide], lr=0.1)
+    optimizer = torch.optim.Adagrad(layer.parameters(), lr=0.1)
+    masters.attach(optimizer)
+    wide.grad = torch.full((4, 4), 0.5)
+    layer.weight.grad = wide.grad.bfloat16()
+    plain.step()
+    optimizer.step()
+    assert torch.equal(masters.wide["weight"], wide)
+    assert optimizer.state[masters.wide["weight"]]["sum"].dtype == torch.float32
+
+
 def test_float16_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dtype: the weights are float16.*set dtype=bfloat16"):
         train(tmp_path / "run", half(torch.float16))

@@ -80,6 +80,8 @@ def batch_of(backbone: Backbone, rows: int, prompts: int, share: bool) -> dict[s
     ("trainer", "checkpointing", "bf16"),
     [
         ("dift", False, False),
+        ("bottleneck", False, False),
+        ("bottleneck", True, True),
         ("dift", True, False),
         ("dift", False, True),
         ("grpo", False, False),
@@ -103,9 +105,13 @@ def test_the_plan_of_a_step_is_what_it_holds(
     values |= {"max_prompt_tokens": PROMPT, "gradient_checkpointing": checkpointing, "bf16": bf16}
     frames = {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}
     values |= {"frames": frames, "override_policy": True}
-    if trainer == "dift":
-        plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
+    if trainer != "grpo":
+        barred = trainer == "bottleneck"
+        plan = make_plan(make_config(DiftConfig, values | {"latent_bottleneck": barred}), on_cpu=True)
         batch = batch_of(backbone, 1, 2, False)
+        if barred:
+            kinds = (torch.arange(PROMPT + ANSWER) < VISION).int().expand(2, -1)
+            batch |= {"segments": torch.ones_like(kinds), "bottleneck": kinds}
         objective: Any = lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0)  # noqa: E731
     else:
         more = {"num_generations": 4, "max_completion_length": ANSWER, "loss": {"beta": 0.0}}
@@ -135,6 +141,24 @@ def test_the_plan_of_a_step_is_what_it_holds(
     parameters = list(backbone.parameters())
     assert plan.parameters == sum(p.numel() for p in parameters)
     assert plan.trained == sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def test_masks_of_short_sequences_on_a_gpu_are_counted(
+    checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of samples that stand behind each other, and of a bottleneck; in the bytes of one mask at least."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "per_device_train_batch_size": 2}
+    length = PROMPT + ANSWER
+
+    def training(**extra: Any) -> int:
+        return make_plan(make_config(DiftConfig, values | extra)).phases["training"]
+
+    padded, packed = training(self_feed=1.0), training()
+    assert packed - padded >= 4 * (2 * length) ** 2
+    assert training(self_feed=1.0, latent_bottleneck=True) - padded >= 2 * 4 * length**2
+    monkeypatch.setattr("fourdthinker.trainers.plan.FLEX_FROM", 2 * length)
+    assert training() == training(latent_bottleneck=True) == padded
 
 
 def test_the_cpu_takes_logits_of_16_bits_from_a_copy_of_the_head(checkpoint: tuple[Checkpoint, str]) -> None:
@@ -240,6 +264,14 @@ def test_what_is_divided_and_what_rollouts_gather(
     assert plan.phases["rollouts"] >= kept + whole + plan.parts["KV cache"]
     if engine == "fsdp":  # ZeRO-3 cannot recompute norms
         assert plan.phases["training"] < plain.phases["training"]
+    layers = [
+        sum(p.numel() for p in layer.parameters())
+        for layer in checkpoint[0].backbone.hf.model.language_model.layers
+    ]
+    in_turn = plan.phases["rollouts"] - 4 * (sum(layers) - max(layers))
+    others = [size for name, size in plan.phases.items() if name != "rollouts"]
+    assert plan.least == max(in_turn, *others)
+    assert plain.least == plain.peak
     assert plan.phases.get("start") == (whole + plan.parts["reference"] if engine == "fsdp" else None)
 
 

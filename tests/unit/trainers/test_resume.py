@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.resume import RunState
+from fourdthinker.trainers.resume import RunState, find_resume
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import metrics, samples
 from tests.tiny import tiny_checkpoint
@@ -104,6 +105,23 @@ def test_a_changed_batch_is_refused_with_what_fits(stopped: Path) -> None:
     message = refused(stopped, per_device_train_batch_size=1)
     assert "written with 2 records an update" in message
     assert "set gradient_accumulation_steps=2" in message
+
+
+def test_another_engine_is_refused_by_name(stopped: Path) -> None:
+    """One process has no FSDP, so that this is also what going on with another number comes to there."""
+    config = make_config(DiftConfig, BASE | {"output_dir": str(stopped), "fsdp": True})
+    two: Any = SimpleNamespace(world_size=2, deepspeed=None, fsdp=True, save_only_model=False)
+    said = "written by 1 processes without DeepSpeed and FSDP, and this run has 2 under FSDP"
+    with pytest.raises(ConfigError, match=said):
+        find_resume(config, two)
+    folder = stopped / "checkpoint-2"
+    state = RunState.read(folder)
+    RunState(**vars(state) | {"engine": "fsdp", "processes": 2}).write(folder)
+    for name in ("masters.safetensors", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"):
+        (folder / name).touch()
+    message = refused(stopped)
+    assert "written by 2 processes under FSDP, and this run has 1 without DeepSpeed and FSDP" in message
+    assert "start as then" in message
 
 
 def test_other_records_are_refused(stopped: Path) -> None:

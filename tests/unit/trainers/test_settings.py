@@ -77,6 +77,14 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"weight_decay": float("inf")}, "weight_decay is inf; give a finite number"),
         ({"fsdp": True, "deepspeed": "z.json"}, "fsdp is true and deepspeed z.json: both divide the model"),
         ({"torch_compile": True, "deepspeed": "z.json"}, "torch_compile is true and deepspeed z.json, whose"),
+        (
+            {"fsdp": True, "optim": "paged_adamw_8bit"},
+            "optim is paged_adamw_8bit and fsdp is true: slices of",
+        ),
+        (
+            {"deepspeed": "z.json", "optim": "galore_adamw"},
+            "optim is galore_adamw and deepspeed is z.json: slices of weights are updated by adamw_torch, ",
+        ),
         ({"adam_beta1": 1.0}, "adam_beta1 is 1.0; give a number below 1"),
         ({"seed": -1}, "seed is -1; give at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; give a number below 4294967296"),

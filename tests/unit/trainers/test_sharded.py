@@ -16,21 +16,24 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from fourdthinker.backbones import load_checkpoint
+from fourdthinker.backbones import gathering, load_checkpoint
+from fourdthinker.backbones.pictures import with_features
 from fourdthinker.errors import ConfigError
 from fourdthinker.reward_calls import Reward
+from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept
+from fourdthinker.trainers.dift import DiftTrainer
 from fourdthinker.trainers.grpo import GrpoTrainer, make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Parts
 from fourdthinker.trainers.vision_cache import tower_fingerprint
-from tests.e2e.training import length_reward, prompts, relative_difference
+from tests.e2e.training import length_reward, pixel_samples, prompts, relative_difference
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
@@ -53,6 +56,7 @@ def replay_and_checkpoint(
     parts = Parts(training_arguments(config), checkpoint, Items(items), None)
     trainer = make_trainer(config, [Reward("length", length_reward)], parts)
     if sliced:
+        gathering.have_room = lambda *_: False  # layer by layer
         for layer in checkpoint.backbone.hf.model.language_model.layers:
             fully_shard(layer)
         fully_shard(checkpoint.backbone)
@@ -143,6 +147,39 @@ def test_the_reference_of_a_sliced_model_is_whole(zero3: Any, tmp_path: Path) ->
     got = reference.hf.model.language_model.state_dict()
     assert all(torch.equal(got[name], value) for name, value in expected.items())
     assert checkpoint.backbone.embedding_weight.numel() == 0
+
+
+def test_ranks_gather_the_tower_alike_whatever_pictures_they_have(
+    zero3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen tower in a forward of ZeRO-3: as features, made outside of it by the whole tower."""
+    checkpoint = tiny_checkpoint(layers=1)
+    backbone, trainer = checkpoint.backbone, object.__new__(DiftTrainer)
+    without, pictures = (collate([item], 0) for item in pixel_samples(checkpoint, 2))
+    backbone.freeze_vision()
+    expected = with_features(backbone, pictures)
+    zero3(backbone)
+    told: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "settings": SimpleNamespace(self_feed=0.0),
+        "state": SimpleNamespace(global_step=0, max_steps=4),
+        "args": SimpleNamespace(world_size=1),
+        "is_deepspeed_enabled": True,
+    }
+    trainer.__dict__.update(told)
+    gathers: list[list[nn.Parameter]] = []
+    zero = sys.modules["deepspeed"].zero
+    gather = zero.GatheredParameters
+    monkeypatch.setattr(zero, "GatheredParameters", lambda sliced: gathers.append(sliced) or gather(sliced))
+    assert trainer.prepare_batch(without) is without
+    assert not gathers
+    monkeypatch.setattr(trainer, "any_rank", lambda value: True)
+    assert trainer.prepare_batch(without).keys() == without.keys()
+    got = trainer.prepare_batch(pictures)
+    assert got.keys() == expected.keys()
+    for name in ("vision_features", "latents"):
+        assert torch.equal(got[name], expected[name])
+    assert [len(sliced) for sliced in gathers] == [len(list(backbone.visual.parameters()))] * 2
 
 
 def test_the_vision_cache_is_filled_by_a_whole_tower(
