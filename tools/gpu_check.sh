@@ -9,9 +9,18 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
-if [[ " $* " != *" --rehearse "* ]] && compgen -G ".gpu/*.whl" >/dev/null; then
-  site=$(mktemp -d)
-  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .gpu/*.whl
-  export PYTHONPATH=$site
+if [[ " $* " != *" --rehearse "* ]]; then
+  if compgen -G ".gpu/*.whl" >/dev/null; then
+    "$PYTHON" tools/gpu_bundle.py --check
+    site=$(mktemp -d)
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .gpu/*.whl
+    export PYTHONPATH=$site
+  elif ! (cd / && "$PYTHON" -c "import fourdthinker.kernels, fourdthinker._video") 2>/dev/null; then
+    echo "the package is not installed for $PYTHON, and there is no .gpu/*.whl: run make gpu-bundle elsewhere" \
+      "and carry .gpu/ here, or install the package with make setup" >&2
+    exit 2
+  fi
+  # A fresh machine reads gigabytes of libraries at the first import: not in the time of a stage.
+  timeout 60 "$PYTHON" -c "import torch, transformers, triton; torch.zeros(1).cuda()" || true
 fi
 exec "$PYTHON" tools/gpu_check.py "$@"

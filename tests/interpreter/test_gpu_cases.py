@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.gpu import kernel_cases as cases
+from tests.gpu import races
 
 CPU = "cpu"
 
@@ -37,3 +38,7 @@ def test_decode():
 
 def test_rows():
     cases.many_rows(CPU, 70)
+
+
+def test_what_is_searched_for_races():
+    races.launch(CPU, 2, 300)

@@ -1,0 +1,42 @@
+"""Kernels whose threads talk through shared memory, launched once each, for compute-sanitizer's racecheck.
+
+Small rows and few launches: a kernel that is watched takes a hundred times as long. Nothing is compared.
+``python -m tests.gpu.races``; without a GPU the references run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from fourdthinker.kernels import group_advantages, latent_feedback_step_, latent_state, sample_tokens
+
+
+def launch(device: str, rows: int, vocabulary: int) -> None:
+    """Sampling with and without truncation, two steps of the latent grammar, and advantages."""
+    torch.manual_seed(0)
+    logits = torch.randn(rows, vocabulary).to(device)
+    names, ones = torch.arange(rows).to(device), torch.ones(rows).to(device)
+    base = {"seeds": names, "steps": names, "temperature": ones}
+    sample_tokens(logits, **base)
+    sample_tokens(
+        logits, **base, top_k=torch.full((rows,), 50, dtype=torch.int32).to(device),
+        top_p=torch.full((rows,), 0.9).to(device), min_p=torch.full((rows,), 0.01).to(device),
+    )  # fmt: skip
+    width = 64
+    hidden, table = torch.randn(rows, width).to(device), torch.randn(vocabulary, width).to(device)
+    state = latent_state(rows, width, 2, dtype=hidden.dtype, device=torch.device(device))
+    for _ in range(2):
+        latent_feedback_step_(
+            names, hidden, table, **state, eos_ids=names[:0], pad_id=vocabulary - 3, start_id=0,
+            end_id=vocabulary - 2, fill_id=vocabulary - 1, latent_size=2,
+        )  # fmt: skip
+    group_advantages(torch.rand(8 * rows).to(device), 8)
+
+
+if __name__ == "__main__":
+    launch("cuda" if torch.cuda.is_available() else "cpu", 4, 20_000)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    sys.stdout.write("launched\n")
