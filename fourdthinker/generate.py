@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Generated:
 def generate_file(
     thinker: Thinker,
     records: Sequence[Record],
-    out: PathLike,
+    out: PathLike | JsonLines,
     *,
     n: int = 1,
     config: SamplingConfig,
@@ -62,7 +63,7 @@ def generate_file(
     Args:
         thinker: the model.
         records: questions with unique ids.
-        out: the file of answers, in a folder that exists. Nothing else may write it meanwhile.
+        out: the file of answers, in a folder that exists; one that is open stays open.
         n: answers to a question.
         config: sampling settings.
         batch: questions in one call of the sampler.
@@ -92,7 +93,7 @@ def generate_file(
         raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
     folder = None if latents_out is None else make_folder(latents_out)
     feeds = latent_feeds(latents, thinker.checkpoint.backbone, thinker.encoder, records, config)
-    with JsonLines(out) as file:
+    with nullcontext(out) if isinstance(out, JsonLines) else JsonLines(out) as file:
         done = _answered(file, keys, n)
         todo = [record for record in records if record.id not in done]
         if latents in OF_OWN and todo:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.shared import SEEDS, Commands, not_read, output, real, whole
+from fourdthinker.cli.shared import SEEDS, Commands, differ, not_read, output, real, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--prune writes one file and {len(arguments.files)} are given; prune one at a time"
         )
+    differ(prune=arguments.prune, out=arguments.out)
     for path in (arguments.prune, arguments.out):
         if path is not None:
             check_output(path)  # before long work

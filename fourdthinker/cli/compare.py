@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourdthinker.cli.shared import Commands, not_read, output, whole
+from fourdthinker.cli.shared import Commands, check_with_folder, not_read, output, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.files import write_json
 
     answers = [run / "answers.jsonl" if run.is_dir() else run for run in (arguments.a, arguments.b)]
+    if arguments.out is not None:
+        check_with_folder(arguments.out)
     not_read(arguments.out, [*answers, *(path.with_name("results.json") for path in answers)])
     found = compare(load_result(arguments.a), load_result(arguments.b))
     console = Console()

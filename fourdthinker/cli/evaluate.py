@@ -17,9 +17,12 @@ from fourdthinker.cli.shared import (
     add_latents,
     add_model,
     add_sampling,
+    answers_file,
+    check_with_folder,
     model_name,
+    not_read,
     output,
-    rejects_beside,
+    rejected_beside,
     sampling,
     thinker,
     whole,
@@ -27,11 +30,15 @@ from fourdthinker.cli.shared import (
 
 if TYPE_CHECKING:
     from fourdthinker.evaluate import BenchmarkData, EvalResult
+    from fourdthinker.files import JsonLines
     from fourdthinker.records import Record
+    from fourdthinker.sampler import SamplingConfig
 
 log = logging.getLogger(__name__)
 
 CONTROLS = ("none", "black", "other")  # what --frames shows instead of the clip, and --baselines beside it
+
+ANSWERS, RESULTS, LMMS_EVAL = "answers.jsonl", "results.json", "lmms_eval"  # in the folder --out
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -121,17 +128,27 @@ class _Bench(argparse.Action):
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate a checkpoint: answers.jsonl and results.json in the folder `--out`, a table on stdout."""
+    from fourdthinker.records import empty_rejected
+    from fourdthinker.sampler import check_latent_mode
+
+    config = sampling(arguments)
+    check_latent_mode(arguments.latents)
+    answers, rejected = _outputs(arguments)
+    with answers_file(answers) as journal:  # until the results are written, so that a second is refused now
+        empty_rejected(rejected)
+        _evaluate(arguments, config, journal, rejected)
+
+
+def _evaluate(
+    arguments: argparse.Namespace, config: SamplingConfig, journal: JsonLines, rejected: Path
+) -> None:
     from rich.console import Console
 
     from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
     from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi
     from fourdthinker.files import write_json
     from fourdthinker.integrations.lmms_samples import write_lmms_samples
-    from fourdthinker.sampler import check_latent_mode
 
-    config = sampling(arguments)
-    check_latent_mode(arguments.latents)
-    journal, rejected, results_file = _outputs(arguments.out)
     records, bench = _questions(arguments, rejected)
     controls = _wanted_controls(arguments, records)
     if arguments.protocol != "own":
@@ -161,10 +178,8 @@ def run(arguments: argparse.Namespace) -> None:
     }
     if bench is not None:
         results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
-    path = write_json(results_file, results)
-    write_lmms_samples(
-        arguments.out / "lmms_eval", arguments.bench or arguments.data[0].stem, result, records
-    )
+    path = write_json(arguments.out / RESULTS, results)
+    write_lmms_samples(arguments.out / LMMS_EVAL, _task(arguments), result, records)
     console = Console()
     console.print(results_table(results, title=name))
     if len(summary["by_type"]) > 1:
@@ -218,7 +233,7 @@ def _controls(
 
     found: dict[str, Any] = {}
     for control in controls:
-        other = ask(frames_override=control, journal=out / "baselines" / control / "answers.jsonl")
+        other = ask(frames_override=control, journal=_control_journal(out, control))
         found[f"shown_{control}"] = other.summary()
         asked = {question.id for question in other.questions if not question.failed}
         both = [
@@ -230,20 +245,38 @@ def _controls(
     return found
 
 
-def _outputs(folder: Path) -> tuple[Path, Path, Path]:
-    """The files of answers, of rejected records and of results; FourdError where they cannot be written."""
-    from fourdthinker.errors import ConfigError
-    from fourdthinker.files import check_output, make_folder
+def _outputs(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The files of answers and of rejected records.
 
-    make_folder(folder)
-    journal, results = folder / "answers.jsonl", folder / "results.json"
-    check_output(journal)
-    if results.exists() and not journal.exists():
+    FourdError: these or any other file that will be written cannot be, or would replace what is read.
+    """
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.files import make_folder
+    from fourdthinker.integrations.lmms_samples import lmms_files
+
+    folder = make_folder(arguments.out)
+    answers, results = folder / ANSWERS, folder / RESULTS
+    rejected = rejected_beside(answers)
+    wanted = CONTROLS if arguments.baselines is None else arguments.baselines
+    controls = [_control_journal(folder, control) for control in wanted]
+    for path in (answers, rejected, results, *controls, *lmms_files(folder / LMMS_EVAL, _task(arguments))):
+        check_with_folder(path)
+        not_read(path, arguments.data)
+    if results.exists() and not answers.exists():
         raise ConfigError(
-            f"{results} is of something else, since no {journal.name} is beside it; "
+            f"{results} is of something else, since no {answers.name} is beside it; "
             "name another folder (--out)"
         )
-    return journal, rejects_beside(journal), results
+    return answers, rejected
+
+
+def _control_journal(folder: Path, control: str) -> Path:
+    return folder / "baselines" / control / ANSWERS
+
+
+def _task(arguments: argparse.Namespace) -> str:
+    """The name of the data, for lmms-eval."""
+    return str(arguments.bench or arguments.data[0].stem)
 
 
 def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Record], BenchmarkData | None]:

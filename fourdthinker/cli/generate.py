@@ -14,9 +14,12 @@ from fourdthinker.cli.shared import (
     add_latents,
     add_model,
     add_sampling,
+    answers_file,
+    differ,
     model_name,
+    not_read,
     output,
-    rejects_beside,
+    rejected_beside,
     sampling,
     thinker,
     whole,
@@ -24,6 +27,7 @@ from fourdthinker.cli.shared import (
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
+    from fourdthinker.sampler import SamplingConfig
 
 log = logging.getLogger(__name__)
 
@@ -100,16 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
         The exit status: 0, or 1 if a question of `--out` failed.
     """
     from fourdthinker.errors import ConfigError
-    from fourdthinker.files import check_output
     from fourdthinker.sampler import check_latent_mode
 
     config = sampling(arguments)
     check_latent_mode(arguments.latents)
     if arguments.out is not None:
-        check_output(arguments.out)  # before anything is read
+        return _to_file(arguments, config)
     records = _records(arguments)
-    if arguments.out is not None:
-        return _to_file(arguments, records)
     replaced = arguments.latents != "own"
     if len(records) > 1 or arguments.samples != 1 or arguments.latents_out is not None or replaced:
         more = ", --latents-out" if arguments.latents_out else ""
@@ -132,23 +133,35 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _to_file(arguments: argparse.Namespace, records: list[Record]) -> int:
+def _to_file(arguments: argparse.Namespace, config: SamplingConfig) -> int:
+    """Everything that is written is looked at, and kept from other processes, before the model is loaded."""
     from fourdthinker.files import make_folder
     from fourdthinker.generate import generate_file
+    from fourdthinker.records import empty_rejected
 
-    if arguments.latents_out is not None:
-        make_folder(arguments.latents_out)  # before the model is loaded
-    done = generate_file(
-        thinker(arguments),
-        records,
-        arguments.out,
-        n=arguments.samples,
-        config=sampling(arguments),
-        batch=arguments.batch,
-        latents_out=arguments.latents_out,
-        latents=arguments.latents,
-        name=model_name(arguments),
-    )
+    inputs = [arguments.data, *arguments.video, *(arguments.image or [])]
+    rejected = rejected_beside(arguments.out)
+    for path in (arguments.out, rejected):
+        not_read(path, [given for given in inputs if given is not None])
+    latents_out = arguments.latents_out
+    differ(out=arguments.out, latents_out=latents_out)
+    with answers_file(arguments.out) as out:
+        if latents_out is not None:
+            make_folder(latents_out)
+        if arguments.data is not None:
+            empty_rejected(rejected)
+        records = _records(arguments)
+        done = generate_file(
+            thinker(arguments),
+            records,
+            out,
+            n=arguments.samples,
+            config=config,
+            batch=arguments.batch,
+            latents_out=latents_out,
+            latents=arguments.latents,
+            name=model_name(arguments),
+        )
     sys.stdout.write(f"{arguments.out}\n")
     if done.before:
         log.info("%d of %d questions were answered before", done.before, len(records))
@@ -173,7 +186,7 @@ def _records(arguments: argparse.Namespace) -> list[Record]:
             media_root=arguments.media_root,
             kind="ask",
             on_bad_record=arguments.on_bad_record,
-            rejected=None if arguments.out is None else rejects_beside(arguments.out),
+            rejected=None if arguments.out is None else rejected_beside(arguments.out),
         )
     if arguments.video and arguments.image:
         raise ConfigError("give either --video or --image")

@@ -14,6 +14,7 @@ from fourdthinker.cli.shared import (
     Commands,
     add_model,
     add_sampling,
+    check_with_folder,
     model_name,
     output,
     sampling,
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     for mode in arguments.modes or ():
         check_latent_mode(mode)
-    make_folder(arguments.out)
+    check_with_folder(make_folder(arguments.out) / "latents.json")
     records = [
         record
         for path in arguments.data

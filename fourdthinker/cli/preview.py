@@ -27,6 +27,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the page, and say where."""
+    from fourdthinker.files import check_output
     from fourdthinker.synth.preview import write_preview
+
+    if arguments.out is not None:
+        check_output(arguments.out)  # before clips are decoded
 
     sys.stdout.write(f"{write_preview(arguments.folder, page=arguments.out, most=arguments.most)}\n")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # heavy modules are imported by the commands that need them, so that --help is instant
+    from fourdthinker.files import JsonLines
     from fourdthinker.sampler import SamplingConfig
     from fourdthinker.thinker import Thinker
 
@@ -120,17 +122,62 @@ def not_read(out: Path | None, inputs: Iterable[Path]) -> None:
             raise ConfigError(f"{out} is what the command reads; name another file to write")
 
 
-def rejects_beside(answers: Path) -> Path:
-    """The file of the records that were left out, empty: `answers.rejected.jsonl` of `answers.jsonl`.
+def differ(**outputs: Path | None) -> None:
+    """ConfigError for two options, by name, that would write the same file or folder."""
+    from fourdthinker.errors import ConfigError
+
+    seen: dict[Path, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        other = seen.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise ConfigError(f"{other} and {flag} both name {path}; name another for one of them")
+
+
+def check_with_folder(path: Path) -> None:
+    """FourdError for a file that cannot be written, its folder made; asked before long work."""
+    from fourdthinker.files import check_folder, check_output
+
+    check_folder(path.parent)
+    if path.parent.is_dir():
+        check_output(path)
+
+
+def rejected_beside(answers: Path) -> Path:
+    """The file of the records that are left out: `answers.rejected.jsonl` of `answers.jsonl`.
 
     It is named after the answers, since a training run whose folder they are in has a rejected.jsonl too.
     """
-    from fourdthinker.files import write_bytes
+    return answers.with_name(f"{answers.stem}.rejected.jsonl")
 
-    path = answers.with_name(f"{answers.stem}.rejected.jsonl")
-    if path.exists():
-        write_bytes(path, b"")  # of an earlier run of the same command
-    return path
+
+@contextmanager
+def answers_file(path: Path) -> Iterator[JsonLines]:
+    """The file of answers, which no other process writes until the command ends.
+
+    A file that is made here and stays empty because the command fails is taken away.
+
+    Args:
+        path: as the user named it.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OutputError: it cannot be written, or another process is writing it.
+    """
+    from fourdthinker.files import JsonLines
+
+    is_new = not path.exists()
+    with JsonLines(path) as file:
+        try:
+            yield file
+        except BaseException:
+            if is_new and file.path.stat().st_size == 0:
+                file.path.unlink()  # it is locked, so that nobody else has begun to write it
+            raise
 
 
 def model_name(arguments: argparse.Namespace) -> str:

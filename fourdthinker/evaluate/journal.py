@@ -25,8 +25,12 @@ class Journal:
     else that is no valid line is an error, and so are other settings than the present ones.
     """
 
-    def __init__(self, path: PathLike, settings: dict[str, Any]) -> None:
+    def __init__(self, path: PathLike | JsonLines, settings: dict[str, Any]) -> None:
         """Open or create the journal.
+
+        Args:
+            path: the file; one that is open stays open when the journal is closed.
+            settings: what the answers belong to.
 
         Raises:
             ConfigError: the file holds something else than answers of this evaluation; it stays as it is.
@@ -35,10 +39,13 @@ class Journal:
         self.settings = settings
         self.seconds = 0.0  # spent on what is in the file, by all runs together
         self.done: dict[str, AnsweredQuestion] = {}
-        make_folder(Path(path).parent)
-        file = Path(path)
+        file = Path(path.name if isinstance(path, JsonLines) else path)
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(JsonLines(path))
+        if isinstance(path, JsonLines):
+            self._file = path
+        else:
+            make_folder(file.parent)
+            self._file = self._stack.enter_context(JsonLines(path))
         try:
             self._times = self._stack.enter_context(JsonLines(file.with_name(f"{file.stem}.seconds.jsonl")))
             lines = self._file.lines()

@@ -19,7 +19,7 @@ from fourdthinker.evaluate.latent_modes import OF_OWN, Key, latent_feeds
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
-from fourdthinker.files import PathLike
+from fourdthinker.files import JsonLines, PathLike
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import question_key, source_of
 from fourdthinker.sampler import LatentSampler, SamplingConfig
@@ -48,7 +48,7 @@ def evaluate(
     own: dict[Key, Tensor] | None = None,
     letters: bool = False,
     prompts: Sequence[Prompt] | None = None,
-    journal: PathLike | None = None,
+    journal: PathLike | JsonLines | None = None,
     name: str = "model",
     progress: bool = True,
 ) -> EvalResult:
@@ -77,7 +77,7 @@ def evaluate(
         letters: whether `AnsweredQuestion.letters` is wanted, which takes another forward.
         prompts: one encoded prompt for each record, best with `vision.features`; None: `encoder` makes them.
         journal: a JSONL file to which answers are appended as they come, and from which an evaluation that
-            was interrupted goes on; None: none is kept.
+            was interrupted goes on; None: none is kept. One that is open stays open.
         name: the model's name in results and journal; a journal of another name is refused.
         progress: whether a progress bar is shown on standard error.
 

@@ -13,12 +13,26 @@ from fourdthinker.files import make_folder, write_json, write_text
 from fourdthinker.records import Record
 
 
+def lmms_files(folder: Path, task: str) -> tuple[Path, Path]:
+    """The files of samples and of results that `write_lmms_samples` writes.
+
+    Args:
+        folder: where.
+        task: name of the data; "/" and the like become "_".
+
+    Returns:
+        Their paths.
+    """
+    task = _task_name(task)
+    return folder / f"eval_samples_{task}.jsonl", folder / "eval_results.json"
+
+
 def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Sequence[Record]) -> Path:
     """Write `eval_results.json` and `eval_samples_<task>.jsonl`.
 
     Args:
         folder: where; it is made.
-        task: name of the data; "/" and the like become "_".
+        task: as for `lmms_files`.
         result: of `evaluate`.
         records: what was asked, in the same order.
 
@@ -27,14 +41,14 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
         samples, then the one at temperature 0), `filtered_resps` (what was read from them) and `score`, their
         mean.
     """
-    task = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)
+    path, results = lmms_files(folder, task)
+    task = _task_name(task)
     lines = [_line(number, *pair) for number, pair in enumerate(zip(result.questions, records, strict=True))]
-    path = folder / f"eval_samples_{task}.jsonl"
     make_folder(folder)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     number = len(result.questions)
     write_json(
-        folder / "eval_results.json",
+        results,
         {
             "results": {task: {"alias": task, "score,none": float(result.scores().mean())}},
             "n-samples": {task: {"original": number, "effective": number}},
@@ -43,6 +57,10 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
         },
     )
     return path
+
+
+def _task_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
 
 
 def _line(number: int, question: AnsweredQuestion, record: Record) -> dict[str, Any]:

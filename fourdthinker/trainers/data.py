@@ -19,9 +19,9 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import append_lines, make_folder, parse_json, write_bytes
+from fourdthinker.files import append_lines, make_folder, parse_json
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import Record, read_records
+from fourdthinker.records import Record, empty_rejected, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.lengths import Lengths
@@ -175,7 +175,7 @@ def load_records(
 
     Raises:
         RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
-        ConfigError: no data is named.
+        ConfigError: no data is named, or rejected.jsonl is somebody's file of other lines.
     """
     files = config.eval_data if held_out else config.data
     if not files:
@@ -187,8 +187,7 @@ def load_records(
     if args.process_index == 0:
         rejected = make_folder(config.output_dir) / REJECTED
         if not held_out and (began_in is None or not rejected.parent.samefile(began_in)):
-            if rejected.exists():
-                write_bytes(rejected, b"")  # through a link, whose file stays
+            empty_rejected(rejected)
             if left_out:
                 append_lines(rejected, left_out.values())
     check = None if checks is None else functools.partial(_checked, args, find=checks.media)

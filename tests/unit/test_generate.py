@@ -206,3 +206,77 @@ def test_two_processes_on_one_file(model: Path, tmp_path: Path, capsys: pytest.C
         process.stdin.close()
     assert process.returncode == 0
     assert out.read_bytes() == b""
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_data_are_not_emptied_as_the_rejected_of_an_earlier_run(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "answers.rejected.jsonl"
+    text = '{"id": "0", "question": "q"}\n'
+    data.write_text(text)
+    out = tmp_path / "answers.jsonl" if command == "generate" else tmp_path
+    words = [command, "--checkpoint", "/no/model", "--out", str(out), "--data"]
+    assert f"{data} is what the command reads" in refused([*words, str(data)], capsys)
+    other = tmp_path / "other.jsonl"
+    other.write_text(text)
+    assert f"{data}:1: no line of a file of rejected records" in refused([*words, str(other)], capsys)
+    assert data.read_text() == text
+    if command == "generate":
+        assert "what the command reads" in refused([*words[:-2], str(other), "--data", str(other)], capsys)
+    assert not (tmp_path / "answers.jsonl").exists()  # nor is anything left that was made
+
+
+def test_two_that_write_one_file_are_refused_before_the_model_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one neither empties the rejected lines of the first, nor loads its model in vain."""
+    data, rejected = tmp_path / "data.jsonl", tmp_path / "answers.rejected.jsonl"
+    data.write_text('{"id": "0", "question": "q"}\n')
+    kept = '{"where": "a:1", "reason": "r", "line": "x"}\n'
+    rejected.write_text(kept)
+    words = ["--checkpoint", "/no/model", "--data", str(data), "--out"]
+    with JsonLines(tmp_path / "answers.jsonl"):
+        for command, out in (("generate", tmp_path / "answers.jsonl"), ("eval", tmp_path)):
+            assert "answers.jsonl: another process is writing" in refused([command, *words, str(out)], capsys)
+    assert rejected.read_text() == kept
+    assert "--out and --latents-out both name" in refused(
+        ["generate", *words, str(tmp_path / "x"), "--latents-out", str(tmp_path / "x")], capsys
+    )
+
+
+@pytest.mark.parametrize("name", ["lmms_eval", "lmms_eval/eval_samples_data.jsonl/x", "results.json/x"])
+def test_every_file_of_an_evaluation_is_looked_at(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "data.jsonl", tmp_path / "run"
+    data.write_text("{}\n")
+    (run / name).parent.mkdir(parents=True)
+    (run / name).touch()
+    words = ["eval", "--checkpoint", "/no/model", "--data", str(data), "--out", str(run)]
+    assert "folder" in refused(words, capsys)
+    assert not (run / "answers.jsonl").exists()
+
+
+def test_the_answers_stay_locked_until_the_results_are_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fourdthinker.integrations import lmms_samples
+
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        '{"id": "a", "Question": "?", "A": "x", "B": "y", "Correct": "A", "video_path": "a.mp4"}\n'
+    )
+    said: list[str] = []
+
+    def write(*_: Any) -> None:
+        with pytest.raises(OutputError, match="another process is writing") as caught:
+            JsonLines(tmp_path / "run" / "answers.jsonl")
+        said.append(str(caught.value))
+
+    monkeypatch.setattr(lmms_samples, "write_lmms_samples", write)
+    words = ["eval", "--checkpoint", str(model), "--data", str(data), "--out", str(tmp_path / "run")]
+    assert cli.main([*words, "--device", "cpu", "--samples", "0"]) == 0
+    assert said
+    JsonLines(tmp_path / "run" / "answers.jsonl").close()
