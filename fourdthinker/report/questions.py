@@ -50,7 +50,8 @@ def read_answers(runs: Sequence[tuple[str, Path]]) -> list[Answers]:
     """
     found = []
     for name, folder in runs:
-        if (folder / ANSWERS).exists():
+        answers = folder / ANSWERS
+        if answers.exists() and answers.stat().st_size > 0:  # it is empty while an evaluation loads its model
             result = load_result(folder)
             found.append(Answers(name, result, {q.id: q for q in result.questions}))
     return found
