@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def test_the_line_is_drawn_on_a_terminal_alone(
     assert ("2/2" in text) == (stream is Terminal)
     if stream is Terminal:
         assert text.rindex("step 2: loss") < text.rindex("2/2"), "the line stays below the log"
+        words = re.sub(r"\x1b\[[\d;?]*\w", "", text)
+        assert re.search(r"1/2 \d:\d\d:\d\d (\d:\d\d|-:--):(\d\d|--)", words), "time gone and time left"
     else:
         assert "\x1b" not in text
 
