@@ -19,7 +19,10 @@ THINGS = ("cube", "sphere", "camera", "scene", "object")
 
 
 def test_two_hundred_questions_about_a_clip_of_thirty_seconds(tmp_path: Path) -> None:
-    """Separate calls are timed on ten of them: all take as long, for each reads the clip anew."""
+    """Separate calls are timed on ten of them: all take as long, for each reads the clip anew.
+
+    Processor time, since other tests run beside this one.
+    """
     clip = make_clip(tmp_path / "clip.mp4", range(0, 30_000, 200), size=(120, 160))
     thinker = Thinker(tiny_checkpoint(policy=FramePolicy(max_pixels=112 * 84)))
     options = ("left", "right", "up")
@@ -36,14 +39,14 @@ def test_two_hundred_questions_about_a_clip_of_thirty_seconds(tmp_path: Path) ->
         return thinker.generate(clip, record.question, options=options, config=config).text
 
     alone(records[0])
-    started = time.perf_counter()
+    started = time.process_time()
     separate = [alone(record) for record in records[:: QUESTIONS // ALONE]]
-    each = (time.perf_counter() - started) / ALONE
-    started = time.perf_counter()
+    each = (time.process_time() - started) / ALONE
+    started = time.process_time()
     result = evaluate(
         thinker.sampler, thinker.encoder, records, n=0, config=config, batch_prompts=50, progress=False
     )
-    together = time.perf_counter() - started
+    together = time.process_time() - started
     asked = result.questions[:: QUESTIONS // ALONE]
     assert [text_plain(question.greedy_text or "") for question in asked] == separate
     assert 5 * together < QUESTIONS * each

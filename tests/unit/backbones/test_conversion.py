@@ -22,7 +22,7 @@ from tests.unit.backbones.test_checkpoint import lora
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released") / "4drl"
-    tiny_checkpoint(folder, style=RELEASED)
+    tiny_checkpoint(folder, layers=1, style=RELEASED)
     (folder / "frame_policy.json").unlink()
     return folder.parent
 
@@ -31,7 +31,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted")
     torch.manual_seed(0)
-    save_checkpoint(folder, lora(tiny_checkpoint()))
+    save_checkpoint(folder, lora(tiny_checkpoint(layers=1)))
     return folder
 
 
@@ -54,7 +54,7 @@ def test_latent_tokens_are_added(family: str, tmp_path: Path) -> None:
     """The class is the config's, whatever the folder is called; the old ids keep their logits."""
     folder = tmp_path / "qwen2_5_vl-or-qwen3_vl"
     tokenizer = tiny_tokenizer()
-    tiny_model(tokenizer, family=family, spare_rows=20).save_pretrained(folder)
+    tiny_model(tokenizer, family=family, layers=1, spare_rows=20).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="no latent tokens; add them with --latent-size"):
         plan_conversion(Conversion(str(folder)))
@@ -98,7 +98,7 @@ def test_what_the_released_form_cannot_say(adapted: Path, tmp_path: Path) -> Non
         plan_conversion(Conversion(str(adapted), form="released"))
     with pytest.raises(CheckpointError, match="another frame policy or prompt style"):
         plan_conversion(Conversion(str(adapted), form="released", merge=True))
-    tiny_checkpoint(tmp_path / "qwen3", family="qwen3_vl")
+    tiny_checkpoint(tmp_path / "qwen3", layers=1, family="qwen3_vl")
     with pytest.raises(CheckpointError, match=r"that of Qwen2\.5-VL checkpoints"):
         plan_conversion(Conversion(str(tmp_path / "qwen3"), form="released"))
     with pytest.raises(CheckpointError, match="no adapter; there is nothing to merge"):

@@ -287,6 +287,11 @@ def test_latents_are_audited(
     assert found["without_blocks"] == 1  # a random model opens none: nothing changes
     assert found["modes"]["zero"]["flips"] == 0
     assert "100 % of the answers have no imagery block" in caplog.text
+    assert cli.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What the latents show" in page
+    assert "Which way does object 1 move?" in page
+    assert page.count("<use ") == 4 * 8  # eight frames a question
     assert "less own" in capsys.readouterr().out
     assert cli.main(["compare", str(tmp_path / "own"), str(tmp_path / "zero")]) == 0
 
