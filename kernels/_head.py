@@ -19,14 +19,18 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
 
 
 def gradients(
-    x: Tensor, weight: Tensor, bias: Tensor | None, need_dx: bool, need_dw: bool, need_db: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: int, need_dx: bool, need_dw: bool, need_db: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros to hold dx in its own dtype, dw and db in accumulation precision; empty where not needed.
+    """Memory for dx in its own dtype, dw and db in accumulation precision; empty where not needed.
+
+    All are zeros, but dw where there are rows: the first ``backward_matmuls`` writes it, which saves a pass
+    over the largest tensor of the step.
 
     Args:
         x: [m, H] floating.
         weight: [V, H] floating.
         bias: [V] floating, or None.
+        rows: that ``backward_matmuls`` will be given in all.
         need_dx: whether dx is needed.
         need_dw: whether dw is needed.
         need_db: whether db is needed.
@@ -35,9 +39,10 @@ def gradients(
         dx [m, H], dw [V, H], db [V]; [0] where not needed.
     """
     wide = accumulation_dtype(x, weight)
+    unwritten = torch.empty if rows else torch.zeros
     return (
         torch.zeros(x.shape if need_dx else (0,), dtype=x.dtype, device=x.device),
-        torch.zeros(weight.shape if need_dw else (0,), dtype=wide, device=x.device),
+        unwritten(weight.shape if need_dw else (0,), dtype=wide, device=x.device),
         torch.zeros(bias.shape if need_db and bias is not None else (0,), dtype=wide, device=x.device),
     )
 
@@ -90,6 +95,7 @@ class Head:
         self.temperature = temperature
         self.softcap = softcap
         self.memory: Tensor | None = None
+        self.dw_written = False
 
     def empty(self, rows: int, dtype: torch.dtype) -> Tensor:
         """[rows, V] in the one buffer, whose rows begin on multiples of 16 elements.
@@ -219,13 +225,15 @@ class Head:
             dz: [m, V] from ``grad_``.
             x: [m, H] floating.
             dx: [m, H], written; None: left out.
-            dw: [V, H] in accumulation precision, added to; None: left out.
-            db: [V], likewise.
+            dw: [V, H] in accumulation precision, written by the first call and added to by the others; None:
+                left out.
+            db: [V], added to; None: left out.
         """
         if dx is not None:
             dx.copy_(dz @ self.weight)
         if dw is not None:
-            dw.addmm_(dz.T, x.to(self.dtype))
+            torch.addmm(dw, dz.T, x.to(self.dtype), beta=int(self.dw_written), out=dw)
+            self.dw_written = True
         if db is not None:
             db += dz.sum(dim=0)
 
@@ -243,6 +251,7 @@ class FusedHead(Head):
         self.temperature = temperature
         self.softcap = softcap
         self.memory = None
+        self.dw_written = False
 
     def logits(self, x: Tensor) -> Tensor:
         buffer = self.empty(x.shape[0], torch.float32)
@@ -284,10 +293,12 @@ class FusedHead(Head):
         if dx is not None:
             dx.copy_(dz @ self.weight)
         if dw is not None:
+            beta = int(self.dw_written)
             if self.dtype == torch.float32:
-                dw.addmm_(dz.T, x)
+                torch.addmm(dw, dz.T, x, beta=beta, out=dw)
             else:
-                torch.addmm(dw, dz.T, x, out_dtype=torch.float32, out=dw)
+                torch.addmm(dw, dz.T, x, out_dtype=torch.float32, beta=beta, out=dw)
+            self.dw_written = True
         if db is not None:
             db += dz.sum(dim=0, dtype=torch.float32)
 

@@ -98,39 +98,53 @@ def _sample(
     vocabulary = raw.shape[1]
     greedy = temperature == 0
     divisor = torch.where(greedy, 1.0, temperature.double())[:, None]
+    truncates = top_k is not None or top_p is not None or min_p is not None
     raw_top = raw.amax(dim=1, keepdim=True)
     scores = raw if seen is None else _penalise(raw, seen, repetition, presence)
     penalised = scores is not raw
-    if forbidden is not None:
-        scores = scores if penalised else scores.clone()
-        for slot in forbidden.T[:, :, None]:  # -1 puts back what the first id has
-            least = torch.where(slot < 0, scores[:, :1], -torch.inf)
-            scores.scatter_(1, slot.clamp(min=0), least)
+    # Scores without the forbidden ids are a copy, which a plain draw needs only where such an id is the best.
+    if forbidden is not None and (
+        penalised or truncates or bool(greedy.any()) or _forbids_best(raw, raw_top, forbidden)
+    ):
+        scores = _forbid_(scores if penalised else scores.clone(), forbidden, -torch.inf)
     top = raw_top if scores is raw else scores.amax(dim=1, keepdim=True)
 
     tile = min(_TILE, triton.next_power_of_2(vocabulary))
     tiles = -(-vocabulary // tile)
-    weights = raw.new_zeros(raw.shape[0], tiles * tile)
+    weights = raw.new_empty(raw.shape[0], tiles * tile)
+    weights[:, vocabulary:] = 0.0
     _weigh(raw, raw_top, divisor, weights)
-    raw_total = _totals(weights, tile)[1]
+    running, raw_total = _totals(weights, tile)
     if bool(greedy.all()):
         ids, sampled = scores.argmax(dim=1), (top - top)[:, 0].double()  # NaN where nothing is left
     else:
         if penalised or (scores is not raw and not torch.equal(top, raw_top)):
             _weigh(scores, top, divisor, weights)
         elif forbidden is not None:  # the same weights but for the forbidden ids
-            for slot in forbidden.T[:, :, None]:
-                least = torch.where(slot < 0, weights[:, :1], 0.0)
-                weights.scatter_(1, slot.clamp(min=0), least)
-        if top_k is not None or top_p is not None or min_p is not None:
+            _forbid_(weights[:, :vocabulary], forbidden, 0.0)
+        if truncates:
             _truncate(scores, weights, top, divisor, tile, top_k, top_p, min_p)
-        running, total = _totals(weights, tile)
+        total = raw_total
+        if scores is not raw or forbidden is not None:
+            running, total = _totals(weights, tile)
         drawn = _draw(weights, running, total, uniform[:, None]).clamp_(max=vocabulary - 1)
         ids = torch.where(greedy, scores.argmax(dim=1), drawn) if bool(greedy.any()) else drawn
         sampled = ((scores.gather(1, ids[:, None]) - top).double() / divisor - total.log())[:, 0]
         sampled = torch.where(greedy, (top - top)[:, 0].double(), sampled)
     logprobs = (raw.gather(1, ids[:, None]) - raw_top).double() / divisor - raw_total.log()
     return ids, logprobs[:, 0], sampled
+
+
+def _forbids_best(raw: Tensor, top: Tensor, forbidden: Tensor) -> bool:
+    """Whether a forbidden id has the largest score of its row, or one that is not finite."""
+    return not bool(((raw.gather(1, forbidden.clamp(min=0)) < top) | (forbidden < 0)).all())
+
+
+def _forbid_(values: Tensor, forbidden: Tensor, least: float) -> Tensor:
+    """Set the values [rows, V] of the forbidden ids [rows, F] (-1: none) to ``least``, in place."""
+    for slot in forbidden.T[:, :, None]:  # -1 puts back what the first id has
+        values.scatter_(1, slot.clamp(min=0), torch.where(slot < 0, values[:, :1], least))
+    return values
 
 
 def _penalise(raw: Tensor, seen: Tensor, repetition: Tensor | None, presence: Tensor | None) -> Tensor:
@@ -149,7 +163,10 @@ def _penalise(raw: Tensor, seen: Tensor, repetition: Tensor | None, presence: Te
 def _weigh(scores: Tensor, top: Tensor, divisor: Tensor, weights: Tensor) -> None:
     """exp((score - top) / divisor) into the first columns of ``weights``."""
     out = weights[:, : scores.shape[1]]
-    torch.sub(scores, top, out=out).div_(divisor.to(scores.dtype)).exp_()
+    torch.sub(scores, top, out=out)
+    if bool((divisor != 1.0).any()):
+        out.div_(divisor.to(scores.dtype))
+    out.exp_()
 
 
 def _totals(weights: Tensor, tile: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def _loss_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss over the listed rows (target negative: no loss) and the gradients that are needed, else empty."""
-    dx, dw, db = gradients(x, weight, bias, need_dx, need_dw, need_db)
+    dx, dw, db = gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
     with full_precision(x.device):
         head = make_head(x, weight, bias, temperature, softcap, backend)
         loss = torch.zeros((), dtype=accumulation_dtype(x, weight), device=x.device)
@@ -55,7 +55,7 @@ def _(
     temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool, need_db: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return scale.new_empty(()), *gradients(x, weight, bias, need_dx, need_dw, need_db)
+    return scale.new_empty(()), *gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -145,7 +145,7 @@ def _loss_op(
     listed = _Rows(
         target, rows, sequences, counted, lengths, share, bonus, advantages, old, ref, sampler, entropy_mask
     )
-    grads = gradients(x, weight, bias, need_dx, need_dw, need_db)
+    grads = gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
     with full_precision(x.device):
         head = make_head(x, weight, bias, temperature, softcap, backend)
         needs = (need_dx, need_dw, need_db)
@@ -217,7 +217,7 @@ def _(
     return (
         loss, loss.new_empty(target.shape), loss.new_empty(len(METRICS)),
         loss.new_empty(len(MORE) if with_more else 0),
-        *gradients(x, weight, bias, need_dx, need_dw, need_db),
+        *gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db),
     )  # fmt: skip
 
 

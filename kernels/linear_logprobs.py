@@ -81,7 +81,7 @@ def _backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Recompute each chunk's logits and turn them into their gradient."""
-    dx, dw, db = gradients(x, weight, bias, need_dx, need_dw, need_db)
+    dx, dw, db = gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
     with full_precision(x.device):
         head = make_head(x, weight, bias, temperature, softcap, backend)
         for start in range(0, rows.numel(), chunk):
@@ -105,7 +105,7 @@ def _(
     entropies: Tensor, grad_logprobs: Tensor, grad_entropies: Tensor | None, temperature: float,
     softcap: float | None, chunk: int, need_dx: bool, need_dw: bool, need_db: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return gradients(x, weight, bias, need_dx, need_dw, need_db)
+    return gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
 
 
 class _LinearLogprobs(torch.autograd.Function):

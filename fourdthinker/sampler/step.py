@@ -181,7 +181,8 @@ class Stepper:
         forbidden, broken = slots.upcoming["forbidden"], None
         if scores.device.type == "cpu":  # on a GPU nothing looks: NaN log-probabilities tell in the end
             broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
-            scores = scores.masked_fill(broken[:, None], 0.0)
+            if bool(broken.any()):
+                scores = scores.masked_fill(broken[:, None], 0.0)
         ids, logprobs, sampled = sample_tokens(
             scores, steps=state["steps"], forbidden=forbidden,
             **slots.drawing,  # type: ignore[arg-type]  # tensors; none is called backend
