@@ -125,7 +125,7 @@ def _sample(
         if truncates:
             _truncate(scores, weights, top, divisor, tile, top_k, top_p, min_p)
         total = raw_total
-        if scores is not raw or forbidden is not None:
+        if truncates or scores is not raw or forbidden is not None:
             running, total = _totals(weights, tile)
         drawn = _draw(weights, running, total, uniform[:, None]).clamp_(max=vocabulary - 1)
         ids = torch.where(greedy, scores.argmax(dim=1), drawn) if bool(greedy.any()) else drawn

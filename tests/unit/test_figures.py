@@ -78,7 +78,8 @@ def head_rows() -> list[str]:
 
 
 def training_rows() -> list[str]:
-    rows = load(ERRORS)["training grpo"]["rows"]
+    groups = load(ERRORS)
+    rows = groups["training grpo"]["rows"] + groups["training grpo as installed"]["rows"]
     slower = {(row["candidate"], row["new_tokens"]): row.get("slower") for row in rows}
     return [
         "| a 4DRL update, 2 prompts of 1,000 tokens × 8 completions of 64 / 32, 104 M weights "
