@@ -242,7 +242,9 @@ class Backbone(nn.Module, ABC):
     def _blank_features(self) -> Tensor:
         """Features of the smallest blank picture: they touch every parameter of the tower."""
         merge = self.vision.merge_size
-        patches = torch.zeros(merge * merge, self.vision.patch_dim, device=self.device)
+        # Not `self.device`: under ZeRO-3 a look at the embeddings gathers them, which other ranks do not.
+        device = next(self.visual.parameters()).device
+        patches = torch.zeros(merge * merge, self.vision.patch_dim, device=device)
         return self.encode_vision(patches, torch.tensor([[1, merge, merge]]))
 
     @torch.no_grad()
