@@ -344,7 +344,8 @@ def decode_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     """One decode step: sampling, the grammar, attention over a shared prompt."""
     data = Data(sizes, device)
     rows, vocabulary = sizes.sample_rows, 151_668 if sizes.vocabulary > 8192 else sizes.vocabulary
-    logits = data.randn(rows, vocabulary, scale=2.0)
+    # Rows of a multiple of 16 elements, as the sampler's head makes them.
+    logits = data.randn(rows, -(-vocabulary // 16) * 16, scale=2.0)[:, :vocabulary]
     names = torch.arange(rows, device=device)
     ones = torch.ones(rows, device=device)
     size = f"{rows} x {vocabulary} {_name(sizes.dtype)}"

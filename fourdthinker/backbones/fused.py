@@ -73,7 +73,10 @@ def fused_projections(backbone: Backbone) -> Iterator[list[FusedLayer]]:
             qkv = stack.enter_context(_joined([attn.q_proj, attn.k_proj, attn.v_proj]))
             gate_up = stack.enter_context(_joined([mlp.gate_proj, mlp.up_proj]))
             layers.append(FusedLayer(qkv, gate_up))
-        yield layers
+        try:
+            yield layers
+        finally:
+            layers.clear()  # so that leaving a layer frees what was joined, whoever still holds the list
 
 
 @contextmanager

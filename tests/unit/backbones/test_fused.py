@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -138,3 +139,13 @@ def test_weights_that_are_sliced_over_ranks_are_left_alone() -> None:
     groups(backbone)[0][0].weight.ds_id = 1
     with fused_projections(backbone) as layers:
         assert [(layer.qkv, layer.gate_up) for layer in layers] == [(None, None)] * 2
+
+
+def test_leaving_frees_what_was_joined_though_the_list_is_held(checkpoint: Checkpoint) -> None:
+    with fused_projections(checkpoint.backbone) as layers:
+        assert layers[0].qkv is not None
+        joined = [weakref.ref(layer.qkv.weight) for layer in layers if layer.qkv is not None]
+        assert all(weight() is not None for weight in joined)
+    assert joined
+    assert all(weight() is None for weight in joined)
+    assert layers == []  # the decoder holds this list
