@@ -145,7 +145,8 @@ def token_terms(
         if options.beta:  # else it is a metric alone, and may be infinite
             cost = divergence
             if options.kl_weighting == "ratio":
-                cost, slope_of_kl = divergence * ratio, (divergence + slope_of_kl) * ratio
+                slope_of_kl = weighted(ratio, divergence + slope_of_kl)
+                cost = weighted(ratio, divergence)
             cost, kl_slope = options.beta * cost, options.beta * slope_of_kl
     values = token_values(
         options, ratio=ratio, advantages=advantages, term=term, kl=divergence,

@@ -112,8 +112,9 @@ def sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
 
 
 def weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """Their product; 0 where the weight is 0, also of an infinite value. NaN stays NaN."""
-    return torch.where((weight == 0) & ~value.isnan(), 0.0, weight * value)
+    """Their product; 0 where either is 0, also with an infinite other. NaN stays NaN."""
+    is_zero = ((weight == 0) & ~value.isnan()) | ((value == 0) & ~weight.isnan())
+    return torch.where(is_zero, 0.0, weight * value)
 
 
 def log_sampler_weight(options: GrpoOptions, log_weight: Tensor) -> Tensor:
@@ -139,7 +140,8 @@ def fused_sampler_weight(log_weight, floor, cap, MASKED: tl.constexpr):
 @triton.jit
 def fused_weighted(weight, value):
     """``weighted`` in a kernel."""
-    return tl.where((weight == 0.0) & (value == value), 0.0, weight * value)
+    is_zero = ((weight == 0.0) & (value == value)) | ((value == 0.0) & (weight == weight))
+    return tl.where(is_zero, 0.0, weight * value)
 
 
 @triton.jit

@@ -253,8 +253,8 @@ def grpo_token_loss_kernel(
             divergence, kl_slope = fused_kl_term(lp, _load(ref_ptr, offsets, counted), KL)
             cost = divergence
             if KL_RATIO:
-                cost = divergence * ratio
-                kl_slope = (divergence + kl_slope) * ratio
+                cost = fused_weighted(ratio, divergence)
+                kl_slope = fused_weighted(ratio, divergence + kl_slope)
             # With beta 0 it is a metric alone, and may be infinite.
             slope += tl.where(beta == 0.0, 0.0, beta * kl_slope)
             term += tl.where(beta == 0.0, 0.0, beta * cost)

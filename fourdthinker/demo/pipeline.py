@@ -20,7 +20,16 @@ from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
 from fourdthinker.demo.work import DONE, is_done, mark_done
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import results_table
-from fourdthinker.files import UNFINISHED, check_folder, make_folder, parse_json, read_regular, write_json
+from fourdthinker.files import (
+    FOLDER_LOCK,
+    UNFINISHED,
+    check_folder,
+    locked_folder,
+    make_folder,
+    parse_json,
+    read_regular,
+    write_json,
+)
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import read_records
 from fourdthinker.report import write_report
@@ -47,13 +56,18 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", *, quick: bool = False, 
 
     Raises:
         ConfigError: the folder holds other things than a demo, whose files would be replaced.
+        OutputError: it cannot be written, or another process runs in it.
         RuntimeError: a training process failed; its own error stands above on standard error.
     """
     started = time.perf_counter()
     run = Path(out)
     settings = quick_settings(seed) if quick else DemoSettings(seed=seed)
     check_is_demo(run)
-    make_folder(run)
+    with locked_folder(make_folder(run)):
+        return _run_demo(run, settings, started)
+
+
+def _run_demo(run: Path, settings: DemoSettings, started: float) -> Path:
     write_json(run / "settings.json", settings.to_dict())
     kept = {name for name in PHASES if is_done(run, name, settings)}
     if "render" in kept:
@@ -84,7 +98,7 @@ def check_is_demo(run: Path) -> None:
     """
     check_folder(run)
     names = [path.name for path in run.iterdir()] if run.is_dir() else []
-    if all(UNFINISHED.fullmatch(name) for name in names):
+    if all(name == FOLDER_LOCK or UNFINISHED.fullmatch(name) for name in names):
         return
     try:
         found = parse_json(read_regular(run / "settings.json"))

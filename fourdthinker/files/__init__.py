@@ -8,7 +8,7 @@ that readers and writers share (picture suffixes, option letters) are here too.
 """
 
 from fourdthinker.files.jsonl import JsonLines, append_lines, check_output
-from fourdthinker.files.locks import close_locked, open_locked
+from fourdthinker.files.locks import FOLDER_LOCK, close_locked, locked_folder, open_locked
 from fourdthinker.files.paths import (
     PathLike,
     check_folder,
@@ -24,6 +24,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a question, in order
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 __all__ = [
+    "FOLDER_LOCK",
     "LETTERS",
     "PICTURE_SUFFIXES",
     "UNFINISHED",
@@ -34,6 +35,7 @@ __all__ = [
     "check_folder",
     "check_output",
     "close_locked",
+    "locked_folder",
     "make_folder",
     "named_path",
     "open_locked",

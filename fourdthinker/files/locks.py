@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fourdthinker.errors import OutputError
 from fourdthinker.files.paths import failed
 
+FOLDER_LOCK = "run.lock"
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,26 @@ def open_locked(path: Path, name: str, what: str = "file") -> int:
             os.close(handle)
             raise
         os.close(handle)  # its writer has replaced the file since it was opened: lock the new one
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """A folder that no other process writes meanwhile, by the file `FOLDER_LOCK` in it, which stays.
+
+    Args:
+        folder: it exists.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: as `open_locked`.
+    """
+    handle = open_locked(folder / FOLDER_LOCK, str(folder), "folder")
+    try:
+        yield
+    finally:
+        close_locked(handle)
 
 
 def lock(handle: int, name: str, what: str = "file") -> None:

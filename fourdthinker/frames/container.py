@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.bitstream import gif, png
-from fourdthinker.frames.image_file import contents
+from fourdthinker.frames.image_file import check_source_size, contents, source_limit
 from fourdthinker.frames.threads import set_threads
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def opened(
         (container, video stream), which stands at its beginning.
 
     Raises:
-        VideoError: no file, or none that is read here; the time is over.
+        VideoError: no file, or none that is read here; its pictures have more than max_source_pixels pixels;
+            the time is over.
         ConfigError: PyAV cannot be imported.
     """
     av = _pyav(deadline.name)
@@ -117,6 +119,7 @@ def opened(
         )
     if quick and (head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"):  # MP4, Matroska
         options["codec_whitelist"] = "none"  # for what avformat opens itself
+    _check_header_size(head, name)
     if head[:6] in gif.SIGNATURES:
         source = _gif(source, name)
     elif head[:8] == png.SIGNATURE:
@@ -144,6 +147,7 @@ def opened(
         context = video.codec_context
         if context is None:
             raise VideoError(f"{name}: no decoder for the codec of stream {video.index}; convert it to H.264")
+        check_source_size(name, context.height, context.width, source_limit())
         for other in container.streams:
             if other.index != video.index:
                 other.discard = av.stream.Discard.all
@@ -171,6 +175,17 @@ def _head(source: Source, name: str) -> bytes:
         return source[:24].ljust(24, b"\0")
     with open(name, "rb") as file:
         return file.read(24).ljust(24, b"\0")
+
+
+def _check_header_size(head: bytes, name: str) -> None:
+    """Refuse a GIF or PNG of too many pixels before FFmpeg opens it, which decodes its first picture."""
+    if head[:6] in gif.SIGNATURES:
+        width, height = struct.unpack_from("<HH", head, 6)
+    elif head[:8] == png.SIGNATURE:
+        width, height = struct.unpack_from(">II", head, 16)
+    else:
+        return
+    check_source_size(name, height, width, source_limit())
 
 
 def _gif(source: Source, name: str) -> bytes:

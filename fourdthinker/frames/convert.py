@@ -40,7 +40,7 @@ class Frames:
         seconds_per_grid: seconds between two temporal patches.
         kind: "video" for a clip, "image" for separate images, which have no times.
         decoder: what decoded and converted the frames.
-        times_from: how the times of a clip were learnt (`times.times_of`).
+        times_from: how the times of a clip were learnt (`display_times.times_of`).
         fault: with partial=True, why the frames after these are missing.
     """
 

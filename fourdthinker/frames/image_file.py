@@ -69,7 +69,7 @@ def check_source_size(name: str, height: int, width: int, limit: int) -> None:
     if height * width > limit:
         raise VideoError(
             f"{name}: {width}x{height} are {height * width} pixels, more than max_source_pixels, {limit}; "
-            f"make it smaller, or raise the bound (max_source_pixels of read_images, or {VARIABLE})"
+            f"make it smaller, or raise the bound ({VARIABLE}, or max_source_pixels of read_images)"
         )
 
 
@@ -121,6 +121,29 @@ def load_image(
         ) from error
 
 
+def image_header(source: str | os.PathLike[str] | bytes) -> tuple[str, tuple[int, int], Orientation]:
+    """What an image's header says, for a file of which `is_image` holds.
+
+    Args:
+        source: the file, or its bytes.
+
+    Returns:
+        (Pillow's name of the format in small letters, (height, width) as stored, what makes it upright).
+
+    Raises:
+        VideoError: as `load_image`.
+    """
+    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    with contents(source) as data:
+        try:
+            image = _identified(io.BytesIO(data[:]))
+        except OSError as error:
+            raise VideoError(
+                f"{name}: not a readable picture ({error}); replace it, or drop the record that names it"
+            ) from error
+        return str(image.format).lower(), (image.height, image.width), _orientation(image)
+
+
 def _size_of(name: str) -> int:
     if not os.path.exists(name):
         raise VideoError(f"{name}: no such file")
@@ -150,11 +173,15 @@ def _identified(file: BinaryIO) -> Image.Image:
     raise UnidentifiedImageError(f"its first bytes are those of none of {', '.join(FORMATS)}")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    try:  # after loading, which turns a TIFF by itself
-        orientation = Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation))
+def _orientation(image: Image.Image) -> Orientation:
+    try:
+        return Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation))
     except (SyntaxError, ValueError, OSError, struct.error):  # EXIF that cannot be read says nothing
-        orientation = Orientation()
+        return Orientation()
+
+
+def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    orientation = _orientation(image)  # after loading, which turns a TIFF by itself
     tags = dict(getattr(image, "tag_v2", {}))
     sixteen = image.mode in SIXTEEN or (image.mode == "I" and image.format != "TIFF")
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())

@@ -13,6 +13,7 @@ from fourdthinker.frames.codecs import codec_of
 from fourdthinker.frames.container import Source, name_of, opened
 from fourdthinker.frames.convert import Normal
 from fourdthinker.frames.display_times import TimesFrom
+from fourdthinker.frames.image_file import image_header, is_image, load_image
 from fourdthinker.frames.orientation import Orientation, orientation_of
 from fourdthinker.frames.pool import threads
 from fourdthinker.frames.reading import Reading
@@ -32,8 +33,8 @@ class Probe:
     streams: (index, kind, codec) of each stream in the file; codec "" for an unknown one. stream: index of
     the video stream that is read; codec: its decoder, by FFmpeg's name. size: (height, width) as stored;
     orientation: what makes its pictures upright. frames: so many are shown, from `begin` to `end`, in
-    seconds; rate: frames a second, on average. times_from: how that was learnt (`times.times_of`). fault:
-    what is missing or damaged as far as the container and the count of its pictures tell, or None.
+    seconds; rate: frames a second, on average. times_from: how that was learnt (`display_times.times_of`).
+    fault: what is missing or damaged as far as the container and the count of its pictures tell, or None.
     """
 
     name: str
@@ -68,6 +69,8 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
     if not isinstance(source, FrameSource):
         source = FrameSource(source)
     name = name_of(source.media)
+    if is_image(source.media):
+        return _of_image(source, name)
     request = Request(
         source,
         name,
@@ -105,6 +108,17 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
             timeline.times_from,
             _fault(timeline),
         )
+
+
+def _of_image(source: FrameSource, name: str) -> Probe:
+    """An image, which `read_frames` reads as one frame at 0 s, for no time."""
+    if source.stream:
+        raise VideoError(f"{name}: no stream {source.stream}; it is a picture")
+    load_image(source.media)  # whether it can be decoded
+    kind, size, orientation = image_header(source.media)
+    return Probe(
+        name, kind, ((0, "video", kind),), 0, kind, size, orientation, 1, 0.0, 0.0, 0.0, "container", None
+    )
 
 
 def _fault(timeline: Timeline) -> str | None:

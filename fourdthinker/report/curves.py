@@ -24,7 +24,7 @@ KNOWN = {
     "eval_loss": "Held-out loss",
     "eval_reward": "Held-out reward (greedy)",
     "kl": "KL to the reference",
-    "sampler_gap": "Sampler–trainer gap (nats)",
+    "sampler_gap": "Sampler–trainer log-prob difference (nats)",
     "entropy": "Entropy (nats a token)",
     "completion_length": "Completion length (tokens)",
 }

@@ -1,7 +1,7 @@
 """One call of the sampler: rows enter and leave the batch, and the host asks now and then who has ended.
 
 Every row depends on its prompt, its seed and the settings alone: not on the other rows, on its slot, on
-when it entered, or on how often the host asks.
+when it entered, or on how often the host asks; but where rounding decides between two ids (docs/sampler.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`TrainingArguments` of the settings, and the processes of a run.
 
-Beside `trainer.py` and `checkpointing.py` the only file that touches private members of `transformers`; each
-says why.
+Beside `passes.py`, `trainer.py` and `checkpointing.py` the only file that touches private members of
+`transformers` and accelerate; each says why.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.liger import use_liger
 from fourdthinker.errors import FourdError
-from fourdthinker.files import check_folder
+from fourdthinker.files import check_folder, locked_folder, make_folder
 from fourdthinker.trainers.arguments import environment_kept, training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
@@ -87,7 +87,8 @@ def train(
         callbacks: of `transformers`, added to those of Trainer.
 
     Raises:
-        FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
+        FourdError: a record, a video, the checkpoint or a setting is wrong, or another process trains in
+            `output_dir`; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
         LoaderWorkerError: a process of the loader was killed.
@@ -95,10 +96,13 @@ def train(
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
     args = training_arguments(config)
-    with Watch.of_group(config.ddp_timeout) as watch:
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
         resume = find_resume(config, args)
         if config.cache_dir is not None:
             check_folder(config.cache_dir)
+        if args.process_index == 0:  # before the model loads
+            stack.enter_context(locked_folder(make_folder(config.output_dir).absolute()))
         trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, held_out, watch))
         loaded = resume is not None and given is None
         try:

@@ -43,6 +43,26 @@ def test_a_demo_an_empty_and_a_new_folder_are_taken(tmp_path: Path) -> None:
     check_is_demo(tmp_path)
 
 
+def test_a_second_demo_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It removed the clips that the first one trains on."""
+    said: list[str] = []
+
+    def render(run: Path, *_: object) -> None:
+        with pytest.raises(
+            OutputError, match=f"{tmp_path}: another process is writing this folder"
+        ) as caught:
+            run_demo(tmp_path, quick=True)
+        said.append(str(caught.value))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fourdthinker.demo.pipeline.render_scenes", render)
+    for _ in range(2):  # the lock ends with the run, and is no other thing than a demo
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(tmp_path, quick=True)
+        (tmp_path / "settings.json").unlink()
+    assert len(said) == 2
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=f"{tmp_path / 'file'} is not a folder"):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, FrameSource, read_frames
 from fourdthinker.frames.image_file import load_image
 from fourdthinker.frames.probing import probe
+from tests.clips import make_clip
 from tests.fuzz.animations import faults
 from tests.oracle.animations import chunk, coded, random_gif, random_png
 
@@ -187,3 +190,37 @@ def test_an_animation_announced_behind_the_pixels_is_none() -> None:
     found = read_frames(data, times=[0.0])
     assert found.decoder == "Pillow"
     assert found.pixels[0, 0, 0].tolist() == [10] * 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_a_canvas_of_too_many_pixels_is_refused_before_it_is_made(tmp_path: Path, suffix: str) -> None:
+    """Some 700 bytes say 12,000 x 12,000: 2.6 GB and a minute in a report."""
+    path = tmp_path / f"big.{suffix}"
+    first, second = Image.new("P", (2, 1), 0), Image.new("P", (2, 1), 1)
+    first.save(path, save_all=True, append_images=[second], duration=100)
+    data = bytearray(path.read_bytes())
+    if suffix == "gif":
+        data[6:10] = struct.pack("<HH", 12_000, 12_000)
+    else:
+        data[16:24] = struct.pack(">II", 12_000, 12_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    for source in (path, bytes(data)):
+        for read in (read_frames, probe):
+            with pytest.raises(
+                VideoError, match="12000x12000 are 144000000 pixels, more than max_source_pix"
+            ):
+                read(source)
+
+
+def test_any_video_is_bounded_and_the_bound_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_clip(tmp_path / "a.mp4", range(0, 300, 100))
+    with av.open(str(path)) as container:
+        pixels = container.streams.video[0].width * container.streams.video[0].height
+    monkeypatch.setenv("FOURDTHINKER_MAX_SOURCE_PIXELS", str(pixels))
+    assert read_frames(path).pixels is not None
+    monkeypatch.setenv("FOURDTHINKER_MAX_SOURCE_PIXELS", str(pixels - 1))
+    with pytest.raises(VideoError, match=f"more than max_source_pixels, {pixels - 1}"):
+        read_frames(path)

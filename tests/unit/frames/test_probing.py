@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fourdthinker.errors import VideoError
-from fourdthinker.frames import probe
+from fourdthinker.frames import probe, read_frames
 from tests.clips import make_clip
 
 
@@ -32,3 +32,20 @@ def test_an_animated_png_of_one_bit_is_composed(tmp_path: Path) -> None:
     path.write_bytes(out.getvalue())
     found = probe(path)
     assert (found.size, found.frames) == ((8, 16), 2)
+
+
+@pytest.mark.parametrize(("suffix", "turns"), [("jpg", 1), ("png", 0), ("bmp", 0), ("webp", 0), ("tif", 0)])
+def test_an_image_is_a_video_of_one_frame_here_too(tmp_path: Path, suffix: str, turns: int) -> None:
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8  # turned by a quarter
+    picture = Image.new("RGB", (40, 30), (9, 99, 199))
+    picture.save(path, **({"exif": exif} if turns else {}))
+    for source in (path, path.read_bytes()):
+        found, frames = probe(source), read_frames(source, out="uint8", times=[0.0])
+        assert (found.frames, found.begin, found.end, found.rate, found.fault) == (1, 0.0, 0.0, 0.0, None)
+        assert (found.size, found.orientation.quarter_turns) == ((30, 40), turns)
+        assert frames.pixels is not None
+        assert frames.pixels.shape[1:3] == ((40, 30) if turns else (30, 40))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(VideoError, match="not a readable picture"):
+        probe(path)

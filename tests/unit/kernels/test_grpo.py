@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
+from fourdthinker.kernels._grpo_losses import KL_ESTIMATES
 from tests.unit.kernels.options import KINDS, fits, with_options
 
 ROWS, LENGTH = 5, 7
@@ -333,6 +334,30 @@ def test_an_infinite_ratio_adds_nothing_without_an_advantage(kind):
     torch.testing.assert_close(loss, quiet)
     assert logprobs.grad.isfinite().all()
     assert not logprobs.grad[0].any()
+
+
+INFINITE = [  # what multiplies the ratio, or a term that it makes infinite
+    {"beta": beta, "kl": kl, "kl_weighting": weighting, **sampler}
+    for beta, kl in ((0.0, "k3"), *((0.3, kl) for kl in KL_ESTIMATES))
+    for weighting in ("none", "ratio")
+    for sampler in ({}, {"sampler_cap": 1.5}, {"sampler_floor": 0.5, "sampler_excess": "mask"})
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_times_infinity_is_nothing_in_any_combination(kind):
+    """A ratio of infinity or 0 beside an advantage, a KL term or a weight of 0."""
+    for options in (options for options in INFINITE if fits(kind, options)):
+        for old in (-1e4, 1e4):
+            data = inputs()
+            data["advantages"][0] = 0.0
+            data["ref_logprobs"] = data["logprobs"].clone()  # a KL of 0
+            data["old_logprobs"][0, data["mask"][0]] = old
+            logprobs = data.pop("logprobs").requires_grad_()
+            loss, _ = grpo_token_loss(logprobs, **data, **with_options(kind, max_length=9, **options))
+            loss.backward()
+            assert loss.isfinite(), (options, old)
+            assert logprobs.grad.isfinite().all(), (options, old)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.split()[0] in ("bnpo", "dapo", "cispo", "vespo")])

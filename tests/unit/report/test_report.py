@@ -207,7 +207,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path, caplog: pytest.LogC
         "KL to the reference",
         "Cross-entropy",
         "Completion length",
-        "Sampler–trainer gap",
+        "Sampler–trainer log-prob difference",
         "◆ imagery × 4",
         "Which way does the red ball move?",
         "accuracy 1 · format 1 · 25 tokens",

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from fourdthinker.files import append_lines
+from fourdthinker.errors import ConfigError, FourdError, OutputError
+from fourdthinker.files import append_lines, locked_folder, make_folder
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.data import _left_out, load_records
+from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.run_folder import _cut_lines
+from fourdthinker.trainers.settings import DiftConfig
 
 
 def load(folder: Path, text: str) -> list[Any]:
@@ -31,7 +35,7 @@ def test_a_link_to_the_rejected_lines_stays_and_its_file_too(tmp_path: Path, bad
     (tmp_path / "v.mp4").write_text("media are not read")
     line = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
     (tmp_path / "run").mkdir()
-    (tmp_path / "elsewhere").write_text("of a former run\n")
+    (tmp_path / "elsewhere").write_text('{"where": "a:1", "reason": "of a former run"}\n')
     (tmp_path / "run" / "rejected.jsonl").symlink_to(tmp_path / "elsewhere")
     assert len(load(tmp_path, json.dumps(line) + "\n" + bad)) == 1
     assert (tmp_path / "run" / "rejected.jsonl").is_symlink()
@@ -46,3 +50,24 @@ def test_separators_of_lines_in_a_text_end_no_line(tmp_path: Path) -> None:
     assert list(_left_out(tmp_path / "a.jsonl")) == [row["line"] for row in rows]
     _cut_lines(tmp_path / "a.jsonl", 2)
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n")[:-1]] == rows[:2]
+
+
+def test_a_file_of_other_lines_named_rejected_stays(tmp_path: Path) -> None:
+    mine = '{"id": "a", "Question": "Where?"}\n'
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rejected.jsonl").write_text(mine)
+    with pytest.raises(ConfigError, match=r"rejected\.jsonl:1: no line of a file of rejected records"):
+        load(tmp_path, "{}\n")
+    assert (tmp_path / "run" / "rejected.jsonl").read_text() == mine
+
+
+def test_a_second_run_in_the_folder_is_refused_before_its_model_loads(tmp_path: Path) -> None:
+    settings = {"use_cpu": True, "report_to": [], "model": "/no/model", "data": ["/no/data"]}
+    config = make_config(DiftConfig, settings | {"output_dir": str(tmp_path / "run")})
+    with (
+        locked_folder(make_folder(tmp_path / "run")),
+        pytest.raises(OutputError, match=f"{tmp_path / 'run'}: another process is writing this folder"),
+    ):
+        train_dift(config)
+    with pytest.raises(FourdError, match="no/model"):  # alone it goes on to the model
+        train_dift(config)
