@@ -186,7 +186,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     nll, theirs = with_heads(mean_nll), with_heads(grpo_of)
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
-    liger = peers.liger_grpo()
+    liger = peers.liger_grpo(compiled)
     for frozen in (False, True):
         weight = matrix.clone().requires_grad_(not frozen)
         leaves = (x, weight)

@@ -110,15 +110,18 @@ def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return run
 
 
-def liger_grpo() -> Callable[..., Tensor] | None:
-    """Liger's chunked fused linear GRPO loss (plain torch inside), or None where it is not installed."""
+def liger_grpo(compiled: bool) -> Callable[..., Tensor] | None:
+    """Liger's chunked fused linear GRPO loss (plain torch inside), or None where it is not installed.
+
+    ``compiled``: by torch, as Liger itself has it; on a CPU never.
+    """
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     loss = LigerFusedLinearGRPOLoss(
         beta=BETA, epsilon_low=EPSILON, epsilon_high=EPSILON, loss_type="grpo", use_ref_model=True,
-        compiled=torch.cuda.is_available(),
+        compiled=compiled and torch.cuda.is_available(),
     )  # fmt: skip
 
     def run(

@@ -112,13 +112,16 @@ def _best(op: str, cases: list[Case], arch: int, rows: dict[str, Launch], timed:
     return best if means[best] < math.log(1 - GAIN) else None
 
 
-def tune(cases: Iterable[Case], arch: int, timed: Timer) -> dict[str, Launch]:
+def tune(
+    cases: Iterable[Case], arch: int, timed: Timer, keep: Callable[[dict[str, Launch]], None]
+) -> dict[str, Launch]:
     """Rows that are faster than those in use, for the kernels that the cases launch.
 
     Args:
         cases: what is timed; only ``calls["ours"]`` is called.
         arch: compute capability of the GPU, 90 for sm_90.
         timed: gives the seconds of each of some calls, taken in turn.
+        keep: is given the rows that there are after each kernel.
 
     Returns:
         The measured rows of this GPU, those that were measured before included.
@@ -134,13 +137,16 @@ def tune(cases: Iterable[Case], arch: int, timed: Timer) -> dict[str, Launch]:
         found = _best(op, those, arch, rows, timed)
         if found is not None:
             rows[op] = found
+        keep(rows)
     return rows
 
 
 def write(path: Path, arch: int, rows: Mapping[str, Launch]) -> None:
-    """Put the rows of one GPU into the file of all."""
-    held = json.loads(path.read_text(encoding="utf-8"))
+    """Put the rows of one GPU into a file of all; a new file begins as the one that the package reads."""
+    before = path if path.exists() else launch_settings.TUNED_FILE
+    held = json.loads(before.read_text(encoding="utf-8"))
     held[str(arch)] = {op: asdict(rows[op]) for op in sorted(rows)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     part.replace(path)

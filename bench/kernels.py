@@ -9,10 +9,11 @@ ops promise on a CPU: rows that are masked cost nothing, and without masked rows
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ def run_case(case: Case, device: str, repeats: int, fastest: dict[str, float]) -
     for name, call in case.calls.items():
         try:
             values[name] = call()
-        except (
-            RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, ImportError
-        ) as error:  # fmt: skip
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
             if name == "ours":
-                raise
-            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+                logging.exception("%s, %s", case.op, case.mode)
+                return [
+                    {"op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "error": why}
+                ]
+            absent[name] = why
             continue
         calls[name] = call
     taken = measure.interleaved(calls, repeats=repeats, device=device)
@@ -85,8 +88,8 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     for row in rows:
         first = row["candidate"] == "ours"
         line = {"case": f"{row['op']}, {row['mode']}: {row['size']}" if first else "", "by": row["candidate"]}
-        if "absent" in row:
-            lines.append({**line, "ms (quartiles)": row["absent"]})
+        if "absent" in row or "error" in row:
+            lines.append({**line, "ms (quartiles)": row.get("absent") or row["error"]})
             continue
         seconds = row["seconds"]
         middle, low, high = (seconds[k] * 1e3 for k in ("median", "lower_quartile", "upper_quartile"))
@@ -187,7 +190,28 @@ def must_hold_table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def tune(families: list[str], repeats: int, device: str) -> int:
+def run_families(
+    families: Iterable[tuple[str, Callable[[], Iterable[Case]]]], device: str, repeats: int,
+    fastest: dict[str, float], keep: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of all cases; ``keep`` is given those that there are after each case."""
+    rows: list[dict[str, Any]] = []
+    for family, cases in families:
+        try:
+            for case in cases():
+                rows += run_case(case, device, repeats, fastest)
+                logging.info("%s, %s, %s", case.op, case.mode, rows[-1].get("error", "done"))
+                keep(rows)
+        except Exception as error:
+            logging.exception("cases of %s", family)
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+            rows.append({"op": family, "size": "", "mode": "", "candidate": "ours", "error": why})
+            keep(rows)
+        gc.collect()
+    return rows
+
+
+def tune(families: list[str], repeats: int, device: str, out: Path) -> int:
     """Measure launch settings and write them for this GPU; 2 where there is none."""
     arch = launch_settings.architecture(torch.device(device))
     if arch is None:
@@ -198,10 +222,10 @@ def tune(families: list[str], repeats: int, device: str) -> int:
         return 2
     cases = [case for family in families for case in FAMILIES[family](SIZES["cuda"], device, False)]
     rows = _kernel_tune.tune(
-        cases, arch, lambda calls: measure.interleaved(calls, repeats=repeats, device=device)
+        cases, arch, lambda calls: measure.interleaved(calls, repeats=repeats, device=device),
+        lambda found: _kernel_tune.write(out, arch, found),
     )  # fmt: skip
-    _kernel_tune.write(launch_settings.TUNED_FILE, arch, rows)
-    logging.info("%d rows of sm_%d are in %s", len(rows), arch, launch_settings.TUNED_FILE)
+    logging.info("%d rows of sm_%d are in %s", len(rows), arch, out)
     return 0
 
 
@@ -218,21 +242,25 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="rounds; default 5, on a GPU 20, with --quick 3")
     parser.add_argument("--base", metavar="REV", help="compare with the kernels of this revision, not peers")
     parser.add_argument("--tune", action="store_true", help="measure launch settings on a GPU")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--out", type=Path, default=launch_settings.TUNED_FILE,
+        help="of --tune (default: the file that the package reads)",
+    )  # fmt: skip
+    parser.add_argument("--no-compile", action="store_true", help="leave out what torch compiles")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     measure.add_save(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 1 when a promise does not hold, else 0."""
+    """Exit status 1 when a promise does not hold or an op of ours fails, else 0."""
     chosen = arguments(argv)
     device = "cuda" if torch.cuda.is_available() and not chosen.must_hold else "cpu"
     if device == "cpu":
         torch.set_num_threads(chosen.threads)
     repeats = chosen.repeats or (3 if chosen.quick else 20 if device == "cuda" else 5)
     if chosen.tune:
-        return tune(chosen.only, repeats, device)
+        return tune(chosen.only, repeats, device, chosen.out)
     if chosen.must_hold:
         rows = must_hold(repeats, MUST_HOLD | {"vocabularies": chosen.vocabularies})
         measure.show("Head ops on a CPU, forward and backward, 2,048 x 256", must_hold_table(rows))
@@ -252,22 +280,22 @@ def main(argv: list[str]) -> int:
         "%s: copy %.1f GB/s, matmul %.0f GFLOP/s",
         measure.device_name(device), fastest["copy"] / 1e9, fastest["matmul"] / 1e9,
     )  # fmt: skip
-    rows = []
+    name = f"kernels against {chosen.base}" if chosen.base else "kernels"
+    compiled = not (chosen.quick or chosen.no_compile)
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        if chosen.save:
+            measure.save(name, [{"rates": fastest}, *rows], device)
+
+    def cases_of(family: str) -> Iterable[Case]:
+        if chosen.base:
+            return _kernel_base.compared(family, sizes, device)
+        return FAMILIES[family](sizes, device, compiled)
+
     with tempfile.TemporaryDirectory() as folder:
         if chosen.base:
             _kernel_base.load(chosen.base, Path(folder))
-        for family in chosen.only:
-            compiled = not (chosen.quick or chosen.no_compile)
-            cases = (
-                _kernel_base.compared(family, sizes, device)
-                if chosen.base
-                else FAMILIES[family](sizes, device, compiled)
-            )
-            for case in cases:
-                rows += run_case(case, device, repeats, fastest)
-            gc.collect()
+        families = [(family, functools.partial(cases_of, family)) for family in chosen.only]
+        rows = run_families(families, device, repeats, fastest, keep)
     measure.show("Time divided by ours above 1: slower than ours", table(rows))
-    if chosen.save:
-        name = f"kernels against {chosen.base}" if chosen.base else "kernels"
-        logging.info("written to %s", measure.save(name, [{"rates": fastest}, *rows], device))
-    return 0
+    return 1 if any("error" in row for row in rows) else 0

@@ -4,7 +4,8 @@
 new tokens, two threads, float32, a narrow model with the real vocabulary; its last line is one line of JSON.
 ``python -m bench sampler --shape 3b --batch 1 8 64`` sweeps the batch with random weights at true shapes:
 tokens a second, time per step, time to the first token, and what share of the copy bandwidth reading weights
-and keys and values is. The time per step leaves out the first token and the capture of CUDA graphs.
+and keys and values is. The time per step is the difference of two calls, of all new tokens and of five
+eighths of them, which make the same captures of CUDA graphs, by the number of steps that it is.
 ``--only ours`` leaves out the peers, whose prefill takes minutes there.
 """
 
@@ -99,41 +100,74 @@ def sweep(arguments: argparse.Namespace) -> int:
     backbone = build(arguments.shape, device, dtype)
     prompts, sampler = make_prompts(backbone, 1, SHAPES[arguments.shape].grid), LatentSampler(backbone)
     copy, new, rows = _copy_rate(device), arguments.new_tokens, []
+    failed = False
     for batch in arguments.batch:
         calls = _calls(backbone, sampler, prompts, batch, new, arguments.only == "ours")
-        for name, (first, whole) in calls.items():
+        for name, three in calls.items():
+            row: dict[str, Any] = {"batch": batch, "candidate": name}
             try:
-                once = min(measure.interleaved({"": first}, repeats=2, device=device)[""])
-                captures: list[float] = []
-                all_ = min(measure.interleaved({"": _noting_capture(whole, captures)},
-                                               repeats=arguments.repeats, device=device)[""])  # fmt: skip
+                found = _timed(three, batch, new, arguments.repeats, device)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
-                rows.append({"batch": batch, "candidate": name, "error": "out of memory"})
-                continue
-            step = max(all_ - once - min(captures), 1e-9) / (new - 1)
-            read = _bytes_read(backbone, prompts[0].input_ids.numel(), batch, new, shared=name == "ours")
-            rows.append({
-                "batch": batch, "candidate": name, "tokens_per_s": round(batch * new / all_, 1),
-                "ms_per_step": round(1e3 * step, 3), "first_token_s": round(once, 3),
-                "share_of_copy": round(read / step / copy, 3),
-            })  # fmt: skip
+                found = {"error": "out of memory"}
+            except RuntimeError as error:
+                log.exception("%s, %d rows", name, batch)
+                found, failed = {"error": str(error).partition("\n")[0][:120]}, True
+            if "step" in found:
+                step = found.pop("step")
+                middle = (shorter(new) + new) // 2
+                length = prompts[0].input_ids.numel()
+                read = _bytes_read(backbone, length, batch, middle, shared=name == "ours")
+                found |= {"ms_per_step": round(1e3 * step, 3), "share_of_copy": round(read / step / copy, 3)}
+            rows.append(row | found)
+            log.info("%s", rows[-1])
+            if arguments.save:
+                measure.save(f"sampler {arguments.shape}", rows, device)
         measure.show(f"{arguments.shape} on {device}, {batch} rows", [r for r in rows if r["batch"] == batch])
-    if arguments.profile:
-        _profile(ours(sampler, prompts, arguments.batch[-1], 64, CASES["plain"]), device)
-    if arguments.save:
-        measure.save(f"sampler {arguments.shape}", rows, device)
     sys.stdout.write(json.dumps({"shape": arguments.shape, "device": device, "rows": rows}) + "\n")
-    return 0
+    sys.stdout.flush()
+    if arguments.profile:  # last: whatever becomes of it, the rows are there
+        _profile(ours(sampler, prompts, arguments.batch[-1], 64, CASES["plain"]), device)
+    return 1 if failed else 0
+
+
+def shorter(new: int) -> int:
+    """Five eighths of the new tokens: 320 of 512, for both of which the room grows once."""
+    return max(1, new * 5 // 8)
+
+
+def _timed(calls: tuple[Call, Call, Call], batch: int, new: int, repeats: int, device: str) -> dict[str, Any]:
+    """Tokens a second, seconds of the first token and of a step, from calls of 1, some and all tokens.
+
+    The share of eager steps and of captures is the same in the last two, so that their difference is replays
+    alone.
+    """
+    first, some, all_ = calls
+    once = min(measure.interleaved({"": first}, repeats=2, device=device)[""])
+    counts: dict[str, list[tuple[float, int]]] = {"some": [], "all": []}
+    noting = {"some": _noting(some, counts["some"]), "all": _noting(all_, counts["all"])}
+    taken = {name: min(seconds) for name, seconds in
+             measure.interleaved(noting, repeats=repeats, device=device).items()}  # fmt: skip
+    graphs = {name: noted[-1][0] for name, noted in counts.items()}
+    if graphs["some"] != graphs["all"]:
+        raise RuntimeError(
+            f"{shorter(new)} tokens take {graphs['some']:.0f} captures and {new} take {graphs['all']:.0f}: "
+            "their difference is no time of steps; give another --new-tokens"
+        )
+    tokens = counts["all"][-1][1] or batch * new
+    return {
+        "tokens_per_s": round(tokens / taken["all"], 1), "first_token_s": round(once, 3),
+        "step": max(taken["all"] - taken["some"], 1e-9) / max(1, new - shorter(new)),
+    }  # fmt: skip
 
 
 def _calls(
     backbone: Backbone, sampler: LatentSampler, prompts: list[Prompt], batch: int, new: int, alone: bool
-) -> dict[str, tuple[Call, Call]]:
-    """Of every candidate the call that emits one token and the call that emits all."""
+) -> dict[str, tuple[Call, Call, Call]]:
+    """Of every candidate the calls that emit one token, some, and all."""
 
-    def both(make: Callable[[int], Call]) -> tuple[Call, Call]:
-        return make(1), make(new)
+    def both(make: Callable[[int], Call]) -> tuple[Call, Call, Call]:
+        return make(1), make(shorter(new)), make(new)
 
     plain = CASES["plain"]
     calls = {"ours": both(lambda n: ours(sampler, prompts, batch, n, plain))}
@@ -158,12 +192,15 @@ def _profile(call: Call, device: str) -> None:
     sys.stdout.write(profile.key_averages().table(sort_by=order, row_limit=25) + "\n")
 
 
-def _noting_capture(call: Call, seconds: list[float]) -> Call:
-    """The call, noting what it spent on capturing CUDA graphs."""
+def _noting(call: Call, noted: list[tuple[float, int]]) -> Call:
+    """The call, noting how many CUDA graphs it captured and how many tokens it emitted; 0 of a peer."""
 
     def noting() -> Any:
         result = call()
-        seconds.append(result.timing.get("capture", 0.0) if isinstance(result, Rollout) else 0.0)
+        if isinstance(result, Rollout):
+            noted.append((result.timing.get("graphs", 0.0), int(result.lengths.sum())))
+        else:
+            noted.append((0.0, 0))
         return result
 
     return noting
@@ -177,12 +214,12 @@ def _generate_modes(device: str) -> dict[str, dict[str, Any]]:
     return modes
 
 
-def _bytes_read(backbone: Backbone, prompt: int, batch: int, new: int, *, shared: bool) -> int:
-    """What a step half way has to read: the weights of language model and head, and keys and values."""
+def _bytes_read(backbone: Backbone, prompt: int, batch: int, own: int, *, shared: bool) -> int:
+    """What a step after `own` tokens has to read: the weights of language model and head, keys and values."""
     weights = sum(p.nbytes for p in backbone.hf.model.language_model.layers.parameters())
     weights += backbone.head_weight.nbytes
     token = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim
-    kept = prompt * (1 if shared else batch) + batch * new // 2
+    kept = prompt * (1 if shared else batch) + batch * own
     return weights + kept * token * backbone.head_weight.element_size()
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,20 +79,31 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     copy = rates(device, torch.float32)["copy"]
-    rows = []
-    for count in ROWS[device]:
-        cases = list(draws(device, count))
-        taken = measure.interleaved({n: c for n, _, c in cases}, repeats=options.repeats, device=device)
-        rows += [_row(name, read, taken[name], copy) for name, read, _ in cases]
-    for sizes in PROMPTS[device]:
-        name, read, call = attention(device, *sizes)
-        taken = measure.interleaved({name: call}, repeats=options.repeats, device=device)
-        rows.append(_row(name, read, taken[name], copy))
+    rows: list[dict[str, object]] = []
+    batches: list[Callable[[], list[tuple[str, float, Call]]]] = [
+        *(partial(lambda count: list(draws(device, count)), count) for count in ROWS[device]),
+        *(partial(lambda sizes: [attention(device, *sizes)], sizes) for sizes in PROMPTS[device]),
+    ]
+    for batch in batches:
+        rows += _measured(batch, options.repeats, device, copy)
+        if options.save:
+            measure.save("sampler ops", rows, device)
     measure.show(f"Ops of a decode step on {device}", rows)
-    if options.save:
-        measure.save("sampler ops", rows, device)
     sys.stdout.write(json.dumps({"device": device, "rows": rows}) + "\n")
-    return 0
+    return 1 if any("error" in row for row in rows) else 0
+
+
+def _measured(
+    batch: Callable[[], list[tuple[str, float, Call]]], repeats: int, device: str, copy: float
+) -> list[dict[str, object]]:
+    """A row for each case; one that says why, when they fail: the others go on."""
+    try:
+        cases = batch()
+        taken = measure.interleaved({n: c for n, _, c in cases}, repeats=repeats, device=device)
+    except Exception as error:
+        logging.exception("cases that fail")
+        return [{"op": "cases that fail", "error": f"{type(error).__name__}: {str(error)[:80]}"}]
+    return [_row(name, read, taken[name], copy) for name, read, _ in cases]
 
 
 def _row(name: str, read: float, seconds: list[float], copy: float) -> dict[str, object]:

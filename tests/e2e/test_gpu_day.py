@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.gpu_check import STAGES
+from tools import gpu_check
 
+STAGES = [gpu_check.STAGES[number - 1] for number in gpu_check.chosen_stages(None)]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -44,6 +43,8 @@ ENVIRONMENT = os.environ | {
 
 def write_video(path: Path, shade: int, *, frames: int = 8, size: int = 56) -> None:
     """A second of H.264: a bright square that moves over a plain ground."""
+    import av  # a GPU machine trains without it
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.width = stream.height = size

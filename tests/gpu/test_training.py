@@ -42,7 +42,7 @@ def test_grpo(family: str, share: bool, tmp_path: Path) -> None:
     config = GrpoConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, num_generations=4, share_prompt=share,
         max_completion_length=48, rewards=["tests.e2e.training:length_reward"], reward_weights=[1.0],
-        loss={"beta": 0.01}, **COMMON,
+        loss={"beta": 0.01}, liger="auto" if share else False, **COMMON,
     )  # fmt: skip
     train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 4))
     for line in steps(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from fourdthinker.backbones import FAMILIES, tower
 from fourdthinker.backbones.common import Backbone
@@ -110,3 +112,10 @@ def test_a_choice_of_the_user_stays(backbone: Backbone) -> None:
     backbone.visual.config._attn_implementation = "flash_attention_2"
     tower.use_packed_attention(backbone.visual)
     assert backbone.visual.config._attn_implementation == "flash_attention_2"
+
+
+def test_the_call_of_torch_takes_what_it_is_given() -> None:
+    """Torch's own signature, which a machine without a GPU never calls."""
+    taken = inspect.signature(varlen_attn).bind(*"qkv", "bounds", "bounds", 5, 5, scale=0.5).arguments
+    names = ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale"]
+    assert list(taken) == names

@@ -93,8 +93,37 @@ def test_peers_that_fail_or_differ_are_named():
     assert by_name["ours"]["same_loss"]
     assert not by_name["wrong"]["same_loss"]
     assert [line["loss"] for line in kernels.table(rows) if "loss" in line] == ["", "differs"]
-    with pytest.raises(RuntimeError, match="no such kernel"):
-        kernels.run_case(Case("op", "size", "mode", {"ours": broken}), "cpu", 1, {})
+    rows = kernels.run_case(Case("op", "size", "mode", {"ours": broken}), "cpu", 1, {})
+    assert [row["error"] for row in rows] == ["RuntimeError: no such kernel"]
+    assert kernels.table(rows)[0]["ms (quartiles)"] == "RuntimeError: no such kernel"
+
+
+def test_an_op_or_a_family_that_fails_hides_no_other(results, monkeypatch):
+    """Peers raise what they like; rows are written after each case, and the exit status tells."""
+
+    def broken():
+        raise KeyError("a compiler's own error")
+
+    def family(sizes, device, compiled):
+        yield Case("good", "size", "mode", {"ours": lambda: None, "peer": broken})
+        yield Case("bad", "size", "mode", {"ours": broken})
+        yield Case("last", "size", "mode", {"ours": lambda: None})
+        broken()
+
+    monkeypatch.setattr(kernels, "FAMILIES", {"head": family, "small": FAMILIES["small"]})
+    monkeypatch.setattr(kernels, "rates", lambda device, dtype: {"copy": 1.0, "matmul": 1.0})
+    written = []
+    real = measure.save
+    monkeypatch.setattr(measure, "save", lambda *words: written.append(len(words[1])) or real(*words))
+    words = ["kernels", "--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--save"]
+    assert command.run([*words, "--only", "head", "small"]) == 1
+    (path,) = results.iterdir()
+    rows = json.loads(path.read_text())["kernels"]["rows"]
+    errors = {row["op"]: row["error"] for row in rows if "error" in row}
+    assert set(errors) == {"bad", "head"}
+    assert {"good", "last", "pool_latents"} <= {row["op"] for row in rows if "seconds" in row}
+    assert [row["absent"] for row in rows if row.get("candidate") == "peer"] == [errors["bad"]]
+    assert written[:4] == [3, 4, 5, 6]  # with the rates
 
 
 @pytest.mark.parametrize(

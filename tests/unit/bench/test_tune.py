@@ -35,29 +35,47 @@ def timed(calls):
     return {name: [seconds, seconds * 1.01, seconds * 0.99] for name, seconds in taken.items()}
 
 
+def unkept(rows):
+    """Nothing is written."""
+
+
 def test_the_fastest_setting_is_found_and_the_others_stay():
     one = case(lambda row: {2: 5.0, 4: 3.0, 8: 1.0}[row.num_warps] + (row.block == 512), "silu_mul")
-    rows = tuner.tune([one], ARCH, timed)
+    rows = tuner.tune([one], ARCH, timed, unkept)
     assert rows == {"silu_mul": replace(gpus.DEFAULT["silu_mul"], num_warps=8)}
     assert gpus.TUNED[ARCH] == {}  # measured, not yet in use
 
 
 def test_a_small_gain_is_not_taken():
     one = case(lambda row: 1.0 - 0.001 * row.num_warps, "silu_mul")
-    assert tuner.tune([one], ARCH, timed) == {}
+    assert tuner.tune([one], ARCH, timed, unkept) == {}
 
 
 def test_a_kernel_is_judged_by_all_cases_that_launch_it():
     more = case(lambda row: 1 / row.num_warps, "silu_mul")
     fewer = case(lambda row: row.num_warps**2, "silu_mul")  # loses twice what it gains
-    assert tuner.tune([more], ARCH, timed)["silu_mul"].num_warps == 8
-    assert tuner.tune([more, fewer], ARCH, timed)["silu_mul"].num_warps == 2
+    assert tuner.tune([more], ARCH, timed, unkept)["silu_mul"].num_warps == 8
+    assert tuner.tune([more, fewer], ARCH, timed, unkept)["silu_mul"].num_warps == 2
 
 
 def test_kernels_of_one_case_are_tuned_one_after_another():
     two = case(lambda row: 1 / row.num_warps, "silu_mul", "logits_grad")
-    rows = tuner.tune([two], ARCH, timed)
+    rows = tuner.tune([two], ARCH, timed, unkept)
     assert {op: row.num_warps for op, row in rows.items()} == {"silu_mul": 8, "logits_grad": 16}
+
+
+def test_what_is_found_is_written_after_each_kernel(tmp_path):
+    """Also into a file of one's own, which begins as that of the package."""
+    path, seen = tmp_path / "new" / "tuned.json", []
+
+    def keep(rows):
+        tuner.write(path, ARCH, rows)
+        seen.append(dict(gpus.read_tuned(path)[ARCH]))
+
+    two = case(lambda row: 1 / row.num_warps, "silu_mul", "logits_grad")
+    tuner.tune([two], ARCH, timed, keep)
+    assert [set(rows) for rows in seen] == [{"silu_mul"}, {"silu_mul", "logits_grad"}]
+    assert set(json.loads(path.read_text())) == {*json.loads(gpus.TUNED_FILE.read_text()), str(ARCH)}
 
 
 def test_settings_that_fail_or_give_another_loss_are_left_out(caplog):
@@ -67,7 +85,7 @@ def test_settings_that_fail_or_give_another_loss_are_left_out(caplog):
         return 1.0 if row.num_warps == 4 else 0.5
 
     with caplog.at_level(logging.INFO):
-        assert tuner.tune([case(cost, "silu_mul", alike=True)], ARCH, timed) == {}
+        assert tuner.tune([case(cost, "silu_mul", alike=True)], ARCH, timed, unkept) == {}
     assert "out of resource" in caplog.text
     assert "gives 0.5 instead of 1.0" in caplog.text
 

@@ -1,0 +1,110 @@
+"""The sampler's bench: what is written when, rows that end early, and the time of a step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import _measure as measure
+from bench import sampler, sampler_ops
+from bench._sampler_cases import build, require_work
+from fourdthinker.sampler import Rollout
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_a_row_may_end_early_where_it_stays_in_the_batch():
+    lengths = torch.full((64,), 512)
+    lengths[:4] = 30
+    require_work(lengths, 512, on_cpu=False)
+    with pytest.raises(RuntimeError, match="ended after 30 of 512"):
+        require_work(lengths, 512, on_cpu=True)
+    lengths[4] = 20  # so many that the batch may close up
+    with pytest.raises(RuntimeError, match="ended after 20 of 512"):
+        require_work(lengths, 512, on_cpu=False)
+
+
+def fake(seconds, graphs=2.0):
+    """A call of the sampler, of which `interleaved` below learns the seconds."""
+
+    def call():
+        rollout = Rollout.__new__(Rollout)
+        object.__setattr__(rollout, "timing", {"graphs": graphs})
+        object.__setattr__(rollout, "lengths", torch.tensor([512, 100]))
+        call.taken = seconds
+        return rollout
+
+    return call
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Seconds as the calls say, instead of a clock."""
+    last = []
+    real = sampler._noting
+
+    def noting(call, noted):
+        inner = real(call, noted)
+        return lambda: (inner(), last.append(call.taken))
+
+    def interleaved(calls, *, repeats, device):
+        found = {}
+        for name, call in calls.items():
+            call()
+            found[name] = [last[-1] if last else 0.0]
+        return found
+
+    monkeypatch.setattr(sampler, "_noting", noting)
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+
+
+@pytest.mark.usefixtures("told")
+def test_a_step_is_the_difference_of_two_calls_with_the_same_captures():
+    """0.7 s of first token, eager steps and captures are in both; tokens are those that were emitted."""
+    calls = fake(0.1), fake(0.7 + 320 * 0.002), fake(0.7 + 512 * 0.002)
+    found = sampler._timed(calls, 2, 512, 1, "cpu")
+    assert found["step"] == pytest.approx(0.002)
+    assert found["tokens_per_s"] == round(612 / (0.7 + 512 * 0.002), 1)
+    with pytest.raises(RuntimeError, match="320 tokens take 1 captures and 512 take 2"):
+        sampler._timed((calls[0], fake(1.0, graphs=1.0), calls[2]), 2, 512, 1, "cpu")
+
+
+def test_rows_are_written_and_told_before_the_profile(results, monkeypatch, capsys):
+    def broken(call, device):
+        raise OSError("no profiler")
+
+    monkeypatch.setattr(sampler, "_profile", broken)
+    words = ["sampler", "--shape", "mini", "--batch", "1", "2", "--new-tokens", "4", "--only", "ours"]
+    with pytest.raises(OSError, match="no profiler"):
+        command.run([*words, "--save", "--profile"])
+    (path,) = results.iterdir()
+    rows = json.loads(path.read_text())["sampler mini"]["rows"]
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"] == rows
+
+
+def test_ops_that_fail_hide_no_other(results, monkeypatch):
+    def attention(device, prompts, *rest):
+        if prompts == 1:
+            raise KeyError("broken")
+        return f"{prompts}", 1.0, lambda: None
+
+    monkeypatch.setattr(sampler_ops, "attention", attention)
+    monkeypatch.setattr(sampler_ops, "draws", lambda device, rows: [])
+    monkeypatch.setattr(sampler_ops, "rates", lambda device, dtype: {"copy": 1.0})
+    assert command.run(["sampler_ops", "--repeats", "1", "--save"]) == 1
+    (path,) = results.iterdir()
+    rows = json.loads(path.read_text())["sampler ops"]["rows"]
+    assert [row["op"] for row in rows] == ["cases that fail", "2"]
+
+
+def test_a_tower_alone_has_one_layer_of_the_language_model():
+    assert build("mini", "cpu", torch.float32, layers=1).num_layers == 1
+    assert build("mini", "cpu", torch.float32).num_layers == 2
