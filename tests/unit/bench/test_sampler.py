@@ -31,17 +31,17 @@ def test_a_row_may_end_early_where_it_stays_in_the_batch():
         require_work(lengths, 512, on_cpu=False)
 
 
-def fake(seconds, graphs=2.0):
+class Fake:
     """A call of the sampler, of which `interleaved` below learns the seconds."""
 
-    def call():
-        rollout = Rollout.__new__(Rollout)
-        object.__setattr__(rollout, "timing", {"graphs": graphs})
-        object.__setattr__(rollout, "lengths", torch.tensor([512, 100]))
-        call.taken = seconds
-        return rollout
+    def __init__(self, taken, graphs=2.0):
+        self.taken, self.graphs = taken, graphs
 
-    return call
+    def __call__(self):
+        rollout = Rollout.__new__(Rollout)
+        object.__setattr__(rollout, "timing", {"graphs": self.graphs})
+        object.__setattr__(rollout, "lengths", torch.tensor([512, 100]))
+        return rollout
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def told(monkeypatch):
 @pytest.mark.usefixtures("told")
 def test_a_step_is_the_difference_of_two_calls_with_the_same_captures():
     """0.7 s of first token, eager steps and captures are in both; tokens are those that were emitted."""
-    calls = fake(0.1), fake(0.7 + 320 * 0.002), fake(0.7 + 512 * 0.002)
+    calls = Fake(0.1), Fake(0.7 + 320 * 0.002), Fake(0.7 + 512 * 0.002)
     found = sampler._timed(calls, 2, 512, 1, "cpu")
     assert found["step"] == pytest.approx(0.002)
     assert found["tokens_per_s"] == round(612 / (0.7 + 512 * 0.002), 1)
     with pytest.raises(RuntimeError, match="320 tokens take 1 captures and 512 take 2"):
-        sampler._timed((calls[0], fake(1.0, graphs=1.0), calls[2]), 2, 512, 1, "cpu")
+        sampler._timed((calls[0], Fake(1.0, graphs=1.0), calls[2]), 2, 512, 1, "cpu")
 
 
 def test_rows_are_written_and_told_before_the_profile(results, monkeypatch, capsys):
