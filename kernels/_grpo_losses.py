@@ -65,6 +65,18 @@ LOSSES = {
     "cispo": Loss("cispo", "tokens", "arXiv 2506.13585"),
 }
 LOSS_TYPES = tuple(LOSSES)
+_TERMS = {
+    "clip": "clipped ratio",
+    "cispo": "constant clipped ratio times log-prob",
+    "sapo": "sigmoid of the ratio",
+    "vespo": "constant weight, of the product of the ratios of a sequence, times log-prob",
+}
+_DIVISORS = {
+    "lengths": "the tokens of each sequence, then the sequences",
+    "sequences": "sequences",
+    "tokens": "all tokens",
+    "budget": "sequences times max_length",
+}
 RATIO_LEVELS = ("token", "sequence")
 KL_ESTIMATES = ("k3", "k2")
 KL_WEIGHTINGS = ("none", "ratio")
@@ -94,10 +106,8 @@ class GrpoOptions:
 
     loss_type: str = _option(
         "grpo",
-        "policy term and what its sum is divided by: grpo (the tokens of each sequence, then the sequences), "
-        "bnpo and dapo (all tokens), dr_grpo (sequences times max_length), luspo (sequences), cispo (its own "
-        "term; all tokens), sapo (its own term; as grpo), vespo (its own term, of the product of the "
-        "ratios of a sequence; all tokens)",
+        "policy term and what its sum is divided by: "
+        + ", ".join(f"{name} ({_TERMS[it.term]}; {_DIVISORS[it.divisor]})" for name, it in LOSSES.items()),
         choices=LOSS_TYPES,
     )
     ratio_level: str = _option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,15 @@ def test_an_image_is_a_video_of_one_frame_here_too(tmp_path: Path, suffix: str, 
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(VideoError, match="not a readable picture"):
         probe(path)
+
+
+def test_a_duration_beyond_the_last_packet_is_no_damage(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.webm", [0], codec="libvpx", pixel_format="yuv420p")
+    data = path.read_bytes()
+    element = b"\x44\x89\x88"  # Duration, of eight bytes
+    assert data.count(element) == 1
+    begin = data.index(element) + 3
+    path.write_bytes(data[:begin] + struct.pack(">d", 1000.0) + data[begin + 8 :])
+    found, frames = probe(path), read_frames(path)
+    assert (found.frames, found.begin, found.fault) == (1, 0.0, None)
+    assert (frames.fault, frames.shown) == (None, [0.0] * len(frames.seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -271,3 +272,11 @@ def test_values_of_every_layer_are_looked_at_on_request(monkeypatch, op, change,
     call(op, CALLS[op]())
     with pytest.raises(ValueError, match=message):
         call(op, CALLS[op]() | change)
+
+
+def test_the_help_explains_every_loss_type():
+    """It is made of the table of losses, so that an entry there is all that a new one needs."""
+    (field,) = (field for field in dataclasses.fields(GrpoOptions) if field.name == "loss_type")
+    for name in field.metadata["choices"]:
+        assert f"{name} (" in field.metadata["help"]
+    assert "dr_grpo (clipped ratio; sequences times max_length)" in field.metadata["help"]
