@@ -191,6 +191,27 @@ def test_labels_from_true_geometry():
         assert f"| {name} | {cells} |" in text
 
 
+def test_labels_from_estimated_geometry():
+    names = {
+        "camera": "camera moves",
+        "direction": "direction",
+        "distance": "distance change",
+        "speed": "speed",
+    }
+    text = page("docs/synthesis-labels.md")
+    rows = load(ERRORS)["geometry estimated, masks by motion, 26 scenes of 480 at 30"]["rows"]
+    assert [row["label"] for row in rows] == list(names)
+    for row in rows:
+        accepted, right = row["accepted"] / row["asked"], row["right"] / row["accepted"]
+        assert (
+            f"| {names[row['label']]} | {row['asked']} | {percent(accepted)} % | {percent(right)} % |" in text
+        )
+        for other in row["other"]:
+            assert (
+                f"| {names[row['label']]} | {other['asked']} | {other['said']} | {other['times']} |" in text
+            )
+
+
 def test_the_path_of_the_fox():
     text = page("docs/synthesis-labels.md")
     found = {row["estimator"]: row for row in load(GEOMETRY)["geometry fox"]["rows"]}

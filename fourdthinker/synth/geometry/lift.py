@@ -16,6 +16,7 @@ from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack
 _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
 _STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
 _AROUND = 0.5  # seconds before and after an instant over which an object hardly changes its outline
+_OUTLINE = 1.15  # times as long for its width as usual: more is no whole object
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
 _GROUND_SHARE = 0.25  # of the points in front that lie on the ground, for it to be one
@@ -113,11 +114,14 @@ def lift_object(
         raise GeometryError(f"{name}: depth and camera are not both in metres; give both in one unit")
     poses = camera.resampled(seconds)
     positions = np.full((len(seconds), 3), np.nan)
-    feet = _feet(masks, seconds) if depth is None and ground is not None else None
+    usable = np.array([_usable(mask) for mask in masks])
+    if depth is None:
+        usable &= _alike(masks, usable)
+    feet = _feet(masks, seconds, usable) if depth is None and ground is not None else None
     boxes = np.zeros((len(seconds), 4))
     for k, mask in enumerate(masks):
         boxes[k] = rle.box(mask) or 0.0
-        if not _usable(mask):
+        if not usable[k]:
             continue
         if depth is not None:
             positions[k] = _by_depth(mask, depth.values[k], poses, k)
@@ -193,13 +197,25 @@ def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: Camera
     return poses.centres[k] + float(np.median(values)) * _middle_ray(mask, poses, k)
 
 
-def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array) -> Array:
+def _alike(masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[T], whose outline is as long for its width as most usable ones: of others, something hides a part."""
+    longer = np.full(len(masks), np.nan)
+    for k in np.flatnonzero(usable):
+        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(masks[k])))
+        longer[k] = np.sqrt(large / max(small, 1e-9))
+    if not usable.any():
+        return usable
+    ratio = longer / np.nanmedian(longer)
+    return np.asarray((ratio < _OUTLINE) & (ratio > 1 / _OUTLINE))
+
+
+def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array, usable: NDArray[np.bool_]) -> Array:
     """[T, 2], column and row where each mask stands, NaN where it is not usable.
 
     A lowest pixel is exact to a pixel, the middle and the area of a mask to much less; so the foot is as far
     from the middle, in roots of the area, as it is in the median around that time.
     """
-    known = np.array([k for k, mask in enumerate(masks) if _usable(mask)], int)
+    known = np.flatnonzero(usable)
     feet = np.full((len(masks), 2), np.nan)
     if not len(known):
         return feet

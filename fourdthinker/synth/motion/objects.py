@@ -21,6 +21,7 @@ from fourdthinker.synth.tracks import (
 )
 
 _SURE = 0.9  # of the time in which positions must be sure, for a profile of the speed
+_LARGER = 1.4  # times `speed_change`, with which a profile must be the same
 _STRAIGHT = 0.8  # net displacement over path length from which a path has one direction
 _TURN_MARGIN = 5.0  # degrees past a boundary between directions before the label changes
 
@@ -166,7 +167,7 @@ def speed_profile(
 
     Returns:
         One of SPEED_PROFILES; None where the object hardly moves, its positions are unsure, or twice the
-        smoothing says another one.
+        smoothing or a larger change of speed says another one.
 
     Raises:
         GeometryError: an empty interval.
@@ -174,7 +175,8 @@ def speed_profile(
     settings = settings or MotionSettings()
     part = clipped(item, start, end)
     more = replace(settings, object_smoothing=2 * settings.object_smoothing)
-    found = {_profile(part, one) for one in (settings, more)}
+    larger = replace(settings, speed_change=_LARGER * settings.speed_change)
+    found = {_profile(part, one) for one in (settings, more, larger)}
     return found.pop() if len(found) == 1 else None
 
 

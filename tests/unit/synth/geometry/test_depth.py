@@ -159,6 +159,17 @@ def test_size_says_how_the_distance_changes_where_the_camera_stays():
     assert object_direction(found, replace(camera, metric=False), 0, end) == "away from the camera"
 
 
+def test_a_mask_of_which_a_part_is_hidden_is_not_trusted():
+    world = make_world([2, 5], "pan left", "away", size=96)
+    masks, camera = list(render(world).mask(0)), replace(scene_camera(world), metric=False)
+    whole = lift_object("can", masks, camera.times, camera).confidence
+    columns = np.flatnonzero(masks[3].any(axis=0))
+    masks[3][:, : (columns[0] + columns[-1]) // 2] = False
+    found = lift_object("can", masks, camera.times, camera).confidence
+    assert whole[3] == 1
+    assert np.flatnonzero(found != whole).tolist() == [3]
+
+
 def test_a_turn_of_the_camera_changes_no_distance_by_size():
     """A ball covers more pixels at the border of a picture than in its middle, from the same distance."""
     world = make_world([2, 5], "pan left", "away", size=128, frames=5)
