@@ -201,7 +201,7 @@ def _alike(masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_]) -> NDA
     """[T], whose outline is as long for its width as most usable ones: of others, something hides a part."""
     longer = np.full(len(masks), np.nan)
     for k in np.flatnonzero(usable):
-        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(masks[k])))
+        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(masks[int(k)])))
         longer[k] = np.sqrt(large / max(small, 1e-9))
     if not usable.any():
         return usable
@@ -221,7 +221,7 @@ def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array, usable: NDArray[np
         return feet
     middle, size, foot = np.zeros((len(known), 2)), np.zeros((len(known), 1)), np.zeros((len(known), 2))
     for n, k in enumerate(known):
-        rows, columns = np.nonzero(masks[k])
+        rows, columns = np.nonzero(masks[int(k)])
         bottom = np.percentile(rows, 99) + 1
         low = rows >= bottom - max(0.08 * (bottom - rows.min()), 2)
         middle[n], size[n] = (columns.mean() + 0.5, rows.mean() + 0.5), np.sqrt(len(rows))
