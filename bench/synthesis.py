@@ -1,8 +1,8 @@
 """Synthesis over many videos: how fast each stage is, what becomes of bad files, whether memory stays flat.
 
-    python -m bench synthesis rates [--clips FOLDER] [--videos 8] [--save]
-    python -m bench synthesis poison [--videos 1000] [--save]
-    python -m bench synthesis memory [--videos 2000] [--save]
+    python -m bench synthesis --only rates --clips FOLDER [--videos 8] [--save]
+    python -m bench synthesis --only poison [--videos 1000] [--save]
+    python -m bench synthesis --only memory [--videos 2000] [--save]
 
 `rates` wants videos of 480 rows, such as those that `bench geometry estimated --clips FOLDER` keeps. `poison`
 makes small videos, one in twenty of them bad. `memory` takes one small video through all stages again
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _POISON = 20  # one bad video in so many
 _TIMEOUT = 60.0  # seconds for one item
 _NAMES = ("a b", "it's", 'say "x"', "two\nlines", "ünï 東京", "-dash", "50%")  # of good videos
+KINDS = ("rates", "poison", "memory")
 Row = dict[str, Any]
 
 
@@ -152,21 +153,22 @@ def memory(videos: int) -> list[Row]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench synthesis", description=__doc__)
-    parser.add_argument("what", choices=("rates", "poison", "memory"))
-    parser.add_argument("--clips", type=Path)
-    parser.add_argument("--videos", type=int)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--clips", type=Path, help="folder of videos for rates")
+    parser.add_argument("--videos", type=int, help="default: 8 for rates, 1000 for poison, 2000 for memory")
     add_save(parser)
     options = parser.parse_args(argv)
-    if options.what == "rates":
-        if options.clips is None:
-            parser.error("rates needs --clips FOLDER, as `bench geometry estimated --clips FOLDER` fills it")
-        rows = rates(options.clips, options.videos or 8)
-    elif options.what == "poison":
-        rows = poison(options.videos or 1000)
-    else:
-        rows = memory(options.videos or 2000)
-    for row in rows:
-        log.info("%s", row)
-    if options.save:
-        log.info("saved in %s", save(f"synthesis {options.what}", rows))
+    if "rates" in options.only and options.clips is None:
+        parser.error("rates needs --clips FOLDER, as `bench geometry estimated --clips FOLDER` fills it")
+    calls: dict[str, Callable[[], list[Row]]] = {
+        "rates": lambda: rates(options.clips, options.videos or 8),
+        "poison": lambda: poison(options.videos or 1000),
+        "memory": lambda: memory(options.videos or 2000),
+    }
+    for kind in options.only:
+        rows = calls[kind]()
+        for row in rows:
+            log.info("%s", row)
+        if options.save:
+            log.info("saved in %s", save(f"synthesis {kind}", rows))
     return 0
