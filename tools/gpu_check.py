@@ -123,6 +123,11 @@ def environment() -> dict[str, str]:
     }  # fmt: skip
 
 
+def hear_interrupts() -> None:
+    """What is started from now on can be interrupted, though this runs behind ``&``, which ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupt(processes: list[subprocess.Popen[bytes]]) -> None:
     """As Ctrl-C: pytest shows what has failed so far. All have ``GRACE`` seconds together."""
     running = [process for process in processes if process.poll() is None]
@@ -224,6 +229,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stage", help="numbers of stages, with commas between (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="small sizes, without a GPU")
     options = parser.parse_args(argv)
+    hear_interrupts()
     numbers = chosen_stages(options.stage)
     options.out.mkdir(parents=True, exist_ok=True)
     folder = workplace()

@@ -178,11 +178,10 @@ class Stepper:
                 state["finished"] | (state["phase"] != 0) if config.mode == "exact" else state["finished"]
             )
             scores = scores.masked_fill(ignored[:, None], 0.0)
-        forbidden, broken = slots.upcoming["forbidden"], None
-        if scores.device.type == "cpu":  # on a GPU nothing looks: NaN log-probabilities tell in the end
-            broken = ~_best(scores, forbidden, self.processors is not None).isfinite()
-            if bool(broken.any()):
-                scores = scores.masked_fill(broken[:, None], 0.0)
+        forbidden = slots.upcoming["forbidden"]
+        broken = _broken(scores, forbidden, self.processors is not None)
+        if broken is not None:
+            scores = scores.masked_fill(broken[:, None], 0.0)
         ids, logprobs, sampled = sample_tokens(
             scores, steps=state["steps"], forbidden=forbidden,
             **slots.drawing,  # type: ignore[arg-type]  # tensors; none is called backend
@@ -220,16 +219,20 @@ class Stepper:
             self.processors.remember(emitted)
 
 
-def _best(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor:
-    """The largest score [r] of each row of `scores` [r, V], NaN or infinite where nothing can be drawn.
+def _broken(scores: Tensor, forbidden: Tensor, banned: bool) -> Tensor | None:
+    """Rows [r] of `scores` [r, V] that are not finite, or where nothing can be drawn; None: there are none.
 
-    `banned`: whether ids may be banned (-inf), so that none may be left beside the `forbidden` [r, F].
+    On a GPU nothing looks, which would wait: NaN log-probabilities tell in the end. `banned`: whether ids may
+    be banned (-inf), so that none may be left beside the `forbidden` [r, F].
     """
+    if scores.device.type != "cpu":
+        return None
     if banned:
         rows, columns = (forbidden >= 0).nonzero(as_tuple=True)
         scores = scores.clone()
         scores[rows, forbidden[rows, columns]] = -torch.inf
-    return scores.amax(1)
+    broken = ~scores.amax(1).isfinite()
+    return broken if bool(broken.any()) else None
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ def test_tests_that_are_cut_show_what_has_failed(monkeypatch: pytest.MonkeyPatch
         "def test_two():\n    assert 'second' == 'wrong'\n"
         f"def test_slow():\n    pathlib.Path({str(started)!r}).touch()\n    time.sleep(60)\n"
     )
+    gpu_check.hear_interrupts()
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
             [*gpu_check.TESTS, "test_cut.py"], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True

@@ -61,7 +61,7 @@ def test_the_line_is_drawn_on_a_terminal_alone(
     if stream is Terminal:
         assert text.rindex("step 2: loss") < text.rindex("2/2"), "the line stays below the log"
         words = re.sub(r"\x1b\[[\d;?]*\w", "", text)
-        assert re.search(r"1/2 \d:\d\d:\d\d (\d:\d\d|-:--):(\d\d|--)", words), "time gone and time left"
+        assert re.search(r"\d/2 \d:\d\d:\d\d (\d:\d\d|-:--):(\d\d|--)", words), "time gone and time left"
     else:
         assert "\x1b" not in text
 
