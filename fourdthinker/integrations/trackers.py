@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,20 @@ def show_rollouts(
     """
     named = {line["prompt"] for line in lines}
     strips = {number: film_strip(record) for number, record in records.items() if number in named}
-    if "tensorboard" in trackers:
-        _to_tensorboard(callbacks, step, lines, strips)
-    if "wandb" in trackers:
-        _to_wandb(step, lines, strips)
-    if "trackio" in trackers:
-        _to_trackio(step, lines, strips)
+    shows: dict[str, Callable[[], None]] = {
+        "tensorboard": lambda: _to_tensorboard(callbacks, step, lines, strips),
+        "wandb": lambda: _to_wandb(step, lines, strips),
+        "trackio": lambda: _to_trackio(step, lines, strips),
+    }
+    for name, show in shows.items():
+        if name in trackers:
+            try:
+                show()
+            except Exception as error:  # noqa: BLE001  # the training is worth more than its table
+                logger.warning(
+                    "%s took no rollouts of step %d (%s: %s); they are in rollouts.jsonl. Leave %s out of "
+                    "report_to if it stays so", name, step, type(error).__name__, error, name,
+                )  # fmt: skip
 
 
 def film_strip(record: Record | None) -> Strip | None:

@@ -27,29 +27,32 @@ class Alarm(NamedTuple):
 
     Attributes:
         name: of the alarm.
+        metric: without it a line tells nothing of this alarm: updates that train on rollouts of an earlier
+            one have no metrics of rollouts.
         check: what is wrong, from the line and those before it; None: nothing.
         remedy: what to do.
     """
 
     name: str
+    metric: str
     check: Callable[[Line, Sequence[Line]], str | None]
     remedy: str
 
 
 def _sampler_difference(line: Line, _: Sequence[Line]) -> str | None:
-    difference = line.get("sampler_gap", 0.0)
+    difference = line["sampler_gap"]
     return f"sampler and trainer differ by {difference:.2g} nats a token" if not difference <= 0.05 else None
 
 
 def _kl(line: Line, _: Sequence[Line]) -> str | None:
-    kl = line.get("kl", 0.0)
+    kl = line["kl"]
     return f"the KL estimate to the reference model is {kl:.2g} nats a token" if not kl <= 0.5 else None
 
 
 def _norm(line: Line, before: Sequence[Line]) -> str | None:
     # 0: nothing was trained, or the update was skipped.
     usual = [one["grad_norm"] for one in before[-50:] if one.get("grad_norm", 0.0) > 0]
-    norm = line.get("grad_norm", 0.0)
+    norm = line["grad_norm"]
     if len(usual) < 10 or norm <= 10 * statistics.median(usual):
         return None
     return f"the norm of the gradient is {norm:.3g}, and {statistics.median(usual):.3g} in the lines before"
@@ -58,52 +61,58 @@ def _norm(line: Line, before: Sequence[Line]) -> str | None:
 def _length(line: Line, before: Sequence[Line]) -> str | None:
     known = (one["completion_length"] for one in before if "completion_length" in one)
     first = list(itertools.islice(filter(math.isfinite, known), 10))
-    length = line.get("completion_length", 0.0)
+    length = line["completion_length"]
     if len(first) < 10 or length >= 0.25 * statistics.fmean(first):
         return None
     return f"rollouts have {length:.0f} tokens, and had {statistics.fmean(first):.0f} at the beginning"
 
 
 def _equal_groups(line: Line, _: Sequence[Line]) -> str | None:
-    return (
-        "in every group all rewards are equal: nothing is learnt" if line.get("equal_groups") == 1 else None
-    )
+    return "in every group all rewards are equal: nothing is learnt" if line["equal_groups"] == 1 else None
 
 
 def _empty_blocks(line: Line, _: Sequence[Line]) -> str | None:
-    share = line.get("empty_blocks", 0.0)
+    share = line["empty_blocks"]
     return f"in {share:.0%} of the blocks END is right behind START" if not share <= 0 else None
 
 
 def _no_blocks(line: Line, _: Sequence[Line]) -> str | None:
-    return "no rollout opened a block" if line.get("latents") == 0 and line.get("blocks_allowed") else None
+    return "no rollout opened a block" if line["latents"] == 0 and line.get("blocks_allowed") else None
 
 
 def _one_direction(line: Line, _: Sequence[Line]) -> str | None:
-    length = line.get("latent_direction", 0.0)
+    length = line["latent_direction"]
     return f"the mean of the latents' directions has length {length:.3f}" if not length <= 0.99 else None
 
 
 def _failed_rewards(line: Line, _: Sequence[Line]) -> str | None:
-    share = line.get("failed_rewards", 0.0)
+    share = line["failed_rewards"]
     return f"{share:.0%} of the rollouts have no reward" if not share <= 0.2 else None
 
 
 ALARMS = (
     Alarm(
         "sampler_gap",
+        "sampler_gap",
         _sampler_difference,
         "set loss.sampler_cap=2, run sampler and trainer in the same precision, and look for options that "
         "change the model between them (lora.dropout, attention)",
     ),
-    Alarm("kl", _kl, "raise loss.beta, or lower learning_rate"),
-    Alarm("grad_norm", _norm, "lower learning_rate or max_grad_norm, and look at the records of this update"),
+    Alarm("kl", "kl", _kl, "raise loss.beta, or lower learning_rate"),
     Alarm(
+        "grad_norm",
+        "grad_norm",
+        _norm,
+        "lower learning_rate or max_grad_norm, and look at the records of this update",
+    ),
+    Alarm(
+        "completion_length",
         "completion_length",
         _length,
         "look at rollouts.jsonl for answers without reasoning; raise loss.beta, or reward the format",
     ),
     Alarm(
+        "equal_groups",
         "equal_groups",
         _equal_groups,
         "set refill_rounds=3 or higher, choose records that the model solves at times, or raise "
@@ -111,23 +120,27 @@ ALARMS = (
     ),
     Alarm(
         "empty_blocks",
+        "empty_blocks",
         _empty_blocks,
         "blocks must hold latents: sample with this package's grammar, and check latent_start_id, "
         "latent_pad_id and latent_end_id of the checkpoint",
     ),
     Alarm(
         "no_blocks",
+        "latents",
         _no_blocks,
         "begin with a checkpoint that DIFT has taught to open blocks, set train_start=true, or "
         "max_blocks=0 if text alone is wanted",
     ),
     Alarm(
         "latent_direction",
+        "latent_direction",
         _one_direction,
         "the latents have collapsed to one direction and hold nothing: in 4DRL set latent_term=cosine or "
         "raise loss.beta, in DIFT raise sim_loss_weight; or go back to an earlier checkpoint",
     ),
     Alarm(
+        "failed_rewards",
         "failed_rewards",
         _failed_rewards,
         "look at the warnings for the first failure of each reward; check the judge, or raise reward_timeout",
@@ -151,11 +164,14 @@ class Alarms:
         Returns:
             How many alarms hold, warned of or not.
         """
-        holding = {alarm: said for alarm in ALARMS if (said := alarm.check(line, before)) is not None}
+        told = [alarm for alarm in ALARMS if alarm.metric in line]
+        holding = {alarm: said for alarm in told if (said := alarm.check(line, before)) is not None}
         for alarm, said in holding.items():
             left = self._given.get(alarm.name, 0)
             if not left:
                 logger.warning("alarm %s: %s; %s", alarm.name, said, alarm.remedy)
             self._given[alarm.name] = (left or _REPEAT) - 1
-        self._given = {a.name: self._given[a.name] for a in holding}
+        for alarm in told:
+            if alarm not in holding:
+                self._given.pop(alarm.name, None)
         return len(holding)

@@ -185,6 +185,23 @@ def test_the_score_is_looked_for_at_the_end_and_in_linear_time(server: Server) -
     assert time.perf_counter() - began < 2
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("Score: .5", 0.5), ("Score: 5e-1.", 0.5), ("Score: 0.5, as 3 of 6 hold", 0.5), (" 1e-1 ", 0.1)]
+    + [
+        (text, None)
+        for text in ("Score: 1/10", "Score: 0,9", "Score: 1%", "Score: 0-1", "Score: 1e-3/10", "1 / 2")
+    ],
+)
+def test_a_number_is_read_whole_or_not_at_all(server: Server, text: str, score: float | None) -> None:
+    read = judge(server).function._score
+    if score is not None:
+        assert read(said(text)) == score
+        return
+    with pytest.raises(RewardFailedError, match="holds no score"):
+        read(said(text))
+
+
 def test_the_judge_sees_the_options_and_leaves_the_runs_random_numbers(server: Server) -> None:
     before, asked = random.getstate(), len(server.requests)
     assert call_reward(judge(server), [completion("500")]).values == [None]

@@ -118,6 +118,16 @@ def test_rollouts_are_tables_with_their_frames(tmp_path: Path, trackers: dict[st
     assert np.array_equal(table["frames"][1].values[0], strip)
 
 
+def test_a_tracker_that_fails_costs_its_table_alone(trackers: dict[str, Any], caplog: Any) -> None:
+    def broken(_: Any) -> None:
+        raise OSError("no space left")
+
+    sys.modules["wandb"].log = broken  # type: ignore[attr-defined]
+    show_rollouts(["wandb", "trackio"], [], 5, [LINE], {3: Record("rl", "a", "?")})
+    assert "wandb took no rollouts of step 5 (OSError: no space left)" in caplog.text
+    assert len(trackers["trackio"]) == 1
+
+
 def test_a_clip_that_is_gone_costs_its_frames_alone(tmp_path: Path, caplog: Any) -> None:
     assert film_strip(None) is None
     assert film_strip(Record("rl", "a", "?", video=str(tmp_path / "gone.mp4"))) is None
