@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -177,17 +178,18 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
         (out / POLICY_FILE).unlink()
     del checkpoint
     gc.collect()
-    difference = max(
-        float((new - old).abs().max() / old.abs().max())
+    differences = [
+        (new - old).abs().max() / old.abs().max()
         for new, old in zip(
             _outputs(load_checkpoint(out, dtype=torch.float32), known),
             (expected[0][:, :known], expected[1]),
             strict=True,
         )
-    )
+    ]
+    difference = float(torch.stack(differences).max())  # Python's max would lose a NaN
     limit = {None: 0.0, torch.float32: 0.0}.get(conversion.written_dtype, float("inf"))
     limit = max(limit, _MERGED) if conversion.merge else limit
-    if not difference <= limit:
+    if not difference <= limit or not math.isfinite(difference):
         raise CheckpointError(
             f"{out}: its logits or vision features differ from those of {conversion.source} by "
             f"{difference:.2g} of the largest, where {limit:.2g} is explained; do not use it, and report this"

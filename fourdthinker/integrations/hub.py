@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,12 +18,20 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
 from fourdthinker.files import parse_json, read_json_object, read_regular, write_text
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
 _MARK = "<!-- written by fourdthinker push -->"
 _PACKAGES = ("fourdthinker", "torch", "transformers")
 _RESULTS, _LATENTS, _CONFIG = "results.json", "latents.json", "config.yaml"
+# Of a training, not of the model; run.json has paths of the machine.
+_KEPT_BACK = (
+    "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "rng_state*",
+    "global_step*", "masters*", "zero_*", ".*",
+)  # fmt: skip
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -101,14 +109,15 @@ def push(checkpoint: Path, repository: str | None, facts: CardFacts, *, private:
         checkpoint: its folder.
         repository: `owner/name` on the hub; None: nothing is uploaded.
         facts: for the card.
-        private: whether a repository that is made for it is private.
+        private: whether the repository is private: made so, and refused if it is there and public.
 
     Returns:
         The address of the upload, or the path of the card.
 
     Raises:
-        ConfigError: as for `model_card`; a card that somebody else wrote is there; the name is none of a
-            repository; or the hub refuses.
+        ConfigError: as for `model_card`; a card that somebody else wrote is there, in the folder or on the
+            hub; the name is none of a repository; the repository is public and `private` is true; or the hub
+            refuses.
     """
     if repository is not None and not _MODEL_ID.fullmatch(repository):
         raise ConfigError(f"the repository is {repository!r}; name it owner/name")
@@ -124,12 +133,28 @@ def push(checkpoint: Path, repository: str | None, facts: CardFacts, *, private:
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=checkpoint))
+        _check_repository(api, repository, private)
+        return str(
+            api.upload_folder(repo_id=repository, folder_path=checkpoint, ignore_patterns=list(_KEPT_BACK))
+        )
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{repository}: the hub refuses ({said}); log in with `hf auth login`, and check the name"
         ) from error
+
+
+def _check_repository(api: HfApi, repository: str, private: bool) -> None:
+    """Before anything is uploaded to a repository that may have been there: who reads it, and its card."""
+    if private and not api.model_info(repository).private:
+        raise ConfigError(f"{repository} is there and public; give --public, or name another repository")
+    if api.file_exists(repository, CARD):
+        card = Path(api.hf_hub_download(repository, CARD)).read_text("utf-8", "replace")
+        if _MARK not in card:
+            raise ConfigError(
+                f"{CARD} of {repository} was not written by this command and is not replaced; "
+                "move it away there"
+            )
 
 
 def _header(base: str) -> str:
@@ -191,10 +216,10 @@ def _found(folder: Path) -> list[str]:
 def _metrics(name: str, results: Mapping[str, Any]) -> str:
     bench = results.get("benchmark")
     title = bench.get("title", name) if isinstance(bench, dict) else name
+    model = _text(_public(str(results.get("checkpoint", "this checkpoint"))))
     lines = [
         f"## Accuracy: {_text(str(title))}", "",
-        f"Of `{_text(str(results.get('checkpoint', 'this checkpoint')))}`. What can be had without seeing "
-        "the clip stands beside it.", "",
+        f"Of `{model}`. What can be had without seeing the clip stands beside it.", "",
         "| | accuracy | 95 % interval | greedy | questions |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for key, entry in models(results).items():

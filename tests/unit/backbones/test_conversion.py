@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,17 @@ def test_an_adapter_is_merged_and_compared(adapted: Path, tmp_path: Path) -> Non
     assert 1e-4 < rounded.difference < 0.1
 
 
+@pytest.mark.parametrize(
+    ("part", "factor"), [("layers.0.mlp.down_proj.weight", 1.01), ("merger.mlp.2.weight", math.nan)]
+)
 def test_what_computes_something_else_is_an_error(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float
 ) -> None:
     def spoilt(path: Path, checkpoint: Any) -> None:
         save_checkpoint(path, checkpoint)
         weights = load_file(path / "model.safetensors")
-        name = next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
-        save_file(weights | {name: weights[name] * 1.01}, path / "model.safetensors", {"format": "pt"})
+        name = next(name for name in weights if name.endswith(part))
+        save_file(weights | {name: weights[name] * factor}, path / "model.safetensors", {"format": "pt"})
 
     monkeypatch.setattr("fourdthinker.backbones.conversion.save_checkpoint", spoilt)
     with pytest.raises(CheckpointError, match="logits or vision features differ from those of"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import huggingface_hub
 import pytest
@@ -32,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = {
         "chance": accuracy(0.25), "option_prior": accuracy(0.4), "model": accuracy(0.7),
         "shown_black": accuracy(0.35), "model_minus_shown_black": {"mean": 0.35, "low": 0.3, "high": 0.4},
-        "checkpoint": "grpo | <b>", "benchmark": {"title": "VLM4D"},
+        "checkpoint": "/home/somebody/runs/grpo | <b>", "benchmark": {"title": "VLM4D"},
     }  # fmt: skip
     audit = {
         "questions": 200,
@@ -57,7 +59,7 @@ def test_the_card_says_what_a_number_is_worth(run: Path) -> None:
     assert header["pipeline_tag"] == "video-text-to-text"
     for line in (
         "# grpo-3b", "- Data: data/rl.jsonl", "| fps | 2.0 |", "Blocks of K = 3 latents (targets: average)",
-        "## Accuracy: VLM4D", "Of `grpo \\| &lt;b>`.", "| Option-text prior | 40.0\u00a0% |",
+        "## Accuracy: VLM4D", "Of `runs/grpo \\| &lt;b>`.", "| Option-text prior | 40.0\u00a0% |",
         "| Chance | 25.0\u00a0% | 20.0 – 30.0\u00a0% | 25.0\u00a0% | 200 |",
         "| Black frames | 35.0\u00a0% |", "| Model − black | +35.0 points |",
         "| zero | 69.0\u00a0% | −1.0 | −2.0 … +0.0 | 5.0\u00a0% |", f"fourdthinker {__version__}",
@@ -72,28 +74,72 @@ def test_a_local_base_is_no_model_id(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert "- Base: not told" in model_card(run / "final", CardFacts())
 
 
-def test_push_uploads_the_folder_with_its_card(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Hub:
+    """Takes the place of the hub's API."""
+
+    called: ClassVar[list[tuple[Any, ...]]] = []
+    public = False
+    card: Path | None = None
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+        self.called.append((name, private, exist_ok))
+
+    def model_info(self, name: str) -> Any:
+        return SimpleNamespace(private=not self.public)
+
+    def file_exists(self, name: str, path: str) -> bool:
+        return path == "README.md" and self.card is not None
+
+    def hf_hub_download(self, name: str, path: str) -> str:
+        return str(self.card)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str]) -> str:
+        files = [path.name for path in folder_path.iterdir()]
+        kept = sorted(set(files) - {name for one in ignore_patterns for name in fnmatch.filter(files, one)})
+        self.called.append((repo_id, folder_path, kept))
+        return "https://hub/it"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    class Fresh(Hub):
+        called: ClassVar[list[tuple[Any, ...]]] = []
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Fresh)
+    return Fresh
+
+
+def test_push_uploads_the_model_with_its_card(
+    run: Path, hub: type[Hub], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    called: list[tuple[Any, ...]] = []
-
-    class Hub:
-        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
-            called.append((name, private, exist_ok))
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path) -> str:
-            called.append((repo_id, folder_path, (folder_path / "README.md").exists()))
-            return "https://hub/it"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     checkpoint = run / "final"
+    for name in ("run.json", "optimizer.pt", "rng_state_0.pth", ".lock"):
+        (checkpoint / name).touch()
     assert cli.main(["push", str(checkpoint), "me/model", "--results", str(run / "eval")]) == 0
-    assert called == [("me/model", True, True), ("me/model", checkpoint, True)]
+    made, (name, folder, files) = hub.called
+    assert made == ("me/model", True, True)
+    assert (name, folder) == ("me/model", checkpoint)
+    assert {"README.md", "config.json", "model.safetensors", "frame_policy.json"} <= set(files)
+    assert not {"run.json", "optimizer.pt", "rng_state_0.pth", ".lock"} & set(files)
     assert capsys.readouterr().out == "https://hub/it\n"
-    called.clear()
+    hub.called.clear()
     assert cli.main(["push", str(checkpoint), "--base", "A/b", "--data", "mine"]) == 0  # the card alone
-    assert called == []
+    assert hub.called == []
     assert "- Data: mine" in (checkpoint / "README.md").read_text()
+
+
+def test_what_is_on_the_hub_is_looked_at_first(run: Path, hub: type[Hub], tmp_path: Path) -> None:
+    hub.public = True
+    with pytest.raises(ConfigError, match="me/model is there and public; give --public"):
+        push(run / "final", "me/model", CardFacts())
+    assert push(run / "final", "me/model", CardFacts(), private=False) == "https://hub/it"
+    hub.card = tmp_path / "README.md"
+    hub.card.write_text("somebody's words")
+    with pytest.raises(ConfigError, match="of me/model was not written by this command"):
+        push(run / "final", "me/model", CardFacts(), private=False)
+    hub.card.write_text(model_card(run / "final", CardFacts()))
+    assert push(run / "final", "me/model", CardFacts(), private=False) == "https://hub/it"
+    assert len([call for call in hub.called if len(call) == 3 and call[1] == run / "final"]) == 2
 
 
 def test_what_cannot_be_pushed(run: Path, tmp_path: Path) -> None:
