@@ -267,7 +267,7 @@ def test_rejected_lines_go_to_a_regular_file(kind: str, base: dict[str, Any], tm
 def test_rejected_lines_follow_a_link(base: dict[str, Any], tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "bad.jsonl"
     run.mkdir()
-    (tmp_path / "elsewhere").write_text("of a former run")
+    (tmp_path / "elsewhere").write_text('{"where": "old.jsonl:1", "reason": "of a former run"}\n')
     (run / "rejected.jsonl").symlink_to(tmp_path / "elsewhere")
     data.write_text(Path(base["dift"]).read_text() + "no record\n")
     start("dift", base, run, data=str(data), media_root=str(Path(base["dift"]).parent), on_bad_record="skip")
