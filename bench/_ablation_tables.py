@@ -6,6 +6,7 @@ questions and hold for the trained models as they are; that over seeds, by Stude
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -97,8 +98,7 @@ def accuracy_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
     for stage in STAGES:
         found: dict[str, dict[int, EvalResult]] = {}
         for variant in VARIANTS:
-            done = [seed for seed in seeds if result_path(out, seed, variant, stage).exists()]
-            if done:
+            if done := _done(out, seeds, variant, stage):
                 found[variant] = {
                     seed: load_result(answers_folder(out, seed, variant, stage) / ANSWERS) for seed in done
                 }
@@ -127,28 +127,22 @@ def audit_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
         The rows.
     """
     rows = []
-    for stage in STAGES:
-        for variant in VARIANTS:
-            folders = {
-                seed: answers_folder(out, seed, variant, stage) / MODES
-                for seed in seeds
-                if result_path(out, seed, variant, stage).exists()
+    for stage, variant in itertools.product(STAGES, VARIANTS):
+        done = _done(out, seeds, variant, stage)
+        folders = {seed: answers_folder(out, seed, variant, stage) / MODES for seed in done}
+        own: dict[int, EvalResult] = {}
+        for mode in LATENT_MODES:
+            results = {
+                seed: load_result(folder / mode)
+                for seed, folder in folders.items()
+                if (folder / mode / "answers.jsonl").exists()
             }
-            own: dict[int, EvalResult] = {}
-            for mode in LATENT_MODES:
-                results = {
-                    seed: load_result(folder / mode)
-                    for seed, folder in folders.items()
-                    if (folder / mode / "answers.jsonl").exists()
-                }
-                if not results:
-                    continue
-                own = results if mode == "own" else own
-                base = pooled({seed: own[seed] for seed in results})
-                numbers = mode_numbers(base, base if mode == "own" else pooled(results))
-                rows.append(
-                    {"variant": variant, "stage": stage, "mode": mode, "seeds": list(results)} | numbers
-                )
+            if not results:
+                continue
+            own = results if mode == "own" else own
+            base = pooled({seed: own[seed] for seed in results})
+            numbers = mode_numbers(base, base if mode == "own" else pooled(results))
+            rows.append({"variant": variant, "stage": stage, "mode": mode, "seeds": list(results)} | numbers)
     return rows
 
 
@@ -163,19 +157,23 @@ def block_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
         The rows.
     """
     rows = []
-    for stage in STAGES:
-        for variant in VARIANTS:
-            paths = {seed: result_path(out, seed, variant, stage) for seed in seeds}
-            found = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-            for number in range(max((len(values.get("blocks", ())) for values in found.values()), default=0)):
-                blocks = {s: v["blocks"][number] for s, v in found.items() if len(v["blocks"]) > number}
-                row: Row = {"variant": variant, "stage": stage, "block": number + 1, "seeds": list(blocks)}
-                for key in next(iter(blocks.values())):
-                    values = [block[key] for block in blocks.values() if block[key] is not None]
-                    if key != "block":
-                        row[key] = statistics.fmean(values) if values else None
-                rows.append(row)
+    for stage, variant in itertools.product(STAGES, VARIANTS):
+        done = _done(out, seeds, variant, stage)
+        found = {seed: json.loads(result_path(out, seed, variant, stage).read_text()) for seed in done}
+        for number in range(max((len(values.get("blocks", ())) for values in found.values()), default=0)):
+            blocks = {s: v["blocks"][number] for s, v in found.items() if len(v["blocks"]) > number}
+            row: Row = {"variant": variant, "stage": stage, "block": number + 1, "seeds": list(blocks)}
+            for key in next(iter(blocks.values())):
+                values = [block[key] for block in blocks.values() if block[key] is not None]
+                if key != "block":
+                    row[key] = statistics.fmean(values) if values else None
+            rows.append(row)
     return rows
+
+
+def _done(out: Path, seeds: Sequence[int], variant: str, stage: str) -> list[int]:
+    """The seeds of which this training is finished."""
+    return [seed for seed in seeds if result_path(out, seed, variant, stage).exists()]
 
 
 def percent(value: float | None) -> str:

@@ -85,15 +85,21 @@ def run_of(folder: Path, **values: Any) -> DiftConfig:
     return make_config(DiftConfig, BARE | base | values)
 
 
+def begin_or_go_on(rank: int, run: Path) -> Checkpoint:
+    """A model in bfloat16 for a run; one that is there is set back to its second update."""
+    if rank == 0 and run.exists():
+        shutil.rmtree(run / "final")
+        shutil.rmtree(run / "checkpoint-4")
+    dist.barrier()
+    checkpoint = tiny_checkpoint(hidden=32, layers=2)
+    checkpoint.backbone.to(torch.bfloat16)
+    return checkpoint
+
+
 def go_on(rank: int, folder: Path) -> None:
     """Four updates at once, and two and two. A loss that is not a number is skipped on both ranks."""
     for name in ("unbroken", "stopped", "stopped"):
-        if rank == 0 and (folder / name).exists():
-            shutil.rmtree(folder / name / "final")
-            shutil.rmtree(folder / name / "checkpoint-4")
-        dist.barrier()
-        checkpoint = tiny_checkpoint(hidden=32, layers=2)
-        checkpoint.backbone.to(torch.bfloat16)
+        checkpoint = begin_or_go_on(rank, folder / name)
         items = samples(checkpoint, 8)
         items[3].latents = torch.full((4, 32), torch.nan)
         train_dift(run_of(folder / name), checkpoint=checkpoint, samples=items)
@@ -120,12 +126,7 @@ def test_a_run_goes_on_as_if_nothing_had_stopped_it(tmp_path: Path) -> None:
 def go_on_with_an_adapter(rank: int, folder: Path) -> None:
     """Four updates at once, and two and two."""
     for name in ("unbroken", "stopped", "stopped"):
-        if rank == 0 and (folder / name).exists():
-            shutil.rmtree(folder / name / "final")
-            shutil.rmtree(folder / name / "checkpoint-4")
-        dist.barrier()
-        checkpoint = tiny_checkpoint(hidden=32, layers=2)
-        checkpoint.backbone.to(torch.bfloat16)
+        checkpoint = begin_or_go_on(rank, folder / name)
         config = run_of(folder / name, lora={"r": 4, "dropout": 0.0, "train_embeddings": True})
         train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8))
 
