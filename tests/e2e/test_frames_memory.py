@@ -20,7 +20,7 @@ from fourdthinker.frames import FramePolicy, Frames, read_frames, read_many
 from tests.clips import make_clip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-LIMIT = 400 << 20  # the imports among it, about 230
+LIMIT = 170 << 20  # what reading adds: how much of the libraries is resident differs between machines
 
 CONSUMER = """
 import json, sys
@@ -81,7 +81,7 @@ def test_an_hour_in_batches(hour: Path, kept: bool) -> None:
     found = json.loads(run.stdout)
     assert found["count"] == 18000
     assert found["last"] == pytest.approx(3599.8)
-    assert found["peak"] < LIMIT, found
+    assert found["peak"] - found["before"] < LIMIT, found
     quarter = len(found["sizes"]) // 4  # the first half fills the heap with freed blocks of all sizes
     third, last = found["sizes"][2 * quarter : 3 * quarter], found["sizes"][3 * quarter :]
     assert min(last) - min(third) < 8 << 20, found
