@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from fourdthinker.reward_calls import (
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
-from fourdthinker.trainers.advantages import advantages_of, equal_groups, normalised, normalised_sum
+from fourdthinker.trainers.advantages import advantages_of, normalised, normalised_sum
 from fourdthinker.trainers.settings import GrpoConfig
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class Scored:
         texts: of every row the whole answer.
         rewards: [R] float32, the weighted sums; NaN: the row has no reward, and takes no part in anything.
         parts: every function's own rewards, [R] float32, by its name; NaN: none.
-        equal: [R] bool, where the KL is part of the rewards: whether they were equal in the group without it.
+        equal: [R] bool, whether the row's group teaches nothing: what is compared within it (`compared`) is
+            equal, apart from the KL in the rewards, by which rollouts always differ.
     """
 
     indices: list[int]
@@ -57,11 +58,7 @@ class Scored:
     texts: list[str]
     rewards: Tensor
     parts: dict[str, Tensor]
-    equal: Tensor | None = field(default=None, kw_only=True)
-
-    def teaches_nothing(self, group_size: int) -> Tensor:
-        """[R] bool: `equal_groups` of the rewards without the KL, by which the rollouts always differ."""
-        return equal_groups(self.rewards, group_size) if self.equal is None else self.equal
+    equal: Tensor
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ def with_advantages(
     deviation is that of all ranks.
     """
     size, gdpo = config.num_generations, config.aggregate_rewards == "normalised"
-    rewards = torch.cat([_compared(s, config) for s in scored])
+    rewards = torch.cat([compared(s.rewards, s.parts, size, config) for s in scored])
     everywhere, before = rewards, 0
     if (config.scale_rewards == "batch" or gdpo) and args.world_size > 1:
         gathered: list[Any] = [None] * args.world_size
@@ -266,19 +263,29 @@ def with_advantages(
     return made
 
 
-def _compared(scored: Scored, config: GrpoConfig) -> Tensor:
-    """What is compared, [R]: the rewards, or the sums of GDPO."""
-    if config.aggregate_rewards == "sum":
-        return scored.rewards
-    without = scored.rewards.isnan()
-    parts = [scored.parts[name].masked_fill(without, math.nan) for name in scored.parts]
-    return normalised_sum(parts, config.reward_weights, config.num_generations)
+def compared(rewards: Tensor, parts: dict[str, Tensor], group_size: int, config: GrpoConfig) -> Tensor:
+    """What is compared within the groups: the rewards, or with GDPO the weighted sums of their advantages.
+
+    Args:
+        rewards: [R], the weighted sums; NaN: none.
+        parts: every function's own, [R], by name; NaN: none.
+        group_size: rows of a group.
+        config: how they are put together.
+
+    Returns:
+        [R] float32, NaN where there is no reward.
+    """
+    if config.aggregate_rewards == "sum" or group_size == 1:
+        return rewards
+    without = rewards.isnan()
+    known = [part.masked_fill(without, math.nan) for part in parts.values()]
+    return normalised_sum(known, config.reward_weights, group_size)
 
 
 def _kept(scored: Scored, config: GrpoConfig) -> Tensor:
     known = ~scored.rewards.isnan()
     if config.drop_equal_groups or config.refill_rounds:
-        return known & ~scored.teaches_nothing(config.num_generations)
+        return known & ~scored.equal
     return known
 
 
@@ -316,7 +323,7 @@ def rollout_metrics(experience: Experience, group_size: int, latents: LatentSpec
     rollout = experience.rollout
     metrics = scored_metrics(experience) | {
         "reward_std": _mean(_deviations(experience.rewards, group_size)),
-        "equal_groups": _mean(experience.teaches_nothing(group_size).double()),
+        "equal_groups": _mean(experience.equal.double()),
         "blocks_allowed": _mean(torch.tensor([0.0 if latents.absent else float(max_blocks)])),
         "empty_blocks": _mean(_empty_blocks(rollout.tokens.cpu(), latents)),
         "latent_direction": _mean(mean_direction(rollout.latents).cpu()),

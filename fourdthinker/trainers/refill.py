@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fourdthinker.sampler import joined_groups, row_seed
-from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.experience import Scored
 
 
@@ -37,7 +36,7 @@ def other_prompt(seed: int, step: int, attempt: int, slot: int, size: int, seen:
 
 def without_variance(scored: Scored, size: int) -> list[int]:
     """The groups of which nothing can be learnt."""
-    found: list[int] = equal_groups(scored.rewards, size)[::size].nonzero()[:, 0].tolist()
+    found: list[int] = scored.equal[::size].nonzero()[:, 0].tolist()
     return found
 
 
@@ -74,4 +73,5 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
         parts={
             name: torch.cat([one.parts[name][list(chosen)] for one, chosen in rows]) for name in scored.parts
         },
+        equal=torch.cat([one.equal[list(chosen)] for one, chosen in rows]),
     )

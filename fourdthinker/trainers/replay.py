@@ -29,6 +29,7 @@ _TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {
     "kept",
     "trained",
     "rewards",
+    "equal",
     "num_items",
 }
 
@@ -64,7 +65,8 @@ def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
     for number, (chunks, items) in enumerate(zip(replay.micro_batches, replay.num_items, strict=True)):
         experience = chunks[0].experience
         rollout = vars(experience.rollout)
-        own = {name: getattr(experience, name) for name in ("advantages", "kept", "trained", "rewards")}
+        names = ("advantages", "kept", "trained", "rewards", "equal")
+        own = {name: getattr(experience, name) for name in names}
         own |= {n: v for n in _OPTIONAL if (v := getattr(experience, n)) is not None}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
         own |= {"num_items": items}
@@ -134,6 +136,7 @@ def load_replay(
             texts=[],  # they are written down already
             rewards=own["rewards"].cpu(),
             parts={},
+            equal=own["equal"].cpu(),
             advantages=own["advantages"].cpu(),
             kept=own["kept"].cpu(),
             trained=own["trained"].cpu(),

@@ -31,6 +31,7 @@ from fourdthinker.trainers.budget import halves
 from fourdthinker.trainers.experience import (
     Experience,
     Scored,
+    compared,
     completions_of,
     load_rewards,
     rollout_metrics,
@@ -301,7 +302,9 @@ class RolloutTrainer(LatentTrainer):
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
         rewards, parts = score(completions, functions, self.settings)
-        return Scored(indices, prompts, rollout, features, texts, rewards, parts)
+        size = len(rewards) // len(prompts)
+        equal = equal_groups(compared(rewards, parts, size, self.settings), size)
+        return Scored(indices, prompts, rollout, features, texts, rewards, parts, equal)
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
         """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""
@@ -314,8 +317,7 @@ class RolloutTrainer(LatentTrainer):
         }
         kl = kinds[kind].sum(1).cpu()
         rewards = scored.rewards - self.settings.reward_kl_weight * kl
-        equal = equal_groups(scored.rewards, self.settings.num_generations)
-        return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl}, equal=equal)
+        return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl})
 
     # ---- passes without gradient
 

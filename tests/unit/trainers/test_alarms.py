@@ -145,7 +145,7 @@ def test_rollouts_provoke_the_alarms() -> None:
     assert of_rollouts(rollout=none) == [*ordinary, "no_blocks"]
     one = torch.ones_like(rollout.latents) * torch.rand(len(rollout.latents), 1)
     assert of_rollouts(rollout={"latents": one}) == [*ordinary, "latent_direction"]
-    assert of_rollouts(rewards=torch.ones(4 * N)) == [*ordinary, "equal_groups"]
+    assert of_rollouts(equal=torch.ones(4 * N, dtype=torch.bool)) == [*ordinary, "equal_groups"]
     failed = torch.arange(4.0 * N).masked_fill(torch.arange(4 * N) % 3 == 0, math.nan)
     assert of_rollouts(rewards=failed) == [*ordinary, "failed_rewards"]
     long = {"lengths": torch.full_like(rollout.lengths, 60)}

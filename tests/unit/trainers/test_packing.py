@@ -190,6 +190,7 @@ def experience(kept: list[bool]) -> Experience:
         [""] * 4 * N,
         advantages,
         {},
+        torch.zeros(4 * N, dtype=torch.bool),
         advantages,
         torch.tensor(kept),
         torch.tensor(kept),

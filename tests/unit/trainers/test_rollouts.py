@@ -64,6 +64,19 @@ def soon_solved(text: str, record: Any, tokens: Any) -> float:
     return varied(text, record, tokens) if len(CALLS) <= 12 else 1.0
 
 
+def against(text: str, record: Any, tokens: Any) -> float:
+    """With `varied` and twice the weight a sum of 0."""
+    return -varied(text, record, tokens) / 2
+
+
+def odd_alone(text: str, record: Any, tokens: Any) -> float | None:
+    return 1.0 if tokens.sum() % 2 else None
+
+
+def even_alone(text: str, record: Any, tokens: Any) -> float | None:
+    return None if tokens.sum() % 2 else 5.0
+
+
 def varied(text: str, record: Any, tokens: Any) -> float:
     return float(tokens.sum() % 97)
 
@@ -174,12 +187,40 @@ def test_groups_that_differ_by_the_kl_alone_teach_nothing(
     assert 0 < solved_groups < 12
 
 
+@pytest.mark.parametrize(
+    ("functions", "weights", "taught"),
+    [((varied, against), [1.0, 2.0], True), ((odd_alone, even_alone), [1.0, 1.0], False)],
+)
+def test_with_gdpo_a_group_teaches_nothing_where_its_advantages_are_0(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    functions: list[Callable[..., Any]],
+    weights: list[float],
+    taught: bool,
+) -> None:
+    """Equal sums may be of rewards whose advantages differ, and sums that differ of some that are all 0."""
+    extra: dict[str, Any] = {"rewards": [f"{__name__}:{one.__name__}" for one in functions]}
+    extra |= {
+        "reward_weights": weights,
+        "aggregate_rewards": "normalised",
+        "refill_rounds": 1,
+        "max_steps": 1,
+    }
+    seen, calls = train(tmp_path, varied, monkeypatch, **extra)
+    rewards = torch.cat([e.rewards for e in seen[0]]).view(-1, 3)
+    assert (rewards.std(1) > 0).any() != taught
+    for e in seen[0]:
+        assert e.kept.tolist() == [taught] * 6
+        assert (e.advantages.abs().view(2, 3).amax(1) > 1e-3).tolist() == [taught] * 2
+    assert (len(calls) == 2) == taught, "groups were replaced"
+
+
 @pytest.mark.parametrize(("kind", "kl"), [("k1", -200.0), ("k2", 200.0**2 / 2), ("k3", math.exp(20) - 201)])
 def test_a_token_that_the_reference_thinks_certain_has_a_finite_kl(kind: str, kl: float) -> None:
     rollout = SimpleNamespace(
         policy_mask=torch.ones(2, 1, dtype=torch.bool), logprobs=torch.tensor([[-0.1], [-1.0]])
     )
-    scored = Scored([0], [], rollout, None, [], torch.ones(2), {})  # type: ignore[arg-type]
+    scored = Scored([0], [], rollout, None, [], torch.ones(2), {}, torch.ones(2, dtype=torch.bool))  # type: ignore[arg-type]
     settings = SimpleNamespace(reward_kl=kind, reward_kl_weight=0.5, num_generations=2)
     ref = torch.tensor([[199.9], [-1.0]])
     made = RolloutTrainer._with_kl(SimpleNamespace(settings=settings), scored, ref)  # type: ignore[arg-type]
