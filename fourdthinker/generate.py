@@ -19,6 +19,7 @@ from fourdthinker.errors import ConfigError, FourdError, RecordError, SamplingEr
 from fourdthinker.evaluate import group_clips, read_clips, sample_seed
 from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.latent_modes import OF_OWN, Key, LatentFeeds, latent_feeds
+from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import Record, question_key
@@ -84,7 +85,7 @@ def generate_file(
         OutputError: `out` or `latents_out` cannot be written, or another process is writing `out`.
     """
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
-    settings.append(latents)
+    settings += [latents, weights_of(thinker.checkpoint.backbone)]
     keys = {record.id: _key(record, settings, overlays=latents == "oracle") for record in records}
     if len(keys) < len(records):
         ids = [record.id for record in records]

@@ -210,7 +210,8 @@ def _wanted_controls(arguments: argparse.Namespace, records: list[Record]) -> li
         left_out["none"] = "no question has pictures"
     elif not any(donors(group_clips(records), "other", 0)):
         left_out.setdefault(
-            "other", "it needs questions about two videos or more, that show as many videos and images"
+            "other",
+            "it needs two videos or more that are there, with as many videos and images to a question",
         )
     for control in named or ():
         if control in left_out:
@@ -226,14 +227,19 @@ def _controls(
 ) -> dict[str, Any]:
     """The same questions without their pictures, and how much better the model is with them.
 
-    Questions that a control leaves out (there is no other clip for them) are not compared.
+    A question that the model could not be asked (its video is missing) counts as wrong in a control too, and
+    neither that nor one that the control leaves out (there is no other clip for it) is compared.
     """
     from fourdthinker.evaluate import paired_difference
     from fourdthinker.evaluate.scoring import finite
 
     found: dict[str, Any] = {}
+    failed = {question.id: question.failed for question in result.questions}
     for control in controls:
         other = ask(frames_override=control, journal=_control_journal(out, control))
+        other = replace(
+            other, questions=tuple(replace(q, failed=failed[q.id] or q.failed) for q in other.questions)
+        )
         found[f"shown_{control}"] = other.summary()
         asked = {question.id for question in other.questions if not question.failed}
         both = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ def read_clips(clips: Sequence[AskedClip], encoder: Encoder) -> Iterator[Vision 
 
 
 def derangement(number: int, seed: int = 0) -> list[int]:
-    """A permutation of range(number), 2 or more, without fixed points: one random cycle through all."""
+    """A permutation of range(number) that is one random cycle: of 2 or more none is left where it was."""
     cycle = np.random.default_rng(seed % 2**63).permutation(number)
     out = [0] * number
     for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
@@ -90,24 +91,40 @@ def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> 
         seed: of the exchange.
 
     Returns:
-        Clips in the same order. With "other", one of as many videos and images in the same order, for the
-        question speaks of them; None where no other source has such a one.
+        Clips in the same order. With "other" as `exchanged`, by one whose files are all there.
     """
     if override == "none":
         return [replace(clip, record=without_pictures(clip.record)) for clip in clips]
     if override != "other":
         return list(clips)
-    alike: dict[tuple[str, ...], list[AskedClip]] = defaultdict(list)
-    for clip in clips:
-        alike[_kinds(clip.record)].append(clip)
-    other: dict[tuple[tuple[str, ...], str], AskedClip] = {}
-    for kinds, same in alike.items():
-        first = {clip.source: clip for clip in reversed(same)}  # reversed: the first clip of a source stays
-        sources = list(dict.fromkeys(clip.source for clip in same))
-        if len(sources) > 1:
-            order = derangement(len(sources), seed)
-            other |= {(kinds, source): first[sources[order[i]]] for i, source in enumerate(sources)}
-    return [other.get((_kinds(clip.record), clip.source)) for clip in clips]
+    return exchanged(clips, [all(os.path.exists(path) for _, path in c.record.shown) for c in clips], seed)
+
+
+def exchanged(clips: Sequence[AskedClip], there: Sequence[bool], seed: int) -> list[AskedClip | None]:
+    """For each clip one of another source, which has as many videos and images in the same order.
+
+    Args:
+        clips: as `group_clips` returns.
+        there: of each clip whether it can be shown.
+        seed: of the cycle through all sources, in which the next one with a clip to show is taken.
+
+    Returns:
+        Clips in the same order; None where no other source has such a one.
+    """
+    first: dict[tuple[str, ...], dict[str, AskedClip | None]] = defaultdict(dict)
+    for clip, shown in zip(clips, there, strict=True):
+        sources = first[_kinds(clip.record)]
+        sources[clip.source] = sources.get(clip.source) or (clip if shown else None)
+    other: dict[tuple[tuple[str, ...], str], AskedClip | None] = {}
+    for kinds, sources in first.items():
+        names, given = list(sources), list(sources.values())
+        order = derangement(len(names), seed)
+        for here, name in enumerate(names):
+            donor = order[here]
+            while donor != here and given[donor] is None:
+                donor = order[donor]
+            other[kinds, name] = given[donor] if donor != here else None
+    return [other[_kinds(clip.record), clip.source] for clip in clips]
 
 
 def _kinds(record: Record) -> tuple[str, ...]:
@@ -161,7 +178,7 @@ def override_prompts(
     for clip in clips:
         by_shape[shapes[clip.rows[0]]].append(clip)
     for same in by_shape.values():
-        for clip, donor in zip(same, donors(same, "other", seed), strict=True):
+        for clip, donor in zip(same, exchanged(same, [True] * len(same), seed), strict=True):
             if donor is None:
                 raise ConfigError(
                     f"{clip.record.where}: frames_override='other' needs two clips of a size, of different "

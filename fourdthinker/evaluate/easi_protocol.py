@@ -1,8 +1,8 @@
 """Questions asked as EASI (VLMEvalKit's `DSRBench_1fps`) asks them: its text, and its frames.
 
 Written from what `vlmeval/dataset/dsrbench.py` does as of August 2026: a sentence, the frames, then the
-question, its options and "Answer: "; of a video of n pictures at r pictures a second, int(n / r) frames, the
-i-th of which is picture int(i * r).
+question, its options and "Answer: "; of a video of n pictures at r pictures a second, as its container says,
+int(n / r) frames, the i-th of which is picture int(i * r) in the order of display.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def easi_question(record: Record) -> str:
         record: the question and its options.
 
     Returns:
-        Question, options as "A. text" lines, and where the answer goes.
+        Question, options, and where the answer goes. The options stand as the benchmark's file has them
+        (`extra["as_listed"]`); without that as "A. text" lines.
     """
-    options = "".join(f"\n{letter}. {text}" for letter, text in record.options.items())
-    return f"Question: {record.question}{options}\nAnswer: "
+    listed = [f"{letter}. {text}" for letter, text in record.options.items()]
+    question, lines = record.extra.get("as_listed", (record.question, listed))
+    return "\n".join([f"Question: {question}", *lines, "Answer: "])
 
 
 def easi_indices(pictures: int, rate: float) -> list[int]:
@@ -40,7 +42,8 @@ def easi_indices(pictures: int, rate: float) -> list[int]:
 
     Args:
         pictures: how many it has.
-        rate: pictures a second.
+        rate: pictures a second, exactly as the container says: how many are shown over how long they are is
+            a number next to it, whose whole multiples may be rounded down to the picture before.
 
     Returns:
         Their indices in display order; none of a video shorter than a second.
@@ -84,25 +87,26 @@ class EasiEncoder(Encoder):
 
     def prompt(self, record: Record, frames: Frames | Vision | None = None) -> Prompt:
         """As `Encoder.prompt`, with EASI's text."""
-        return super().prompt(replace(record, question=easi_question(record), turns=[]), frames)
+        return super().prompt(replace(record, question=easi_question(record), options={}, turns=[]), frames)
 
     def read(self, record: Record) -> Vision | None:
         """As `Encoder.read`, with EASI's frames.
 
         Raises:
-            VideoError: a video shorter than a second.
+            VideoError: a video shorter than a second, or without a rate.
             RecordError: as for `check_easi`.
         """
         check_easi([record])
         if record.video is None:
             return super().read(record)
         found = probe(record.video)
-        indices = easi_indices(found.frames, found.rate)
+        if not found.container_rate:
+            raise VideoError(f"{record.video}: no rate in the container, by which EASI takes frames")
+        indices = easi_indices(found.frames, found.container_rate)
         if not indices:
-            raise VideoError(
-                f"{record.video}: {found.end - found.begin:.3f} s; EASI takes no frame under 1 s"
-            )
-        times = [found.begin + (index + 0.5) / found.rate for index in indices]  # the middle of each
+            seconds = found.frames / found.container_rate
+            raise VideoError(f"{record.video}: {seconds:.3f} s; EASI takes no frame under 1 s")
+        times = [found.begins[index] for index in indices]
         frames = read_frames(
             record.video, self.policy, times=times, out="patches", mean=self.spec.mean, std=self.spec.std
         )

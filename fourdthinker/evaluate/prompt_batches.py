@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from fourdthinker.records import Record
     from fourdthinker.samples import Prompt
 
-_NO_DONOR = "frames_override='other': no question about another source shows as many videos and images"
+_NO_DONOR = (
+    "frames_override='other': no question about another source shows as many videos and images, and has them"
+)
 Prepared: TypeAlias = "AnsweredQuestion | tuple[int, Prompt]"
 
 
@@ -83,8 +85,8 @@ class PromptBatches:
         self.shown = donors(self.clips, self.override, self.seed)
         if self.clips and not any(self.shown):
             raise ConfigError(
-                "frames_override='other' needs at least two different clips, of two sources and with as many "
-                "videos and images, and there are none; add records"
+                "frames_override='other' needs at least two different clips that are there, of two sources and "
+                "with as many videos and images, and there are none; add records"
             )
 
     def batches(self, done: Collection[str], size: int) -> Iterator[list[Prepared]]:

@@ -19,9 +19,10 @@ from fourdthinker.evaluate.latent_modes import OF_OWN, Key, latent_feeds
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
+from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.files import JsonLines, PathLike
 from fourdthinker.progress import progress_bar
-from fourdthinker.records import question_key, source_of
+from fourdthinker.records import media_key, question_key, source_of
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def evaluate(
     feeds = latent_feeds(latents, sampler.backbone, encoder, records, config)
     asking = Asking(sampler, encoder, records, n, greedy, config, feeds, letters)
     items = PromptBatches(records, encoder, group_clips(records), frames_override, config.seed, prompts)
-    settings = _settings(asking, frames_override, latents, name)
+    settings = _settings(asking, items, latents, name)
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, settings))
         # what failed before is tried again: the file may be there now
@@ -173,16 +174,19 @@ def check_records(
         seen[record.id] = record.where
 
 
-def _settings(asking: Asking, override: str | None, latents: str, name: str) -> dict[str, Any]:
-    asked = [[*question_key(r), r.answer, source_of(r)] for r in asking.records]
+def _settings(asking: Asking, items: PromptBatches, latents: str, name: str) -> dict[str, Any]:
+    asked: list[Any] = [[*question_key(r), r.answer, source_of(r)] for r in asking.records]
     asked += [r.images for r in asking.records if latents == "oracle"]
+    if items.override == "other":  # which clips are exchanged goes by which are there
+        asked += [media_key(clip.record) for clip in items.shown if clip is not None]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
     return {
         "name": name,
+        **weights_of(asking.sampler.backbone),
         "n": asking.n,
         "greedy": asking.greedy,
         "sampling": asdict(asking.config),
-        "frames_override": override,
+        "frames_override": items.override,
         "latents": latents,
         "frame_policy": asking.encoder.policy.to_dict(),
         "style": asdict(asking.encoder.style),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fourdthinker.errors import VideoError
@@ -35,6 +36,8 @@ class Probe:
     orientation: what makes its pictures upright. frames: so many are shown, from `begin` to `end`, in
     seconds; rate: frames a second, on average. times_from: how that was learnt (`display_times.times_of`).
     fault: what is missing or damaged as far as the container and the count of its pictures tell, or None.
+    begins: when each frame begins to be shown, in seconds, in the order of display. container_rate: frames a
+    second as the container says, 0 where it does not.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Probe:
     rate: float
     times_from: TimesFrom
     fault: str | None
+    begins: Sequence[float] = field(repr=False)
+    container_rate: float
 
 
 def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Probe:
@@ -107,6 +112,8 @@ def probe(source: FrameSource | Source, *, timeout: float | None = 600.0) -> Pro
             len(timeline.pts) / seconds if seconds > 0 else 0.0,
             timeline.times_from,
             _fault(timeline),
+            timeline.begin,
+            float(video.average_rate or 0),
         )
 
 
@@ -117,8 +124,9 @@ def _of_image(source: FrameSource, name: str) -> Probe:
     load_image(source.media)  # whether it can be decoded
     kind, size, orientation = image_header(source.media)
     return Probe(
-        name, kind, ((0, "video", kind),), 0, kind, size, orientation, 1, 0.0, 0.0, 0.0, "container", None
-    )
+        name, kind, ((0, "video", kind),), 0, kind, size, orientation, 1, 0.0, 0.0, 0.0, "container", None,
+        (0.0,), 0.0,
+    )  # fmt: skip
 
 
 def _fault(timeline: Timeline) -> str | None:

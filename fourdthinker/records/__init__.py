@@ -1,6 +1,6 @@
 """Records: the lines of data that training and evaluation read, validated before anything else runs."""
 
-from fourdthinker.records.line import Record, letter_of, options_in, options_of
+from fourdthinker.records.line import Record, letter_of, literal, options_in, options_of
 from fourdthinker.records.read import read_media, read_records, write_records
 from fourdthinker.records.rejected import empty_rejected
 from fourdthinker.records.source import media_key, question_key, source_name, source_of
@@ -9,6 +9,7 @@ __all__ = [
     "Record",
     "empty_rejected",
     "letter_of",
+    "literal",
     "media_key",
     "options_in",
     "options_of",

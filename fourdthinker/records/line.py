@@ -130,7 +130,7 @@ def options_of(where: str, value: Any) -> dict[str, str]:
         RecordError: something else, fewer than two, or more than there are letters.
     """
     if isinstance(value, str):
-        value = _literal(where, value)
+        value = literal(where, value)
     if isinstance(value, Mapping):  # parquet's structs hold every key, and None where a row has none
         value = {str(k): v for k, v in value.items() if v is not None}
         if "".join(value) != LETTERS[: len(value)]:
@@ -154,7 +154,19 @@ def options_of(where: str, value: Any) -> dict[str, str]:
     return dict(zip(LETTERS, texts, strict=False))
 
 
-def _literal(where: str, text: str) -> Any:
+def literal(where: str, text: str) -> Any:
+    """The options that a text writes out.
+
+    Args:
+        where: the question, for errors.
+        text: in JSON or Python.
+
+    Returns:
+        The value.
+
+    Raises:
+        RecordError: neither.
+    """
     try:
         return parse_json(text)
     except ValueError:  # a list in Python's form, or nothing

@@ -72,6 +72,12 @@ def test_a_missing_video_counts_as_wrong(
     assert results["model"]["accuracy"] * (QUESTIONS + 1) == pytest.approx(
         results["answered"]["accuracy"] * QUESTIONS
     )
+    for control in ("none", "black", "other"):  # over the same questions as the model
+        shown = results[f"shown_{control}"]
+        assert (shown["n"], shown["failed"], shown["answered"]["n"]) == (QUESTIONS + 1, 1, QUESTIONS)
+        assert results[f"model_minus_shown_{control}"]["mean"] == pytest.approx(
+            results["answered"]["accuracy"] - shown["answered"]["accuracy"]
+        )
     bench = results["benchmark"]
     assert bench["missing_media"] == [str(folder / "data" / "videos_real" / "gone.mp4")]
     assert list(bench["left_out"]) == [f"real/validation_{QUESTIONS + 1}"]

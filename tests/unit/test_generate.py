@@ -105,6 +105,20 @@ def test_a_question_that_changed_is_not_the_one_answered(
         generate_file(thinker, [replace(record, **change)], out, config=CONFIG, progress=False)
 
 
+def test_answers_of_other_weights_are_not_reused(thinker: Thinker, tmp_path: Path) -> None:
+    """A bfloat16 copy has the same name, and so has a model that was trained further."""
+    record, out = question_record(None, "a", id="a"), tmp_path / "out"
+    for _ in range(2):
+        generate_file(thinker, [record], out, config=CONFIG, progress=False)
+    weight = thinker.checkpoint.backbone.embedding_weight.data
+    weight[0, 0] += 1.0
+    try:
+        with pytest.raises(ConfigError, match="'a' was answered with another question, model or setting"):
+            generate_file(thinker, [record], out, config=CONFIG, progress=False)
+    finally:
+        weight[0, 0] -= 1.0
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command says before any model is loaded."""
     assert cli.main(words) == 2

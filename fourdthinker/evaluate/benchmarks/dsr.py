@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
 from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
-from fourdthinker.records import options_of
+from fourdthinker.records import literal, options_of
 
 NEEDS = "benchmark.parquet, or EASI's DSRBench.tsv, and the videos as <videoID>.mp4"
 
@@ -17,7 +17,10 @@ def read(into: Collector, path: Path) -> None:
     into.data.files.append(file)
     for number, row in enumerate(read_rows(file), 1):
         video = row.text("video", "videoID")
-        options = options_of(row.where, row.first("options", "candidates"))
+        listed = row.first("options", "candidates")
+        listed = literal(row.where, listed) if isinstance(listed, str) else listed
+        options = options_of(row.where, listed)
+        as_listed = row["question"], [*map(str, listed)]
         name = str(row.values.get("index", number))
         stem = video if video.lower().endswith(".mp4") else f"{video}.mp4"
         into.choice(
@@ -28,6 +31,7 @@ def read(into: Collector, path: Path) -> None:
             answer_of(row, row["answer"], options),
             video=into.video(row, stem, f"videos/{stem}", f"dsr-bench/{stem}"),
             type=row.text("task_type", "type"),
+            extra={"as_listed": as_listed} if isinstance(listed, list) else {},  # for `--protocol easi`
         )
 
 

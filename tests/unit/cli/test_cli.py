@@ -258,7 +258,9 @@ def test_baselines_are_run_beside_the_model(
         arguments.baselines, arguments.latents = None, "own"
         assert evaluate_command._wanted_controls(arguments, one) == ["none", "black"]
         arguments.baselines = ["other"]
-        with pytest.raises(ConfigError, match="--baselines other: it needs questions about two videos"):
+        with pytest.raises(
+            ConfigError, match="--baselines other: it needs two videos or more that are there"
+        ):
             evaluate_command._wanted_controls(arguments, one)
 
 

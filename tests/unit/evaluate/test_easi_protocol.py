@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,15 @@ import av
 import numpy as np
 import pytest
 
+from fourdthinker import cli
 from fourdthinker.errors import RecordError, VideoError
-from fourdthinker.evaluate import AnsweredQuestion, read_benchmark
+from fourdthinker.evaluate import AnsweredQuestion, easi_protocol, read_benchmark
 from fourdthinker.evaluate.easi import easi_letter
 from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi, easi_indices
-from fourdthinker.frames import FramePolicy, read_frames
+from fourdthinker.frames import FramePolicy, Frames, read_frames
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.records import Record
+from fourdthinker.sampler import Rollout
 from tests.tiny import tiny_checkpoint
 
 # index, video, question, options, answer, task_type; the options as JSON and as a Python list.
@@ -93,6 +98,91 @@ def test_prompt_frames_and_letters_are_easis(folder: Path) -> None:
     assert right == 4
 
 
+def numbered(path: Path, pictures: int, rate: Fraction) -> None:
+    """A video whose picture k is dark on the left by k % 25 and on the right by k // 25."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for k in range(pictures):
+            picture = np.full((32, 64, 3), 20 + 8 * (k % 25), dtype=np.uint8)
+            picture[:, 32:] = 20 + 16 * (k // 25)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def number_of(picture: np.ndarray) -> int:
+    left, right = picture[8:24, 8:24].mean(), picture[8:24, 40:56].mean()
+    return round((left - 20) / 8) + 25 * round((right - 20) / 16)
+
+
+# index, video, question, options, answer, type, reply and the letter that VLMEvalKit reads; the options are
+# shown as they stand here, spaces and brackets and all.
+ASKED = (
+    (0, "a.mp4", "How far is it? ", '["A. larger", "B. smaller", "C.  same", "D. none"]', "B", "abs_dis",
+     "B", "B"),
+    (1, "a.mp4", "Which way?", "['A. Left', 'B. Right|Above', 'C. Front', 'D. Behind']", "C", "rel_dir",
+     "The answer is A.", "A"),
+    (2, "b.mp4", "Who?", '["(A) the dog", "(B) a cat", "(C) both", "(D) it\'s equal"]', "D", "abs_spd",
+     "so **D**", "D"),
+    (3, "b.mp4", "What moves?", '["A. x", "B. y", "C. z", "D. w"]', "C", "non_temp",
+     "<think>the cat</think>\nC. z", "C"),
+    (4, "a.mp4", "Where?", '["A. x", "B. y", "C. z", "D. w"]', "A", "abs_ori", "I cannot tell", None),
+)  # fmt: skip
+# 299 pictures at 25 a second, 90 at 30000 / 1001, as decord counts them and VLMEvalKit picks from them
+INDICES = {"a.mp4": [*range(0, 251, 25)], "b.mp4": [0, 29, 59]}
+
+
+def test_five_rows_from_the_tsv_to_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbered(tmp_path / "a.mp4", 299, Fraction(25))
+    numbered(tmp_path / "b.mp4", 90, Fraction(30000, 1001))
+    names = ("index", "video", "question", "options", "answer", "task_type")
+    lines = ["\t".join(names), *("\t".join(map(str, row[:6])) for row in ASKED)]
+    (tmp_path / "DSRBench.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    policy, style = FramePolicy(max_pixels=56 * 56), PromptStyle(instruction="Think.")
+    tiny_checkpoint(tmp_path / "model", layers=1, policy=policy, style=style)
+
+    seen: dict[str, list[int]] = {}
+    texts: dict[str, str] = {}
+    order: list[int] = []
+
+    def reading(source: str, policy: Any, **keys: Any) -> Frames:
+        pixels = read_frames(source, times=keys["times"]).pixels
+        assert pixels is not None
+        seen[Path(source).name] = [number_of(picture) for picture in pixels.numpy()]
+        return read_frames(source, policy, **keys)
+
+    def prompting(self: EasiEncoder, record: Record, frames: Any = None) -> Any:
+        prompt = real(self, record, frames)
+        texts[record.id] = self.tokenizer.decode(prompt.input_ids)
+        order.append(int(record.id.rpartition("/")[2]))
+        return prompt
+
+    def replies(self: Rollout, tokenizer: Any) -> list[str]:
+        return [ASKED[number][6] for number in order]
+
+    real = EasiEncoder.prompt
+    monkeypatch.setattr(easi_protocol, "read_frames", reading)
+    monkeypatch.setattr(EasiEncoder, "prompt", prompting)
+    monkeypatch.setattr(Rollout, "texts", replies)
+    command = ["eval", "--bench", "dsr", "--data", str(tmp_path), "--checkpoint", str(tmp_path / "model")]
+    command += ["--protocol", "easi", "--samples", "0", "--max-new-tokens", "2", "--baselines"]
+    assert cli.main([*command, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+
+    assert seen == INDICES
+    for number, video, question, options, *_ in ASKED:
+        head, _, tail = texts[f"{video}/{number}"].partition("<|vision_start|>")
+        assert head.endswith(f"user\n{BEFORE}")
+        listed = "\n".join(ast.literal_eval(options))
+        after = tail.rpartition("<|vision_end|>")[2]
+        assert after.startswith(f"Question: {question}\n{listed}\nAnswer: <|im_end|>")
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()[1:]]
+    assert [easi_letter(line["greedy_text"]) for line in answers] == [row[7] for row in ASKED]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["easi"]["accuracy"] == 3 / 5
+    assert results["model"]["accuracy"] == 0.0  # none of them has <answer>
+    assert results["format_share"]["mean"] == 3 / 5
+
+
 @pytest.mark.parametrize(
     ("pictures", "rate", "indices"),
     [
@@ -100,6 +190,7 @@ def test_prompt_frames_and_letters_are_easis(folder: Path) -> None:
         (119, 30000 / 1001, [0, 29, 59]),
         (50, 12.5, [0, 12, 25, 37]),
         (29, 30.0, []),
+        (299, 25.0, [*range(0, 251, 25)]),
     ],
 )
 def test_indices(pictures: int, rate: float, indices: list[int]) -> None:

@@ -26,7 +26,8 @@ from fourdthinker.evaluate import (
     scoring,
     types_table,
 )
-from fourdthinker.evaluate.clips import derangement, donors, group_clips, override_prompts
+from fourdthinker.evaluate.clips import derangement, donors, exchanged, group_clips, override_prompts
+from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.files import write_json
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
@@ -221,6 +222,46 @@ def test_a_journal_of_something_else_is_refused(world: Any, tmp_path: Path) -> N
         assert path.read_text() == text
 
 
+def test_answers_of_other_weights_under_the_same_name_are_refused(world: Any, tmp_path: Path) -> None:
+    """A training that goes on in the same folder leaves the name of the model as it is."""
+    path, weight = tmp_path / "journal.jsonl", next(world[0].backbone.parameters())
+    asked = {"records": world[2][:2], "n": 0, "journal": path}
+    run(world, **asked)
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.view(-1)[-1] += 1e-3
+        with pytest.raises(ConfigError, match=r"another evaluation \(weights: '\w+' there, '\w+' now\)"):
+            run(world, **asked)
+    finally:
+        weight.data.copy_(before)
+    run(world, **asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3000,), (1, 5), (70, 64), (2, 3, 1024)])
+def test_every_weight_counts_in_the_digest(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).reshape(shape).to(dtype))
+
+    model = Model()
+    first = weights_of(model)
+    assert first == weights_of(Model())
+    assert first["dtype"] == str(dtype).removeprefix("torch.")
+    assert first["weights"] != weights_of(Model().to(torch.float64))["weights"]
+    flat = model.weight.data.view(-1)
+    for index in (0, 1, flat.numel() // 2, -1):
+        kept = flat[index].clone()
+        flat[index] += 0.5
+        assert weights_of(model) != first
+        flat[index] = kept
+    assert weights_of(model) == first
+    flat[[0, -1]] = flat[[-1, 0]]
+    assert weights_of(model) != first, "the same numbers at other places"
+
+
 def test_a_failed_clip_is_tried_again_on_resuming(world: Any, tmp_path: Path) -> None:
     path, picture = tmp_path / "journal.jsonl", tmp_path / "late.png"
     picture.write_bytes(b"not yet")
@@ -311,9 +352,31 @@ def test_another_clip_has_as_many_videos_and_images(world: Any) -> None:
     assert [clip and clip.record.id for clip in shown] == ["pair", None, "two"]
     questions = run(world, records=records, n=0, frames_override="other").questions
     assert [bool(question.failed) for question in questions] == [False, True, False]
-    assert "no question about another source shows as many videos and images" in questions[1].failed
+    assert (
+        "no question about another source shows as many videos and images, and has them"
+        in questions[1].failed
+    )
     with pytest.raises(ConfigError, match="at least two different clips"):
         run(world, records=records[:2], n=0, frames_override="other")
+
+
+def test_only_clips_that_are_there_are_shown_for_others(world: Any, tmp_path: Path) -> None:
+    """And a journal whose clips were exchanged otherwise is refused."""
+    three = list({str(record.frames): record for record in world[2][:6]}.values())
+    late = tmp_path / "late.png"
+    gone = Record("rl", "gone", "Which way?", options=OPTIONS, answer="A", frames=[str(late)])
+    for seed in range(6):
+        shown = donors(group_clips([*three, gone]), "other", seed)
+        assert all(clip is not None and clip.record.id != "gone" for clip in shown)
+        assert all(clip.record.id != record.id for clip, record in zip(shown, three, strict=False) if clip)
+    assert [clip and clip.record.id for clip in donors(group_clips([three[0], gone]), "other", 0)] == [
+        None, three[0].id
+    ]  # fmt: skip
+    asked = {"records": [*three, gone], "n": 0, "frames_override": "other", "journal": tmp_path / "j"}
+    assert not any(question.failed for question in run(world, **asked).questions)
+    Image.new("RGB", (56, 56), "red").save(late)
+    with pytest.raises(ConfigError, match="the answers of another evaluation"):
+        run(world, **asked)
 
 
 def test_clips_are_told_apart_by_the_kinds_of_their_media() -> None:
@@ -465,7 +528,7 @@ def test_clips_of_one_source_are_not_independent(world: Any) -> None:
     assert [source_of(r) for r in records] == sources
     clips = group_clips(records)
     assert len(clips) == 4  # each is decoded
-    assert [c and c.source for c in donors(clips, "other", 0)] == ["w", "w", "v", "v"]
+    assert [c and c.source for c in exchanged(clips, [True] * 4, 0)] == ["w", "w", "v", "v"]
     found = baselines([replace(r, answer=letter) for r, letter in zip(records, "AABB", strict=True)])
     apart = scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0], sources)
     assert found["majority"]["low"] == apart["low"] < scoring.accuracy_interval([1.0, 1.0, 0.0, 0.0])["low"]
