@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
 from fourdthinker.backbones.released_format import write_released_format
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
-from fourdthinker.files import PathLike, make_folder, read_json_object, writing
+from fourdthinker.files import PathLike, make_folder, read_json_object, sync_folder, sync_tree, writing
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec, grow_vocabulary, token_ids
 from fourdthinker.prompt_style import CHAT_TEMPLATE, RELEASED, PromptStyle
@@ -194,16 +194,17 @@ def init_checkpoint(
     return Checkpoint(family(model), tokenizer, policy or own[0], style or own[1])
 
 
-def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: PathLike, checkpoint: Checkpoint, *, sync: bool = True) -> None:
     """Write a complete checkpoint: weights, configs, tokenizer, chat template, frame policy and prompt style.
 
-    The files are written beside the folder first and then moved in, config last, so that an interrupted save
-    leaves no mixture that loads. Weights are safetensors. Of a model with a peft adapter they are those
-    below it, and the adapter is kept in ``adapter`` in peft's own format; nothing is merged.
+    The files are written beside the folder first and then moved in, config last, so that an
+    interrupted save leaves no mixture that loads. Weights are safetensors. Of a model with a peft adapter
+    they are those below it, and the adapter is kept in ``adapter`` in peft's own format; nothing is merged.
 
     Args:
         path: the folder, made where there is none. Other files in it are left alone.
         checkpoint: what to write.
+        sync: whether all is on the disk at the end. False where the caller sees to it.
 
     Raises:
         OutputError: there is no such folder and none can be made, or the disk is full.
@@ -228,7 +229,11 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
             Path(temporary, name).write_text(text, encoding="utf-8")
         if checkpoint.tokenizer.chat_template is None:  # prompts were made with ours
             Path(temporary, "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        if sync:
+            sync_tree(Path(temporary))
         _move_into(Path(temporary), target)
+        if sync:
+            sync_folder(target)
 
 
 def _move_into(source: Path, target: Path) -> None:

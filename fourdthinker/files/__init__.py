@@ -18,7 +18,17 @@ from fourdthinker.files.paths import (
     read_regular,
 )
 from fourdthinker.files.reading_json import parse_json, read_json_object
-from fourdthinker.files.whole import UNFINISHED, atomic_writer, write_bytes, write_json, write_text, writing
+from fourdthinker.files.whole import (
+    UNFINISHED,
+    atomic_writer,
+    sync_file,
+    sync_folder,
+    sync_tree,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a question, in order
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -43,6 +53,9 @@ __all__ = [
     "parse_json",
     "read_json_object",
     "read_regular",
+    "sync_file",
+    "sync_folder",
+    "sync_tree",
     "write_bytes",
     "write_json",
     "write_text",

@@ -49,21 +49,21 @@ def open_locked(path: Path, name: str, what: str = "file") -> int:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[bool]:
     """A folder that no other process writes meanwhile, by the file `FOLDER_LOCK` in it, which stays.
 
     Args:
         folder: it exists.
 
     Yields:
-        Nothing.
+        Whether the lock is held; False on a file system that has none.
 
     Raises:
         OutputError: as `open_locked`.
     """
     handle = open_locked(folder / FOLDER_LOCK, str(folder), "folder")
     try:
-        yield
+        yield _holds(handle)
     finally:
         close_locked(handle)
 
@@ -92,6 +92,14 @@ def lock(handle: int, name: str, what: str = "file") -> None:
             error.strerror,
             what,
         )
+
+
+def _holds(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # once more changes nothing
+    except OSError:
+        return False
+    return True
 
 
 def close_locked(handle: int) -> None:

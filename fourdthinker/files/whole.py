@@ -151,3 +151,25 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Put the data of a file on the disk, whoever wrote it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Put all files below a folder, and their names, on the disk.
+
+    Other processes may write there meanwhile; what they rename or remove is left to them.
+    """
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                sync_file(Path(path, name))
+        with suppress(FileNotFoundError):
+            sync_folder(Path(path))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_trained
 from fourdthinker.backbones.gathering import exact_weights, is_sharded
 from fourdthinker.errors import CheckpointError
-from fourdthinker.files import read_json_object, writing
+from fourdthinker.files import read_json_object, sync_file, sync_folder, sync_tree, writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.resume import RunState, run_state
+from fourdthinker.trainers.resume import LAST, RunState, run_state
+from fourdthinker.trainers.run_folder import STATE
 from fourdthinker.trainers.settings import TrainConfig
 
 
@@ -65,8 +67,13 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step:  # written in this folder, wherever the run went on from
             best = f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(Path(self.settings.output_dir) / best)
-        with writing(Path(self.settings.output_dir) / f"checkpoint-{self.state.global_step}"):
+        folder = Path(self.settings.output_dir) / f"checkpoint-{self.state.global_step}"
+        with writing(folder):
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                sync_file(folder / STATE)  # which Trainer writes last
+                sync_folder(folder)
+                sync_folder(folder.parent)
         if self.args.should_save:
             rotate_checkpoints(
                 self.settings.output_dir, self.settings.save_total_limit, self.state.best_model_checkpoint
@@ -93,11 +100,14 @@ class ResumableTrainer(Trainer):
         folder = output_dir or self.settings.output_dir
         with exact_weights(self.checkpoint.backbone, self.dtypes, keep=self.args.should_save):
             if self.args.should_save:
-                save_checkpoint(folder, self.checkpoint)
-        if self.args.should_save and _internal_call:
+                later = _internal_call and not self.args.save_only_model  # with all else of the checkpoint
+                save_checkpoint(folder, self.checkpoint, sync=not later)
+        if not (self.args.should_save and _internal_call):
+            return
+        if self.args.save_only_model:
             self._write_run_state(Path(folder), self.state.global_step)
-            if self.masters is not None and not self.args.save_only_model:
-                self.masters.save(Path(folder))
+        elif self.masters is not None:
+            self.masters.save(Path(folder))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Called by Trainer on every rank; under FSDP its own would write what is not trained as well."""
@@ -109,9 +119,10 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
-    def _write_run_state(self, folder: Path, updates: int) -> None:
+    def _write_run_state(self, folder: Path, updates: int, files: Mapping[str, int] | None = None) -> None:
+        data, held_out = self._data, self._held_out_data
         state = run_state(
-            self.settings, self.args, updates, self._data, self.divisions, held_out=self._held_out_data
+            self.settings, self.args, updates, data, self.divisions, held_out=held_out, files=files
         )
         state.write(folder)
 
@@ -147,11 +158,20 @@ class ResumableTrainer(Trainer):
         self.divisions = then.divisions if then.sizes == now.sizes else 0
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Called by Trainer on every rank, before the first one writes the state that makes it complete."""
+        """Called by Trainer on every rank, before the first one writes the state that makes it complete.
+
+        All else is on the disk then, and `run.json` says how long each file is.
+        """
+        folder = Path(output_dir)
         super()._save_rng_state(output_dir)
-        self.save_rank_state(Path(output_dir))
+        self.save_rank_state(folder)
+        sync_tree(folder)  # on every machine what was written there
         if self.args.world_size > 1:
             dist.barrier()
+        if self.args.should_save:
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST]
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+            self._write_run_state(folder, self.state.global_step, sizes)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by Trainer when it resumes.

@@ -29,7 +29,8 @@ from fourdthinker.trainers.data import Kept, load_items
 from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.model import add_adapter, load_model, reference_model
 from fourdthinker.trainers.plan import plan_text
-from fourdthinker.trainers.resume import find_resume
+from fourdthinker.trainers.resume import agreed_resume
+from fourdthinker.trainers.run_folder import remove_unfinished
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.trainer import LatentTrainer
@@ -98,11 +99,14 @@ def train(
     args = training_arguments(config)
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
-        resume = find_resume(config, args)
+        watch.enter("choosing the checkpoint", 0, 0)
+        resume = agreed_resume(config, args)
         if config.cache_dir is not None:
             check_folder(config.cache_dir)
         if args.process_index == 0:  # before the model loads
-            stack.enter_context(locked_folder(make_folder(config.output_dir).absolute()))
+            folder = make_folder(config.output_dir).absolute()
+            if stack.enter_context(locked_folder(folder)):
+                remove_unfinished(folder)
         trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, held_out, watch))
         loaded = resume is not None and given is None
         try:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainingArguments
 
-from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json, write_json
 from fourdthinker.trainers.fsdp import STATE_FILES
-from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoints, resumed_updates
+from fourdthinker.trainers.run_folder import FINAL, METRICS, STATE, checkpoints, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
+LAST = (RUN, STATE)  # files of a checkpoint that are written after all others
 # Settings that the state of the optimizer, the weights or the order of the data depend on.
 _HELD = (
     "model",
@@ -72,12 +74,13 @@ class RunState:
         settings: those that a run that goes on from it must have too.
         records_per_update: on all processes together.
         processes: that wrote it.
-        engine: what divided the model: "deepspeed", "fsdp" or None.
+        engine: what divided the model, as messages name it: "ZeRO-2", "FSDP" or None.
         divisions: how often its forwards were halved because memory ran out, with the settings `sizes`.
         sizes: settings that memory depends on, as they were.
         resumable: whether it has the state of the optimizer.
         data: a hash of the records.
         held_out: one of those that it was evaluated on; None: on none.
+        files: bytes of all other files that a run goes on from, by their paths in the folder.
     """
 
     updates: int
@@ -90,6 +93,7 @@ class RunState:
     resumable: bool
     data: str
     held_out: str | None
+    files: dict[str, int] = field(default_factory=dict)
 
     @property
     def within_iterations(self) -> bool:
@@ -128,6 +132,7 @@ def run_state(
     divisions: int = 0,
     *,
     held_out: str | None = None,
+    files: Mapping[str, int] | None = None,
 ) -> RunState:
     """What a checkpoint of this run belongs to.
 
@@ -138,6 +143,7 @@ def run_state(
         data: a hash of the records.
         divisions: how often forwards were halved because memory ran out.
         held_out: a hash of the records to evaluate on, if any.
+        files: bytes of the checkpoint's other files, by path.
     """
     values = config.model_dump(mode="json")
     held = {name: value for name, value in values.items() if name in _HELD}
@@ -146,18 +152,66 @@ def run_state(
         settings=held,
         records_per_update=records_per_update(config, args),
         processes=args.world_size,
-        engine="deepspeed" if args.deepspeed else "fsdp" if args.fsdp else None,
+        engine=_engine(args),
         divisions=divisions,
         sizes={name: values[name] for name in _SIZES if name in values},
         resumable=not args.save_only_model,
         data=data,
         held_out=held_out,
+        files=dict(files or {}),
     )
+
+
+def _engine(args: TrainingArguments) -> str | None:
+    if args.deepspeed:
+        return f"ZeRO-{args.deepspeed_plugin.zero_stage}"
+    return "FSDP" if args.fsdp else None
 
 
 def records_per_update(config: TrainConfig, args: TrainingArguments) -> int:
     """Records (in 4DRL prompts) of one update, on all processes together."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * args.world_size
+
+
+def agreed_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
+    """What `find_resume` gives on every rank: the same, or the run does not begin. Collective.
+
+    Raises:
+        FourdError: as `find_resume`, on this rank or another.
+        ConfigError: ranks found different checkpoints.
+    """
+    if args.world_size == 1:
+        return find_resume(config, args)
+    resume, error = None, None
+    try:
+        resume = find_resume(config, args)
+    except FourdError as mine:
+        error = mine
+    found: list[Any] = [None] * args.world_size
+    dist.all_gather_object(found, (str(error) if error else None, *_identity(config, resume)))
+    if error is not None:
+        raise error
+    for rank, (said, name, state) in enumerate(found):
+        if said is not None:
+            raise ConfigError(f"rank {rank}: {said}")
+        if state != found[0][2]:
+            other = "another " if name == found[0][1] else ""
+            raise ConfigError(
+                f"resume_from_checkpoint={config.resume_from_checkpoint}: rank 0 found {found[0][1]}, and "
+                f"rank {rank} {other}{name}; set output_dir to a folder that all machines share, with the "
+                "checkpoint to go on from in it"
+            )
+    return resume
+
+
+def _identity(config: TrainConfig, resume: str | None) -> tuple[str, RunState | None]:
+    """What a rank goes on from, for messages, and what is the same on all ranks that found the same."""
+    path = Path(resume or Path(config.output_dir) / FINAL)
+    try:
+        state = None if config.resume_from_checkpoint is None else RunState.read(path)
+    except CheckpointError:  # nothing has ended here
+        state = None
+    return ("no checkpoint" if state is None else str(path)), state
 
 
 def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
@@ -179,7 +233,7 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
             )
         return None
     if config.resume_from_checkpoint == "auto":
-        resume = _newest(former)
+        resume = _newest(former, says=args.process_index == 0)
         if resume is None and (folder / FINAL / RUN).is_file():
             _check_settings(config, args, folder / FINAL)  # `run` sees whether it is finished
         if resume is None:
@@ -195,12 +249,21 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
     return str(resume)
 
 
-def _newest(former: Sequence[Path]) -> Path | None:
-    """The newest checkpoint that can be gone on from; None where no whole one was ever written."""
+def _newest(former: Sequence[Path], *, says: bool) -> Path | None:
+    """The newest checkpoint that can be gone on from; None where no whole one was ever written.
+
+    Args:
+        former: checkpoint folders.
+        says: whether this process warns of newer ones that it leaves out.
+    """
     problems = {path: _problem(path) for path in former}
     complete = [path for path, problem in problems.items() if problem is None]
     if complete:
-        return max(complete, key=resumed_updates)
+        newest = max(complete, key=resumed_updates)
+        for path, problem in problems.items():
+            if says and problem is not None and _number(path) > _number(newest):
+                logger.warning("%s %s; the run goes on from %s", path, problem, newest)
+        return newest
     whole = {path: problem for path, problem in problems.items() if not _cut_off(path)}
     if whole:
         raise ConfigError(
@@ -209,9 +272,15 @@ def _newest(former: Sequence[Path]) -> Path | None:
             "name a complete one of another folder, or begin anew with overwrite_output_dir=true and "
             "resume_from_checkpoint=null"
         )
-    if former:
+    if former and says:
         logger.warning("%s: saving was cut off; the run begins anew", ", ".join(map(str, former)))
     return None
+
+
+def _number(path: Path) -> int:
+    """Of `checkpoint-N`; its state may be unreadable."""
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _cut_off(path: Path) -> bool:
@@ -240,10 +309,15 @@ def _problem(path: Path) -> str | None:
         random = [f"rng_state_{rank}.pth" for rank in range(state.processes)]
     if state.within_iterations:
         random += [rollouts_file(rank) for rank in range(state.processes)]
-    optimizer = {"deepspeed": (), "fsdp": STATE_FILES}.get(state.engine or "", ("optimizer.pt",))
+    optimizer = {None: ("optimizer.pt",), "FSDP": STATE_FILES}.get(state.engine, ())
     needed = ["scheduler.pt", *random, *optimizer]
-    missing = [name for name in needed if not (path / name).is_file()]
-    return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run" if missing else None
+    if missing := [name for name in needed if not (path / name).is_file()]:
+        return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run"
+    for name, size in state.files.items():
+        file = path / name
+        if (found := file.stat().st_size if file.is_file() else 0) != size:
+            return f"has {found} of the {size} bytes of {name}, so it is no complete checkpoint of a run"
+    return None
 
 
 def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) -> None:
@@ -259,12 +333,13 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
             f"a run that goes on from {path} keeps its settings, but {', '.join(changed)}; set them back, or "
             f"begin a run of its own with model={path}"
         )
-    if old.engine != new.engine or (new.engine == "deepspeed" and old.processes != new.processes):
-        kind = {"deepspeed": "under DeepSpeed", "fsdp": "under FSDP", None: "without DeepSpeed and FSDP"}
+    zero = new.engine is not None and new.engine.startswith("ZeRO")
+    if old.engine != new.engine or (zero and old.processes != new.processes):
+        then, now = _under(old), _under(new)
         raise ConfigError(
-            f"{path} was written by {old.processes} processes {kind[old.engine]}, and this run has "
-            f"{new.processes} {kind[new.engine]}: each has its own form of optimizer state, and DeepSpeed's "
-            "cannot be divided anew; start as then"
+            f"{path} was written by {old.processes} processes {then}, and this run has {new.processes} "
+            f"{now}: each has its own form of optimizer state, and DeepSpeed's cannot be divided anew; start "
+            f"as then, or begin a run of its own with model={path}"
         )
     if old.within_iterations and old.processes != new.processes:
         raise ConfigError(
@@ -282,6 +357,10 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
             f"gradient_accumulation_steps {config.gradient_accumulation_steps} are "
             f"{new.records_per_update}; the order of the data would be another, so set {remedy}"
         )
+
+
+def _under(state: RunState) -> str:
+    return f"under {state.engine}" if state.engine else "without DeepSpeed and FSDP"
 
 
 def finished_updates(final: Path) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,7 +19,8 @@ METRICS = "metrics.jsonl"
 REJECTED = "rejected.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 FINAL = "final"
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
+_UNFINISHED = re.compile(r"\.(checkpoint-\d+|final)\.[a-z0-9_]{8}")  # what `save_checkpoint` writes first
 
 
 def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) -> None:
@@ -44,6 +47,13 @@ def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) 
             _set_aside(folder / FINAL)
     if args.world_size > 1:
         dist.barrier()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what saves that were killed have left; only for a process that holds the folder's lock."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _is_before(path: Path, updates: int) -> bool:
@@ -80,11 +90,9 @@ def resumed_updates(checkpoint: str | Path) -> int:
     """
     path = Path(checkpoint)
     try:
-        return int(parse_json((path / _STATE).read_bytes(), finite=False)["global_step"])
+        return int(parse_json((path / STATE).read_bytes(), finite=False)["global_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path}: {_STATE} cannot be read ({error}); name another checkpoint"
-        ) from error
+        raise CheckpointError(f"{path}: {STATE} cannot be read ({error}); name another checkpoint") from error
 
 
 def _cut_lines(path: Path, last_step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from fourdthinker.backbones import load_checkpoint
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, FourdError, OutputError
+from fourdthinker.files import locked_folder, locks
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.resume import RunState, find_resume
+from fourdthinker.trainers.resume import RunState, agreed_resume, find_resume
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import metrics, samples
+from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
 BASE: dict[str, Any] = {
@@ -110,18 +114,90 @@ def test_a_changed_batch_is_refused_with_what_fits(stopped: Path) -> None:
 def test_another_engine_is_refused_by_name(stopped: Path) -> None:
     """One process has no FSDP, so that this is also what going on with another number comes to there."""
     config = make_config(DiftConfig, BASE | {"output_dir": str(stopped), "fsdp": True})
-    two: Any = SimpleNamespace(world_size=2, deepspeed=None, fsdp=True, save_only_model=False)
+    two: Any = SimpleNamespace(world_size=2, process_index=0, deepspeed=None, fsdp=True)
+    two.save_only_model = False
     said = "written by 1 processes without DeepSpeed and FSDP, and this run has 2 under FSDP"
     with pytest.raises(ConfigError, match=said):
         find_resume(config, two)
     folder = stopped / "checkpoint-2"
     state = RunState.read(folder)
-    RunState(**vars(state) | {"engine": "fsdp", "processes": 2}).write(folder)
+    RunState(**vars(state) | {"engine": "FSDP", "processes": 2}).write(folder)
     for name in ("masters.safetensors", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"):
         (folder / name).touch()
     message = refused(stopped)
     assert "written by 2 processes under FSDP, and this run has 1 without DeepSpeed and FSDP" in message
     assert "start as then" in message
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ("ZeRO-2", 3, "written by 2 processes under ZeRO-2, and this run has 2 under ZeRO-3"),
+        ("ZeRO-3", 2, "written by 2 processes under ZeRO-3, and this run has 2 under ZeRO-2"),
+        ("ZeRO-3", None, "under ZeRO-3, and this run has 2 without DeepSpeed and FSDP"),
+        (None, 2, "without DeepSpeed and FSDP, and this run has 2 under ZeRO-2"),
+        ("FSDP", 3, "under FSDP, and this run has 2 under ZeRO-3"),
+    ],
+)
+def test_another_stage_of_zero_is_refused_by_name(
+    stopped: Path, then: str | None, now: int | None, said: str
+) -> None:
+    folder = stopped / "checkpoint-2"
+    state = vars(RunState.read(folder)) | {"engine": then, "processes": 2, "records_per_update": 4}
+    RunState(**state).write(folder)
+    for name in ("masters.safetensors", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"):
+        (folder / name).touch()
+    config = make_config(DiftConfig, BASE | {"output_dir": str(stopped)})
+    plugin = SimpleNamespace(zero_stage=now)
+    args: Any = SimpleNamespace(world_size=2, process_index=0, save_only_model=False, fsdp=False)
+    args.deepspeed, args.deepspeed_plugin = now and "zero.json", plugin
+    with pytest.raises(ConfigError, match=said) as error:
+        find_resume(config, args)
+    assert "\n" not in str(error.value)
+    if now:
+        RunState(**state | {"engine": f"ZeRO-{now}"}).write(folder)
+        assert find_resume(config, args) == str(folder)
+
+
+def choose(rank: int, folder: Path) -> None:
+    """Each rank on a machine of its own: in the same, in another, in none, in one that cannot be written."""
+    for case, expected in {
+        "same": None,
+        "other": "rank 0 found run/checkpoint-4, and rank 1 run/checkpoint-2; set output_dir to a folder",
+        "none": "rank 0 found run/checkpoint-4, and rank 1 no checkpoint; set output_dir to a folder",
+        "content": "rank 0 found run/checkpoint-4, and rank 1 another run/checkpoint-4; set output_dir",
+        "done": "rank 0 found run/checkpoint-4, and rank 1 run/final; set output_dir",
+        "wrong": "rank 1: " * (rank == 0) + "run is not a folder",
+    }.items():
+        os.chdir(folder / case / str(rank))
+        values = {"output_dir": "run", "per_device_train_batch_size": 1}
+        args: Any = SimpleNamespace(world_size=2, process_index=rank, deepspeed=None, fsdp=False)
+        args.save_only_model = False
+        config = make_config(DiftConfig, BASE | values)
+        if expected is None:
+            assert agreed_resume(config, args) == "run/checkpoint-4"
+            continue
+        with pytest.raises(FourdError, match=expected) as error:
+            agreed_resume(config, args)
+        assert "\n" not in str(error.value)
+    (folder / f"done{rank}").touch()
+
+
+def test_ranks_that_find_different_checkpoints_do_not_begin(finished: Path, tmp_path: Path) -> None:
+    for case in ("same", "other", "none", "content", "done", "wrong"):
+        for rank in "01":
+            shutil.copytree(finished, tmp_path / case / rank / "run")
+            if (case, rank) != ("done", "1"):
+                shutil.rmtree(tmp_path / case / rank / "run" / "final")
+    shutil.rmtree(tmp_path / "other" / "1" / "run" / "checkpoint-4")
+    for path in [*tmp_path.glob("none/1/run/checkpoint-*"), *tmp_path.glob("done/1/run/checkpoint-*")]:
+        shutil.rmtree(path)
+    folder = tmp_path / "content" / "1" / "run" / "checkpoint-4"
+    RunState(**vars(RunState.read(folder)) | {"data": "others"}).write(folder)
+    shutil.rmtree(tmp_path / "wrong" / "1" / "run")
+    (tmp_path / "wrong" / "1" / "run").touch()
+    assert run_ranks(choose, tmp_path) == [0, 0]
+    assert {path.name for path in tmp_path.glob("done?")} == {"done0", "done1"}
 
 
 def test_other_records_are_refused(stopped: Path) -> None:
@@ -163,6 +239,79 @@ def test_a_checkpoint_that_was_cut_off_is_set_aside(stopped: Path) -> None:
     train(stopped)
     assert [line["step"] for line in metrics(stopped)] == [1, 2, 3, 4]
     assert (stopped / "former-checkpoint-2" / "optimizer.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "tokenizer.json"])
+def test_a_checkpoint_that_is_not_whole_is_left_out_aloud(
+    finished: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine lost power, or a copy was cut off: the last file is there, another not whole."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    file = folder / "checkpoint-4" / name
+    size = file.stat().st_size
+    os.truncate(file, size // 2)
+    said = f"checkpoint-4 has {size // 2} of the {size} bytes of {name}"
+    assert said in refused(folder, resume_from_checkpoint=str(folder / "checkpoint-4"))
+    train(folder)
+    (line,) = [line for line in caplog.messages if said in line]
+    assert line.endswith("/checkpoint-2")
+    assert "the run goes on from" in line
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+    assert (folder / "former-checkpoint-4" / name).is_file()
+
+
+@pytest.mark.parametrize("only_model", [False, True])
+def test_all_of_a_checkpoint_is_on_the_disk_before_what_makes_it_complete(
+    only_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}  # bytes by inode
+    sync, save = os.fsync, TrainerState.save_to_json
+
+    def counted(handle: int) -> None:
+        status = os.fstat(handle)
+        synced[status.st_ino] = status.st_size
+        sync(handle)
+
+    def missing(folder: Path) -> set[str]:
+        return {
+            str(path.relative_to(folder))
+            for path in [folder, *folder.rglob("*")]
+            if path.is_file() and synced.get(path.stat().st_ino) != path.stat().st_size
+        }
+
+    def saved(state: TrainerState, path: str) -> None:
+        assert missing(Path(path).parent) == set()
+        save(state, path)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    monkeypatch.setattr(TrainerState, "save_to_json", saved)
+    train(tmp_path / "run", max_steps=2, save_only_model=only_model)
+    for name in ("checkpoint-2", "final"):
+        assert missing(tmp_path / "run" / name) == set()
+        assert (tmp_path / "run" / name).stat().st_ino in synced
+    assert (tmp_path / "run").stat().st_ino in synced
+
+
+def test_what_a_killed_save_left_is_removed(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".checkpoint-4.ab_d1234", ".final.abcd1234"):
+        (stopped / name).mkdir()
+        (stopped / name / "model.safetensors").touch()
+    others = (".checkpoint-4.mine", ".finally.abcd1234", "checkpoint-4.abcd1234")
+    for name in others:
+        (stopped / name).mkdir()
+    (stopped / ".checkpoint-6.abcd1234").touch()
+    with locked_folder(stopped), pytest.raises(OutputError, match="another process"):
+        train(stopped)
+    assert (stopped / ".final.abcd1234").is_dir()
+    with monkeypatch.context() as without:
+        without.setattr(locks, "_holds", lambda handle: False)
+        train(stopped, max_steps=3)
+    assert (stopped / ".final.abcd1234").is_dir()
+    train(stopped)
+    assert not list(stopped.glob(".*.a*1234/model.safetensors"))
+    assert {path.name for path in stopped.glob(".*")} == {*others[:2], ".checkpoint-6.abcd1234"}
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(finished: Path, tmp_path: Path) -> None:
