@@ -85,8 +85,8 @@ class PromptBatches:
         self.shown = donors(self.clips, self.override, self.seed)
         if self.clips and not any(self.shown):
             raise ConfigError(
-                "frames_override='other' needs at least two different clips that are there, of two sources and "
-                "with as many videos and images, and there are none; add records"
+                "frames_override='other' needs at least two different clips that are there, of two sources "
+                "and with as many videos and images, and there are none; add records"
             )
 
     def batches(self, done: Collection[str], size: int) -> Iterator[list[Prepared]]:

@@ -22,7 +22,7 @@ def weights_of(model: nn.Module) -> dict[str, str]:
         model: with its weights whole, on any device.
 
     Returns:
-        weights: `weights_digest`. dtype: of the parameters, as torch names it, sorted where there are several.
+        weights: `weights_digest`. dtype: of the parameters, as torch names it; several are sorted.
     """
     dtypes = {str(value.dtype).removeprefix("torch.") for value in model.parameters()}
     return {"weights": weights_digest(model), "dtype": " ".join(sorted(dtypes))}
