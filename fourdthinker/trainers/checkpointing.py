@@ -6,6 +6,7 @@ Private members of `transformers` that are overridden here say when they are cal
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,11 +27,14 @@ from fourdthinker.files import read_json_object, sync_file, sync_folder, sync_tr
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.evaluation import measure_of
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.resume import LAST, RunState, run_state
+from fourdthinker.trainers.resume import LAST, RunState, incomplete, run_state
 from fourdthinker.trainers.run_folder import STATE
 from fourdthinker.trainers.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(Trainer):
@@ -45,6 +49,7 @@ class ResumableTrainer(Trainer):
     masters: MasterWeights | None
     dtypes: dict[str, torch.dtype]  # of the weights, as they are saved
     divisions: int  # how often forwards were halved because memory ran out
+    _measured_by: str | None = None  # what the evaluations depended on by which the best is known
     _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
 
     def save_rank_state(self, folder: Path) -> None:
@@ -84,13 +89,41 @@ class ResumableTrainer(Trainer):
 
         Its own method would note the update, and write no checkpoint of it.
         """
+        if metrics.get("eval_failed_rewards"):  # a mean over other rollouts than at other times
+            logger.warning(
+                "step %d: rollouts of the evaluation have no reward, so that it does not tell whether this "
+                "checkpoint is the best; look at the warnings before",
+                self.state.global_step,
+            )
+            return False
+        self.check_best()
         value, best = metrics.get(f"eval_{self.judged_by}", math.nan), self.state.best_metric
         sign = 1 if self.greater_is_better else -1
         better = math.isfinite(value) and (best is None or sign * value > sign * best)
         if better:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self._measured_by = self._measure
             self.control.should_save = True
         return better
+
+    def check_best(self) -> None:
+        """Forget which checkpoint is the best where it is not there whole, or was found by another measure.
+
+        Collective.
+        """
+        if not self.state.best_global_step:
+            return
+        best = Path(self.settings.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        problem = incomplete(best) if best.is_dir() else "is gone"
+        if self.held_out is not None and self._measured_by != self._measure:
+            problem = "was found by other held-out records, rewards or settings of the evaluation"
+        told = [problem]
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(told)  # others may see the folder later
+        if told[0] is not None:
+            if self.is_world_process_zero():
+                logger.warning("the best checkpoint so far, %s, %s; it is looked for anew", best, told[0])
+            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint into `output_dir`, from the first process.
@@ -120,9 +153,14 @@ class ResumableTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _write_run_state(self, folder: Path, updates: int, files: Mapping[str, int] | None = None) -> None:
-        data, held_out = self._data, self._held_out_data
         state = run_state(
-            self.settings, self.args, updates, data, self.divisions, held_out=held_out, files=files
+            self.settings,
+            self.args,
+            updates,
+            self._data,
+            self.divisions,
+            measure=self._measured_by,
+            files=files,
         )
         state.write(folder)
 
@@ -131,8 +169,9 @@ class ResumableTrainer(Trainer):
         return self.items.fingerprint()
 
     @functools.cached_property
-    def _held_out_data(self) -> str | None:
-        return None if self.held_out is None else self.held_out.fingerprint()
+    def _measure(self) -> str:
+        assert self.held_out is not None
+        return measure_of(self.settings, self.held_out)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
@@ -155,6 +194,7 @@ class ResumableTrainer(Trainer):
         backbone = self.checkpoint.backbone
         backbone.latents = replace(backbone.latents, latent_norm=config.get("latent_norm"))
         then, now = RunState.read(folder), run_state(self.settings, self.args, 0, "")
+        self._measured_by = then.measure
         self.divisions = then.divisions if then.sizes == now.sizes else 0
 
     def _save_rng_state(self, output_dir: str) -> None:

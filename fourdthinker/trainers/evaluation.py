@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,20 @@ import torch
 
 from fourdthinker.objectives import Metrics
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.settings_base import TrainConfig
+
+# Settings that what an evaluation finds depends on, beside those that no run may change when it goes on.
+_MEASURED_BY = (
+    "frames",
+    "instruction",
+    "ce_loss_weight",
+    "sim_loss_weight",
+    "rewards",
+    "reward_arguments",
+    "reward_weights",
+    "max_completion_length",
+    "max_blocks",
+)
 
 
 @contextlib.contextmanager
@@ -54,3 +70,15 @@ def without_weight(metrics: Metrics) -> Metrics:
     return {
         name: (torch.zeros_like(total), torch.zeros_like(weight)) for name, (total, weight) in metrics.items()
     }
+
+
+def measure_of(config: TrainConfig, held_out: Items[Any]) -> str:
+    """A hash of what evaluations depend on: figures of two that differ in it cannot be compared.
+
+    Args:
+        config: the settings.
+        held_out: the records.
+    """
+    values = config.model_dump(mode="json")
+    told = [held_out.fingerprint(), {name: values[name] for name in _MEASURED_BY if name in values}]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

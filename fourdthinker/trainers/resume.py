@@ -79,7 +79,8 @@ class RunState:
         sizes: settings that memory depends on, as they were.
         resumable: whether it has the state of the optimizer.
         data: a hash of the records.
-        held_out: one of those that it was evaluated on; None: on none.
+        measure: a hash of what the evaluations depend on by which it knows the best checkpoint; None: there
+            were none.
         files: bytes of all other files that a run goes on from, by their paths in the folder.
     """
 
@@ -92,7 +93,7 @@ class RunState:
     sizes: dict[str, Any]
     resumable: bool
     data: str
-    held_out: str | None
+    measure: str | None
     files: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -131,7 +132,7 @@ def run_state(
     data: str,
     divisions: int = 0,
     *,
-    held_out: str | None = None,
+    measure: str | None = None,
     files: Mapping[str, int] | None = None,
 ) -> RunState:
     """What a checkpoint of this run belongs to.
@@ -142,7 +143,7 @@ def run_state(
         updates: made so far.
         data: a hash of the records.
         divisions: how often forwards were halved because memory ran out.
-        held_out: a hash of the records to evaluate on, if any.
+        measure: a hash of what evaluations depend on, if there are any.
         files: bytes of the checkpoint's other files, by path.
     """
     values = config.model_dump(mode="json")
@@ -157,7 +158,7 @@ def run_state(
         sizes={name: values[name] for name in _SIZES if name in values},
         resumable=not args.save_only_model,
         data=data,
-        held_out=held_out,
+        measure=measure,
         files=dict(files or {}),
     )
 
@@ -292,8 +293,8 @@ def _cut_off(path: Path) -> bool:
     return False
 
 
-def _problem(path: Path) -> str | None:
-    """Why a run cannot go on from a checkpoint folder, or None."""
+def incomplete(path: Path) -> str | None:
+    """Why a folder is no whole checkpoint of this version, or None; a run may not be able to go on from it."""
     if not (path / "config.json").is_file():
         return "has no config.json, so it is no complete checkpoint"
     if _cut_off(path):
@@ -302,6 +303,20 @@ def _problem(path: Path) -> str | None:
         state = RunState.read(path)
     except CheckpointError as error:
         return f"is of another version ({error})"
+    for name, size in state.files.items():
+        file = path / name
+        if not file.is_file():
+            return f"has no {name}, so it is no complete checkpoint of a run"
+        if (found := file.stat().st_size) != size:
+            return f"has {found} of the {size} bytes of {name}, so it is no complete checkpoint of a run"
+    return None
+
+
+def _problem(path: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint folder, or None."""
+    if problem := incomplete(path):
+        return problem
+    state = RunState.read(path)
     if not state.resumable:
         return "was written with save_only_model=true, without the state of the optimizer"
     random = ["rng_state.pth"]
@@ -311,13 +326,8 @@ def _problem(path: Path) -> str | None:
         random += [rollouts_file(rank) for rank in range(state.processes)]
     optimizer = {None: ("optimizer.pt",), "FSDP": STATE_FILES}.get(state.engine, ())
     needed = ["scheduler.pt", *random, *optimizer]
-    if missing := [name for name in needed if not (path / name).is_file()]:
-        return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run"
-    for name, size in state.files.items():
-        file = path / name
-        if (found := file.stat().st_size if file.is_file() else 0) != size:
-            return f"has {found} of the {size} bytes of {name}, so it is no complete checkpoint of a run"
-    return None
+    missing = [name for name in needed if not (path / name).is_file()]
+    return f"has no {', '.join(missing)}, so it is no complete checkpoint of a run" if missing else None
 
 
 def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) -> None:
@@ -371,19 +381,9 @@ def finished_updates(final: Path) -> int | None:
         return None
 
 
-def check_data(path: Path, data: str, held_out: str | None) -> None:
-    """ConfigError when a checkpoint was trained on other records than those with the hash `data`.
-
-    Or when it was evaluated on others than those with the hash `held_out`: which checkpoint is the best could
-    not be said. Evaluation may begin and end when a run goes on.
-    """
-    state = RunState.read(path)
-    if held_out is not None and state.held_out not in (None, held_out):
-        raise ConfigError(
-            f"eval_data: the records are not those that {path} was evaluated on, so that its best checkpoint "
-            "would be compared with others; give it those, or set eval_data=[]"
-        )
-    if state.data != data:
+def check_data(path: Path, data: str) -> None:
+    """ConfigError when a checkpoint was trained on other records than those with the hash `data`."""
+    if RunState.read(path).data != data:
         raise ConfigError(
             f"data: the records are not those that {path} was trained on (some were added, left out or "
             "changed; rejected.jsonl in the run's folder says which were left out); give it its data, or "

@@ -66,18 +66,21 @@ _SHOWN = (
 _NO_STATE = "save_only_model=true: no run can go on from its checkpoints, also not after a signal"
 
 
-class _AfterUpdate(TrainerCallback):
+class _Told(TrainerCallback):
     """Tells the trainer, and ends a log line at every checkpoint: a resumed run writes the same lines.
 
     A log line is a mean over the steps since the last one, and a resumed run knows none from before its
     checkpoint. An evaluation may lead to one.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
+    def __init__(self, at_begin: Callable[[], None], after_update: Callable[[], None]) -> None:
+        self.at_begin, self.after_update = at_begin, after_update
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.at_begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell()
+        self.after_update()
         control.should_log |= control.should_save or control.should_evaluate
 
 
@@ -143,7 +146,7 @@ class LatentTrainer(PassTrainer):
         self.remove_callback(PrinterCallback)
         self.stopping = StopOnSignal()
         self.add_callback(self.stopping)
-        self.add_callback(_AfterUpdate(self.after_update))
+        self.add_callback(_Told(self.check_best, self.after_update))
         self._live = LiveLine()
         if sys.stderr.isatty() and is_progress_bar_enabled() and args.process_index == 0:
             self.add_callback(self._live)
@@ -316,7 +319,7 @@ class LatentTrainer(PassTrainer):
         if self.settings.resume_from_checkpoint is not None:
             finished = finished_updates(final)
             if resume is not None or finished is not None:
-                check_data(final if resume is None else Path(resume), self._data, self._held_out_data)
+                check_data(final if resume is None else Path(resume), self._data)
             if finished == updates:
                 logger.info("%s: this run is finished, all %d updates are made", final, updates)
                 return final
@@ -353,6 +356,7 @@ class LatentTrainer(PassTrainer):
         return final
 
     def _say_which_is_best(self) -> None:
+        self.check_best()
         best = self.state.best_model_checkpoint
         if best is not None and self.is_world_process_zero():
             logger.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 import torch
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint
-from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective
 from fourdthinker.records import Record
+from fourdthinker.reward_calls import RewardFailedError
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
@@ -130,10 +131,90 @@ def note(
     return hidden.mean(), {"ce": (torch.ones(()), torch.ones(()))}
 
 
-def test_other_held_out_records_are_refused(evaluated: Path, tmp_path: Path) -> None:
-    shutil.copytree(evaluated, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"eval_data: the records are not those that .*checkpoint-6"):
-        train(tmp_path / "run", content=8)
+def best_of(checkpoint: Path) -> tuple[Any, Any, Any]:
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state["best_global_step"], state["best_metric"], state["best_model_checkpoint"]
+
+
+def gone(run: Path, best: Path) -> dict[str, Any]:
+    shutil.rmtree(best)
+    return {}
+
+
+def half_written(run: Path, best: Path) -> dict[str, Any]:
+    (best / "trainer_state.json").unlink()
+    return {}
+
+
+def shortened(run: Path, best: Path) -> dict[str, Any]:
+    path = best / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    return {}
+
+
+def other_records(run: Path, best: Path) -> dict[str, Any]:
+    return {"content": 8}
+
+
+def other_records_after_none(run: Path, best: Path) -> dict[str, Any]:
+    train(run, held_out=0, max_steps=7)
+    shutil.rmtree(run / "final")
+    return {"content": 8}
+
+
+def another_loss(run: Path, best: Path) -> dict[str, Any]:
+    return {"ce_loss_weight": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (None, None),
+        (gone, "checkpoint-3, is gone; it is looked for anew"),
+        (half_written, "checkpoint-3, is gone"),  # it is set aside when the run begins
+        (shortened, "checkpoint-3, has [0-9]+ of the [0-9]+ bytes of model.safetensors"),
+        (other_records, "checkpoint-3, was found by other held-out records, rewards"),
+        (other_records_after_none, "checkpoint-3, was found by other held-out records, rewards"),
+        (another_loss, "checkpoint-3, was found by other held-out records, rewards"),
+    ],
+)
+def test_a_best_checkpoint_that_is_lost_or_of_another_measure_is_forgotten(
+    evaluated: Path, tmp_path: Path, caplog: Any, change: Any, said: str | None
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    shutil.rmtree(run / "final")
+    for number in (3, 6):  # the third is the best, and nothing after it is better
+        path = run / f"checkpoint-{number}" / "trainer_state.json"
+        best = {"best_global_step": 3, "best_metric": -1.0, "best_model_checkpoint": "elsewhere"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | best))
+    extra = change(run, run / "checkpoint-3") if change else {}
+    caplog.clear()
+    train(run, max_steps=8, save_steps=8, save_total_limit=None, **extra)
+    found = best_of(run / "checkpoint-8")
+    warnings = [record.getMessage() for record in caplog.records if "looked for anew" in record.getMessage()]
+    if said is None:
+        assert warnings == []
+        assert found == (3, -1.0, str(run / "checkpoint-3"))
+        return
+    (warning,) = warnings
+    assert re.search(said, warning)
+    assert found == (8, evaluations(run)[8]["eval_loss"], str(run / "checkpoint-8"))
+
+
+def test_the_best_is_looked_for_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removes it between two evaluations."""
+    losses = iter([1.0, 2.0, 3.0])
+
+    def evaluated(self: DiftTrainer, means: dict[str, float]) -> dict[str, float]:
+        if self.state.global_step == 2:
+            shutil.rmtree(tmp_path / "checkpoint-1")
+        return {"loss": next(losses)}
+
+    monkeypatch.setattr(DiftTrainer, "evaluated", evaluated)
+    monkeypatch.setattr(DiftTrainer, "evaluate_batch", lambda self, batch: {})
+    train(tmp_path, max_steps=3, eval_steps=1, save_steps=3)
+    assert best_of(tmp_path / "checkpoint-3")[:2] == (2, 2.0)
 
 
 @pytest.mark.parametrize("save_steps", [1, 0])
@@ -180,6 +261,38 @@ class Drawing:
         draw()
         self.calls += 1
         return (self.calls * 7 + length) % 5 / 4
+
+
+class Failing:
+    """A reward of which one call of the second evaluation fails, while the others are the best of all."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, text: str, record: Record) -> float:
+        self.calls += 1
+        if self.calls == 5:
+            raise RewardFailedError("the judge is away")
+        return [0.5, 9.0, 0.7][(self.calls - 1) // 3 % 3]
+
+
+def test_an_evaluation_whose_rewards_failed_decides_nothing(tmp_path: Path, caplog: Any) -> None:
+    values = BARE | {"num_generations": 2, "max_completion_length": 4, "log_rollouts": 0}
+    values |= {"rewards": [f"{__name__}:Failing"], "reward_weights": [1.0], "loss": {"beta": 0.0}}
+    values |= {"max_steps": 3, "eval_steps": 1, "save_total_limit": None, "output_dir": str(tmp_path)}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    train_grpo(
+        make_config(GrpoConfig, values),
+        checkpoint=checkpoint,
+        prompts=prompts(checkpoint, 4),
+        held_out=prompts(checkpoint, 3, seed=5),
+    )
+    lines = evaluations(tmp_path)
+    assert [lines[step]["eval_reward"] for step in (1, 2, 3)] == pytest.approx([0.5, 9.0, 0.7])
+    assert [lines[step]["eval_failed_rewards"] for step in (1, 2, 3)] == pytest.approx([0.0, 1 / 3, 0.0])
+    assert best_of(tmp_path / "checkpoint-3")[:2] == (3, pytest.approx(0.7))
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert "step 2: rollouts of the evaluation have no reward" in caplog.text
 
 
 def test_greedy_rollouts_of_held_out_prompts_are_rewarded_and_change_nothing(tmp_path: Path) -> None:
