@@ -294,7 +294,7 @@ def _cut_off(path: Path) -> bool:
 
 
 def incomplete(path: Path) -> str | None:
-    """Why a folder is no whole checkpoint of this version, or None. A run cannot go on from every whole one."""
+    """Why a folder is no whole checkpoint of this version (a run may still need more of it), or None."""
     if not (path / "config.json").is_file():
         return "has no config.json, so it is no complete checkpoint"
     if _cut_off(path):
