@@ -1,7 +1,8 @@
 """Calls of functions that may hang, in bounded time: plain ones in a thread, async ones in an event loop.
 
-A call that does not come back is left to itself, in a thread that ends with the process. The threads have
-the gradient mode and the CUDA device of the caller.
+A call that does not come back is left to itself, in a thread that ends with it or with the process; nothing
+else can end a thread. `hanging` counts these. All threads have the gradient mode and the CUDA device of the
+caller.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ _MOST_HUNG = (
     2  # calls of one run that may hang; the rest is not made, so that it ends before the ranks' limit
 )
 _SLOW = "make it faster, or raise reward_timeout"
+_left: list[threading.Thread] = []  # to calls that did not come back
 
 
 class NoAnswerError(Exception):
     """A call did not come back in time, or was not made because others before it did not."""
+
+
+def hanging() -> int:
+    """How many threads of this process are held by calls that were given up, and have not come back yet."""
+    _left[:] = [thread for thread in _left if thread.is_alive()]
+    return len(_left)
 
 
 def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> list[Any]:
@@ -48,6 +56,7 @@ def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> 
         except queue.Empty:
             results.append(_hung(timeout))
             hung += 1
+            _left.append(worker.thread)
             worker.end()
             worker = _Worker()
     worker.end()
@@ -124,7 +133,8 @@ class _Worker:
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         arguments = (self._jobs, self._results, _Mode())
-        threading.Thread(target=_serve, args=arguments, name="reward", daemon=True).start()
+        self.thread = threading.Thread(target=_serve, args=arguments, name="reward", daemon=True)
+        self.thread.start()
 
     def run(self, call: Callable[[], Any], timeout: float) -> Any:
         """What the call returned or raised; queue.Empty: nothing within `timeout` seconds."""
@@ -172,6 +182,8 @@ def _serve_loop(loop: asyncio.AbstractEventLoop) -> None:
 def _leave_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Let the next run have a new one; this one ends when whatever blocks it comes back."""
     global _shared
+    if _shared is not None:
+        _left.append(_shared[1])
     _shared = None
     loop.call_soon_threadsafe(loop.stop)
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fourdthinker.reward_calls import MOST_HANGING
+
 logger = logging.getLogger(__name__)
 
 Line = Mapping[str, float]
@@ -90,6 +92,11 @@ def _failed_rewards(line: Line, _: Sequence[Line]) -> str | None:
     return f"{share:.0%} of the rollouts have no reward" if not share <= 0.2 else None
 
 
+def _hanging_rewards(line: Line, _: Sequence[Line]) -> str | None:
+    number = line["hanging_rewards"]
+    return f"{number:.2g} calls of rewards a process are given up and hang" if not number <= 0 else None
+
+
 ALARMS = (
     Alarm(
         "sampler_gap",
@@ -144,6 +151,13 @@ ALARMS = (
         "failed_rewards",
         _failed_rewards,
         "look at the warnings for the first failure of each reward; check the judge, or raise reward_timeout",
+    ),
+    Alarm(
+        "hanging_rewards",
+        "hanging_rewards",
+        _hanging_rewards,
+        f"each holds a thread, and {MOST_HANGING} of them on a process end the run: give the function a "
+        "time-out of its own, or write it as async def",
     ),
 )
 

@@ -23,6 +23,7 @@ from fourdthinker.integrations.trackers import show_rollouts
 from fourdthinker.kernels import top_entropy_mask
 from fourdthinker.objectives import Metrics, policy_entropies, policy_logprobs, reference_outputs
 from fourdthinker.reward_calls import Reward
+from fourdthinker.reward_runs import hanging
 from fourdthinker.sampler import LatentSampler, Rollout, encode_prompts, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.advantages import equal_groups
@@ -156,8 +157,9 @@ class RolloutTrainer(LatentTrainer):
             spec = self.checkpoint.backbone.latents
             shown_of = rollout_metrics(experience, config.num_generations, spec, config.max_blocks)
             self.metric_sums.add(shown_of)
-        elapsed = torch.tensor(time.perf_counter() - started)
-        self.metric_sums.add({"sampling_seconds": (elapsed, torch.ones(()))})
+        elapsed, held = (torch.tensor(v) for v in (time.perf_counter() - started, float(hanging())))
+        one = torch.ones(())
+        self.metric_sums.add({"sampling_seconds": (elapsed, one), "hanging_rewards": (held, one)})
         return experiences
 
     def _show_rollouts(self, step: int, experience: Experience) -> None:

@@ -16,9 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker import rewards
+from fourdthinker import reward_runs, rewards
 from fourdthinker.errors import ConfigError
-from fourdthinker.reward_calls import Reward, RewardFailedError, call_reward, described, load_reward
+from fourdthinker.reward_calls import (
+    MOST_HANGING,
+    Reward,
+    RewardFailedError,
+    call_reward,
+    described,
+    load_reward,
+)
+from fourdthinker.reward_runs import hanging
 from fourdthinker.rewards import Completion, accuracy_reward, format_reward
 
 
@@ -337,3 +345,33 @@ def test_a_thread_that_hangs_keeps_its_own_completion_alone() -> None:
         gc.collect()
     free.set()
     assert alive == [False, True, False]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_calls_that_hang_for_ever_are_counted_and_end_the_run_by_name(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a thread; where it is a coroutine, that of the event loop which it blocks."""
+    monkeypatch.setattr(reward_runs, "_left", [])  # without those of other tests
+    free = threading.Event()
+
+    def hangs(text: str, record: Any) -> float:
+        free.wait(20)
+        return 1.0
+
+    async def blocks(text: str, record: Any) -> float:
+        return hangs(text, record)
+
+    reward = Reward("mine", blocks if later else hangs)
+    for number in range(2, MOST_HANGING, 2):
+        assert call_reward(reward, [completion()] * 2, timeout=0.02, concurrency=1).values == [None] * 2
+        assert hanging() == number
+    with pytest.raises(ConfigError, match=f"reward mine: {MOST_HANGING} calls .* async def"):
+        call_reward(reward, [completion()] * 2, timeout=0.02, concurrency=1)
+    quick = Reward("quick", lambda text, record: 1.0)
+    assert call_reward(quick, [completion()], timeout=9.0).values == [1.0], "it is not to blame"
+    free.set()
+    until = time.perf_counter() + 5
+    while hanging() and time.perf_counter() < until:
+        time.sleep(0.01)
+    assert hanging() == 0

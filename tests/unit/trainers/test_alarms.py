@@ -32,6 +32,7 @@ WELL = {
     "blocks_allowed": 8.0,
     "latent_direction": 0.7,
     "failed_rewards": 0.0,
+    "hanging_rewards": 0.0,
 }
 ILL = {
     "sampler_gap": ({"sampler_gap": 0.2}, "loss.sampler_cap"),
@@ -43,6 +44,7 @@ ILL = {
     "no_blocks": ({"latents": 0.0}, "train_start"),
     "latent_direction": ({"latent_direction": 0.999}, "latent_term=cosine"),
     "failed_rewards": ({"failed_rewards": 0.5}, "reward_timeout"),
+    "hanging_rewards": ({"hanging_rewards": 1.0}, "time-out of its own"),
 }
 
 

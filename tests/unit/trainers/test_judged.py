@@ -1,0 +1,60 @@
+"""A run whose reward is a model behind an HTTP endpoint, of which some answers are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import GrpoConfig
+from tests.e2e.training import BARE, metrics, prompts
+from tests.tiny import tiny_checkpoint
+from tests.unit.test_judges import Server
+
+KINDS = ("good", "hang", "500", "nan", "lie", "once")  # what the server does with a question of this text
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+def test_a_judge_that_fails_costs_its_rollouts_and_the_others_are_trained(
+    tmp_path: Path, server: Server
+) -> None:
+    judge = {"url": server.url, "model": "m", "prompt": "SAID {question} {completion}", "timeout": 0.3}
+    judge |= {"attempts": 2, "backoff": 0.001}
+    values: dict[str, Any] = BARE | {"output_dir": str(tmp_path), "max_steps": 2, "learning_rate": 1e-2}
+    values |= {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "num_generations": 2}
+    values |= {"max_completion_length": 6, "log_rollouts": 12, "log_rollouts_steps": 1, "loss": {"beta": 0.0}}
+    values |= {"rewards": ["fourdthinker.judges:HttpJudge", "tests.e2e.training:length_reward"]}
+    values |= {"reward_weights": [2.0, 1.0], "reward_arguments": {"HttpJudge": judge}}
+    checkpoint, asked = tiny_checkpoint(hidden=32, layers=1), []
+    for prompt, kind in zip(prompts(checkpoint, len(KINDS)), KINDS, strict=True):
+        assert prompt.record is not None
+        asked.append(replace(prompt, record=replace(prompt.record, question=kind, options={})))
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=asked)
+    lines = metrics(tmp_path)
+    assert len(lines) == 2
+    for line in lines:
+        assert line["failed_rewards"] == pytest.approx(4 / 6)
+        assert line["reward_HttpJudge"] == pytest.approx((0.75 + 0.25) / 2)
+        assert line["alarms"] >= 1
+    assert lines[0]["grad_norm"] > 0
+    written = [json.loads(text) for text in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    for one in written:
+        judged = {"good": 0.75, "once": 0.25}.get(one["question"])
+        assert one["rewards"]["HttpJudge"] == judged
+        own = one["rewards"]["length_reward"]
+        assert one["reward"] == (None if judged is None else pytest.approx(2 * judged + own))
+        assert judged is not None or one["advantage"] == 0.0
+    assert len(written) == 12, "of the first micro-batch of both updates"
+    assert (tmp_path / "final" / "config.json").is_file()
