@@ -28,7 +28,11 @@ class NoAnswerError(Exception):
 
 
 def hanging() -> int:
-    """How many threads of this process are held by calls that were given up, and have not come back yet."""
+    """Threads of this process that are held by calls that were given up and have not come back yet.
+
+    Returns:
+        Their number.
+    """
     _left[:] = [thread for thread in _left if thread.is_alive()]
     return len(_left)
 
