@@ -107,11 +107,12 @@ def train(
             folder = make_folder(config.output_dir).absolute()
             if stack.enter_context(locked_folder(folder)):
                 remove_unfinished(folder)
-        trainer = recipe.make_trainer(_parts(config, recipe, args, resume, given, items, held_out, watch))
         loaded = resume is not None and given is None
         try:
+            parts = _parts(config, recipe, args, resume, given, items, held_out, watch)
+            trainer = recipe.make_trainer(parts)
             return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
-        except torch.OutOfMemoryError as error:  # outside of the forwards, which are made smaller
+        except torch.OutOfMemoryError as error:  # outside of all that can be made smaller
             raise MemoryLimitError(str(error).partition("\n")[0]) from error
         except RuntimeError as error:  # torch has no type for it, and raises it wherever the main thread is
             if "DataLoader worker" not in str(error):

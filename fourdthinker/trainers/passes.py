@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fourdthinker.backbones.gathering import reshard
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.checkpointing import ResumableTrainer
+from fourdthinker.trainers.halved import Halved
 from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.speed import Speed, peak_rate
 from fourdthinker.trainers.update import Forward, MemoryLimitError, NonFiniteLossError
@@ -46,6 +47,7 @@ class PassTrainer(ResumableTrainer):
         self.metric_sums = MetricSums()
         self.speed = Speed(peak_rate(self.args.device))
         self.divisions = 0  # how often the forwards were halved because memory ran out
+        self._halved: dict[str, Halved] = {}  # other work, by its name
         self.bad_steps = 0
         self._update: list[list[Forward]] = []
         self._done = 0  # micro-batches of the current update
@@ -81,6 +83,21 @@ class PassTrainer(ResumableTrainer):
     def prepare_batch(self, batch: Batch) -> Batch:
         """Change a batch on the device before its forward."""
         return batch
+
+    # ---- memory that runs out elsewhere
+
+    def by_halves(self, what: str) -> Halved:
+        """Does some work without gradient, on fewer items at once where memory runs out.
+
+        Args:
+            what: the work.
+        """
+        return self._halved.setdefault(what, Halved(what, alone=not self._divided))
+
+    @property
+    def halvings(self) -> int:
+        """How often anything was halved on this rank because memory ran out."""
+        return self.divisions + sum(each.times for each in self._halved.values())
 
     # ---- an update
 

@@ -24,7 +24,7 @@ from fourdthinker.kernels import top_entropy_mask
 from fourdthinker.objectives import Metrics, policy_entropies, policy_logprobs, reference_outputs
 from fourdthinker.reward_calls import Reward
 from fourdthinker.reward_runs import hanging
-from fourdthinker.sampler import LatentSampler, Rollout, encode_prompts, replay_batch
+from fourdthinker.sampler import LatentSampler, Rollout, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.batches import ShardedBatches
@@ -49,6 +49,7 @@ from fourdthinker.trainers.refill import other_prompt, with_groups, without_vari
 from fourdthinker.trainers.rollout_lines import rollout_lines
 from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
 from fourdthinker.trainers.run_folder import ROLLOUTS
+from fourdthinker.trainers.sampled_rows import sampled_rows
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Parts
@@ -189,8 +190,8 @@ class RolloutTrainer(LatentTrainer):
         indices, prompts = [index for index, _ in batch], [prompt for _, prompt in batch]
         greedy = replace(sampling_config(self.settings), temperature=0.0)
         with self.accelerator.autocast(), self.gathered_to_run(self.checkpoint.backbone):
-            features = encode_prompts(self.checkpoint.backbone, prompts)
-            rollout = self.sampler.sample(prompts, 1, greedy, features=features)
+            none = [0] * len(prompts)  # of which greedy rows need none
+            rollout, features = sampled_rows(self.sampler, prompts, greedy, none, self.by_halves)
         return scored_metrics(self._scored(indices, prompts, rollout, features, self._own_rewards))
 
     # ---- rollouts
@@ -235,11 +236,8 @@ class RolloutTrainer(LatentTrainer):
         """Rollouts by the current weights."""
         if self._workers is not None:
             return self._workers.collect(self._workers.begin(prompts, seeds))
-        config = self.settings
-        features = encode_prompts(self.checkpoint.backbone, prompts)
-        rollout = self.sampler.sample(
-            prompts, config.num_generations, sampling_config(config), seeds=seeds, features=features
-        )
+        options = sampling_config(self.settings)
+        rollout, features = sampled_rows(self.sampler, prompts, options, seeds, self.by_halves)
         return Sampled(rollout, features, self.state.global_step)
 
     def _varied(
@@ -397,12 +395,16 @@ class RolloutTrainer(LatentTrainer):
         parts = cut_rows(scored, rows, self.settings.max_tokens_per_forward, share=share) if rows else []
         for _ in range(self.divisions):
             parts = [half for part in parts for half in halves(part)]
+        pad_id = self.checkpoint.backbone.vision.pad_id
+
+        def run(some: Sequence[int]) -> tuple[Tensor, Any]:
+            batch = replay_batch(rollout, scored.prompts, some, pad_id, features=scored.features, share=share)
+            return torch.tensor(some, device=rollout.tokens.device), self._run(backbone, batch, objective)
+
         for part in parts:
             counts = replace(counts_of(scored, part, share=share), patches=0)
             self.speed.add(operations=self.costs.inference(counts))
-            pad_id = self.checkpoint.backbone.vision.pad_id
-            batch = replay_batch(rollout, scored.prompts, part, pad_id, features=scored.features, share=share)
-            yield torch.tensor(part, device=rollout.tokens.device), self._run(backbone, batch, objective)
+            yield from self.by_halves("passes without gradient")(run, part)
 
     def _run(self, backbone: Backbone, batch: Batch, objective: Objective) -> Any:
         """Outside the engine nothing gathers the head's weight, which is read, not called: see `gathered`."""

@@ -241,10 +241,11 @@ class LatentTrainer(PassTrainer):
             self.metric_sums.add(self.speed.take(self.args.world_size))
             # Every rank has the same names: the objectives give all of them for every batch.
             logs |= self.metric_sums.take(self.sum_over_ranks, self.args.device)
-            logs["memory"] = self.most_of_ranks([_peak_memory(self.args.device)])[0] / 1e9
+            peak, halvings = self.most_of_ranks([_peak_memory(self.args.device), self.halvings])
+            logs["memory"] = peak / 1e9
             logs["bad_steps"] = self.bad_steps
-            if self.divisions:
-                logs["out_of_memory"] = self.divisions
+            if halvings:
+                logs["out_of_memory"] = halvings
         if self.is_world_process_zero() and "loss" in logs:
             logs["alarms"] = self._alarms.check(logs, self.state.log_history)
         super().log(logs, start_time)
@@ -271,13 +272,15 @@ class LatentTrainer(PassTrainer):
         size, rank = self.args.per_device_eval_batch_size, self.args.process_index
         batches = held_out_batches(self.held_out, size, rank, self.args.world_size)
         ahead: Ahead[list[Any]] = Ahead(1)
+        by_halves = self.by_halves("evaluation")
         try:
             with undisturbed(self.args.device):
                 backbone.eval()  # the next training step sets the mode back
                 while taken := ahead.take(batches, 1):
                     (batch,) = taken
-                    metrics = self.evaluate_batch(batch or [self.held_out[0]])
-                    sums.add(metrics if batch else without_weight(metrics))
+                    some = batch or [self.held_out[0]]
+                    for metrics in by_halves(lambda few: self.evaluate_batch(list(few)), some):
+                        sums.add(metrics if batch else without_weight(metrics))
         finally:
             ahead.close()
         means = self.evaluated(sums.take(self.sum_over_ranks, self.args.device))

@@ -38,8 +38,9 @@ class MemoryLimitError(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"out of memory: {reason}; lower max_tokens_per_forward, set gradient_checkpointing=true or "
-            "lora, or divide the model over more GPUs (fsdp=true, deepspeed)"
+            f"out of memory: {reason}; lower max_tokens_per_forward or the frames of a clip, set "
+            "gradient_checkpointing=true or lora, or divide the model over more GPUs (fsdp=true, deepspeed); "
+            "--dry-run says what takes how much"
         )
 
 

@@ -8,11 +8,13 @@ different.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from fourdthinker.records import media_key
 from fourdthinker.sampler import encode_imagery, encode_visions
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
+from fourdthinker.trainers.halved import Halved
 from fourdthinker.trainers.loader import errors_of_workers
 
 if TYPE_CHECKING:
@@ -119,6 +122,7 @@ class VisionCache:
         if not todo:
             return 0
         logger.info("computing vision features: %d files into %s", len(todo), self.folder)
+        halved = Halved("vision features")
         items: Items[Any] = Items([work for _, work in todo], self._read)
         loader: DataLoader[Any] = DataLoader(
             items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers
@@ -131,8 +135,9 @@ class VisionCache:
                 break
             for kind, encode in (("clip", encode_visions), ("imagery", encode_imagery)):
                 mine = [(index, vision) for index, vision in batch if todo[index][1][0] == kind]
-                encoded = encode(backbone, [vision for _, vision in mine])
-                for (index, vision), values in zip(mine, encoded, strict=True):
+                some = [vision for _, vision in mine]
+                parts = halved(functools.partial(_listed, encode, backbone), some)
+                for (index, vision), values in zip(mine, itertools.chain(*parts), strict=True):
                     _write(todo[index][0], kind, vision, values.cpu().contiguous())
         return len(todo)
 
@@ -187,6 +192,14 @@ class VisionCache:
 
 def _has_clip(record: Record) -> bool:
     return bool(record.shown)
+
+
+def _listed(
+    encode: Callable[[Backbone, Sequence[Vision]], Iterator[Tensor]],
+    backbone: Backbone,
+    visions: Sequence[Vision],
+) -> list[Tensor]:
+    return list(encode(backbone, visions))
 
 
 def _identity(path: str) -> list[Any]:

@@ -183,6 +183,7 @@ def test_a_step_without_memory_is_run_again_at_half_the_rows(
 def test_single_rows_without_memory_end_the_run_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Full(monkeypatch, dift, dift_objective, 0)
+    full = Full(monkeypatch, dift, dift_objective, 0)
     with pytest.raises(MemoryLimitError, match=r"^out of memory: step 1: Tried to allocate 20.00 GiB.;"):
         dift_weights(tmp_path)
+    assert full.failed == 3  # of 4, 2 and 1

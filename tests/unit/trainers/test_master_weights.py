@@ -103,10 +103,14 @@ def test_a_resumed_run_in_bfloat16_is_the_unbroken_one(tmp_path: Path) -> None:
 
 def test_without_its_float32_weights_a_checkpoint_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "run", half(), learning_rate=1e-4, max_steps=2)
-    (tmp_path / "run" / "checkpoint-2" / MASTERS).unlink()
+    path = tmp_path / "run" / "checkpoint-2" / MASTERS
     resume = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
+    path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(CheckpointError, match=r"masters\.safetensors: the float32 weights cannot be read"):
         train(tmp_path / "rest", half(), learning_rate=1e-4, max_steps=4, **resume)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-2 has no masters\.safetensors"):
+        train(tmp_path / "other", half(), learning_rate=1e-4, max_steps=4, **resume)
 
 
 def test_state_that_an_optimizer_has_before_its_first_step_goes_with_the_copies() -> None:
