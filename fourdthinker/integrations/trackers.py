@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fourdthinker.errors import ConfigError, VideoError, install
-from fourdthinker.frames import FramePolicy, resize
+from fourdthinker.frames import FramePolicy, Frames, read_frames, read_images, resize
 from fourdthinker.records import Record, read_media
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ _PACKAGES = {
     "wandb": (("wandb",), install("track")),
     "trackio": (("trackio",), install("track")),
 }
-_FRAMES, _HEIGHT = 4, 112  # of the clip in a table
+_ROWS, _FRAMES, _HEIGHT = 8, 4, 112  # of the pictures in a table
+_POLICY = FramePolicy(fps=8.0, max_frames=_FRAMES, max_pixels=_HEIGHT * _HEIGHT * 2)
 _COLUMNS = ("id", "question", "answer", "text", "reward", "rewards", "advantage", "length", "finish_reason")
 
 Strip = npt.NDArray[np.uint8]
@@ -81,29 +83,56 @@ def show_rollouts(
 
 
 def film_strip(record: Record | None) -> Strip | None:
-    """Some frames of a record beside each other.
+    """What a record shows, small: a row of frames for each clip, then its separate pictures.
 
     Args:
-        record: names the clip.
+        record: names them. Of many the first make `_ROWS` rows of `_FRAMES` pictures.
 
     Returns:
-        [H, W, 3] uint8; None without pictures, and where they cannot be read, which is warned of.
+        [H, W, 3] uint8; None without pictures. What cannot be read is left out, which is warned of.
     """
-    if record is None:
-        return None
-    try:
-        frames = read_media(
-            record, FramePolicy(fps=8.0, max_frames=_FRAMES, max_pixels=_HEIGHT * _HEIGHT * 2), out="uint8"
-        )
-    except VideoError as error:
-        logger.warning("no frames for the trackers: %s", error)
-        return None
-    if frames is None:
-        return None
-    pixels = np.asarray(frames.pixels)[:_FRAMES]
-    height, width = pixels.shape[1:3]
-    shown = resize(pixels, (_HEIGHT, max(1, round(width * _HEIGHT / height)))).numpy()
-    return np.concatenate(list(shown), axis=1)
+    rows = []
+    for read in [] if record is None else _rows(record)[:_ROWS]:
+        try:
+            rows.append(np.concatenate([_small(picture) for picture in read()], axis=1))
+        except VideoError as error:
+            logger.warning("no frames for the trackers: %s", error)
+    width = max((row.shape[1] for row in rows), default=0)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    return np.concatenate(padded) if padded else None
+
+
+def _rows(record: Record) -> list[Callable[[], list[Strip]]]:
+    """What reads the pictures of each row."""
+    shown = record.shown
+    if record.video is not None or any(kind == "frame" for kind, _ in shown):
+        return [lambda: _pictures(read_media(record, _POLICY, out="uint8"))]
+    clips = [path for kind, path in shown if kind == "video"]
+    images = [path for kind, path in shown if kind == "image"]
+    own = [images[first : first + _FRAMES] for first in range(0, len(images), _FRAMES)]
+    return [
+        *(functools.partial(_clip, path) for path in clips),
+        *(functools.partial(_images, o) for o in own),
+    ]
+
+
+def _clip(path: str) -> list[Strip]:
+    return _pictures(read_frames(path, _POLICY, out="uint8"))
+
+
+def _images(paths: Sequence[str]) -> list[Strip]:
+    return [picture for path in paths for picture in _pictures(read_images(path, _POLICY))]
+
+
+def _pictures(frames: Frames | None) -> list[Strip]:
+    return [] if frames is None else list(np.asarray(frames.pixels)[:_FRAMES])
+
+
+def _small(picture: Strip) -> Strip:
+    """Of one height; one that is more than four times as wide is squeezed."""
+    height, width = picture.shape[:2]
+    size = (_HEIGHT, min(4 * _HEIGHT, max(1, round(width * _HEIGHT / height))))
+    return resize(picture[None], size).numpy()[0]
 
 
 def _to_tensorboard(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.integrations.trackers import film_strip, require_trackers, show_rollouts
@@ -116,6 +117,35 @@ def test_rollouts_are_tables_with_their_frames(tmp_path: Path, trackers: dict[st
     assert list(table["id"]) == ["a", "a", "b"]
     assert table["frames"][0] is not table["frames"][1]
     assert np.array_equal(table["frames"][1].values[0], strip)
+
+
+def test_all_clips_and_pictures_of_a_prompt_are_shown_up_to_a_bound(tmp_path: Path, caplog: Any) -> None:
+    clips = [str(tmp_path / f"{shade}.mp4") for shade in (40, 90)]
+    for path, shade in zip(clips, (40, 90), strict=True):
+        write_video(Path(path), shade)
+    pictures = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for i, path in enumerate(pictures):
+        Image.new("RGB", (64 + 32 * i, 64), (30 * i, 0, 0)).save(path)
+    media = [("video", clips[0]), *(("image", path) for path in pictures), ("video", clips[1])]
+    strip = film_strip(Record("rl", "a", "?", media=media))
+    assert strip is not None
+    rows = strip.reshape(4, 112, strip.shape[1], 3)
+    for row, shade in zip(rows, (40, 90), strict=False):
+        assert abs(int(np.median(row[:, : 4 * 112])) - shade) < 12, "the ground of each clip"
+    assert rows[2][50, 20, 0] < 5 < rows[2][50, 20 + 112, 0], "the pictures in their order"
+    assert rows[3][50, 20, 0] == pytest.approx(120, abs=3)
+    assert not rows[0, :, 4 * 112 :].any(), "rows are filled up"
+    separate = film_strip(Record("rl", "b", "?", frames=pictures[:3], separate=True))
+    assert separate is not None
+    assert separate.shape[0] == 112
+    assert separate.shape[1] > 112 + 140 + 168, "each as wide as it is"
+    many = film_strip(Record("rl", "c", "?", media=[("image", pictures[0])] * 100))
+    assert many is not None
+    assert many.shape == (8 * 112, 4 * 112, 3)
+    left = film_strip(Record("rl", "d", "?", media=[("video", str(tmp_path / "gone.mp4")), media[1]]))
+    assert left is not None
+    assert left.shape == (112, 112, 3)
+    assert "gone.mp4" in caplog.text
 
 
 def test_a_tracker_that_fails_costs_its_table_alone(trackers: dict[str, Any], caplog: Any) -> None:
