@@ -18,14 +18,13 @@ from typing import Any
 from bench._ablation_training import ANSWERS, MODES, VARIANTS
 from fourdthinker.audit.latents import mode_numbers
 from fourdthinker.evaluate import EvalResult, compare, load_result
+from fourdthinker.evaluate.scoring import student_quantile
 from fourdthinker.sampler import LATENT_MODES
 
 Row = dict[str, Any]
 STAGES = ("dift", "rl")
 BASES = ("none", "latents")  # what every variant is compared with
-# Student's t at 0.975, of 1 to 9 degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-MOST_SEEDS = len(_STUDENT) + 1
+MOST_SEEDS = 10
 
 
 def result_path(out: Path, seed: int, variant: str, stage: str) -> Path:
@@ -54,7 +53,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None}
-    half = _STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    half = student_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

@@ -4,7 +4,7 @@ Everything here is deterministic (closed-form intervals, no resampling) and know
 *question* is one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a
 *cluster* is what makes questions dependent (the clip they ask about): intervals are over questions, with
 the standard error widened (or narrowed) by the cluster-robust formula when several questions share a clip,
-and exactly the usual one when none do.
+and exactly the usual one when none do, and Student's t of clusters less one degrees of freedom.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ import numpy.typing as npt
 from fourdthinker.evaluate.numeric import mean_relative_accuracy
 
 Z95 = 1.959963984540054  # standard normal quantile at 0.975
+# Student's t at 0.975, of 1 to 9 degrees of freedom.
+_STUDENT = (
+    12.7062047, 4.3026527, 3.1824463, 2.7764451, 2.5705818, 2.4469119, 2.3646243, 2.3060041, 2.2621572,
+)  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 
@@ -63,51 +67,80 @@ def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None)
         ValueError: not one cluster for each value.
     """
     x = np.asarray(values, dtype=np.float64)
-    if clusters is None:
-        totals = x - x.mean() if x.size else x
-    else:
-        if len(clusters) != x.size:
-            raise ValueError(f"{len(clusters)} clusters for {x.size} values; give one cluster per question")
-        index: dict[Any, int] = {}
-        rows = np.array([index.setdefault(c, len(index)) for c in clusters], dtype=np.int64)
-        totals = np.zeros(len(index))
-        np.add.at(totals, rows, x - x.mean() if x.size else x)
-    groups = totals.size
+    rows, groups = _cluster_rows(x, clusters)
     if groups < 2:
         return math.nan
+    totals = np.bincount(rows, x - x.mean())
     return float(math.sqrt(groups / (groups - 1) * float(np.square(totals).sum())) / x.size)
+
+
+def _cluster_rows(values: Array, clusters: Sequence[Any] | None) -> tuple[npt.NDArray[np.int64], int]:
+    """Of each value the number of its cluster, in the order in which they come, and how many there are."""
+    if clusters is None:
+        return np.arange(values.size), values.size
+    if len(clusters) != values.size:
+        raise ValueError(f"{len(clusters)} clusters for {values.size} values; give one cluster per question")
+    index: dict[Any, int] = {}
+    rows = np.array([index.setdefault(c, len(index)) for c in clusters], dtype=np.int64)
+    return rows, len(index)
+
+
+def student_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t: what a 95 % interval multiplies an estimated standard error by.
+
+    Args:
+        freedom: degrees of freedom: clusters less one.
+
+    Returns:
+        It, to 4 digits; infinity below 1.
+    """
+    if freedom < 1:
+        return math.inf
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = Z95  # the expansion in powers of 1 / freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + first / freedom + second / freedom**2 + third / freedom**3 + fourth / freedom**4
 
 
 def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
     """Accuracy with its 95 % interval over questions.
 
-    Wilson's score interval at the effective sample size p(1-p)/se^2, so that it stays within [0, 1] and keeps
-    a width at 0 % and 100 %, where the normal interval has none.
+    Wilson's score interval, so that it stays within [0, 1] and keeps a width at 0 % and 100 %, where the
+    usual one has none; with Student's t of clusters less one degrees of freedom; at the size of a sample of
+    independent questions that would be as sure, p(1-p)/se^2. That size is hardly known where few clusters
+    hold a mistake (or a right answer): that of questions which are all alike within a cluster, the number of
+    clusters G, has the weight of one of the k that do: 1/size = (k / (p(1-p)/se^2) + 1/G) / (k + 1).
 
     Args:
-        correct: [Q, n] or [Q].
+        correct: [Q, n] or [Q], within 0 to 1.
         clusters: as for `standard_error`.
 
     Returns:
-        {"mean", "low", "high"}; all nan when Q is 0.
+        {"mean", "low", "high"}; all nan when Q is 0, bounds 0 and 1 with one cluster.
     """
     means = question_means(correct)
     if means.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
     p = float(means.mean())
-    error = standard_error(means, clusters)
-    groups = means.size if clusters is None else len(set(clusters))
-    spread = p * (1.0 - p)
-    size = spread / error**2 if math.isfinite(error) and error > 0 and spread > 0 else float(groups)
-    z2 = Z95**2
-    centre = (p + z2 / (2 * size)) / (1 + z2 / size)
-    half = Z95 / (1 + z2 / size) * math.sqrt(spread / size + z2 / (4 * size**2))
+    rows, groups = _cluster_rows(means, clusters)
+    if groups < 2:
+        return {"mean": p, "low": 0.0, "high": 1.0}
+    error, spread = standard_error(means, clusters), p * (1.0 - p)
+    kinds = min(np.unique(rows[means > 0.0]).size, np.unique(rows[means < 1.0]).size)
+    alone = spread / error**2 if error > 0 and spread > 0 else float(groups)
+    size = (kinds + 1) / (kinds / alone + 1 / groups)
+    t = student_quantile(groups - 1)
+    centre = (p + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t / (1 + t**2 / size) * math.sqrt(spread / size + t**2 / (4 * size**2))
     # the bounds equal p at the edges up to rounding; keep low <= mean <= high exactly
     return {"mean": p, "low": min(p, max(0.0, centre - half)), "high": max(p, min(1.0, centre + half))}
 
 
 def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Mean of any quantity with its normal 95 % interval.
+    """Mean of any quantity with its 95 % interval by Student's t, of clusters less one degrees of freedom.
 
     Args:
         values: [Q].
@@ -120,8 +153,8 @@ def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) 
     if x.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
     mean = float(x.mean())
-    error = standard_error(x, clusters)
-    half = Z95 * error if math.isfinite(error) else math.inf
+    error, (_, groups) = standard_error(x, clusters), _cluster_rows(x, clusters)
+    half = student_quantile(groups - 1) * error if math.isfinite(error) else math.inf
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -142,13 +175,18 @@ def paired_interval(
 ) -> dict[str, float]:
     """Mean of a - b over the same questions in the same order, with a 95 % interval.
 
+    What a gains on b and what it loses each have the interval of an accuracy (`accuracy_interval`), so that
+    few flips, or none, leave a width: no flip in G clusters bounds both to about 4 / G. The distances
+    of their bounds are added as squares, less what the correlation of both between clusters takes (Newcombe's
+    method for paired proportions).
+
     Args:
-        a: [Q, n] or [Q].
-        b: [Q, n] or [Q].
+        a: [Q, n] or [Q], within 0 to 1.
+        b: [Q, n] or [Q], within 0 to 1.
         clusters: as for `standard_error`.
 
     Returns:
-        {"mean", "low", "high"}.
+        {"mean", "low", "high"}; the bounds are infinite with fewer than two clusters, all nan when Q is 0.
 
     Raises:
         ValueError: other numbers of questions.
@@ -158,7 +196,27 @@ def paired_interval(
         raise ValueError(
             f"cannot pair {left.size} questions with {right.size}; score both models on the same questions"
         )
-    return mean_interval(left - right, clusters)
+    difference = left - right
+    rows, groups = _cluster_rows(difference, clusters)
+    if groups < 2:
+        return mean_interval(difference, clusters)
+    gains, losses = np.maximum(difference, 0.0), np.maximum(-difference, 0.0)
+    gain, loss = accuracy_interval(gains, clusters), accuracy_interval(losses, clusters)
+    shared = _correlation(*(np.bincount(rows, values - values.mean()) for values in (gains, losses)))
+    mean = float(difference.mean())
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * shared * one * other + other**2))
+
+    low = mean - reach(gain["mean"] - gain["low"], loss["high"] - loss["mean"])
+    high = mean + reach(gain["high"] - gain["mean"], loss["mean"] - loss["low"])
+    return {"mean": mean, "low": max(-1.0, low), "high": min(1.0, high)}
+
+
+def _correlation(a: Array, b: Array) -> float:
+    """Of the totals of clusters, whose means are 0; 0 where one does not vary."""
+    scale = math.sqrt(float(np.square(a).sum() * np.square(b).sum()))
+    return float((a * b).sum()) / scale if scale > 0 else 0.0
 
 
 def answer_entropy(answers: Sequence[str | None]) -> float:

@@ -106,14 +106,14 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     assert found["greedy"]["mean"] == pytest.approx(5 / 8)
     assert found["by_type"]["direction"]["mean"] == pytest.approx(3 / 4)
     assert found["greedy_seeds"]["each"] == [0.5, 0.75]
-    assert found["greedy_seeds"]["low"] == pytest.approx(0.625 - 12.706 * 0.125)
+    assert found["greedy_seeds"]["low"] == pytest.approx(0.625 - 12.7062047 * 0.125)
     assert tables.difference({2: variant[2]}, base) is None
 
 
 def test_an_interval_over_seeds_is_students() -> None:
     found = tables.over_seeds([1.0, 2.0, 3.0])
     assert found["mean"] == 2
-    assert found["high"] == pytest.approx(2 + 4.303 / math.sqrt(3))
+    assert found["high"] == pytest.approx(2 + 4.3026527 / math.sqrt(3))
     assert tables.over_seeds([1.0]) == {"mean": 1.0, "low": None, "high": None}
 
 

@@ -44,8 +44,9 @@ def test_mcnemar_against_sums_by_hand():
 def test_differences_are_paired_and_clustered():
     a, b = run("a", "AABBBB", "xxyyzz"), run("b", "AAAAB-", "xxyyzz")
     found = compare(a, replace(b, questions=b.questions[::-1]))  # whatever the order
-    assert found.greedy == scoring.mean_interval([0, 0, 1, 1, 0, 0], list("xxyyzz"))
-    assert found.greedy["low"] < scoring.mean_interval([0, 0, 1, 1, 0, 0])["low"]  # clips widen it
+    none = [0] * 6
+    assert found.greedy == scoring.paired_interval([0, 0, 1, 1, 0, 0], none, list("xxyyzz"))
+    assert found.greedy["low"] < scoring.paired_interval([0, 0, 1, 1, 0, 0], none)["low"]  # clips widen it
     assert [f.id for f in found.flips] == ["q2", "q3"]
     assert all(f.gained for f in found.flips)
     assert found.p == mcnemar(2, 0)

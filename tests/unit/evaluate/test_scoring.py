@@ -17,11 +17,11 @@ def test_accuracy_is_the_mean_over_questions_of_the_mean_over_samples() -> None:
 
 
 def test_wilson_interval_of_right_or_wrong_answers() -> None:
-    # 8 of 10, se^2 = 0.16/9 with ddof=1: effective size 9 -> Wilson by hand
-    values = [1.0] * 8 + [0.0] * 2
-    z2 = 1.959963984540054**2
-    centre = (0.8 + z2 / 18) / (1 + z2 / 9)
-    half = math.sqrt(z2) / (1 + z2 / 9) * math.sqrt(0.16 / 9 + z2 / (4 * 81))
+    # 8 of 10, se^2 = 0.16/9 with ddof=1: effective size 9, and 10 with the weight of one of the two mistakes
+    values, size = [1.0] * 8 + [0.0] * 2, 3 / (2 / 9 + 1 / 10)
+    t2 = 2.2621572**2
+    centre = (0.8 + t2 / (2 * size)) / (1 + t2 / size)
+    half = math.sqrt(t2) / (1 + t2 / size) * math.sqrt(0.16 / size + t2 / (4 * size**2))
     got = scoring.accuracy_interval(values)
     assert got["low"] == pytest.approx(centre - half)
     assert got["high"] == pytest.approx(centre + half)
@@ -32,7 +32,7 @@ def test_an_interval_keeps_a_width_at_the_ends(value: float) -> None:
     got = scoring.accuracy_interval([value] * 20)
     assert got["mean"] == value
     assert 0.0 <= got["low"] <= value <= got["high"] <= 1.0
-    assert got["high"] - got["low"] == pytest.approx(0.1611, abs=1e-3)  # Wilson, 20 of 20
+    assert got["high"] - got["low"] == pytest.approx(0.17968, abs=1e-5)  # t^2 / (20 + t^2)
 
 
 def test_more_samples_of_a_question_narrow_the_interval_but_never_count_as_questions() -> None:
@@ -65,6 +65,57 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         got = scoring.accuracy_interval(correct, list(np.repeat(np.arange(60), 3)))
         hits += got["low"] <= 0.5 <= got["high"]
     assert 0.92 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("freedom", "value"),
+    [(1, 12.7062), (3, 3.1824), (10, 2.2281), (19, 2.0930), (100, 1.9840), (5000, 1.9604)],
+)
+def test_quantiles_are_students(freedom: int, value: float) -> None:
+    assert scoring.student_quantile(freedom) == pytest.approx(value, abs=5e-5)
+    assert scoring.student_quantile(0) == math.inf
+
+
+def shares(rng: np.random.Generator, means: tuple[float, ...], alike: float, clips: int) -> np.ndarray:
+    """[clips, outcomes]: how likely each is on each clip; `alike`: correlation of questions about one."""
+    if alike == 0:
+        return np.tile(means, (clips, 1))
+    return rng.dirichlet(np.maximum(np.array(means) * (1 - alike) / alike, 1e-9), clips)
+
+
+@pytest.mark.parametrize("clips", [3, 5, 8, 20])
+@pytest.mark.parametrize("alike", [0.0, 0.3, 0.8])
+def test_intervals_of_few_clips_cover_the_truth(clips: int, alike: float) -> None:
+    """Accuracies near 0 % and 100 %, and differences of rare flips, of which a sample often holds none."""
+    rng, each, runs = np.random.default_rng(4), 5, 300
+    names = np.repeat(np.arange(clips), each).tolist()
+    for right in (0.1, 0.5):
+        hits = 0
+        for chance in (shares(rng, (right, 1 - right), alike, clips) for _ in range(runs)):
+            got = scoring.accuracy_interval((rng.random((clips, each)) < chance[:, :1]).ravel(), names)
+            hits += got["low"] <= right <= got["high"]
+        assert hits / runs >= 0.93
+    for gain, loss in ((0.03, 0.0), (0.05, 0.05), (0.3, 0.1)):
+        hits = 0
+        for chance in (shares(rng, (gain, loss, 1 - gain - loss), alike, clips) for _ in range(runs)):
+            draw = rng.random((clips, each))
+            gained, either = draw < chance[:, :1], draw < chance[:, :2].sum(axis=1, keepdims=True)
+            got = scoring.paired_interval(gained.ravel(), (either & ~gained).ravel(), names)
+            hits += got["low"] <= gain - loss <= got["high"]
+        assert hits / runs >= 0.93
+
+
+def test_without_flips_the_interval_has_a_width_that_clips_bound() -> None:
+    """Of 20 clips about 4 / 20, whether each is asked about once or five times; one flip widens it."""
+    same = [1.0, 0.0] * 50
+    names = np.repeat(np.arange(20), 5).tolist()
+    none = scoring.paired_interval(same, same, names)
+    assert none["high"] == -none["low"] == pytest.approx(0.17968, abs=1e-5)
+    one = scoring.paired_interval([1.0, 1.0, *same[2:]], same, names)
+    assert one["mean"] == 0.01
+    assert one["low"] < 0 < one["high"]
+    for width in (none["high"] - none["low"], one["high"] - one["low"]):
+        assert 0.1 < width < 0.4
 
 
 def test_paired_interval_removes_what_both_share() -> None:
