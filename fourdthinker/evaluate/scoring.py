@@ -202,7 +202,7 @@ def paired_interval(
         return mean_interval(difference, clusters)
     gains, losses = np.maximum(difference, 0.0), np.maximum(-difference, 0.0)
     gain, loss = accuracy_interval(gains, clusters), accuracy_interval(losses, clusters)
-    shared = _correlation(*(np.bincount(rows, values - values.mean()) for values in (gains, losses)))
+    shared = _correlation(rows, gains, losses)
     mean = float(difference.mean())
 
     def reach(one: float, other: float) -> float:
@@ -213,8 +213,10 @@ def paired_interval(
     return {"mean": mean, "low": max(-1.0, low), "high": min(1.0, high)}
 
 
-def _correlation(a: Array, b: Array) -> float:
-    """Of the totals of clusters, whose means are 0; 0 where one does not vary."""
+def _correlation(rows: npt.NDArray[np.int64], left: Array, right: Array) -> float:
+    """Of the totals of clusters; 0 where one of them does not vary."""
+    a = np.bincount(rows, left - left.mean()).astype(np.float64)
+    b = np.bincount(rows, right - right.mean()).astype(np.float64)
     scale = math.sqrt(float(np.square(a).sum() * np.square(b).sum()))
     return float((a * b).sum()) / scale if scale > 0 else 0.0
 
