@@ -2,12 +2,15 @@
 
 A bfloat16 weight has 8 significant bits, so that an update below 1/512 of it is rounded away: at a learning
 rate of 1e-6 nearly every one. The optimizer therefore updates float32 copies, and the model gets them rounded
-after each step. DeepSpeed keeps such copies itself. Under FSDP the slices are float32, and a checkpoint has
-them in the file that is written and read here.
+after each step. Gradients of several passes add up in float32 too: in bfloat16 every addition rounds, and
+what is below 1/512 of the sum is lost. DeepSpeed keeps such copies itself. Under FSDP the slices are float32,
+and a checkpoint has them in the file that is written and read here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -40,6 +43,9 @@ class MasterWeights:
             )
         self.half = {name: p for name, p in trained.items() if p.dtype == torch.bfloat16}
         self.wide = {name: nn.Parameter(p.detach().float()) for name, p in self.half.items()}
+        self._sums = False  # whether gradients of a backward pass go to float32 sums
+        for name, parameter in self.half.items():
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._add, self.wide[name]))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let a new optimizer of the model's parameters update the copies instead."""
@@ -56,6 +62,39 @@ class MasterWeights:
                 }
         optimizer.register_step_pre_hook(lambda *_: self._take_gradients())
         optimizer.register_step_post_hook(lambda *_: self._give_weights())
+
+    @contextlib.contextmanager
+    def sums(self) -> Iterator[None]:
+        """A block whose backward passes add to float32 sums, and leave the model without gradients.
+
+        They are made before the last pass of an update; `round_sums` begins that one.
+        """
+        self._sums = True
+        try:
+            yield
+        finally:
+            self._sums = False
+
+    def _add(self, wide: nn.Parameter, parameter: Tensor) -> None:
+        if not self._sums or parameter.grad is None:
+            return
+        if wide.grad is None:
+            wide.grad = parameter.grad.float()
+        else:
+            wide.grad += parameter.grad
+        parameter.grad = None
+
+    def round_sums(self) -> None:
+        """Give the model the sums as its gradients, rounded once."""
+        for name, parameter in self.half.items():
+            wide = self.wide[name]
+            if wide.grad is not None:
+                parameter.grad, wide.grad = wide.grad.to(parameter.dtype), None
+
+    def drop_sums(self) -> None:
+        """Forget them, of an update that begins anew or is void."""
+        for wide in self.wide.values():
+            wide.grad = None
 
     def _take_gradients(self) -> None:
         for name, parameter in self.half.items():

@@ -187,7 +187,7 @@ class PassTrainer(ResumableTrainer):
         )
         self.metric_sums.rewind()
         self._bad, self._skip_update = [], False
-        model.zero_grad(set_to_none=True)
+        self._drop_gradients(model)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
         self._enter("division into smaller forwards", DIVISION)
@@ -211,7 +211,7 @@ class PassTrainer(ResumableTrainer):
                 # DeepSpeed reduces in every backward pass and steps in the one that this is set for; there is
                 # no public way to say that several backward passes belong to one micro-batch.
                 state._set_sync_gradients(last)
-                with context:
+                with context, self._sums(last):
                     losses.append(self._forward_backward(model, forward, alone=not (last and self._overlaps)))
         finally:
             state._set_sync_gradients(steps)
@@ -226,6 +226,20 @@ class PassTrainer(ResumableTrainer):
             ) as error:  # the others have begun collectives that wait for this rank
                 raise self._no_memory_to_reduce(error) from error
         return torch.stack(losses).sum()
+
+    def _sums(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """A block for a pass of an update; before the last, gradients of bfloat16 add up in float32."""
+        if self.masters is None:
+            return contextlib.nullcontext()
+        if last:
+            self.masters.round_sums()
+            return contextlib.nullcontext()
+        return self.masters.sums()
+
+    def _drop_gradients(self, model: nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        if self.masters is not None:
+            self.masters.drop_sums()
 
     def _forward_backward(self, model: nn.Module, forward: Forward, *, alone: bool) -> Tensor:
         """One pass; `alone`: its backward waits for no other rank."""
@@ -354,7 +368,7 @@ class PassTrainer(ResumableTrainer):
         elif self.trains or self.is_deepspeed_enabled:  # whose engine steps by itself
             return norm
         # Of a gradient that is 0 an optimizer would make a step by what it remembers.
-        model.zero_grad(set_to_none=True)
+        self._drop_gradients(model)
         return torch.zeros(())
 
     def _void_update(self, what: str) -> None:
