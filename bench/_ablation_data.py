@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.backbones import load_checkpoint
-from fourdthinker.demo.data import ask_split, demo_world, question_id
+from fourdthinker.demo.data import ask_split, caption_text, demo_world, question_id
 from fourdthinker.demo.pipeline import render_scenes
-from fourdthinker.demo.questions import SUBJECTS, caption, label, narrate
+from fourdthinker.demo.questions import SUBJECTS, label, narrate
 from fourdthinker.demo.settings import DemoSettings
 from fourdthinker.demo.work import Work, is_done, mark_done
 from fourdthinker.files import atomic_writer, make_folder, write_json
@@ -73,9 +73,10 @@ def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> N
 
 def sample_texts(settings: DemoSettings) -> list[str]:
     """Captions, questions and reasoning of a few scenes: what the demo's code makes of its settings."""
-    worlds = [demo_world(settings.render, settings.seed, "train", index) for index in range(6)]
+    numbers = [*range(6), *range(24, 30)]  # captions of either order
+    worlds = [demo_world(settings.render, settings.seed, "train", index) for index in numbers]
     labelled = [(world, label(world)) for world in worlds]
-    texts = [caption(world, scenes.KEY_FRAMES) for world in worlds]
+    texts = [caption_text(index, world) for index, world in zip(numbers, worlds, strict=True)]
     for world, asked in zip(worlds, ask_split(labelled, "train", settings.seed), strict=True):
         texts += [text for question in asked for text in (question.text, narrate(world, question))]
     return texts

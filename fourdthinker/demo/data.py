@@ -173,12 +173,18 @@ def write_all_records(worlds: dict[str, list[Labelled]], folder: Path, seed: int
     return {name: len(records) for name, records in files.items()}
 
 
+def caption_text(index: int, world: World) -> str:
+    """The caption of world `index`: in both orders equally often for every pair of motions."""
+    scan_first = index // (len(CAMERA_MOTIONS) * len(DIRECTIONS)) % 2 == 0
+    return caption(world, KEY_FRAMES, scan_first=scan_first)
+
+
 def _caption(folder: Path, index: int, world: World) -> Record:
     return Record(
         "dift",
         f"train-{index:05d}-caption",
         "describe",
-        text_output=caption(world, KEY_FRAMES),
+        text_output=caption_text(index, world),
         video=str(video_path(folder, "train", index)),
         type="caption",
     )

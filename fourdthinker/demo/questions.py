@@ -206,16 +206,26 @@ def scan(world: World, frame: int) -> str:
     return " ".join(found)
 
 
-def caption(world: World, frames: Iterable[int]) -> str:
+def caption(world: World, frames: Iterable[int], *, scan_first: bool = True) -> str:
     """What the pixels show, without an answer.
 
-    At `frames` the solids from left to right, then where each of them is seen, and how the ground slides.
+    At `frames` the solids from left to right, where each of them is seen, and how the ground slides.
+
+    Args:
+        world: what is described.
+        frames: the times.
+        scan_first: whether the solids from left to right come first. A column can be read off them, so a
+            model has to see it only where they come last (LOG.md).
+
+    Returns:
+        Words of the demo's tokenizer.
     """
     times = list(frames)
-    parts = [scan(world, frame) for frame in times]
+    scans, spots = [scan(world, frame) for frame in times], []
     for index in sorted(range(len(world.solids)), key=lambda k: list(COLOURS).index(world.solids[k].colour)):
-        spots = " to ".join(spot(world, index, k) for k in times)
-        parts.append(f"{world.solids[index].name} {spots}")
+        seen = " to ".join(spot(world, index, k) for k in times)
+        spots.append(f"{world.solids[index].name} {seen}")
+    parts = [*scans, *spots] if scan_first else [*spots, *scans]
     return " , ".join([*parts, f"ground {ground_flow(world)}"]) + " ,"
 
 

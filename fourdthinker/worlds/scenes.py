@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class World:
         c = self.size / 2
         return np.array([[self.focal, 0, c], [0, self.focal, c], [0, 0, 1]], np.float32)
 
-    @property
+    @cached_property
     def rotation(self) -> Array:
         """[T, 3, 3] world to camera; camera axes are x right, y down, z forward."""
         s, c = np.sin(self.yaw), np.cos(self.yaw)
@@ -367,7 +368,7 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float =
 
 
 def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
-    """Write a video, H.264 in mp4.
+    """Write a video, H.264 in mp4; it is not waited for the disk, since it can be rendered once more.
 
     Args:
         path: the file.
@@ -393,7 +394,7 @@ def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: i
         for frame in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), sync=False)
 
 
 def write_image(path: PathLike, pixels: NDArray[np.uint8]) -> None:

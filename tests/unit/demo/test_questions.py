@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fourdthinker.answers import parse_answer
+from fourdthinker.demo.data import caption_text, demo_world
 from fourdthinker.demo.questions import (
     FAMILIES,
     ask,
@@ -20,8 +21,9 @@ from fourdthinker.demo.questions import (
     spot,
     words,
 )
+from fourdthinker.demo.settings import DemoSettings
 from fourdthinker.rewards import format_reward
-from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, World, make_world
+from fourdthinker.worlds.scenes import CAMERA_MOTIONS, DIRECTIONS, KEY_FRAMES, World, make_world
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,17 @@ def test_captions_describe_and_do_not_answer(worlds: list[World]) -> None:
             shown = [f"{letter}. {option}" for letter, option in question.options.items()]
             everything = " ".join([question.text, *shown, narrate(world, question)])
             assert set(everything.replace("<output_image>", "").split()) <= known
+
+
+def test_captions_come_in_both_orders_for_every_pair_of_motions() -> None:
+    settings, pairs = DemoSettings().render, len(FAMILIES["camera"]) * len(FAMILIES["direction"])
+    for index in (0, 7, pairs - 1):
+        world = demo_world(settings, 0, "train", index)
+        parts = caption_text(index, world).split(" , ")
+        other = caption_text(index + pairs, world).split(" , ")
+        scans, spots, ground = parts[:2], parts[2:5], parts[5:]
+        assert scans == [scan(world, frame) for frame in KEY_FRAMES]
+        assert other == [*spots, *scans, *ground]
 
 
 def test_what_captions_say_is_what_is_seen(worlds: list[World]) -> None:
