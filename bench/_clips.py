@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +21,53 @@ STRIP = 12  # the strip takes one in so many rows
 TILE = 2048  # side of the textures, which wrap around
 DISCS = 7
 
-ENCODERS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
-SUFFIX = {"h264": "mp4", "hevc": "mp4", "vp9": "webm", "av1": "mp4"}
+_QUALITY = {"flags": "+qscale", "global_quality": str(8 * 118)}  # of FFmpeg's own encoders: 118 a step
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a codec is encoded, and what holds it.
+
+    Attributes:
+        encoder: FFmpeg's name.
+        suffix: of the file.
+        muxer: FFmpeg's name.
+        pixels: what the encoder takes.
+        options: of the encoder, beside the length of a group.
+    """
+
+    encoder: str
+    suffix: str = "avi"
+    muxer: str = "avi"
+    pixels: str = "yuv420p"
+    options: dict[str, str] = field(default_factory=lambda: dict(_QUALITY))
+
+
+FORMS = {
+    "h264": Form("libx264", "mp4", "mp4", options={"preset": "veryfast", "crf": "23", "bf": "3"}),
+    "hevc": Form("libx265", "mp4", "mp4", options={"preset": "superfast", "crf": "26"}),
+    "vp9": Form("libvpx-vp9", "webm", "webm", options={
+        "deadline": "good", "cpu-used": "5", "row-mt": "1", "tile-columns": "2", "lag-in-frames": "16",
+        "crf": "34", "b": "0",
+    }),
+    "av1": Form("libsvtav1", "mp4", "mp4", options={"preset": "10", "crf": "36", "svtav1-params": "scd=0"}),
+    "vp8": Form("libvpx", "webm", "webm", options={
+        "deadline": "realtime", "cpu-used": "5", "crf": "20", "b": "2M",
+    }),
+    "mpeg4": Form("mpeg4", "mp4", "mp4", options=_QUALITY | {"bf": "2"}),
+    "mpeg1": Form("mpeg1video", "mpg", "mpeg", options=_QUALITY | {"bf": "2"}),
+    "mpeg2": Form("mpeg2video", "ts", "mpegts", options=_QUALITY | {"bf": "2"}),
+    "wmv1": Form("wmv1", "wmv", "asf"),
+    "wmv2": Form("wmv2", "wmv", "asf"),
+    "msmpeg4": Form("msmpeg4"),
+    "flv1": Form("flv", "flv", "flv"),
+    "h263+": Form("h263p"),
+    "mjpeg": Form("mjpeg", pixels="yuvj420p"),
+    "prores": Form("prores_ks", "mov", "mov", "yuv422p10le", {"profile": "0"}),
+    "ffv1": Form("ffv1", "mkv", "matroska", options={"level": "3", "slicecrc": "1"}),
+    "gif": Form("gif", "gif", "gif", "rgb8", {}),
+    "apng": Form("apng", "png", "apng", "rgb24", {}),
+}  # fmt: skip
 WIDTHS = {240: 426, 480: 854, 720: 1280, 1080: 1920, 2160: 3840}
 
 
@@ -56,7 +101,7 @@ def cache_folder() -> Path:
 def clip_file(clip: Clip, folder: Path) -> Path:
     """The clip's file in the folder, made when it is not there yet."""
     key = hashlib.sha256(repr((RECIPE, astuple(clip))).encode()).hexdigest()[:8]
-    path = folder / f"{clip.codec}-{clip.height}-gop{clip.gop}-{key}.{SUFFIX[clip.codec]}"
+    path = folder / f"{clip.codec}-{clip.height}-gop{clip.gop}-{key}.{FORMS[clip.codec].suffix}"
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,28 +126,27 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def _settings(clip: Clip) -> dict[str, str]:
-    gop = str(clip.gop)
-    if clip.codec == "h264":
-        groups = {"g": gop, "keyint_min": gop, "sc_threshold": "0"}
-        return {"preset": "veryfast", "crf": "23", "bf": "3", **groups}
+    gop, options = str(clip.gop), FORMS[clip.codec].options
     if clip.codec == "hevc":
         parameters = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=3:open-gop=0:log-level=none"
-        return {"preset": "superfast", "crf": "26", "x265-params": parameters}
-    if clip.codec == "vp9":
-        speed = {"deadline": "good", "cpu-used": "5", "row-mt": "1", "tile-columns": "2"}
-        return {**speed, "lag-in-frames": "16", "crf": "34", "b": "0", "g": gop, "keyint_min": gop}
-    return {"preset": "10", "crf": "36", "g": gop, "svtav1-params": "scd=0"}
+        return options | {"x265-params": parameters}
+    if clip.codec == "av1":
+        return options | {"g": gop}
+    return options | {"g": gop, "keyint_min": gop, "sc_threshold": "0"}
 
 
 def _encode(clip: Clip, path: Path) -> None:
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 greets on the terminal otherwise
-    with av.open(str(path), "w", format=SUFFIX[clip.codec]) as container:
-        stream = container.add_stream(ENCODERS[clip.codec], rate=clip.rate, options=_settings(clip))
-        stream.width, stream.height, stream.pix_fmt = WIDTHS[clip.height], clip.height, "yuv420p"
+    form = FORMS[clip.codec]
+    with av.open(str(path), "w", format=form.muxer) as container:
+        stream = container.add_stream(form.encoder, rate=clip.rate, options=_settings(clip))
+        stream.width, stream.height, stream.pix_fmt = WIDTHS[clip.height], clip.height, form.pixels
         stream.codec_context.thread_count = os.cpu_count() or 1
         stream.codec_context.thread_type = "FRAME"  # x264: one slice a picture, as files mostly have
         for number, planes in enumerate(_pictures(clip)):
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            if form.pixels != "yuv420p":
+                frame = frame.reformat(format=form.pixels)
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

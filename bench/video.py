@@ -56,6 +56,12 @@ MATRIX = [
     *(Clip(codec, height, gop, 10) for codec in ("hevc", "vp9", "av1") for height in (480, 720, 1080)
       for gop in (30, 250)),
     *(Clip("av1", 2160, gop, 5) for gop in (30, 250)),
+    # Every other codec whose decoder FFmpeg can empty and go on with, as far as FFmpeg encodes it.
+    *(Clip(codec, 480, gop, 10) for codec in ("vp8", "mpeg4", "mpeg1", "mpeg2", "wmv1", "wmv2", "msmpeg4",
+      "flv1") for gop in (30, 250)),
+    *(Clip("h263+", 720, gop, 10) for gop in (30, 250)),  # its width is a multiple of 4
+    *(Clip(codec, 480, 1, 10) for codec in ("mjpeg", "prores", "ffv1")),
+    *(Clip(codec, 240, 250, 6, rate=10) for codec in ("gif", "apng")),
 ]  # fmt: skip
 QUICK = [
     Clip("h264", 720, 250, 9), Clip("h264", 480, 30, 6), Clip("hevc", 480, 30, 4), Clip("av1", 480, 120, 4),
