@@ -389,3 +389,14 @@ def test_every_path_that_the_document_names_exists():
     named = set(re.findall(r"`([\w.]+/[\w./]*)`", text))
     assert len(named) > 20
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_tests_are_laid_out_like_the_package():
+    """A package's unit tests are in the folder of the same name; bench is a package of its own."""
+
+    def packages(root: Path) -> set[str]:
+        return {path.parent.relative_to(root).as_posix() for path in root.rglob("__init__.py")}
+
+    with_code = {name for name in packages(ROOT / "fourdthinker") if name != "."} | {"kernels"}
+    tested = packages(ROOT / "tests" / "unit") - {".", "bench"}
+    assert tested == with_code

@@ -12,7 +12,7 @@ from fourdthinker.synth.motion import camera_moves, moves_during
 from fourdthinker.synth.tracks import CameraTrack
 from fourdthinker.worlds.scenes import render
 from tests.shared import needs, shared
-from tests.unit.synth.geometry.test_estimators import PATHS, made_for
+from tests.unit.synth.geometry.visual.test_estimate import PATHS, made_for
 
 pytest.importorskip("cv2", reason="OpenCV is not installed (extra synth)")
 pytest.importorskip("pycolmap", reason="pycolmap is not installed (extra geometry)")
