@@ -10,7 +10,7 @@ from typing import Any
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, paired_difference
-from fourdthinker.files import parse_json, read_regular
+from fourdthinker.files import parse_json, read_regular, whole_lines
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def load_result(folder: Path) -> EvalResult:
         folder: the `--out` of an evaluation, or the file itself.
 
     Returns:
-        The result, in the order of the file; a question that was tried again counts as it ended.
+        The result, in the order of the file; a question that was tried again counts as it ended, and a line
+        that a kill has cut off is left out.
 
     Raises:
         ConfigError: no such file, or not one of an evaluation.
     """
     path = folder / "answers.jsonl" if folder.is_dir() else folder
-    lines = read_regular(path).splitlines()
+    lines = whole_lines(read_regular(path))
     questions: dict[str, AnsweredQuestion] = {}
     number = 1
     try:

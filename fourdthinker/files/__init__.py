@@ -7,7 +7,7 @@ created (`make_folder`); the folder that an output file is to stand in must exis
 that readers and writers share (picture suffixes, option letters) are here too.
 """
 
-from fourdthinker.files.jsonl import JsonLines, append_lines, check_output
+from fourdthinker.files.jsonl import JsonLines, append_lines, check_output, whole_lines
 from fourdthinker.files.locks import FOLDER_LOCK, close_locked, locked_folder, open_locked
 from fourdthinker.files.paths import (
     PathLike,
@@ -56,6 +56,7 @@ __all__ = [
     "sync_file",
     "sync_folder",
     "sync_tree",
+    "whole_lines",
     "write_bytes",
     "write_json",
     "write_text",

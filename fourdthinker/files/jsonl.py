@@ -92,7 +92,7 @@ class JsonLines:
         A last line without its newline counts when it is whole JSON, or is nothing that this class has
         written; then it is for the caller to judge.
         """
-        return self._lines(self._read())
+        return whole_lines(self._read())
 
     def keep(self, lines: Sequence[bytes]) -> None:
         """Make the file hold these lines, in this order, and no half line after them.
@@ -107,7 +107,7 @@ class JsonLines:
         now = self._read()
         if now == data:
             return
-        if now.startswith(data) and self._lines(now) == list(lines):
+        if now.startswith(data) and whole_lines(now) == list(lines):
             os.ftruncate(self._handle, len(data))
             return
         with temporary_file(self.path, self.name) as (temporary, handle):
@@ -143,9 +143,18 @@ class JsonLines:
             file.seek(0)
             return file.read()
 
-    def _lines(self, data: bytes) -> list[bytes]:
-        *lines, tail = data.split(b"\n")
-        return [*lines, tail] if tail and not _is_cut(tail) else lines
+
+def whole_lines(data: bytes) -> list[bytes]:
+    """The lines of a JSONL file that we write, without one that a kill has cut off.
+
+    Args:
+        data: of the whole file.
+
+    Returns:
+        The lines, without their newlines.
+    """
+    *lines, tail = data.split(b"\n")
+    return [*lines, tail] if tail and not _is_cut(tail) else lines
 
 
 def _is_cut(tail: bytes) -> bool:

@@ -111,6 +111,18 @@ def test_a_single_video_has_no_interval(tmp_path):
     json.dumps(run("a", "AAB", "xxx").easi(), allow_nan=False)
 
 
+def test_a_line_that_a_kill_has_cut_off_is_left_out(tmp_path):
+    save(run("own", "AB", "xy"), tmp_path)
+    path = tmp_path / "answers.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, 20):
+        path.write_bytes(whole[:-cut])
+        assert [q.id for q in load_result(tmp_path).questions] == (["q0", "q1"] if cut == 1 else ["q0"])
+    path.write_bytes(whole[:-20] + b"\n" + whole.splitlines()[-1] + b"\n")
+    with pytest.raises(ConfigError, match=r"answers\.jsonl:4"):  # such a line within a file is damage
+        load_result(tmp_path)
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ConfigError, match="not the answers of an evaluation"):
