@@ -167,8 +167,9 @@ def normed_dift_objective(
         nothing = hidden.new_zeros(2, dtype=torch.float64)
         none = (nothing[0], nothing[1])
         return loss, metrics | {"latent_log_norm": none, "latent_norm_loss": none}, nothing
-    norms = hidden.flatten(0, 1)[index - 1].float().norm(dim=-1).log()
-    targets = batch["latents"].float().norm(dim=-1).log()
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    norms = hidden.flatten(0, 1)[index - 1].to(wide).norm(dim=-1).log()
+    targets = batch["latents"].to(wide).norm(dim=-1).log()
     norm = backbone.latents.latent_norm
     difference = norms - (targets if norm is None else math.log(norm))
     loss = loss + norm_weight * difference.square().sum() / num_latents

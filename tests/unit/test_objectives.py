@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,3 +322,27 @@ def test_the_norm_term_equals_loops_in_value_and_gradient(
     assert means["latent_norm_loss"] == pytest.approx(sum(t * t for t in total) / 12, rel=1e-4)
     logs = batch["latents"].double().norm(dim=-1).log()
     assert sums.tolist() == pytest.approx([logs.sum().item(), 12], rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", [None, 2.5])
+def test_gradcheck_of_the_terms_of_dift(norm: float | None) -> None:
+    """All three in float64, of a head and hidden states that are leaves."""
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    batch = {
+        "target": torch.randint(0, 7, (1, 6), generator=generator),
+        "rows": torch.tensor([0, 2, 4]),
+        "latent_index": torch.tensor([1, 2, 3, 5]),
+        "latents": noise(4, 5),
+    }
+    spec = replace(backbone().latents, latent_norm=norm, latent_size=4)
+
+    def loss(hidden: Tensor, head: Tensor) -> Tensor:
+        model: Any = SimpleNamespace(latents=spec, head_weight=head, head_bias=None)
+        return normed_dift_objective(model, hidden, batch, norm_weight=0.7, num_tokens=3, num_latents=4)[0]
+
+    leaves = [noise(1, 6, 5).requires_grad_(), noise(7, 5).requires_grad_()]
+    assert torch.autograd.gradcheck(loss, leaves)

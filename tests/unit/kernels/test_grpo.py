@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fourdthinker.kernels import GrpoOptions, group_advantages, grpo_token_loss, top_entropy_mask
 from fourdthinker.kernels._grpo_losses import KL_ESTIMATES
-from tests.unit.kernels.options import KINDS, fits, with_options
+from tests.unit.kernels.options import KINDS, NAMES, fits, with_options
 
 ROWS, LENGTH = 5, 7
 
@@ -173,7 +173,7 @@ def by_hand(data, *, kind, kl="k3", kl_weighting="none", beta=0.0, epsilon=0.2, 
     return total / items - entropy_coef * entropies / whole
 
 
-OPTIONS = [
+OPTIONS: list[dict[str, object]] = [
     {},
     {"epsilon": 0.1, "epsilon_high": 0.3},
     {"delta": 1.5},
@@ -241,6 +241,29 @@ def test_gradcheck(kind, delta, kl):
         return grpo_token_loss(logprobs, entropy=entropy, **data, **options)[0]
 
     assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_every_option_is_compared_with_the_loop():
+    told = {name for options in OPTIONS for name in options}
+    assert NAMES - told == {"loss_type", "ratio_level", "max_length"}, "which every case has"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck_of_every_option(kind):
+    for options in (options for options in OPTIONS if fits(kind, options)):
+        data = inputs(4)
+        if "cispo" in kind:  # constant factors, as in `test_gradcheck`
+            data["old_logprobs"] = data["logprobs"].clone() - 1.0
+        if "vespo" in kind:
+            del data["old_logprobs"]
+            data["sampler_logprobs"] = data["logprobs"].clone() - 1.0
+        leaves = [data.pop("logprobs").requires_grad_(), data.pop("entropy").requires_grad_()]
+        given = data | with_options(kind, max_length=9, **options)
+
+        def loss(logprobs, entropy, given=given):
+            return grpo_token_loss(logprobs, entropy=entropy, **given)[0]
+
+        assert torch.autograd.gradcheck(loss, leaves, fast_mode=True), options
 
 
 def test_first_update_has_ratio_one_and_policy_gradient():
