@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fourdthinker.cli.questions import add_questions, questions
 from fourdthinker.cli.shared import (
     SAMPLES,
     Commands,
@@ -45,23 +46,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker eval`."""
     parser = commands.add_parser("eval", help="accuracy on records or a benchmark, with intervals")
     add_model(parser)
-    parser.add_argument(
-        "--bench",
-        action=_Bench,
-        metavar="NAME",
-        help="the data are this benchmark's; `list` says what is known and what each needs",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="record files (JSONL); with --bench the folder of its files, or one of them",
-    )
-    parser.add_argument(
-        "--media-root", type=Path, help="paths in the data start here (default: the folder of the data)"
-    )
+    add_questions(parser)
     parser.add_argument(
         "--on-bad-record",
         choices=("raise", "skip"),
@@ -104,28 +89,6 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     return parser
 
 
-class _Bench(argparse.Action):
-    """Keeps the name of a benchmark; `list` prints what is known and ends, as --help does."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: str | None = None,
-    ) -> None:
-        from fourdthinker.evaluate import BENCHMARKS, list_benchmarks
-
-        if values == "list":
-            sys.stdout.write(list_benchmarks())
-            parser.exit()
-        if values not in BENCHMARKS:
-            parser.error(
-                f"argument --bench: no benchmark {values!r}; there are list, {', '.join(BENCHMARKS)}"
-            )
-        namespace.bench = values
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate a checkpoint: answers.jsonl and results.json in the folder `--out`, a table on stdout."""
     from fourdthinker.records import empty_rejected
@@ -149,7 +112,7 @@ def _evaluate(
     from fourdthinker.files import write_json
     from fourdthinker.integrations.lmms_samples import write_lmms_samples
 
-    records, bench = _questions(arguments, rejected)
+    records, bench = questions(arguments, rejected)
     controls = _wanted_controls(arguments, records)
     if arguments.protocol != "own":
         check_easi(records)
@@ -283,37 +246,6 @@ def _control_journal(folder: Path, control: str) -> Path:
 def _task(arguments: argparse.Namespace) -> str:
     """The name of the data, for lmms-eval."""
     return str(arguments.bench or arguments.data[0].stem)
-
-
-def _questions(arguments: argparse.Namespace, rejected: Path) -> tuple[list[Record], BenchmarkData | None]:
-    """The questions to ask, and the benchmark that they are."""
-    from fourdthinker.errors import ConfigError
-    from fourdthinker.evaluate import read_benchmark
-    from fourdthinker.records import read_records
-
-    if arguments.bench is None:
-        records = [
-            record
-            for path in arguments.data
-            for record in read_records(
-                path,
-                media_root=arguments.media_root,
-                kind="rl",
-                on_bad_record=arguments.on_bad_record,
-                rejected=rejected,
-            )
-        ]
-        return records, None
-    if len(arguments.data) != 1:
-        raise ConfigError(f"--bench reads one folder or file, and --data names {len(arguments.data)}")
-    data = read_benchmark(arguments.bench, arguments.data[0], arguments.media_root)
-    for note in data.notes:
-        log.warning("%s: %s", arguments.bench, note)
-    for key, reason in data.left_out.items():
-        log.warning("%s: left out: %s: %s", arguments.bench, key, reason)
-    if data.missing:
-        log.warning("%d media are missing, such as %s", len(data.missing), data.missing[0])
-    return data.records, data
 
 
 def _priors(records: list[Record]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fourdthinker.cli.questions import add_questions, questions
 from fourdthinker.cli.shared import (
     SAMPLES,
     Commands,
@@ -32,13 +33,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     """Declare `fourdthinker latents`."""
     parser = commands.add_parser("latents", help="what a model's latents do: other vectors in their place")
     add_model(parser, positional=True)
-    parser.add_argument(
-        "--data", type=Path, required=True, nargs="+", metavar="PATH",
-        help="record files (JSONL) of multiple-choice questions; with overlays the oracle is run too",
-    )  # fmt: skip
-    parser.add_argument(
-        "--media-root", type=Path, help="paths in the data start here (default: the folder of the data)"
-    )
+    add_questions(parser)
     parser.add_argument(
         "--modes",
         nargs="+",
@@ -72,17 +67,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from fourdthinker.audit.latents import LatentAudit
     from fourdthinker.files import make_folder, write_json
-    from fourdthinker.records import read_records
     from fourdthinker.sampler import check_latent_mode
 
     for mode in arguments.modes or ():
         check_latent_mode(mode)
     check_with_folder(make_folder(arguments.out) / "latents.json")
-    records = [
-        record
-        for path in arguments.data
-        for record in read_records(path, media_root=arguments.media_root, kind="rl")
-    ]
+    records, _ = questions(arguments)
     model, name = thinker(arguments), model_name(arguments)
     audit = LatentAudit(
         model.sampler, model.encoder, records, arguments.samples, sampling(arguments), arguments.batch,

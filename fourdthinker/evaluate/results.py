@@ -134,19 +134,16 @@ class EvalResult:
         of completions with an answer; truncated: share of samples that met the length limit; length: mean
         tokens of a sample; times_not_from_container: clips whose times were sorted or counted from a rate;
         macro: mean over types; by_type: {type: {accuracy, low, high, greedy, n}}; answered: the same numbers
-        over the questions that did not fail, None without any. adjusted, in each: accuracy less that of a
-        uniform guess, over what a guess leaves to be had: 0 at chance, 1 at all right.
+        over the questions that did not fail, with macro and by_type, None without any. adjusted, in each:
+        accuracy less that of a uniform guess, over what a guess leaves to be had: 0 at chance, 1 at best.
         """
-        answered = [q for q in self.questions if not q.failed]
+        rows = [i for i, q in enumerate(self.questions) if not q.failed]
+        answered = [self.questions[i] for i in rows]
         drawn = [a for q in answered for a in (q.answers if self.n else (q.greedy,))]
         lengths = [length for q in answered for length in q.lengths]
-        by_type = {
-            kind: self._accuracies([i for i, q in enumerate(self.questions) if q.type == kind])
-            for kind in sorted({q.type for q in self.questions})
-        }
         entropies = self.entropies
         return {
-            **self._accuracies(range(len(self.questions))),
+            **self._split(range(len(self.questions))),
             "samples": self.n,
             "entropy": float(entropies.mean()) if entropies.size else None,
             "failed": len(self.questions) - len(answered),
@@ -156,9 +153,7 @@ class EvalResult:
             "times_not_from_container": len(
                 {q.cluster for q in self.questions if q.times_from != "container"}
             ),
-            "macro": scoring.macro_average(by_type),
-            "by_type": by_type,
-            "answered": self._accuracies([i for i, q in enumerate(self.questions) if not q.failed]),
+            "answered": self._split(rows),
         }
 
     def easi(self) -> dict[str, Any]:
@@ -226,6 +221,13 @@ class EvalResult:
         clusters = [self.questions[rows[0]].cluster for rows in full]
         bounds = scoring.accuracy_interval(all_right, clusters) if full else dict.fromkeys(_BOUNDS)
         return {"accuracy": bounds["mean"], "low": bounds["low"], "high": bounds["high"], "n": len(full)}
+
+    def _split(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The accuracies of these questions, of each type of them, and the mean over types."""
+        kinds = sorted({self.questions[i].type for i in rows})
+        by_type = {k: self._accuracies([i for i in rows if self.questions[i].type == k]) for k in kinds}
+        macro = scoring.macro_average(by_type) if by_type else None
+        return {**self._accuracies(rows), "macro": macro, "by_type": by_type}
 
     def _accuracies(self, rows: Sequence[int]) -> dict[str, Any]:
         index = np.fromiter(rows, dtype=np.int64)

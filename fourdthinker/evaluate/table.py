@@ -92,13 +92,14 @@ def results_table(results: Mapping[str, Any], title: str = "") -> Table:
     """
     table = Table(title=escape(title) or None)
     table.add_column("", no_wrap=True)
-    for column in ("accuracy", "95 % interval", "greedy", "entropy", "questions"):
+    for column in ("accuracy", "95 % interval", "adjusted", "greedy", "entropy", "questions"):
         table.add_column(column, justify="right")
     for key, entry in models(results).items():
         entropy = number(entry.get("entropy"))
         table.add_row(
-            _label(key), percent(entry["accuracy"]), span(entry), percent(entry.get("greedy")),
-            "–" if entropy is None else f"{entropy:.3f}", str(entry.get("n", "–")),
+            _label(key), percent(entry["accuracy"]), span(entry), percent(entry.get("adjusted")),
+            percent(entry.get("greedy")), "–" if entropy is None else f"{entropy:.3f}",
+            str(entry.get("n", "–")),
         )  # fmt: skip
     table.add_section()
     for key, entry in comparisons(results).items():
@@ -116,22 +117,25 @@ def types_table(entry: Mapping[str, Any]) -> Table:
         entry: a model of a results.json.
 
     Returns:
-        A table for `rich.console.Console.print`.
+        A table for `rich.console.Console.print`; where questions failed also the accuracy over the others.
     """
+    answered = entry.get("answered") if entry.get("failed") else None
     table = Table()
     table.add_column("type")
-    for column in ("accuracy", "95 % interval", "greedy", "questions"):
+    columns = ["accuracy", "95 % interval", "adjusted", "greedy", "questions"]
+    for column in (*columns, *(("answered only", "of") if answered else ())):
         table.add_column(column, justify="right")
     for kind, part in entry["by_type"].items():
-        table.add_row(
-            escape(kind) or "(none)",
-            percent(part["accuracy"]),
-            span(part),
-            percent(part.get("greedy")),
-            str(part["n"]),
-        )
+        cells = [percent(part["accuracy"]), span(part), percent(part.get("adjusted"))]
+        cells += [percent(part.get("greedy")), str(part["n"])]
+        if answered:
+            some = answered["by_type"].get(kind, {})
+            cells += [percent(some.get("accuracy")), str(some.get("n", 0))]
+        table.add_row(escape(kind) or "(none)", *cells)
     table.add_section()
-    table.add_row("mean over types", percent(entry["macro"]))
+    empty = [""] * (len(columns) - 1)
+    mean = [percent(entry["macro"]), *(([*empty, percent(answered["macro"])]) if answered else ())]
+    table.add_row("mean over types", *mean)
     return table
 
 

@@ -10,6 +10,7 @@ script runs, with all arguments that are not named here.
 from __future__ import annotations
 
 import argparse
+import logging
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,11 @@ from typing import Any
 from vlmeval.config import supported_VLM
 from vlmeval.vlm.base import BaseModel
 
-from fourdthinker.integrations.replies import Parts, replies, sampling
+from fourdthinker.errors import ConfigError
+from fourdthinker.integrations.replies import Parts, Reply, replies, sampling
 from fourdthinker.thinker import Thinker
+
+log = logging.getLogger(__name__)
 
 NAME = "fourdthinker"
 
@@ -51,7 +55,7 @@ class FourDThinker(BaseModel):  # type: ignore[misc]  # untyped base
         """
         self.thinker = Thinker.from_pretrained(pretrained, device=device)
         self.config = sampling(max_new_tokens)
-        self.asked = 0
+        self.asked = self.failed = 0
 
     def generate_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
         """Answer one question, greedily.
@@ -61,18 +65,25 @@ class FourDThinker(BaseModel):  # type: ignore[misc]  # untyped base
             dataset: name of the benchmark.
 
         Returns:
-            The answer; "" where the media cannot be read, with a warning.
-
-        Raises:
-            ConfigError: several videos, or a video beside pictures.
+            The answer; "", which no rule takes for a letter, where a file is missing or cannot be read and
+            where several videos or a video beside pictures are asked about. A warning says why, and how many
+            there are so far.
         """
         parts = Parts([], [], [])
         kinds: dict[str, list[Any]] = {"text": parts.texts, "video": parts.videos, "image": parts.images}
         for part in message:
             kinds[part["type"]].append(part["value"])
         self.asked += 1
-        record = parts.record(f"{dataset or 'question'}/{self.asked}")
-        return replies(self.thinker, [record], self.config, 1)[0].answer
+        name = f"{dataset or 'question'}/{self.asked}"
+        try:
+            reply = replies(self.thinker, [parts.record(name)], self.config, 1)[0]
+        except ConfigError as error:  # such as a file that is not there
+            reply = Reply("", failed=str(error))
+            log.warning("%s has no answer: %s", name, error)
+        if reply.failed is not None:
+            self.failed += 1
+            log.warning("%d of %d questions have no answer so far", self.failed, self.asked)
+        return reply.answer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

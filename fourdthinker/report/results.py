@@ -70,14 +70,18 @@ def _accuracies(entries: Entries) -> Table:
         cells = [
             Cell(percent(entry["accuracy"]), "strong"),
             Cell(span(entry)),
+            Cell(percent(entry.get("adjusted"))),
             Cell(percent(entry.get("greedy"))),
             Cell("–" if entropy is None else f"{entropy:.3f}"),
             Cell(_count(entry.get("n"))),
             Cell(_count(entry.get("failed"))),
         ]
         rows.append(_row(key, cells))
-    names = ("Accuracy", "95 % interval", "Greedy", "Answer entropy", "Questions", "Failed")
-    caption = "Failed questions count as wrong. Entropy in nats, over the parsed answers to a question."
+    names = ("Accuracy", "95 % interval", "Adjusted", "Greedy", "Answer entropy", "Questions", "Failed")
+    caption = (
+        "Failed questions count as wrong. Adjusted: what a guess leaves to be had is 100 %. Entropy in nats, "
+        "over the parsed answers to a question."
+    )
     return Table("accuracy", caption, names, rows)
 
 
@@ -109,6 +113,8 @@ def difference_cells(entry: Mapping[str, Any]) -> list[Cell]:
 
 def _by_type(entries: Entries) -> Table:
     split = {k: e["by_type"] for k, e in entries.items() if isinstance(e.get("by_type"), dict)}
+    if not entries.get("model", {}).get("failed"):
+        split.pop("answered", None)  # the same questions once more
     kinds = sorted({kind for parts in split.values() for kind in parts})
     rows = []
     for key, parts in split.items() if len(kinds) > 1 else ():

@@ -88,6 +88,16 @@ def test_a_missing_video_counts_as_wrong(
     assert "Option-text prior" in said
 
 
+def test_latents_of_a_benchmark(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["latents", str(folder / "model"), "--bench", "vlm4d", "--data", str(folder / "data")]
+    command += ["--modes", "zero", "--max-new-tokens", "2", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    found = json.loads((tmp_path / "latents.json").read_text())
+    assert (found["questions"], list(found["modes"])) == (QUESTIONS, ["own", "zero"])
+    assert list(found["failed"]) == [f"real/validation_{QUESTIONS}"]
+    assert "zero" in capsys.readouterr().out
+
+
 def test_without_any_video_the_results_are_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     results = run(folder, tmp_path / "out", "--media-root", str(tmp_path / "empty"))

@@ -31,7 +31,8 @@ def test_a_target_of_zero_takes_the_absolute_error():
     ("text", "number"),
     [
         ("3", "3"), (" -2.5 m ", "-2.5"), ("1,200", "1200"), ("1e3", "1e3"), (".5", ".5"), ("3.", "3"),
-        ("2.5 meters.", "2.5"), ("about 3", None), ("3 or 4", None), ("three", None), ("", None),
+        ("2.5 meters.", "2.5"), ("300 cm", "300"), ("3m", "3"), ("about 3", None), ("3 or 4", None),
+        ("three", None), ("", None),
         ("e5", None), ("3 4", None), ("1,20", None), ("٣", None), ("+", None), ("9" * 400, None),
         ("1e999", None), ("<answer>4", "4"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -447,6 +448,27 @@ def test_summary_numbers() -> None:
     json.dumps(summary, allow_nan=False)
     with pytest.raises(ValueError, match="no greedy answers"):
         result_of("m", {"0/x": ("A",)}, greedy=False).scores(greedy=True)
+
+
+def test_both_denominators_are_in_the_tables_by_type_too() -> None:
+    """And the accuracy less chance; without failures one denominator is enough."""
+    result = result_of("m", {"0/x": ("A", "A"), "1/x": ("A", "A"), "2/y": ("A", "B"), "3/y": ("B", "B")})
+    lost = tuple(replace(q, failed="no file") if q.id.startswith("1") else q for q in result.questions)
+    for questions, columns in ((result.questions, 6), (lost, 8)):
+        summary = replace(result, questions=questions).summary()
+        table = types_table(summary)
+        assert len(table.columns) == columns
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(table, results_table({"model": summary, "answered": summary["answered"]}))
+        text = console.export_text()
+        assert "adjusted" in text
+        shown = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│ x ")]
+        percents = [cell.strip().replace("\xa0", " ") for cell in shown[0]]
+        assert percents[1] == ("100.0 %" if columns == 6 else "50.0 %")
+        if columns == 8:
+            assert percents[6:] == ["100.0 %", "1"]
+            assert summary["answered"]["by_type"]["x"]["n"] == 1
+            assert summary["answered"]["macro"] == pytest.approx(5 / 8)
 
 
 def test_clips_whose_times_are_not_the_containers_are_counted() -> None:

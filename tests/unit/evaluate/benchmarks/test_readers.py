@@ -145,6 +145,31 @@ def test_dyn(tmp_path):
     assert [Path(f).name for f in data.records[0].frames] == ["frame_0001.jpg", "frame_0002.jpg"]
 
 
+def test_dyn_as_parquet(tmp_path):
+    row = {"dataset": "davis", "question": "Which way?", "options": "['A. left', 'B. right']", "answer": "B"}
+    rows = [
+        row | {"video_name": "bear", "task": "cameraqa"},
+        row | {"video_name": "davis/car.mp4", "task": "qa"},
+        row | {"video_name": "gone", "task": "sceneqa"},
+        row | {"video_name": "bear", "task": "cameraqa", "question": "And then?"},
+    ]
+    parquet(tmp_path / "qa_tasks.parquet", rows)
+    parquet(tmp_path / "mask_tasks.parquet", [{"dataset": "davis"}])
+    frame = video(tmp_path / "frames" / "davis" / "bear" / "frame_0000.jpg")
+    car = video(tmp_path / "videos" / "davis" / "car.mp4")
+    data = read_benchmark("dyn", tmp_path)
+    assert [r.id for r in data.records] == [
+        "davis/bear/cameraqa/1", "davis/car/qa/1", "davis/gone/sceneqa/1", "davis/bear/cameraqa/2",
+    ]  # fmt: skip
+    assert [r.type for r in data.records[:3]] == ["camera-object", "inter-object", "object-scene"]
+    assert (data.records[0].frames, data.records[1].video) == ([frame], car)
+    assert data.missing == [str(tmp_path / "frames" / "davis" / "gone")]
+    assert data.records[0].options == {"A": "left", "B": "right"}
+    parquet(tmp_path / "qa_tasks.parquet", [row | {"video_name": "../bear", "task": "qa"}])
+    with pytest.raises(RecordError, match=r"row 1: the video is '../bear'; it must be the name"):
+        read_benchmark("dyn", tmp_path)
+
+
 VSI = {"id": 0, "dataset": "scannet", "scene_name": "s1", "question": "How many chairs?"}
 
 
