@@ -55,6 +55,7 @@ SIZES = {
     "quick": Sizes(2, 64, 64, 8192, 512, 16, 4, 1, 512, torch.float32),
     "cpu": Sizes(4, 128, 256, 32_000, 4096, 256, 16, 2, 2048, torch.float32),
     "cuda": Sizes(16, 512, 2048, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),
+    "wide": Sizes(16, 512, 4096, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),  # as Liger measures
 }
 
 

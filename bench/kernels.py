@@ -280,7 +280,7 @@ def main(argv: list[str]) -> int:
         "%s: copy %.1f GB/s, matmul %.0f GFLOP/s",
         measure.device_name(device), fastest["copy"] / 1e9, fastest["matmul"] / 1e9,
     )  # fmt: skip
-    name = f"kernels against {chosen.base}" if chosen.base else "kernels"
+    name = " ".join(["kernels", *filter(None, (chosen.size, chosen.base and f"against {chosen.base}"))])
     compiled = not (chosen.quick or chosen.no_compile)
 
     def keep(rows: list[dict[str, Any]]) -> None:

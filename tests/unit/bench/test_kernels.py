@@ -30,7 +30,7 @@ def test_a_run_times_compares_and_saves(results, capsys):
         == 0
     )
     (path,) = results.iterdir()
-    saved = json.loads(path.read_text())["kernels"]
+    saved = json.loads(path.read_text())["kernels tiny"]
     assert saved["versions"]["torch"] == torch.__version__
     rows = [row for row in saved["rows"] if "seconds" in row]
     ops = {row["op"] for row in rows if row["candidate"] == "ours"}
@@ -71,7 +71,7 @@ def test_two_revisions_are_compared_in_one_run(results, monkeypatch):
     words = ["kernels", "--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--only", "decode"]
     assert command.run([*words, "--base", "HEAD", "--save"]) == 0
     (path,) = results.iterdir()
-    saved = json.loads(path.read_text())["kernels against HEAD"]
+    saved = json.loads(path.read_text())["kernels tiny against HEAD"]
     by = [row["candidate"] for row in saved["rows"] if "seconds" in row]
     assert by == ["ours", "base"] * (len(by) // 2)
     assert len(by) >= 2 * 6
@@ -118,7 +118,7 @@ def test_an_op_or_a_family_that_fails_hides_no_other(results, monkeypatch):
     words = ["kernels", "--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--save"]
     assert command.run([*words, "--only", "head", "small"]) == 1
     (path,) = results.iterdir()
-    rows = json.loads(path.read_text())["kernels"]["rows"]
+    rows = json.loads(path.read_text())["kernels tiny"]["rows"]
     errors = {row["op"]: row["error"] for row in rows if "error" in row}
     assert set(errors) == {"bad", "head"}
     assert {"good", "last", "pool_latents"} <= {row["op"] for row in rows if "seconds" in row}
