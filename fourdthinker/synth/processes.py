@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from fourdthinker.synth.pool import EndedError, Target
 
 _JOIN = 5.0  # seconds to end
+_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(eq=False)
@@ -37,7 +39,8 @@ class LocalProcesses:
         """Start a process."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._target, os.getpid()), daemon=True)
-        process.start()
+        with _one_thread():
+            process.start()
         theirs.close()
         return _Process(process, ours)
 
@@ -74,9 +77,26 @@ class LocalProcesses:
             process.process.join(_JOIN)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """NumPy's algebra in processes begun meanwhile has one thread: they share the cores.
+
+    It reads the variable as it is imported, before the process comes to any line of ours.
+    """
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before
+
+
 def _work(pipe: Connection, target: Target, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    if "torch" in sys.modules:  # by the module of the target; processes share the cores
+    if "torch" in sys.modules:  # by the module of the target
         sys.modules["torch"].set_num_threads(1)
     while True:
         try:

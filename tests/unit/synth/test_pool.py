@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from fourdthinker.synth.pool import Begin, Lost, run_jobs
 from fourdthinker.synth.processes import LocalProcesses
 
@@ -23,6 +25,10 @@ def target(job: dict[str, Any], send: Callable[[Any], None]) -> None:
             raise RuntimeError("ends the process")
         time.sleep(job.get("nap", 0))
         send((job["name"], number, os.getpid()))
+
+
+def variable(name: str, send: Callable[[Any], None]) -> None:
+    send(os.environ.get(name))
 
 
 def run(jobs: list[dict[str, Any]], later: list[dict[str, Any]] | None = None, **options: Any) -> list[Any]:
@@ -44,6 +50,25 @@ def test_all_jobs_are_done_and_processes_are_used_twice() -> None:
     by_job = {name: [m[1] for m in messages if m[0] == name] for name in {m[0] for m in messages}}
     assert by_job == {**{str(k): [0, 1, 2] for k in range(6)}, "later": [0]}
     assert len({m[2] for m in messages}) <= 2
+
+
+@pytest.mark.parametrize("before", [None, "3"])
+def test_a_process_has_one_thread_for_algebra(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each of the processes, one for each core, has as many threads as there are cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", before)
+    messages: list[Any] = []
+    run_jobs(
+        iter(["OMP_NUM_THREADS"]),
+        LocalProcesses(variable),
+        workers=1,
+        timeout=60.0,
+        handle=lambda job, message: messages.append(message),
+        more=lambda: None,
+    )
+    assert messages == ["1"]
+    assert os.environ.get("OMP_NUM_THREADS") == before
 
 
 def test_one_late_item_costs_only_itself() -> None:
