@@ -29,8 +29,10 @@ def agreement(source: Source, entries: Sequence[Entry]) -> Counter[str]:
     Returns:
         "seconds" and "same"; empty where there is no such file, no moves, or the file is damaged.
     """
-    path = Path(source.given.get("poses", "")).with_name("instructions.json") if source.given else Path()
-    if source.given.get("poses_format") != "spatialvid" or not path.is_file():
+    if source.given.get("poses_format") != "spatialvid":
+        return Counter()
+    path = Path(source.given["poses"]).with_name("instructions.json")
+    if not path.is_file():
         return Counter()
     found = {
         (entry.item, entry.stage): loads(entry.payload)

@@ -63,28 +63,37 @@ def geometry(context: Context) -> dict[str, Any]:
 
 def _given(context: Context) -> CameraTrack:
     """Poses that came with the video, at the clip's frames."""
-    given, clip = context.source.given, context.clip
-    path, kind = given["poses"], given.get("poses_format") or Path(given["poses"]).suffix.lstrip(".")
-    height, width = clip.pixels.shape[1:3]
-    if "poses_metric" in given and kind not in ("tum", "txt"):
-        raise GeometryError(
-            f"{path}: poses_metric is for TUM lines, and poses_format is {kind!r}, which says it itself; "
-            "leave poses_metric out"
-        )
-    if kind == "spatialvid":
-        track = read_spatialvid(Path(path).parent, fps=probe(context.source.path).rate, size=(width, height))
-    elif kind in ("tum", "txt"):
-        track = read_tum(path, metric=given.get("poses_metric") == "true")
-    elif kind == "npz":
-        track = read_npz(path)
-    else:
-        raise GeometryError(f"{path}: poses_format is {kind!r}; choose one of {', '.join(POSES)}")
+    path, clip = context.source.given["poses"], context.clip
+    try:
+        track = _read(context)
+    except GeometryError as error:
+        text = str(error)
+        raise GeometryError(text if path in text else f"{path}: {text}") from error
     if track.times[0] > clip.start + 0.5 or track.times[-1] < clip.end - 0.5:
         raise GeometryError(
             f"{path}: poses from {track.times[0]:.2f} to {track.times[-1]:.2f} s for a clip from "
             f"{clip.start:.2f} to {clip.end:.2f} s; give poses of the whole video, in its own seconds"
         )
     return _shifted(track.resampled(clip.times + clip.start), clip.times)
+
+
+def _read(context: Context) -> CameraTrack:
+    """Poses of the whole video."""
+    given = context.source.given
+    path, kind = given["poses"], given.get("poses_format") or Path(given["poses"]).suffix.lstrip(".")
+    height, width = context.clip.pixels.shape[1:3]
+    if "poses_metric" in given and kind not in ("tum", "txt"):
+        raise GeometryError(
+            f"{path}: poses_metric is for TUM lines, and poses_format is {kind!r}, which says it itself; "
+            "leave poses_metric out"
+        )
+    if kind == "spatialvid":
+        return read_spatialvid(Path(path).parent, fps=probe(context.source.path).rate, size=(width, height))
+    if kind in ("tum", "txt"):
+        return read_tum(path, metric=given.get("poses_metric") == "true")
+    if kind == "npz":
+        return read_npz(path)
+    raise GeometryError(f"{path}: poses_format is {kind!r}; choose one of {', '.join(POSES)}")
 
 
 def _shifted(track: CameraTrack, times: NDArray[np.float64]) -> CameraTrack:

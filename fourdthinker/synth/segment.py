@@ -33,6 +33,8 @@ _COVERED = 0.5  # share of the clip's frames in which a thing must be seen
 _MOST = 2
 _LIKE = 1.4  # times the size that a region has at the instants around
 _STAYS = 0.01  # depths of the scene between two positions of a camera that does not move
+_LEAST_PAIRS = 40  # features of a region in pairs of frames, to say whether it stands
+_RESTS = 0.8  # share of them that do then; of what comes nearer, those level with the camera seem to
 _MOVES = 0.012  # pictures' heights a second that its lower end moves over what it stands on
 
 
@@ -68,7 +70,8 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
     size = max(16, round(width * scale)), max(16, round(height * scale))
     small = [np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA)) for p in pixels]
     times = np.arange(len(small)) / fps
-    laid, onward = lay(cv2, follow(small, times, None), fps)
+    points = follow(small, times, None)
+    laid, onward = lay(cv2, points, fps)
     if not any(laid):
         return []
     camera = estimate_camera(small, times).track.resampled(times)
@@ -78,7 +81,9 @@ def moving_segments(pixels: NDArray[np.uint8], fps: float, least_area: float) ->
     regions = [_regions(cv2, *one, least_area) for one in zip(frames, odds, changed, strict=True)]
     least = _COVERED * len(small)
     parts = [track for track in _linked(cv2, regions, onward, fps) if len(track) >= least]
-    moving = [track for track in parts if _speed(track, laid, camera) >= _MOVES * size[1]]
+    slow = _MOVES * size[1]
+    moving = [track for track in parts if _speed(track, laid, camera) >= slow]
+    moving = [track for track in moving if not _stands(track, laid, points, camera, slow)]
     things = [_of_like_size(track, fps) for track in _joined(cv2, moving)]
     things = [track for track in things if len(track) >= least]
     things.sort(key=lambda track: -_visible(track) * _speed(track, laid, camera))
@@ -235,21 +240,52 @@ def _speed(track: Track, laid: Laid, camera: CameraTrack) -> float:
             if other in track:
                 there = matrix @ [*_lower_end(track[other]), 1.0]
                 step = there[:2] / there[2] - [x, y]
-                along = _toward_epipole(camera, index, other, x, y)
-                pixels = np.hypot(*step) if along is None else abs(step[0] * along[1] - step[1] * along[0])
-                found.append(float(pixels) / abs(camera.times[other] - camera.times[index]))
+                pixels = _across(camera, index, other, np.array([[x + 0.5, y + 0.5]]), step[None])
+                found.append(float(pixels[0]) / abs(camera.times[other] - camera.times[index]))
     return float(np.median(found)) if found else 0.0
 
 
-def _toward_epipole(camera: CameraTrack, index: int, other: int, x: float, y: float) -> Array | None:
-    """[2], the direction from a pixel to where the camera is at another time; None: it stays."""
+def _stands(track: Track, laid: Laid, points: Array, camera: CameraTrack, slow: float) -> bool:
+    """Whether the features in a region lie where the camera's path says that features at rest do.
+
+    Its lower end tells less: it changes where something nearer hides a part of the thing.
+    """
+    assert camera.intrinsics is not None  # of an estimate
+    found = []
+    for index in track:
+        for other, _ in laid[index]:
+            if other not in track:
+                continue
+            both = points[np.isfinite(points[:, [index, other], 0]).all(axis=1)][:, [index, other]]
+            both = both[_inside(track[index], both[:, 0]) & _inside(track[other], both[:, 1])]
+            turn = camera.rotations[other].T @ camera.rotations[index]
+            infinite = camera.intrinsics[other] @ turn @ np.linalg.inv(camera.intrinsics[index])
+            turned = np.insert(both[:, 0], 2, 1.0, axis=1) @ infinite.T
+            turned = turned[:, :2] / turned[:, 2:]
+            pixels = _across(camera, other, index, turned, both[:, 1] - turned)
+            found += (pixels / abs(camera.times[other] - camera.times[index])).tolist()
+    return len(found) >= _LEAST_PAIRS and float(np.quantile(found, _RESTS)) < slow
+
+
+def _inside(mask: Mask, points: Array) -> NDArray[np.bool_]:
+    """[n], the points that a mask covers."""
+    column, row = np.clip(points.astype(int), 0, np.array(mask.shape)[::-1] - 1).T
+    return mask[row, column]
+
+
+def _across(camera: CameraTrack, index: int, other: int, places: Array, steps: Array) -> Array:
+    """[n], lengths of steps [n, 2] at places [n, 2], across the way to where the camera is at another time.
+
+    Where it stays, the whole lengths.
+    """
     way = camera.centres[other] - camera.centres[index]
     if np.linalg.norm(way) < _STAYS:
-        return None
+        return np.hypot(*steps.T)
     assert camera.intrinsics is not None  # of an estimate
     epipole = camera.intrinsics[index] @ camera.rotations[index].T @ way
-    along = epipole[:2] - epipole[2] * np.array([x + 0.5, y + 0.5])
-    return np.asarray(along / max(float(np.linalg.norm(along)), 1e-12))
+    along = epipole[:2] - epipole[2] * places
+    across = np.abs(steps[:, 0] * along[:, 1] - steps[:, 1] * along[:, 0])
+    return np.asarray(across / np.maximum(np.hypot(*along.T), 1e-12))
 
 
 def _lower_end(mask: Mask) -> tuple[float, float]:

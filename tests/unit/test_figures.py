@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "bench/results/2026-11-21-cpu-amd-epyc-2-cores.json"
 VIDEO = "bench/results/2026-11-28-cpu-amd-epyc-2-cores.json"
 ERRORS = "bench/results/2026-11-30-cpu-amd-epyc-2-cores.json"
-SAMPLER = RESIZE = GEOMETRY = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
+SAMPLER = RESIZE = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
 LONG_GROUPS = tuple(f"h264 {size} GOP 250" for size in ("720p 20 s", "1080p 10 s"))
 
 
@@ -182,7 +182,7 @@ def test_labels_from_true_geometry():
     goals = {"camera": ("camera moves", 99), "direction": ("direction", 98),
              "distance": ("distance change", 99), "speed": ("speed", 95)}  # fmt: skip
     text = page("docs/synthesis-labels.md")
-    rows = load(GEOMETRY)["geometry truth"]["rows"]
+    rows = load(ERRORS)["geometry truth"]["rows"]
     assert [row["label"] for row in rows] == list(goals)
     for row in rows:
         name, goal = goals[row["label"]]
@@ -214,7 +214,7 @@ def test_labels_from_estimated_geometry():
 
 def test_the_path_of_the_fox():
     text = page("docs/synthesis-labels.md")
-    found = {row["estimator"]: row for row in load(GEOMETRY)["geometry fox"]["rows"]}
+    found = {row["estimator"]: row for row in load(ERRORS)["geometry fox"]["rows"]}
     turn, way, equal = (found["opencv"][key] for key in ("turn", "way", "equal_seconds"))
     assert (
         f"| turn between neighbours, median | 2° | {turn['median']:.2f}° |\n"

@@ -181,7 +181,15 @@ def viewpoint_phrases(kind: str, *, fixed: bool) -> tuple[str, ...]:
     Returns:
         Templates.
     """
-    return tuple(first + second for first in (_FIXED if fixed else _FOLLOWED) for second in _VIEWED[kind])
+    firsts = _FIXED if fixed else _FOLLOWED
+    return tuple(_after(first, second) for first in firsts for second in _VIEWED[kind])
+
+
+def _after(first: str, second: str) -> str:
+    """A clause behind a colon, or as a sentence of its own behind another one."""
+    if first.endswith(". "):
+        second = second.replace("{span}", "{Span}") if second.startswith("{span}") else _capital(second)
+    return first + second
 
 
 def put(

@@ -31,5 +31,7 @@ def test_seconds_in_which_both_say_the_same(tmp_path: Path) -> None:
     # Second 1: in, in; 2: in, pan; 3: nothing, pan; 4 and 5: static, nothing.
     assert agreement(source, entries) == {"seconds": 5, "same": 3}
     assert not agreement(Source("v", "", "d", "d", "v"), entries)
+    stereo = {"right": "r.mp4", "focal": "500", "baseline": "0.1"}
+    assert not agreement(Source("v", "", "d", "d", "v", given=stereo), entries)
     (tmp_path / "instructions.json").write_text("{")
     assert not agreement(source, entries)

@@ -56,6 +56,17 @@ def test_metres_are_not_claimed_for_other_poses(tmp_path: Path) -> None:
         geometry(context(tmp_path, poses="p.npz", poses_metric="true"))
 
 
+def test_a_lens_that_cannot_be_is_named_with_its_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "p.npz")
+    values = {"poses": np.tile(np.eye(4), (60, 1, 1)), "times": np.arange(60) / 10, "size": (64, 48)}
+    lens = np.tile(np.diag([-5.0, 50.0, 1.0]), (60, 1, 1))
+    np.savez(path, convention="opencv camera-to-world", intrinsics=lens, **values)
+    with pytest.raises(
+        RejectError, match=rf"^no geometry: {path}: npz: fx, fy, cx, cy = -5, 50, 0, 0 cannot be"
+    ):
+        geometry(context(tmp_path, poses=path))
+
+
 def test_true_tracks_of_a_scene_are_at_the_clips_frames_and_size() -> None:
     world = make_world(1, "pan left", "right", frames=20, fps=10, size=64)
     scene = Scene(world, np.zeros((20, 64, 64), np.int8), np.zeros((20, 64, 64), np.float32))

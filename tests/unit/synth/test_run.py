@@ -258,6 +258,13 @@ def video(path: Path, seconds: float, draw: Any, fps: int = 10) -> Path:
     return make_clip(path, stamps, size=(64, 96), draw=draw)
 
 
+def test_few_frames_a_second_are_no_still_pictures(tmp_path: Path) -> None:
+    path = video(tmp_path / "v.mp4", 4, noise(1), fps=5)
+    (clip,) = clips_module.read_clips(Source("v", str(path), "d", "d", "v"), (0.0, 4.0), SynthSettings())
+    assert isinstance(clip, Clip)
+    assert len(clip.times) == 40
+
+
 @pytest.fixture
 def poisoned(tmp_path: Path) -> Path:
     folder = tmp_path / "videos"

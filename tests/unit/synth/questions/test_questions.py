@@ -72,6 +72,7 @@ def test_questions_hold_no_answer_and_no_open_field() -> None:
     for q in (q for index in range(50) for q in ask(scene(index), 0)):
         assert not re.search(r"[{}]", q.text)
         assert q.text[0].isupper()
+        assert not re.search(r"[.?] [a-z]", q.text), q.text
         assert 0 <= q.start < q.end <= 6.0
         assert all(0 <= t <= 6.0 for t in q.support.instants)
         assert list(q.support.instants) == sorted(set(q.support.instants))
