@@ -26,6 +26,7 @@ _MEASURED_BY = (
     "reward_arguments",
     "reward_weights",
     "max_completion_length",
+    "repetition_penalty",
     "max_blocks",
 )
 

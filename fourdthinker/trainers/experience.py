@@ -119,6 +119,7 @@ def sampling_config(config: GrpoConfig) -> SamplingConfig:
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
         max_blocks=config.max_blocks,
         train_start=config.train_start,
     )

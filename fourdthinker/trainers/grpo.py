@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.backbones.common import MASKED
+from fourdthinker.backbones.common import MASKED, Backbone
+from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
 from fourdthinker.ray_cluster import import_ray
@@ -30,6 +31,7 @@ from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.entropy_control import EntropyControl
 from fourdthinker.trainers.experience import Experience, load_rewards
+from fourdthinker.trainers.moving_reference import load_reference, mix, save_reference
 from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
@@ -165,17 +167,33 @@ class GrpoTrainer(RolloutTrainer):
             self._old_logprobs[forward.number] = logprobs
 
     def after_update(self) -> None:
-        """Move the weight of the entropy bonus, on all ranks alike."""
+        """Move the weight of the entropy bonus and the reference model, on all ranks alike."""
         if self._entropy is not None:
             added = self.metric_sums.since_mark("entropy").to(self.args.device)
             total, weight = self.sum_over_ranks(added).tolist()
             if weight:
                 self._entropy.update(total / weight)
+        if self._moving is not None and self.state.global_step % self.settings.ref_model_sync_steps == 0:
+            with gathered(self.checkpoint.backbone):
+                mix(self._moving, self.checkpoint.backbone, self.settings.ref_model_mixup_alpha)
+
+    @property
+    def _moving(self) -> Backbone | None:
+        """The reference model where it follows the policy."""
+        return self.reference if self.settings.sync_ref_model else None
+
+    def take_run_state(self, folder: Path) -> None:
+        """As any trainer does, and the reference model where it follows the policy."""
+        super().take_run_state(folder)
+        if self._moving is not None:
+            load_reference(folder, self._moving, self.checkpoint.backbone)
 
     # ---- checkpoints between updates on the same rollouts
 
     def save_rank_state(self, folder: Path) -> None:
-        """Write the rollouts of this rank, if the next update is on them too, and the entropy's control."""
+        """Write the rollouts of this rank, if the next update is on them too, and what all ranks share."""
+        if self._moving is not None and self.args.process_index == 0:
+            save_reference(folder, self._moving, self.checkpoint.backbone)
         if self._entropy is not None and self.args.process_index == 0:
             self._entropy.save(folder)
         if self.state.global_step % self.settings.num_iterations:

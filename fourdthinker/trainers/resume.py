@@ -51,6 +51,7 @@ _HELD = (
     "adam_epsilon",
     "optim",
     "num_iterations",
+    "sync_ref_model",
 )
 
 # Settings that the memory of a forward depends on: with the same ones it need not run out a second time.

@@ -131,6 +131,13 @@ class GrpoConfig(TrainConfig):
     min_p: Float = Field(
         0.0, ge=0, lt=1, description="Leave out tokens below this share of the likeliest; 0: none."
     )
+    repetition_penalty: Float = Field(
+        1.0,
+        ge=1e-3,
+        le=1e3,
+        description="In sampling, logits of ids that stand in prompt or rollout are divided by it (negative "
+        "ones multiplied); 1: off. The log-probs in the loss are those without it.",
+    )
     max_blocks: Int = Field(8, ge=0, description="Imagery blocks of a rollout at most; 0: text only.")
     train_start: Bool = Field(False, description="Train the choice to open a block too.")
     share_prompt: Bool = Field(
@@ -212,6 +219,15 @@ class GrpoConfig(TrainConfig):
         description="The GRPO objective. With beta 0 there is no reference model.",
     )
     num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
+    sync_ref_model: Bool = Field(
+        False,
+        description="Let the reference model follow the policy (TR-DPO): every ref_model_sync_steps updates "
+        "its weights become a mixture of both. Not with lora.",
+    )
+    ref_model_mixup_alpha: Float = Field(
+        0.6, gt=0, le=1, description="Share of the policy in that mixture; 1: the reference becomes it."
+    )
+    ref_model_sync_steps: Int = Field(512, ge=1, description="Updates from one mixture to the next.")
     top_entropy: Float = Field(
         1.0,
         gt=0,

@@ -120,6 +120,11 @@ def _check_loss(config: Any) -> None:
             f"latent_term is {config.latent_term} and {without}, so that no rollout has latents; leave one "
             "of them out"
         )
+    if config.sync_ref_model and (config.lora is not None or not config.needs_reference):
+        without = "lora is set: the reference is the model below the adapter, which stays"
+        if config.lora is None:
+            without = "no reference model is used; set loss.beta above 0"
+        raise ValueError(f"sync_ref_model is true, and {without}, or leave sync_ref_model out")
     coef, highest = config.loss.entropy_coef, config.entropy_coef_max
     if config.entropy_target is not None and not 0 <= coef <= highest:
         raise ValueError(

@@ -29,6 +29,7 @@ from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.dift import DiftTrainer
 from fourdthinker.trainers.grpo import GrpoTrainer, make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
+from fourdthinker.trainers.moving_reference import mix
 from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Parts
@@ -97,6 +98,20 @@ def fsdp2(rank: int, folder: Path) -> None:
     assert len(plain) > 10
     difference = relative_difference(gradients, plain, [name for name in plain if plain[name].any()])
     assert max(difference.values()) <= 1e-5, difference
+
+    references = [mixed(sliced=sliced) for sliced in (False, True)]
+    assert references[0].keys() == references[1].keys()
+    assert all(torch.equal(references[1][name], weight) for name, weight in references[0].items())
+
+
+def mixed(*, sliced: bool) -> dict[str, torch.Tensor]:
+    """The weights of a reference that a policy was mixed into."""
+    policy, reference = (tiny_checkpoint(seed=seed, layers=1).backbone for seed in (3, 4))
+    if sliced:
+        fully_shard(policy)
+    with gathering.gathered(policy):
+        mix(reference, policy, 0.25)
+    return reference.state_dict()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface")

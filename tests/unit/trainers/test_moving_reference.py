@@ -1,0 +1,100 @@
+"""A reference model that follows the policy, and a penalty of repetition that sampling alone knows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fourdthinker.backbones import Checkpoint, load_checkpoint
+from fourdthinker.errors import CheckpointError, ConfigError
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.moving_reference import load_reference, mix, save_reference
+from fourdthinker.trainers.settings import GrpoConfig
+from tests.e2e.training import BARE, metrics, prompts, without_times
+from tests.tiny import tiny_checkpoint
+
+GRPO: dict[str, Any] = BARE | {
+    "rewards": ["tests.e2e.training:length_reward"],
+    "reward_weights": [1.0],
+    "num_generations": 3,
+    "max_completion_length": 8,
+    "learning_rate": 1e-2,
+    "log_rollouts": 0,
+    "loss": {"beta": 0.1},
+    "save_steps": 1,
+    "save_total_limit": None,
+    "max_steps": 5,
+    "sync_ref_model": True,
+    "ref_model_sync_steps": 2,
+    "ref_model_mixup_alpha": 0.75,
+    "resume_from_checkpoint": "auto",
+}
+
+
+def train(folder: Path, **extra: Any) -> list[dict[str, Any]]:
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder)} | extra)
+    train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 6))
+    return [without_times(line) for line in metrics(folder)]
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    checkpoint.backbone.freeze_vision()
+    named = checkpoint.backbone.named_parameters()
+    return {name: weight.detach() for name, weight in named if weight.requires_grad}
+
+
+def test_it_becomes_a_mixture_every_so_many_updates_and_goes_on_alike(tmp_path: Path) -> None:
+    lines = train(tmp_path / "run")
+    start = weights_of(tiny_checkpoint(hidden=32, layers=1))
+    second, fourth = (weights_of(load_checkpoint(tmp_path / "run" / f"checkpoint-{n}")) for n in (2, 4))
+    first = {name: 0.25 * weight + 0.75 * second[name] for name, weight in start.items()}
+    after = {name: 0.25 * weight + 0.75 * fourth[name] for name, weight in first.items()}
+    for number, expected in enumerate((start, first, first, after, after), start=1):
+        reference, policy = (tiny_checkpoint(hidden=32, layers=1, seed=9).backbone for _ in range(2))
+        policy.freeze_vision()
+        load_reference(tmp_path / "run" / f"checkpoint-{number}", reference, policy)
+        for name, weight in expected.items():
+            torch.testing.assert_close(reference.get_parameter(name).detach(), weight)
+    shutil.rmtree(tmp_path / "run" / "final")
+    for number in (4, 5):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{number}")
+    assert train(tmp_path / "run") == lines
+    assert train(tmp_path / "still", sync_ref_model=False)[2]["kl"] > 1.2 * lines[2]["kl"]
+
+
+def test_what_cannot_move_is_refused(tmp_path: Path) -> None:
+    for extra, said in (({"lora": {"r": 4}}, "lora is set"), ({"loss": {"beta": 0.0}}, "no reference model")):
+        with pytest.raises(ConfigError, match=f"sync_ref_model is true, and {said}"):
+            make_config(GrpoConfig, GRPO | extra)
+    make_config(GrpoConfig, GRPO | {"loss": {"beta": 0.0}, "reward_kl_weight": 0.1})
+    backbone = tiny_checkpoint(hidden=32, layers=1).backbone
+    with pytest.raises(CheckpointError, match=r"the reference cannot be read .* earlier checkpoint"):
+        load_reference(tmp_path, backbone, backbone)
+    save_reference(tmp_path, torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    with pytest.raises(CheckpointError, match=r"the reference cannot be read .* earlier checkpoint"):
+        load_reference(tmp_path, backbone, backbone)
+
+
+def test_what_is_not_trained_stays() -> None:
+    reference, policy = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    policy.bias.requires_grad_(False)
+    bias = reference.bias.detach().clone()
+    mix(reference, policy, 1.0)
+    assert torch.equal(reference.weight, policy.weight)
+    assert torch.equal(reference.bias, bias)
+
+
+def test_a_penalty_of_repetition_is_of_sampling_alone(tmp_path: Path) -> None:
+    """It changes what is drawn; log-probs of sampler and trainer are those of the model, without it."""
+    shared = {"max_steps": 1, "sync_ref_model": False, "max_completion_length": 24, "log_rollouts": 3}
+    (line,) = train(tmp_path / "penalty", repetition_penalty=30.0, **shared)
+    (plain,) = train(tmp_path / "plain", **shared)
+    assert line["sampler_gap_max"] < 1e-4
+    assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert line["reward"] != plain["reward"]
