@@ -14,6 +14,7 @@ from fourdthinker.errors import ConfigError, install
 from fourdthinker.files import read_json_object
 from fourdthinker.trainers.settings import TrainConfig
 
+_LIVE = 10**9  # DeepSpeed's own value where a config gives none
 _REPLACED = {
     "optimizer": "optim, learning_rate, learning_rates, weight_decay and adam_*",
     "scheduler": "lr_scheduler_type, lr_scheduler_kwargs and warmup_steps",
@@ -63,13 +64,28 @@ def zero_stage(config: TrainConfig) -> tuple[int, bool]:
     Raises:
         ConfigError: the file that `config.deepspeed` names cannot be read.
     """
+    zero = _zero(config)
+    offload = zero.get("offload_optimizer") or {}
+    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
+
+
+def live_parameters(config: TrainConfig) -> int:
+    """How many parameters ZeRO-3 keeps gathered at a time where they are used again soon.
+
+    Raises:
+        ConfigError: as `zero_stage`.
+    """
+    given = [_zero(config).get(name) for name in ("stage3_max_live_parameters", "stage3_max_reuse_distance")]
+    return max(int(value) if isinstance(value, (int, float)) else _LIVE for value in given)
+
+
+def _zero(config: TrainConfig) -> dict[str, Any]:
     if config.deepspeed is None:
-        return 0, False
+        return {}
     zero = read_json_object(config.deepspeed, "mend the DeepSpeed config").get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
-    offload = zero.get("offload_optimizer") or {}
-    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
+    return zero
 
 
 def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]:

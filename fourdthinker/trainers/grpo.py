@@ -31,6 +31,7 @@ from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.entropy_control import EntropyControl
 from fourdthinker.trainers.experience import Experience, load_rewards
+from fourdthinker.trainers.model import copies_reference
 from fourdthinker.trainers.moving_reference import load_reference, mix, save_reference
 from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.passes import NORMALISERS
@@ -298,14 +299,11 @@ def train_grpo(
         for index, prompt in enumerate(prompts or ()):
             loaded.backbone.require_family(prompt.family, f"prompt {index}")
 
-    # The model without its adapter is the reference, unless more than the adapter is trained.
-    lora = config.lora
-    copied = lora is None or lora.train_embeddings or not config.freeze_vision
     recipe = Recipe(
         kind="rl",
         kept=Kept(clips=True, imagery=False),
         check=check,
-        wants_reference=config.needs_reference and copied,
+        wants_reference=config.needs_reference and copies_reference(config),
         make_trainer=functools.partial(make_trainer, config, rewards),
     )
     return train(config, recipe, given=checkpoint, items=prompts, held_out=held_out, callbacks=callbacks)

@@ -117,6 +117,12 @@ def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
         backbone.head_weight.requires_grad_(True)
 
 
+def copies_reference(config: TrainConfig) -> bool:
+    """Whether a reference model is a copy: not where the model without its adapter is what it began as."""
+    lora = config.lora
+    return lora is None or lora.train_embeddings or not config.freeze_vision
+
+
 def reference_model(
     config: TrainConfig,
     args: TrainingArguments,

@@ -6,9 +6,7 @@ settings allow is traced: which tensors exist at the same time follows from the 
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,45 +16,17 @@ from torch import Tensor
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import compute_in, outline, vision_patches
-from fourdthinker.backbones.packed import FLEX_FROM
-from fourdthinker.backbones.recompute import recompute_cheap_layers
-from fourdthinker.kernels import chunk_size
-from fourdthinker.objectives import dift_objective, grpo_objective
-from fourdthinker.samples import Batch
-from fourdthinker.trainers.deepspeed_config import zero_stage
+from fourdthinker.trainers.deepspeed_config import live_parameters, zero_stage
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.model import copies_reference
 from fourdthinker.trainers.plan_time import DECODING, DEVICES, PASSES, Device, Work, work_of
+from fourdthinker.trainers.plan_trace import Shape, Traced, trace
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
 _ANSWER = 512  # tokens of a DIFT answer
-_BLOCKS = 2  # imagery blocks in it
 _WITHOUT_GRADIENT = ("rollouts", "own latents")  # phases for which whole weights are gathered
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The largest training forward.
-
-    Attributes:
-        prompt: tokens of a prompt, those of its pictures included.
-        vision: of them those of pictures.
-        answer: tokens of an answer.
-        prompts: prompts of the forward.
-        rows: answers to each that share it; 1 in DIFT.
-    """
-
-    prompt: int
-    vision: int
-    answer: int
-    prompts: int
-    rows: int
-
-    @property
-    def positions(self) -> int:
-        """Positions of the forward."""
-        return self.prompts * (self.prompt + self.rows * self.answer)
 
 
 @dataclass(frozen=True)
@@ -122,17 +92,17 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
     features, vision = _vision(config, backbone, grid)
-    traced, kept, chunk = _traced(config, backbone, shape, grid, on_cpu)
+    element = 4 if autocast or config.fsdp else None  # of a gradient
+    traced = trace(config, backbone, _filled(config, shape, asked), grid, on_cpu=on_cpu, element=element)
     feeds_itself = isinstance(config, DiftConfig) and config.self_feed > 0
     gathered = everything if feeds_itself or isinstance(config, GrpoConfig) else unit
-    parts = sizes | {"gathered weights": gathered, "activations": kept, "logits chunk": chunk}
+    parts = sizes | {"gathered weights": gathered, "activations": traced.kept, "logits chunk": traced.chunk}
     parts |= {"vision": features + vision}
-    static = sum(sizes[name] for name in ("weights", "master weights", "optimizer", "reference"))
-    gradients = sizes["gradients"]
-    whole = _bytes(p for p in backbone.parameters() if p.requires_grad)  # the gradients within the trace
-    held = gradients if autocast or config.fsdp else min(gradients, whole)
-    phases = {"training": static + unit + traced + features + casts - whole + held}
-    phases["optimizer step"] = static + gradients + (sizes["master weights"] if not config.deepspeed else 0)
+    static = sum(sizes.values()) - sizes["gradients"] - sizes["gradient sums"]
+    phases = {"training": static + unit + features + casts + _of_passes(config, sizes, traced)}
+    phases["optimizer step"] = static + sizes["gradients"]
+    if not config.deepspeed:
+        phases["optimizer step"] += sizes["master weights"]  # gradients of their type
     if config.fsdp:
         phases["start"] = undivided
     if feeds_itself and everything:
@@ -182,6 +152,30 @@ def _within_budget(config: TrainConfig, shape: Shape) -> Shape:
     return replace(shape, prompts=1, rows=max(1, (budget - prompt) // shape.answer))
 
 
+def _of_passes(config: TrainConfig, sizes: dict[str, int], traced: Traced) -> int:
+    """Bytes of passes with their gradients: those that are left of passes before, or their own."""
+    if config.fsdp or zero_stage(config)[0] >= 2 or _several(config):
+        return traced.beside + sizes["gradients"] + sizes["gradient sums"]
+    return traced.alone
+
+
+def _several(config: TrainConfig) -> bool:
+    """Whether an update has several forwards, so that all gradients are there while a pass runs."""
+    return config.gradient_accumulation_steps > 1 or config.max_tokens_per_forward is not None
+
+
+def _filled(config: TrainConfig, shape: Shape, asked: Shape) -> Shape:
+    """The same positions where records are of full length; more where shorter ones fill the budget up."""
+    budget = config.max_tokens_per_forward
+    everything = asked.positions
+    if isinstance(config, DiftConfig):
+        everything *= config.gradient_accumulation_steps
+    if budget is None or min(budget, everything) <= shape.positions:
+        return shape
+    answer = (min(budget, everything) // shape.prompts - shape.prompt) // shape.rows
+    return replace(shape, answer=answer)
+
+
 def _bytes(parameters: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
@@ -190,7 +184,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
     """Weights, gradients and optimizer of one GPU; what is trained is set on the model."""
     backbone.freeze_vision(config.freeze_vision)
     reference = 0
-    if isinstance(config, GrpoConfig) and config.needs_reference and config.lora is None:
+    if isinstance(config, GrpoConfig) and config.needs_reference and copies_reference(config):
         tower = _bytes(backbone.visual.parameters()) if config.freeze_vision else 0
         reference = _bytes(backbone.parameters()) - tower
     if config.lora is not None:
@@ -224,9 +218,15 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         weights //= world_size
     if offloaded:
         masters = optimizer = 0
+    plain = config.deepspeed is None and not config.fsdp
     return {
         "weights": weights,
         "gradients": gradients,
+        # What gradients in float32 take more than those in bfloat16.
+        "gradient sums": 2 * half if plain and _several(config) else 0,
+        "DDP buckets": gradients
+        if plain and world_size > 1
+        else 0,  # of which DistributedDataParallel copies
         "master weights": masters,
         "optimizer": optimizer,
         "reference": reference,
@@ -234,10 +234,11 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
 
 
 def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:
-    """Bytes of whole weights where they are divided: in a training pass of FSDP, and in rollouts.
+    """Bytes of whole weights where they are divided: in a training pass, and in rollouts.
 
-    In a pass two decoder layers (one is fetched ahead) and all that is no decoder layer, with its gradients.
-    The third number is what rollouts need less where one decoder layer is whole at a time.
+    In a pass of FSDP two decoder layers (one is fetched ahead) and all that is no decoder layer, with its
+    gradients; of ZeRO-3 what its config lets live. The third number is what rollouts need less where one
+    decoder layer is whole at a time.
     """
     stage = 3 if config.fsdp else zero_stage(config)[0]
     if stage < 3:
@@ -248,7 +249,11 @@ def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:
     outside = _bytes(p for p in backbone.parameters() if p.requires_grad) - sum(
         _bytes(p for p in layer.parameters() if p.requires_grad) for layer in layers
     )
-    unit = rest + outside + 2 * max(sizes) if config.fsdp else 0
+    unit = rest + outside + 2 * max(sizes)
+    if not config.fsdp:
+        unit = min(
+            everything, live_parameters(config) * backbone.embedding_weight.element_size() + max(sizes)
+        )
     return unit, everything, sum(sizes) - max(sizes)
 
 
@@ -270,95 +275,6 @@ def _kv(config: GrpoConfig, backbone: Backbone, shape: Shape) -> int:
     )
     width = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim
     return positions * width * backbone.embedding_weight.element_size()
-
-
-def _traced(
-    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
-) -> tuple[int, int, int]:
-    """Bytes of the largest pass at its worst moment, of what its forward keeps, and of a chunk of logits."""
-    batch, objective = _batch(config, backbone, shape, grid, on_cpu)
-    if config.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable()
-    elif not (config.deepspeed or config.torch_compile):
-        recompute_cheap_layers(backbone)
-    backbone.train()
-    tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
-    chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
-    if on_cpu and backbone.head_weight.element_size() < 4:
-        chunk += 4 * backbone.head_weight.numel()  # the CPU takes logits from a float32 copy of the head
-    with LiveBytes() as live:
-        kept = after = 0
-
-        def measured(model: Backbone, hidden: Tensor, inputs: Batch) -> Any:
-            nonlocal kept, after
-            kept = live.held
-            result = objective(model, hidden, inputs)
-            after = live.held
-            return result
-
-        loss, *_ = backbone(batch, measured)
-        loss.backward()
-    return max(live.peak, after + chunk), kept, chunk
-
-
-def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool) -> tuple[tuple[int, int], bool]:
-    """[B, S] of the largest forward, and whether it makes a mask of all pairs of positions.
-
-    Short sequences on a GPU do, of completions that share a prompt, of samples that stand behind each other,
-    and of a bottleneck; on a CPU only the last.
-    """
-    size = shape.prompts, shape.positions // shape.prompts
-    if isinstance(config, GrpoConfig):
-        parted, barred = config.share_prompt, False
-    else:
-        assert isinstance(config, DiftConfig)
-        parted, barred = not on_cpu and shape.prompts > 1 and config.self_feed < 1, config.latent_bottleneck
-        if parted:
-            size = 1, shape.positions
-    return size, barred if on_cpu else (parted or barred) and size[1] < FLEX_FROM
-
-
-def _batch(
-    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
-) -> tuple[Batch, Callable[..., Any]]:
-    """A batch of nothing in the largest shape, on the meta device, and its objective."""
-    size, masked = _sequences(config, shape, on_cpu)
-    rows, tokens = shape.prompts * shape.rows, shape.prompts * shape.rows * shape.answer
-
-    def ids(*size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.long, device="meta")
-
-    latents = rows * _BLOCKS * backbone.latents.latent_size if config.latents else 0
-    batch: Batch = {
-        "input_ids": ids(*size),
-        "position_ids": ids(3, *size),
-        "latent_index": ids(latents),
-        "latents": torch.empty(latents, backbone.hidden_size, dtype=backbone.dtype, device="meta"),
-        "vision_index": ids(shape.prompts * shape.vision),
-    }
-    if masked:
-        batch["segments"] = ids(*size).int()
-        if isinstance(config, DiftConfig) and config.latent_bottleneck:
-            batch["bottleneck"] = ids(*size).int()
-    if config.freeze_vision:
-        width = backbone.hidden_size * (1 + backbone.deepstack_levels)
-        batch["vision_features"] = torch.empty(
-            shape.prompts * shape.vision, width, dtype=backbone.dtype, device="meta"
-        )
-    else:
-        grids = grid.repeat(shape.prompts, 1)
-        batch["vision_index"] = ids(int(grids.prod(-1).sum()) // backbone.vision.merge_size**2)
-        patches = int(grids.prod(-1).sum()), backbone.vision.patch_dim
-        batch |= {"patches": torch.empty(patches, device="meta"), "grid_thw": grids}
-    if isinstance(config, GrpoConfig):
-        numbers = torch.empty(rows, shape.answer, device="meta")
-        batch |= {"source_index": ids(tokens), "chosen_ids": ids(tokens), "completion_index": ids(tokens)}
-        batch |= {"policy_mask": numbers.bool(), "rollout_logprobs": numbers, "advantages": numbers[:, 0]}
-        if config.needs_reference:
-            batch["ref_logprobs"] = numbers
-        return batch, functools.partial(grpo_objective, options=config.loss, num_items=1.0, num_tokens=1.0)
-    batch |= {"target": ids(*size), "rows": ids(tokens)}
-    return batch, functools.partial(dift_objective, num_tokens=1.0, num_latents=1.0)
 
 
 def plan_text(config: TrainConfig) -> str:

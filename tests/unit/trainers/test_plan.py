@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity
 
 from bench._measure import peak_allocated
 from fourdthinker.backbones import Checkpoint, save_checkpoint
@@ -19,6 +24,8 @@ from fourdthinker.objectives import dift_objective, grpo_objective
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.master_weights import MasterWeights
+from fourdthinker.trainers.model import reference_model
 from fourdthinker.trainers.plan import make_plan
 from fourdthinker.trainers.plan_time import Device, Work
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
@@ -143,6 +150,107 @@ def test_the_plan_of_a_step_is_what_it_holds(
     assert plan.trained == sum(p.numel() for p in parameters if p.requires_grad)
 
 
+@pytest.mark.parametrize(("dtype", "accumulation"), [("float32", 2), ("bfloat16", 2), ("bfloat16", 1)])
+def test_gradients_of_former_forwards_are_counted(
+    checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch, dtype: str, accumulation: int
+) -> None:
+    """The second forward of an update, with all gradients of the first; in bfloat16 as float32 sums."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    backbone = copy.deepcopy(checkpoint[0].backbone).to(getattr(torch, dtype))
+    values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
+    values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
+    values |= {"dtype": dtype, "gradient_accumulation_steps": accumulation}
+    plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
+    batch = batch_of(backbone, 1, 1, False)
+    backbone.freeze_vision()
+    backbone.train()
+    recompute_cheap_layers(backbone)
+    masters = MasterWeights(backbone)
+
+    def step() -> None:
+        with masters.sums() if accumulation > 1 else nullcontext():
+            loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
+            loss.backward()
+
+    before = 0
+    if accumulation > 1:
+        step()
+        before = sum(
+            p.grad.nbytes for p in (*backbone.parameters(), *masters.wide.values()) if p.grad is not None
+        )
+        assert before == plan.parts["gradients"] + plan.parts["gradient sums"]
+    static = sum(plan.parts[name] for name in ("weights", "master weights", "optimizer", "reference"))
+    given = batch["vision_features"].nbytes // (2 if dtype == "bfloat16" else 1)
+    planned = plan.phases["training"] - static - given
+    assert planned == pytest.approx(before + peak_allocated(step), rel=0.15)
+
+
+def test_shorter_records_fill_a_budget_up(
+    checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of full length leave room in the budget, and four shorter ones none."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
+    values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
+    values |= {"per_device_train_batch_size": 8, "max_tokens_per_forward": 1000}
+    plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
+    assert plan.shape.positions == 2 * (PROMPT + ANSWER)
+    monkeypatch.setattr("tests.unit.trainers.test_plan.PROMPT", 250 - ANSWER)
+    backbone = copy.deepcopy(checkpoint[0].backbone)
+    batch = batch_of(backbone, 1, 4, False)
+    backbone.freeze_vision()
+    backbone.train()
+    recompute_cheap_layers(backbone)
+
+    def step() -> None:
+        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
+        loss.backward()
+
+    step()  # of which the gradients are there
+    whole = sum(plan.parts[name] for name in ("weights", "master weights", "optimizer", "gradients"))
+    measured = peak_allocated(step) + batch["vision_features"].nbytes
+    assert plan.phases["training"] - whole == pytest.approx(measured, rel=0.15)
+    small = make_plan(make_config(DiftConfig, values | {"per_device_train_batch_size": 2}), on_cpu=True)
+    assert small.phases["training"] < plan.phases["training"]
+
+
+def test_ddp_copies_what_it_reduces(checkpoint: tuple[Checkpoint, str], tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": checkpoint[1], "max_prompt_tokens": PROMPT}
+    plan = make_plan(make_config(DiftConfig, values), world_size=2)
+    alone = make_plan(make_config(DiftConfig, values))
+    backbone = copy.deepcopy(checkpoint[0].backbone)
+    backbone.freeze_vision()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.FileStore(str(tmp_path / "store"), 1))
+    try:
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+            wrapped = DistributedDataParallel(backbone)
+        events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        held = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        del wrapped
+    finally:
+        dist.destroy_process_group()
+    assert plan.parts["DDP buckets"] == pytest.approx(held, rel=0.02)
+    for name in ("training", "optimizer step"):
+        assert plan.phases[name] == alone.phases[name] + plan.parts["DDP buckets"]
+
+
+@pytest.mark.parametrize("open_tower", [False, True])
+def test_a_reference_beside_more_than_an_adapter_is_a_copy(
+    checkpoint: tuple[Checkpoint, str], open_tower: bool
+) -> None:
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "freeze_vision": not open_tower}
+    values |= {"lora": {"r": 4, "train_embeddings": not open_tower}, "loss": {"beta": 0.1}, "use_cpu": True}
+    config = make_config(GrpoConfig, values)
+    copied = reference_model(config, SimpleNamespace(device="cpu"), None, *checkpoint[:1] * 2)  # type: ignore[arg-type]
+    mine = {p.data_ptr() for p in checkpoint[0].backbone.parameters()}
+    measured = sum(p.nbytes for p in copied.parameters() if p.data_ptr() not in mine)
+    plan = make_plan(config)
+    assert plan.parts["reference"] == measured > 0
+    without = make_plan(make_config(GrpoConfig, values | {"loss": {"beta": 0.0}}))
+    assert plan.phases["training"] - without.phases["training"] >= measured
+    assert plan.phases["rollouts"] - without.phases["rollouts"] == measured
+
+
 def test_masks_of_short_sequences_on_a_gpu_are_counted(
     checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +265,7 @@ def test_masks_of_short_sequences_on_a_gpu_are_counted(
     padded, packed = training(self_feed=1.0), training()
     assert packed - padded >= 4 * (2 * length) ** 2
     assert training(self_feed=1.0, latent_bottleneck=True) - padded >= 2 * 4 * length**2
-    monkeypatch.setattr("fourdthinker.trainers.plan.FLEX_FROM", 2 * length)
+    monkeypatch.setattr("fourdthinker.trainers.plan_trace.FLEX_FROM", 2 * length)
     assert training() == training(latent_bottleneck=True) == padded
 
 
@@ -260,6 +368,15 @@ def test_what_is_divided_and_what_rollouts_gather(
     assert plan.parts["reference"] == plain.parts["reference"]
     whole = plain.parts["weights"]
     assert plan.parts["gathered weights"] == whole
+    if engine == "zero3":  # less than 10^9 parameters all stay gathered, with its default
+        few = {"stage": 3, "stage3_max_live_parameters": 1000, "stage3_max_reuse_distance": 1000}
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": few}))
+        in_slices = make_plan(make_config(GrpoConfig, values), world_size=4)
+        layer = max(
+            sum(p.numel() for p in layer.parameters())
+            for layer in checkpoint[0].backbone.hf.model.language_model.layers
+        )
+        assert plan.phases["training"] - in_slices.phases["training"] == whole - 4 * (1000 + layer)
     kept = sum(plain.parts[name] // 4 for name in ("weights", "optimizer")) + plan.parts["reference"]
     assert plan.phases["rollouts"] >= kept + whole + plan.parts["KV cache"]
     if engine == "fsdp":  # ZeRO-3 cannot recompute norms
