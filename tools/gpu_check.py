@@ -116,12 +116,15 @@ def workplace() -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    """Of a stage: nothing asks the network, no kernel is interpreted, and a log holds all that was said."""
+def environment(rehearse: bool) -> dict[str, str]:
+    """Of a stage: nothing asks the network, no kernel is interpreted, and a log holds all that was said.
+
+    In a rehearsal the GPU lane runs what a CPU can run of it.
+    """
     values = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     return values | {
         "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
+        "PYTHONUNBUFFERED": "1", "FOURDTHINKER_GPU_LANE": "cpu" if rehearse else "cuda",
     }  # fmt: skip
 
 
@@ -165,7 +168,7 @@ def run(stage: Stage, number: int, folder: Path, rehearse: bool, deadline: float
             output.flush()
             process = subprocess.Popen(
                 command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True, env=environment(),
+                start_new_session=True, env=environment(rehearse),
             )  # fmt: skip
         started.append((process, path))
     late = []

@@ -20,6 +20,7 @@ from fourdthinker.kernels import (
 from tests.gpu import kernel_cases as cases
 from tests.unit.kernels.options import KINDS
 
+pytestmark = pytest.mark.gpu_only  # the interpreter lane runs the cases at its sizes
 CUDA = "cuda"
 WIDTHS = [2048, 2560, 3584, 4096]
 VOCABULARIES = [151_668, 151_936, 152_064]

@@ -11,6 +11,7 @@ from fourdthinker.backbones import FAMILIES, Checkpoint
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, run
 from tests.unit.sampler.cases import mixed_prompts, talkative
 
+pytestmark = pytest.mark.gpu_only  # of graphs alone
 FIELDS = ("tokens", "lengths", "policy_mask", "logprobs", "sampled_logprobs", "latents", "latent_rows")
 
 

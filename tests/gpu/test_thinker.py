@@ -14,6 +14,7 @@ from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import PromptStyle
 from fourdthinker.sampler import SamplingConfig
 from fourdthinker.thinker import Thinker
+from tests.gpu.device import DEVICE
 from tests.tiny import tiny_checkpoint
 
 
@@ -32,7 +33,7 @@ def test_the_first_gpu_is_taken_and_answers_as_the_cpu_does(family: str, tmp_pat
     answers = []
     for device in (None, "cpu"):
         thinker = Thinker.from_pretrained(tmp_path / "model", device=device)
-        assert thinker.checkpoint.backbone.device.type == (device or "cuda")
+        assert thinker.checkpoint.backbone.device.type == (device or DEVICE.type)
         pieces: list[str] = []
         answer = thinker.generate(frames, "Which way?", config=config, on_text=pieces.append)
         assert "".join(pieces) == answer.text

@@ -12,10 +12,11 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.e2e.training import length_reward, metrics, prompts, samples  # noqa: F401 - named by its path below
+from tests.gpu.device import DEVICE
 from tests.tiny import tiny_checkpoint
 
 COMMON = {"bf16": True, "gradient_checkpointing": True, "report_to": [], "max_steps": 2, "save_steps": 0,
-          "logging_steps": 1}  # fmt: skip
+          "logging_steps": 1, "use_cpu": DEVICE.type == "cpu"}  # fmt: skip
 
 
 def steps(run: Path) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from fourdthinker.frames.gpu import convert, nvdec  # noqa: E402
 from fourdthinker.frames.native import native  # noqa: E402
 from tests.unit.frames.gpu.test_convert import LAYOUTS, planes  # noqa: E402
 
+pytestmark = pytest.mark.gpu_only
 CUDA = torch.device("cuda", 0)
 video = native()
 
