@@ -20,6 +20,7 @@ from fourdthinker.errors import RecordError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.e2e.training import ENVIRONMENT, finish, kill, metrics, settings, torchrun, write_data, write_model
 
@@ -137,6 +138,26 @@ def test_ranks_stop_together_when_slurm_warns(base: dict[str, Any], tmp_path: Pa
     (checkpoint,) = run.glob("checkpoint-*")
     assert load_checkpoint(checkpoint).backbone.num_layers == 1
     assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+def test_torchrun_passes_sigterm_on_and_waits_for_the_checkpoint(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    """As a container is ended: the signal goes to torchrun alone, which kills its workers after a time."""
+    run = tmp_path / "run"
+    config = base["dift"] | {"output_dir": str(run), "max_steps": 10_000}
+    process = torchrun(2, "--shutdown-timeout", "60", *MODULE["dift"], *settings(config))
+    wait_for_lines(run, process, 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert output.count("SIGTERM: the run ends with a checkpoint after this update") == 2
+    assert "SIGKILL" not in output, output[-4000:]
+    assert process.returncode == 1  # of torchrun, which counts any signal as a failure
+    (checkpoint,) = run.glob("checkpoint-*")
+    state = RunState.read(checkpoint)
+    assert state.updates == metrics(run)[-1]["step"]
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= state.files.keys()
+    assert not [path.name for path in run.glob(".checkpoint-*")]
 
 
 class BreakClip(TrainerCallback):
