@@ -1,12 +1,11 @@
-"""Every recipe of train/configs makes five updates under its own name, at tiny shapes, and every command
-of the pages about DIFT and 4DRL runs."""
+"""Every recipe of train/configs makes five updates under its own name, at tiny shapes, and so does every
+training that README and docs show."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_files import load_config
 from tests.e2e.training import ROOT, metrics, settings, write_data
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.unit.cli.test_docs import shell_lines
 
 CONFIGS = ROOT / "train" / "configs"
 SMALL: dict[str, Any] = {
@@ -110,29 +110,44 @@ def test_five_updates(path: Path, data: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("page", "module"), [("dift", dift), ("4drl", grpo)])
-def test_commands_of_the_page_run(
-    page: str, module: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def documented_trainings() -> list[tuple[str, list[str]]]:
+    """Page and words of each training on one machine that a page shows in full."""
+    return [
+        (page, words)
+        for page, words in shell_lines()
+        if "--config" in words and "..." not in words and "--nnodes" not in words
+    ]
+
+
+TRAININGS = {" ".join(words[words.index("--config") + 1 :]): words for _, words in documented_trainings()}
+BASES = {
+    "my/model": "qwen2_5_vl", "runs/dift-3b/final": "qwen2_5_vl", "runs/dift-7b/final": "qwen2_5_vl",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl-plain", "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl-plain",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", TRAININGS.values(), ids=TRAININGS)
+def test_documented_trainings_run(
+    shown: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the folders that they name hold a tiny model and tiny records."""
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    shown = [shlex.split(line) for line in re.findall(r"^torchrun .*[^.\\]$", text, re.MULTILINE)]
-    assert len(shown) == 2
+    module: Any = dift if any("dift" in word for word in shown[:4]) else grpo
     _, questions = write_data(tmp_path / "my", 2)
     questions.rename(tmp_path / "my" / "4drl.jsonl")
-    for name in ("my/model", "runs/dift-3b/final", "Qwen/Qwen2.5-VL-3B-Instruct"):
+    shutil.copy(data / "talks.jsonl", tmp_path / "my" / "conversations.jsonl")
+    for name, model in BASES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).symlink_to(data / ("qwen2_5_vl-plain" if "Qwen" in name else "qwen2_5_vl"))
+        (tmp_path / name).symlink_to(data / model)
     monkeypatch.chdir(tmp_path)
-    for number, words in enumerate(shown):
-        position = words.index("--config")
-        arguments = ["--config", str(ROOT / words[position + 1]), *words[position + 2 :]]
-        small = SMALL | {"output_dir": f"run{number}"}
-        if module is grpo:
-            small |= SMALL_GRPO | {"max_steps": 2}
-        if any("soft_overlong_reward" in word for word in words):
-            small["reward_arguments.soft_overlong_reward.buffer"] = 4
-        module.main([*arguments, *settings(small)])
-        lines = metrics(tmp_path / f"run{number}")
-        assert [line["step"] for line in lines] == list(range(1, small["max_steps"] + 1))
-        assert (tmp_path / f"run{number}" / "final" / "config.json").exists()
+    position = shown.index("--config")
+    arguments = ["--config", str(ROOT / shown[position + 1]), *shown[position + 2 :]]
+    if "--dry-run" in shown:
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        module.main(["--dry-run", *arguments])
+        return
+    small = SMALL | {"output_dir": "run", "max_steps": 2} | (SMALL_GRPO if module is grpo else {})
+    if any("soft_overlong_reward" in word for word in shown):
+        small["reward_arguments.soft_overlong_reward.buffer"] = 4
+    module.main([*arguments, *settings(small)])
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+    assert (tmp_path / "run" / "final" / "config.json").exists()
