@@ -216,7 +216,8 @@ class GrpoConfig(TrainConfig):
     loss: Annotated[GrpoOptions, BeforeValidator(make_loss)] = Field(
         GrpoOptions(beta=PUBLISHED_BETA),
         validate_default=True,
-        description="The GRPO objective. With beta 0 there is no reference model.",
+        description="The GRPO objective. With beta 0 there is no reference model, unless reward_kl_weight or "
+        "latent_term=cosine needs one.",
     )
     num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
     sync_ref_model: Bool = Field(
