@@ -128,7 +128,7 @@ def _show(summary: dict[str, Any]) -> None:
     for column in ("stage", "done", "items/min", "rejected", "failed", "quarantined"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage, row in summary["stages"].items():
-        rate = f"{row['per_minute']:g}" if row["per_minute"] else ""
+        rate = f"{row['per_minute']:.1f}" if row["per_minute"] else ""
         others = [str(sum(row[state].values()) or "") for state in ("rejected", "failed", "quarantined")]
         table.add_row(stage, str(row["done"]), rate, *others)
     console = Console(stderr=True)

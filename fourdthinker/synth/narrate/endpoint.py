@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fourdthinker.errors import ConfigError, FourdError, install
 from fourdthinker.files import make_folder, parse_json, write_bytes
-from fourdthinker.synth.narrate.limits import Budget, RateLimit
+from fourdthinker.synth.narrate.limits import Budget, BudgetError, RateLimit
 
 log = logging.getLogger(__name__)
 
 _LARGEST = 4 << 20  # bytes of a reply
+_GIVES_UP = 16  # calls in a row without a reply, each of all its attempts, until no more are made
 _ENVIRONMENT = "OPENAI_API_KEY and, unless it is OpenAI's own endpoint, OPENAI_BASE_URL"
 
 
@@ -107,6 +108,7 @@ class Endpoint:
         )
         self._rate = RateLimit(settings.per_minute, sleep=sleep)
         self._sleep = sleep
+        self._unanswered = 0  # calls in a row, over all threads
         self._cache = make_folder(cache)
         self._client = openai.OpenAI(base_url=base_url, timeout=settings.timeout_s, max_retries=0)
 
@@ -124,7 +126,7 @@ class Endpoint:
             EndpointError: no attempt got a reply.
             RefusedError: the endpoint refuses this request.
             ConfigError: it refuses the key, or does not know the model.
-            BudgetError: the budget is spent.
+            BudgetError: the budget is spent, or many calls in a row got no reply.
         """
         request = {
             "model": self.settings.model,
@@ -145,6 +147,11 @@ class Endpoint:
 
     def _attempts(self, request: dict[str, Any]) -> Reply:
         reason = ""
+        if self._unanswered >= _GIVES_UP:
+            raise BudgetError(
+                f"model {self.settings.model!r}: {self._unanswered} calls in a row got no reply, so no more "
+                "are made; check the endpoint, and run the same command later"
+            )
         for attempt in range(self.settings.attempts):
             if attempt:
                 step = min(self.settings.longest_backoff_s, self.settings.backoff_s * 2 ** (attempt - 1))
@@ -153,9 +160,11 @@ class Endpoint:
             self._rate.wait()
             found = self._once(request)
             if isinstance(found, Reply):
+                self._unanswered = 0
                 return found
             reason = found
             log.debug("attempt %d of %d: %s", attempt + 1, self.settings.attempts, reason)
+        self._unanswered += 1
         raise EndpointError(
             f"model {self.settings.model!r}: {self.settings.attempts} attempts failed, the last: {reason}; "
             "check the endpoint, or run the same command later"

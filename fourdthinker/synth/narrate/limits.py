@@ -10,7 +10,10 @@ from fourdthinker.errors import FourdError
 
 
 class BudgetError(FourdError):
-    """The budget of the run is spent. What is left to do is done by a later run with more."""
+    """Nothing more is asked in this run: its budget is spent, or the endpoint answers nothing at all.
+
+    What is left to do is done by a later run.
+    """
 
 
 class RateLimit:

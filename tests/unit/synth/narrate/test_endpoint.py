@@ -176,6 +176,20 @@ def test_the_budget_is_kept(server: fake.FakeEndpoint, connect: Any) -> None:
     assert len(server.requests) == 3
 
 
+def test_an_endpoint_that_never_answers_is_given_up(server: fake.FakeEndpoint, connect: Any) -> None:
+    endpoint = connect(attempts=1)
+    server.script = [*[fake.status(500)] * 15, fake.says("hi"), *[fake.status(500)] * 16]
+    for seed in range(32):
+        if seed == 15:
+            assert endpoint.complete(ASK, seed=seed).text == "hi"
+            continue
+        with pytest.raises(EndpointError):
+            endpoint.complete(ASK, seed=seed)
+    with pytest.raises(BudgetError, match=r"'m': 16 calls in a row got no reply, so no more are made; check"):
+        endpoint.complete(ASK, seed=32)
+    assert len(server.requests) == 32
+
+
 def test_the_rate_is_that_of_all_threads(server: fake.FakeEndpoint, tmp_path: Path) -> None:
     endpoint = Endpoint(
         EndpointSettings(model="m", per_minute=60 / 0.05), tmp_path / "cache", base_url=server.url
