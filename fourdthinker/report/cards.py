@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fourdthinker.report.completions import Block, Part
@@ -115,21 +114,18 @@ def shown_options(options: dict[str, str], right: str | None) -> list[tuple[str,
     return [(letter, text, letter == right) for letter, text in options.items()]
 
 
-def numbered(values: Sequence[str]) -> list[str]:
-    """Names for links.
+class Names:
+    """Names for links within one page, none of which is given twice."""
 
-    Args:
-        values: what they are made of.
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
 
-    Returns:
-        Of each value a name of letters, digits, "-", "." and "_" alone, none twice.
-    """
-    out: dict[str, None] = {}
-    for value in values:
-        name = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-")[:80] or "card"
+    def of(self, text: str) -> str:
+        """A name made of a text, of letters, digits, "-", "." and "_" alone."""
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")[:80] or "card"
         number, unique = 1, name
-        while unique in out:
+        while unique in self._taken:
             number += 1
             unique = f"{name}-{number}"
-        out[unique] = None
-    return list(out)
+        self._taken.add(unique)
+        return unique

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.evaluate.table import number, percent, points, span
-from fourdthinker.report.cards import Card, Deck, ShownRow, numbered, shown_options
+from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import audit_deltas, read_row, shaded_parts, shown_blocks
 from fourdthinker.report.lines import read_lines
 from fourdthinker.report.media import Album, clip_of, pictures_or_trouble
@@ -89,19 +89,21 @@ def _three(value: object) -> str:
     return "–" if size is None else f"{size:.3f}".replace("-", "−")
 
 
-def thought_deck(path: Path, album: Album) -> Deck | None:
+def thought_deck(path: Path, name: str, album: Album, names: Names) -> Deck | None:
     """The questions of a thoughts.jsonl; None where there are none.
 
     Args:
         path: of the file.
+        name: of the run, "" where the page is about one.
         album: gets the pictures.
+        names: of the page.
     """
     entries, bad = read_lines(path)
     lines = [entry for _, entry in entries if entry.get("id") is not None]
     if bad or len(lines) < len(entries):
         log.warning("%s: %d lines are left out", path, bad + len(entries) - len(lines))
     lines.sort(key=lambda entry: (not _flips(entry), not _is_wrong(entry)))
-    anchors = numbered([f"thought {entry['id']}" for entry in lines[:_MOST]])
+    anchors = [names.of(f"{name} thought {entry['id']}") for entry in lines[:_MOST]]
     cards = [_card(entry, anchor, album) for entry, anchor in zip(lines, anchors, strict=False)]
     if not cards:
         return None
@@ -111,7 +113,8 @@ def thought_deck(path: Path, album: Album) -> Deck | None:
         "the right letter changes with other vectors in the place of all latents. Flipped: another mode "
         "changes the answer."
     )
-    return Deck("What the latents show", "thoughts", said, cards, len(lines) - len(cards), path.name)
+    title = " · ".join(filter(None, ("What the latents show", name)))
+    return Deck(title, names.of(f"thoughts {name}"), said, cards, len(lines) - len(cards), path.name)
 
 
 def _card(entry: Mapping[str, Any], anchor: str, album: Album) -> Card:

@@ -18,8 +18,13 @@ from fourdthinker.frames import FramePolicy, load_image, read_frames, resize
 _HEIGHT = 224  # twice what is shown, for dense screens
 _SMALL = 128 * 128  # pixels; smaller pictures are shown enlarged, where JPEG blocks would show
 _TINY = 112
+ROOM = 8_000_000  # bytes of all pictures of a page
 
 Media = tuple[tuple[str, str], ...]
+
+
+class FullError(FourdError):
+    """The page has no room for another picture."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,11 @@ class Album:
 
         Raises:
             VideoError: one that cannot be read.
+            FullError: there is no room for more.
         """
         key = (clip, most)
         if key not in self._known:
+            self._check_room()
             parts = clip.parts
             each = max(1, most // max(1, len(parts)))
             self._known[key] = [self._part(clip, part, n, each) for n, part in enumerate(parts[:most])]
@@ -113,6 +120,7 @@ class Album:
 
         Raises:
             VideoError: it cannot be read.
+            FullError: there is no room for more.
         """
         if not 0 <= medium < len(clip.parts):
             return None
@@ -124,6 +132,7 @@ class Album:
         time = min(end, max(begin, begin + (share * (end - begin) if seconds is None else seconds)))
         key = (part[0][1], time)
         if key not in self._frames:
+            self._check_room()
             read = read_frames(self._located(part[0][1]), _policy(1), times=[time], out="uint8")
             title = _named(clip, medium, f"frame at {time:.2f} s")
             self._frames[key] = self._add(np.asarray(read.pixels)[0], title)
@@ -154,8 +163,17 @@ class Album:
     def _image(self, path: str, title: str) -> Picture:
         key = (path, 0.0)
         if key not in self._frames:
+            self._check_room()
             self._frames[key] = self._add(load_image(self._located(path), at_least=2 * _HEIGHT), title)
         return replace(self._frames[key], title=title)
+
+    def _check_room(self) -> None:
+        """The album that is full by less than one picture takes it; nothing is read for a full one."""
+        if sum(map(len, self.urls.values())) > ROOM:
+            raise FullError(
+                f"the page has {ROOM // 1_000_000} MB of pictures, and no room for more; name fewer runs, or "
+                "fewer --groups"
+            )
 
     def _located(self, path: str) -> Path:
         inside = self.root / path  # an absolute path stays what it is
@@ -209,6 +227,8 @@ def pictures_or_trouble(album: Album, clip: Clip, most: int) -> tuple[list[Pictu
     """All pictures of a clip in one list; or none, and why, in words."""
     try:
         return [picture for part in album.pictures(clip, most) for picture in part], ""
+    except FullError as error:
+        return [], f"The frames are left out: {error}"
     except (FourdError, OSError) as error:
         kind = "cannot be read" if isinstance(error, VideoError) else "cannot be found"
         return [], f"The frames {kind}: {error}"

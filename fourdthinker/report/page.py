@@ -6,15 +6,16 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.audit.thoughts import THOUGHTS
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import PathLike, read_regular, write_text
-from fourdthinker.report.cards import Deck
+from fourdthinker.report.cards import Deck, Names
 from fourdthinker.report.curves import Phase, make_phase, phases, read_metrics
+from fourdthinker.report.fitting import ROOM, fitting
 from fourdthinker.report.latents import LATENTS, latent_tables, thought_deck
 from fourdthinker.report.lines import parse
 from fourdthinker.report.media import Album
@@ -93,15 +94,17 @@ def write_report(run_dir: PathLike, *others: PathLike, out: PathLike | None = No
     path = Path(out) if out is not None else folders[-1] / REPORT
     _check_replaced(path)
     named = list(zip(_names(folders), folders, strict=True))
-    album = Album(folders[0])
+    album, names = Album(folders[0]), Names()
     answers = read_answers(named)
-    runs = [_run(name, folder, answers, album, groups, len(folders) > 1) for name, folder in named]
+    questions = question_deck(answers, album, names) if answers else None
+    runs = [_run(name, folder, answers, album, names, groups, len(folders) > 1) for name, folder in named]
+    room = ROOM // max(1, sum(len(run.decks) for run in runs) + (questions is not None))
     page = _render(
         name=" → ".join(run.name for run in runs),
         several=len(runs) > 1,
-        runs=runs,
+        runs=[replace(run, decks=[fitting(deck, room) for deck in run.decks]) for run in runs],
         comparisons=comparison_tables(answers),
-        questions=question_deck(answers, album) if answers else None,
+        questions=fitting(questions, room) if questions is not None else None,
         album=album,
     )
     write_text(path, page)
@@ -109,7 +112,13 @@ def write_report(run_dir: PathLike, *others: PathLike, out: PathLike | None = No
 
 
 def _run(
-    name: str, folder: Path, answers: Sequence[Answers], album: Album, groups: int, several: bool
+    name: str,
+    folder: Path,
+    answers: Sequence[Answers],
+    album: Album,
+    names: Names,
+    groups: int,
+    several: bool,
 ) -> Run:
     """What is shown of one folder; ConfigError where that is nothing."""
     album = album.of(folder)
@@ -118,9 +127,11 @@ def _run(
     decks = []
     for log in logs:
         inside = log.parent.name if log.parent != folder and len(logs) > 1 else ""
-        decks.append(rollout_deck(log, " ".join(filter(None, (name * several, inside))), album, groups))
+        decks.append(
+            rollout_deck(log, " ".join(filter(None, (name * several, inside))), album, names, groups)
+        )
     if (folder / THOUGHTS).exists():
-        decks.append(thought_deck(folder / THOUGHTS, album))
+        decks.append(thought_deck(folder / THOUGHTS, name * several, album, names))
     curves = [phase for title, log in phases(folder) if (phase := make_phase(title, read_metrics(log)))]
     run = Run(
         name=name,

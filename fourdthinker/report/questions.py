@@ -11,7 +11,7 @@ from pathlib import Path
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, load_result
 from fourdthinker.evaluate.table import number, percent
-from fourdthinker.report.cards import Card, Deck, ShownRow, numbered, shown_options
+from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import Row, shaded_parts
 from fourdthinker.report.media import Album, clip_of, pictures_or_trouble
 from fourdthinker.report.results import difference_cells
@@ -136,7 +136,7 @@ def confusion_tables(run: Answers) -> list[Table]:
     return tables
 
 
-def question_deck(runs: Sequence[Answers], album: Album) -> Deck:
+def question_deck(runs: Sequence[Answers], album: Album, names: Names) -> Deck:
     """The questions with the answers of all runs: first those that flip, then wrong ones, then others."""
     first, last = runs[0], runs[-1]
     questions = list(last.result.questions)
@@ -146,13 +146,19 @@ def question_deck(runs: Sequence[Answers], album: Album) -> Deck:
 
     order = sorted(questions, key=lambda q: (not flipped(q), is_right(q)))
     chosen = order[:_MOST]
-    anchors = numbered([f"question {q.id}" for q in chosen])
+    anchors = [names.of(f"question {q.id}") for q in chosen]
     cards = [_card(q, anchor, runs, album, flipped(q)) for q, anchor in zip(chosen, anchors, strict=True)]
     said = "Answers at temperature 0, then samples."
     if len(runs) > 1:
         said += f" The runs, from left to right: {', '.join(run.name for run in runs)}."
     return Deck(
-        "Questions", "questions", said, cards, len(order) - len(chosen), ANSWERS, _csv(questions, runs)
+        "Questions",
+        names.of("questions"),
+        said,
+        cards,
+        len(order) - len(chosen),
+        ANSWERS,
+        _csv(questions, runs),
     )
 
 

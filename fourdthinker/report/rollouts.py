@@ -10,7 +10,7 @@ from typing import Any
 
 from fourdthinker.answers import parse_answer
 from fourdthinker.evaluate.table import number
-from fourdthinker.report.cards import Card, Deck, ShownRow, numbered, shown_options
+from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import Row, read_row, shaded_parts, shown_blocks
 from fourdthinker.report.lines import read_lines
 from fourdthinker.report.media import Album, Clip, clip_of, pictures_or_trouble, spread
@@ -96,20 +96,21 @@ def choose(groups: Sequence[Group], most: int) -> list[Group]:
     return chosen + rest[: max(0, most - len(chosen))]
 
 
-def rollout_deck(path: Path, name: str, album: Album, most: int) -> Deck | None:
+def rollout_deck(path: Path, name: str, album: Album, names: Names, most: int) -> Deck | None:
     """The section on a log of rollouts; None where there are none.
 
     Args:
         path: of the log.
         name: of the run, "" where the page is about one.
         album: gets the pictures.
+        names: of the page.
         most: groups shown.
     """
     groups = read_groups(path)
     chosen = sorted(choose(groups, most), key=lambda group: group.step)
     if not chosen:
         return None
-    anchors = numbered([f"{name} step {group.step} {group.id}" for group in chosen])
+    anchors = [names.of(f"{name} step {group.step} {group.id}") for group in chosen]
     cards = [
         _card(group, anchor, album, _same(index, chosen, anchors))
         for index, (group, anchor) in enumerate(zip(chosen, anchors, strict=True))
@@ -119,7 +120,7 @@ def rollout_deck(path: Path, name: str, album: Album, most: int) -> Deck | None:
         "group a completion was."
     )
     left_out = len(groups) - len(chosen)
-    return Deck(f"Rollouts {name}".strip(), f"rollouts-{anchors[0]}", said, cards, left_out, path.name)
+    return Deck(f"Rollouts {name}".strip(), names.of(f"rollouts {name}"), said, cards, left_out, path.name)
 
 
 def _same(index: int, groups: Sequence[Group], anchors: Sequence[str]) -> list[tuple[int, str, Group]]:

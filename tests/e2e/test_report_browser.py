@@ -128,6 +128,15 @@ def test_a_link_opens_the_page_at_its_question(page: Path, browser: Browser) -> 
     assert before.startswith("the same question at step")
 
 
+@pytest.mark.parametrize("fragment", ["#nothing", "#%E0%A4%A", "#%22%3E", "#", "#picture-0", "#accuracy"])
+def test_a_link_to_nothing_opens_the_page(page: Path, browser: Browser, fragment: str) -> None:
+    browser.open(page, fragment)
+    assert shown(browser) == GROUPS
+    assert browser.errors == []
+    browser.press("j")
+    assert browser.run("document.activeElement.tagName") == "ARTICLE"
+
+
 def test_keys(page: Path, browser: Browser) -> None:
     browser.open(page)
     ids = browser.run("[...document.querySelectorAll('article')].map(a => a.id)")
@@ -178,4 +187,4 @@ def test_a_table_is_kept_as_csv(browser: Browser) -> None:
     link = "document.querySelector('a[download]')"
     assert browser.run(f"{link}.download") == "accuracy.csv"
     text = base64.b64decode(browser.run(f"{link}.href").partition("base64,")[2]).decode()
-    assert text.splitlines()[0] == ",Accuracy,95 % interval,Greedy,Answer entropy,Questions,Failed"
+    assert text.splitlines()[0] == ",Accuracy,95 % interval,Adjusted,Greedy,Answer entropy,Questions,Failed"

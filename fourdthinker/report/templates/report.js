@@ -25,7 +25,7 @@
 
   // A link to a card that is filtered away shows it.
   const reveal = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(location.hash.slice(1)); // names have nothing to decode
     if (target === null) return;
     if (target.hidden) {
       const bar = target.parentElement.querySelector(".filters");

@@ -20,6 +20,7 @@ from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate import evaluate, latent_modes
 from fourdthinker.evaluate.latent_modes import LatentFeeds, latent_feeds
 from fourdthinker.evaluate.letters import letter_step
+from fourdthinker.report.cards import Names
 from fourdthinker.report.latents import latent_tables, thought_deck
 from fourdthinker.report.media import Album
 from fourdthinker.sampler import LatentSampler, SamplingConfig, replay_batch
@@ -88,7 +89,7 @@ def test_a_model_that_answers_from_its_latents(
         assert set(line["modes"]) == set(modes)
         assert line["modes"]["own"]["answer"] == line["answer"]
         assert line["modes"]["own"]["right"] > 0.5
-    deck = thought_deck(tmp_path / "thoughts.jsonl", Album(tmp_path))
+    deck = thought_deck(tmp_path / "thoughts.jsonl", "", Album(tmp_path), Names())
     assert deck is not None
     flipped = sum("flipped" in card.flags for card in deck.cards)
     assert flipped > 0.6 * QUESTIONS

@@ -13,7 +13,7 @@ import pytest
 
 from fourdthinker.evaluate import AnsweredQuestion
 from fourdthinker.report import write_report
-from fourdthinker.report.cards import numbered
+from fourdthinker.report.cards import Names
 from fourdthinker.report.media import Album
 from fourdthinker.report.questions import (
     Answers,
@@ -61,7 +61,7 @@ def answers(runs: list[Path]) -> list[Answers]:
 
 
 def test_flags_and_order(runs: list[Path], tmp_path: Path) -> None:
-    deck = question_deck(answers(runs), Album(tmp_path))
+    deck = question_deck(answers(runs), Album(tmp_path), Names())
     found = {card.head: card.flags for card in deck.cards}
     assert found == {
         "q1": ["wrong", "flipped"],
@@ -109,7 +109,7 @@ def lines_of(url: str) -> list[list[str]]:
 
 
 def test_tables_are_csv_that_computes_nothing(runs: list[Path], tmp_path: Path) -> None:
-    deck = question_deck(answers(runs), Album(tmp_path))
+    deck = question_deck(answers(runs), Album(tmp_path), Names())
     assert lines_of(deck.csv)[:3] == [
         ["id", "type", "right", "before", "after"], ["q0", "side", "A", "B", "A"],
         ["q1", "side", "B", "B", "A"],
@@ -119,7 +119,8 @@ def test_tables_are_csv_that_computes_nothing(runs: list[Path], tmp_path: Path) 
 
 
 def test_links_are_names_and_none_is_there_twice() -> None:
-    assert numbered(["a b", "a-b", 'x"><script>', "日本", ""]) == [
+    names = Names()
+    assert [names.of(text) for text in ("a b", "a-b", 'x"><script>', "日本", "")] == [
         "a-b",
         "a-b-2",
         "x-script",
@@ -145,6 +146,6 @@ def test_the_page_of_two_runs(runs: list[Path]) -> None:
 def test_a_failed_question_says_why(tmp_path: Path) -> None:
     failed = AnsweredQuestion("q0", "side", "v", OPTIONS, "A", failed="clip.mp4: no such file")
     run = written(tmp_path / "run", [failed], 2)
-    (card,) = question_deck(answers([run]), Album(tmp_path)).cards
+    (card,) = question_deck(answers([run]), Album(tmp_path), Names()).cards
     assert [part.text for part in card.rows[0].parts] == ["clip.mp4: no such file"]
     assert card.flags == ["wrong"]
