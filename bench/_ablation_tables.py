@@ -1,17 +1,17 @@
 """What the answers of the ablation say: accuracies, differences between variants, and the latent audit.
 
-Questions of all seeds are pooled; those about one video of one seed are a cluster. These intervals are over
-questions and hold for the trained models as they are; that over seeds, by Student's t, is over trainings too.
+A seed's rows are made of its answers and may be saved by themselves, so that seeds can be run on different
+days and machines. The tables are made of the rows of all seeds. Their first interval is over questions,
+clustered by video, and holds for the trained models as they are; that over seeds, by Student's t, is over
+trainings too.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fourdthinker.evaluate.scoring import student_quantile
 from fourdthinker.sampler import LATENT_MODES
 
 Row = dict[str, Any]
+Seeds = Mapping[int, Sequence[Row]]  # the rows of each seed
 STAGES = ("dift", "rl")
 BASES = ("none", "latents")  # what every variant is compared with
 MOST_SEEDS = 10
@@ -37,15 +38,47 @@ def answers_folder(out: Path, seed: int, variant: str, stage: str) -> Path:
     return out / f"seed{seed}" / variant / f"{stage}-answers"
 
 
-def pooled(results: Mapping[int, EvalResult]) -> EvalResult:
-    """The answers of several seeds as those of one model; a question of another seed is another one."""
-    first = next(iter(results.values()))
-    questions = tuple(
-        replace(q, id=f"{seed}/{q.id}", cluster=f"{seed}/{q.cluster}")
-        for seed, result in results.items()
-        for q in result.questions
-    )
-    return EvalResult(first.name, questions, first.n, first.greedy)
+def rows_of_seed(out: Path, seed: int) -> list[Row]:
+    """All that the finished trainings of a seed say.
+
+    Args:
+        out: folder of the ablation.
+        seed: of the demo.
+
+    Returns:
+        Rows with a variant, a stage and a part: "accuracy", of its own answers, with differences to BASES
+        after the same stage; "audit", one a mode of the latents (`mode_numbers`); "blocks", one a block.
+    """
+    rows: list[Row] = []
+    for stage in STAGES:
+        done = [name for name in VARIANTS if result_path(out, seed, name, stage).exists()]
+        folders = {name: answers_folder(out, seed, name, stage) for name in done}
+        answers = {name: load_result(folder / ANSWERS) for name, folder in folders.items()}
+        for name in done:
+            about = {"variant": name, "stage": stage}
+            rows.append(about | {"part": "accuracy"} | _accuracy(name, answers))
+            rows += [about | {"part": "audit"} | row for row in _audit(folders[name] / MODES)]
+            blocks = json.loads(result_path(out, seed, name, stage).read_text()).get("blocks", ())
+            rows += [about | {"part": "blocks"} | block for block in blocks]
+    return rows
+
+
+def _accuracy(name: str, answers: Mapping[str, EvalResult]) -> Row:
+    numbers = answers[name].summary()
+    kept = ("n", "greedy", "greedy_low", "greedy_high", "accuracy", "low", "high", "parsed", "by_type")
+    row: Row = {key: numbers[key] for key in kept}
+    for base in BASES:
+        if base != name and base in answers:
+            found = compare(answers[base], answers[name]).to_dict()
+            row[f"less_{base}"] = {
+                key: found[key] for key in ("greedy", "sampled", "by_type", "p", "changed")
+            }
+    return row
+
+
+def _audit(folder: Path) -> list[Row]:
+    results = {mode: load_result(folder / mode) for mode in LATENT_MODES if (folder / mode).exists()}
+    return [{"mode": mode} | mode_numbers(results["own"], result) for mode, result in results.items()]
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
@@ -57,122 +90,36 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def difference(variant: Mapping[int, EvalResult], base: Mapping[int, EvalResult]) -> Row | None:
-    """A variant less another one, on the questions of the seeds that both have.
+def over_questions(found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean of the means of independent seeds, with the interval that follows from theirs, if all have one."""
+    mean = statistics.fmean(float(numbers["mean"] or 0.0) for numbers in found)
+    halves = []
+    for numbers in found:
+        low, high = numbers["low"], numbers["high"]
+        if low is None or high is None:
+            return {"mean": mean, "low": None, "high": None}
+        halves.append((high - low) / 2)
+    half = math.hypot(*halves) / len(halves)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def joined(seeds: Seeds, part: str, keys: Sequence[str]) -> dict[tuple[Any, ...], dict[int, Row]]:
+    """The rows of a part that are about the same, by what they are about and by seed.
 
     Args:
-        variant: seed -> its answers.
-        base: likewise, of the one that is subtracted.
-
-    Returns:
-        greedy and sampled: mean, low, high; by_type: of the greedy ones; p: McNemar; greedy_seeds and
-        sampled_seeds: `over_seeds`, with what each seed has. None: they share no seed.
+        seeds: of all seeds.
+        part: "accuracy", "audit" or "blocks".
+        keys: say what a row is about.
     """
-    seeds = [seed for seed in variant if seed in base]
-    if not seeds:
-        return None
-    both = compare(pooled({s: base[s] for s in seeds}), pooled({s: variant[s] for s in seeds})).to_dict()
-    row = {key: both[key] for key in ("greedy", "sampled", "by_type", "p", "changed")}
-    for kind in ("greedy", "sampled"):
-        each = [
-            float(variant[s].scores(greedy=kind == "greedy").mean())
-            - float(base[s].scores(greedy=kind == "greedy").mean())
-            for s in seeds
-        ]
-        row[f"{kind}_seeds"] = over_seeds(each) | {"each": each}
-    return row | {"seeds": seeds}
-
-
-def accuracy_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
-    """A row for each variant and stage that at least one seed has finished.
-
-    Args:
-        out: folder of the ablation.
-        seeds: that count.
-
-    Returns:
-        Accuracies pooled over seeds, by type of question too, and differences to BASES after the same stage.
-    """
-    rows = []
-    for stage in STAGES:
-        found: dict[str, dict[int, EvalResult]] = {}
-        for variant in VARIANTS:
-            if done := _done(out, seeds, variant, stage):
-                found[variant] = {
-                    seed: load_result(answers_folder(out, seed, variant, stage) / ANSWERS) for seed in done
-                }
-        for variant, results in found.items():
-            numbers = pooled(results).summary()
-            row: Row = {"variant": variant, "stage": stage, "seeds": list(results), "questions": numbers["n"]}
-            for name in ("greedy", "greedy_low", "greedy_high", "parsed", "by_type"):
-                row[name] = numbers[name]
-            row |= {"sampled": numbers["accuracy"], "sampled_low": numbers["low"]}
-            row["sampled_high"] = numbers["high"]
-            for base in BASES:
-                if base != variant and base in found:
-                    row[f"less_{base}"] = difference(results, found[base])
-            rows.append(row)
-    return rows
-
-
-def audit_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
-    """A row for each variant, stage and mode of the latents: `mode_numbers` over all seeds that have it.
-
-    Args:
-        out: folder of the ablation.
-        seeds: that count.
-
-    Returns:
-        The rows.
-    """
-    rows = []
-    for stage, variant in itertools.product(STAGES, VARIANTS):
-        done = _done(out, seeds, variant, stage)
-        folders = {seed: answers_folder(out, seed, variant, stage) / MODES for seed in done}
-        own: dict[int, EvalResult] = {}
-        for mode in LATENT_MODES:
-            results = {
-                seed: load_result(folder / mode)
-                for seed, folder in folders.items()
-                if (folder / mode / "answers.jsonl").exists()
-            }
-            if not results:
-                continue
-            own = results if mode == "own" else own
-            base = pooled({seed: own[seed] for seed in results})
-            numbers = mode_numbers(base, base if mode == "own" else pooled(results))
-            rows.append({"variant": variant, "stage": stage, "mode": mode, "seeds": list(results)} | numbers)
-    return rows
-
-
-def block_rows(out: Path, seeds: Sequence[int]) -> list[Row]:
-    """A row for each variant, stage and block: the means over seeds of what the audit says about it.
-
-    Args:
-        out: folder of the ablation.
-        seeds: that count.
-
-    Returns:
-        The rows.
-    """
-    rows = []
-    for stage, variant in itertools.product(STAGES, VARIANTS):
-        done = _done(out, seeds, variant, stage)
-        found = {seed: json.loads(result_path(out, seed, variant, stage).read_text()) for seed in done}
-        for number in range(max((len(values.get("blocks", ())) for values in found.values()), default=0)):
-            blocks = {s: v["blocks"][number] for s, v in found.items() if len(v["blocks"]) > number}
-            row: Row = {"variant": variant, "stage": stage, "block": number + 1, "seeds": list(blocks)}
-            for key in next(iter(blocks.values())):
-                values = [block[key] for block in blocks.values() if block[key] is not None]
-                if key != "block":
-                    row[key] = statistics.fmean(values) if values else None
-            rows.append(row)
-    return rows
-
-
-def _done(out: Path, seeds: Sequence[int], variant: str, stage: str) -> list[int]:
-    """The seeds of which this training is finished."""
-    return [seed for seed in seeds if result_path(out, seed, variant, stage).exists()]
+    found: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for seed, rows in seeds.items():
+        for row in rows:
+            if row["part"] == part:
+                found.setdefault(tuple(row[key] for key in keys), {})[seed] = row
+    order = {name: place for place, name in enumerate((*STAGES, *VARIANTS, *LATENT_MODES))}
+    return dict(
+        sorted(found.items(), key=lambda item: [order.get(key, key) for key in reversed(item[0][:2])])
+    )
 
 
 def percent(value: float | None) -> str:
@@ -189,29 +136,51 @@ def points(numbers: Mapping[str, float | None] | None) -> str:
     return f"{100 * numbers['mean']:+.1f}{bounds}"
 
 
-def shown_accuracies(rows: Sequence[Row]) -> list[Row]:
-    """Rows of `accuracy_rows` as a table: greedy accuracy, by type, and differences in points."""
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are numbers."""
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if numbers else None
+
+
+def accuracy_table(seeds: Seeds) -> list[Row]:
+    """A line for each variant and stage: accuracy at temperature 0, by type, and differences in points."""
     table = []
-    for row in rows:
-        line = {key: row[key] for key in ("variant", "stage")}
-        line |= {"seeds": len(row["seeds"]), "greedy %": percent(row["greedy"])}
-        line["sampled %"] = percent(row["sampled"])
-        line |= {kind: percent(numbers["greedy"]) for kind, numbers in row["by_type"].items()}
+    for (variant, stage), rows in joined(seeds, "accuracy", ("variant", "stage")).items():
+        line: Row = {"variant": variant, "stage": stage, "seeds": len(rows)}
+        line["greedy %"] = percent(mean([row["greedy"] for row in rows.values()]))
+        line["sampled %"] = percent(mean([row["accuracy"] for row in rows.values()]))
+        for kind in next(iter(rows.values()))["by_type"]:
+            line[kind] = percent(mean([row["by_type"][kind]["greedy"] for row in rows.values()]))
         for base in BASES:
-            found = row.get(f"less_{base}")
-            line[f"less {base}"] = points(found and found["greedy"])
-            line[f"less {base}, over seeds"] = points(found and found["greedy_seeds"])
+            found = [row[f"less_{base}"]["greedy"] for row in rows.values() if f"less_{base}" in row]
+            line[f"less {base}"] = points(over_questions(found) if found else None)
+            line[f"less {base}, over seeds"] = points(
+                over_seeds([f["mean"] for f in found]) if found else None
+            )
         table.append(line)
     return table
 
 
-def shown_audit(rows: Sequence[Row]) -> list[Row]:
-    """Rows of `audit_rows` as a table: a column for each mode, own accuracy and the differences from it."""
+def audit_table(seeds: Seeds) -> list[Row]:
+    """A line for each variant and stage, a column for each mode: own accuracy, and differences from it."""
     table: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        line = table.setdefault(
-            (row["variant"], row["stage"]), {key: row[key] for key in ("variant", "stage")}
-        )
-        own = row["mode"] == "own"
-        line[row["mode"]] = percent(row["accuracy"]) if own else points(row["difference"])
+    for (variant, stage, mode), rows in joined(seeds, "audit", ("variant", "stage", "mode")).items():
+        line = table.setdefault((variant, stage), {"variant": variant, "stage": stage})
+        if mode == "own":
+            line[mode] = percent(mean([row["accuracy"] for row in rows.values()]))
+        else:
+            line[mode] = points(over_questions([row["difference"] for row in rows.values()]))
     return list(table.values())
+
+
+def block_table(seeds: Seeds) -> list[Row]:
+    """A line for each variant, stage and block: the means over seeds of what the audit says about it."""
+    table = []
+    for (variant, stage, block), rows in joined(seeds, "blocks", ("variant", "stage", "block")).items():
+        line: Row = {"variant": variant, "stage": stage, "block": block}
+        for key, value in next(iter(rows.values())).items():
+            if key not in line and isinstance(value, int | float | None):
+                found = mean([row[key] for row in rows.values()])
+                line[key] = None if found is None else round(found, 3)
+        table.append(line)
+    return table

@@ -188,6 +188,16 @@ def save(
     return path
 
 
+def saved(name: str) -> list[dict[str, Any]] | None:
+    """The rows that were saved under ``name`` last, or None."""
+    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if name in held:
+            rows: list[dict[str, Any]] = held[name]["rows"]
+            return rows
+    return None
+
+
 def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """A table of ``rows``; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -11,13 +11,16 @@ same held-out questions:
 Every model but ``none`` is asked once more with something else in the place of its latents (docs/latents.md).
 
 It takes hours on two cores, in one process of one thread, seed after seed. It may be killed or paused at any
-time: the same command goes on, training from its last checkpoint, questions from the last batch. ``--report``
-makes the tables of what is there. Figures are only saved with ``--save``.
+time: the same command goes on, training from its last checkpoint, questions from the last batch.
+``--report`` makes the tables of what is there. Figures are only saved with ``--save``, the rows of each seed
+by themselves: seeds may be run on different days (``--seeds 1``), and the tables show those that were saved,
+too.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import statistics
@@ -25,7 +28,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,15 @@ from fourdthinker.files import close_locked, make_folder, open_locked, parse_jso
 
 log = logging.getLogger("bench.ablation")
 
+SETTINGS = "ablation.json"  # in the folder: what the ablation depends on
 Step = tuple[int, str, str]  # seed, variant, stage
-TEST_CLIPS = 880  # of a seed, twice the demo's
 # Seconds of a stage on a core of two, until one of this kind is done.
 _USUAL = {"scenes": 600.0, "imagery": 400.0, "dift": 400.0, "rl": 600.0}
 
 
 def demo_settings(seed: int, *, quick: bool) -> DemoSettings:
-    """The demo's settings, with more held-out clips."""
-    if quick:
-        return quick_settings(seed)
-    settings = DemoSettings(seed=seed)
-    return replace(settings, render=replace(settings.render, test=TEST_CLIPS))
+    """The demo's settings."""
+    return quick_settings(seed) if quick else DemoSettings(seed=seed)
 
 
 def check_folder(out: Path, *, quick: bool) -> None:
@@ -67,13 +66,18 @@ def check_folder(out: Path, *, quick: bool) -> None:
     variants = {name: [v.imagery, dict(v.options), v.rl] for name, v in training.VARIANTS.items()}
     texts = data.sample_texts(settings)
     wanted = json.loads(json.dumps({"demo": settings.to_dict(), "variants": variants, "texts": texts}))
-    path = out / "ablation.json"
+    path = out / SETTINGS
     if path.exists() and parse_json(path.read_bytes()) != wanted:
         raise ConfigError(
             f"{path}: an ablation with other settings or another demo; name another folder (--out), or go on "
             "with the revision that began it"
         )
     write_json(path, wanted)
+
+
+def digest(settings: object) -> str:
+    """A hash of what an ablation depends on."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_done(out: Path, step: Step, kinds: Sequence[str]) -> bool:
@@ -163,18 +167,34 @@ def alone(out: Path) -> Iterator[None]:
         close_locked(handle)
 
 
+def group(seed: int) -> str:
+    """The name of a seed's rows among the saved results."""
+    return f"ablation, seed {seed}"
+
+
 def report(out: Path, seeds: Sequence[int], *, save: bool) -> None:
-    """Tables of all that is finished; saved, if wanted."""
-    accuracies = tables.accuracy_rows(out, seeds)
-    audit, blocks = tables.audit_rows(out, seeds), tables.block_rows(out, seeds)
-    write_json(out / "tables.json", {"accuracy": accuracies, "audit": audit, "blocks": blocks})
-    measure.show("Accuracy, and differences in points", tables.shown_accuracies(accuracies))
-    measure.show("Own accuracy, and what other latents change", tables.shown_audit(audit))
-    measure.show("Blocks", [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
-                            for row in blocks])  # fmt: skip
-    if save:
-        for name, rows in (("accuracy", accuracies), ("audit", audit), ("blocks", blocks)):
-            log.info("saved in %s", measure.save(f"ablation {name}", rows))
+    """Tables of all that is finished in the folder, and of the saved rows of the other seeds.
+
+    Raises:
+        ConfigError: saved rows are of another demo.
+    """
+    made = digest(parse_json((out / SETTINGS).read_bytes()))
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for seed in seeds:
+        if found := tables.rows_of_seed(out, seed):
+            rows[seed] = [{"part": "settings", "digest": made}, *found]
+            if save:
+                log.info("saved in %s", measure.save(group(seed), rows[seed]))
+        elif held := measure.saved(group(seed)):
+            if held[0]["digest"] != made:
+                raise ConfigError(
+                    f"{group(seed)} in {measure.RESULTS} is of another demo than {out}; run that seed again"
+                )
+            rows[seed] = held
+    log.info("seeds: %s", ", ".join(map(str, rows)) or "none has finished anything")
+    measure.show("Accuracy, and differences in points", tables.accuracy_table(rows))
+    measure.show("Own accuracy, and what other latents change", tables.audit_table(rows))
+    measure.show("Blocks", tables.block_table(rows))
 
 
 def main(argv: list[str]) -> int:

@@ -13,9 +13,11 @@ import pytest
 from bench import _ablation_data as data
 from bench import _ablation_tables as tables
 from bench import _ablation_training as training
+from bench import _measure as measure
 from bench import ablation
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult
+from fourdthinker.evaluate.journal import Journal
 from fourdthinker.files import write_json
 from fourdthinker.records import Record
 from fourdthinker.worlds.scenes import RenderedWorld, make_world, render
@@ -90,24 +92,69 @@ def result(right: list[bool], letters: str = "AB") -> EvalResult:
     return EvalResult("model", questions, 1, True)
 
 
-def test_a_question_of_another_seed_is_another_question() -> None:
-    both = tables.pooled({0: result([True, False]), 1: result([True, True])})
-    assert [q.id for q in both.questions] == ["0/q0", "0/q1", "1/q0", "1/q1"]
-    assert len(set(both.clusters)) == 2
-    assert both.greedy_marks.mean() == 0.75
+def write_seed(out: Path, seed: int, variant: str, own: list[bool], zero: list[bool] | None = None) -> None:
+    """A finished variant after DIFT."""
+    folder = tables.answers_folder(out, seed, variant, "dift")
+    answers = {training.ANSWERS: own}
+    if zero is not None:
+        answers |= {f"{training.MODES}/own": own, f"{training.MODES}/zero": zero}
+    for name, right in answers.items():
+        (folder / name).mkdir(parents=True)
+        found = result(right)
+        settings = {"name": "model", "n": found.n, "greedy": True}
+        with Journal(folder / name / "answers.jsonl", settings) as journal:
+            journal.add(found.questions, 1.0)
+    blocks = [{"block": 1, "cosine": 0.5 + seed / 10, "lost": None}] if zero is not None else []
+    write_json(tables.result_path(out, seed, variant, "dift"), {"seconds": 1.0, "blocks": blocks})
 
 
-def test_differences_are_of_the_seeds_that_both_have() -> None:
-    variant = {0: result([True] * 4), 1: result([True, True, True, False]), 2: result([True] * 4)}
-    base = {0: result([True, False, True, False]), 1: result([False] * 4)}
-    found = tables.difference(variant, base)
-    assert found is not None
-    assert found["seeds"] == [0, 1]
-    assert found["greedy"]["mean"] == pytest.approx(5 / 8)
-    assert found["by_type"]["direction"]["mean"] == pytest.approx(3 / 4)
-    assert found["greedy_seeds"]["each"] == [0.5, 0.75]
-    assert found["greedy_seeds"]["low"] == pytest.approx(0.625 - 12.7062047 * 0.125)
-    assert tables.difference({2: variant[2]}, base) is None
+def test_tables_are_of_all_seeds_that_have_a_row(tmp_path: Path) -> None:
+    write_seed(tmp_path, 0, "none", [True, False, True, False])
+    write_seed(tmp_path, 0, "latents", [True] * 4, [False, True, True, False])
+    write_seed(tmp_path, 1, "none", [False] * 4)
+    write_seed(tmp_path, 1, "latents", [True, True, True, False], [True] * 4)
+    write_seed(tmp_path, 2, "latents", [True] * 4, [True] * 4)
+    seeds = {seed: tables.rows_of_seed(tmp_path, seed) for seed in range(3)}
+    seeds = json.loads(
+        json.dumps(seeds), object_hook=lambda d: {int(k) if k in "012" else k: v for k, v in d.items()}
+    )
+    lines = {line["variant"]: line for line in tables.accuracy_table(seeds)}
+    assert (lines["none"]["seeds"], lines["none"]["greedy %"], lines["none"]["less none"]) == (2, "25.0", "")
+    latents = lines["latents"]
+    assert (latents["seeds"], latents["greedy %"], latents["direction"]) == (3, "91.7", "83.3")
+    assert latents["less none"].startswith("+62.5 (")
+    half = 12.7062047 * 12.5  # Student's t with one degree of freedom
+    assert latents["less none, over seeds"] == f"+62.5 ({62.5 - half:+.1f} … {62.5 + half:+.1f})"
+    (audit,) = tables.audit_table(seeds)
+    assert (audit["own"], audit["zero"].split()[0]) == ("91.7", "-8.3")
+    (block,) = tables.block_table(seeds)
+    assert block == {"variant": "latents", "stage": "dift", "block": 1, "cosine": 0.6, "lost": None}
+
+
+def test_saved_seeds_are_shown_with_those_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    for seed in (0, 1):  # in folders of their own, as on two machines
+        out = tmp_path / f"machine{seed}"
+        out.mkdir()
+        ablation.check_folder(out, quick=True)
+        write_seed(out, seed, "none", [True, True, True, seed == 1])
+        ablation.report(out, [0, 1], save=True)
+    assert "87.5" in capsys.readouterr().out  # the mean of both
+    other = tmp_path / "other"
+    other.mkdir()
+    ablation.check_folder(other, quick=False)
+    with pytest.raises(ConfigError, match=r"ablation, seed 0 in .* is of another demo than"):
+        ablation.report(other, [0], save=False)
+
+
+def test_an_interval_over_questions_is_that_of_independent_seeds() -> None:
+    found = tables.over_questions(
+        [{"mean": 0.1, "low": 0.07, "high": 0.13}, {"mean": 0.3, "low": 0.26, "high": 0.34}]
+    )
+    assert found == pytest.approx({"mean": 0.2, "low": 0.175, "high": 0.225})
+    assert tables.over_questions([{"mean": 0.1, "low": None, "high": None}])["low"] is None
 
 
 def test_an_interval_over_seeds_is_students() -> None:
