@@ -1,8 +1,9 @@
-"""A run whose reward is a model behind an HTTP endpoint, of which some answers are none."""
+"""Runs whose reward is a model behind an HTTP endpoint that fails at times, or never comes back."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from fourdthinker import reward_runs
+from fourdthinker.errors import ConfigError
+from fourdthinker.records import Record
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
@@ -58,3 +62,29 @@ def test_a_judge_that_fails_costs_its_rollouts_and_the_others_are_trained(
         assert judged is not None or one["advantage"] == 0.0
     assert len(written) == 12, "of the first micro-batch of both updates"
     assert (tmp_path / "final" / "config.json").is_file()
+
+
+FREE = threading.Event()
+
+
+def hangs(text: str, record: Record) -> float:
+    FREE.wait(30)
+    return 1.0
+
+
+def test_a_reward_that_never_comes_back_is_alarmed_of_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reward_runs, "_left", [])  # without those of other tests
+    FREE.clear()
+    values: dict[str, Any] = BARE | {"output_dir": str(tmp_path), "max_steps": 9, "num_generations": 3}
+    values |= {"rewards": [f"{__name__}:hangs"], "reward_weights": [1.0], "on_reward_error": "skip"}
+    values |= {"reward_timeout": 0.02, "max_completion_length": 4, "log_rollouts": 0, "loss": {"beta": 0.0}}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    with pytest.raises(ConfigError, match="reward hangs: 8 calls of reward functions did not come back"):
+        train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 9))
+    FREE.set()
+    lines = metrics(tmp_path)
+    assert [line["hanging_rewards"] for line in lines] == [2.0, 4.0, 6.0]
+    assert all(line["failed_rewards"] == 1.0 for line in lines)
+    assert "alarm hanging_rewards: 2 calls of rewards a process" in caplog.text
