@@ -76,4 +76,3 @@ def test_rows_hold_every_variant(out: Path) -> None:
     audit = [row for row in rows if row["part"] == "audit"]
     assert {row["mode"] for row in audit} == set(LATENT_MODES)
     assert {row["variant"] for row in audit} == {"map"}
-    assert [row["block"] for row in rows if row["part"] == "blocks"] == [1, 2]
