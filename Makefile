@@ -1,7 +1,7 @@
 # The commands of the README. Each makes .venv when needed; a second call starts at once.
 #
 #   make demo                 the whole loop on rendered scenes; ARGS="--quick" is passed on
-#   make test                 all lanes but gpu, with coverage of the first two
+#   make test                 all lanes but gpu and others, with coverage of the first two
 #   make test LANE=unit       one lane of tests/, as unit or gpu; ARGS="-k name" is passed on
 #   make lint                 style and types of Python, style of C++
 #   make clean                removes .venv and build/

@@ -1,4 +1,4 @@
-"""Run test lanes. A lane is a directory of tests that runs on one kind of hardware.
+"""Run test lanes. A lane is a directory of tests that runs on one kind of hardware, or with other packages.
 
 python tools/lanes.py                 all lanes but gpu, unit and interpreter with line coverage
 python tools/lanes.py LANE [ARG ...]  one lane; arguments after it go to pytest, which then is one process
@@ -17,7 +17,12 @@ log = logging.getLogger("lanes")
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
-ON_REQUEST = ("gpu",)
+ON_REQUEST = ("gpu", "others")
+# No directory, but files of others, with the cases that these leave out elsewhere.
+FILES = {"others": ("e2e/test_zero.py", "e2e/test_fsdp.py", "unit/backbones/test_released_format.py")}
+# What a lane has beside the environment: files of requirements/, each installed into a folder of its own.
+BESIDE = {"others": ("deepspeed", "transformers4")}
+FOLDERS = ROOT / "build" / "beside"
 # Lanes whose tests a process for each core takes from one list, and how: e2e by files, because what a module
 # makes once (a demo, a wheel) takes longer than its tests.
 SHARED_OUT = {"unit": "worksteal", "interpreter": "worksteal", "compile": "worksteal", "e2e": "loadfile"}
@@ -40,6 +45,9 @@ def environment(lane: str, coverage: bool) -> dict[str, str]:
     values.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and every core has a process
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
     values.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+    if lane == "others":
+        values |= {"PYTHONPATH": str(FOLDERS / "deepspeed"), "FOURDTHINKER_FSDP": "1"}
+        values["FOURDTHINKER_TRANSFORMERS_4"] = str(FOLDERS / "transformers4")
     if coverage:
         values["COVERAGE_FILE"] = str(COVERAGE / "data")
         if sys.version_info >= (3, 12):
@@ -47,8 +55,29 @@ def environment(lane: str, coverage: bool) -> dict[str, str]:
     return values
 
 
+def install_beside(lane: str) -> int:
+    """Installs what a lane has beside the environment, unless it is there; pip's exit status."""
+    for name in BESIDE.get(lane, ()):
+        wanted, folder = ROOT / "requirements" / f"{name}.txt", FOLDERS / name
+        done = folder / wanted.name
+        if done.is_file() and done.read_bytes() == wanted.read_bytes():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet"]
+        command = [*pip, "--no-deps", "--target", str(folder), "--requirement", str(wanted)]
+        values = os.environ | {"DS_BUILD_OPS": "0"}  # DeepSpeed would compile operators for GPUs
+        if code := subprocess.run(command, cwd=ROOT, env=values, check=False).returncode:
+            return code
+        shutil.copy(wanted, done)
+    return 0
+
+
+def tests_of(lane: str) -> list[Path]:
+    return [TESTS / name for name in FILES.get(lane, (lane,))]
+
+
 def has_tests(lane: str) -> bool:
-    return any((TESTS / lane).rglob("test_*.py"))
+    return any(path.is_file() or any(path.rglob("test_*.py")) for path in tests_of(lane))
 
 
 def run_lane(lane: str, arguments: list[str], coverage: bool) -> int:
@@ -57,10 +86,13 @@ def run_lane(lane: str, arguments: list[str], coverage: bool) -> int:
         log.warning("== %s: no tests in %s", lane, TESTS / lane)
         return 0
     log.info("== %s", lane)
+    if code := install_beside(lane):
+        return code
     runner = ["-m", "coverage", "run", "-m", "pytest"] if coverage else ["-m", "pytest"]
     shared = lane in SHARED_OUT and not arguments
     processes = [*PROCESSES, f"--dist={SHARED_OUT[lane]}"] if shared else []
-    command = [sys.executable, *runner, str(TESTS / lane), "-q", "--durations=5", *processes, *arguments]
+    tests = map(str, tests_of(lane))
+    command = [sys.executable, *runner, *tests, "-q", "--durations=5", *processes, *arguments]
     code = subprocess.run(
         command, cwd=ROOT, env=environment(lane, coverage), stdin=subprocess.DEVNULL, check=False
     ).returncode

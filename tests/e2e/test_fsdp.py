@@ -1,6 +1,6 @@
 """FSDP2 by the whole trainers, on two processes of a CPU: gradients of one process, checkpoints, going on.
 
-`FOURDTHINKER_FSDP=1` runs all cases, which takes minutes.
+`make test LANE=others` runs all cases, which takes minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.tiny import tiny_checkpoint
 
 ALL = CASES | {"dift_compiled": {"torch_compile": True}}
 by_hand = pytest.mark.skipif(
-    "FOURDTHINKER_FSDP" not in os.environ, reason="takes minutes: FOURDTHINKER_FSDP=1"
+    "FOURDTHINKER_FSDP" not in os.environ, reason="takes minutes: make test LANE=others"
 )
 
 

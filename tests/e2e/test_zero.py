@@ -36,7 +36,7 @@ from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.fake_ray import FakeRay
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra zero)"
+    importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: make test LANE=others"
 )
 
 CASES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pip
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -277,6 +278,35 @@ def test_the_status_of_a_lane(monkeypatch, tmp_path, caplog, lane, content, stat
     with caplog.at_level("INFO"):
         assert lanes.main([lane]) == status
     assert ("no tests in" in caplog.text) is (content is None)
+
+
+def test_what_a_lane_has_beside_the_environment_is_installed_once(monkeypatch, tmp_path):
+    commands = []
+
+    def pip(command, **options):
+        commands.append(command)
+        Path(command[command.index("--target") + 1]).mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(lanes, "FOLDERS", tmp_path)
+    monkeypatch.setattr(lanes.subprocess, "run", pip)
+    for _ in range(2):
+        assert lanes.install_beside("others") == lanes.install_beside("unit") == 0
+    assert [command[-1] for command in commands] == [
+        str(ROOT / "requirements" / f"{name}.txt") for name in ("deepspeed", "transformers4")
+    ]
+    values = lanes.environment("others", coverage=False)
+    assert values["PYTHONPATH"] == str(tmp_path / "deepspeed")
+    assert values["FOURDTHINKER_TRANSFORMERS_4"] == str(tmp_path / "transformers4")
+    assert values["FOURDTHINKER_FSDP"] == "1"
+    assert "FOURDTHINKER_FSDP" not in lanes.environment("e2e", coverage=False)
+    assert all((ROOT / "tests" / name).is_file() for name in lanes.FILES["others"])
+
+
+def test_ci_runs_every_lane_that_needs_no_gpu():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    run = workflow["jobs"]["lanes"]["strategy"]["matrix"]["lane"]
+    assert set(run) == {*lanes.LANES, *lanes.ON_REQUEST} - {"gpu"}
 
 
 def test_every_test_folder_is_a_lane():
