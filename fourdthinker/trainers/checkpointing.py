@@ -90,11 +90,12 @@ class ResumableTrainer(Trainer):
         Its own method would note the update, and write no checkpoint of it.
         """
         if metrics.get("eval_failed_rewards"):  # a mean over other rollouts than at other times
-            logger.warning(
-                "step %d: rollouts of the evaluation have no reward, so that it does not tell whether this "
-                "checkpoint is the best; look at the warnings before",
-                self.state.global_step,
-            )
+            if self.is_world_process_zero():
+                logger.warning(
+                    "step %d: rollouts of the evaluation have no reward, so that it does not tell whether "
+                    "this checkpoint is the best; look at the warnings before",
+                    self.state.global_step,
+                )
             return False
         self.check_best()
         value, best = metrics.get(f"eval_{self.judged_by}", math.nan), self.state.best_metric
