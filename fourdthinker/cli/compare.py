@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fourdthinker.evaluate import Comparison
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -47,6 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(
             f"at temperature 0: {gained} became right, {len(found.flips) - gained} wrong "
             f"(McNemar p = {found.p:.3g}); {found.changed:.1%} of the answers are others"
+        )
+    if found.failed[0] != found.failed[1]:
+        log.warning(
+            "%d questions of the first run and %d of the second could not be asked and count as wrong; a "
+            "difference may be that of the videos which are there",
+            *found.failed,
         )
     for flip in found.flips[: arguments.flips]:
         sign = "+" if flip.gained else "−"

@@ -46,6 +46,8 @@ class Comparison:
         flips: questions that became right or wrong at temperature 0, in the order of the first run.
         p: exact two-sided McNemar test of the flips; it takes questions for independent.
         changed: share of the questions whose answer at temperature 0 is another one.
+        failed: questions of each run that could not be asked, such as those of a missing video; they count as
+            wrong.
     """
 
     a: str
@@ -57,6 +59,7 @@ class Comparison:
     flips: tuple[Flip, ...]
     p: float | None
     changed: float | None
+    failed: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: bounds are None where all questions are about one video."""
@@ -159,6 +162,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
         flips=flips,
         p=mcnemar(gained, len(flips) - gained) if greedy else None,
         changed=sum(x.greedy != y.greedy for x, y in pairs) / len(pairs) if greedy and pairs else None,
+        failed=(sum(bool(x.failed) for x, _ in pairs), sum(bool(y.failed) for _, y in pairs)),
     )
 
 

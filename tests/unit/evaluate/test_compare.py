@@ -56,6 +56,21 @@ def test_differences_are_paired_and_clustered():
     assert compare(b, a).greedy["mean"] == pytest.approx(-1 / 3)
 
 
+def test_videos_that_one_run_lacks_are_said(tmp_path, caplog):
+    a, b = run("a", "AABB", "xxyy"), run("b", "AABB", "xxyy")
+    lost = replace(b, questions=(replace(b.questions[0], failed="no file"), *b.questions[1:]))
+    assert compare(a, lost).failed == (0, 1)
+    for result, name in ((a, "a"), (b, "b")):
+        with Journal(tmp_path / name / "answers.jsonl", result.settings) as journal:
+            journal.add(result.questions, 1.0)
+    with Journal(tmp_path / "lost" / "answers.jsonl", lost.settings) as journal:
+        journal.add(lost.questions, 1.0)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "could not be asked" not in caplog.text
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "lost")]) == 0
+    assert "0 questions of the first run and 1 of the second could not be asked" in caplog.text
+
+
 def test_other_questions_are_refused():
     a, b = run("a", "AB", "xy"), run("b", "AB", "xy")
     changed = (b.questions[0], replace(b.questions[1], answer="B"))
