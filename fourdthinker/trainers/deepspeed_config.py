@@ -79,13 +79,26 @@ def live_parameters(config: TrainConfig) -> int:
     return max(int(value) if isinstance(value, (int, float)) else _LIVE for value in given)
 
 
+def float32_sums(config: TrainConfig) -> bool:
+    """Whether DeepSpeed adds gradients of bfloat16 weights up in float32.
+
+    Raises:
+        ConfigError: as `zero_stage`.
+    """
+    return _section(config, "data_types").get("grad_accum_dtype") == "fp32"
+
+
 def _zero(config: TrainConfig) -> dict[str, Any]:
+    return _section(config, "zero_optimization")
+
+
+def _section(config: TrainConfig, name: str) -> dict[str, Any]:
     if config.deepspeed is None:
         return {}
-    zero = read_json_object(config.deepspeed, "mend the DeepSpeed config").get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigError(f"deepspeed: zero_optimization of {config.deepspeed} is {zero!r}; give a mapping")
-    return zero
+    section = read_json_object(config.deepspeed, "mend the DeepSpeed config").get(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"deepspeed: {name} of {config.deepspeed} is {section!r}; give a mapping")
+    return section
 
 
 def _meanings(config: TrainConfig, processes: int) -> dict[str, tuple[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fourdthinker.backbones.adapters import add_lora
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import compute_in, outline, vision_patches
-from fourdthinker.trainers.deepspeed_config import live_parameters, zero_stage
+from fourdthinker.trainers.deepspeed_config import float32_sums, live_parameters, zero_stage
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.model import copies_reference
@@ -212,6 +212,8 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
     stage, offloaded = (3, False) if config.fsdp else zero_stage(config)
     if stage >= 1:
         masters, optimizer = masters // world_size, optimizer // world_size
+    if float32_sums(config):
+        gradients = 4 * count
     if stage >= 2:
         gradients //= world_size
     if stage >= 3:

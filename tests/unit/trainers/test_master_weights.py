@@ -10,8 +10,6 @@ import torch
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
-from fourdthinker.objectives import dift_objective
-from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.master_weights import MASTERS, MasterWeights
@@ -20,6 +18,7 @@ from tests.e2e.gradients_worker import KeepGradients
 from tests.e2e.training import metrics, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
+from tests.unit.trainers.gradient_sums import added, difference
 
 BASE: dict[str, Any] = {
     "use_cpu": True,
@@ -129,37 +128,10 @@ def update(folder: Path, number: int, each: int, accumulation: int) -> dict[str,
     return {name: gradient.double() for name, gradient in keep.gradients.items()}
 
 
-def added(number: int) -> list[dict[str, torch.Tensor]]:
-    """The same by a loop over the samples: the exact sums, and those of bfloat16."""
-    checkpoint = half()
-    items, backbone = samples(checkpoint, number), checkpoint.backbone
-    backbone.freeze_vision()
-    sums: list[dict[str, Any]] = [{}, {}]
-    tokens, latents = sum(map(supervised, items)), sum(item.latent_index.numel() for item in items)
-    for item in items:
-        batch = collate([item], backbone.vision.pad_id)
-        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=tokens, num_latents=latents))
-        loss.backward()
-        for name, parameter in backbone.named_parameters():
-            if parameter.grad is not None:
-                for total, dtype in zip(sums, (torch.float64, torch.bfloat16), strict=True):
-                    total[name] = total.get(name, 0.0) + parameter.grad.to(dtype)
-        backbone.zero_grad()
-    return sums
-
-
-def supervised(item: Any) -> int:
-    return int((item.labels[1:] != -100).sum())
-
-
-def difference(ours: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    a, b = (torch.cat([each[name].double().flatten() for name in sorted(right)]) for each in (ours, right))
-    return float((a - b).norm() / b.norm())
-
-
 def test_gradients_of_many_forwards_add_up_in_float32(tmp_path: Path) -> None:
     """Against the exact sum of what the forwards give, which in bfloat16 is off by more with every one."""
-    right, narrow = added(64)
+    checkpoint = half()
+    right, narrow = added(checkpoint, samples(checkpoint, 64))
     ours = update(tmp_path, 64, 32, 2)
     assert ours.keys() == right.keys()
     assert difference(narrow, right) > 0.008

@@ -354,6 +354,14 @@ def test_optimizer_is_elsewhere_only_where_it_is_offloaded(
     assert bool(make_plan(make_config(GrpoConfig, values)).parts["optimizer"]) == (device == "none")
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_offload"])
+def test_gradients_that_deepspeed_adds_up_in_float32(checkpoint: tuple[Checkpoint, str], name: str) -> None:
+    path = Path(__file__).parents[3] / "train" / "configs" / f"{name}.json"
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "bf16": True, "deepspeed": str(path)}
+    plan = make_plan(make_config(DiftConfig, values), world_size=2)
+    assert plan.parts["gradients"] == (2 if "offload" in name else 4) * plan.trained // 2
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
 def test_what_is_divided_and_what_rollouts_gather(
     checkpoint: tuple[Checkpoint, str], tmp_path: Path, engine: str
