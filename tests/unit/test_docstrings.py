@@ -59,8 +59,9 @@ def offered(name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
             yield f"{name}.{key}", value
         elif inspect.isclass(value) and not key.startswith("_"):
             for member in vars(value):
-                if not member.startswith("_") and inspect.isroutine(getattr(value, member)):
-                    yield f"{name}.{key}.{member}", getattr(value, member)
+                method = getattr(value, member)
+                if not member.startswith("_") and inspect.isroutine(method) and callable(method):
+                    yield f"{name}.{key}.{member}", method
 
 
 OFFERED = dict(found for face in faces() for found in offered(face))
