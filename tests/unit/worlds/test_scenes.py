@@ -141,6 +141,15 @@ def test_overlay_tints_the_mask_red_and_nothing_else() -> None:
     assert (tinted[mask][:, 1:] < 80).all()
 
 
+def test_the_same_pixels_become_the_same_bytes(tmp_path):
+    pixels = render(make_world(1, "move right", "left", frames=16, size=160)).pixels
+    path, files = tmp_path / "a.mp4", set()
+    for _ in range(8):
+        write_video(path, pixels, 4)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def test_video_is_h264_with_exact_times(tmp_path) -> None:
     clip = render(make_world(0, "pan right", "toward"))
     path = tmp_path / "clip.mp4"
