@@ -27,7 +27,8 @@ from bench import _measure as measure
 
 log = logging.getLogger("bench.soak")
 
-_TIMES = ("waiting", "sampling_", "train_", "epoch")  # names of metrics that no two runs share
+# How names of metrics begin that no two runs share.
+_TIMES = ("time_", "sampling_", "tokens_per_", "rollouts_per_", "memory", "train_", "epoch")
 _GROWTH = 1.1  # of the resident memory over the second half of the unbroken run, at most
 
 

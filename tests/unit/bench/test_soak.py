@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from bench import soak
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.settings import GrpoConfig
+from tests.e2e.training import BARE, prompts
+from tests.tiny import tiny_checkpoint
 
 # A run that goes on after its last multiple of 10, as after a checkpoint. It stops to be killed after `halt`.
 RUN = """
@@ -49,6 +54,18 @@ def test_kills_are_spread_over_the_run() -> None:
     assert soak.kill_targets(100, 0, random.Random(0)) == []
     with pytest.raises(ValueError, match="10 kills within 5 steps"):
         soak.kill_targets(5, 10, random.Random(0))
+
+
+def test_what_a_machine_decides_is_no_difference(tmp_path: Path) -> None:
+    """Of a true run, twice."""
+    for name in ("one", "two"):
+        checkpoint = tiny_checkpoint(hidden=32, layers=1)
+        options = {"num_generations": 2, "max_completion_length": 4, "max_steps": 2, "log_rollouts": 0}
+        config = make_config(GrpoConfig, BARE | options | {"output_dir": str(tmp_path / name)})
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 4))
+    one, two = (soak.lines_of(tmp_path / name) for name in ("one", "two"))
+    assert one == two
+    assert {"loss", "grad_norm", "reward", "kl"} <= one[0].keys()
 
 
 def test_a_broken_run_goes_on_until_it_is_whole(
