@@ -116,7 +116,7 @@ def joined(seeds: Seeds, part: str, keys: Sequence[str]) -> dict[tuple[Any, ...]
         for row in rows:
             if row["part"] == part:
                 found.setdefault(tuple(row[key] for key in keys), {})[seed] = row
-    order = {name: place for place, name in enumerate((*STAGES, *VARIANTS, *LATENT_MODES))}
+    order = {name: index for index, name in enumerate((*STAGES, *VARIANTS, *LATENT_MODES))}
     return dict(
         sorted(found.items(), key=lambda item: [order.get(key, key) for key in reversed(item[0][:2])])
     )
