@@ -19,8 +19,8 @@ from fourdthinker.synth.shots import CutFinder, thumbnail
 _NEAR = 1e-6
 _BATCH = 16
 _BLACK, _FLAT = 14.0, 6.0  # mean and deviation of brightness, 0 to 255
-_STILL = 0.35  # levels that a block of the picture changes at most, in the middle of the clip's changes
-_CHANGES = 0.2  # share of the frames that differ from the one before: few a second are read several times
+_STILL = 0.35  # levels that a block of the picture changes, from one frame to the next, where nothing moves
+_MOVING = 0.2  # share of the frames that must change more: where few a second are shown, many are repeated
 FRAME_QUALITY = 95
 
 
@@ -190,7 +190,7 @@ def _clip(source: Source, held: list[tuple[float, NDArray[np.uint8]]], settings:
     if small.mean() < _BLACK and small.std() < _FLAT:
         return Bad(name, "black")
     changes = np.abs(np.diff(small, axis=0)).max((1, 2, 3))
-    if np.mean(changes > 0) < _CHANGES or float(np.median(changes[changes > 0])) < _STILL:
+    if np.mean(changes >= _STILL) < _MOVING:
         return Bad(name, "still: the pictures do not change")
     # Rounded, so that a clip that is read by itself has the very same times.
     times = np.round(np.array([time for time, _ in held]) - start, 6)
