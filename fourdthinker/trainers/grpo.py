@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fourdthinker.backbones import Checkpoint
-from fourdthinker.backbones.common import MASKED, Backbone
+from fourdthinker.backbones.common import MASKED
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
@@ -32,7 +32,7 @@ from fourdthinker.trainers.driver import Recipe, run_command, train
 from fourdthinker.trainers.entropy_control import EntropyControl
 from fourdthinker.trainers.experience import Experience, load_rewards
 from fourdthinker.trainers.model import copies_reference
-from fourdthinker.trainers.moving_reference import load_reference, mix, save_reference
+from fourdthinker.trainers.moving_reference import MovingReference
 from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
@@ -55,6 +55,9 @@ class GrpoTrainer(RolloutTrainer):
         self._replay: Replay | None = None
         # Of each forward of the replay, the log-probs [R, T] of the policy before its first update.
         self._old_logprobs: dict[int, Tensor] = {}
+        self._moving: MovingReference | None = None
+        if config.sync_ref_model and self.reference is not None:
+            self._moving = MovingReference(self.reference, self.checkpoint.backbone)
         self._entropy: EntropyControl | None = None
         if config.entropy_target is not None:
             start = config.loss.entropy_coef
@@ -175,26 +178,23 @@ class GrpoTrainer(RolloutTrainer):
             if weight:
                 self._entropy.update(total / weight)
         if self._moving is not None and self.state.global_step % self.settings.ref_model_sync_steps == 0:
-            with gathered(self.checkpoint.backbone):
-                mix(self._moving, self.checkpoint.backbone, self.settings.ref_model_mixup_alpha)
-
-    @property
-    def _moving(self) -> Backbone | None:
-        """The reference model where it follows the policy."""
-        return self.reference if self.settings.sync_ref_model else None
+            policy, masters = self.checkpoint.backbone, self.masters
+            with gathered(policy):
+                wide = None if masters is None else masters.wide
+                self._moving.mix(policy, self.settings.ref_model_mixup_alpha, wide)
 
     def take_run_state(self, folder: Path) -> None:
         """As any trainer does, and the reference model where it follows the policy."""
         super().take_run_state(folder)
         if self._moving is not None:
-            load_reference(folder, self._moving, self.checkpoint.backbone)
+            self._moving.load(folder)
 
     # ---- checkpoints between updates on the same rollouts
 
     def save_rank_state(self, folder: Path) -> None:
         """Write the rollouts of this rank, if the next update is on them too, and what all ranks share."""
         if self._moving is not None and self.args.process_index == 0:
-            save_reference(folder, self._moving, self.checkpoint.backbone)
+            self._moving.save(folder)
         if self._entropy is not None and self.args.process_index == 0:
             self._entropy.save(folder)
         if self.state.global_step % self.settings.num_iterations:

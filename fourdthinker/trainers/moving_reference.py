@@ -2,60 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fourdthinker.errors import CheckpointError
 
 _FILE = "reference.safetensors"
 
 
-@torch.no_grad()
-def mix(reference: nn.Module, policy: nn.Module, alpha: float) -> None:
-    """Move the weights of the reference towards those of the policy.
+class MovingReference:
+    """The weights that move, in float32: in bfloat16 most steps of a mixture would be rounded away.
 
     Args:
-        reference: its weights become (1 - alpha) * own + alpha * policy's.
-        policy: of the same structure, with whole weights; what it does not train stays.
-        alpha: from 0 to 1.
+        reference: on its device; it gets the weights rounded to its own type.
+        policy: of the same structure; what it does not train stays.
     """
-    for name, weight in _moving(reference, policy).items():
-        weight.lerp_(policy.get_parameter(name).to(weight.dtype), alpha)
 
+    def __init__(self, reference: nn.Module, policy: nn.Module) -> None:
+        trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+        self._rounded = {name: w.detach() for name, w in reference.named_parameters() if name in trained}
+        # Of float32 weights this is the same memory.
+        self._wide = {name: weight.float() for name, weight in self._rounded.items()}
 
-def save_reference(folder: Path, reference: nn.Module, policy: nn.Module) -> None:
-    """Write the weights that move into a checkpoint."""
-    moving = _moving(reference, policy)
-    save_file({name: w.detach().cpu().contiguous() for name, w in moving.items()}, folder / _FILE)
+    @torch.no_grad()
+    def mix(self, policy: nn.Module, alpha: float, masters: Mapping[str, Tensor] | None = None) -> None:
+        """Move the weights towards those of the policy: (1 - alpha) * own + alpha * policy's.
 
+        Args:
+            policy: with whole weights.
+            alpha: from 0 to 1.
+            masters: float32 copies of weights of the policy, by name, to be taken instead of these.
+        """
+        for name, weight in self._wide.items():
+            source = (masters or {}).get(name, policy.get_parameter(name))
+            weight.lerp_(source.to(weight.dtype), alpha)
+        self._round()
 
-@torch.no_grad()
-def load_reference(folder: Path, reference: nn.Module, policy: nn.Module) -> None:
-    """Set the weights that move to what `save_reference` wrote.
+    def _round(self) -> None:
+        for name, weight in self._rounded.items():
+            weight.copy_(self._wide[name])
 
-    Args:
-        folder: of a checkpoint.
-        reference: as it was when training began.
-        policy: of the same structure.
+    def save(self, folder: Path) -> None:
+        """Write the float32 weights into a checkpoint."""
+        save_file({name: w.cpu().contiguous() for name, w in self._wide.items()}, folder / _FILE)
 
-    Raises:
-        CheckpointError: it cannot be read, or is of another model.
-    """
-    try:
-        weights = load_file(folder / _FILE)
-        for name, weight in _moving(reference, policy).items():
-            weight.copy_(weights[name])
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / _FILE}: the reference cannot be read ({error}); resume from an earlier checkpoint"
-        ) from error
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` wrote.
 
+        Args:
+            folder: of a checkpoint.
 
-def _moving(reference: nn.Module, policy: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of the reference whose like the policy trains."""
-    trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
-    return {name: weight for name, weight in reference.named_parameters() if name in trained}
+        Raises:
+            CheckpointError: they cannot be read, or are of another model.
+        """
+        try:
+            weights = load_file(folder / _FILE)
+            for name, weight in self._wide.items():
+                weight.copy_(weights[name])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder / _FILE}: the reference cannot be read ({error}); resume from an earlier checkpoint"
+            ) from error
+        self._round()

@@ -198,6 +198,8 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         backbone.freeze_vision(config.freeze_vision)
     freeze_parts(backbone, config.learning_rates)
     trained = [p for p in backbone.parameters() if p.requires_grad]
+    if isinstance(config, GrpoConfig) and config.sync_ref_model:  # what moves is kept in float32 too
+        reference += sum(4 * p.numel() for p in trained if p.element_size() < 4)
     if config.bf16 and config.fsdp:
         for parameter in trained:  # whose slices are all that is kept of them
             parameter.data = parameter.data.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fourdthinker.backbones import Checkpoint, load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
-from fourdthinker.trainers.moving_reference import load_reference, mix, save_reference
+from fourdthinker.trainers.moving_reference import MovingReference
 from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import BARE, metrics, prompts, without_times
 from tests.tiny import tiny_checkpoint
@@ -58,7 +59,7 @@ def test_it_becomes_a_mixture_every_so_many_updates_and_goes_on_alike(tmp_path: 
     for number, expected in enumerate((start, first, first, after, after), start=1):
         reference, policy = (tiny_checkpoint(hidden=32, layers=1, seed=9).backbone for _ in range(2))
         policy.freeze_vision()
-        load_reference(tmp_path / "run" / f"checkpoint-{number}", reference, policy)
+        MovingReference(reference, policy).load(tmp_path / "run" / f"checkpoint-{number}")
         for name, weight in expected.items():
             torch.testing.assert_close(reference.get_parameter(name).detach(), weight)
     shutil.rmtree(tmp_path / "run" / "final")
@@ -75,19 +76,49 @@ def test_what_cannot_move_is_refused(tmp_path: Path) -> None:
     make_config(GrpoConfig, GRPO | {"loss": {"beta": 0.0}, "reward_kl_weight": 0.1})
     backbone = tiny_checkpoint(hidden=32, layers=1).backbone
     with pytest.raises(CheckpointError, match=r"the reference cannot be read .* earlier checkpoint"):
-        load_reference(tmp_path, backbone, backbone)
-    save_reference(tmp_path, torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+        MovingReference(backbone, backbone).load(tmp_path)
+    MovingReference(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)).save(tmp_path)
     with pytest.raises(CheckpointError, match=r"the reference cannot be read .* earlier checkpoint"):
-        load_reference(tmp_path, backbone, backbone)
+        MovingReference(backbone, backbone).load(tmp_path)
 
 
 def test_what_is_not_trained_stays() -> None:
     reference, policy = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     policy.bias.requires_grad_(False)
     bias = reference.bias.detach().clone()
-    mix(reference, policy, 1.0)
+    MovingReference(reference, policy).mix(policy, 1.0)
     assert torch.equal(reference.weight, policy.weight)
     assert torch.equal(reference.bias, bias)
+
+
+def test_small_steps_are_not_rounded_away_in_bfloat16(tmp_path: Path) -> None:
+    """Weights whose difference is a few steps of bfloat16, mixed 40 times, half of them after a restart."""
+    torch.manual_seed(0)
+    start = torch.nn.Linear(64, 64).to(torch.bfloat16)
+    policy = copy.deepcopy(start)
+    with torch.no_grad():
+        policy.weight.mul_(1 + 2**-6)
+    first, second = copy.deepcopy(start), copy.deepcopy(start)
+    moving = MovingReference(first, policy)
+    for _ in range(20):
+        moving.mix(policy, 0.1)
+    moving.save(tmp_path)
+    moving = MovingReference(second, policy)
+    moving.load(tmp_path)
+    assert torch.equal(first.weight, second.weight)
+    for _ in range(20):
+        moving.mix(policy, 0.1)
+    went, way = ((m.weight - start.weight).detach().double() for m in (second, policy))
+    assert float((went * way).sum() / way.square().sum()) == pytest.approx(1 - 0.9**40, abs=0.05)
+
+
+def test_the_masters_are_mixed_and_not_what_they_are_rounded_to() -> None:
+    reference, policy = (torch.nn.Linear(2, 2, bias=False).to(torch.bfloat16) for _ in range(2))
+    masters = {"weight": policy.weight.detach().float() + 2**-12}
+    moving = MovingReference(reference, policy)
+    moving.mix(policy, 1.0, masters)
+    assert torch.equal(moving._wide["weight"], masters["weight"])
+    assert torch.equal(reference.weight, masters["weight"].to(torch.bfloat16))
 
 
 def test_a_penalty_of_repetition_is_of_sampling_alone(tmp_path: Path) -> None:

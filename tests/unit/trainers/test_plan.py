@@ -286,6 +286,8 @@ def test_parts_of_bfloat16_and_lora(checkpoint: tuple[Checkpoint, str]) -> None:
     assert half.parts["weights"] == 2 * half.parameters
     assert half.parts["optimizer"] == 2 * half.parts["master weights"] == 8 * half.trained
     assert 0 < half.parts["reference"] < half.parts["weights"]
+    moving = make_plan(make_config(GrpoConfig, values | {"sync_ref_model": True}))
+    assert moving.parts["reference"] == half.parts["reference"] + 4 * half.trained
     adapter = make_plan(make_config(GrpoConfig, values | {"lora": {"r": 4}}))
     assert adapter.parts["reference"] == 0
     assert adapter.trained < 0.1 * half.trained

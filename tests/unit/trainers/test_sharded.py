@@ -29,7 +29,7 @@ from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.dift import DiftTrainer
 from fourdthinker.trainers.grpo import GrpoTrainer, make_trainer
 from fourdthinker.trainers.model import add_adapter, reference_model
-from fourdthinker.trainers.moving_reference import mix
+from fourdthinker.trainers.moving_reference import MovingReference
 from fourdthinker.trainers.replay import Replay
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Parts
@@ -110,7 +110,7 @@ def mixed(*, sliced: bool) -> dict[str, torch.Tensor]:
     if sliced:
         fully_shard(policy)
     with gathering.gathered(policy):
-        mix(reference, policy, 0.25)
+        MovingReference(reference, policy).mix(policy, 0.25)
     return reference.state_dict()
 
 
