@@ -89,7 +89,7 @@ def _one_direction(line: Line, _: Sequence[Line]) -> str | None:
 
 def _failed_rewards(line: Line, _: Sequence[Line]) -> str | None:
     share = line["failed_rewards"]
-    return f"{share:.0%} of the rollouts have no reward" if not share <= 0.2 else None
+    return f"the rewards of {share:.0%} of the rollouts failed" if not share <= 0.2 else None
 
 
 def _hanging_rewards(line: Line, _: Sequence[Line]) -> str | None:

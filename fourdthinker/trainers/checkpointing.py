@@ -36,6 +36,8 @@ from fourdthinker.trainers.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+_FAILED = 0.05  # share of an evaluation's rollouts whose rewards may fail: the others' mean is comparable
+
 
 class ResumableTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints are complete ones of this package."""
@@ -89,12 +91,15 @@ class ResumableTrainer(Trainer):
 
         Its own method would note the update, and write no checkpoint of it.
         """
-        if metrics.get("eval_failed_rewards"):  # a mean over other rollouts than at other times
+        failed = metrics.get("eval_failed_rewards", 0.0)
+        if failed > _FAILED:
             if self.is_world_process_zero():
                 logger.warning(
-                    "step %d: rollouts of the evaluation have no reward, so that it does not tell whether "
-                    "this checkpoint is the best; look at the warnings before",
+                    "step %d: the rewards of %.2g %% of the evaluation's rollouts failed, and above %.0f %% "
+                    "it does not tell whether this checkpoint is the best; look at the warnings before",
                     self.state.global_step,
+                    100 * failed,
+                    100 * _FAILED,
                 )
             return False
         self.check_best()

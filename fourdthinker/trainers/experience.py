@@ -47,6 +47,8 @@ class Scored:
         texts: of every row the whole answer.
         rewards: [R] float32, the weighted sums; NaN: the row has no reward, and takes no part in anything.
         parts: every function's own rewards, [R] float32, by its name; NaN: none.
+        failed: [R] bool, whether a reward function failed for the row, or the weighted sum is too large.
+            Where no function had an opinion there is no reward either, but nothing failed.
         equal: [R] bool, whether the row's group teaches nothing: what is compared within it (`compared`) is
             equal, apart from the KL in the rewards, by which rollouts always differ.
     """
@@ -58,6 +60,7 @@ class Scored:
     texts: list[str]
     rewards: Tensor
     parts: dict[str, Tensor]
+    failed: Tensor
     equal: Tensor
 
 
@@ -191,7 +194,7 @@ def completions_of(
 
 def score(
     completions: Sequence[Completion], rewards: Sequence[Reward], config: GrpoConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Rewards of R completions.
 
     Args:
@@ -201,7 +204,8 @@ def score(
 
     Returns:
         The weighted sums, [R] float32, NaN where a function failed, none had an opinion or the sum is too
-        large, and each function's own rewards, [R] float32, NaN where it failed or had none.
+        large; each function's own rewards, [R] float32, NaN where it failed or had none; and whether the row
+        has no reward because something failed, [R] bool.
 
     Raises:
         ConfigError: a function failed and `on_reward_error` is raise.
@@ -224,7 +228,7 @@ def score(
         for row in above.nonzero()[:, 0].tolist()
     }
     _report("sum", completions, wrong, config)
-    return total.masked_fill(above, math.nan).float(), parts
+    return total.masked_fill(above, math.nan).float(), parts, failed | above
 
 
 def _report(
@@ -307,7 +311,7 @@ def scored_metrics(scored: Scored) -> Metrics:
     prompts = torch.tensor([prompt.input_ids.numel() for prompt in scored.prompts])
     metrics: Metrics = {
         "reward": _mean(rewards),
-        "failed_rewards": _mean(rewards.isnan().double()),
+        "failed_rewards": _mean(scored.failed.double()),
         "prompt_length": _mean(prompts.double()),
         "completion_length": _mean(rollout.lengths.cpu().double()),
         "latents": (torch.tensor(float(rollout.latents.shape[0])), rows),

@@ -73,5 +73,6 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
         parts={
             name: torch.cat([one.parts[name][list(chosen)] for one, chosen in rows]) for name in scored.parts
         },
+        failed=torch.cat([one.failed[list(chosen)] for one, chosen in rows]),
         equal=torch.cat([one.equal[list(chosen)] for one, chosen in rows]),
     )

@@ -65,7 +65,7 @@ def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
     for number, (chunks, items) in enumerate(zip(replay.micro_batches, replay.num_items, strict=True)):
         experience = chunks[0].experience
         rollout = vars(experience.rollout)
-        names = ("advantages", "kept", "trained", "rewards", "equal")
+        names = ("advantages", "kept", "trained", "rewards", "failed", "equal")
         own = {name: getattr(experience, name) for name in names}
         own |= {n: v for n in _OPTIONAL if (v := getattr(experience, n)) is not None}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
@@ -136,6 +136,7 @@ def load_replay(
             texts=[],  # they are written down already
             rewards=own["rewards"].cpu(),
             parts={},
+            failed=own["failed"].cpu(),
             equal=own["equal"].cpu(),
             advantages=own["advantages"].cpu(),
             kept=own["kept"].cpu(),

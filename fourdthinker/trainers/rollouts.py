@@ -301,10 +301,10 @@ class RolloutTrainer(LatentTrainer):
         written = rollout.texts(self.checkpoint.tokenizer)
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
-        rewards, parts = score(completions, functions, self.settings)
+        rewards, parts, failed = score(completions, functions, self.settings)
         size = len(rewards) // len(prompts)
         equal = equal_groups(compared(rewards, parts, size, self.settings), size)
-        return Scored(indices, prompts, rollout, features, texts, rewards, parts, equal)
+        return Scored(indices, prompts, rollout, features, texts, rewards, parts, failed, equal)
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
         """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""

@@ -148,8 +148,10 @@ def test_rollouts_provoke_the_alarms() -> None:
     one = torch.ones_like(rollout.latents) * torch.rand(len(rollout.latents), 1)
     assert of_rollouts(rollout={"latents": one}) == [*ordinary, "latent_direction"]
     assert of_rollouts(equal=torch.ones(4 * N, dtype=torch.bool)) == [*ordinary, "equal_groups"]
-    failed = torch.arange(4.0 * N).masked_fill(torch.arange(4 * N) % 3 == 0, math.nan)
-    assert of_rollouts(rewards=failed) == [*ordinary, "failed_rewards"]
+    some = torch.arange(4 * N) % 3 == 0
+    without = torch.arange(4.0 * N).masked_fill(some, math.nan)
+    assert of_rollouts(rewards=without) == ordinary, "no opinion is no failure"
+    assert of_rollouts(rewards=without, failed=some) == [*ordinary, "failed_rewards"]
     long = {"lengths": torch.full_like(rollout.lengths, 60)}
     assert of_rollouts(rollout=long) == []
 

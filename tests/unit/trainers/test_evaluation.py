@@ -264,35 +264,51 @@ class Drawing:
 
 
 class Failing:
-    """A reward of which one call of the second evaluation fails, while the others are the best of all."""
+    """A reward of which one call of the second evaluation fails, while the others are the best of all.
 
-    def __init__(self) -> None:
-        self.calls = 0
+    Args:
+        number: of the held-out prompts.
+        silent: whether it says nothing there, in place of failing.
+    """
 
-    def __call__(self, text: str, record: Record) -> float:
+    def __init__(self, number: int, *, silent: bool = False) -> None:
+        self.number, self.silent, self.calls = number, silent, 0
+
+    def __call__(self, text: str, record: Record) -> float | None:
         self.calls += 1
-        if self.calls == 5:
+        if self.calls == self.number + 2:
+            if self.silent:
+                return None
             raise RewardFailedError("the judge is away")
-        return [0.5, 9.0, 0.7][(self.calls - 1) // 3 % 3]
+        return [0.5, 9.0, 0.7][(self.calls - 1) // self.number % 3]
 
 
-def test_an_evaluation_whose_rewards_failed_decides_nothing(tmp_path: Path, caplog: Any) -> None:
+@pytest.mark.parametrize(("number", "silent"), [(19, False), (20, False), (3, True)])
+def test_an_evaluation_whose_rewards_failed_decides_nothing(
+    number: int, silent: bool, tmp_path: Path, caplog: Any
+) -> None:
+    """But where few did: a judge that is busy now and then must not hide the best checkpoint."""
+    counts = silent or number == 20
     values = BARE | {"num_generations": 2, "max_completion_length": 4, "log_rollouts": 0}
     values |= {"rewards": [f"{__name__}:Failing"], "reward_weights": [1.0], "loss": {"beta": 0.0}}
+    values |= {"reward_arguments": {"Failing": {"number": number, "silent": silent}}}
+    values |= {"per_device_eval_batch_size": 20}
     values |= {"max_steps": 3, "eval_steps": 1, "save_total_limit": None, "output_dir": str(tmp_path)}
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
     train_grpo(
         make_config(GrpoConfig, values),
         checkpoint=checkpoint,
         prompts=prompts(checkpoint, 4),
-        held_out=prompts(checkpoint, 3, seed=5),
+        held_out=prompts(checkpoint, number, seed=5),
     )
     lines = evaluations(tmp_path)
     assert [lines[step]["eval_reward"] for step in (1, 2, 3)] == pytest.approx([0.5, 9.0, 0.7])
-    assert [lines[step]["eval_failed_rewards"] for step in (1, 2, 3)] == pytest.approx([0.0, 1 / 3, 0.0])
-    assert best_of(tmp_path / "checkpoint-3")[:2] == (3, pytest.approx(0.7))
-    assert not (tmp_path / "checkpoint-2").exists()
-    assert "step 2: rollouts of the evaluation have no reward" in caplog.text
+    share = 0.0 if silent else 1 / number
+    assert [lines[step]["eval_failed_rewards"] for step in (1, 2, 3)] == pytest.approx([0.0, share, 0.0])
+    step, best = (2, 9.0) if counts else (3, 0.7)
+    assert best_of(tmp_path / f"checkpoint-{step}")[:2] == (step, pytest.approx(best))
+    assert not (tmp_path / f"checkpoint-{5 - step}").exists()
+    assert ("step 2: the rewards of 5.3 % of the evaluation's rollouts failed" in caplog.text) != counts
 
 
 def test_greedy_rollouts_of_held_out_prompts_are_rewarded_and_change_nothing(tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def experience(kept: list[bool]) -> Experience:
         advantages,
         {},
         torch.zeros(4 * N, dtype=torch.bool),
+        torch.zeros(4 * N, dtype=torch.bool),
         advantages,
         torch.tensor(kept),
         torch.tensor(kept),
@@ -281,8 +282,9 @@ def test_rewards_are_weighted() -> None:
     completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4), 9) for text in ("ab", "c")]
     rewards = [Reward("length", lambda text, _: float(len(text))), Reward("one", lambda text, _: 1.0)]
     config = make_config(GrpoConfig, {"reward_weights": [0.5, 2.0]})
-    total, parts = score(completions, rewards, config)
+    total, parts, failed = score(completions, rewards, config)
     assert total.tolist() == [3.0, 2.5]
+    assert not failed.any()
     assert parts["length"].tolist() == [2.0, 1.0]
 
 
@@ -298,8 +300,20 @@ def test_weighted_sums_that_float32_cannot_hold_are_no_rewards() -> None:
     ):
         score(completions, rewards, make_config(GrpoConfig, values))
     values |= {"reward_weights": [2.0], "on_reward_error": "skip"}
-    total, _ = score(completions, rewards, make_config(GrpoConfig, values))
+    total, _, failed = score(completions, rewards, make_config(GrpoConfig, values))
+    assert total.isnan().tolist() == failed.tolist() == [True, False]
+
+
+def test_no_opinion_is_no_failure() -> None:
+    record = Record("rl", "a", "?", where="f.jsonl:3")
+    completions = [
+        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
+    ]
+    values: dict[str, Any] = {"rewards": ["mine:some"], "reward_weights": [1.0]}
+    rewards = [Reward("some", lambda text, _: None if text == "ab" else 1.0)]
+    total, _, failed = score(completions, rewards, make_config(GrpoConfig, values))
     assert total.isnan().tolist() == [True, False]
+    assert not failed.any()
 
 
 def test_the_spread_of_large_rewards_is_finite() -> None:
@@ -317,8 +331,8 @@ def test_a_late_async_reward_never_ends_the_run() -> None:
         Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
     ]
     values = {"rewards": ["mine:late"], "reward_weights": [1.0], "reward_timeout": 0.2}
-    total, _ = score(completions, [Reward("late", late)], make_config(GrpoConfig, values))
-    assert total.isnan().tolist() == [True, False]
+    total, _, failed = score(completions, [Reward("late", late)], make_config(GrpoConfig, values))
+    assert total.isnan().tolist() == failed.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("absent", [False, True])
