@@ -26,7 +26,13 @@ from fourdthinker.trainers.settings_base import (
     WarmupSteps,
     WeightDecay,
 )
-from fourdthinker.trainers.settings_checks import PUBLISHED_BETA, check_rl, make_loss
+from fourdthinker.trainers.settings_checks import (
+    DEFAULT_WEIGHTS,
+    PUBLISHED_BETA,
+    check_rl,
+    make_loss,
+    make_weights,
+)
 
 
 class DiftConfig(TrainConfig):
@@ -159,7 +165,7 @@ class GrpoConfig(TrainConfig):
     )
 
     rewards: Names = Field(
-        ["fourdthinker.rewards:accuracy_reward", "fourdthinker.rewards:format_reward"],
+        list(DEFAULT_WEIGHTS),
         min_length=1,
         description="Functions reward(text, record) -> float, each as package.module:function; also "
         "reward(completions) -> list, async ones, and classes whose instances are called.",
@@ -183,7 +189,12 @@ class GrpoConfig(TrainConfig):
         "rollout out and count it. A judge that cannot be reached and an async reward that is late "
         "never end the run.",
     )
-    reward_weights: list[Float] = Field([1.0, 0.2], description="Weight of each reward in the sum.")
+    reward_weights: Annotated[list[Float], BeforeValidator(make_weights)] = Field(
+        None,
+        validate_default=True,
+        description="Weight of each reward in the sum; null: 1.0 and 0.2 for the two default rewards, as "
+        "published, 1.0 each for others.",
+    )
     reward_kl: Literal["k1", "k2", "k3"] = Field(
         "k1", description="Estimator of the KL divergence to the reference model in the reward."
     )

@@ -12,6 +12,7 @@ from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_section
 
 PUBLISHED_BETA = 0.01
+DEFAULT_WEIGHTS = {"fourdthinker.rewards:accuracy_reward": 1.0, "fourdthinker.rewards:format_reward": 0.2}
 # Of transformers' optimizers those that update slices of weights as they update whole ones: others look at
 # shapes, keep state of their own form, or update in the backward pass.
 _DIVISIBLE = ("adamw_torch", "adamw_torch_fused", "sgd")
@@ -34,6 +35,15 @@ def make_loss(value: Any, info: ValidationInfo) -> Any:
             "so leave it out"
         )
     return dataclasses.replace(options, max_length=budget)
+
+
+def make_weights(value: Any, info: ValidationInfo) -> Any:
+    """The weights of the rewards; where none are given those of the default rewards, else 1.0 each."""
+    rewards = info.data.get("rewards", [])
+    if value is not None:
+        return value
+    known = DEFAULT_WEIGHTS if sorted(rewards) == sorted(DEFAULT_WEIGHTS) else {}
+    return [known.get(name, 1.0) for name in rewards]
 
 
 def check_engine(config: Any) -> None:

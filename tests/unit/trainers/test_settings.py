@@ -121,7 +121,8 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"rewards": ["a:b"]}, "one weight a function"),
+        ({"rewards": ["a:b"], "reward_weights": [1.0, 0.2]}, "one weight a function"),
+        ({"reward_weights": ["heavy", 1]}, r"reward_weights\[0\] is 'heavy'"),
         ({"num_generations": 1}, "num_generations is 1"),
         ({"temperature": 0}, "temperature is 0; give at least 0.0001"),
         ({"temperature": 1e-40}, "temperature is 1e-40; give at least 0.0001"),
@@ -145,6 +146,22 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
 def test_bad_grpo_settings(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config(GrpoConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights"),
+    [
+        (None, [1.0, 0.2]),
+        (["fourdthinker.rewards:format_reward", "fourdthinker.rewards:accuracy_reward"], [0.2, 1.0]),
+        (["fourdthinker.rewards:format_reward"], [1.0]),
+        (["mine:a", "mine:b"], [1.0, 1.0]),
+        (["mine:a", "mine:b", "mine:c"], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_weights_of_rewards_that_are_not_given(rewards: list[str] | None, weights: list[float]) -> None:
+    given = {} if rewards is None else {"rewards": rewards}
+    assert make_config(GrpoConfig, given).reward_weights == weights
+    assert make_config(GrpoConfig, given | {"reward_weights": None}).reward_weights == weights
 
 
 def test_loss_options_start_from_the_published_ones() -> None:
