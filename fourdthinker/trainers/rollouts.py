@@ -168,9 +168,9 @@ class RolloutTrainer(LatentTrainer):
         config = self.settings
         lines = rollout_lines(step, experience, config.log_rollouts, self.checkpoint)
         append_lines(Path(config.output_dir) / ROLLOUTS, lines)
-        if config.report_to:
+        if self.args.report_to:  # where transformers has put names for `all`
             records = dict(zip(experience.indices, (p.record for p in experience.prompts), strict=True))
-            show_rollouts(config.report_to, self.callback_handler.callbacks, step, lines, records)
+            show_rollouts(self.args.report_to, self.callback_handler.callbacks, step, lines, records)
 
     # ---- evaluation
 

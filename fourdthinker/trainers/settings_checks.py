@@ -10,6 +10,7 @@ from pydantic import ValidationInfo
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_section
+from fourdthinker.trainers.settings_needs import check_needs
 
 PUBLISHED_BETA = 0.01
 DEFAULT_WEIGHTS = {"fourdthinker.rewards:accuracy_reward": 1.0, "fourdthinker.rewards:format_reward": 0.2}
@@ -84,6 +85,7 @@ def check_rl(config: Any) -> None:
     _check_rewards(config)
     _check_loss(config)
     _check_staleness(config)
+    check_needs(config)
 
 
 def _check_rewards(config: Any) -> None:
@@ -131,7 +133,9 @@ def _check_loss(config: Any) -> None:
             "of them out"
         )
     if config.sync_ref_model and (config.lora is not None or not config.needs_reference):
-        without = "lora is set: the reference is the model below the adapter, which stays"
+        without = (
+            "lora is set: an adapter has no like in the reference that it could be mixed into; leave lora"
+        )
         if config.lora is None:
             without = "no reference model is used; set loss.beta above 0"
         raise ValueError(f"sync_ref_model is true, and {without}, or leave sync_ref_model out")

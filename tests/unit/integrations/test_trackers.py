@@ -20,6 +20,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.integrations.trackers import film_strip, require_trackers, show_rollouts
 from fourdthinker.records import Record
 from fourdthinker.settings import make_config
+from fourdthinker.trainers import arguments, rollouts
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
@@ -236,3 +237,13 @@ def test_trackio_holds_what_a_run_writes_down(tmp_path: Path, monkeypatch: pytes
     assert [row["text"] for row in table] == [one["text"] for one in written]
     for row in table:
         assert (tmp_path / "trackio" / "media" / row["frames"]["file_path"]).stat().st_size > 0
+
+
+def test_all_trackers_are_shown_rollouts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["mine"])
+    monkeypatch.setattr(arguments, "get_reporting_integration_callbacks", lambda names: [])
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda names: [])
+    monkeypatch.setattr(rollouts, "show_rollouts", lambda names, *_: shown.append(names))
+    shown_run(tmp_path, "all")
+    assert shown == [["mine"]]

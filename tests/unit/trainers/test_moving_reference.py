@@ -66,7 +66,8 @@ def test_it_becomes_a_mixture_every_so_many_updates_and_goes_on_alike(tmp_path: 
     for number in (4, 5):
         shutil.rmtree(tmp_path / "run" / f"checkpoint-{number}")
     assert train(tmp_path / "run") == lines
-    assert train(tmp_path / "still", sync_ref_model=False)[2]["kl"] > 1.2 * lines[2]["kl"]
+    still = {"sync_ref_model": False, "ref_model_sync_steps": 512, "ref_model_mixup_alpha": 0.6}
+    assert train(tmp_path / "still", **still)[2]["kl"] > 1.2 * lines[2]["kl"]
 
 
 def test_what_cannot_move_is_refused(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_the_masters_are_mixed_and_not_what_they_are_rounded_to() -> None:
 
 def test_a_penalty_of_repetition_is_of_sampling_alone(tmp_path: Path) -> None:
     """It changes what is drawn; log-probs of sampler and trainer are those of the model, without it."""
-    shared = {"max_steps": 1, "sync_ref_model": False, "max_completion_length": 24, "log_rollouts": 3}
+    shared = {"max_steps": 1, "ref_model_sync_steps": 2, "max_completion_length": 24, "log_rollouts": 3}
     (line,) = train(tmp_path / "penalty", repetition_penalty=30.0, **shared)
     (plain,) = train(tmp_path / "plain", **shared)
     assert line["sampler_gap_max"] < 1e-4

@@ -164,6 +164,41 @@ def test_weights_of_rewards_that_are_not_given(rewards: list[str] | None, weight
     assert make_config(GrpoConfig, given | {"reward_weights": None}).reward_weights == weights
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"ref_model_sync_steps": 64},
+            "ref_model_sync_steps is 64 and does nothing: sync_ref_model is false",
+        ),
+        ({"ref_model_mixup_alpha": 0.1}, "ref_model_mixup_alpha is 0.1 .* set sync_ref_model=true, or leave"),
+        ({"latent_weight": 0.5}, "latent_weight is 0.5 and does nothing: latent_term is none"),
+        ({"latent_sigma": 1.0}, "latent_sigma is 1.0 and does nothing: latent_term is not gaussian"),
+        ({"entropy_step": 0.1}, "entropy_step is 0.1 and does nothing: entropy_target is null"),
+        ({"entropy_coef_max": 0.1}, "entropy_coef_max is 0.1 and does nothing"),
+        ({"reward_kl": "k3"}, "reward_kl is k3 and does nothing: reward_kl_weight is 0"),
+        ({"loss": {"beta": 0, "kl": "k2"}}, "loss.kl is k2 and does nothing: loss.beta is 0"),
+        ({"loss": {"beta": 0, "kl_weighting": "ratio"}}, "loss.kl_weighting is ratio and does nothing"),
+        ({"loss": {"sampler_level": "sequence"}}, "loss.sampler_level is sequence and does nothing: neither"),
+        ({"loss": {"sampler_excess": "mask"}}, "loss.sampler_excess is mask and does nothing: neither"),
+        ({"loss": {"sapo_positive": 2.0}}, "loss.sapo_positive is 2.0 .* loss.loss_type is not sapo"),
+        ({"loss": {"vespo_k_positive": 5.0}}, "loss.vespo_k_positive is 5.0 .* set loss.loss_type=vespo"),
+        ({"latents": False, "train_start": True}, "train_start is True and does nothing: latents is false"),
+        ({"latents": False, "max_blocks": 2}, "max_blocks is 2 and does nothing: latents is false"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config(GrpoConfig, values)
+
+
+def test_what_has_its_need_or_default_is_taken() -> None:
+    make_config(GrpoConfig, {"sync_ref_model": True, "ref_model_sync_steps": 64})
+    make_config(GrpoConfig, {"loss": {"loss_type": "sapo", "sapo_positive": 2.0}})
+    make_config(GrpoConfig, {"loss": {"sampler_cap": 2.0, "sampler_excess": "mask"}})
+    make_config(GrpoConfig, {"latents": False, "max_blocks": 0, "ref_model_sync_steps": 512})
+
+
 def test_loss_options_start_from_the_published_ones() -> None:
     assert GrpoConfig().loss == GrpoOptions(beta=0.01, max_length=512)
     config = make_config(GrpoConfig, {"loss": {"loss_type": "dr_grpo"}, "max_completion_length": 99})
