@@ -23,12 +23,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fourdthinker.errors import ConfigError, FourdError
-from fourdthinker.reward_runs import NoAnswerError, hanging, run_in_loop, run_in_thread
+from fourdthinker.reward_runs import NoAnswerError, run_in_loop, run_in_thread
 from fourdthinker.rewards import Completion
 
 ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents", "max_length")
 _BATCH = "completions"  # the name of the first parameter of a batched function
-MOST_HANGING = 8  # calls of a process that were given up and still run: one that loops slows all else
 LARGEST = 1e18  # size of a reward at most: float32 holds the sum of the squares of a group
 
 
@@ -178,9 +177,6 @@ def call_reward(
     Returns:
         Its numbers, and what went wrong. A call that does not come back is left to itself. An async one that
         is late has failed as a judge that cannot be reached has: `RewardFailedError`.
-
-    Raises:
-        ConfigError: calls did not come back, and with those before `MOST_HANGING` of this process hang still.
     """
     rows_of = (
         [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
@@ -188,17 +184,10 @@ def call_reward(
     calls = [functools.partial(reward.call, [completions[row] for row in rows]) for rows in rows_of]
     if not completions:
         return Scores([], {})
-    before = hanging()
     if reward.is_async:
         results = run_in_loop(calls, timeout, concurrency)
     else:
         results = run_in_thread(calls, timeout)
-    if (now := hanging()) > before and now >= MOST_HANGING:
-        raise ConfigError(
-            f"reward {reward.name}: {now} calls of reward functions did not come back and hang still, "
-            "each in a thread that only it can end; give the function a time-out of its own, write it as "
-            "async def, or raise reward_timeout"
-        )
     values: list[float | None] = [None] * len(completions)
     failures: dict[int, Exception] = {}
     for rows, result in zip(rows_of, results, strict=True):

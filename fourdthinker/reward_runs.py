@@ -1,13 +1,15 @@
 """Calls of functions that may hang, in bounded time: plain ones in a thread, async ones in an event loop.
 
 A call that does not come back is left to itself, in a thread that ends with it or with the process; nothing
-else can end a thread. `hanging` counts these. All threads have the gradient mode and the CUDA device of the
-caller.
+else can end a thread. `hanging` counts these, and async calls that go on though they were cancelled. With
+`MOST_HANGING` of them no call is made until one comes back. All threads have the gradient mode and the CUDA
+device of the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,11 +18,11 @@ from typing import Any
 
 import torch
 
-_MOST_HUNG = (
-    2  # calls of one run that may hang; the rest is not made, so that it ends before the ranks' limit
-)
+MOST_HANGING = 8  # calls of a process that were given up and still run: one that loops slows all else
+_MOST_LATE = 2  # rounds of async calls of one run that may be late; so that it ends before the ranks' limit
+_GRACE = 1.0  # seconds that an async call may take to end once it is cancelled
 _SLOW = "make it faster, or raise reward_timeout"
-_left: list[threading.Thread] = []  # to calls that did not come back
+_left: list[Callable[[], bool]] = []  # of each call that was given up: whether it goes on
 
 
 class NoAnswerError(Exception):
@@ -28,12 +30,12 @@ class NoAnswerError(Exception):
 
 
 def hanging() -> int:
-    """Threads of this process that are held by calls that were given up and have not come back yet.
+    """Calls of this process that were given up and have not come back yet.
 
     Returns:
         Their number.
     """
-    _left[:] = [thread for thread in _left if thread.is_alive()]
+    _left[:] = [goes_on for goes_on in _left if goes_on()]
     return len(_left)
 
 
@@ -52,7 +54,7 @@ def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> 
     results: list[Any] = []
     worker, hung = _Worker(), 0
     for call in calls:
-        if hung == _MOST_HUNG:
+        if max(hung, hanging()) >= MOST_HANGING:
             results.append(_not_made(timeout))
             continue
         try:
@@ -60,7 +62,7 @@ def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> 
         except queue.Empty:
             results.append(_hung(timeout))
             hung += 1
-            _left.append(worker.thread)
+            _left.append(worker.thread.is_alive)
             worker.end()
             worker = _Worker()
     worker.end()
@@ -85,11 +87,12 @@ def run_in_loop(
     found: dict[int, Any] = {}
     blocked = 0
     while missing := [index for index in range(len(calls)) if index not in found]:
-        if timeout is not None and blocked == _MOST_HUNG:
+        if timeout is not None and max(blocked, hanging()) >= MOST_HANGING:
             found |= {index: _not_made(timeout) for index in missing}
             break
         run = _LoopRun(calls, missing, timeout, concurrency)
         guilty = run.wait()
+        _left.extend(functools.partial(_goes_on, task) for task in list(run.not_ended))
         found |= {index: result for index, result in dict(run.found).items() if index in missing}
         if timeout is not None:
             found |= {index: _hung(timeout) for index in guilty}
@@ -102,6 +105,11 @@ def _hung(timeout: float) -> NoAnswerError:
 
 
 def _not_made(timeout: float) -> NoAnswerError:
+    if (number := hanging()) >= MOST_HANGING:
+        return NoAnswerError(
+            f"not called, for {number} calls of rewards before do not come back; give that function a "
+            "time-out of its own, write it as async def, or raise reward_timeout"
+        )
     return NoAnswerError(f"not called, for others before gave no answer within {timeout:g} seconds; {_SLOW}")
 
 
@@ -161,6 +169,11 @@ def _serve(jobs: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any], mode: 
 
 # ---- the event loop
 
+
+def _goes_on(task: asyncio.Task[Any]) -> bool:
+    return not task.done() and not task.get_loop().is_closed()
+
+
 _shared: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
 
@@ -187,7 +200,7 @@ def _leave_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Let the next run have a new one; this one ends when whatever blocks it comes back."""
     global _shared
     if _shared is not None:
-        _left.append(_shared[1])
+        _left.append(_shared[1].is_alive)
     _shared = None
     loop.call_soon_threadsafe(loop.stop)
 
@@ -197,6 +210,7 @@ class _LoopRun:
 
     Attributes:
         found: index of a call -> what it returned, raised, or that it did not answer.
+        not_ended: calls that were cancelled, and went on.
     """
 
     def __init__(
@@ -207,6 +221,7 @@ class _LoopRun:
         concurrency: int,
     ) -> None:
         self.found: dict[int, Any] = {}
+        self.not_ended: list[asyncio.Task[Any]] = []
         self._calls, self._chosen, self._timeout, self._concurrency = calls, chosen, timeout, concurrency
         self._running: dict[int, asyncio.Task[Any]] = {}
         self._hung = 0
@@ -221,20 +236,22 @@ class _LoopRun:
 
     async def _one(self, index: int, turns: asyncio.Semaphore) -> None:
         async with turns:
-            if self._timeout is not None and self._hung >= _MOST_HUNG * self._concurrency:
+            if self._timeout is not None and self._hung >= _MOST_LATE * self._concurrency:
                 self.found[index] = _not_made(self._timeout)
                 return
             task = asyncio.create_task(_attempt_async(self._calls[index]))
             self._running[index] = task
             # Not wait_for, which waits for a task that swallows its cancellation.
             done, _ = await asyncio.wait({task}, timeout=self._timeout)
-            del self._running[index]
             if done:
                 self.found[index] = task.result()
             elif self._timeout is not None:
                 self.found[index] = _hung(self._timeout)
                 self._hung += 1
                 task.cancel()
+                if not (await asyncio.wait({task}, timeout=min(_GRACE, self._timeout)))[0]:
+                    self.not_ended.append(task)
+            del self._running[index]
 
     def wait(self) -> list[int]:
         """Until all are done ([]), or the loop is blocked: by these calls, where that can be told."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fourdthinker.reward_calls import MOST_HANGING
+from fourdthinker.reward_runs import MOST_HANGING
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ ALARMS = (
         "hanging_rewards",
         "hanging_rewards",
         _hanging_rewards,
-        f"each holds a thread, and {MOST_HANGING} of them on a process end the run: give the function a "
-        "time-out of its own, or write it as async def",
+        f"with {MOST_HANGING} of them on a process no reward is called until one comes back: give the "
+        "function a time-out of its own, or write it as async def, and let it end when it is cancelled",
     ),
 )
 
