@@ -12,20 +12,26 @@ from fourdthinker.kernels import group_advantages
 _EPS = 1e-4  # as in `group_advantages`
 
 
-def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
+def rounding(weights: Sequence[float]) -> float:
+    """Up to which difference sums of `normalised_sum` are equal: parts that cancel leave what was rounded."""
+    return 1e-5 * sum(map(abs, weights))
+
+
+def equal_groups(rewards: Tensor, group_size: int, within: float = 0.0) -> Tensor:
     """Whether nothing can be learnt from the row's group: its rewards are equal, or there is one at most.
 
     Args:
         rewards: [R], groups one after the other; NaN: none.
         group_size: rows of a group.
+        within: the largest difference of equal ones; 0 for rewards, `rounding` for weighted sums.
 
     Returns:
-        [R] bool. By equality; rounded deviations would not tell.
+        [R] bool. By the extremes; rounded deviations would not tell.
     """
     grouped = rewards.view(-1, group_size)
     highest = grouped.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
     lowest = grouped.nan_to_num(nan=torch.inf).amin(1, keepdim=True)
-    return (highest <= lowest).expand_as(grouped).reshape(-1)
+    return (highest <= lowest + within).expand_as(grouped).reshape(-1)
 
 
 def advantages_of(rewards: Tensor, group_size: int, scale: str) -> Tensor:

@@ -26,7 +26,7 @@ from fourdthinker.reward_calls import Reward
 from fourdthinker.reward_runs import hanging
 from fourdthinker.sampler import LatentSampler, Rollout, replay_batch
 from fourdthinker.samples import Batch, Prompt
-from fourdthinker.trainers.advantages import equal_groups
+from fourdthinker.trainers.advantages import equal_groups, rounding
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import halves
 from fourdthinker.trainers.experience import (
@@ -303,7 +303,9 @@ class RolloutTrainer(LatentTrainer):
         completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
         rewards, parts, failed = score(completions, functions, self.settings)
         size = len(rewards) // len(prompts)
-        equal = equal_groups(compared(rewards, parts, size, self.settings), size)
+        gdpo = self.settings.aggregate_rewards == "normalised"
+        within = rounding(self.settings.reward_weights) if gdpo else 0.0
+        equal = equal_groups(compared(rewards, parts, size, self.settings), size, within)
         return Scored(indices, prompts, rollout, features, texts, rewards, parts, failed, equal)
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:

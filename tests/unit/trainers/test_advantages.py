@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from fourdthinker.kernels import group_advantages
-from fourdthinker.trainers.advantages import advantages_of, equal_groups, normalised, normalised_sum
+from fourdthinker.trainers.advantages import (
+    advantages_of,
+    equal_groups,
+    normalised,
+    normalised_sum,
+    rounding,
+)
 
 NAN = math.nan
 REWARDS = [1.0, NAN, 0.0, 0.2, 0.5, 0.5, NAN, 0.5, NAN, NAN, 1.2, NAN, 0.1, 0.3, 0.1, 0.9]
@@ -51,6 +57,17 @@ def test_groups_that_teach_nothing() -> None:
         equal_groups(torch.tensor([0.1, 0.1, 0.1, 1.2, 1.2, 1.2000002]), 3).tolist()
         == [True] * 3 + [False] * 3
     )
+
+
+def test_advantages_that_cancel_are_equal_but_for_rounding() -> None:
+    """B is 0.3 - A, so that both weigh each other up; and groups that differ a little stay different."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 3, (2000, 4), generator=generator).float().mul(0.1).reshape(-1)
+    for weights in ([1.0, 1.0], [100.0, 100.0], [0.01, 0.01]):
+        sums = normalised_sum([first, 0.3 - first], weights, 4)
+        assert equal_groups(sums, 4, rounding(weights)).all()
+        different = normalised_sum([first, torch.zeros_like(first)], weights, 4)
+        assert torch.equal(equal_groups(different, 4, rounding(weights)), equal_groups(first, 4))
 
 
 def test_gdpo_as_in_trl() -> None:
