@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -52,7 +53,9 @@ from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.sampled_rows import sampled_rows
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.trainer import LatentTrainer
-from fourdthinker.trainers.update import Parts
+from fourdthinker.trainers.update import MemoryLimitError, Parts
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_EXPONENT = 20.0  # of k3: one token that the reference thinks impossible shall not be infinite
 
@@ -149,8 +152,7 @@ class RolloutTrainer(LatentTrainer):
             self._show_rollouts(step, experiences[0])
         if self._unchecked:
             with self.gathered_to_run(self.checkpoint.backbone):
-                self._check_sharing(experiences[0])
-            self._unchecked = False
+                self._unchecked = not self._check_sharing(experiences[0])
         self.speed.enter("reference")
         experiences = self._with_other_passes(experiences)
         self.speed.enter("preparing")
@@ -413,23 +415,28 @@ class RolloutTrainer(LatentTrainer):
         with self.accelerator.autocast():
             return backbone.eval()(batch, objective)  # the next training step sets the mode back
 
-    def _check_sharing(self, experience: Experience) -> None:
+    def _check_sharing(self, experience: Experience) -> bool:
         """Compare two completions of one prompt, behind one copy of it, with each in a sequence of its own.
 
         ConfigError when their log-probabilities differ by more than rounding: some part of this model does
-        not keep to the mask or the positions it is given.
+        not keep to the mask or the positions it is given. False where memory does not suffice for both.
         """
-        backbone = self.checkpoint.backbone
-        two = functools.partial(
-            replay_batch,
-            experience.rollout,
-            experience.prompts,
-            [0, 1],
-            backbone.vision.pad_id,
-            features=experience.features,
-        )
+        backbone, halved = self.checkpoint.backbone, self.by_halves("check of share_prompt")
         objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
-        shared, plain = (self._run(backbone, two(share=share), objective) for share in (True, False))
+
+        def run(rows: Sequence[int], share: bool) -> Tensor:
+            given, pad_id = (experience.rollout, experience.prompts, rows), backbone.vision.pad_id
+            batch = replay_batch(*given, pad_id, features=experience.features, share=share)
+            return torch.as_tensor(self._run(backbone, batch, objective))
+
+        try:
+            plain = torch.cat(halved(functools.partial(run, share=False), [0, 1]))
+            (shared,) = halved(lambda _: run([0, 1], True), ["both"])
+        except MemoryLimitError as error:
+            if not halved.alone:
+                raise
+            logger.warning("share_prompt is checked after a later update, not after this one: %s", error)
+            return False
         exact = backbone.dtype == torch.float32 and not self.args.bf16
         difference, bound = float((shared - plain).abs().max()), 1e-3 if exact else 0.5
         if difference > bound:
@@ -437,3 +444,4 @@ class RolloutTrainer(LatentTrainer):
                 f"share_prompt: log-probabilities of completions behind one prompt are off by "
                 f"{difference:.2g} (at most {bound} is rounding); set share_prompt=false"
             )
+        return True

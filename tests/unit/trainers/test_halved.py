@@ -85,6 +85,10 @@ def rows(sampler: Any, given: Sequence[Any], n: int, *others: Any, **options: An
     return len(given) * n
 
 
+def plain_rows(batch: dict[str, Any]) -> int:
+    return 0 if "segments" in batch else len(batch["policy_mask"])
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("halved") / "run"
@@ -97,6 +101,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
         (LatentSampler, "sample", rows, 3, 2),  # of 12 and of 6 rows; 3 are three quarters of a group
         (sampled_rows, "encode_prompts", lambda backbone, given: len(given), 1, 1),
         (rollouts, "reference_outputs", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 3, 2),
+        (rollouts, "policy_logprobs", lambda backbone, h, batch, **_: plain_rows(batch), 1, 1),
         (rollouts, "policy_entropies", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 5, 2),
     ],
 )
@@ -123,6 +128,25 @@ def test_rollouts_and_other_passes_are_halved(
         assert line["out_of_memory"] == failed
         for key in ("loss", "reward", "reward_std", "kl", "completion_length", "latents"):
             assert line[key] == pytest.approx(other[key], rel=1e-4, abs=1e-7), key
+
+
+def test_sharing_is_checked_once_memory_suffices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the first update there is none for two completions behind one prompt."""
+    shared: list[torch.Tensor] = []
+
+    def first(backbone: Any, hidden: torch.Tensor, batch: dict[str, Any], **_: Any) -> int:
+        if "segments" in batch:
+            shared.append(hidden)
+        return "segments" in batch and len(shared) == 1
+
+    full = Full(rollouts.policy_logprobs, first, 0)
+    monkeypatch.setattr(rollouts, "policy_logprobs", full)
+    grpo(tmp_path, max_steps=3)
+    assert len(shared) == 2, "one that fails, one that compares, and no third"
+    assert "share_prompt is checked after a later update" in caplog.text
+    assert len(metrics(tmp_path)) == 3
 
 
 def test_a_single_row_without_memory_ends_the_run_with_advice(
