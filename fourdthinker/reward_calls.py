@@ -175,8 +175,7 @@ def call_reward(
         concurrency: calls of an async function that run at a time.
 
     Returns:
-        Its numbers, and what went wrong. A call that does not come back is left to itself. An async one that
-        is late has failed as a judge that cannot be reached has: `RewardFailedError`.
+        Its numbers, and what went wrong. A call that does not come back is left to itself.
     """
     rows_of = (
         [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
@@ -193,14 +192,10 @@ def call_reward(
     for rows, result in zip(rows_of, results, strict=True):
         for row, value in zip(rows, _split(result, len(rows), batched=reward.batched), strict=True):
             if isinstance(value, Exception):
-                failures[row] = _unreached(value) if reward.is_async else value
+                failures[row] = value
             else:
                 values[row] = value
     return Scores(values, failures)
-
-
-def _unreached(error: Exception) -> Exception:
-    return RewardFailedError(str(error)) if isinstance(error, NoAnswerError) else error
 
 
 def described(name: str, completion: Completion, error: Exception) -> str:

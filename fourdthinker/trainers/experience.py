@@ -208,7 +208,8 @@ def score(
         has no reward because something failed, [R] bool.
 
     Raises:
-        ConfigError: a function failed and `on_reward_error` is raise.
+        ConfigError: a plain function failed and `on_reward_error` is raise. Async ones ask a model or a
+            service that may be away: their failures are counted.
     """
     parts: dict[str, Tensor] = {}
     failed = torch.zeros(len(completions), dtype=torch.bool)
@@ -216,7 +217,8 @@ def score(
         scores = call_reward(
             reward, completions, timeout=config.reward_timeout, concurrency=config.reward_concurrency
         )
-        _report(reward.name, completions, scores.failures, config)
+        ends = config.on_reward_error == "raise" and not reward.is_async
+        _report(reward.name, completions, scores.failures, ends=ends)
         failed[list(scores.failures)] = True
         parts[reward.name] = torch.tensor([math.nan if v is None else v for v in scores.values])
     weights = zip(config.reward_weights, parts.values(), strict=True)
@@ -227,17 +229,17 @@ def score(
         row: ValueError(f"the weighted sum {total[row]:g} is above {LARGEST:g} in size; lower reward_weights")
         for row in above.nonzero()[:, 0].tolist()
     }
-    _report("sum", completions, wrong, config)
+    _report("sum", completions, wrong, ends=config.on_reward_error == "raise")
     return total.masked_fill(above, math.nan).float(), parts, failed | above
 
 
 def _report(
-    name: str, completions: Sequence[Completion], failures: dict[int, Exception], config: GrpoConfig
+    name: str, completions: Sequence[Completion], failures: dict[int, Exception], *, ends: bool
 ) -> None:
-    """Warn of what failed, or end the run for it."""
+    """Warn of what failed, or where it `ends` the run raise it."""
     said = [described(name, completions[row], error) for row, error in failures.items()]
     for text, error in zip(said, failures.values(), strict=True):
-        if config.on_reward_error == "raise" and not isinstance(error, RewardFailedError):
+        if ends and not isinstance(error, RewardFailedError):
             raise ConfigError(f"{text}; on_reward_error=skip would leave it out") from error
     if said:
         logger.warning("%d of %d rollouts have no reward: %s", len(said), len(completions), said[0])

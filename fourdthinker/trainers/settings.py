@@ -185,9 +185,8 @@ class GrpoConfig(TrainConfig):
     )
     on_reward_error: Literal["raise", "skip"] = Field(
         "raise",
-        description="End the run where a reward function fails or gives no finite number, or leave that "
-        "rollout out and count it. A judge that cannot be reached and an async reward that is late "
-        "never end the run.",
+        description="End the run where a plain reward function fails or gives no finite number, or leave "
+        "that rollout out and count it. A failure of an async one never ends the run.",
     )
     reward_weights: Annotated[list[Float], BeforeValidator(make_weights)] = Field(
         None,

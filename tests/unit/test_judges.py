@@ -169,10 +169,10 @@ def test_a_reply_without_a_length_is_read_to_its_end(server: Server) -> None:
     assert call_reward(judge(server, timeout=20), [completion("pieces")]).values == [0.5]
 
 
-def test_a_judge_that_hangs_longer_than_the_run_waits_never_ends_it(server: Server) -> None:
+def test_a_judge_that_hangs_longer_than_the_run_waits_is_given_up(server: Server) -> None:
     patient = judge(server, timeout=30.0, attempts=3)
     (error,) = call_reward(patient, [completion("hang")], timeout=0.1).failures.values()
-    assert isinstance(error, RewardFailedError)
+    assert "no answer within 0.1 seconds" in str(error)
 
 
 def test_the_score_is_looked_for_at_the_end_and_in_linear_time(server: Server) -> None:

@@ -162,8 +162,6 @@ def test_a_failure_costs_its_completion_and_nothing_else(function: Any) -> None:
     completions = [completion(text) for text in texts]
     began = time.perf_counter()
     scores = call_reward(Reward("mine", function), completions, timeout=0.3, concurrency=2)
-    is_async = function is _by_text_later
-    assert isinstance(scores.failures[1], RewardFailedError) == is_async, "late, as one that is out of reach"
     assert time.perf_counter() - began < 10
     assert scores.values == [1.0, None, None, None, 1.0, None, None, 1.0]
     said = {row: described("mine", completions[row], error) for row, error in scores.failures.items()}

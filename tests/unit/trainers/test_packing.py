@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -321,18 +322,29 @@ def test_the_spread_of_large_rewards_is_finite() -> None:
     assert _deviations(rewards, 512).tolist() == pytest.approx([1e18 * (512 / 511) ** 0.5])
 
 
-def test_a_late_async_reward_never_ends_the_run() -> None:
-    async def late(text: str, record: Record) -> float:
-        await asyncio.sleep(20 if text == "ab" else 0)
-        return 1.0
+@pytest.mark.parametrize("misdeed", ["late", "nan", "raises"])
+def test_an_async_reward_that_fails_never_ends_the_run(misdeed: str) -> None:
+    def fails() -> float:
+        if misdeed == "raises":
+            raise OSError("status 500")
+        return math.nan
+
+    async def judge(text: str, record: Record) -> float:
+        if text == "c":
+            return 1.0
+        await asyncio.sleep(20 * (misdeed == "late"))
+        return fails()
 
     record = Record("rl", "a", "?", where="f.jsonl:3")
     completions = [
         Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
     ]
-    values = {"rewards": ["mine:late"], "reward_weights": [1.0], "reward_timeout": 0.2}
-    total, _, failed = score(completions, [Reward("late", late)], make_config(GrpoConfig, values))
+    values = {"rewards": ["mine:judge"], "reward_weights": [1.0], "reward_timeout": 0.2}
+    total, _, failed = score(completions, [Reward("judge", judge)], make_config(GrpoConfig, values))
     assert total.isnan().tolist() == failed.tolist() == [True, False]
+    if misdeed != "late":
+        with pytest.raises(ConfigError, match=r"reward plain: .*on_reward_error=skip would leave it out"):
+            score(completions, [Reward("plain", lambda text, _: fails())], make_config(GrpoConfig, values))
 
 
 @pytest.mark.parametrize("absent", [False, True])
