@@ -174,7 +174,15 @@ class PassTrainer(ResumableTrainer):
     def _begin_smaller(self, model: nn.Module, reason: str) -> None:
         """Take back what the update has done so far, and cut its forwards in halves, on all ranks."""
         step, failed = self.state.global_step + 1, self._failure is not None or not self._together
-        smaller = not self._divided and self.halve()
+        smaller = False
+        if not self._divided:
+            self._drop_gradients(model)  # first of all, or there may be no room for the smaller batches
+            if self.args.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                smaller = self.halve()
+            except torch.OutOfMemoryError:  # then no rank can go on: forwards of this one keep their size
+                failed = True
         if self.any_rank(failed and not smaller) if self._together else not smaller:
             raise MemoryLimitError(f"step {step}: {reason}")
         self.divisions += 1
@@ -187,9 +195,6 @@ class PassTrainer(ResumableTrainer):
         )
         self.metric_sums.rewind()
         self._bad, self._skip_update = [], False
-        self._drop_gradients(model)
-        if self.args.device.type == "cuda":
-            torch.cuda.empty_cache()
         self._enter("division into smaller forwards", DIVISION)
         self._cut()
 
@@ -232,7 +237,12 @@ class PassTrainer(ResumableTrainer):
         if self.masters is None:
             return contextlib.nullcontext()
         if last:
-            self.masters.round_sums()
+            try:
+                self.masters.round_sums()
+            except torch.OutOfMemoryError as error:
+                if not self._together:
+                    raise
+                self._failure = str(error).partition("\n")[0]
             return contextlib.nullcontext()
         return self.masters.sums()
 

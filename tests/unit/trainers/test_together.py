@@ -153,6 +153,46 @@ def test_gradients_that_are_missing_are_made_before_the_ranks_agree(monkeypatch:
     assert model.weight.grad.item() == 0.5
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_sums_that_find_no_room_to_be_rounded_wait_for_the_other_ranks(together: bool) -> None:
+    """Those come to the agreement after the forward, and this rank must too."""
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nAnd more.")
+
+    trainer = object.__new__(PassTrainer)
+    trainer.args, trainer._failure = SimpleNamespace(world_size=1 + together), None
+    trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
+    trainer.masters = SimpleNamespace(round_sums=full)  # type: ignore[assignment]
+    with nullcontext() if together else pytest.raises(torch.OutOfMemoryError):
+        trainer._sums(last=True)
+    assert vars(trainer)["_failure"] == ("Tried to allocate 2.00 GiB." if together else None)
+
+
+@pytest.mark.parametrize("failure", ["Tried to allocate 2.00 GiB.", None])
+def test_a_batch_that_cannot_be_halved_for_lack_of_memory_ends_all_ranks(failure: str | None) -> None:
+    """After all gradients are gone; also where the passes of this rank had room."""
+    model, asked = torch.nn.Linear(1, 1), []
+    model.weight.grad = torch.ones(1, 1)
+
+    def full() -> bool:
+        assert model.weight.grad is None
+        raise torch.OutOfMemoryError("Tried to allocate 1.00 GiB.\nAnd more.")
+
+    def any_rank(value: bool) -> bool:
+        asked.append(value)
+        return value
+
+    trainer = object.__new__(PassTrainer)
+    trainer.args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    trainer.state, trainer._failure, trainer.masters = SimpleNamespace(global_step=6), failure, None
+    trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
+    trainer.halve, trainer.any_rank = full, any_rank  # type: ignore[method-assign]
+    with pytest.raises(MemoryLimitError, match=r"step 7: Tried .* 3\.00 GiB"):
+        trainer._begin_smaller(model, "Tried to allocate 3.00 GiB.")
+    assert asked == [True]
+
+
 def test_numbers_keep_their_type_on_the_way_to_the_device() -> None:
     """Trainer's own way rounds all that is float under DeepSpeed, to the type of its weights."""
     seen: dict[str, torch.dtype] = {}
