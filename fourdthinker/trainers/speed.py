@@ -68,7 +68,7 @@ class Speed:
         """The metrics since the last call, as (sum, weight); nothing where no time has passed.
 
         `time_...` are shares of the time by phase. What is given by the second, and `mfu`, is of the time
-        without saving and evaluation; `mfu` is missing where the rate of the device is not known.
+        without saving and evaluation; `mfu` has the weight 0 where the rate of the device is not known.
 
         Args:
             world_size: processes whose sums are added up.
@@ -83,8 +83,8 @@ class Speed:
         if self._rollouts is not None:
             metrics["rollouts_per_second"] = _pair(self._rollouts, busy / world_size)
             self._rollouts = 0
-        if self._rate is not None:
-            metrics["mfu"] = _pair(self._operations, self._rate * busy)
+        known = self._rate is not None  # not on every rank, and all have the same names
+        metrics["mfu"] = _pair(self._operations * known, (self._rate or 0.0) * busy)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         self._tokens, self._operations = 0, 0.0
         return metrics

@@ -15,6 +15,7 @@ from fourdthinker.samples import IGNORE, Sample, collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import speed as module
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.operations import Costs, Counts, patches_of, self_fed
 from fourdthinker.trainers.packing import counts_of
 from fourdthinker.trainers.plan_time import known_device
@@ -39,7 +40,7 @@ def spend(speed: Speed, clock: SimpleNamespace, **seconds: float) -> None:
 
 
 def shown(speed: Speed, world_size: int = 1) -> dict[str, float]:
-    return {name: float(a / b) for name, (a, b) in speed.take(world_size).items()}
+    return {name: float(a / b) for name, (a, b) in speed.take(world_size).items() if b}
 
 
 def test_shares_of_time_and_what_is_done_by_the_second(clock: SimpleNamespace) -> None:
@@ -67,8 +68,23 @@ def test_tokens_a_second_are_those_of_all_ranks(clock: SimpleNamespace) -> None:
     metrics = speed.take(2)
     total, weight = metrics["tokens_per_second"]
     assert 2 * total / (2 * weight) == 10.0
-    assert "mfu" not in metrics, "the rate of the device is not known"
+    assert [value.item() for value in metrics["mfu"]] == [0.0, 0.0], "the rate of the device is not known"
     assert "rollouts_per_second" not in metrics, "in DIFT"
+
+
+def test_ranks_on_unlike_devices_have_the_same_names(clock: SimpleNamespace) -> None:
+    """Their sums are added up in one tensor, by position."""
+    lines = []
+    for speed in (Speed(), Speed(rate=1000.0)):
+        spend(speed, clock, passes=2.0)
+        speed.add(tokens=10, operations=500.0)
+        lines.append(speed.take(2))
+    assert list(lines[0]) == list(lines[1])
+    (total, weight), (more, others) = (line["mfu"] for line in lines)
+    assert (total + more) / (weight + others) == 0.25, "of the devices that are known"
+    sums = MetricSums()
+    sums.add(lines[0])
+    assert "mfu" not in sums.take(lambda values: values, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
