@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json, write_json
 from fourdthinker.trainers.fsdp import STATE_FILES
-from fourdthinker.trainers.run_folder import FINAL, METRICS, STATE, checkpoints, resumed_updates
+from fourdthinker.trainers.run_folder import FINAL, METRICS, STATE, checkpoints, is_of_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -221,18 +221,15 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
 
     Raises:
         OutputError: the folder cannot be made or written to.
-        ConfigError: the folder holds a former run and neither resuming nor overwriting was asked for; no
-            checkpoint can be gone on from, though there are some; or the settings are not those of the run.
+        ConfigError: the folder holds a former run, and neither going on with it nor overwriting was asked
+            for; no checkpoint can be gone on from, though there are some; or the settings are not those of
+            the run.
     """
     check_folder(config.output_dir)
     folder = Path(config.output_dir)
     former = checkpoints(folder)
     if config.resume_from_checkpoint is None:
-        if (former or (folder / METRICS).exists()) and not config.overwrite_output_dir:
-            raise ConfigError(
-                f"output_dir {folder} holds a former run; choose another folder, "
-                "resume_from_checkpoint=auto, or overwrite_output_dir=true"
-            )
+        _check_free(config, former)
         return None
     if config.resume_from_checkpoint == "auto":
         resume = _newest(former, says=args.process_index == 0)
@@ -247,8 +244,20 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
                 f"resume_from_checkpoint: {resume} {problem}; name another, or 'auto' for the newest "
                 "complete one"
             )
+        if not is_of_run(resume, folder):
+            _check_free(config, former)
     _check_settings(config, args, resume)
     return str(resume)
+
+
+def _check_free(config: TrainConfig, former: Sequence[Path]) -> None:
+    """ConfigError when a run that does not go on in `output_dir` finds another there."""
+    folder = Path(config.output_dir)
+    if (former or (folder / METRICS).exists()) and not config.overwrite_output_dir:
+        raise ConfigError(
+            f"output_dir {folder} holds a former run; choose another folder, "
+            "resume_from_checkpoint=auto, or overwrite_output_dir=true"
+        )
 
 
 def _newest(former: Sequence[Path], *, says: bool) -> Path | None:

@@ -34,16 +34,21 @@ def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) 
         dist.barrier()  # every rank has looked before the first one writes
     if args.process_index == 0:
         make_folder(folder)
-        if resume is None:
+        goes_on = resume is not None and is_of_run(Path(resume), folder)
+        if not goes_on:
             _set_other_settings_aside(folder / RESOLVED_CONFIG, resolved(config))
         save_config(config, folder)
         updates = resumed_updates(resume) if resume else 0
-        for name in (METRICS, ROLLOUTS):
-            _cut_lines(folder / name, updates)
-        for path in checkpoints(folder):
-            if not (resume and _is_before(path, updates)):
+        for path in (folder / METRICS, folder / ROLLOUTS):
+            if goes_on:
+                _cut_lines(path, updates)
+            elif path.exists():
                 _set_aside(path)
-        if resume is None and (folder / FINAL).is_dir():
+        for path in checkpoints(folder):
+            if not (goes_on and _is_before(path, updates)):
+                _set_aside(path)
+        is_newest = goes_on and config.resume_from_checkpoint == "auto"
+        if not is_newest and (folder / FINAL).is_dir():
             _set_aside(folder / FINAL)
     if args.world_size > 1:
         dist.barrier()
@@ -80,6 +85,11 @@ def _set_aside(path: Path) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, complete or not."""
     return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+
+
+def is_of_run(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is one of those that the run in `folder` has now, and not set aside."""
+    return checkpoint.resolve() in [path.resolve() for path in checkpoints(folder)]
 
 
 def resumed_updates(checkpoint: str | Path) -> int:

@@ -87,7 +87,7 @@ class TrainConfig(Settings):
 
     output_dir: OutputDir = "runs/run"
     overwrite_output_dir: Bool = Field(
-        False, description="Start anew in a folder that holds a former run; its checkpoints are renamed."
+        False, description="Start in a folder that holds a former run; what that run wrote is renamed."
     )
     resume_from_checkpoint: Name | None = Field(
         None,

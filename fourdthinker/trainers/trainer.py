@@ -301,7 +301,7 @@ class LatentTrainer(PassTrainer):
     ) -> Path:
         """Train, save the complete final checkpoint, and give its folder.
 
-        A finished run that is resumed stays as it is, whatever the schedule.
+        A finished run that is resumed by `auto` stays as it is, whatever the schedule.
 
         Args:
             resume: the checkpoint folder to go on from, or None.
@@ -319,14 +319,18 @@ class LatentTrainer(PassTrainer):
             self.take_run_state(Path(resume))
         final = Path(self.settings.output_dir) / FINAL
         *_, updates = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        if self.settings.resume_from_checkpoint is not None:
-            finished = finished_updates(final)
-            if resume is not None or finished is not None:
-                check_data(final if resume is None else Path(resume), self._data)
+        if resume is not None:
+            check_data(Path(resume), self._data)
+        if (
+            self.settings.resume_from_checkpoint == "auto"
+            and (finished := finished_updates(final)) is not None
+        ):
+            if resume is None:
+                check_data(final, self._data)
             if finished == updates:
                 logger.info("%s: this run is finished, all %d updates are made", final, updates)
                 return final
-            if resume is None and finished is not None:
+            if resume is None:
                 raise ConfigError(
                     f"resume_from_checkpoint=auto: {final} has seen {finished} updates, {updates} are asked "
                     "for, and no checkpoint is there to go on from; begin a run of its own with "

@@ -329,11 +329,18 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(finished: Path, tm
 def test_beginning_anew_deletes_nothing_and_is_resumed_as_itself(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    rollouts, before = folder / "rollouts.jsonl", (folder / "metrics.jsonl").read_bytes()
+    rollouts.write_text('{"step": 1}\n')
     anew = {"overwrite_output_dir": True, "resume_from_checkpoint": None, "learning_rate": 1e-2}
     for number in ("", "2-"):
         train(folder, **anew)
         for name in ("checkpoint-2", "checkpoint-4", "final"):
             assert (folder / f"former-{number}{name}" / "config.json").is_file()
+        assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+        assert (folder / f"former-{number}rollouts.jsonl").read_bytes() == b'{"step": 1}\n'
+        assert (folder / f"former-{number}metrics.jsonl").read_bytes() == before
+        before = (folder / "metrics.jsonl").read_bytes()
+        rollouts.write_text('{"step": 1}\n')
     # As killed after its second update: the final checkpoint of the run before is not taken for its own.
     for name in ("checkpoint-4", "final"):
         shutil.rmtree(folder / name)
@@ -348,3 +355,46 @@ def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(finished: Pat
     train(folder, resume_from_checkpoint=str(folder / "checkpoint-2"), max_steps=5)
     assert (folder / "former-checkpoint-4" / "optimizer.pt").is_file()
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("max_steps", [4, 6])
+def test_a_checkpoint_of_another_folder_does_not_go_on_in_a_former_run(
+    finished: Path, tmp_path: Path, max_steps: int
+) -> None:
+    """Neither is that run taken for its own, nor is anything of it lost."""
+    other = tmp_path / "other"
+    train(other, content=1, learning_rate=1e-2)
+    before = files(other)
+    named: dict[str, Any] = {"resume_from_checkpoint": str(finished / "checkpoint-2"), "max_steps": max_steps}
+    assert "output_dir" in (said := refused(other, **named))
+    assert "holds a former run" in said
+    final = train(other, overwrite_output_dir=True, **named)
+    assert [line["step"] for line in metrics(other)] == list(range(3, max_steps + 1))
+    assert RunState.read(final).data == RunState.read(finished / "final").data
+    now = files(other)
+    for name, content in before.items():
+        first = name.split("/")[0]
+        if first.startswith("checkpoint-") or first in ("final", "metrics.jsonl"):
+            assert now[f"former-{name}"] == content
+
+
+def test_a_checkpoint_that_was_set_aside_does_not_go_on_in_the_run_after_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoint-4").rename(folder / "former-checkpoint-4")
+    named = str(folder / "former-checkpoint-4")
+    assert "holds a former run" in refused(folder, resume_from_checkpoint=named, max_steps=5)
+
+
+def test_a_named_checkpoint_of_a_finished_run_is_gone_on_from(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    named = str(folder / "checkpoint-2")
+    final = train(folder, resume_from_checkpoint=named, max_grad_norm=1e-6)
+    kept = files(finished / "final")
+    assert files(folder / "former-final") == kept
+    assert files(final)["model.safetensors"] != kept["model.safetensors"]
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+    assert (folder / "former-checkpoint-4" / "optimizer.pt").is_file()
