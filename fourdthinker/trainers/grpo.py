@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ from fourdthinker.trainers.rollout_workers import OPTION
 from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import Forward, Parts
+
+logger = logging.getLogger(__name__)
 
 
 class GrpoTrainer(RolloutTrainer):
@@ -323,6 +326,8 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
     Raises:
         ConfigError: a record without an answer, with the reward that compares answers.
     """
+    if parts.args.process_index == 0:
+        _warn_of_sampling(config)
     if any(reward.function is accuracy_reward for reward in rewards):
         for items in filter(None, (parts.items, parts.held_out)):
             _check_answers(items)
@@ -337,6 +342,18 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
         whole_updates=True,
     )
     return GrpoTrainer(config, parts, batches, rewards)
+
+
+def _warn_of_sampling(config: GrpoConfig) -> None:
+    """Say that importance sampling does not know what the sampler leaves out or makes less likely."""
+    names, usual = ("top_p", "top_k", "min_p", "repetition_penalty"), GrpoConfig.model_fields
+    changed = {name: value for name in names if (value := getattr(config, name)) != usual[name].default}
+    if changed and config.loss.corrected:
+        logger.warning(
+            "%s: loss.sampler_cap and sampler_floor weigh tokens by the model's distribution, and these are "
+            "drawn from another one; leave the former or the latter out",
+            ", ".join(f"{name}={value}" for name, value in changed.items()),
+        )
 
 
 def _check_answers(items: Items[Any]) -> None:

@@ -133,9 +133,7 @@ def _check_loss(config: Any) -> None:
             "of them out"
         )
     if config.sync_ref_model and (config.lora is not None or not config.needs_reference):
-        without = (
-            "lora is set: an adapter has no like in the reference that it could be mixed into; leave lora"
-        )
+        without = "lora is set: an adapter has no like in the reference to be mixed into; train without lora"
         if config.lora is None:
             without = "no reference model is used; set loss.beta above 0"
         raise ValueError(f"sync_ref_model is true, and {without}, or leave sync_ref_model out")

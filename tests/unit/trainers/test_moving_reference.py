@@ -71,7 +71,13 @@ def test_it_becomes_a_mixture_every_so_many_updates_and_goes_on_alike(tmp_path: 
 
 
 def test_what_cannot_move_is_refused(tmp_path: Path) -> None:
-    for extra, said in (({"lora": {"r": 4}}, "lora is set"), ({"loss": {"beta": 0.0}}, "no reference model")):
+    adapter = "lora is set: an adapter has no like in the reference"
+    open_tower = {"lora": {"r": 4}, "freeze_vision": False}
+    for extra, said in (
+        ({"lora": {"r": 4}}, adapter),
+        (open_tower, adapter),
+        ({"loss": {"beta": 0.0}}, "no reference model"),
+    ):
         with pytest.raises(ConfigError, match=f"sync_ref_model is true, and {said}"):
             make_config(GrpoConfig, GRPO | extra)
     make_config(GrpoConfig, GRPO | {"loss": {"beta": 0.0}, "reward_kl_weight": 0.1})
@@ -130,3 +136,20 @@ def test_a_penalty_of_repetition_is_of_sampling_alone(tmp_path: Path) -> None:
     assert line["sampler_gap_max"] < 1e-4
     assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
     assert line["reward"] != plain["reward"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"top_p": 0.9, "repetition_penalty": 1.5, "loss": {"sampler_cap": 2.0}}, True),
+        ({"top_p": 0.9}, False),
+        ({"loss": {"sampler_cap": 2.0}}, False),
+    ],
+)
+def test_importance_sampling_of_what_was_drawn_otherwise_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, extra: dict[str, Any], said: bool
+) -> None:
+    train(tmp_path, max_steps=1, save_steps=0, **extra)
+    warned = [text for text in caplog.messages if "weigh tokens by the model's distribution" in text]
+    assert len(warned) == said
+    assert all(text.startswith("top_p=0.9, repetition_penalty=1.5: ") for text in warned)
