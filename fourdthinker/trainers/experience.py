@@ -24,6 +24,7 @@ from fourdthinker.reward_calls import (
     described,
     load_reward,
 )
+from fourdthinker.reward_runs import NoAnswerError
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
@@ -49,6 +50,7 @@ class Scored:
         parts: every function's own rewards, [R] float32, by its name; NaN: none.
         failed: [R] bool, whether a reward function failed for the row, or the weighted sum is too large.
             Where no function had an opinion there is no reward either, but nothing failed.
+        late: whether calls for some of the rows gave no answer in time, or were not made after such ones.
         equal: [R] bool, whether the row's group teaches nothing: what is compared within it (`compared`) is
             equal, apart from the KL in the rewards, by which rollouts always differ.
     """
@@ -61,6 +63,7 @@ class Scored:
     rewards: Tensor
     parts: dict[str, Tensor]
     failed: Tensor
+    late: bool
     equal: Tensor
 
 
@@ -194,7 +197,7 @@ def completions_of(
 
 def score(
     completions: Sequence[Completion], rewards: Sequence[Reward], config: GrpoConfig
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor, bool]:
     """Rewards of R completions.
 
     Args:
@@ -204,15 +207,15 @@ def score(
 
     Returns:
         The weighted sums, [R] float32, NaN where a function failed, none had an opinion or the sum is too
-        large; each function's own rewards, [R] float32, NaN where it failed or had none; and whether the row
-        has no reward because something failed, [R] bool.
+        large; each function's own rewards, [R] float32, NaN where it failed or had none; whether the row has
+        no reward because something failed, [R] bool; and whether a function gave no answer in time.
 
     Raises:
         ConfigError: a plain function failed and `on_reward_error` is raise. Async ones ask a model or a
             service that may be away: their failures are counted.
     """
     parts: dict[str, Tensor] = {}
-    failed = torch.zeros(len(completions), dtype=torch.bool)
+    failed, late = torch.zeros(len(completions), dtype=torch.bool), False
     for reward in rewards:
         scores = call_reward(
             reward, completions, timeout=config.reward_timeout, concurrency=config.reward_concurrency
@@ -220,6 +223,7 @@ def score(
         ends = config.on_reward_error == "raise" and not reward.is_async
         _report(reward.name, completions, scores.failures, ends=ends)
         failed[list(scores.failures)] = True
+        late = late or any(isinstance(error, NoAnswerError) for error in scores.failures.values())
         parts[reward.name] = torch.tensor([math.nan if v is None else v for v in scores.values])
     weights = zip(config.reward_weights, parts.values(), strict=True)
     weighted = torch.stack([weight * part.double() for weight, part in weights])
@@ -230,7 +234,7 @@ def score(
         for row in above.nonzero()[:, 0].tolist()
     }
     _report("sum", completions, wrong, ends=config.on_reward_error == "raise")
-    return total.masked_fill(above, math.nan).float(), parts, failed | above
+    return total.masked_fill(above, math.nan).float(), parts, failed | above, late
 
 
 def _report(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -55,8 +56,9 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
     """
     useless = without_variance(other, size)
     taken = {group: i for i, group in enumerate(replaced) if i not in useless}
+    late = scored.late or other.late
     if not taken:
-        return scored
+        return replace(scored, late=late)
     groups = len(scored.indices)
     source = [(other, taken[group]) if group in taken else (scored, group) for group in range(groups)]
     rows = [(one, range(group * size, (group + 1) * size)) for one, group in source]
@@ -74,5 +76,6 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
             name: torch.cat([one.parts[name][list(chosen)] for one, chosen in rows]) for name in scored.parts
         },
         failed=torch.cat([one.failed[list(chosen)] for one, chosen in rows]),
+        late=late,
         equal=torch.cat([one.equal[list(chosen)] for one, chosen in rows]),
     )

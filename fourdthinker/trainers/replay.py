@@ -137,6 +137,7 @@ def load_replay(
             rewards=own["rewards"].cpu(),
             parts={},
             failed=own["failed"].cpu(),
+            late=False,  # of no use any more
             equal=own["equal"].cpu(),
             advantages=own["advantages"].cpu(),
             kept=own["kept"].cpu(),

@@ -252,8 +252,9 @@ class RolloutTrainer(LatentTrainer):
         scored = self._roll_out(indices, prompts, seeds(slots=slots), sampled)
         seen = [{index} for index in indices]
         for attempt in range(1, config.refill_rounds + 1):
-            # One whose rewards failed is left: others would fail, or hang, likewise.
-            missing = [i for i in without_variance(scored, group) if _is_known(scored, i, group)]
+            missing = without_variance(scored, group)
+            if scored.late:  # those whose rewards failed are left: others would hang likewise
+                missing = [i for i in missing if _is_known(scored, i, group)]
             if not missing:
                 break
             tried = [other_prompt(config.seed, step, attempt, slots[i], size, seen[i]) for i in missing]
@@ -303,12 +304,12 @@ class RolloutTrainer(LatentTrainer):
         written = rollout.texts(self.checkpoint.tokenizer)
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
-        rewards, parts, failed = score(completions, functions, self.settings)
+        rewards, parts, failed, late = score(completions, functions, self.settings)
         size = len(rewards) // len(prompts)
         gdpo = self.settings.aggregate_rewards == "normalised"
         within = rounding(self.settings.reward_weights) if gdpo else 0.0
         equal = equal_groups(compared(rewards, parts, size, self.settings), size, within)
-        return Scored(indices, prompts, rollout, features, texts, rewards, parts, failed, equal)
+        return Scored(indices, prompts, rollout, features, texts, rewards, parts, failed, late, equal)
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
         """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""

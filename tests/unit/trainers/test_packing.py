@@ -192,6 +192,7 @@ def experience(kept: list[bool]) -> Experience:
         advantages,
         {},
         torch.zeros(4 * N, dtype=torch.bool),
+        False,
         torch.zeros(4 * N, dtype=torch.bool),
         advantages,
         torch.tensor(kept),
@@ -283,9 +284,10 @@ def test_rewards_are_weighted() -> None:
     completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4), 9) for text in ("ab", "c")]
     rewards = [Reward("length", lambda text, _: float(len(text))), Reward("one", lambda text, _: 1.0)]
     config = make_config(GrpoConfig, {"reward_weights": [0.5, 2.0]})
-    total, parts, failed = score(completions, rewards, config)
+    total, parts, failed, late = score(completions, rewards, config)
     assert total.tolist() == [3.0, 2.5]
     assert not failed.any()
+    assert not late
     assert parts["length"].tolist() == [2.0, 1.0]
 
 
@@ -301,7 +303,7 @@ def test_weighted_sums_that_float32_cannot_hold_are_no_rewards() -> None:
     ):
         score(completions, rewards, make_config(GrpoConfig, values))
     values |= {"reward_weights": [2.0], "on_reward_error": "skip"}
-    total, _, failed = score(completions, rewards, make_config(GrpoConfig, values))
+    total, _, failed, _ = score(completions, rewards, make_config(GrpoConfig, values))
     assert total.isnan().tolist() == failed.tolist() == [True, False]
 
 
@@ -312,7 +314,7 @@ def test_no_opinion_is_no_failure() -> None:
     ]
     values: dict[str, Any] = {"rewards": ["mine:some"], "reward_weights": [1.0]}
     rewards = [Reward("some", lambda text, _: None if text == "ab" else 1.0)]
-    total, _, failed = score(completions, rewards, make_config(GrpoConfig, values))
+    total, _, failed, _ = score(completions, rewards, make_config(GrpoConfig, values))
     assert total.isnan().tolist() == [True, False]
     assert not failed.any()
 
@@ -340,7 +342,8 @@ def test_an_async_reward_that_fails_never_ends_the_run(misdeed: str) -> None:
         Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
     ]
     values = {"rewards": ["mine:judge"], "reward_weights": [1.0], "reward_timeout": 0.2}
-    total, _, failed = score(completions, [Reward("judge", judge)], make_config(GrpoConfig, values))
+    total, _, failed, late = score(completions, [Reward("judge", judge)], make_config(GrpoConfig, values))
+    assert late == (misdeed == "late")
     assert total.isnan().tolist() == failed.tolist() == [True, False]
     if misdeed != "late":
         with pytest.raises(ConfigError, match=r"reward plain: .*on_reward_error=skip would leave it out"):

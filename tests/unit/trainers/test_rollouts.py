@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 from collections.abc import Callable
@@ -49,6 +50,24 @@ def half_solved(text: str, record: Any, length: int, tokens: Any) -> float:
 
 def solved(text: str, record: Any) -> float:
     return 1.0
+
+
+def half_judged(text: str, record: Any, tokens: Any) -> float:
+    """Those of prompts of even number fail."""
+    if int(record.id[1:]) % 2 == 0:
+        raise RewardFailedError("the judge is away")
+    return varied(text, record, tokens)
+
+
+async def late(text: str, record: Any) -> float:
+    await asyncio.sleep(20)
+    return 1.0
+
+
+async def soon_late(text: str, record: Any) -> float:
+    """Of the first micro-batch it fails at once."""
+    CALLS.append(text)
+    return out_of_reach(text, record) if len(CALLS) <= 6 else await late(text, record)
 
 
 def out_of_reach(text: str, record: Any) -> float:
@@ -148,11 +167,22 @@ def test_refill_ends_after_its_rounds(tmp_path: Path, monkeypatch: pytest.Monkey
     assert line["alarms"] >= 1
 
 
-def test_groups_whose_rewards_failed_are_not_refilled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_groups_whose_rewards_failed_are_refilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, calls = train(tmp_path, half_judged, monkeypatch, refill_rounds=8, max_steps=1)
+    assert max(calls) <= 2
+    assert len(calls) > 2
+    for e in seen[0]:
+        assert all(index % 2 for index in e.indices)
+        assert e.trained.all()
+
+
+@pytest.mark.parametrize(("reward", "number"), [(out_of_reach, 6), (late, 2), (soon_late, 3)])
+def test_refill_of_failed_groups_is_bounded_and_does_not_wait_for_more_that_hang(
+    reward: Callable[..., Any], number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, calls = train(tmp_path, out_of_reach, monkeypatch, refill_rounds=2, max_steps=1)
-    assert calls == [2, 2], "others would fail, or hang, likewise"
+    CALLS.clear()
+    seen, calls = train(tmp_path, reward, monkeypatch, refill_rounds=2, max_steps=1, reward_timeout=0.05)
+    assert calls == [2] * number, "of two micro-batches"
     assert not any(e.trained.any() for e in seen[0])
     (line, *_) = metrics(tmp_path)
     assert (line["failed_rewards"], line["refilled_groups"]) == (1.0, 0.0)
@@ -221,7 +251,7 @@ def test_a_token_that_the_reference_thinks_certain_has_a_finite_kl(kind: str, kl
         policy_mask=torch.ones(2, 1, dtype=torch.bool), logprobs=torch.tensor([[-0.1], [-1.0]])
     )
     none = torch.zeros(2, dtype=torch.bool)
-    scored = Scored([0], [], rollout, None, [], torch.ones(2), {}, none, ~none)  # type: ignore[arg-type]
+    scored = Scored([0], [], rollout, None, [], torch.ones(2), {}, none, False, ~none)  # type: ignore[arg-type]
     settings = SimpleNamespace(reward_kl=kind, reward_kl_weight=0.5, num_generations=2)
     ref = torch.tensor([[199.9], [-1.0]])
     made = RolloutTrainer._with_kl(SimpleNamespace(settings=settings), scored, ref)  # type: ignore[arg-type]
