@@ -62,11 +62,20 @@ def zero_stage(config: TrainConfig) -> tuple[int, bool]:
     """The stage of ZeRO, 0 without DeepSpeed, and whether the optimizer is kept on the host.
 
     Raises:
-        ConfigError: the file that `config.deepspeed` names cannot be read.
+        ConfigError: the file that `config.deepspeed` names cannot be read, or says neither as DeepSpeed does.
     """
     zero = _zero(config)
-    offload = zero.get("offload_optimizer") or {}
-    return int(zero.get("stage", 0)), offload.get("device", "none") != "none"
+    stage, offload = zero.get("stage", 0), zero.get("offload_optimizer") or {}
+    if isinstance(stage, bool) or stage not in range(4):
+        raise ConfigError(
+            f"deepspeed: zero_optimization.stage of {config.deepspeed} is {stage!r}; give 0, 1, 2 or 3"
+        )
+    if not isinstance(offload, dict):
+        raise ConfigError(
+            f"deepspeed: zero_optimization.offload_optimizer of {config.deepspeed} is {offload!r}; give a "
+            'mapping, as {"device": "cpu"}'
+        )
+    return int(stage), offload.get("device", "none") != "none"
 
 
 def live_parameters(config: TrainConfig) -> int:

@@ -24,23 +24,32 @@ from fourdthinker.errors import CheckpointError, ConfigError
 MASTERS = "masters.safetensors"  # in checkpoint-N
 
 
+def check_float16(model: nn.Module, *, divided: bool, bf16: bool) -> None:
+    """Refuse trained float16 weights, unless DeepSpeed or FSDP (`divided`) makes others of them under bf16.
+
+    Raises:
+        ConfigError: names the first such weight.
+    """
+    if divided and bf16:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            remedy = ", or bf16=true, with which the passes see bfloat16" if divided else ""
+            raise ConfigError(
+                f"dtype: the weights are float16 ({name}), in which small gradients become 0; set "
+                f"dtype=bfloat16 or dtype=float32{remedy}"
+            )
+
+
 class MasterWeights:
     """float32 copies of the trained bfloat16 parameters of a model; there may be none.
 
     Args:
         model: on the device that it is trained on.
-
-    Raises:
-        ConfigError: a trained parameter is float16.
     """
 
     def __init__(self, model: nn.Module) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if any(p.dtype == torch.float16 for p in trained.values()):
-            raise ConfigError(
-                "dtype: the weights are float16, in which small gradients become 0; set dtype=bfloat16 or "
-                "dtype=float32"
-            )
         self.half = {name: p for name, p in trained.items() if p.dtype == torch.bfloat16}
         self.wide = {name: nn.Parameter(p.detach().float()) for name, p in self.half.items()}
         self._sums = False  # whether gradients of a backward pass go to float32 sums

@@ -44,7 +44,8 @@ class TrainConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Type of the weights; auto: as they were saved. Of bfloat16 weights that are trained the "
-        "optimizer keeps float32 copies; float16 needs DeepSpeed.",
+        "optimizer keeps float32 copies. float16 weights are trained only under DeepSpeed or FSDP with "
+        "bf16=true, where passes see bfloat16.",
     )
     latents: Bool = Field(
         True,

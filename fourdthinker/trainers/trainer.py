@@ -36,7 +36,7 @@ from fourdthinker.trainers.evaluation import held_out_batches, undisturbed, with
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live import LiveLine, shown_metrics
 from fourdthinker.trainers.loader import Loader
-from fourdthinker.trainers.master_weights import MasterWeights
+from fourdthinker.trainers.master_weights import MasterWeights, check_float16
 from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.operations import Costs
 from fourdthinker.trainers.passes import CHECKPOINT, EVALUATION, PREPARING, READING, SAVING, PassTrainer
@@ -115,6 +115,7 @@ class LatentTrainer(PassTrainer):
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
         freeze_parts(backbone, config.learning_rates)
+        check_float16(backbone, divided=bool(args.deepspeed or args.fsdp), bf16=args.bf16)
         if args.fsdp:
             fsdp.check_types(backbone, bf16=args.bf16)
         self.masters = None if args.deepspeed or args.fsdp else MasterWeights(backbone)

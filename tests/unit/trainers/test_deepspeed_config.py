@@ -45,6 +45,13 @@ def check(path: Path, **values: Any) -> None:
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
             "AdamW for any .* optim is sgd; set",
         ),
+        (
+            {"zero_optimization": {"offload_optimizer": "cpu"}},
+            r"zero_optimization.offload_optimizer of .* is 'cpu'; give a mapping",
+        ),
+        ({"zero_optimization": {"stage": "auto"}}, r"zero_optimization.stage of .* is 'auto'; give 0, 1"),
+        ({"zero_optimization": {"stage": [2]}}, r"zero_optimization.stage of .* is \[2\]; give 0, 1"),
+        ({"zero_optimization": {"stage": 4}}, r"zero_optimization.stage of .* is 4; give 0, 1"),
         ({"train_batch_size": 6}, "is 6 .* the batch of all processes is 12"),
     ],
 )

@@ -12,7 +12,7 @@ from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.master_weights import MASTERS, MasterWeights
+from fourdthinker.trainers.master_weights import MASTERS, MasterWeights, check_float16
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.gradients_worker import KeepGradients
 from tests.e2e.training import metrics, samples
@@ -182,3 +182,14 @@ def test_state_that_an_optimizer_has_before_its_first_step_goes_with_the_copies(
 def test_float16_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dtype: the weights are float16.*set dtype=bfloat16"):
         train(tmp_path / "run", half(torch.float16))
+
+
+def test_float16_is_refused_under_deepspeed_without_bf16() -> None:
+    """Nothing scales the loss there either."""
+    layer = torch.nn.Linear(2, 2).half()
+    with pytest.raises(ConfigError, match=r"dtype: the weights are float16 \(weight\).* or bf16=true"):
+        check_float16(layer, divided=True, bf16=False)
+    with pytest.raises(ConfigError, match=r"dtype: the weights are float16 \(weight\)"):
+        check_float16(layer, divided=False, bf16=True)
+    check_float16(layer, divided=True, bf16=True)
+    check_float16(layer.requires_grad_(False), divided=True, bf16=False)
