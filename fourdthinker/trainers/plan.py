@@ -26,6 +26,11 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
 _ANSWER = 512  # tokens of a DIFT answer
+OPTIMIZERS = {  # bytes of state a trained weight, by name; sgd has no momentum
+    "sgd": 0,
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+}
 _WITHOUT_GRADIENT = ("rollouts", "own latents")  # phases for which whole weights are gathered
 
 
@@ -91,7 +96,9 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     casts = compute_in(backbone, torch.bfloat16) if autocast else 0
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
-    features, vision = _vision(config, backbone, grid)
+    pixels = isinstance(config, DiftConfig) and config.freeze_vision and not config.cache_video
+    clips = shape.prompts if isinstance(config, DiftConfig) else config.per_device_train_batch_size
+    features, vision = _vision(config, backbone, grid, clips, at_once=pixels)
     element = 4 if autocast or config.fsdp else None  # of a gradient
     traced = trace(config, backbone, _filled(config, shape, asked), grid, on_cpu=on_cpu, element=element)
     feeds_itself = isinstance(config, DiftConfig) and config.self_feed > 0
@@ -100,6 +107,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     parts |= {"vision": features + vision}
     static = sum(sizes.values()) - sizes["gradients"] - sizes["gradient sums"]
     phases = {"training": static + unit + features + casts + _of_passes(config, sizes, traced)}
+    if pixels:  # the tower runs at the beginning of a forward
+        phases["vision"] = static + unit + features + vision + _before(config, sizes)
     phases["optimizer step"] = static + sizes["gradients"]
     if not config.deepspeed:
         phases["optimizer step"] += sizes["master weights"]  # gradients of their type
@@ -109,20 +118,12 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         phases["own latents"] = static + everything + features
     if isinstance(config, GrpoConfig) and not config.rollout_workers:
         parts["KV cache"] = _kv(config, backbone, shape)
-        phases["rollouts"] = static + everything + parts["KV cache"] + features + vision
+        phases["rollouts"] = static + everything + parts["KV cache"] + features + vision + casts
     parameters = list(backbone.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     width, element = backbone.hidden_size, backbone.embedding_weight.element_size()
     clip = int(grid.prod()) // backbone.vision.merge_size**2 * width * (1 + backbone.deepstack_levels)
-    work = work_of(
-        config,
-        backbone,
-        prompt=asked.prompt,
-        answer=asked.answer,
-        rows=asked.rows,
-        sequences=asked.prompts,
-        patches=int(grid.prod()),
-    )
+    work = work_of(config, backbone, asked, patches=int(grid.prod()))
     cache = clip * element, backbone.latents.latent_size * width * element
     return Plan(sum(p.numel() for p in parameters), trained, shape, parts, phases, in_turn, cache, work)
 
@@ -154,9 +155,15 @@ def _within_budget(config: TrainConfig, shape: Shape) -> Shape:
 
 def _of_passes(config: TrainConfig, sizes: dict[str, int], traced: Traced) -> int:
     """Bytes of passes with their gradients: those that are left of passes before, or their own."""
+    before = _before(config, sizes)
+    return traced.beside + before if before else traced.alone
+
+
+def _before(config: TrainConfig, sizes: dict[str, int]) -> int:
+    """Bytes of gradients that are there when a pass begins."""
     if config.fsdp or zero_stage(config)[0] >= 2 or _several(config):
-        return traced.beside + sizes["gradients"] + sizes["gradient sums"]
-    return traced.alone
+        return sizes["gradients"] + sizes["gradient sums"]
+    return 0
 
 
 def _several(config: TrainConfig) -> bool:
@@ -209,7 +216,7 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         _bytes(backbone.parameters()),
         _bytes(trained),
         4 * half,
-        8 * count,
+        OPTIMIZERS.get(config.optim, 8) * count,
     )
     stage, offloaded = (3, False) if config.fsdp else zero_stage(config)
     if stage >= 1:
@@ -261,15 +268,27 @@ def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:
     return unit, everything, sum(sizes) - max(sizes)
 
 
-def _vision(config: TrainConfig, backbone: Backbone, grid: Tensor) -> tuple[int, int]:
-    """Bytes of the features of the prompts of a micro-batch, and of the tower's pass over one clip."""
+def _vision(
+    config: TrainConfig, backbone: Backbone, grid: Tensor, clips: int, *, at_once: bool
+) -> tuple[int, int]:
+    """Bytes of what a frozen tower gives of some clips, and of its pass.
+
+    Args:
+        config: the settings.
+        backbone: on the meta device.
+        grid: [1, 3], of a clip.
+        clips: whose features are there together.
+        at_once: whether they go through the tower together, their patches stay beside the features, and the
+            features are no part of its pass; or one after the other.
+    """
     if not config.freeze_vision:
         return 0, 0  # the tower runs in the training forward
-    patches = torch.empty(int(grid.prod()), backbone.vision.patch_dim, device="meta")
+    grids = grid.repeat(clips if at_once else 1, 1)
+    patches = torch.empty(int(grids.prod(-1).sum()), backbone.vision.patch_dim, device="meta")
     with torch.no_grad(), LiveBytes() as live:
-        features = backbone.encode_vision(patches, grid)
-    size = features.numel() * features.element_size()
-    return size * config.per_device_train_batch_size, live.peak + patches.numel() * 4
+        features = backbone.encode_vision(patches, grids)
+    size, pixels = features.numel() * features.element_size(), patches.numel() * 4
+    return (size + pixels, live.peak - size) if at_once else (size * clips, live.peak + pixels)
 
 
 def _kv(config: GrpoConfig, backbone: Backbone, shape: Shape) -> int:
@@ -294,6 +313,10 @@ def plan_text(config: TrainConfig) -> str:
         f"memory of each of {world_size} {'processes' if on_cpu else 'GPUs'}, in GB:",
     ]
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.parts.items() if size]
+    if config.optim not in OPTIMIZERS:
+        lines.append(
+            f"  (the state of {config.optim} is not known; counted are the 8 bytes a weight of AdamW)"
+        )
     lines.append("at the same time:")
     lines += [f"  {name:<16} {size / 1e9:8.2f}" for name, size in plan.phases.items()]
     fits = [device for device in DEVICES if _holds(device, plan.least)]

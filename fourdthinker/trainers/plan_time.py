@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.trainers.operations import Costs, Counts
-from fourdthinker.trainers.settings import GrpoConfig, TrainConfig
+from fourdthinker.trainers.plan_trace import Shape
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 PASSES, DECODING = 0.4, 0.6  # of the peak rate and of the bandwidth, what training and decoding reach
 
@@ -63,7 +64,8 @@ class Work:
 
     Attributes:
         training: operations of the passes with a loss.
-        sampling: operations of tower, prefill and reference; in DIFT of the frozen tower.
+        sampling: operations of tower, prefill, reference and the entropies of `top_entropy`; in DIFT of the
+            frozen tower and of the passes of `self_feed`, in an update that has them.
         decoded: bytes that decoding reads: the weights once a step, and keys and values.
             Both are shared by the `num_iterations` updates on the same rollouts.
     """
@@ -82,11 +84,8 @@ class Work:
 def work_of(
     config: TrainConfig,
     backbone: Backbone,
+    shape: Shape,
     *,
-    prompt: int,
-    answer: int,
-    rows: int,
-    sequences: int,
     patches: int,
 ) -> Work:
     """The work of an update in which every answer has its full length.
@@ -94,16 +93,14 @@ def work_of(
     Args:
         config: the settings.
         backbone: with what is trained set on it.
-        prompt: tokens of a prompt.
-        answer: of an answer.
-        rows: answers in a sequence, behind one copy of its prompt.
-        sequences: of a process in a batch.
+        shape: of a batch of a process.
         patches: of a prompt's pictures.
 
     Returns:
         Operations of the passes, and bytes that decoding reads.
     """
-    sequences *= config.gradient_accumulation_steps
+    prompt, answer, rows = shape.prompt, shape.answer, shape.rows
+    sequences = shape.prompts * config.gradient_accumulation_steps
     prompts = sequences
     if isinstance(config, GrpoConfig) and not config.share_prompt:
         prompts = sequences // config.num_generations
@@ -117,11 +114,20 @@ def work_of(
     training = costs.training(whole, config, recomputed=config.gradient_checkpointing)
     tower = costs.patch * whole.patches
     if not isinstance(config, GrpoConfig):
-        return Work(training, tower if config.freeze_vision else 0.0, 0.0)
+        assert isinstance(config, DiftConfig)
+        fed = config.self_feed > 0
+        alone = tower if config.freeze_vision or fed else 0.0
+        if fed:  # the prompt once, and the answer once for each latent of a block
+            size, length = backbone.latents.latent_size, prompt + answer
+            pairs = (prompt**2 + size * (length**2 - prompt**2)) / 2
+            alone += costs.inference(Counts(sequences * (prompt + size * answer), sequences * pairs))
+        return Work(training, alone, 0.0)
     prefill = Counts(prompts * prompt, prompts * prompt * prompt / 2, patches=whole.patches)
     sampling = costs.inference(prefill)
-    if config.needs_reference:  # it sees the rollouts once
-        sampling += costs.inference(replace(whole, patches=0))
+    # The reference sees the rollouts once, and so does the policy for the entropies.
+    sampling += (config.needs_reference + (config.top_entropy < 1)) * costs.inference(
+        replace(whole, patches=0)
+    )
     element = backbone.embedding_weight.element_size()
     cached = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim * element
     kept = cached * prompts * (prompt + config.num_generations * answer / 2)

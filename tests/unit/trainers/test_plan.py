@@ -32,6 +32,7 @@ from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.tiny import tiny_checkpoint
 
 PROMPT, VISION, ANSWER = 300, 100, 64
+CACHED = {"cache_dir": "none", "cache_video": True}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,8 @@ def test_the_plan_of_a_step_is_what_it_holds(
     values |= {"frames": frames, "override_policy": True}
     if trainer != "grpo":
         barred = trainer == "bottleneck"
-        plan = make_plan(make_config(DiftConfig, values | {"latent_bottleneck": barred}), on_cpu=True)
+        config = make_config(DiftConfig, values | CACHED | {"latent_bottleneck": barred})
+        plan = make_plan(config, on_cpu=True)
         batch = batch_of(backbone, 1, 2, False)
         if barred:
             kinds = (torch.arange(PROMPT + ANSWER) < VISION).int().expand(2, -1)
@@ -122,10 +124,10 @@ def test_the_plan_of_a_step_is_what_it_holds(
         objective: Any = lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0)  # noqa: E731
     else:
         more = {"num_generations": 4, "max_completion_length": ANSWER, "loss": {"beta": 0.0}}
-        config = make_config(GrpoConfig, values | more)
-        plan = make_plan(config, on_cpu=True)
+        sampled = make_config(GrpoConfig, values | more)
+        plan = make_plan(sampled, on_cpu=True)
         batch = batch_of(backbone, 4, 2, True)
-        objective = lambda *a: grpo_objective(*a, options=config.loss, num_items=8.0)  # noqa: E731
+        objective = lambda *a: grpo_objective(*a, options=sampled.loss, num_items=8.0)  # noqa: E731
     assert (plan.shape.vision, plan.shape.positions) == (VISION, batch["input_ids"].numel())
 
     def step() -> None:
@@ -159,7 +161,7 @@ def test_gradients_of_former_forwards_are_counted(
     backbone = copy.deepcopy(checkpoint[0].backbone).to(getattr(torch, dtype))
     values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
     values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
-    values |= {"dtype": dtype, "gradient_accumulation_steps": accumulation}
+    values |= CACHED | {"dtype": dtype, "gradient_accumulation_steps": accumulation}
     plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
     batch = batch_of(backbone, 1, 1, False)
     backbone.freeze_vision()
@@ -192,7 +194,7 @@ def test_shorter_records_fill_a_budget_up(
     monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
     values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
     values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
-    values |= {"per_device_train_batch_size": 8, "max_tokens_per_forward": 1000}
+    values |= CACHED | {"per_device_train_batch_size": 8, "max_tokens_per_forward": 1000}
     plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
     assert plan.shape.positions == 2 * (PROMPT + ANSWER)
     monkeypatch.setattr("tests.unit.trainers.test_plan.PROMPT", 250 - ANSWER)

@@ -1,0 +1,112 @@
+"""The plan of a run: pixels, casts, optimizers by their names, and passes without gradient."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench._measure import peak_allocated
+from fourdthinker.backbones import Checkpoint, save_checkpoint
+from fourdthinker.backbones.outline import vision_patches
+from fourdthinker.backbones.recompute import recompute_cheap_layers
+from fourdthinker.frames import FramePolicy
+from fourdthinker.objectives import dift_objective
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.dift import main
+from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.operations import Costs, self_fed
+from fourdthinker.trainers.plan import make_plan
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
+from tests.tiny import tiny_checkpoint
+from tests.unit.trainers.test_plan import ANSWER, PROMPT, batch_of
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, str]:
+    made, folder = tiny_checkpoint(hidden=64, layers=3), tmp_path_factory.mktemp("model")
+    save_checkpoint(folder, made)
+    return made, str(folder)
+
+
+@pytest.mark.parametrize("clips", [1, 4])
+def test_a_frozen_tower_over_all_clips_of_a_forward_is_counted(
+    checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch, clips: int
+) -> None:
+    """Pixels and not features: within 15 % of what a step holds on top of its batch."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
+    values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
+    plan = make_plan(make_config(DiftConfig, values | {"per_device_train_batch_size": clips}), on_cpu=True)
+    backbone = copy.deepcopy(checkpoint[0].backbone)
+    batch = batch_of(backbone, 1, clips, False)
+    del batch["vision_features"]
+    grid = vision_patches(backbone, FramePolicy(**values["frames"]))
+    batch |= {"grid_thw": grid.repeat(clips, 1)}
+    batch["patches"] = torch.randn(clips * int(grid.prod()), backbone.vision.patch_dim)
+    backbone.freeze_vision()
+    backbone.train()
+    recompute_cheap_layers(backbone)
+
+    def step() -> None:
+        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
+        loss.backward()
+
+    given = batch["patches"].nbytes
+    both = max(plan.phases["training"], plan.phases["vision"])
+    static = sum(plan.parts[name] for name in ("weights", "optimizer"))
+    assert both - static - given == pytest.approx(peak_allocated(step), rel=0.15)
+    single = make_plan(make_config(DiftConfig, values | {"per_device_train_batch_size": 1}), on_cpu=True)
+    assert plan.phases["vision"] - static == pytest.approx(
+        clips * (single.phases["vision"] - static), rel=0.01
+    )
+    cached = make_plan(make_config(DiftConfig, values | {"cache_dir": "none", "cache_video": True}))
+    assert "vision" not in cached.phases
+
+
+def test_casts_of_autocast_are_held_while_rollouts_are_sampled(checkpoint: tuple[Checkpoint, str]) -> None:
+    values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
+    plan = make_plan(make_config(GrpoConfig, values | {"bf16": True}), on_cpu=True)
+    backbone = copy.deepcopy(checkpoint[0].backbone).eval()
+    backbone.freeze_vision()
+    batch = batch_of(backbone, 1, 1, False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), LiveBytes() as live:
+        backbone(batch, lambda *_: None)
+        cached = live.held  # until autocast ends
+    kept = ("weights", "optimizer", "master weights", "reference", "KV cache", "vision")
+    held = plan.phases["rollouts"] - sum(plan.parts[name] for name in kept)
+    assert held == pytest.approx(cached, rel=0.05)
+
+
+def test_the_state_of_the_optimizer_goes_by_its_name(
+    checkpoint: tuple[Checkpoint, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT}
+    plain, sgd = (make_plan(make_config(DiftConfig, values | {"optim": o})) for o in ("adamw_torch", "sgd"))
+    assert (plain.parts["optimizer"], sgd.parts["optimizer"]) == (8 * plain.trained, 0)
+    assert plain.peak - sgd.peak == 8 * plain.trained
+    for name, said in (("adamw_torch", False), ("adafactor", True)):
+        main(["--dry-run", f"model={checkpoint[1]}", "data=none.jsonl", f"optim={name}"])
+        assert (f"the state of {name} is not known" in capsys.readouterr().out) == said
+
+
+def test_the_time_has_the_passes_of_self_feed_and_of_entropies(checkpoint: tuple[Checkpoint, str]) -> None:
+    """As the metrics count them, of samples whose latents begin with the answer."""
+    backbone, values = checkpoint[0].backbone, {"model": checkpoint[1], "max_prompt_tokens": PROMPT}
+    costs, size = Costs.of(backbone), backbone.latents.latent_size
+
+    def sampling(kind: Any, **extra: Any) -> float:
+        return make_plan(make_config(kind, values | extra)).work.sampling
+
+    length = PROMPT + 512
+    sample = SimpleNamespace(input_ids=torch.zeros(length), latent_index=torch.tensor([PROMPT + 1]))
+    counts = self_fed([sample], size)  # type: ignore[list-item]
+    extra = sampling(DiftConfig, self_feed=1.0) - sampling(DiftConfig)
+    assert extra == pytest.approx(costs.inference(counts))
+    options = {"num_generations": 4, "loss": {"beta": 0.0}}
+    entropies = sampling(GrpoConfig, **options, top_entropy=0.2) - sampling(GrpoConfig, **options)
+    reference = sampling(GrpoConfig, **options | {"loss": {"beta": 0.1}}) - sampling(GrpoConfig, **options)
+    assert entropies == reference > 0
