@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 OPTION = "rollout_workers"
 _ATTEMPTS = 3  # actors that may die over the same rollouts
+_SMALLER = (
+    "rollouts of workers are not halved: set more rollout_workers, or lower per_device_train_batch_size, "
+    "num_generations, max_completion_length or the frames of a clip; --dry-run with rollout_workers=0 says "
+    "what rollouts take"
+)
 _PIECE = 2**28  # bytes of weights from which on an object of Ray's store is full
 
 Features = list[Tensor | None]
@@ -279,7 +284,8 @@ class RolloutWorkers:
 
         Raises:
             FourdError: what the sampler raises.
-            RolloutWorkerError: `_ATTEMPTS` actors died over the same rollouts, or the code of one failed.
+            RolloutWorkerError: `_ATTEMPTS` actors died over the same rollouts, one ran out of memory, or its
+                code failed.
         """
         features: dict[int, Tensor | None] = {}
         parts, updates = [], []
@@ -332,6 +338,11 @@ class RolloutWorkers:
             except errors.RayTaskError as error:
                 if isinstance(error.cause, FourdError):
                     raise error.cause from error
+                if isinstance(error.cause, torch.OutOfMemoryError):
+                    reason = str(error.cause).partition("\n")[0]
+                    raise RolloutWorkerError(
+                        f"out of memory in a rollout worker: {reason}; {_SMALLER}"
+                    ) from error
                 raise RolloutWorkerError(f"a rollout worker failed: {_last_line(error)}") from error
             except errors.RayError as error:  # it has died, its machine has, or it does not answer
                 job.attempts += 1

@@ -20,7 +20,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class RolloutWorkerError(RuntimeError):
-    """Several actors of `rollout_workers` died over the same rollouts, or the code of one failed."""
+    """Several actors of `rollout_workers` died over the same rollouts, or one ran out of memory or failed."""
 
 
 class LoaderWorkerError(RuntimeError):

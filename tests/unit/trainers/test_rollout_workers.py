@@ -111,6 +111,19 @@ def test_workers_that_die_over_the_same_rollouts_and_errors_in_them_end_the_run(
         workers.collect(workers.begin([None] * 4, SEEDS))  # type: ignore[list-item]
 
 
+def test_a_worker_without_memory_ends_the_run_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.\nAnd more.")
+
+    workers = pool(monkeypatch, FakeRay())
+    monkeypatch.setattr(rollout_workers, "encode_prompts", full)
+    with pytest.raises(
+        RolloutWorkerError, match=r"^out of memory in a .*: Tried .* 20\.00 GiB\.; .*--dry-run"
+    ) as error:
+        workers.collect(workers.begin(prompts(), SEEDS))
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_trained_is_sent_once_more_into_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay()
     monkeypatch.setattr(rollout_workers, "join_cluster", lambda option: (ray, False))
