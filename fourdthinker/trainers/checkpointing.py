@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,8 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
-    def _write_run_state(self, folder: Path, updates: int, files: Mapping[str, int] | None = None) -> None:
+    def _write_run_state(self, folder: Path, updates: int) -> None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST]
         state = run_state(
             self.settings,
             self.args,
@@ -166,7 +166,7 @@ class ResumableTrainer(Trainer):
             self._data,
             self.divisions,
             measure=self._measured_by,
-            files=files,
+            files={path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
         )
         state.write(folder)
 
@@ -215,9 +215,7 @@ class ResumableTrainer(Trainer):
         if self.args.world_size > 1:
             dist.barrier()
         if self.args.should_save:
-            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST]
-            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-            self._write_run_state(folder, self.state.global_step, sizes)
+            self._write_run_state(folder, self.state.global_step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by Trainer when it resumes.

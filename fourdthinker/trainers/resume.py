@@ -317,7 +317,12 @@ def incomplete(path: Path) -> str | None:
         file = path / name
         if not file.is_file():
             return f"has no {name}, so it is no complete checkpoint of a run"
-        if (found := file.stat().st_size) != size:
+        if file.suffix == ".json":  # another program may write the same with other spaces
+            try:
+                parse_json(file.read_bytes(), finite=False)
+            except ValueError as error:
+                return f"has a {name} that cannot be read ({error}), so it is no complete checkpoint of a run"
+        elif (found := file.stat().st_size) != size:
             return f"has {found} of the {size} bytes of {name}, so it is no complete checkpoint of a run"
     return None
 

@@ -221,6 +221,9 @@ def test_a_checkpoint_of_the_model_alone_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(folder, save_only_model=True, max_steps=2)
     shutil.rmtree(folder / "final")
+    weights = folder / "checkpoint-2" / "model.safetensors"
+    sizes = RunState.read(weights.parent).files
+    assert sizes[weights.name] == weights.stat().st_size
     for given in ("auto", str(folder / "checkpoint-2")):
         message = refused(folder, resume_from_checkpoint=given)
         assert "checkpoint-2 was written with save_only_model=true, without the state of the" in message
@@ -253,6 +256,8 @@ def test_a_checkpoint_that_is_not_whole_is_left_out_aloud(
     size = file.stat().st_size
     os.truncate(file, size // 2)
     said = f"checkpoint-4 has {size // 2} of the {size} bytes of {name}"
+    if name.endswith(".json"):
+        said = f"checkpoint-4 has a {name} that cannot be read"
     assert said in refused(folder, resume_from_checkpoint=str(folder / "checkpoint-4"))
     train(folder)
     (line,) = [line for line in caplog.messages if said in line]
@@ -260,6 +265,13 @@ def test_a_checkpoint_that_is_not_whole_is_left_out_aloud(
     assert "the run goes on from" in line
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
     assert (folder / "former-checkpoint-4" / name).is_file()
+
+
+def test_a_text_that_was_written_anew_is_no_harm(stopped: Path) -> None:
+    config = stopped / "checkpoint-2" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    train(stopped, resume_from_checkpoint=str(stopped / "checkpoint-2"), max_steps=3)
+    assert [line["step"] for line in metrics(stopped)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("only_model", [False, True])
