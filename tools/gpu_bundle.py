@@ -76,7 +76,10 @@ def require_fresh(root: Path) -> None:
 def require_nvdec(python: str, wheel: Path) -> None:
     """Raises SystemExit when the extension in a wheel has no CUDA or no NVDEC."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if Path(n).name.startswith("_video"))
+        names = [
+            n for n in archive.namelist() if Path(n).stem.startswith("_video") and not n.endswith(".pyi")
+        ]
+        (name,) = names  # the stub of its types is in the wheel, too
         command = [python, "-c", WHAT_IS_BUILT, archive.extract(name, folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -62,6 +62,7 @@ def test_a_wheel_without_nvdec_is_refused(tmp_path: Path, missing: list[str]) ->
     info = {name: name not in missing for name in ("cuda", "nvdec_headers")}
     wheel = tmp_path / "fourdthinker-0-cp312-cp312-linux_x86_64.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("fourdthinker/_video.pyi", "def build_info() -> dict[str, bool]: ...")
         archive.writestr("fourdthinker/_video.py", f"def build_info(): return {info}")
     if missing:
         with pytest.raises(SystemExit, match=f"built without {', '.join(missing)}"):
