@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.samples import Batch
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
@@ -152,6 +154,19 @@ def test_the_plan_of_a_step_is_what_it_holds(
     assert plan.trained == sum(p.numel() for p in parameters if p.requires_grad)
 
 
+def dift_passes(backbone: Backbone, batch: Batch) -> Callable[[], None]:
+    """Forward and backward pass of a DIFT step with a frozen tower, as a run makes them ready."""
+    backbone.freeze_vision()
+    backbone.train()
+    recompute_cheap_layers(backbone)
+
+    def passes() -> None:
+        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
+        loss.backward()
+
+    return passes
+
+
 @pytest.mark.parametrize(("dtype", "accumulation"), [("float32", 2), ("bfloat16", 2), ("bfloat16", 1)])
 def test_gradients_of_former_forwards_are_counted(
     checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch, dtype: str, accumulation: int
@@ -164,15 +179,12 @@ def test_gradients_of_former_forwards_are_counted(
     values |= CACHED | {"dtype": dtype, "gradient_accumulation_steps": accumulation}
     plan = make_plan(make_config(DiftConfig, values), on_cpu=True)
     batch = batch_of(backbone, 1, 1, False)
-    backbone.freeze_vision()
-    backbone.train()
-    recompute_cheap_layers(backbone)
+    passes = dift_passes(backbone, batch)
     masters = MasterWeights(backbone)
 
     def step() -> None:
         with masters.sums() if accumulation > 1 else nullcontext():
-            loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
-            loss.backward()
+            passes()
 
     before = 0
     if accumulation > 1:
@@ -200,14 +212,7 @@ def test_shorter_records_fill_a_budget_up(
     monkeypatch.setattr("tests.unit.trainers.test_plan.PROMPT", 250 - ANSWER)
     backbone = copy.deepcopy(checkpoint[0].backbone)
     batch = batch_of(backbone, 1, 4, False)
-    backbone.freeze_vision()
-    backbone.train()
-    recompute_cheap_layers(backbone)
-
-    def step() -> None:
-        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
-        loss.backward()
-
+    step = dift_passes(backbone, batch)
     step()  # of which the gradients are there
     whole = sum(plan.parts[name] for name in ("weights", "master weights", "optimizer", "gradients"))
     measured = peak_allocated(step) + batch["vision_features"].nbytes

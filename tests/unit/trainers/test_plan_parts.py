@@ -12,9 +12,7 @@ import torch
 from bench._measure import peak_allocated
 from fourdthinker.backbones import Checkpoint, save_checkpoint
 from fourdthinker.backbones.outline import vision_patches
-from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.frames import FramePolicy
-from fourdthinker.objectives import dift_objective
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
@@ -22,7 +20,7 @@ from fourdthinker.trainers.operations import Costs, self_fed
 from fourdthinker.trainers.plan import make_plan
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.tiny import tiny_checkpoint
-from tests.unit.trainers.test_plan import ANSWER, PROMPT, batch_of
+from tests.unit.trainers.test_plan import ANSWER, PROMPT, batch_of, dift_passes
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +45,7 @@ def test_a_frozen_tower_over_all_clips_of_a_forward_is_counted(
     grid = vision_patches(backbone, FramePolicy(**values["frames"]))
     batch |= {"grid_thw": grid.repeat(clips, 1)}
     batch["patches"] = torch.randn(clips * int(grid.prod()), backbone.vision.patch_dim)
-    backbone.freeze_vision()
-    backbone.train()
-    recompute_cheap_layers(backbone)
-
-    def step() -> None:
-        loss, *_ = backbone(batch, lambda *a: dift_objective(*a, num_tokens=100.0, num_latents=20.0))
-        loss.backward()
-
+    step = dift_passes(backbone, batch)
     given = batch["patches"].nbytes
     both = max(plan.phases["training"], plan.phases["vision"])
     static = sum(plan.parts[name] for name in ("weights", "optimizer"))
