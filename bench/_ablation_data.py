@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.demo.data import ask_split, caption_text, demo_world, question_id
 from fourdthinker.demo.pipeline import render_scenes
-from fourdthinker.demo.questions import SUBJECTS, label, narrate
+from fourdthinker.demo.questions import SUBJECTS, label, narrate, subject
 from fourdthinker.demo.settings import DemoSettings
 from fourdthinker.demo.work import Work, is_done, mark_done
 from fourdthinker.files import atomic_writer, make_folder, write_json
@@ -28,8 +28,8 @@ from fourdthinker.worlds import scenes
 
 log = logging.getLogger("bench.ablation")
 
-TINTED = "tinted"  # the demo's own overlays
-KINDS = ("overlay", "silhouette", "depth", "trail", "map", "next")  # as `fourdthinker synth --imagery`
+OVERLAY = "overlay"  # the demo's own imagery
+KINDS = ("silhouette", "depth", "trail", "map", "next")  # the others of `fourdthinker synth --imagery`
 _CHUNK = 64  # clips whose pictures are encoded together
 
 
@@ -38,7 +38,7 @@ def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> N
 
     Args:
         clip: the rendered scene.
-        kind: TINTED, or one of KINDS, which are drawn as the synthesis draws them.
+        kind: OVERLAY, or one of KINDS, which are drawn as the synthesis draws them.
         solid: the one that the question is about.
         number: of the key frame.
 
@@ -48,9 +48,7 @@ def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> N
     world = clip.world
     frame = range(len(world.seconds))[scenes.KEY_FRAMES[number]]
     pixels, mask = clip.pixels[frame], clip.mask(solid)[frame]
-    if kind == TINTED:
-        return scenes.overlay(pixels, mask)
-    if kind == "overlay":
+    if kind == OVERLAY:
         return imagery.overlay(pixels, mask)
     if kind == "silhouette":
         return imagery.silhouette(mask)
@@ -68,12 +66,12 @@ def picture(clip: scenes.RenderedWorld, kind: str, solid: int, number: int) -> N
         above, there = imagery.from_above(camera.poses, paths)
         forward = (camera.rotations[:, :, 2] @ camera.rotations[0])[:, [0, 2]]
         return imagery.top_down((world.size, world.size), above, forward, there, frame)
-    raise ValueError(f"imagery {kind!r}: it is {TINTED} or one of {', '.join(KINDS)}")
+    raise ValueError(f"imagery {kind!r}: it is {OVERLAY} or one of {', '.join(KINDS)}")
 
 
 def sample_texts(settings: DemoSettings) -> list[str]:
     """Captions, questions and reasoning of a few scenes: what the demo's code makes of its settings."""
-    numbers = [*range(6), *range(24, 30)]  # captions of either order
+    numbers = [*range(0, 24, 7), *range(24, 48, 7)]  # motions that differ, captions of either order
     worlds = [demo_world(settings.render, settings.seed, "train", index) for index in numbers]
     labelled = [(world, label(world)) for world in worlds]
     texts = [caption_text(index, world) for index, world in zip(numbers, worlds, strict=True)]
@@ -186,8 +184,8 @@ def held_out_records(work: Work, kind: str | None) -> list[Record]:
     worlds = [demo_world(settings.render, settings.seed, "test", i) for i in range(work.counts["test"])]
     asked = ask_split([(world, label(world)) for world in worlds], "test", settings.seed)
     paths: dict[str, Any] = {
-        question_id("test", index, question): [
-            str(drawn_path(work, "test", index, kind, question.index, number))
+        question_id("test", question): [
+            str(drawn_path(work, "test", index, kind, subject(worlds[index], question), number))
             for number in range(len(scenes.KEY_FRAMES))
         ]
         for index, questions in enumerate(asked)

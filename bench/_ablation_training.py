@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench._ablation_data import KINDS, TINTED, held_out_records, targets_path
+from bench._ablation_data import KINDS, OVERLAY, held_out_records, targets_path
 from fourdthinker.audit.latents import LatentAudit
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.demo.pictures import clip_of, solid_of
@@ -42,7 +42,7 @@ class Variant:
         rl: whether 4DRL follows.
     """
 
-    imagery: str | None = TINTED
+    imagery: str | None = OVERLAY
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     rl: bool = False
 
@@ -81,7 +81,7 @@ def dift_samples(work: Work, encoder: Encoder, variant: Variant) -> list[Sample]
     features, records = work.features, work.records("dift", "dift")
     if variant.imagery is None:
         return [encoder.sample(without_imagery(record), features.clip(record)) for record in records]
-    if variant.imagery == TINTED:
+    if variant.imagery == OVERLAY:
         return [features.sample(record, encoder) for record in records]
     targets = torch.from_numpy(np.load(targets_path(work, variant.imagery)))
     return [

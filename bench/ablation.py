@@ -5,8 +5,8 @@ same held-out questions:
 
 - ``none``: the same reasoning in words alone; ``latents``: as the demo trains; ``latent_norm`` and
   ``self_feed``: with this setting of DIFT; each of the four is trained by 4DRL too.
-- ``overlay``, ``silhouette``, ``depth``, ``trail``, ``map``, ``next``: blocks that stand for another picture,
-  as ``fourdthinker synth --imagery`` draws it.
+- ``silhouette``, ``depth``, ``trail``, ``map``, ``next``: blocks that stand for another picture than the
+  overlay, as ``fourdthinker synth --imagery`` draws it.
 
 Every model but ``none`` is asked once more with something else in the place of its latents (docs/latents.md).
 
@@ -113,7 +113,7 @@ def do(out: Path, step: Step, kinds: Sequence[str], *, quick: bool) -> dict[str,
     seed, name, stage = step
     folder, settings = out / f"seed{seed}", demo_settings(seed, quick=quick)
     if stage == "scenes":
-        data.draw_held_out(data.prepare(folder, settings), [data.TINTED])
+        data.draw_held_out(data.prepare(folder, settings), [data.OVERLAY])
         return {}
     work = Work(folder, settings, rank=0, world=1)
     if stage == "imagery":

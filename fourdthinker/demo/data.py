@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fourdthinker.demo.questions import SUBJECTS, DemoQuestion, Labels, ask_all, caption, label, narrate
+from fourdthinker.demo.questions import SUBJECTS, Labels, ask_all, caption, label, narrate, subject
 from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
 from fourdthinker.frames import read_frames, read_images
 from fourdthinker.records import Record, write_records
+from fourdthinker.synth.imagery import overlay
+from fourdthinker.synth.questions import Question
 from fourdthinker.worlds.scenes import (
     CAMERA_MOTIONS,
     DIRECTIONS,
     KEY_FRAMES,
     World,
     make_world,
-    overlay,
     render,
     write_image,
     write_video,
@@ -143,7 +144,7 @@ def _overlays(job: Job, index: int, pixels: NDArray[np.uint8], masks: list[NDArr
         stored[index, solid] = read_images(paths, POLICY, separate=True).pixels
 
 
-def ask_split(worlds: list[Labelled], split: str, seed: int) -> list[list[DemoQuestion]]:
+def ask_split(worlds: list[Labelled], split: str, seed: int) -> list[list[Question]]:
     """The questions about each world of a split, for the seed of the demo."""
     return ask_all(worlds, seed * len(SPLITS) + SPLITS.index(split))
 
@@ -190,27 +191,27 @@ def _caption(folder: Path, index: int, world: World) -> Record:
     )
 
 
-def question_id(split: str, index: int, question: DemoQuestion) -> str:
-    """The id of the record that asks `question` about world `index`."""
-    return f"{split}-{index:05d}-{question.family}"
+def question_id(split: str, question: Question) -> str:
+    """The id of the record that asks `question` of a split."""
+    return f"{split}-{question.id}"
 
 
 def _question(
-    folder: Path, split: str, index: int, world: World, question: DemoQuestion, reasoning: bool
+    folder: Path, split: str, index: int, world: World, question: Question, reasoning: bool
 ) -> Record:
     record = Record(
         "dift" if reasoning else "rl",
-        question_id(split, index, question),
+        question_id(split, question),
         question.text,
         options=question.options,
-        answer=question.answer,
+        answer=question.letter,
         video=str(video_path(folder, split, index)),
-        type=question.family,
+        type=question.type,
     )
     if reasoning:
         record.text_output = narrate(world, question)
         record.images = [
-            str(overlay_path(folder, split, index, question.index, number))
+            str(overlay_path(folder, split, index, subject(world, question), number))
             for number in range(len(KEY_FRAMES))
         ]
     return record

@@ -1,13 +1,13 @@
 """Questions about a rendered world: camera motion, object direction, distance change.
 
-Labels are those of the synthesis pipeline, from the exact poses, in the few words of the demo's tokenizer.
-Answers are balanced over a set of clips, wrong options are drawn uniformly from the family's other answers
-and all are shuffled, so that a question's text says nothing about its answer.
+Labels and options are those of the synthesis pipeline, from the exact poses, in the few words of the demo's
+tokenizer. Answers are balanced over a set of clips and wrong options are right answers of other clips, so
+that a question's text says nothing about its answer.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ import numpy as np
 from fourdthinker.files import LETTERS
 from fourdthinker.synth.geometry import scene_camera, scene_object
 from fourdthinker.synth.motion import camera_moves, distance_change, moves_during, object_direction
+from fourdthinker.synth.options import add_options
+from fourdthinker.synth.questions import Question, Support
 from fourdthinker.worlds.scenes import (
     CAMERA_MOTIONS,
     CAN_RADIUS,
@@ -31,7 +33,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "distance": ("closer", "farther", "same"),
 }
 SUBJECTS = (0, 1)  # the solids that questions are about: the moving one and one at rest
-MAX_OPTIONS = 4
 _LETTERS = LETTERS[:8]  # words of the demo's tokenizer, whose ids its results depend on
 # The pipeline's words -> the demo's; other moves are none that a scene of the demo makes.
 _CAMERA = {
@@ -73,33 +74,12 @@ def label(world: World) -> Labels:
     )
 
 
-@dataclass(frozen=True)
-class DemoQuestion:
-    """`index` is the solid that the question, its overlays and its narration are about."""
+def ask(world: World, labels: Labels, family: str, index: int, clip: str = "0") -> Question:
+    """One question of `family` about solid `index` of clip `clip`, without options.
 
-    family: str
-    index: int
-    text: str
-    options: dict[str, str]
-    answer: str
-
-    @property
-    def answer_text(self) -> str:
-        """The text of the right option."""
-        return self.options[self.answer]
-
-
-def make_options(family: str, answer: str, rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """Options in random order, wrong ones drawn from the family's others, and the answer's letter."""
-    others = [text for text in FAMILIES[family] if text != answer]
-    wrong = rng.permutation(others)[: MAX_OPTIONS - 1]
-    texts = [str(text) for text in rng.permutation([answer, *wrong])]
-    options = dict(zip(_LETTERS, texts, strict=False))
-    return options, _LETTERS[texts.index(answer)]
-
-
-def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Generator) -> DemoQuestion:
-    """One question of `family` about solid `index`. ValueError where it has no clear answer."""
+    Raises:
+        ValueError: it has no clear answer, or no such family.
+    """
     name = world.solids[index].name
     if family == "camera":
         text, answer = "how does the camera move ?", labels.camera
@@ -111,25 +91,28 @@ def ask(world: World, labels: Labels, family: str, index: int, rng: np.random.Ge
         raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
     if answer is None:
         raise ValueError(f"{family}: no clear answer about the {name} in this world; ask another")
-    options, letter = make_options(family, answer, rng)
-    return DemoQuestion(family, index, text, options, letter)
+    end = float(world.seconds[-1])
+    shown = Support(name, tuple(float(world.seconds[frame]) for frame in KEY_FRAMES))
+    return Question(f"{clip}-{family}", clip, clip, family, text, answer, 0.0, end, family, shown)
 
 
-def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[DemoQuestion]]:
+def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[Question]]:
     """Questions of all families for every world, answers balanced over the set as far as the worlds allow.
 
     The camera and direction answers are as balanced as the worlds are; the solid of a distance question (0
-    or 1) is chosen for the answer least used so far. What is unclear in a world is not asked of it.
+    or 1) is chosen for the answer least used so far. What is unclear in a world is not asked of it. Options
+    are the pipeline's; all questions of its blocks are asked, since every answer here is so common that none
+    can be told by having learnt the others.
     """
     rng = np.random.default_rng([seed, 7])
     used: Counter[str] = Counter()
-    result = []
-    for world, labels in worlds:
-        questions = []
+    asked = []
+    for number, (world, labels) in enumerate(worlds):
+        clip = f"{number:05d}"
         if labels.camera is not None:
-            questions.append(ask(world, labels, "camera", 1, rng))
+            asked.append(ask(world, labels, "camera", 1, clip))
         if labels.direction is not None:
-            questions.append(ask(world, labels, "direction", 0, rng))
+            asked.append(ask(world, labels, "direction", 0, clip))
         order = rng.permutation(2)
         candidates = [(int(k), change) for k in order if (change := labels.distance[int(k)])]
         if candidates:
@@ -137,9 +120,16 @@ def ask_all(worlds: Sequence[tuple[World, Labels]], seed: int) -> list[list[Demo
             # An answer that is already ahead of the rarest one waits, so that the counts stay level.
             if used[change] <= min(used[text] for text in FAMILIES["distance"]) + 2:
                 used[change] += 1
-                questions.append(ask(world, labels, "distance", index, rng))
-        result.append(questions)
-    return result
+                asked.append(ask(world, labels, "distance", index, clip))
+    of_clip: dict[str, list[Question]] = defaultdict(list)
+    for question in add_options(asked, seed, every=True).questions:
+        of_clip[question.clip].append(question)
+    return [of_clip[f"{number:05d}"] for number in range(len(worlds))]
+
+
+def subject(world: World, question: Question) -> int:
+    """The solid that a question, its overlays and its narration are about."""
+    return [solid.name for solid in world.solids].index(str(question.support.object))
 
 
 def spot(world: World, index: int, frame: int) -> str:
@@ -229,19 +219,20 @@ def caption(world: World, frames: Iterable[int], *, scan_first: bool = True) -> 
     return " , ".join([*parts, f"ground {ground_flow(world)}"]) + " ,"
 
 
-def narrate(world: World, question: DemoQuestion) -> str:
+def narrate(world: World, question: Question) -> str:
     """A short chain of thought, and the answer in words.
 
     It has one <output_image> per overlay (the solid in the first and in the last frame) and the facts that
     the answer follows from.
     """
-    name = world.solids[question.index].name
-    first, last = (spot(world, question.index, frame).split() for frame in KEY_FRAMES)
-    thought = "" if question.family == "distance" else f"the ground slides {ground_slide(world)} . "
+    index = subject(world, question)
+    name = world.solids[index].name
+    first, last = (spot(world, index, frame).split() for frame in KEY_FRAMES)
+    thought = "" if question.type == "distance" else f"the ground slides {ground_slide(world)} . "
     thought += (
         f"the {name} goes from {first[0]} {first[2]} <output_image> to {last[0]} {last[2]} <output_image> ."
     )
-    return f"<think> {thought} </think> <answer> {question.answer_text} </answer>"
+    return f"<think> {thought} </think> <answer> {question.answer} </answer>"
 
 
 def words() -> list[str]:

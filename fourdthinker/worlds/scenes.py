@@ -351,22 +351,6 @@ def render(world: World) -> RenderedWorld:
     return RenderedWorld(world, pixels.reshape(*shape, 3), solid.reshape(shape), depth.reshape(shape))
 
 
-def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float = 0.75) -> NDArray[np.uint8]:
-    """Tint the pixels of a mask red.
-
-    Args:
-        frame: uint8 [H, W, 3].
-        mask: bool [H, W].
-        strength: share of red in these pixels.
-
-    Returns:
-        A new picture, uint8 [H, W, 3].
-    """
-    out = frame.astype(np.float32)
-    out[mask] = (1 - strength) * out[mask] + strength * np.array([255, 0, 0], np.float32)
-    return (out + 0.5).astype(np.uint8)
-
-
 def write_video(path: PathLike, pixels: NDArray[np.uint8], fps: float, *, crf: int = 16) -> None:
     """Write a video, H.264 in mp4, of the same pixels always the same bytes.
 

@@ -56,9 +56,7 @@ def test_blocks_show_what_they_are_named_after() -> None:
     assert (shown("silhouette", 0)[~mask[0]] == 0).all()
     assert np.array_equal(shown("next", 0), last)
     assert np.array_equal(shown("next", 1), last)
-    for kind in ("tinted", "overlay"):
-        assert (shown(kind, 0) != first).any(-1)[mask[0]].mean() > 0.9
-    assert np.array_equal(shown("tinted", 0)[~mask[0]], first[~mask[0]])
+    assert (shown("overlay", 0) != first).any(-1)[mask[0]].mean() > 0.9
     depth = shown("depth", 1)
     assert (depth[clip().solid[-1] < 0] == 0).all()  # the sky
     assert depth[-1].mean() > depth[32].mean()  # the ground near by is brighter
@@ -76,7 +74,7 @@ def test_a_trail_ends_where_the_solid_is() -> None:
 def test_a_map_depends_on_the_solid() -> None:
     assert shown("map", 1).shape == (64, 64, 3)
     assert (shown("map", 1) != shown("map", 1, solid=1)).any()
-    with pytest.raises(ValueError, match="imagery 'colour': it is tinted or one of overlay, "):
+    with pytest.raises(ValueError, match="imagery 'colour': it is overlay or one of silhouette, "):
         shown("colour", 0)
 
 
@@ -185,4 +183,4 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an ablation with other settings or another demo"):
         ablation.check_folder(tmp_path, quick=False)
     found = json.loads((tmp_path / "ablation.json").read_text())
-    assert found["variants"]["self_feed"] == ["tinted", {"self_feed": 0.2}, True]
+    assert found["variants"]["self_feed"] == ["overlay", {"self_feed": 0.2}, True]

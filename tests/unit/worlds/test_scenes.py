@@ -14,7 +14,6 @@ from fourdthinker.worlds.scenes import (
     Solid,
     World,
     make_world,
-    overlay,
     render,
     write_image,
     write_video,
@@ -130,15 +129,6 @@ def test_worlds_are_the_same_for_the_same_seed_only() -> None:
     first, second = (render(make_world((1, 2, 3), "move left", "right")) for _ in range(2))
     assert (first.pixels == second.pixels).all()
     assert (render(make_world((1, 2, 4), "move left", "right")).pixels != first.pixels).any()
-
-
-def test_overlay_tints_the_mask_red_and_nothing_else() -> None:
-    clip = render(make_world(0, "move back", "left"))
-    mask = clip.mask(0)[0]
-    tinted = overlay(clip.pixels[0], mask)
-    assert (tinted[~mask] == clip.pixels[0][~mask]).all()
-    assert (tinted[mask][:, 0] > 180).all()
-    assert (tinted[mask][:, 1:] < 80).all()
 
 
 def test_the_same_pixels_become_the_same_bytes(tmp_path):
