@@ -53,7 +53,8 @@ class _Bench(argparse.Action):
             parser.exit()
         if values not in BENCHMARKS:
             parser.error(
-                f"argument --bench: no benchmark {values!r}; there are list, {', '.join(BENCHMARKS)}"
+                f"argument --bench: no benchmark {values!r}; there are list, {', '.join(BENCHMARKS)}; "
+                "records of your own take --data alone"
             )
         namespace.bench = values
 
