@@ -40,7 +40,7 @@ from fourdthinker.trainers.master_weights import MasterWeights, check_float16
 from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.operations import Costs
 from fourdthinker.trainers.passes import CHECKPOINT, EVALUATION, PREPARING, READING, SAVING, PassTrainer
-from fourdthinker.trainers.resume import check_data, finished_updates
+from fourdthinker.trainers.resume import RUN, check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.stopping import StopOnSignal
@@ -70,13 +70,14 @@ class _Told(TrainerCallback):
     """Tells the trainer, and ends a log line at every checkpoint: a resumed run writes the same lines.
 
     A log line is a mean over the steps since the last one, and a resumed run knows none from before its
-    checkpoint. An evaluation may lead to one.
+    checkpoint. An evaluation may lead to one. Trainer would go on with the intervals of the checkpoint.
     """
 
     def __init__(self, at_begin: Callable[[], None], after_update: Callable[[], None]) -> None:
         self.at_begin, self.after_update = at_begin, after_update
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
         self.at_begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -340,28 +341,36 @@ class LatentTrainer(PassTrainer):
         begin_run(self.settings, self.args, resume)
         if self.args.save_only_model and self.is_world_process_zero():
             logger.warning(_NO_STATE)
-        if resume is not None and resumed_updates(resume) >= updates:
-            self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
-            done = resumed_updates(resume)
-        else:
-            try:
-                with self.stopping.listening():
-                    self.train(resume_from_checkpoint=resume)
-            finally:
-                self._ahead.close()
-                self._live.close()
-            done = self.state.global_step
+        with self.stopping.listening():  # also while the final checkpoint is written
+            done = self._train_to(updates, resume)
             if self.stopping.stopped:
                 how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
                 logger.info("%d of %d updates; %s", done, updates, how)
                 return Path(self.settings.output_dir) / f"checkpoint-{done}"
+            self._save_final(final, done)
+        return final
+
+    def _train_to(self, updates: int, resume: str | None) -> int:
+        """Make the updates that are missing; gives how many are made then."""
+        if resume is not None and resumed_updates(resume) >= updates:
+            self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
+            return resumed_updates(resume)
+        try:
+            self.train(resume_from_checkpoint=resume)
+        finally:
+            self._ahead.close()
+            self._live.close()
+        return self.state.global_step
+
+    def _save_final(self, final: Path, updates: int) -> None:
         self._say_which_is_best()
+        if self.is_world_process_zero():
+            (final / RUN).unlink(missing_ok=True)  # of what it held before, until all of it is written
         self.save_model(str(final))
         if self.is_world_process_zero():
-            self._write_run_state(final, done)
+            self._write_run_state(final, updates)
         if self.args.world_size > 1:
             dist.barrier()
-        return final
 
     def _say_which_is_best(self) -> None:
         self.check_best()

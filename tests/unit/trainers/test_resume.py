@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError, FourdError, OutputError
 from fourdthinker.files import locked_folder, locks
 from fourdthinker.settings import make_config
+from fourdthinker.trainers import checkpointing
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.resume import RunState, agreed_resume, find_resume
 from fourdthinker.trainers.settings import DiftConfig
-from tests.e2e.training import metrics, samples
+from tests.e2e.training import evaluations, metrics, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 
@@ -36,10 +39,23 @@ BASE: dict[str, Any] = {
 }
 
 
-def train(folder: Path, *, number: int = 6, content: int = 0, **extra: Any) -> Path:
+def train(
+    folder: Path,
+    *callbacks: TrainerCallback,
+    number: int = 6,
+    content: int = 0,
+    held_out: bool = False,
+    **extra: Any,
+) -> Path:
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
     config = make_config(DiftConfig, BASE | {"output_dir": str(folder)} | extra)
-    return train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, number, seed=content))
+    return train_dift(
+        config,
+        checkpoint=checkpoint,
+        samples=samples(checkpoint, number, seed=content),
+        held_out=samples(checkpoint, 2, seed=5) if held_out else None,
+        callbacks=callbacks,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +226,44 @@ def test_what_a_checkpoint_does_not_hold_is_used(stopped: Path) -> None:
     assert [path.name for path in sorted(stopped.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-3"]
 
 
+def test_intervals_are_those_of_the_run_that_goes_on(stopped: Path) -> None:
+    """Trainer keeps those that a checkpoint was written with; without any, every update is an end of one."""
+    state = stopped / "checkpoint-2" / "trainer_state.json"
+    then = json.loads(state.read_text()) | {"save_steps": 1, "logging_steps": 1, "eval_steps": 1}
+    state.write_text(json.dumps(then))
+    train(stopped, save_steps=5, logging_steps=4, max_steps=7)
+    assert {path.name for path in stopped.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-7"}
+    assert [line["step"] for line in metrics(stopped)] == [1, 2, 4, 5, 7]
+    train(stopped, held_out=True, save_steps=0, eval_steps=4, logging_steps=5, max_steps=11)
+    assert list(evaluations(stopped)) == [8, 11]
+    assert [line["step"] for line in metrics(stopped)] == [1, 2, 4, 5, 7, 8, 10, 11]
+
+
 def test_the_same_update_divided_otherwise_is_the_same(stopped: Path, finished: Path) -> None:
     train(stopped, per_device_train_batch_size=1, gradient_accumulation_steps=2)
     got, expected = (load_checkpoint(run / "final").backbone for run in (stopped, finished))
     for a, b in zip(got.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_signal_while_the_final_checkpoint_is_written_lets_it_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, taken = checkpointing.save_checkpoint, []
+
+    def signalled(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments, **options)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: taken.append(number))  # else it would end us
+    try:
+        monkeypatch.setattr(checkpointing, "save_checkpoint", signalled)
+        final = train(tmp_path / "run", save_steps=0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == []
+    assert final.name == "final"
+    assert RunState.read(final).updates == 4
 
 
 def test_a_checkpoint_of_the_model_alone_is_refused(tmp_path: Path) -> None:
