@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourdthinker.errors import GeometryError
+from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.frames import FramePolicy, iterate_frames, probe
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.geometry import Depth, Estimate, aligned, in_metres, stereo_depth
-from fourdthinker.synth.tracks import CameraTrack
+from fourdthinker.synth.geometry import (
+    Depth,
+    Estimate,
+    aligned,
+    calibrated_depth,
+    in_metres,
+    read_calibration,
+    stereo_depth,
+)
+from fourdthinker.synth.geometry.conventions import intrinsic_matrix
+from fourdthinker.synth.inputs import Candidate
+from fourdthinker.synth.tracks import Array, CameraTrack
 
 if TYPE_CHECKING:
     from fourdthinker.synth.geometry.depth_model import DepthModel
@@ -66,14 +78,91 @@ def _model(weights: Path | None) -> DepthModel | None:
     return DepthModel(weights, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
+def with_lens(context: Context, camera: CameraTrack) -> CameraTrack:
+    """The path with the intrinsics of the left camera of a pair, where they are known better.
+
+    Those of a calibration replace what the path brings, those of a focal length alone do not.
+
+    Args:
+        context: of the clip.
+        camera: its path.
+
+    Returns:
+        The path; as it is where there is no right camera.
+
+    Raises:
+        GeometryError: a calibration that cannot be, or of pictures of another aspect.
+    """
+    lens = lens_of(context)
+    if lens is None or (camera.intrinsics is not None and "calibration" not in context.source.given):
+        return camera
+    height, width = context.clip.pixels.shape[1:3]
+    return replace(camera, intrinsics=lens, size=(width, height))
+
+
+def lens_of(context: Context) -> Array | None:
+    """[3, 3], intrinsics of the left camera of a pair, in pixels of the clip's frames from their corner.
+
+    Args:
+        context: of the clip.
+
+    Returns:
+        None where there is no right camera.
+
+    Raises:
+        GeometryError: a calibration that cannot be, or of pictures of another aspect.
+    """
+    given = context.source.given
+    if "right" not in given:
+        return None
+    height, width = context.clip.pixels.shape[1:3]
+    if "calibration" not in given:
+        focal = _focal(context)
+        return intrinsic_matrix(focal, focal, width / 2, height / 2)
+    calibration = read_calibration(given["calibration"])
+    calibration.check_size((width, height), "a frame")
+    matrix = calibration.left.scaled(calibration.size, (width, height)).matrix.copy()
+    matrix[:2, 2] += 0.5  # the middle of the first pixel is 0 there
+    return matrix
+
+
+def check_calibrations(found: Sequence[Candidate]) -> None:
+    """Whether each video that a calibration is given with has the aspect that it is for.
+
+    Args:
+        found: all that is to be read; what is no video is left to the ingest stage.
+
+    Raises:
+        ConfigError: a video of another aspect.
+    """
+    for candidate in found:
+        if "calibration" not in candidate.row:
+            continue
+        try:
+            held = probe(candidate.path)
+        except (ValueError, OSError):  # a FourdError, or a path that cannot be one
+            continue
+        rows, columns = held.size[::-1] if held.orientation.transposed else held.size
+        try:
+            read_calibration(candidate.row["calibration"]).check_size((columns, rows), candidate.shown)
+        except GeometryError as error:
+            raise ConfigError(f"calibration: {error}") from error
+
+
+def _focal(context: Context) -> float:
+    """The focal length of a rectified pair, in pixels of the clip's frames."""
+    found = max(probe(context.source.path).size)  # stored sizes may be turned by 90 degrees
+    return float(context.source.given["focal"]) * max(context.clip.pixels.shape[1:3]) / found
+
+
 def _stereo(context: Context) -> Depth:
-    """From the right video of a rectified pair, whose frames are read at the clip's times."""
+    """From the right video, whose frames are read at the clip's times."""
     given, clip = context.source.given, context.clip
     size, other = probe(context.source.path).size, probe(given["right"]).size
     if other != size:
         raise GeometryError(
             f"{given['right']}: {other[1]}x{other[0]} pixels and the left video {size[1]}x{size[0]}; "
-            "give rectified videos of one size"
+            "give videos of one size"
         )
     rows, columns = clip.pixels.shape[1:3]
     policy = FramePolicy(
@@ -87,11 +176,6 @@ def _stereo(context: Context) -> Depth:
     right = [frame for batch in batches for frame in np.asarray(batch.pixels)]
     if right and right[0].shape != (rows, columns, 3):
         raise GeometryError(f"{given['right']}: its frames are read at another size than the left ones")
-    return stereo_depth(
-        list(clip.pixels),
-        right,
-        focal=float(given["focal"])
-        * max(rows, columns)
-        / max(size),  # stored sizes may be turned by 90 degrees
-        baseline=float(given["baseline"]),
-    )
+    if "calibration" in given:
+        return calibrated_depth(list(clip.pixels), right, read_calibration(given["calibration"]))
+    return stereo_depth(list(clip.pixels), right, focal=_focal(context), baseline=float(given["baseline"]))

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import ConfigError
+from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.files import parse_json, read_regular
+from fourdthinker.synth.geometry import read_calibration
 from fourdthinker.synth.journal import Journal
 
 VIDEO_SUFFIXES = frozenset(
@@ -28,8 +29,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".json")
 _SCENES = re.compile(r"scenes:([1-9][0-9]{0,6})")
-_GIVEN = ("poses", "poses_format", "poses_metric", "right", "focal", "baseline")
-_FILES = ("poses", "right")
+_GIVEN = ("poses", "poses_format", "poses_metric", "right", "focal", "baseline", "calibration")
+_FILES = ("poses", "right", "calibration")
 _KEYS = {"video", "id", "start", "end", "objects", "licence", *_GIVEN}
 _STEREO = {"right", "focal", "baseline"}
 _CHUNK = 1 << 20
@@ -49,7 +50,7 @@ class Source:
         scene: number of one of the project's own scenes, or None.
         objects: names of objects in it.
         given: poses (a file), poses_format and poses_metric ("true" or "false"); of stereo right (a file),
-            focal and baseline; as far as they were given.
+            focal and baseline, or calibration (a file); as far as they were given.
         licence: of the video, as given.
     """
 
@@ -201,6 +202,7 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         raise ConfigError(f"{path}: not a manifest ({error}); write one object a line, or CSV") from error
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path}: holds no rows; write one video a line, under the key video")
+    calibrations: set[str] = set()
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         if not isinstance(row, dict) or not isinstance(row.get("video"), str) or not row["video"]:
@@ -215,16 +217,34 @@ def _manifest(path: Path) -> Iterator[Candidate]:
                 row[key] = _number(row[key], f"{where}: {key}")
         if "poses_metric" in row:
             row["poses_metric"] = _truth(row["poses_metric"], f"{where}: poses_metric")
-        if 0 < len(_STEREO & row.keys()) < len(_STEREO):
-            missing = ", ".join(sorted(_STEREO - row.keys()))
-            raise ConfigError(f"{where}: no {missing}; stereo is right, focal and baseline together")
+        _check_stereo(row, where)
         for key in ("focal", "baseline"):
             if key in row:
                 row[key] = _number(row[key], f"{where}: {key}", "a number above 0")
-        for key in ("poses", "right"):
+        for key in _FILES:
             if key in row:
                 row[key] = str(path.parent / str(row[key]))
+        if "calibration" in row and row["calibration"] not in calibrations:  # one rig films many clips
+            calibrations.add(row["calibration"])
+            try:
+                read_calibration(row["calibration"])
+            except GeometryError as error:
+                raise ConfigError(f"{where}: calibration: {error}") from error
         yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row)
+
+
+def _check_stereo(row: dict[str, Any], where: str) -> None:
+    """ConfigError where what is said of a right video is too little or too much."""
+    wanted = {"right", "calibration"} if "calibration" in row else _STEREO
+    found = (_STEREO | {"calibration"}) & row.keys()
+    if found and found != wanted:
+        wrong = [f"no {key}" for key in sorted(wanted - found)] + [
+            f"also {key}" for key in sorted(found - wanted)
+        ]
+        raise ConfigError(
+            f"{where}: {', '.join(wrong)}; stereo is right, focal and baseline together, or right "
+            "and calibration"
+        )
 
 
 def _number(value: Any, where: str, wanted: str = "seconds of the video, 0 or more") -> float:
@@ -256,8 +276,8 @@ def _objects(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _files(row: dict[str, Any]) -> list[Path]:
-    """The files that are read beside the video: of its poses, and the right one of a stereo pair."""
-    found = [Path(row["right"])] if "right" in row else []
+    """The files that are read beside the video: of a stereo pair, and of its poses."""
+    found = [Path(row[key]) for key in ("right", "calibration") if key in row]
     if "poses" not in row:
         return found
     poses = Path(row["poses"])
@@ -294,7 +314,7 @@ def _unfit(candidate: Candidate) -> str | None:
 
 def _role(candidate: Candidate, file: Path) -> str:
     """What a file beside a video is for, as the manifest says it."""
-    return "right" if str(file) == candidate.row.get("right") else "poses"
+    return next((key for key in _FILES if str(file) == candidate.row.get(key)), "poses")
 
 
 def _unwritable(candidate: Candidate) -> str | None:
@@ -340,7 +360,7 @@ def _file_digest(path: Path, journal: Journal) -> str:
 def _digest(video: str, files: dict[str, str], row: dict[str, Any]) -> str:
     if not row:
         return video
-    values = {key: value for key, value in row.items() if key not in ("poses", "right", "video", "licence")}
+    values = {key: value for key, value in row.items() if key not in (*_FILES, "video", "licence")}
     text = json.dumps([video, files, values], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

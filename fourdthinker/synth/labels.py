@@ -14,7 +14,7 @@ from fourdthinker.frames import probe
 from fourdthinker.synth import rle
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.depths import UnscaledError, with_depth
+from fourdthinker.synth.depths import UnscaledError, lens_of, with_depth, with_lens
 from fourdthinker.synth.geometry import (
     Estimate,
     estimate_camera,
@@ -55,7 +55,7 @@ def geometry(context: Context) -> dict[str, Any]:
         return _result(camera, list(enumerate(tracks)), [])
     try:
         if "poses" in context.source.given:
-            return _paths(context, _given(context), None)
+            return _paths(context, with_lens(context, _given(context)), None)
         return _estimated(context)
     except GeometryError as error:
         raise RejectError(f"no geometry: {' '.join(str(error).split())}") from error
@@ -106,7 +106,7 @@ def _estimated(context: Context) -> dict[str, Any]:
     masks = [_masks(thing["masks"], clip.pixels.shape[1:3]) for thing in context.results["segment"]["things"]]
     movers = [np.logical_or.reduce(frame) for frame in zip(*masks, strict=True)] if masks else None
     estimator = reconstruct_camera if context.settings.geometry == "colmap" else estimate_camera
-    estimate = estimator(list(clip.pixels), clip.times, movers=movers)
+    estimate = estimator(list(clip.pixels), clip.times, intrinsics=lens_of(context), movers=movers)
     if float(estimate.track.confidence.mean()) < _LEAST_SURE:
         raise RejectError("no geometry: the poses are unsure")
     return _paths(context, estimate.track.resampled(clip.times), estimate)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fourdthinker.frames import probe
+from fourdthinker.synth.depths import check_calibrations
 from fourdthinker.synth.inputs import candidates
 from fourdthinker.synth.run import Options
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
@@ -27,6 +28,7 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
         Name -> text: videos, bytes, seconds, clips, frames to decode; calls and money of the models.
     """
     found = candidates(inputs)[: options.limit]
+    check_calibrations(found)
     size = clips = 0
     seconds = 0.0
     unreadable = 0

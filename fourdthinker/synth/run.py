@@ -23,6 +23,7 @@ from fourdthinker.synth.actors import RayActors
 from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
+from fourdthinker.synth.depths import check_calibrations
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
 from fourdthinker.synth.journal import NAME, QUARANTINED, Entry, Journal
 from fourdthinker.synth.naming import namer
@@ -247,6 +248,7 @@ def synthesise(
     found = candidates(inputs)
     if options.limit is not None:
         found = found[: options.limit]
+    check_calibrations(found)
     folder = Path(os.path.abspath(out))  # of actors on other machines the working folder is another one
     _check_folder(folder, settings, options)
     _check_weights(settings, options)

@@ -15,6 +15,7 @@ from fourdthinker.synth.journal import Journal
 from fourdthinker.synth.plan import plan
 from fourdthinker.synth.run import Options
 from fourdthinker.synth.settings import SynthSettings
+from tests.unit.synth.geometry.test_calibration import written
 
 
 def opened(inputs: list[str], out: Path) -> list[Source | Refused]:
@@ -103,10 +104,12 @@ def test_a_manifest(videos: Path, tmp_path: Path) -> None:
     [
         ('{"video": "b.mp4", "speed": 1}', "row 1: unknown key speed; known are"),
         ('{"path": "b.mp4"}', "row 1: no video"),
-        ('{"video": "b.mp4", "calibration": "c.json"}', "row 1: unknown key calibration; known are"),
+        ('{"video": "b.mp4", "calibration": "c.json"}', "row 1: no right; stereo is"),
+        ('{"video": "b.mp4", "right": "c", "calibration": "c", "focal": 1}', "row 1: also focal; stereo is"),
+        ('{"video": "b.mp4", "right": "c", "calibration": "c"}', "row 1: calibration: .*c: cannot be read"),
         ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
         ('{"video": "b.mp4", "poses_metric": "yes"}', "poses_metric is 'yes'; give true or false"),
-        ('{"video": "b.mp4", "right": "c.mp4"}', "row 1: no baseline, focal; stereo is"),
+        ('{"video": "b.mp4", "right": "c.mp4"}', "row 1: no baseline, no focal; stereo is"),
         ('{"video": "b.mp4", "right": "c", "focal": "x", "baseline": 1}', "focal is 'x'; give a number"),
         ("{", "not a manifest"),
         ("", "holds no rows"),
@@ -134,6 +137,23 @@ def test_a_stereo_pair(videos: Path, tmp_path: Path) -> None:
         assert source.given == {"right": str(videos / "c.mp4"), "focal": "500.0", "baseline": "0.1"}
         digests.add(source.digest)
     assert len(digests) == 2
+
+
+def test_the_content_of_a_calibration_belongs_to_the_key(videos: Path, tmp_path: Path) -> None:
+    (videos / "c.mp4").write_bytes(b"right")
+    path, rig = videos / "list.jsonl", videos / "rig.json"
+    path.write_text(json.dumps({"video": "b.mp4", "right": "c.mp4", "calibration": "rig.json"}))
+    digests = set()
+    for metres in (0.1, 0.2):
+        written(rig, T=[-metres, 0, 0])
+        (source,) = opened([str(path)], tmp_path / "out")
+        assert isinstance(source, Source)
+        assert source.given == {"right": str(videos / "c.mp4"), "calibration": str(rig)}
+        digests.add(source.digest)
+    assert len(digests) == 2
+    written(rig, T=[0, 0, 0])
+    with pytest.raises(ConfigError, match=r"list\.jsonl, row 1: calibration: .*rig\.json: T is \[0, 0, 0\]"):
+        candidates([str(path)])
 
 
 def test_a_csv_manifest(videos: Path, tmp_path: Path) -> None:

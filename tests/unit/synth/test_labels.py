@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fourdthinker.errors import GeometryError
+from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.synth import depths, labels, rle
 from fourdthinker.synth.clips import Clip, RejectError
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.geometry import Depth, Estimate
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.labels import geometry
+from fourdthinker.synth.run import synthesise
 from fourdthinker.synth.scenes import Scene
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack
@@ -92,7 +95,8 @@ def test_the_estimator_is_chosen_and_depth_lifts_things(
     mask = np.zeros((60, 80), bool)
     mask[20:40, 30:50] = True
     thing = {"name": "box", "masks": [rle.encode(mask)] * 31}
-    monkeypatch.setattr(labels, "reconstruct_camera", lambda frames, times, movers: estimate)
+    monkeypatch.setattr(labels, "reconstruct_camera", lambda frames, times, **known: estimate)
+    monkeypatch.setattr(labels, "lens_of", lambda context: lens)
     values = np.full((31, 60, 80), 5.0, np.float32)
     monkeypatch.setattr(depths, "_stereo", lambda context: Depth(values, metric=True, source="stereo"))
     given = {"right": "r.mp4", "focal": "64", "baseline": "0.1"}
@@ -159,3 +163,85 @@ def test_given_poses_without_metres_keep_the_camera(
     (reason,) = found["left_out"]
     assert reason.startswith("objects: ")
     assert why in reason
+
+
+def rig_file(path: Path) -> str:
+    """Of two cameras 0.4 m apart, with pictures of 320x192."""
+    lens = {"K": [[200.0, 0, 159.5], [0, 200.0, 95.5], [0, 0, 1]], "distortion": []}
+    values = {
+        "image_size": [320, 192],
+        "left": lens,
+        "right": lens,
+        "R": np.eye(3).tolist(),
+        "T": [-0.4, 0, 0],
+    }
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+def test_the_left_camera_of_a_pair_is_the_clips_lens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poses in TUM lines bring no lens; the estimator would guess one."""
+    given = {"right": "r.mp4", "calibration": rig_file(tmp_path / "rig.json")}
+    expected = [[100, 0, 80], [0, 100, 48], [0, 0, 1]]  # from the picture's corner, at half the size
+    clip = clip_of(0.0, 31, height=96, width=160)
+    values = np.full((31, 96, 160), 5.0, np.float32)
+    monkeypatch.setattr(depths, "_stereo", lambda context: Depth(values, metric=True, source="stereo"))
+    told = {**given, "poses": tum_file(tmp_path, 0.0), "poses_metric": "true"}
+    one = Context(clip, Source("v", "", "d", "g", "v", given=told), SynthSettings(), tmp_path)
+    one.results["segment"] = {"things": []}
+    camera = geometry(one)["camera"]
+    assert camera.intrinsics is not None
+    np.testing.assert_allclose(camera.intrinsics[0], expected)
+    assert camera.size == (160, 96)
+    asked: list[Any] = []
+
+    def estimator(frames: object, times: object, *, intrinsics: object, movers: object) -> Estimate:
+        asked.append(intrinsics)
+        raise GeometryError("no path")
+
+    monkeypatch.setattr(labels, "estimate_camera", estimator)
+    one = Context(clip, Source("v", "", "d", "g", "v", given=given), SynthSettings(), tmp_path)
+    one.results["segment"] = {"things": []}
+    with pytest.raises(RejectError, match="no path"):
+        geometry(one)
+    np.testing.assert_allclose(asked[0], expected)
+
+
+def test_the_depth_of_a_calibrated_pair_is_that_of_its_focal_length(tmp_path: Path) -> None:
+    """The wall of the test above, with its calibration for pictures of twice the size."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra synth)")
+    wall = np.random.default_rng(0).integers(0, 256, (24, 44, 3)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+    for name, shift in (("left", 0), ("right", 8)):
+        write_video(tmp_path / f"{name}.mp4", np.stack([wall[:, shift : shift + 160]] * 5), 10)
+    clip = Clip("v-0", 0.0, 0.5, np.arange(5) / 10, np.stack([wall[:, :160]] * 5), (0,))
+    left, right = str(tmp_path / "left.mp4"), str(tmp_path / "right.mp4")
+    found = [
+        depths._stereo(
+            Context(
+                clip,
+                Source("v", left, "d", "g", "v", given={"right": right, **how}),
+                SynthSettings(),
+                tmp_path,
+            )
+        ).values
+        for how in ({"calibration": rig_file(tmp_path / "rig.json")}, {"focal": "100", "baseline": "0.4"})
+    ]
+    assert np.isfinite(found[1]).mean() > 0.3
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_a_video_of_another_aspect_than_its_calibration_is_named_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    write_video(tmp_path / "left.mp4", np.zeros((4, 96, 128, 3), np.uint8), 10)
+    rig_file(tmp_path / "rig.json")
+    row = {"video": "left.mp4", "right": "left.mp4", "calibration": "rig.json"}
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        json.dumps({"video": "none.mp4", "right": "x", "calibration": "rig.json"}) + "\n" + json.dumps(row)
+    )
+    with pytest.raises(
+        ConfigError, match=r"rig\.json: image_size is 320x192 and left\.mp4 has 128x96 pixels"
+    ):
+        synthesise([str(path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
