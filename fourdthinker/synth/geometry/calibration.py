@@ -84,7 +84,15 @@ class Calibration:
         return common, common @ self.rotation.T
 
     def check_size(self, size: tuple[int, int], what: str) -> None:
-        """GeometryError where pictures of `size` (width, height) are no scaled ones of the calibration's."""
+        """Whether pictures may be scaled ones of those that the lenses are for.
+
+        Args:
+            size: their width and height.
+            what: they are, for the message.
+
+        Raises:
+            GeometryError: they have another aspect.
+        """
         ratio = np.array(size, np.float64) / self.size
         if abs(np.log(ratio[0] / ratio[1])) > 0.02:
             raise GeometryError(

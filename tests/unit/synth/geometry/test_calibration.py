@@ -44,6 +44,13 @@ def test_a_calibration_is_read_and_scaled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(half.distortion, [-0.1, 0.02, 0, 0, 0])
 
 
+def test_the_calibration_that_the_page_shows_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    path = tmp_path / "c.json"
+    path.write_text("{" + page.split("```\n{", 1)[1].split("```", 1)[0])
+    assert read_calibration(path).size == (1280, 720)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
