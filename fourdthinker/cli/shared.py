@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,12 +127,12 @@ def differ(**outputs: Path | None) -> None:
     """ConfigError for two options, by name, that would write the same file or folder."""
     from fourdthinker.errors import ConfigError
 
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for name, path in outputs.items():
         if path is None:
             continue
         flag = f"--{name.replace('_', '-')}"
-        other = seen.setdefault(path.resolve(), flag)
+        other = seen.setdefault(os.path.realpath(path), flag)
         if other != flag:
             raise ConfigError(f"{other} and {flag} both name {path}; name another for one of them")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def trained_facts(checkpoint: Path) -> tuple[str, list[str]]:
     Returns:
         From the config.yaml of the run, "" and [] where there is none. Of a path only its last part is named.
     """
-    path = checkpoint.resolve().parent / _CONFIG
+    path = Path(os.path.realpath(checkpoint)).parent / _CONFIG
     if not path.exists():
         return "", []
     config = yaml.safe_load(read_regular(path))
@@ -86,7 +87,7 @@ def model_card(checkpoint: Path, facts: CardFacts) -> str:
     config = read_json_object(
         checkpoint / "config.json", "name the folder of a checkpoint", error=ConfigError
     )
-    folder = checkpoint.resolve()
+    folder = Path(os.path.realpath(checkpoint))
     sections = [
         _header(facts.base),
         _MARK,

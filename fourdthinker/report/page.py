@@ -152,7 +152,7 @@ def _run(
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names, or where two are alike their paths below what they have in common."""
-    paths = [folder.resolve() for folder in folders]
+    paths = [Path(os.path.realpath(folder)) for folder in folders]
     names = [path.name for path in paths]
     if len(set(names)) == len(names):
         return names

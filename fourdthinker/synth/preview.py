@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
         raise ConfigError(f"{path} is there and no page, so it is not replaced; name another file")
     cards = [_whole_card(split, record, folder) for split, record in _spread(records, most)]
     text = _render(
-        name=folder.resolve().name,
+        name=os.path.basename(os.path.realpath(folder)),
         cards=cards,
         total=len(records),
         counts=sorted(Counter(record.get("type", "") for _, record in records).items()),

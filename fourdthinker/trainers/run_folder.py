@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -89,7 +90,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def is_of_run(checkpoint: Path, folder: Path) -> bool:
     """Whether a checkpoint is one of those that the run in `folder` has now, and not set aside."""
-    return checkpoint.resolve() in [path.resolve() for path in checkpoints(folder)]
+    return os.path.realpath(checkpoint) in [os.path.realpath(path) for path in checkpoints(folder)]
 
 
 def resumed_updates(checkpoint: str | Path) -> int:

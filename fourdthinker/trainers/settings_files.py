@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
 def _read(path: str | Path) -> dict[str, Any]:
     values = read_yaml(path)
     if isinstance(values.get("deepspeed"), str):
-        values["deepspeed"] = str((Path(path).parent / values["deepspeed"]).resolve())
+        values["deepspeed"] = os.path.realpath(Path(path).parent / values["deepspeed"])
     return values
 
 
