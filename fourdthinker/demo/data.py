@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fourdthinker.demo.questions import SUBJECTS, Labels, ask_all, caption, label, narrate, subject
 from fourdthinker.demo.settings import POLICY, DemoSettings, RenderSettings
+from fourdthinker.files import create_array
 from fourdthinker.frames import read_frames, read_images
 from fourdthinker.records import Record, write_records
 from fourdthinker.synth.imagery import overlay
@@ -86,7 +87,7 @@ def render_clips(
         if split != "test":
             shapes["overlays"] = (count, len(SUBJECTS), len(KEY_FRAMES), height, width, 3)
         for name, shape in shapes.items():
-            np.lib.format.open_memmap(folder / f"{split}.{name}.npy", "w+", np.uint8, shape).flush()
+            create_array(folder / f"{split}.{name}.npy", np.uint8, shape)
     jobs = render_jobs(settings, folder)
     if processes == 1:
         yield from ((job, render_job(job)) for job in jobs)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.demo.settings import POLICY
+from fourdthinker.files import create_array
 from fourdthinker.frames import patchify
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record
@@ -152,7 +153,7 @@ def create_features(backbone: Backbone, pictures: Pictures, folder: Path, counts
             solids, frames = pictures.array(f"{split}.overlays").shape[1:3]
             shapes["imagery"] = (count, solids, frames * backbone.latents.latent_size, backbone.hidden_size)
         for name, shape in shapes.items():
-            np.lib.format.open_memmap(folder / f"{split}.{name}.npy", "w+", np.float32, shape).flush()
+            create_array(folder / f"{split}.{name}.npy", np.float32, shape)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ created (`make_folder`); the folder that an output file is to stand in must exis
 that readers and writers share (picture suffixes, option letters) are here too.
 """
 
+from fourdthinker.files.arrays import create_array
 from fourdthinker.files.jsonl import JsonLines, append_lines, check_output, whole_lines
 from fourdthinker.files.locks import FOLDER_LOCK, close_locked, locked_folder, open_locked
 from fourdthinker.files.paths import (
@@ -45,6 +46,7 @@ __all__ = [
     "check_folder",
     "check_output",
     "close_locked",
+    "create_array",
     "locked_folder",
     "make_folder",
     "named_path",

@@ -58,7 +58,10 @@ class Entry:
 
 
 class Journal:
-    """The journal of an output folder, locked for this process until it is closed."""
+    """The journal of an output folder, locked for this process until it is closed.
+
+    Every method raises OutputError where the disk is full or the file damaged.
+    """
 
     def __init__(self, folder: PathLike) -> None:
         """Open or create it.
@@ -79,6 +82,16 @@ class Journal:
             close_locked(self._lock)
             raise OutputError(
                 f"{self.folder / NAME}: not a journal, or not writable ({error}); name another folder"
+            ) from error
+
+    def _execute(self, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+        """Run one statement, and return the rows that it finds; OutputError where it cannot be run."""
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise OutputError(
+                f"{self.folder / NAME}: cannot be read or written ({error}); free space on its disk, or mend "
+                "it, and start the same command again"
             ) from error
 
     def __enter__(self) -> Self:
@@ -105,10 +118,10 @@ class Journal:
         Returns:
             The entry, or None.
         """
-        row = self._database.execute(
+        rows = self._execute(
             "SELECT * FROM stages WHERE item = ? AND stage = ? AND key = ?", (item, stage, key)
-        ).fetchone()
-        return None if row is None else _entry(row)
+        )
+        return _entry(rows[0]) if rows else None
 
     def record(self, entry: Entry, *, tried: bool = True) -> Entry:
         """Note an outcome, and return it with `attempts` and `computed`, which are counted here.
@@ -124,7 +137,7 @@ class Journal:
         attempts = (before.attempts if before else 0) + (tried and entry.state == "failed")
         computed = (before.computed if before else 0) + (entry.state == "done")
         values = (entry.item, entry.stage, entry.key, entry.source, entry.state, entry.reason, attempts)
-        self._database.execute(
+        self._execute(
             "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*values, computed, entry.seconds, entry.payload),
         )
@@ -132,23 +145,19 @@ class Journal:
 
     def of_source(self, source: str) -> list[Entry]:
         """All entries of a source, its windows, clips and questions, in the order of their items."""
-        rows = self._database.execute(
-            "SELECT * FROM stages WHERE source = ? ORDER BY item, stage", (source,)
-        ).fetchall()
+        rows = self._execute("SELECT * FROM stages WHERE source = ? ORDER BY item, stage", (source,))
         return [_entry(row) for row in rows]
 
     def digest(self, path: str, size: int, modified: int) -> str | None:
         """The digest of a file that was noted with the same size and time of modification (nanoseconds)."""
-        row = self._database.execute(
+        rows = self._execute(
             "SELECT digest FROM digests WHERE path = ? AND size = ? AND modified = ?", (path, size, modified)
-        ).fetchone()
-        return None if row is None else str(row[0])
+        )
+        return str(rows[0][0]) if rows else None
 
     def note_digest(self, path: str, size: int, modified: int, digest: str) -> None:
         """Keep a digest, so that an unchanged file is not read for it in the next run."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (path, size, modified, digest)
-        )
+        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (path, size, modified, digest))
 
 
 def _entry(row: tuple[object, ...]) -> Entry:

@@ -10,6 +10,7 @@ import pytest
 
 from fourdthinker.errors import OutputError
 from fourdthinker.synth.journal import LOCK, NAME, Entry, Journal
+from tests.full_disk import largest_file
 
 HOLD = """
 import sys
@@ -91,3 +92,27 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
         Journal(tmp_path)
     with pytest.raises(OutputError, match=NAME):  # the lock has been given back
         Journal(tmp_path)
+
+
+def test_a_full_disk_is_named_and_what_was_recorded_stays(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        kept = journal.record(entry(item="first"))
+        said = f"{NAME}: cannot be read or written .*free space"
+        with largest_file(100_000), pytest.raises(OutputError, match=said):
+            journal.record(entry(item="large", payload=bytes(200_000)))
+        assert journal.find("first", "motion", "k") == kept
+        journal.record(entry(item="last"))  # there is space again
+    with Journal(tmp_path) as journal:
+        assert journal.find("last", "motion", "k") is not None
+
+
+def test_a_journal_that_is_damaged_behind_its_head_is_named(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for number in range(200):
+            journal.record(entry(item=str(number), payload=bytes(1_000)))
+    size = (tmp_path / NAME).stat().st_size
+    with open(tmp_path / NAME, "r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * (size - 8192))
+    with Journal(tmp_path) as journal, pytest.raises(OutputError, match=f"{NAME}: cannot be read"):
+        journal.of_source("video")
