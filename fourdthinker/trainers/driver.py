@@ -33,6 +33,7 @@ from fourdthinker.trainers.resume import agreed_resume
 from fourdthinker.trainers.run_folder import remove_unfinished
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
+from fourdthinker.trainers.settings_needs import check_evaluation
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import (
     LoaderWorkerError,
@@ -96,6 +97,8 @@ def train(
         RankLostError: another process has died.
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
+    if held_out is None:
+        check_evaluation(config)
     args = training_arguments(config)
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(Watch.of_group(config.ddp_timeout))

@@ -24,14 +24,8 @@ _KNOWN = "old_logprobs"  # of a chunk, beside what its rows tell
 _OPTIONAL = ("ref_logprobs", "entropy_mask", "anchors")  # of the rollouts of a micro-batch
 _TOLD = ("indices", "rows", "finish_reason", "vision_ids")  # of a micro-batch, beside its tensors
 _ROLLOUT = {field.name for field in fields(Rollout)}
-_TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {
-    "advantages",
-    "kept",
-    "trained",
-    "rewards",
-    "equal",
-    "num_items",
-}
+_SCORED = ("advantages", "kept", "trained", "rewards", "failed", "equal")  # of its experience
+_TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {*_SCORED, "num_items"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +59,7 @@ def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
     for number, (chunks, items) in enumerate(zip(replay.micro_batches, replay.num_items, strict=True)):
         experience = chunks[0].experience
         rollout = vars(experience.rollout)
-        names = ("advantages", "kept", "trained", "rewards", "failed", "equal")
-        own = {name: getattr(experience, name) for name in names}
+        own = {name: getattr(experience, name) for name in _SCORED}
         own |= {n: v for n in _OPTIONAL if (v := getattr(experience, n)) is not None}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
         own |= {"num_items": items}

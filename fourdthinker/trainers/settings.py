@@ -83,26 +83,6 @@ class DiftConfig(TrainConfig):
         False, description="Keep the features of the clips in cache_dir too, not only the imagery targets."
     )
 
-    @model_validator(mode="after")
-    def _check_latents(self) -> Self:
-        for name in ("latent_size", "latent_pooling", "latent_bottleneck", "latent_norm", "self_feed"):
-            if not self.latents and getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)} and latents false: the model has none; leave one of "
-                    "them out"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_cache(self) -> Self:
-        if self.cache_dir is not None and not self.freeze_vision:
-            raise ValueError(
-                "cache_dir keeps features of a frozen tower; set freeze_vision=true or leave cache_dir out"
-            )
-        if self.cache_video and self.cache_dir is None:
-            raise ValueError("cache_video=true needs cache_dir, the folder that the features are kept in")
-        return self
-
 
 class GrpoConfig(TrainConfig):
     """Settings of 4DRL (GRPO).

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fourdthinker.frames import FramePolicy
 from fourdthinker.settings import Bool, Float, Int, Name, Names, Settings, Text
 from fourdthinker.trainers.settings_checks import check_engine, make_frames
+from fourdthinker.trainers.settings_needs import check_needs
 from fourdthinker.trainers.settings_sections import LearningRates, LoraSettings, Schedule
 
 # Settings whose defaults differ between the trainers.
@@ -194,6 +195,15 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
         check_engine(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_needs(self) -> Self:
+        if self.cache_dir is not None and not self.freeze_vision:
+            raise ValueError(
+                "cache_dir keeps features of a frozen tower; set freeze_vision=true or leave cache_dir out"
+            )
+        check_needs(self)
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ from pydantic import ValidationInfo
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_section
-from fourdthinker.trainers.settings_needs import check_needs
 
 PUBLISHED_BETA = 0.01
 DEFAULT_WEIGHTS = {"fourdthinker.rewards:accuracy_reward": 1.0, "fourdthinker.rewards:format_reward": 0.2}
@@ -85,7 +84,6 @@ def check_rl(config: Any) -> None:
     _check_rewards(config)
     _check_loss(config)
     _check_staleness(config)
-    check_needs(config)
 
 
 def _check_rewards(config: Any) -> None:

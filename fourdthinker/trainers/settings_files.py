@@ -91,7 +91,7 @@ def parse_command_line(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the file"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what the run would need, and end")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     return load_config(cls, arguments.config, arguments.overrides), arguments.dry_run
 
 

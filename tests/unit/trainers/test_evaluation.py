@@ -33,18 +33,18 @@ from tests.tiny import tiny_checkpoint
 BASE: dict[str, Any] = BARE | {
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 2,
-    "per_device_eval_batch_size": 2,
     "max_steps": 6,
     "save_steps": 3,
-    "eval_steps": 2,
     "lora": {"r": 4, "dropout": 0.3, "train_embeddings": True},
     "resume_from_checkpoint": "auto",
 }
+HELD_OUT = {"per_device_eval_batch_size": 2, "eval_steps": 2}
 
 
 def train(folder: Path, *, held_out: int = 5, content: int = 7, **extra: Any) -> Checkpoint:
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    config = make_config(DiftConfig, BASE | {"output_dir": str(folder)} | extra)
+    values = BASE | (HELD_OUT if held_out else {}) | {"output_dir": str(folder)}
+    config = make_config(DiftConfig, values | extra)
     others = samples(checkpoint, held_out, seed=content) if held_out else None
     train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 6), held_out=others)
     return checkpoint
@@ -314,12 +314,13 @@ def test_an_evaluation_whose_rewards_failed_decides_nothing(
 def test_greedy_rollouts_of_held_out_prompts_are_rewarded_and_change_nothing(tmp_path: Path) -> None:
     values = BARE | {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 6}
     values |= {"rewards": [f"{__name__}:Drawing"], "reward_weights": [1.0], "log_rollouts": 0}
-    values |= {"loss": {"beta": 0.0}, "max_steps": 2, "learning_rate": 0.0, "eval_steps": 1}
+    values |= {"loss": {"beta": 0.0}, "max_steps": 2, "learning_rate": 0.0}
     lines = {}
     for held_out in (3, 0):
         checkpoint, folder = tiny_checkpoint(hidden=32, layers=1), tmp_path / str(held_out)
         others = prompts(checkpoint, held_out, seed=5) if held_out else None
-        config = make_config(GrpoConfig, values | {"output_dir": str(folder)})
+        evaluation = {"eval_steps": 1} if held_out else {}
+        config = make_config(GrpoConfig, values | evaluation | {"output_dir": str(folder)})
         train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 4), held_out=others)
         lines[held_out] = [without_times(line) for line in metrics(folder)]
     assert lines[3] == lines[0], "its rewards remember nothing of the evaluation"

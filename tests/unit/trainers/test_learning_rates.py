@@ -100,9 +100,6 @@ def test_rates_that_teach_nothing(rates: dict[str, float], words: str) -> None:
             r"unknown key 'learning_rates\.projektor'.*learning_rates\.projector",
         ),
         ({"learning_rates": {"tower": -1}}, r"learning_rates\.tower is -1"),
-        ({"latents": False, "latent_size": 4}, "latent_size is 4 and latents false"),
-        ({"latents": False, "latent_bottleneck": True}, "latent_bottleneck is True and latents false"),
-        ({"latents": False, "self_feed": 0.2}, "self_feed is 0.2 and latents false"),
     ],
 )
 def test_settings_are_checked(values: dict[str, Any], words: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
@@ -126,3 +127,16 @@ def test_rollouts_that_lack_something_are_named(
     save_file({"num_tokens": torch.zeros(1)}, path, metadata=metadata)
     with pytest.raises(CheckpointError, match=rf"{path}: the rollouts cannot be read \({said}"):
         load_replay(path, {}, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_each_tensor_that_rollouts_lack_is_named(whole: Path, tmp_path: Path) -> None:
+    """As in a checkpoint of a version that kept less."""
+    stored = whole / "checkpoint-1" / "rollouts_0.safetensors"
+    with safe_open(stored, framework="pt") as file:
+        metadata = file.metadata()
+    path, tensors = tmp_path / stored.name, load_file(stored)
+    unneeded = ("ref_logprobs", "old_logprobs")  # of some losses only
+    for name in (name for name in tensors if name.startswith("1.") and not name.endswith(unneeded)):
+        save_file({n: tensor for n, tensor in tensors.items() if n != name}, path, metadata=metadata)
+        with pytest.raises(CheckpointError, match=rf"the rollouts cannot be read \(no {name}\); resume"):
+            load_replay(path, {}, list, list, pad_id=0, share=True, device=torch.device("cpu"))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_config, settings_of
+from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 from fourdthinker.trainers.settings_files import load_config, parse_command_line, save_config
 from tools.settings_doc import settings_page
@@ -102,12 +103,10 @@ def test_resolved_config_reads_back_equal(cls: type[TrainConfig], tmp_path: Path
         ({"on_bad_record": "ignore"}, "choose one of raise, skip"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
-        ({"cache_dir": "c", "freeze_vision": False}, "freeze_vision"),
         ({"lora": {"r": 0}}, "lora.r is 0"),
         ({"lora": {"rank": 4}}, "unknown key 'lora.rank', the nearest are lora.r"),
         ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
         ({"lora": {"target_modules": []}}, "lora.target_modules is empty"),
-        ({"cache_video": True}, "cache_dir"),
         ({"frames": {"fps": -1}}, "fps is -1"),
     ],
 )
@@ -185,11 +184,63 @@ def test_weights_of_rewards_that_are_not_given(rewards: list[str] | None, weight
         ({"loss": {"vespo_k_positive": 5.0}}, "loss.vespo_k_positive is 5.0 .* set loss.loss_type=vespo"),
         ({"latents": False, "train_start": True}, "train_start is True and does nothing: latents is false"),
         ({"latents": False, "max_blocks": 2}, "max_blocks is 2 and does nothing: latents is false"),
+        ({"max_blocks": 0, "train_start": True}, "train_start is True and does nothing: max_blocks is 0"),
+        (
+            {"loss": {"loss_type": "sapo", "epsilon_high": 0.28}},
+            "loss.epsilon_high is 0.28 and does nothing: loss.loss_type is sapo or vespo",
+        ),
+        ({"loss": {"loss_type": "vespo", "epsilon": 0.1}}, "loss.epsilon is 0.1 and does nothing"),
+        (
+            {"loss": {"loss_type": "cispo", "epsilon": 0.1, "epsilon_high": 4.0}},
+            "loss.epsilon is 0.1 and does nothing: cispo has no lower bound",
+        ),
+        ({"loss": {"entropy_norm": "loss"}}, "loss.entropy_norm is loss and does nothing"),
+        ({"log_rollouts": 0, "log_rollouts_steps": 5}, "log_rollouts_steps is 5 and does nothing"),
     ],
 )
-def test_what_would_do_nothing_is_refused(values: dict[str, object], said: str) -> None:
+def test_what_would_do_nothing_in_4drl_is_refused(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config(GrpoConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"latents": False, "sim_loss_weight": 2.0}, "sim_loss_weight is 2.0 and does nothing: latents is"),
+        ({"latents": False, "latent_size": 4}, "latent_size is 4 and does nothing: latents is false"),
+        ({"latents": False, "self_feed": 0.5}, "self_feed is 0.5 .* set latents=true, or leave it out"),
+        ({"cache_video": True}, "cache_video is True and does nothing: cache_dir is null; set cache_dir"),
+    ],
+)
+def test_what_would_do_nothing_in_dift_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config(DiftConfig, values)
+
+
+@pytest.mark.parametrize("cls", [DiftConfig, GrpoConfig])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cache_dir": "c", "freeze_vision": False}, "cache_dir keeps features of a frozen tower"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 9}, "warmup_steps is 9.0 .*=constant_with_warmup"),
+        ({"override_policy": True}, "override_policy is True and does nothing: frames is null"),
+        ({"dataloader_prefetch_factor": 4}, "dataloader_prefetch_factor is 4 .* dataloader_num_workers is 0"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers is True and does nothing"),
+    ],
+)
+def test_what_would_do_nothing_in_either_is_refused(
+    cls: type[TrainConfig], values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config(cls, values)
+
+
+def test_evaluation_settings_without_held_out_records_are_refused(tmp_path: Path) -> None:
+    for name in ("eval_steps", "per_device_eval_batch_size"):
+        config = make_config(DiftConfig, {name: 50, "output_dir": str(tmp_path / "run")})
+        with pytest.raises(ConfigError, match=f"{name} is 50 and does nothing: eval_data is empty; set"):
+            train_dift(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_has_its_need_or_default_is_taken() -> None:
@@ -197,6 +248,10 @@ def test_what_has_its_need_or_default_is_taken() -> None:
     make_config(GrpoConfig, {"loss": {"loss_type": "sapo", "sapo_positive": 2.0}})
     make_config(GrpoConfig, {"loss": {"sampler_cap": 2.0, "sampler_excess": "mask"}})
     make_config(GrpoConfig, {"latents": False, "max_blocks": 0, "ref_model_sync_steps": 512})
+    make_config(GrpoConfig, {"loss": {"loss_type": "cispo", "epsilon": 0.1}})
+    make_config(GrpoConfig, {"loss": {"entropy_norm": "loss"}, "entropy_target": 1.0})
+    make_config(DiftConfig, {"lr_scheduler_type": "constant", "warmup_steps": 0})
+    make_config(DiftConfig, {"lr_scheduler_type": "constant"})
 
 
 def test_loss_options_start_from_the_published_ones() -> None:
@@ -293,6 +348,23 @@ def test_command_line(tmp_path: Path) -> None:
     )
     assert not dry_run
     assert (config.seed, config.max_steps, config.output_dir) == (3, 2, "x")
+
+
+def test_settings_stand_on_both_sides_of_options(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\n")
+    given = ["max_steps=2", "--config", str(path), "data=[x]", "--dry-run", "output_dir=y"]
+    config, dry_run = parse_command_line(DiftConfig, given, program="p", description="d")
+    assert dry_run
+    assert (config.seed, config.max_steps, config.data, config.output_dir) == (3, 2, ["x"], "y")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("grpo*.yaml")), ids=lambda path: path.stem)
+def test_recipes_take_other_rewards(path: Path) -> None:
+    published = [1.0] if "mllm4d" in path.stem else [1.0, 0.2]
+    assert load_config(GrpoConfig, path).reward_weights == published
+    for rewards, weights in (("[mine:r]", [1.0]), ("[mine:a, mine:b]", [1.0, 1.0])):
+        assert load_config(GrpoConfig, path, [f"rewards={rewards}"]).reward_weights == weights
 
 
 def test_shared_names_mean_what_trainer_means() -> None:
