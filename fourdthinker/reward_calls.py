@@ -4,7 +4,7 @@ There are four kinds: ``reward(text, record) -> float`` for one completion, ``re
 for all of a batch (its first parameter has this name), and both as ``async def``. An import path may also
 name a class: its instance, made of the arguments, is the function. None is no opinion: others decide.
 
-With a time-out, plain functions are called in a thread that lasts for one micro-batch, and async ones in an
+With a time-out, plain functions are called in a thread that lasts for one micro-batch. Each async one has an
 event loop that lasts for the run: a client that belongs to a loop can be kept.
 
 What goes wrong with one completion costs that completion and nothing else: it has no reward, and is counted.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fourdthinker.errors import ConfigError, FourdError
-from fourdthinker.reward_runs import NoAnswerError, run_in_loop, run_in_thread
+from fourdthinker.reward_runs import PATIENCE, Calls, NoAnswerError, Patience
 from fourdthinker.rewards import Completion
 
 ON_REQUEST = ("extra", "length", "finish_reason", "tokens", "latents", "max_length")
@@ -52,6 +52,11 @@ class Reward:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     wanted: tuple[str, ...] = ()
     batched: bool = False
+
+    @functools.cached_property
+    def calls(self) -> Calls:
+        """What makes the calls, and knows which of them hang."""
+        return Calls(awaited=self.is_async)
 
     @property
     def is_async(self) -> bool:
@@ -165,6 +170,8 @@ def call_reward(
     *,
     timeout: float | None = None,
     concurrency: int = 16,
+    patience: Patience | None = None,
+    largest: float = LARGEST,
 ) -> Scores:
     """The rewards of R completions by one function.
 
@@ -173,24 +180,25 @@ def call_reward(
         completions: [R].
         timeout: seconds that a call may take, of a batched function one for all of them; None: any time.
         concurrency: calls of an async function that run at a time.
+        patience: what calls without an answer may still take; None: `PATIENCE` time-outs.
+        largest: size of a reward at most.
 
     Returns:
         Its numbers, and what went wrong. A call that does not come back is left to itself.
     """
+    patience = patience or Patience(PATIENCE * (timeout or 0.0))
     rows_of = (
         [list(range(len(completions)))] if reward.batched else [[row] for row in range(len(completions))]
     )
     calls = [functools.partial(reward.call, [completions[row] for row in rows]) for rows in rows_of]
     if not completions:
         return Scores([], {})
-    if reward.is_async:
-        results = run_in_loop(calls, timeout, concurrency)
-    else:
-        results = run_in_thread(calls, timeout)
+    results = reward.calls.make(calls, timeout, concurrency, patience)
     values: list[float | None] = [None] * len(completions)
     failures: dict[int, Exception] = {}
     for rows, result in zip(rows_of, results, strict=True):
-        for row, value in zip(rows, _split(result, len(rows), batched=reward.batched), strict=True):
+        split = _split(result, len(rows), largest, batched=reward.batched)
+        for row, value in zip(rows, split, strict=True):
             if isinstance(value, Exception):
                 failures[row] = value
             else:
@@ -216,12 +224,12 @@ def described(name: str, completion: Completion, error: Exception) -> str:
     return f"reward {name}: {type(error).__name__} {where}: {said}; mend the function"
 
 
-def _split(result: Any, rows: int, *, batched: bool) -> list[Any]:
+def _split(result: Any, rows: int, largest: float, *, batched: bool) -> list[Any]:
     """Of each row of a call its number, None, or an exception."""
     if isinstance(result, Exception):
         return [result] * rows
     if not batched:
-        return [_number(result)]
+        return [_number(result, largest)]
     if callable(listed := getattr(result, "tolist", None)):  # of numpy, torch or pandas
         result = listed()
     if not isinstance(result, Sequence) or isinstance(result, str) or len(result) != rows:
@@ -230,10 +238,10 @@ def _split(result: Any, rows: int, *, batched: bool) -> list[Any]:
             f"a {type(result).__name__}{length} for {rows} completions; return one number for each"
         )
         return [wrong] * rows
-    return [_number(value) for value in result]
+    return [_number(value, largest) for value in result]
 
 
-def _number(value: Any) -> float | Exception | None:
+def _number(value: Any, largest: float) -> float | Exception | None:
     if value is None:
         return None
     try:
@@ -242,4 +250,6 @@ def _number(value: Any) -> float | Exception | None:
         number = math.nan
     if not math.isfinite(number):
         return ValueError(f"{reprlib.repr(value)} is no finite number")
-    return number if abs(number) <= LARGEST else ValueError(f"{number:g} is above {LARGEST:g} in size")
+    if abs(number) <= largest:
+        return number
+    return ValueError(f"{number:g} is above {largest:g} in size (a weighted sum may have {LARGEST:g})")

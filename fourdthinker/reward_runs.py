@@ -1,126 +1,68 @@
 """Calls of functions that may hang, in bounded time: plain ones in a thread, async ones in an event loop.
 
-A call that does not come back is left to itself, in a thread that ends with it or with the process; nothing
-else can end a thread. `hanging` counts these, and async calls that go on though they were cancelled. With
-`MOST_HANGING` of them no call is made until one comes back. All threads have the gradient mode and the CUDA
-device of the caller.
+`Calls` makes those of one function. A call that does not come back in time is left to itself; nothing can end
+a thread from outside. With `MOST_HANGING` of them, or while one blocks the event loop, that function is not
+called, and no other one notices. `Patience` is what all functions together may cost without an answer. All
+threads have the gradient mode and the CUDA device of the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import math
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-MOST_HANGING = 8  # calls of a process that were given up and still run: one that loops slows all else
-_MOST_LATE = 2  # rounds of async calls of one run that may be late; so that it ends before the ranks' limit
-_GRACE = 1.0  # seconds that an async call may take to end once it is cancelled
-_SLOW = "make it faster, or raise reward_timeout"
-_left: list[Callable[[], bool]] = []  # of each call that was given up: whether it goes on
+MOST_HANGING = 8  # calls of a function that were given up and still run: one that loops slows all else
+PATIENCE = 4  # time-outs that calls without an answer may take in an update
+_GRACE = 1.0  # seconds that async calls may take to end once they are cancelled
+_UNBLOCK = "do not block in async def: write it as a plain def, or use an async client"
 
 
 class NoAnswerError(Exception):
     """A call did not come back in time, or was not made because others before it did not."""
 
 
-def hanging() -> int:
-    """Calls of this process that were given up and have not come back yet.
+class Patience:
+    """The time that calls without an answer may take, of all functions together.
 
-    Returns:
-        Their number.
-    """
-    _left[:] = [goes_on for goes_on in _left if goes_on()]
-    return len(_left)
-
-
-def run_in_thread(calls: Sequence[Callable[[], Any]], timeout: float | None) -> list[Any]:
-    """Make calls one after the other; where one hangs, a new thread goes on behind it.
+    Calls that are slow but answer cost none of it, and calls that are late at the same time count once.
 
     Args:
-        calls: what to call.
-        timeout: seconds that each may take; None: any time, and then all are made in the caller's thread.
-
-    Returns:
-        Of each call what it returned, what it raised, or a `NoAnswerError`.
+        seconds: until no further call is made; at most one more time-out passes then.
     """
-    if timeout is None:
-        return [_attempt(call) for call in calls]
-    results: list[Any] = []
-    worker, hung = _Worker(), 0
-    for call in calls:
-        if max(hung, hanging()) >= MOST_HANGING:
-            results.append(_not_made(timeout))
-            continue
-        try:
-            results.append(worker.run(call, timeout))
-        except queue.Empty:
-            results.append(_hung(timeout))
-            hung += 1
-            _left.append(worker.thread.is_alive)
-            worker.end()
-            worker = _Worker()
-    worker.end()
-    return results
 
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds = seconds
+        self.renew()
 
-def run_in_loop(
-    calls: Sequence[Callable[[], Awaitable[Any]]], timeout: float | None, concurrency: int
-) -> list[Any]:
-    """Make async calls together, all of a process in one event loop, so that they can keep connections.
+    def renew(self) -> None:
+        """Begin anew, as for another update."""
+        self._lost, self._until = 0.0, 0.0
 
-    A loop that is blocked is replaced by a new one, where what was not finished is called once more.
+    def lose(self, began: float) -> None:
+        """Count the time until now of a call that was given up.
 
-    Args:
-        calls: what to call and await.
-        timeout: seconds that each may take; None: any time.
-        concurrency: how many run at a time.
+        Args:
+            began: when, by `time.monotonic`.
+        """
+        now = time.monotonic()
+        self._lost += now - max(began, self._until)
+        self._until = now
 
-    Returns:
-        Of each call what it returned, what it raised, or a `NoAnswerError`.
-    """
-    found: dict[int, Any] = {}
-    blocked = 0
-    while missing := [index for index in range(len(calls)) if index not in found]:
-        if timeout is not None and max(blocked, hanging()) >= MOST_HANGING:
-            found |= {index: _not_made(timeout) for index in missing}
-            break
-        run = _LoopRun(calls, missing, timeout, concurrency)
-        guilty = run.wait()
-        _left.extend(functools.partial(_goes_on, task) for task in list(run.not_ended))
-        found |= {index: result for index, result in dict(run.found).items() if index in missing}
-        if timeout is not None:
-            found |= {index: _hung(timeout) for index in guilty}
-        blocked += bool(guilty)
-    return [found[index] for index in range(len(calls))]
-
-
-def _hung(timeout: float) -> NoAnswerError:
-    return NoAnswerError(f"no answer within {timeout:g} seconds; {_SLOW}")
-
-
-def _not_made(timeout: float) -> NoAnswerError:
-    if (number := hanging()) >= MOST_HANGING:
-        return NoAnswerError(
-            f"not called, for {number} calls of rewards before do not come back; give that function a "
-            "time-out of its own, write it as async def, or raise reward_timeout"
-        )
-    return NoAnswerError(f"not called, for others before gave no answer within {timeout:g} seconds; {_SLOW}")
-
-
-def _attempt(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-        return error
-
-
-# ---- threads
+    @property
+    def over(self) -> bool:
+        """Whether no further call may be made."""
+        return self._lost > 0 and self._lost >= self.seconds
 
 
 @dataclass(frozen=True)
@@ -138,52 +80,201 @@ class _Mode:
             torch.cuda.set_device(self.device)
 
 
-class _Worker:
+@dataclass(eq=False)
+class _Call:
+    """A call under way.
+
+    Attributes:
+        row: its place among the calls.
+        make: the call.
+        mode: of the caller.
+        future: done once the call has come back, with what it returned or raised; cancelled: never made.
+        began: when it was handed over, by `time.monotonic`.
+        task: of an async one that has begun.
+    """
+
+    row: int
+    make: Callable[[], Any]
+    mode: _Mode = field(default_factory=_Mode)
+    future: Future[Any] = field(default_factory=Future)
+    began: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[Any] | None = None
+
+
+class Calls:
+    """The calls of one function.
+
+    Args:
+        awaited: whether the function is async. Its event loop lasts as long as this object, so that a client
+            that belongs to a loop can be kept.
+    """
+
+    def __init__(self, *, awaited: bool) -> None:
+        self._awaited = awaited
+        self._left: list[_Call] = []  # given up
+        self._runner: _Thread | _Loop | None = None
+
+    @property
+    def hanging(self) -> int:
+        """Calls that were given up and have not come back yet."""
+        self._left = [call for call in self._left if not call.future.done()]
+        return len(self._left)
+
+    def make(
+        self,
+        calls: Sequence[Callable[[], Any]],
+        timeout: float | None,
+        concurrency: int,
+        patience: Patience,
+    ) -> list[Any]:
+        """Make calls: async ones together, others one after the other.
+
+        Args:
+            calls: what to call, and await. None is made twice.
+            timeout: seconds that each may take; None: any time, and plain ones in the caller's thread.
+            concurrency: how many async ones run at a time.
+            patience: what this and other functions may still cost.
+
+        Returns:
+            Of each call what it returned, what it raised, or a `NoAnswerError`.
+        """
+        if timeout is None and not self._awaited:
+            return [_attempt(call) for call in calls]
+        together = concurrency if self._awaited else 1
+        waiting, running = deque(enumerate(calls)), list[_Call]()
+        found: dict[int, Any] = {}
+        while waiting or running:
+            reason = self._reason(patience)
+            while waiting and not reason and len(running) < together:
+                running.append(self._start(*waiting.popleft()))
+            if not running:
+                found |= {row: NoAnswerError(f"not called, for {reason}") for row, _ in waiting}
+                break
+            until = None if timeout is None else max(running[0].began + timeout - time.monotonic(), 0.0)
+            wait([call.future for call in running], until, FIRST_COMPLETED)
+            found |= {call.row: call.future.result() for call in running if call.future.done()}
+            running = [call for call in running if call.row not in found]
+            late = [] if timeout is None else [c for c in running if time.monotonic() - c.began >= timeout]
+            if timeout is not None and late:
+                found |= self._give_up(late, running, timeout)
+                running = [call for call in running if call.row not in found]
+                patience.lose(late[0].began)
+        if isinstance(self._runner, _Thread):
+            self._leave()
+        return [found[row] for row in range(len(calls))]
+
+    def _reason(self, patience: Patience) -> str | None:
+        """Why the function is not called now."""
+        if isinstance(self._runner, _Loop) and self._runner.blocked:
+            return f"a call before blocks its event loop; {_UNBLOCK}"
+        if (number := self.hanging) >= MOST_HANGING:
+            return (
+                f"{number} calls of it before do not come back; give the function a time-out of its own, or "
+                "write it as async def that ends when it is cancelled"
+            )
+        if patience.over:
+            return (
+                f"rewards of this update gave no answer for {patience.seconds:g} seconds; make them faster, "
+                "or raise reward_timeout"
+            )
+        return None
+
+    def _start(self, row: int, make: Callable[[], Any]) -> _Call:
+        if self._runner is None or not self._runner.thread.is_alive():  # as in a process that was forked
+            self._runner = _Loop() if self._awaited else _Thread()
+            if self._awaited:
+                weakref.finalize(self, self._runner.end).atexit = False
+        call = _Call(row, make)
+        self._runner.start(call)
+        return call
+
+    def _leave(self) -> None:
+        """Let the thread end once its call comes back."""
+        assert self._runner is not None
+        self._runner.end()
+        self._runner = None
+
+    def _give_up(self, late: list[_Call], running: list[_Call], timeout: float) -> dict[int, Any]:
+        """By row, what is said of calls that are late, and of all where one of them blocks the others."""
+        why = "make it faster, or raise reward_timeout"
+        if isinstance(self._runner, _Loop):
+            grace = min(_GRACE, timeout)
+            self._runner.cancel(late, grace)
+            if self._runner.blocked:
+                late, why = running, f"it blocks its event loop: {_UNBLOCK}"
+                self._runner.cancel(late, 0.0)
+        else:
+            self._leave()
+        self._left += late
+        return {call.row: NoAnswerError(f"no answer within {timeout:g} seconds; {why}") for call in late}
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+        return error
+
+
+class _Thread:
     """A thread that makes one call at a time, and holds nothing but that one."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        arguments = (self._jobs, self._results, _Mode())
-        self.thread = threading.Thread(target=_serve, args=arguments, name="reward", daemon=True)
+        self._jobs: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=_serve, args=(self._jobs,), name="reward", daemon=True)
         self.thread.start()
 
-    def run(self, call: Callable[[], Any], timeout: float) -> Any:
-        """What the call returned or raised; queue.Empty: nothing within `timeout` seconds."""
+    def start(self, call: _Call) -> None:
         self._jobs.put(call)
-        return self._results.get(timeout=timeout)
 
     def end(self) -> None:
         """Once its call comes back."""
         self._jobs.put(None)
 
 
-def _serve(jobs: queue.SimpleQueue[Any], results: queue.SimpleQueue[Any], mode: _Mode) -> None:
-    mode.enter()
-    while (job := jobs.get()) is not None:
+def _serve(jobs: queue.SimpleQueue[_Call | None]) -> None:
+    while (call := jobs.get()) is not None:
+        call.mode.enter()
         try:
-            results.put(_attempt(job))
+            result = _attempt(call.make)
         except (SystemExit, KeyboardInterrupt) as error:  # would end this thread without a word
-            results.put(RuntimeError(repr(error)))
+            result = RuntimeError(repr(error))
+        call.future.set_result(result)
+        del call, result
 
 
-# ---- the event loop
+class _Loop:
+    """An event loop in a thread of its own."""
 
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._alive = threading.Event()
+        self._alive.set()
+        self.thread = threading.Thread(target=_serve_loop, args=(self._loop,), name="rewards", daemon=True)
+        self.thread.start()
 
-def _goes_on(task: asyncio.Task[Any]) -> bool:
-    return not task.done() and not task.get_loop().is_closed()
+    @property
+    def blocked(self) -> bool:
+        """Whether the loop did not answer when it was asked last, and has not since."""
+        return not self._alive.is_set()
 
+    def start(self, call: _Call) -> None:
+        self._loop.call_soon_threadsafe(_begin, self._loop, call)
 
-_shared: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+    def cancel(self, calls: Sequence[_Call], grace: float) -> None:
+        """Keep calls that have not begun from it, end the others, and wait for these where it may help."""
+        begun = [call for call in calls if not call.future.cancel()]
+        for call in begun:
+            self._loop.call_soon_threadsafe(_cancel, call)
+        if self.blocked:
+            return
+        self._alive = threading.Event()
+        self._loop.call_soon_threadsafe(self._alive.set)
+        if self._alive.wait(grace):
+            wait([call.future for call in begun], grace)
 
-
-def _shared_loop() -> asyncio.AbstractEventLoop:
-    global _shared
-    if _shared is None or not _shared[1].is_alive():  # not alive: in a process that was forked
-        loop = asyncio.new_event_loop()
-        _shared = loop, threading.Thread(target=_serve_loop, args=(loop,), name="rewards", daemon=True)
-        _shared[1].start()
-    return _shared[0]
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _serve_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -192,93 +283,28 @@ def _serve_loop(loop: asyncio.AbstractEventLoop) -> None:
     for task in left:
         task.cancel()
     if left:
-        loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.run_until_complete(asyncio.wait(left, timeout=_GRACE))
     loop.close()
 
 
-def _leave_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Let the next run have a new one; this one ends when whatever blocks it comes back."""
-    global _shared
-    if _shared is not None:
-        _left.append(_shared[1].is_alive)
-    _shared = None
-    loop.call_soon_threadsafe(loop.stop)
+def _begin(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
+    call.mode.enter()
+    call.task = loop.create_task(_answer(call))
 
 
-class _LoopRun:
-    """Some of the calls in the shared loop.
-
-    Attributes:
-        found: index of a call -> what it returned, raised, or that it did not answer.
-        not_ended: calls that were cancelled, and went on.
-    """
-
-    def __init__(
-        self,
-        calls: Sequence[Callable[[], Awaitable[Any]]],
-        chosen: Sequence[int],
-        timeout: float | None,
-        concurrency: int,
-    ) -> None:
-        self.found: dict[int, Any] = {}
-        self.not_ended: list[asyncio.Task[Any]] = []
-        self._calls, self._chosen, self._timeout, self._concurrency = calls, chosen, timeout, concurrency
-        self._running: dict[int, asyncio.Task[Any]] = {}
-        self._hung = 0
-        self._mode = _Mode()
-        self._loop = _shared_loop()
-        self._done = asyncio.run_coroutine_threadsafe(self._every(), self._loop)
-
-    async def _every(self) -> None:
-        self._mode.enter()
-        turns = asyncio.Semaphore(self._concurrency)
-        await asyncio.gather(*(self._one(index, turns) for index in self._chosen))
-
-    async def _one(self, index: int, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            if self._timeout is not None and self._hung >= _MOST_LATE * self._concurrency:
-                self.found[index] = _not_made(self._timeout)
-                return
-            task = asyncio.create_task(_attempt_async(self._calls[index]))
-            self._running[index] = task
-            # Not wait_for, which waits for a task that swallows its cancellation.
-            done, _ = await asyncio.wait({task}, timeout=self._timeout)
-            if done:
-                self.found[index] = task.result()
-            elif self._timeout is not None:
-                self.found[index] = _hung(self._timeout)
-                self._hung += 1
-                task.cancel()
-                if not (await asyncio.wait({task}, timeout=min(_GRACE, self._timeout)))[0]:
-                    self.not_ended.append(task)
-            del self._running[index]
-
-    def wait(self) -> list[int]:
-        """Until all are done ([]), or the loop is blocked: by these calls, where that can be told."""
-        if self._timeout is None:
-            self._done.result()
-            return []
-        while True:
-            alive = threading.Event()
-            self._loop.call_soon_threadsafe(alive.set)
-            if not alive.wait(self._timeout):
-                running = dict(self._running)
-                current = asyncio.current_task(self._loop)
-                guilty = [index for index, task in running.items() if task is current]
-                _leave_loop(self._loop)
-                return guilty or list(running) or list(self._chosen)
-            try:
-                self._done.result(self._timeout / 4)
-            except TimeoutError:
-                continue
-            return []
+def _cancel(call: _Call) -> None:
+    if call.task is not None:
+        call.task.cancel()
 
 
-async def _attempt_async(call: Callable[[], Awaitable[Any]]) -> Any:
+async def _answer(call: _Call) -> None:
+    if not call.future.set_running_or_notify_cancel():  # given up before it began
+        return
     try:
-        return await call()
+        result = await call.make()
     except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-        return error
+        result = error
     except (asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
         # One that cancels or exits would end the others or their loop.
-        return RuntimeError(repr(error))
+        result = RuntimeError(repr(error))
+    call.future.set_result(result)

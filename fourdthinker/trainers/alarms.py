@@ -156,8 +156,8 @@ ALARMS = (
         "hanging_rewards",
         "hanging_rewards",
         _hanging_rewards,
-        f"with {MOST_HANGING} of them on a process no reward is called until one comes back: give the "
-        "function a time-out of its own, or write it as async def, and let it end when it is cancelled",
+        f"a function of which {MOST_HANGING} hang on a process is not called until one comes back: give it "
+        "a time-out of its own, or write it as async def, and let it end when it is cancelled",
     ),
 )
 

@@ -39,6 +39,7 @@ from fourdthinker.trainers.update import (
     LoaderWorkerError,
     MemoryLimitError,
     NonFiniteLossError,
+    NoRewardsError,
     Parts,
     RolloutWorkerError,
 )
@@ -92,6 +93,7 @@ def train(
         FourdError: a record, a video, the checkpoint or a setting is wrong, or another process trains in
             `output_dir`; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
+        NoRewardsError: in several updates in a row the rewards of all rollouts failed.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
         LoaderWorkerError: a process of the loader was killed.
         RankLostError: another process has died.
@@ -188,7 +190,7 @@ def run_command(
         with process_group():
             final = train_with(config)
     except (
-        FourdError, NonFiniteLossError, MemoryLimitError, LoaderWorkerError, RankLostError,
+        FourdError, NonFiniteLossError, NoRewardsError, MemoryLimitError, LoaderWorkerError, RankLostError,
         RolloutWorkerError, OSError,
     ) as error:  # fmt: skip
         rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""

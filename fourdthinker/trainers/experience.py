@@ -24,7 +24,7 @@ from fourdthinker.reward_calls import (
     described,
     load_reward,
 )
-from fourdthinker.reward_runs import NoAnswerError
+from fourdthinker.reward_runs import PATIENCE, NoAnswerError, Patience
 from fourdthinker.rewards import Completion
 from fourdthinker.sampler import Rollout, SamplingConfig, row_seed
 from fourdthinker.samples import Prompt
@@ -48,8 +48,9 @@ class Scored:
         texts: of every row the whole answer.
         rewards: [R] float32, the weighted sums; NaN: the row has no reward, and takes no part in anything.
         parts: every function's own rewards, [R] float32, by its name; NaN: none.
-        failed: [R] bool, whether a reward function failed for the row, or the weighted sum is too large.
-            Where no function had an opinion there is no reward either, but nothing failed.
+        failed: [R] bool, whether a reward function failed for the row. Where no function had an opinion there
+            is no reward either, but nothing failed.
+        failure: what failed first; "": nothing.
         late: whether calls for some of the rows gave no answer in time, or were not made after such ones.
         equal: [R] bool, whether the row's group teaches nothing: what is compared within it (`compared`) is
             equal, apart from the KL in the rewards, by which rollouts always differ.
@@ -63,6 +64,7 @@ class Scored:
     rewards: Tensor
     parts: dict[str, Tensor]
     failed: Tensor
+    failure: str
     late: bool
     equal: Tensor
 
@@ -195,58 +197,76 @@ def completions_of(
     return found
 
 
+def patience_with(config: GrpoConfig) -> Patience:
+    """What calls without an answer may take in an update: well below the time that other processes wait."""
+    if config.reward_timeout is None:
+        return Patience()
+    return Patience(min(PATIENCE * config.reward_timeout, config.ddp_timeout / 3))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What all reward functions together say of R completions: the `Scored` attributes of these names."""
+
+    rewards: Tensor
+    parts: dict[str, Tensor]
+    failed: Tensor
+    failure: str
+    late: bool
+
+
 def score(
-    completions: Sequence[Completion], rewards: Sequence[Reward], config: GrpoConfig
-) -> tuple[Tensor, dict[str, Tensor], Tensor, bool]:
+    completions: Sequence[Completion], rewards: Sequence[Reward], config: GrpoConfig, patience: Patience
+) -> Judged:
     """Rewards of R completions.
 
     Args:
         completions: [R].
         rewards: the functions.
         config: their weights, time and concurrency, and what to do where one fails.
+        patience: what calls without an answer may still take in this update.
 
     Returns:
-        The weighted sums, [R] float32, NaN where a function failed, none had an opinion or the sum is too
-        large; each function's own rewards, [R] float32, NaN where it failed or had none; whether the row has
-        no reward because something failed, [R] bool; and whether a function gave no answer in time.
+        The rewards; NaN in a function's own where it failed or had no opinion.
 
     Raises:
         ConfigError: a plain function failed and `on_reward_error` is raise. Async ones ask a model or a
             service that may be away: their failures are counted.
     """
     parts: dict[str, Tensor] = {}
-    failed, late = torch.zeros(len(completions), dtype=torch.bool), False
-    for reward in rewards:
-        scores = call_reward(
-            reward, completions, timeout=config.reward_timeout, concurrency=config.reward_concurrency
-        )
+    failed, failure, late = torch.zeros(len(completions), dtype=torch.bool), "", False
+    for reward, weight in zip(rewards, config.reward_weights, strict=True):
         ends = config.on_reward_error == "raise" and not reward.is_async
-        _report(reward.name, completions, scores.failures, ends=ends)
+        scores = call_reward(
+            reward,
+            completions,
+            timeout=config.reward_timeout,
+            concurrency=config.reward_concurrency,
+            patience=Patience(0.0) if ends else patience,
+            largest=LARGEST / max(1.0, abs(weight) * len(rewards)),  # so that no sum is above LARGEST
+        )
+        said = _report(reward.name, completions, scores.failures, ends=ends)
         failed[list(scores.failures)] = True
+        failure = failure or said
         late = late or any(isinstance(error, NoAnswerError) for error in scores.failures.values())
         parts[reward.name] = torch.tensor([math.nan if v is None else v for v in scores.values])
     weights = zip(config.reward_weights, parts.values(), strict=True)
     weighted = torch.stack([weight * part.double() for weight, part in weights])
     total = weighted.nansum(0).masked_fill(failed | weighted.isnan().all(0), math.nan)
-    above = ~(total.isnan() | (total.abs() <= LARGEST))
-    wrong: dict[int, Exception] = {
-        row: ValueError(f"the weighted sum {total[row]:g} is above {LARGEST:g} in size; lower reward_weights")
-        for row in above.nonzero()[:, 0].tolist()
-    }
-    _report("sum", completions, wrong, ends=config.on_reward_error == "raise")
-    return total.masked_fill(above, math.nan).float(), parts, failed | above, late
+    return Judged(total.float(), parts, failed, failure, late)
 
 
 def _report(
     name: str, completions: Sequence[Completion], failures: dict[int, Exception], *, ends: bool
-) -> None:
-    """Warn of what failed, or where it `ends` the run raise it."""
+) -> str:
+    """Warn of what failed, or where it `ends` the run raise it; the first failure, "" for none."""
     said = [described(name, completions[row], error) for row, error in failures.items()]
     for text, error in zip(said, failures.values(), strict=True):
         if ends and not isinstance(error, RewardFailedError):
             raise ConfigError(f"{text}; on_reward_error=skip would leave it out") from error
     if said:
         logger.warning("%d of %d rollouts have no reward: %s", len(said), len(completions), said[0])
+    return said[0] if said else ""
 
 
 def with_advantages(

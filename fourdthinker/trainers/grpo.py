@@ -41,9 +41,11 @@ from fourdthinker.trainers.resume import rollouts_file
 from fourdthinker.trainers.rollout_workers import OPTION
 from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.update import Forward, Parts
+from fourdthinker.trainers.update import Forward, NoRewardsError, Parts
 
 logger = logging.getLogger(__name__)
+
+MOST_WITHOUT_REWARDS = 3  # updates in a row whose rewards all failed, until the run ends
 
 
 class GrpoTrainer(RolloutTrainer):
@@ -56,6 +58,7 @@ class GrpoTrainer(RolloutTrainer):
     ) -> None:
         super().__init__(config, parts, batches, rewards)
         self._replay: Replay | None = None
+        self._without_rewards = 0  # updates in a row whose rewards all failed
         # Of each forward of the replay, the log-probs [R, T] of the policy before its first update.
         self._old_logprobs: dict[int, Tensor] = {}
         self._moving: MovingReference | None = None
@@ -241,9 +244,11 @@ class GrpoTrainer(RolloutTrainer):
 
     def _make_replay(self, experiences: list[Experience]) -> Replay:
         config, pad_id = self.settings, self.checkpoint.backbone.vision.pad_id
-        counts = torch.tensor([e.counts for e in experiences], dtype=torch.float64, device=self.args.device)
+        numbers = [[*e.counts, int((~e.failed).sum())] for e in experiences]
+        counts = torch.tensor(numbers, dtype=torch.float64, device=self.args.device)
         self._enter("normalisers of the loss", NORMALISERS)
-        sequences, tokens, latents = self.sum_over_ranks(counts.sum(0))
+        sequences, tokens, latents, not_failed = self.sum_over_ranks(counts.sum(0))
+        self._check_rewards(experiences, failed=not_failed.item() == 0)
         share, budget = config.share_prompt, config.max_tokens_per_forward
         micro_batches = [
             [make_chunk(e, rows, pad_id, share=share) for rows in cut_rows(e, e.rows, budget, share=share)]
@@ -257,6 +262,16 @@ class GrpoTrainer(RolloutTrainer):
             shares = len(experiences) * self.args.world_size
             num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
         return Replay(micro_batches, num_items, tokens, latents)
+
+    def _check_rewards(self, experiences: list[Experience], *, failed: bool) -> None:
+        """End a run that trains nothing any more, on all ranks at a time."""
+        self._without_rewards = self._without_rewards + 1 if failed else 0
+        if self._without_rewards >= MOST_WITHOUT_REWARDS:
+            raise NoRewardsError(
+                f"the rewards of all rollouts failed in {self._without_rewards} updates in a row, at last: "
+                f"{experiences[0].failure}; see to that function, or to the service that it asks; "
+                "resume_from_checkpoint=auto goes on from the last checkpoint"
+            )
 
 
 def train_grpo(
@@ -284,6 +299,7 @@ def train_grpo(
     Raises:
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
+        NoRewardsError: in `MOST_WITHOUT_REWARDS` updates in a row the rewards of all rollouts failed.
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
     if config.rollout_workers:

@@ -41,6 +41,22 @@ def without_variance(scored: Scored, size: int) -> list[int]:
     return found
 
 
+def to_replace(scored: Scored, size: int) -> list[int]:
+    """The groups that shall make way for others: not those without two rewards where some came late.
+
+    The rewards of others would hang likewise.
+
+    Args:
+        scored: the rollouts.
+        size: rows of a group.
+
+    Returns:
+        Their numbers.
+    """
+    known = (~scored.rewards.view(-1, size).isnan()).sum(1) > 1
+    return [group for group in without_variance(scored, size) if known[group] or not scored.late]
+
+
 def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: int, pad_id: int) -> Scored:
     """Rollouts, some of whose groups are replaced by those of others that vary.
 
@@ -56,9 +72,9 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
     """
     useless = without_variance(other, size)
     taken = {group: i for i, group in enumerate(replaced) if i not in useless}
-    late = scored.late or other.late
+    late, failure = scored.late or other.late, scored.failure or other.failure
     if not taken:
-        return replace(scored, late=late)
+        return replace(scored, late=late, failure=failure)
     groups = len(scored.indices)
     source = [(other, taken[group]) if group in taken else (scored, group) for group in range(groups)]
     rows = [(one, range(group * size, (group + 1) * size)) for one, group in source]
@@ -76,6 +92,7 @@ def with_groups(scored: Scored, replaced: Sequence[int], other: Scored, size: in
             name: torch.cat([one.parts[name][list(chosen)] for one, chosen in rows]) for name in scored.parts
         },
         failed=torch.cat([one.failed[list(chosen)] for one, chosen in rows]),
+        failure=failure,
         late=late,
         equal=torch.cat([one.equal[list(chosen)] for one, chosen in rows]),
     )

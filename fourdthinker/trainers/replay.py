@@ -130,7 +130,8 @@ def load_replay(
             rewards=own["rewards"].cpu(),
             parts={},
             failed=own["failed"].cpu(),
-            late=False,  # of no use any more
+            failure="",  # this and `late` are of no use any more
+            late=False,
             equal=own["equal"].cpu(),
             advantages=own["advantages"].cpu(),
             kept=own["kept"].cpu(),

@@ -24,7 +24,6 @@ from fourdthinker.integrations.trackers import show_rollouts
 from fourdthinker.kernels import top_entropy_mask
 from fourdthinker.objectives import Metrics, policy_entropies, policy_logprobs, reference_outputs
 from fourdthinker.reward_calls import Reward
-from fourdthinker.reward_runs import hanging
 from fourdthinker.sampler import LatentSampler, Rollout, replay_batch
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.advantages import equal_groups, rounding
@@ -36,6 +35,7 @@ from fourdthinker.trainers.experience import (
     compared,
     completions_of,
     load_rewards,
+    patience_with,
     rollout_metrics,
     rollout_seeds,
     sampling_config,
@@ -46,7 +46,7 @@ from fourdthinker.trainers.experience import (
 )
 from fourdthinker.trainers.packing import counts_of, cut_rows
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
-from fourdthinker.trainers.refill import other_prompt, with_groups, without_variance
+from fourdthinker.trainers.refill import other_prompt, to_replace, with_groups, without_variance
 from fourdthinker.trainers.rollout_lines import rollout_lines
 from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, structure
 from fourdthinker.trainers.run_folder import ROLLOUTS
@@ -58,11 +58,6 @@ from fourdthinker.trainers.update import MemoryLimitError, Parts
 logger = logging.getLogger(__name__)
 
 _LARGEST_EXPONENT = 20.0  # of k3: one token that the reference thinks impossible shall not be infinite
-
-
-def _is_known(scored: Scored, group: int, size: int) -> bool:
-    """Whether the group has rewards to compare, two at least."""
-    return int((~scored.rewards[group * size : (group + 1) * size].isnan()).sum()) > 1
 
 
 class RolloutTrainer(LatentTrainer):
@@ -89,6 +84,9 @@ class RolloutTrainer(LatentTrainer):
         self._behind = 0  # updates between the weights that sampled the last rollouts and those then
         self._begun: dict[int, list[Job]] = {}  # by update: rollouts that workers sample already
         self.rewards, self.reference = rewards, parts.reference
+        # Instances of their own: what the rewards of the training remember stays as it is.
+        self._own_rewards = load_rewards(config) if parts.held_out is not None else []
+        self._patience = patience_with(config)
         if self.reference is not None:
             self.reference.to(self.args.device)
         self.sampler = LatentSampler(self.checkpoint.backbone)
@@ -120,6 +118,7 @@ class RolloutTrainer(LatentTrainer):
             batches: of each micro-batch the indices and the prompts.
         """
         started = time.perf_counter()
+        self._patience.renew()
         self.speed.enter("rollouts")
         config, step = self.settings, self.state.global_step + 1
         size, rank = config.per_device_train_batch_size, self.args.process_index
@@ -160,7 +159,8 @@ class RolloutTrainer(LatentTrainer):
             spec = self.checkpoint.backbone.latents
             shown_of = rollout_metrics(experience, config.num_generations, spec, config.max_blocks)
             self.metric_sums.add(shown_of)
-        elapsed, held = (torch.tensor(v) for v in (time.perf_counter() - started, float(hanging())))
+        hanging = sum(reward.calls.hanging for reward in (*self.rewards, *self._own_rewards))
+        elapsed, held = (torch.tensor(v) for v in (time.perf_counter() - started, float(hanging)))
         one = torch.ones(())
         self.metric_sums.add({"sampling_seconds": (elapsed, one), "hanging_rewards": (held, one)})
         return experiences
@@ -178,10 +178,15 @@ class RolloutTrainer(LatentTrainer):
 
     judged_by, greater_is_better = "reward", True
 
-    @functools.cached_property
-    def _own_rewards(self) -> list[Reward]:
-        """Instances of their own: what the rewards of the training remember stays as it is."""
-        return load_rewards(self.settings)
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """As `LatentTrainer.evaluate`.
+
+        Args:
+            arguments: as there.
+            options: as there.
+        """
+        self._patience.renew()
+        return super().evaluate(*arguments, **options)
 
     def evaluate_batch(self, batch: list[Any]) -> Metrics:
         """Rewards of one greedy rollout of each held-out prompt.
@@ -252,10 +257,7 @@ class RolloutTrainer(LatentTrainer):
         scored = self._roll_out(indices, prompts, seeds(slots=slots), sampled)
         seen = [{index} for index in indices]
         for attempt in range(1, config.refill_rounds + 1):
-            missing = without_variance(scored, group)
-            if scored.late:  # those whose rewards failed are left: others would hang likewise
-                missing = [i for i in missing if _is_known(scored, i, group)]
-            if not missing:
+            if not (missing := to_replace(scored, group)):
                 break
             tried = [other_prompt(config.seed, step, attempt, slots[i], size, seen[i]) for i in missing]
             for i, index in zip(missing, tried, strict=True):
@@ -304,12 +306,12 @@ class RolloutTrainer(LatentTrainer):
         written = rollout.texts(self.checkpoint.tokenizer)
         texts = [prompt.assistant_prefix + text for prompt, text in zip(mine, written, strict=True)]
         completions = completions_of(rollout, prompts, texts, self.settings.max_completion_length)
-        rewards, parts, failed, late = score(completions, functions, self.settings)
-        size = len(rewards) // len(prompts)
+        judged = score(completions, functions, self.settings, self._patience)
+        size = len(judged.rewards) // len(prompts)
         gdpo = self.settings.aggregate_rewards == "normalised"
         within = rounding(self.settings.reward_weights) if gdpo else 0.0
-        equal = equal_groups(compared(rewards, parts, size, self.settings), size, within)
-        return Scored(indices, prompts, rollout, features, texts, rewards, parts, failed, late, equal)
+        equal = equal_groups(compared(judged.rewards, judged.parts, size, self.settings), size, within)
+        return Scored(indices, prompts, rollout, features, texts, equal=equal, **vars(judged))
 
     def _with_kl(self, scored: Scored, ref: Tensor) -> Scored:
         """The rewards less the weighted KL estimate, summed over the tokens of each rollout."""

@@ -157,8 +157,8 @@ class GrpoConfig(TrainConfig):
     reward_timeout: Float | None = Field(
         60.0,
         gt=0,
-        description="Seconds a call of a reward function may take; null: any time. Where 8 hang "
-        "(of an async one: twice `reward_concurrency` are late), the others of the micro-batch are not made.",
+        description="Seconds a call of a reward function may take; null: any time. After four of them "
+        "without an answer (or a third of ddp_timeout) no call is made in this update on this process.",
     )
     reward_concurrency: Int = Field(
         16, ge=1, description="Calls of an async reward that run at a time, on each process."

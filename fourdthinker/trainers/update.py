@@ -23,6 +23,10 @@ class RolloutWorkerError(RuntimeError):
     """Several actors of `rollout_workers` died over the same rollouts, or one ran out of memory or failed."""
 
 
+class NoRewardsError(RuntimeError):
+    """Several updates in a row had no rollout with a reward, for reward functions failed."""
+
+
 class LoaderWorkerError(RuntimeError):
     """A process that reads and encodes media was killed."""
 

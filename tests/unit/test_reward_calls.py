@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import math
 import re
-import threading
 import time
-import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker import reward_runs, rewards
+from fourdthinker import rewards
 from fourdthinker.errors import ConfigError
 from fourdthinker.reward_calls import (
     Reward,
@@ -26,14 +22,7 @@ from fourdthinker.reward_calls import (
     described,
     load_reward,
 )
-from fourdthinker.reward_runs import MOST_HANGING, hanging
 from fourdthinker.rewards import Completion, accuracy_reward, format_reward
-
-
-@pytest.fixture(autouse=True)
-def none_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hangs since another test is not counted."""
-    monkeypatch.setattr(reward_runs, "_left", [])
 
 
 def completion(text: str = "<answer>B</answer>", **fields: Any) -> Completion:
@@ -269,149 +258,7 @@ def test_the_event_loop_lasts_so_that_a_client_can_be_kept() -> None:
         loops.append(asyncio.get_running_loop())
         return 1.0
 
+    reward = Reward("mine", remembers)
     for _ in range(2):
-        assert call_reward(Reward("mine", remembers), [completion()], timeout=9.0).values == [1.0]
+        assert call_reward(reward, [completion()], timeout=9.0).values == [1.0]
     assert loops[0] is loops[1]
-
-
-_FREE = threading.Event()
-
-
-async def _misdeed(text: str, record: Any) -> float:
-    if text == "cancels":
-        raise asyncio.CancelledError
-    if text == "exits":
-        raise SystemExit(3)
-    while text == "swallows":
-        try:
-            await asyncio.sleep(2)
-        except asyncio.CancelledError:
-            await asyncio.sleep(2)
-            text = "swallowed"
-    if text == "blocks":
-        _FREE.wait(20)
-    await asyncio.sleep(0.01)
-    return 1.0
-
-
-@pytest.mark.parametrize("misdeed", ["cancels", "exits", "swallows", "blocks"])
-def test_a_coroutine_that_misbehaves_costs_no_other(misdeed: str) -> None:
-    completions = [completion(text) for text in ("right", misdeed, "right", "right")]
-    began = time.perf_counter()
-    together = 1 if misdeed == "swallows" else 2
-    _FREE.clear()
-    scores = call_reward(Reward("mine", _misdeed), completions, timeout=0.2, concurrency=together)
-    _FREE.set()
-    assert time.perf_counter() - began < 10, "nobody waits for one that was cancelled"
-    assert scores.values == [1.0, None, 1.0, 1.0]
-    assert list(scores.failures) == [1]
-    assert call_reward(Reward("mine", _misdeed), [completion("right")], timeout=9.0).values == [1.0]
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_a_function_that_always_hangs_is_given_up(later: bool) -> None:
-    """Its time-outs would add up to more than the other ranks wait."""
-    free, called = threading.Event(), []
-
-    def hangs(text: str, record: Any) -> float:
-        called.append(text)
-        free.wait(20)
-        return 1.0
-
-    async def hangs_later(text: str, record: Any) -> float:
-        called.append(text)
-        await asyncio.sleep(20)
-        return 1.0
-
-    reward = Reward("mine", hangs_later if later else hangs)
-    scores = call_reward(reward, [completion()] * 40, timeout=0.02, concurrency=1)
-    free.set()
-    assert scores.values == [None] * 40
-    assert len(called) == (2 if later else MOST_HANGING)
-    assert "no answer within 0.02 seconds" in str(scores.failures[0])
-    why = "others before gave no answer" if later else "8 calls of rewards before do not come back"
-    assert f"not called, for {why}" in str(scores.failures[39])
-
-
-@pytest.mark.parametrize("blocks", [False, True])
-def test_the_rows_behind_one_that_hangs_are_called(blocks: bool) -> None:
-    free = threading.Event()
-
-    def hangs(text: str, record: Any) -> float:
-        return float(text != "hang" or free.wait(20))
-
-    async def later(text: str, record: Any) -> float:
-        return hangs(text, record)
-
-    texts = ["hang", "right", "right", "hang", *["right"] * 4, "hang", *["right"] * 3]
-    reward = Reward("mine", later if blocks else hangs)
-    scores = call_reward(reward, [completion(text) for text in texts], timeout=0.1, concurrency=2)
-    free.set()
-    assert list(scores.failures) == [0, 3, 8]
-    assert [value for value in scores.values if value is not None] == [1.0] * 9
-
-
-def test_a_coroutine_that_goes_on_when_it_is_cancelled_is_counted() -> None:
-    free = asyncio.Event()
-
-    async def swallows(text: str, record: Any) -> float:
-        while text == "hang" and not free.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await free.wait()
-        return await asyncio.sleep(20 * (text == "late"), 1.0)
-
-    completions = [completion(text) for text in ("hang", "late", "right")]
-    assert call_reward(Reward("mine", swallows), completions, timeout=0.1).values == [None, None, 1.0]
-    assert hanging() == 1, "not the one that lets itself be cancelled"
-    reward_runs._shared_loop().call_soon_threadsafe(free.set)
-    wait_for_none()
-
-
-def wait_for_none() -> None:
-    until = time.perf_counter() + 5
-    while hanging() and time.perf_counter() < until:
-        time.sleep(0.01)
-    assert hanging() == 0
-
-
-def test_a_thread_that_hangs_keeps_its_own_completion_alone() -> None:
-    free = threading.Event()
-
-    def hangs(text: str, record: Any) -> float:
-        return float(text == "hang" and free.wait(20))
-
-    completions = [completion(text, latents=torch.zeros(2, 4)) for text in ("right", "hang", "right")]
-    kept = [weakref.ref(one.latents) for one in completions]
-    scores = call_reward(Reward("mine", hangs), completions, timeout=0.1)
-    assert scores.values == [0.0, None, 0.0]
-    del completions
-    until = time.perf_counter() + 5
-    while (alive := [one() is not None for one in kept]).count(True) > 1 and time.perf_counter() < until:
-        time.sleep(0.01)  # the last thread is about to end
-        gc.collect()
-    free.set()
-    assert alive == [False, True, False]
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_calls_that_hang_for_ever_are_counted_and_bounded(later: bool) -> None:
-    """Each holds a thread; where it is a coroutine, that of the event loop which it blocks."""
-    free = threading.Event()
-
-    def hangs(text: str, record: Any) -> float:
-        free.wait(20)
-        return 1.0
-
-    async def blocks(text: str, record: Any) -> float:
-        return hangs(text, record)
-
-    reward = Reward("mine", blocks if later else hangs)
-    for number in range(2, MOST_HANGING + 1, 2):
-        assert call_reward(reward, [completion()] * 2, timeout=0.02, concurrency=1).values == [None] * 2
-        assert hanging() == number
-    (error, _) = call_reward(reward, [completion()] * 2, timeout=0.02, concurrency=1).failures.values()
-    assert re.search(f"not called, for {MOST_HANGING} calls .* async def", str(error))
-    assert hanging() == MOST_HANGING
-    free.set()
-    wait_for_none()
-    assert call_reward(reward, [completion()], timeout=9.0).values == [1.0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from fourdthinker import reward_runs
 from fourdthinker.records import Record
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.update import NoRewardsError
 from tests.e2e.training import BARE, metrics, prompts
+from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 from tests.unit.test_judges import Server
 
@@ -71,20 +74,47 @@ def hangs(text: str, record: Record) -> float:
     return 1.0
 
 
-def test_a_reward_that_never_comes_back_is_alarmed_of_and_costs_its_rollouts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_reward_that_never_comes_back_is_alarmed_of_and_ends_the_run_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reward_runs, "_left", [])  # without those of other tests
+    """It would go on for ever without training anything."""
     FREE.clear()
     values: dict[str, Any] = BARE | {"output_dir": str(tmp_path), "max_steps": 4, "num_generations": 3}
     values |= {"rewards": [f"{__name__}:hangs"], "reward_weights": [1.0], "on_reward_error": "skip"}
     values |= {"reward_timeout": 0.02, "max_completion_length": 4, "log_rollouts": 0, "loss": {"beta": 0.0}}
     checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 9))
+    given = prompts(checkpoint, 9)
+    with pytest.raises(
+        NoRewardsError, match=r"in 3 updates in a row, at last: reward hangs: no answer within .*resume_from"
+    ):
+        train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=given)
     FREE.set()
     lines = metrics(tmp_path)
-    assert [line["hanging_rewards"] for line in lines] == [3.0, 6.0, 8.0, 8.0]
+    assert [line["hanging_rewards"] for line in lines] == [3.0, 6.0]
     assert all(line["failed_rewards"] == 1.0 for line in lines)
     assert "alarm hanging_rewards: 3 calls of rewards a process" in caplog.text
-    assert "reward hangs: not called, for 8 calls of rewards before do not come back" in caplog.text
-    assert (tmp_path / "final" / "config.json").is_file()
+    assert not (tmp_path / "final").exists()
+
+
+async def judged_elsewhere(text: str, record: Record) -> float:
+    """Hangs on the first of two processes alone."""
+    await asyncio.sleep(30 * (os.environ["RANK"] == "0"))
+    return float(len(text))
+
+
+def train_beside_one_that_hangs(rank: int, folder: Path) -> None:
+    values: dict[str, Any] = BARE | {"output_dir": str(folder), "max_steps": 1, "num_generations": 2}
+    values |= {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1, "ddp_timeout": 6}
+    values |= {"rewards": [f"{__name__}:judged_elsewhere"], "reward_weights": [1.0], "learning_rate": 1e-2}
+    values |= {"reward_timeout": 0.5, "reward_concurrency": 1, "max_completion_length": 4, "log_rollouts": 0}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    values |= {"loss": {"beta": 0.0}}
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 16))
+
+
+def test_a_process_whose_judge_hangs_comes_back_before_the_other_gives_up(tmp_path: Path) -> None:
+    """16 calls of the update, each to its time-out, would take longer than the other process waits."""
+    assert run_ranks(train_beside_one_that_hangs, tmp_path) == [0, 0]
+    (line,) = metrics(tmp_path)
+    assert line["failed_rewards"] == 0.5
+    assert line["grad_norm"] > 0

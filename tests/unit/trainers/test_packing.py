@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,12 +13,8 @@ import torch
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import policy_logprobs
-from fourdthinker.records import Record
-from fourdthinker.reward_calls import Reward
-from fourdthinker.rewards import Completion
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, replay_batch, replay_logprobs
 from fourdthinker.samples import Prompt, Vision
-from fourdthinker.settings import make_config
 from fourdthinker.trainers.advantages import equal_groups
 from fourdthinker.trainers.batches import ShardedBatches
 from fourdthinker.trainers.budget import cut_into
@@ -30,11 +24,9 @@ from fourdthinker.trainers.experience import (
     completions_of,
     rollout_metrics,
     rollout_seeds,
-    score,
     update_slots,
 )
 from fourdthinker.trainers.packing import Chunk, cut_rows, halved, make_chunk
-from fourdthinker.trainers.settings import GrpoConfig
 from tests.e2e.training import prompts as recorded_prompts
 from tests.e2e.training import relative_difference
 from tests.tiny import tiny_checkpoint
@@ -192,6 +184,7 @@ def experience(kept: list[bool]) -> Experience:
         advantages,
         {},
         torch.zeros(4 * N, dtype=torch.bool),
+        "",
         False,
         torch.zeros(4 * N, dtype=torch.bool),
         advantages,
@@ -278,76 +271,9 @@ def test_a_slot_is_the_position_in_the_whole_update(ranks: int, batch: int, accu
         assert mine == [order[slot] for slot in update_slots(accumulation, batch, rank, ranks)]
 
 
-def test_rewards_are_weighted() -> None:
-    record = Record("rl", "a", "?", where="f.jsonl:3")
-    tokens = torch.tensor([5, 6])
-    completions = [Completion(text, record, 2, "eos", tokens, torch.zeros(0, 4), 9) for text in ("ab", "c")]
-    rewards = [Reward("length", lambda text, _: float(len(text))), Reward("one", lambda text, _: 1.0)]
-    config = make_config(GrpoConfig, {"reward_weights": [0.5, 2.0]})
-    total, parts, failed, late = score(completions, rewards, config)
-    assert total.tolist() == [3.0, 2.5]
-    assert not failed.any()
-    assert not late
-    assert parts["length"].tolist() == [2.0, 1.0]
-
-
-def test_weighted_sums_that_float32_cannot_hold_are_no_rewards() -> None:
-    record = Record("rl", "a", "?", where="f.jsonl:3")
-    completions = [
-        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
-    ]
-    rewards = [Reward("large", lambda text, _: 1e18 if text == "ab" else 1.0)]
-    values: dict[str, Any] = {"rewards": ["mine:large"], "reward_weights": [1e30]}
-    with pytest.raises(
-        ConfigError, match=r"reward sum: .*1e\+48 is above 1e\+18 in size; lower reward_weights"
-    ):
-        score(completions, rewards, make_config(GrpoConfig, values))
-    values |= {"reward_weights": [2.0], "on_reward_error": "skip"}
-    total, _, failed, _ = score(completions, rewards, make_config(GrpoConfig, values))
-    assert total.isnan().tolist() == failed.tolist() == [True, False]
-
-
-def test_no_opinion_is_no_failure() -> None:
-    record = Record("rl", "a", "?", where="f.jsonl:3")
-    completions = [
-        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
-    ]
-    values: dict[str, Any] = {"rewards": ["mine:some"], "reward_weights": [1.0]}
-    rewards = [Reward("some", lambda text, _: None if text == "ab" else 1.0)]
-    total, _, failed, _ = score(completions, rewards, make_config(GrpoConfig, values))
-    assert total.isnan().tolist() == [True, False]
-    assert not failed.any()
-
-
 def test_the_spread_of_large_rewards_is_finite() -> None:
     rewards = torch.tensor([1e18, -1e18]).repeat(256)
     assert _deviations(rewards, 512).tolist() == pytest.approx([1e18 * (512 / 511) ** 0.5])
-
-
-@pytest.mark.parametrize("misdeed", ["late", "nan", "raises"])
-def test_an_async_reward_that_fails_never_ends_the_run(misdeed: str) -> None:
-    def fails() -> float:
-        if misdeed == "raises":
-            raise OSError("status 500")
-        return math.nan
-
-    async def judge(text: str, record: Record) -> float:
-        if text == "c":
-            return 1.0
-        await asyncio.sleep(20 * (misdeed == "late"))
-        return fails()
-
-    record = Record("rl", "a", "?", where="f.jsonl:3")
-    completions = [
-        Completion(text, record, 2, "eos", torch.tensor([5, 6]), torch.zeros(0, 4), 9) for text in ("ab", "c")
-    ]
-    values = {"rewards": ["mine:judge"], "reward_weights": [1.0], "reward_timeout": 0.2}
-    total, _, failed, late = score(completions, [Reward("judge", judge)], make_config(GrpoConfig, values))
-    assert late == (misdeed == "late")
-    assert total.isnan().tolist() == failed.tolist() == [True, False]
-    if misdeed != "late":
-        with pytest.raises(ConfigError, match=r"reward plain: .*on_reward_error=skip would leave it out"):
-            score(completions, [Reward("plain", lambda text, _: fails())], make_config(GrpoConfig, values))
 
 
 @pytest.mark.parametrize("absent", [False, True])

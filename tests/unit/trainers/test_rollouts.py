@@ -251,7 +251,7 @@ def test_a_token_that_the_reference_thinks_certain_has_a_finite_kl(kind: str, kl
         policy_mask=torch.ones(2, 1, dtype=torch.bool), logprobs=torch.tensor([[-0.1], [-1.0]])
     )
     none = torch.zeros(2, dtype=torch.bool)
-    scored = Scored([0], [], rollout, None, [], torch.ones(2), {}, none, False, ~none)  # type: ignore[arg-type]
+    scored = Scored([0], [], rollout, None, [], torch.ones(2), {}, none, "", False, ~none)  # type: ignore[arg-type]
     settings = SimpleNamespace(reward_kl=kind, reward_kl_weight=0.5, num_generations=2)
     ref = torch.tensor([[199.9], [-1.0]])
     made = RolloutTrainer._with_kl(SimpleNamespace(settings=settings), scored, ref)  # type: ignore[arg-type]
