@@ -224,6 +224,8 @@ class RolloutWorkers:
         self._model, self._setup = model, _Setup(device, autocast, precision)
         self._class = self._ray.remote(num_cpus=1, num_gpus=int(device == "cuda"), max_restarts=0)(_Actor)
         self._config, self._device, self._pad_id = config, args.device, model.vision.pad_id
+        # The other processes wait for this one as long as ddp_timeout: all attempts are over before that.
+        self._patience = config.ddp_timeout / (_ATTEMPTS + 1)
         self._workers = [_Worker() for _ in range(config.rollout_workers)]
         self._jobs: list[Job] = []  # not collected yet
         self._source: Backbone | None = None
@@ -334,7 +336,7 @@ class RolloutWorkers:
         errors = self._ray.exceptions
         while True:
             try:
-                *_, result = self._ray.get(job.calls, timeout=self._config.ddp_timeout)
+                *_, result = self._ray.get(job.calls, timeout=self._patience)
             except errors.RayTaskError as error:
                 if isinstance(error.cause, FourdError):
                     raise error.cause from error
@@ -347,6 +349,11 @@ class RolloutWorkers:
             except errors.RayError as error:  # it has died, its machine has, or it does not answer
                 job.attempts += 1
                 reason = f"{type(error).__name__}: {_last_line(error)}"
+                if isinstance(error, errors.GetTimeoutError):
+                    reason = (
+                        f"silence of {self._patience:g} s, a quarter of ddp_timeout (raise it where rollouts "
+                        "take so long)"
+                    )
                 if job.attempts == _ATTEMPTS:
                     raise RolloutWorkerError(
                         f"{_ATTEMPTS} rollout workers were lost over the same rollouts, the last one by "

@@ -13,6 +13,10 @@ class RayError(Exception):
     pass
 
 
+class GetTimeoutError(RayError, TimeoutError):
+    pass
+
+
 class RayTaskError(RayError):
     def __init__(self, cause: Exception) -> None:
         super().__init__(f"Traceback\n{type(cause).__name__}: {cause}")
@@ -25,12 +29,16 @@ class FakeRay:
     Args:
         dying: the numbers, from 1 on, of the calls of `sample` in which the actor dies.
         cpus: of the cluster.
+        silent: the numbers of the calls of `sample` from which nothing comes back.
     """
 
-    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+    exceptions = SimpleNamespace(
+        RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError
+    )
 
-    def __init__(self, dying: Collection[int] = (), cpus: int = 8) -> None:
-        self.dying, self.cpus = dying, cpus
+    def __init__(self, dying: Collection[int] = (), cpus: int = 8, silent: Collection[int] = ()) -> None:
+        self.dying, self.cpus, self.silent = dying, cpus, silent
+        self.waited = 0.0  # seconds for what did not come
         self.put_names: list[list[str]] = []  # of each object
         self.actors: list[Any] = []
         self.samples = 0
@@ -47,6 +55,8 @@ class FakeRay:
 
     def get(self, calls: list[Any], timeout: float) -> list[Any]:
         for call in calls:
+            if isinstance(call, GetTimeoutError):
+                self.waited += timeout
             if isinstance(call, RayError):
                 raise call
         return copy.deepcopy(calls)
@@ -73,6 +83,8 @@ class _Handle:
             if name == "sample":
                 self.ray.samples += 1
                 self.dead |= self.ray.samples in self.ray.dying
+                if self.ray.samples in self.ray.silent:
+                    return GetTimeoutError("Get timed out: some object(s) not ready.")
             if self.dead:
                 return RayError("The actor died unexpectedly before finishing this task.")
             try:

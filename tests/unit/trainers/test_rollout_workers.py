@@ -111,6 +111,22 @@ def test_workers_that_die_over_the_same_rollouts_and_errors_in_them_end_the_run(
         workers.collect(workers.begin([None] * 4, SEEDS))  # type: ignore[list-item]
 
 
+def test_silent_workers_are_replaced_before_other_processes_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These wait for ddp_timeout seconds in a collective."""
+    asked, ray = prompts(), FakeRay(silent=(2,))
+    workers = pool(monkeypatch, ray)
+    expected = OftenStartSampler(checkpoint().backbone).sample(
+        asked, 3, sampling_config(config()), seeds=SEEDS
+    )
+    same(workers.collect(workers.begin(asked, SEEDS)).rollout, expected)
+    assert (len(ray.actors), ray.killed) == (4, 1)
+    ray = FakeRay(silent=range(1, 100))
+    workers = pool(monkeypatch, ray)
+    with pytest.raises(RolloutWorkerError, match=r"3 rollout workers .* silence of 450 s, .*ddp_timeout"):
+        workers.collect(workers.begin(asked, SEEDS))
+    assert ray.waited == 3 * 450 < config().ddp_timeout
+
+
 def test_a_worker_without_memory_ends_the_run_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.\nAnd more.")
