@@ -265,7 +265,10 @@ def _filled_cache(
     records: list[Record],
     kept: Kept,
 ) -> VisionCache:
-    """The cache in `config.cache_dir`, complete for `records`; the ranks share the work."""
+    """The cache in `config.cache_dir`, complete for `records`; the ranks share the work.
+
+    What broke since a run began that goes on with on_bad_record=skip is left out when it comes up.
+    """
     backbone = checkpoint.backbone
     with gathered(backbone.visual):  # of which ranks have different numbers of batches
         cache = VisionCache(config.cache_dir or "", backbone, encoder, clips=kept.clips, imagery=kept.imagery)
@@ -275,6 +278,7 @@ def _filled_cache(
             rank=args.process_index,
             world_size=args.world_size,
             workers=config.dataloader_num_workers,
+            skip=config.on_bad_record == "skip",
         )
     if args.world_size > 1:
         dist.barrier()

@@ -70,12 +70,16 @@ def errors_of_workers() -> Iterator[None]:
 
     Raises:
         FourdError: of the same type, caused by the one with the traceback.
+        OSError: likewise.
     """
     try:
         yield
-    except FourdError as error:
-        name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
-        _, found, text = str(error).rpartition(name)
+    except (FourdError, OSError) as error:
+        kind = type(error)
+        name = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
+        _, found, text = str(error).rpartition(f"\n{name}: ")
         if not found:
             raise
-        raise type(error)(text.strip()) from error
+        raise kind(text.strip()) from error

@@ -4,6 +4,9 @@ A file of the cache is named by everything that its content depends on: the weig
 policy, and the identity of the media (path, size, time of change, and the part of the clip that is looked
 at). A changed file or tower is therefore another file of the cache; nothing is ever overwritten by something
 different.
+
+Files are written at once but not synced: of the power loss that leaves a file too short the next run takes
+notice, since safetensors say how long they are, and computes it again.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -75,15 +78,23 @@ class VisionCache:
         self._latents = {"latent_size": spec.latent_size, "compress": spec.compress_strategy}
 
     def sample(self, record: Record) -> Sample:
-        """The training sample of a record; what the cache keeps is read from it, the rest from the media."""
+        """The training sample of a record; what the cache keeps is read from it, the rest from the media.
+
+        Raises:
+            VideoError: media that cannot be read, or have changed since their features were computed.
+        """
         clip = self._clip(record)
         latents = None
         if self.imagery and record.images:
-            latents = load_file(self._imagery_path(record))["latents"]
+            latents = _read_kept(self._imagery_path(record), record.images)[0]["latents"]
         return self.encoder.sample(record, clip, latents)
 
     def prompt(self, record: Record) -> Prompt:
-        """The prompt of a record, its clip from the cache if that keeps clips."""
+        """The prompt of a record, its clip from the cache if that keeps clips.
+
+        Raises:
+            VideoError: as `sample`.
+        """
         return self.encoder.prompt(record, self._clip(record))
 
     @torch.no_grad()
@@ -95,6 +106,7 @@ class VisionCache:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        skip: bool = False,
     ) -> int:
         """Compute what is missing for `records`, this rank's share.
 
@@ -104,26 +116,25 @@ class VisionCache:
             rank: this process's number.
             world_size: how many processes share the work.
             workers: processes that read the media.
+            skip: warn of media that cannot be read, and compute nothing of them.
 
         Returns:
-            How many files were made.
+            How many files are missing at first.
 
         Raises:
-            RecordError: media that cannot be read.
+            RecordError: media that cannot be read, without `skip`.
         """
-        needed: dict[Path, tuple[str, Record]] = {}
-        for record in records:
-            if self.clips and _has_clip(record):
-                needed.setdefault(self._clip_path(record), ("clip", record))
-            if self.imagery and record.images:
-                needed.setdefault(self._imagery_path(record), ("imagery", record))
         # Divided before looking what is there: ranks look at different times, and must still divide alike.
-        todo = [item for item in list(needed.items())[rank::world_size] if not item[0].exists()]
+        todo = [
+            item
+            for item in list(self._needed(records, skip).items())[rank::world_size]
+            if not _is_whole(item[0])
+        ]
         if not todo:
             return 0
         logger.info("computing vision features: %d files into %s", len(todo), self.folder)
         halved = Halved("vision features")
-        items: Items[Any] = Items([work for _, work in todo], self._read)
+        items: Items[Any] = Items([(*work, skip) for _, work in todo], self._read)
         loader: DataLoader[Any] = DataLoader(
             items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers
         )
@@ -134,18 +145,37 @@ class VisionCache:
             if batch is None:
                 break
             for kind, encode in (("clip", encode_visions), ("imagery", encode_imagery)):
-                mine = [(index, vision) for index, vision in batch if todo[index][1][0] == kind]
+                mine = [
+                    (index, vision)
+                    for index, vision in batch
+                    if vision is not None and todo[index][1][0] == kind
+                ]
                 some = [vision for _, vision in mine]
                 parts = halved(functools.partial(_listed, encode, backbone), some)
                 for (index, vision), values in zip(mine, itertools.chain(*parts), strict=True):
                     _write(todo[index][0], kind, vision, values.cpu().contiguous())
         return len(todo)
 
-    def _read(self, work: tuple[str, Record]) -> Vision:
+    def _needed(self, records: Sequence[Record], skip: bool) -> dict[Path, tuple[str, Record]]:
+        """Every file of the cache -> what is in it, and the first record that asks for it."""
+        needed: dict[Path, tuple[str, Record]] = {}
+        for record in records:
+            try:
+                if self.clips and _has_clip(record):
+                    needed.setdefault(self._clip_path(record), ("clip", record))
+                if self.imagery and record.images:
+                    needed.setdefault(self._imagery_path(record), ("imagery", record))
+            except VideoError as error:
+                _tell_of(record, error, skip)
+        return needed
+
+    def _read(self, work: tuple[str, Record, bool]) -> Vision | None:
+        kind, record, skip = work
         try:
-            return self._vision(*work)
+            return self._vision(kind, record)
         except VideoError as error:
-            raise RecordError(f"{work[1].where}: {error}") from error
+            _tell_of(record, error, skip)
+            return None
 
     def _vision(self, kind: str, record: Record) -> Vision:
         if kind == "imagery":
@@ -156,15 +186,17 @@ class VisionCache:
         return vision
 
     def outline(self, record: Record) -> Vision | None:
-        """The clip of a record without its features, as the cache keeps it: enough to count its tokens."""
+        """The clip of a record without its features, as the cache keeps it: enough to count its tokens.
+
+        Raises:
+            VideoError: as `sample`.
+        """
         return self._clip(record, without=("features",))
 
     def _clip(self, record: Record, without: tuple[str, ...] = ()) -> Vision | None:
         if not (self.clips and _has_clip(record)):
             return None
-        with safe_open(self._clip_path(record), framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118
-            told = file.metadata()
+        stored, told = _read_kept(self._clip_path(record), [path for _, path in record.shown], without)
         seconds, times, grid = stored.get("seconds_per_grid"), stored.get("times"), stored["grid_thw"]
         kinds = json.loads(told["kinds"])
         lengths = [t for (t, _, _), kind in zip(grid.tolist(), kinds, strict=True) if kind == "video"]
@@ -190,6 +222,13 @@ class VisionCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
+def _tell_of(record: Record, error: VideoError, skip: bool) -> None:
+    """Name the record whose media cannot be read, in an error or with `skip` a warning."""
+    if not skip:
+        raise RecordError(f"{record.where}: {error}") from error
+    logger.warning("%s: %s; no features of it are computed", record.where, error)
+
+
 def _has_clip(record: Record) -> bool:
     return bool(record.shown)
 
@@ -203,8 +242,41 @@ def _listed(
 
 
 def _identity(path: str) -> list[Any]:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(
+            f"{path}: cannot be read ({error.strerror}); mend it or leave the record out"
+        ) from error
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of the cache is there, and as long as its own header says."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s: damaged (%s); it is computed again", path, error)
+        return False
+
+
+def _read_kept(
+    path: Path, media: Sequence[str], without: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of the cache; VideoError, naming the media, where it is gone or cut."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name not in without]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, file.metadata()
+    except FileNotFoundError as error:
+        raise VideoError(
+            f"{', '.join(media)}: changed since the cache has its features, or {path} was removed"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise VideoError(f"{', '.join(media)}: the features in {path} cannot be read ({error})") from error
 
 
 def _write(path: Path, kind: str, vision: Vision, values: Tensor) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
 
 from fourdthinker.errors import FourdError, RecordError, VideoError
@@ -18,7 +19,7 @@ from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.batches import Items, ShardedBatches, same
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.driver import run_command
-from fourdthinker.trainers.loader import Loader
+from fourdthinker.trainers.loader import Loader, errors_of_workers
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import BARE, samples, settings
 from tests.tiny import tiny_checkpoint
@@ -60,6 +61,17 @@ def test_an_error_of_a_worker_is_that_of_its_record() -> None:
     assert isinstance(caught.value.__cause__, FourdError)
     assert "Traceback" in str(caught.value.__cause__)
     ahead.close()
+
+
+def test_an_error_of_the_system_in_a_worker_is_a_line(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    try:
+        missing.read_bytes()
+    except FileNotFoundError:
+        told = ExceptionWrapper(where="in DataLoader worker process 0")  # what a worker sends
+    with pytest.raises(FileNotFoundError) as caught, errors_of_workers():
+        told.reraise()
+    assert str(caught.value) == f"[Errno 2] No such file or directory: {str(missing)!r}"
 
 
 def signal_itself(name: str) -> str:
