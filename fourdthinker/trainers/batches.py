@@ -35,11 +35,14 @@ class ShardedBatches(Sampler[list[int]]):
         size: number of items of the data set.
         batch_size: items a rank gets at a time.
         accumulation: batches of one update. Only with `whole_updates`.
-        repeats: how often each update's batches are used in a row; only the first time holds indices, the
-            others are `[REPEAT]`. Only with `whole_updates`.
-        whole_updates: leave out the items at the end of an epoch that do not fill an update (or, when the
-            data set is smaller than one update, start again from its beginning). Otherwise the remainder is
-            split over the ranks, filled up with items from the beginning so that no rank stands empty.
+        together: updates whose items come together, in the batches of the first one, which are so many times
+            as large: the batches of the first update, one after the other, then those of the second. Only
+            with `whole_updates`.
+        repeats: how often such updates are made in a row; only the first one of all holds indices, the
+            batches of the others are `[REPEAT]`. Only with `whole_updates`.
+        whole_updates: leave out the items at the end of an epoch that do not fill `together` updates (or,
+            when the data set is smaller, start again from its beginning). Otherwise the remainder is split
+            over the ranks, filled up with items from the beginning so that no rank stands empty.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ShardedBatches(Sampler[list[int]]):
         world_size: int = 1,
         seed: int = 0,
         accumulation: int = 1,
+        together: int = 1,
         repeats: int = 1,
         whole_updates: bool = False,
     ) -> None:
@@ -58,13 +62,19 @@ class ShardedBatches(Sampler[list[int]]):
             raise ValueError("the data set is empty")
         self.size, self.batch_size = size, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.accumulation, self.repeats, self.whole_updates = accumulation, repeats, whole_updates
+        self.accumulation, self.together, self.repeats = accumulation, together, repeats
+        self.whole_updates = whole_updates
         self.epoch = 0
 
     @property
     def batch_sampler(self) -> ShardedBatches:
         """Itself: Trainer calls `set_epoch` on the `batch_sampler` of the loader's batch sampler."""
         return self
+
+    @property
+    def period(self) -> int:
+        """Batches of all updates on the same items; after so many others come."""
+        return self.accumulation * self.together * self.repeats
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls it before each epoch, which is shuffled in an order of its own."""
@@ -73,7 +83,7 @@ class ShardedBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         batch = self.batch_size * self.world_size
         if self.whole_updates:
-            return max(1, self.size // (batch * self.accumulation)) * self.accumulation * self.repeats
+            return max(1, self.size // (batch * self.accumulation * self.together)) * self.period
         return -(-self.size // batch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -82,19 +92,23 @@ class ShardedBatches(Sampler[list[int]]):
         order = torch.randperm(self.size, generator=generator)
         batch = self.batch_size * self.world_size
         if self.whole_updates:
-            update = batch * self.accumulation
-            if self.size < update:
-                order = order.repeat(-(-update // self.size))
-            order = order[: len(order) // update * update]
+            given = batch * self.accumulation * self.together
+            if self.size < given:
+                order = order.repeat(-(-given // self.size))
+            order = order[: len(order) // given * given]
         elif (rest := self.size % batch) and rest < self.world_size:
             order = torch.cat([order, order.repeat(self.world_size)[: self.world_size - rest]])
         batches = [part.tensor_split(self.world_size)[self.rank].tolist() for part in order.split(batch)]
         if not self.whole_updates:
             yield from batches
             return
-        for start in range(0, len(batches), self.accumulation):
-            yield from batches[start : start + self.accumulation]
-            for _ in range((self.repeats - 1) * self.accumulation):
+        joined = [
+            [index for part in batches[first : first + self.together] for index in part]
+            for first in range(0, len(batches), self.together)
+        ]
+        for start in range(0, len(joined), self.accumulation):
+            yield from joined[start : start + self.accumulation]
+            for _ in range(self.period - self.accumulation):
                 yield [REPEAT]
 
 

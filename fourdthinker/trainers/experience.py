@@ -78,6 +78,8 @@ class Experience(Scored):
         kept: [R] bool, whether the row counts as a sequence of the update.
         trained: [R] bool, whether its tokens take part in the loss too.
         ref_logprobs: [R, T] float32, log-probs of the reference model, where the loss needs them.
+        old_logprobs: [R, T] float32, those of the policy that sampled, where other updates come before the
+            first one on these rollouts; None: its own passes tell them.
         entropy_mask: [R, T] bool, the tokens whose policy term is kept; None: all.
         anchors: [N, H], what the reference model thinks at each latent, where the loss needs it.
     """
@@ -86,6 +88,7 @@ class Experience(Scored):
     kept: Tensor
     trained: Tensor
     ref_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
     entropy_mask: Tensor | None = None
     anchors: Tensor | None = None
 
@@ -136,8 +139,8 @@ def sampling_config(config: GrpoConfig) -> SamplingConfig:
 def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int, *, attempt: int = 0) -> list[int]:
     """One seed for every rollout, a hash of (seed, step, slot, sample).
 
-    A slot is the position of a prompt in the update of all ranks, so that rollouts do not depend on how many
-    ranks share the update, and a prompt that is there twice draws twice.
+    A slot is the position of a prompt among those that all ranks sample together, so that rollouts do not
+    depend on how many ranks share them, and a prompt that is there twice draws twice.
 
     Args:
         seed: of the run.
@@ -154,10 +157,10 @@ def rollout_seeds(seed: int, step: int, slots: Sequence[int], samples: int, *, a
 
 
 def update_slots(batches: int, batch_size: int, rank: int, world_size: int) -> list[int]:
-    """The positions in the update of all ranks of one rank's prompts, batch after batch.
+    """The positions among those of all ranks of one rank's prompts, batch after batch.
 
     Args:
-        batches: micro-batches of an update on a rank.
+        batches: micro-batches on a rank that are sampled together.
         batch_size: prompts of a micro-batch on a rank.
         rank: of this process.
         world_size: number of processes.
@@ -272,7 +275,7 @@ def _report(
 def with_advantages(
     scored: Sequence[Scored], config: GrpoConfig, args: TrainingArguments
 ) -> list[Experience]:
-    """The rollouts of all micro-batches of an update with their advantages.
+    """The rollouts of all micro-batches that were sampled together with their advantages.
 
     Groups never span ranks, but with scale_rewards=batch and aggregate_rewards=normalised the standard
     deviation is that of all ranks.

@@ -49,7 +49,7 @@ MOST_WITHOUT_REWARDS = 3  # updates in a row whose rewards all failed, until the
 
 
 class GrpoTrainer(RolloutTrainer):
-    """Each update (or each `num_iterations` of them): sample, reward, replay."""
+    """Each update (or each `updates_on_rollouts` of them): sample, reward, replay."""
 
     settings: GrpoConfig
 
@@ -74,26 +74,35 @@ class GrpoTrainer(RolloutTrainer):
     # ---- an update
 
     def prepare_update(self, batches: list[Any]) -> None:
-        """Sample, or with num_iterations > 1 keep the last rollouts for another update."""
+        """Sample for one update or several, or go on with the last rollouts."""
         if self._entropy is not None and self._entropy.last is None and self.resumed_from is not None:
             self._entropy.load(self.resumed_from)
         if batches[0][0][0] != REPEAT:
-            made = self.sample([list(zip(*batch, strict=True)) for batch in batches])
+            size, given = self.settings.per_device_train_batch_size, list(itertools.chain(*batches))
+            parts = [given[first : first + size] for first in range(0, len(given), size)]
+            made = self.sample([list(zip(*part, strict=True)) for part in parts])
             self._replay = self._make_replay(made)
             self._old_logprobs = {}
         elif self._replay is None:
             self._replay = self._restored()
-        staleness = self._behind + self.state.global_step % self.settings.num_iterations
+        staleness = self._behind + self.state.global_step % self.settings.updates_on_rollouts
         shown = {"staleness": float(staleness)}
         if self._entropy is not None:
             shown["entropy_coef"] = self._entropy.applied
         self.metric_sums.add({name: (torch.tensor(value), torch.ones(())) for name, value in shown.items()})
         self._count(self._replay)
 
+    @property
+    def _now(self) -> slice:
+        """The micro-batches of the current update among those that were sampled together."""
+        each = self.settings.gradient_accumulation_steps
+        first = self.state.global_step % self.settings.shares * each
+        return slice(first, first + each)
+
     def _count(self, replay: Replay) -> None:
         """What the passes with a loss are about to do."""
         share = self.settings.share_prompt
-        for chunk in itertools.chain.from_iterable(replay.micro_batches):
+        for chunk in itertools.chain.from_iterable(replay.micro_batches[self._now]):
             counts = counts_of(chunk.experience, chunk.rows, share=share)
             self.speed.add(tokens=int(counts.tokens), operations=self.costs.training(counts, self.settings))
 
@@ -101,7 +110,7 @@ class GrpoTrainer(RolloutTrainer):
         """Cut the update into forwards of half the rollouts; False where each has one already."""
         # Also where nothing is halved: other ranks may be, and then forwards change their numbers here too.
         self._replay, self._old_logprobs = self._with_old_logprobs(), {}
-        if all(len(c.rows) < 2 for chunks in self._replay.micro_batches for c in chunks):
+        if all(len(c.rows) < 2 for chunks in self._replay.micro_batches[self._now] for c in chunks):
             return False
         micro_batches = [self._halves(chunks) for chunks in self._replay.micro_batches]
         self._replay = replace(self._replay, micro_batches=micro_batches)
@@ -122,7 +131,7 @@ class GrpoTrainer(RolloutTrainer):
         return [half for chunk in chunks for half in halved(chunk, pad_id, share=share)]
 
     def forwards(self) -> list[list[Forward]]:
-        """The forwards of each micro-batch of the rollouts, as many on every rank."""
+        """The forwards of each micro-batch of the update, as many on every rank."""
         replay = self._replay
         assert replay is not None
         most = self.most_of_ranks([len(chunks) for chunks in replay.micro_batches])
@@ -132,17 +141,18 @@ class GrpoTrainer(RolloutTrainer):
             for chunks, number in zip(replay.micro_batches, most, strict=True)
         ]
         self._replay, numbers = replace(replay, micro_batches=filled), itertools.count()
-        return [
-            [self._forward(chunk, self._objective(num_items, replay), next(numbers)) for chunk in m]
-            for m, num_items in zip(filled, replay.num_items, strict=True)
+        forwards = [
+            [self._forward(chunk, self._objective(replay, which), next(numbers)) for chunk in chunks]
+            for which, chunks in enumerate(filled)
         ]
+        return forwards[self._now]
 
     @property
     def trains(self) -> bool:
         """Whether any rollout of the update is trained: all may have failed, or be equal, or cut off."""
-        return self._replay is None or bool(self._replay.num_tokens > 0)
+        return self._replay is None or bool(self._replay.num_tokens[self._now][0] > 0)
 
-    def _objective(self, num_items: Tensor, replay: Replay) -> Any:
+    def _objective(self, replay: Replay, which: int) -> Any:
         config, term, options = self.settings, None, self.settings.loss
         if self._entropy is not None:
             options = replace(options, entropy_coef=self._entropy.applied)
@@ -151,11 +161,11 @@ class GrpoTrainer(RolloutTrainer):
         return functools.partial(
             grpo_objective,
             options=options,
-            num_items=num_items,
-            num_tokens=replay.num_tokens,
+            num_items=replay.num_items[which],
+            num_tokens=replay.num_tokens[which],
             temperature=config.temperature,
             latent_term=term,
-            num_latents=replay.num_latents.clamp(min=1),
+            num_latents=replay.num_latents[which].clamp(min=1),
         )
 
     def _forward(self, chunk: Chunk, objective: Any, number: int) -> Forward:
@@ -166,7 +176,7 @@ class GrpoTrainer(RolloutTrainer):
         return {"old_logprobs": self._old_logprobs[number]} if number in self._old_logprobs else {}
 
     def after_forward(self, forward: Forward, *outputs: Any) -> None:
-        """Keep the log-probs of the policy that is about to be updated for the first time.
+        """Keep the log-probs of the policy that is about to be updated for the first time, if needed.
 
         Args:
             forward: the one that was run.
@@ -198,12 +208,12 @@ class GrpoTrainer(RolloutTrainer):
     # ---- checkpoints between updates on the same rollouts
 
     def save_rank_state(self, folder: Path) -> None:
-        """Write the rollouts of this rank, if the next update is on them too, and what all ranks share."""
+        """Write the rollouts of this rank, if the next update is on them, and what all ranks share."""
         if self._moving is not None and self.args.process_index == 0:
             self._moving.save(folder)
         if self._entropy is not None and self.args.process_index == 0:
             self._entropy.save(folder)
-        if self.state.global_step % self.settings.num_iterations:
+        if self.state.global_step % self.settings.updates_on_rollouts:
             path = folder / rollouts_file(self.args.process_index)
             save_replay(path, self._with_old_logprobs(), self._held())
 
@@ -244,11 +254,14 @@ class GrpoTrainer(RolloutTrainer):
 
     def _make_replay(self, experiences: list[Experience]) -> Replay:
         config, pad_id = self.settings, self.checkpoint.backbone.vision.pad_id
+        each = config.gradient_accumulation_steps
         numbers = [[*e.counts, int((~e.failed).sum())] for e in experiences]
         counts = torch.tensor(numbers, dtype=torch.float64, device=self.args.device)
         self._enter("normalisers of the loss", NORMALISERS)
-        sequences, tokens, latents, not_failed = self.sum_over_ranks(counts.sum(0))
-        self._check_rewards(experiences, failed=not_failed.item() == 0)
+        sums = self.sum_over_ranks(counts.view(-1, each, 4).sum(1))  # of each update
+        self._check_rewards(experiences, failed=sums[:, 3].sum().item() == 0)
+        of_each = sums.repeat_interleave(each, dim=0)  # of each micro-batch those of its update
+        sequences, tokens, latents, _ = (list(column) for column in of_each.unbind(1))
         share, budget = config.share_prompt, config.max_tokens_per_forward
         micro_batches = [
             [make_chunk(e, rows, pad_id, share=share) for rows in cut_rows(e, e.rows, budget, share=share)]
@@ -256,11 +269,10 @@ class GrpoTrainer(RolloutTrainer):
         ]
         for _ in range(self.divisions):
             micro_batches = [self._halves(chunks) for chunks in micro_batches]
-        whole = sequences if config.loss.counts_sequences else tokens
-        num_items = [whole] * len(experiences)
+        num_items = sequences if config.loss.counts_sequences else tokens
         if config.loss.loss_type == "bnpo":  # as in TRL, where batches of unequal length weigh the same
-            shares = len(experiences) * self.args.world_size
-            num_items = [whole.new_tensor(max(e.num_tokens, 1) * shares) for e in experiences]
+            weight = each * self.args.world_size
+            num_items = [sums.new_tensor(max(e.num_tokens, 1) * weight) for e in experiences]
         return Replay(micro_batches, num_items, tokens, latents)
 
     def _check_rewards(self, experiences: list[Experience], *, failed: bool) -> None:
@@ -354,6 +366,7 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
         world_size=parts.args.world_size,
         seed=config.seed,
         accumulation=config.gradient_accumulation_steps,
+        together=config.shares,
         repeats=config.num_iterations,
         whole_updates=True,
     )

@@ -23,7 +23,8 @@ class Chunk:
         experience: what they are part of.
         rows: their numbers in it; where there are none, the first row fills up and nothing of it counts.
         batch: of `replay_batch`, with `advantages` [R] float32 and what is known of the rows:
-            `ref_logprobs` [R, T], `entropy_mask` [R, T], `anchors` [N, H]; later also `old_logprobs` [R, T].
+            `ref_logprobs` [R, T], `entropy_mask` [R, T], `anchors` [N, H]; `old_logprobs` [R, T], of some
+            chunks later only.
         items: [R] indices of the prompts in the data set.
     """
 
@@ -100,7 +101,7 @@ def make_chunk(experience: Experience, rows: list[int], pad_id: int, *, share: b
     batch = replay_batch(rollout, experience.prompts, run, pad_id, features=experience.features, share=share)
     device = rollout.tokens.device
     batch |= {"advantages": experience.advantages[run].to(device)}
-    for name in ("ref_logprobs", "entropy_mask"):
+    for name in ("ref_logprobs", "old_logprobs", "entropy_mask"):
         if (values := getattr(experience, name)) is not None:
             batch[name] = values[run.to(values.device)].to(device)
     if experience.anchors is not None:

@@ -64,8 +64,9 @@ class Work:
 
     Attributes:
         training: operations of the passes with a loss.
-        sampling: operations of tower, prefill, reference and the entropies of `top_entropy`; in DIFT of the
-            frozen tower and of the passes of `self_feed`, in an update that has them.
+        sampling: operations of tower, prefill, reference, the entropies of `top_entropy` and the log-probs of
+            the policy that sampled; in DIFT of the frozen tower and of the passes of `self_feed`, in an
+            update that has them.
         decoded: bytes that decoding reads: the weights once a step, and keys and values.
             Both are shared by the `num_iterations` updates on the same rollouts.
     """
@@ -124,10 +125,10 @@ def work_of(
         return Work(training, alone, 0.0)
     prefill = Counts(prompts * prompt, prompts * prompt * prompt / 2, patches=whole.patches)
     sampling = costs.inference(prefill)
-    # The reference sees the rollouts once, and so does the policy for the entropies.
-    sampling += (config.needs_reference + (config.top_entropy < 1)) * costs.inference(
-        replace(whole, patches=0)
-    )
+    # The reference sees the rollouts once, and so does the policy for the entropies, and for the log-probs
+    # of those that later updates than the first are made on.
+    passes = config.needs_reference + (config.top_entropy < 1) + 1 - 1 / config.shares
+    sampling += passes * costs.inference(replace(whole, patches=0))
     element = backbone.embedding_weight.element_size()
     cached = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_dim * element
     kept = cached * prompts * (prompt + config.num_generations * answer / 2)

@@ -21,11 +21,12 @@ from fourdthinker.trainers.experience import Experience
 from fourdthinker.trainers.packing import Chunk, make_chunk
 
 _KNOWN = "old_logprobs"  # of a chunk, beside what its rows tell
-_OPTIONAL = ("ref_logprobs", "entropy_mask", "anchors")  # of the rollouts of a micro-batch
+_OPTIONAL = ("ref_logprobs", "old_logprobs", "entropy_mask", "anchors")  # of the rollouts of a micro-batch
+_NUMBERS = ("num_items", "num_tokens", "num_latents")  # of a micro-batch
 _TOLD = ("indices", "rows", "finish_reason", "vision_ids")  # of a micro-batch, beside its tensors
 _ROLLOUT = {field.name for field in fields(Rollout)}
 _SCORED = ("advantages", "kept", "trained", "rewards", "failed", "equal")  # of its experience
-_TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {*_SCORED, "num_items"}
+_TENSORS = (_ROLLOUT - {"finish_reason", "vision_ids", "timing"}) | {*_SCORED, *_NUMBERS}
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class Replay:
     """What a batch of rollouts trains, for one update or for several.
 
     Attributes:
-        micro_batches: the chunks of each.
+        micro_batches: the chunks of each; those of the first update, then those of the second, and so on.
         num_items: of each what its loss is divided by: the rollouts, or the tokens that the policy chose, of
-            the whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
-        num_tokens: the tokens that the policy chose, of the whole update.
-        num_latents: the latents of rollouts that are trained, likewise.
+            its whole update; in bnpo the tokens of the micro-batch, times the number of micro-batches.
+        num_tokens: of each the tokens that the policy chose, of its whole update.
+        num_latents: of each the latents of rollouts that are trained, likewise.
     """
 
     micro_batches: list[list[Chunk]]
     num_items: list[Tensor]
-    num_tokens: Tensor
-    num_latents: Tensor
+    num_tokens: list[Tensor]
+    num_latents: list[Tensor]
 
 
 def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
@@ -51,20 +52,21 @@ def save_replay(path: Path, replay: Replay, settings: dict[str, Any]) -> None:
 
     Args:
         path: a safetensors file.
-        replay: with the log-probs of the policy before its first update in every chunk.
+        replay: with all that is known of the log-probs of the policy that sampled in its chunks.
         settings: those that it depends on, by name, as JSON can hold them.
     """
-    tensors = {"num_tokens": replay.num_tokens, "num_latents": replay.num_latents}
+    tensors: dict[str, Tensor] = {}
     told: list[dict[str, Any]] = []
-    for number, (chunks, items) in enumerate(zip(replay.micro_batches, replay.num_items, strict=True)):
+    for number, chunks in enumerate(replay.micro_batches):
         experience = chunks[0].experience
         rollout = vars(experience.rollout)
         own = {name: getattr(experience, name) for name in _SCORED}
         own |= {n: v for n in _OPTIONAL if (v := getattr(experience, n)) is not None}
         own |= {name: value for name, value in rollout.items() if isinstance(value, Tensor)}
-        own |= {"num_items": items}
+        own |= {name: getattr(replay, name)[number] for name in _NUMBERS}
         for index, chunk in enumerate(chunks):
-            own |= {f"{index}.{_KNOWN}": chunk.batch[_KNOWN]} if _KNOWN in chunk.batch else {}
+            if _KNOWN in chunk.batch and experience.old_logprobs is None:
+                own[f"{index}.{_KNOWN}"] = chunk.batch[_KNOWN]
         tensors |= {f"{number}.{name}": value for name, value in own.items()}
         told.append(
             {
@@ -144,8 +146,8 @@ def load_replay(
             known = {_KNOWN: own[f"{index}.{_KNOWN}"]} if f"{index}.{_KNOWN}" in own else {}
             chunks.append(replace(chunk, batch=chunk.batch | known))
         micro_batches.append(chunks)
-    num_items = [tensors[f"{number}.num_items"] for number in range(len(told))]
-    return Replay(micro_batches, num_items, tensors["num_tokens"], tensors["num_latents"])
+    numbers = {name: [tensors[f"{number}.{name}"] for number in range(len(told))] for name in _NUMBERS}
+    return Replay(micro_batches, **numbers)
 
 
 def _check_settings(path: Path, settings: dict[str, Any], then: dict[str, Any]) -> None:
@@ -156,8 +158,8 @@ def _check_settings(path: Path, settings: dict[str, Any], then: dict[str, Any]) 
     ]
     if changed:
         raise ConfigError(
-            f"{path} holds rollouts that are trained once more (num_iterations), and {'; '.join(changed)}; "
-            "set them so, or name a checkpoint after a multiple of num_iterations updates"
+            f"{path} holds rollouts that are still to be trained on, and {'; '.join(changed)}; set them so, "
+            "or name a checkpoint without such a file, after which rollouts are sampled"
         )
 
 
@@ -169,9 +171,7 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], list[dict[s
             tensors = {name: file.get_tensor(name).to(device) for name in stored}
             metadata = file.metadata() or {}  # None where there is none
         told, settings = (parse_json(metadata[name], finite=False) for name in ("micro_batches", "settings"))
-        needed = {"num_tokens", "num_latents"} | {
-            f"{number}.{name}" for number in range(len(told)) for name in _TENSORS
-        }
+        needed = {f"{number}.{name}" for number in range(len(told)) for name in _TENSORS}
         missing = sorted(needed - tensors.keys())
         missing += [f"{name} of {number}" for number, e in enumerate(told) for name in _TOLD if name not in e]
         if missing:

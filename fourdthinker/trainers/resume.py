@@ -20,7 +20,7 @@ from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json, write_json
 from fourdthinker.trainers.fsdp import STATE_FILES
 from fourdthinker.trainers.run_folder import FINAL, METRICS, STATE, checkpoints, is_of_run, resumed_updates
-from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.settings import GrpoConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ _HELD = (
     "num_iterations",
     "sync_ref_model",
 )
+
+# What stays when the number of processes changes, and with it both of these.
+_SHARES = "steps_per_generation / gradient_accumulation_steps"
+# Of checkpoints that older versions wrote, without these.
+_FORMER = {_SHARES: 1}
 
 # Settings that the memory of a forward depends on: with the same ones it need not run out a second time.
 _SIZES = (
@@ -99,8 +104,9 @@ class RunState:
 
     @property
     def within_iterations(self) -> bool:
-        """Whether the next update is on the rollouts of the last one."""
-        return self.updates % self.settings.get("num_iterations", 1) > 0
+        """Whether the next update is on rollouts that were sampled before the last one."""
+        held = _FORMER | self.settings
+        return self.updates % (held.get("num_iterations", 1) * held[_SHARES]) > 0
 
     def write(self, folder: Path) -> None:
         """Into `folder`/run.json."""
@@ -149,6 +155,7 @@ def run_state(
     """
     values = config.model_dump(mode="json")
     held = {name: value for name, value in values.items() if name in _HELD}
+    held[_SHARES] = config.shares if isinstance(config, GrpoConfig) else 1
     return RunState(
         updates=updates,
         settings=held,
@@ -350,7 +357,7 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
     old, new = RunState.read(path), run_state(config, args, 0, "")
     changed = [
         f"{name} is {new.settings.get(name)!r} and was {value!r}"
-        for name, value in old.settings.items()
+        for name, value in (_FORMER | old.settings).items()
         if new.settings.get(name) != value
     ]
     if changed:
@@ -368,9 +375,9 @@ def _check_settings(config: TrainConfig, args: TrainingArguments, path: Path) ->
         )
     if old.within_iterations and old.processes != new.processes:
         raise ConfigError(
-            f"{path} stands between updates on the same rollouts (num_iterations), of which each of its "
-            f"{old.processes} processes has its own, and this run has {new.processes}; start as then, or "
-            "name a checkpoint after a multiple of num_iterations updates"
+            f"{path} stands between updates on the same rollouts, of which each of its {old.processes} "
+            f"processes has its own, and this run has {new.processes}; start as then, or name a checkpoint "
+            f"without {rollouts_file(0)}"
         )
     if old.records_per_update != new.records_per_update:
         each = config.per_device_train_batch_size * new.processes

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback
 
-from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.backbones.gathering import gathered
-from fourdthinker.errors import ConfigError
 from fourdthinker.files import append_lines
 from fourdthinker.integrations.trackers import show_rollouts
-from fourdthinker.kernels import top_entropy_mask
-from fourdthinker.objectives import Metrics, policy_entropies, policy_logprobs, reference_outputs
+from fourdthinker.objectives import Metrics
 from fourdthinker.reward_calls import Reward
-from fourdthinker.sampler import LatentSampler, Rollout, replay_batch
-from fourdthinker.samples import Batch, Prompt
+from fourdthinker.sampler import LatentSampler, Rollout
+from fourdthinker.samples import Prompt
 from fourdthinker.trainers.advantages import equal_groups, rounding
 from fourdthinker.trainers.batches import ShardedBatches
-from fourdthinker.trainers.budget import halves
 from fourdthinker.trainers.experience import (
     Experience,
     Scored,
@@ -44,7 +38,8 @@ from fourdthinker.trainers.experience import (
     update_slots,
     with_advantages,
 )
-from fourdthinker.trainers.packing import counts_of, cut_rows
+from fourdthinker.trainers.other_passes import OtherPassesTrainer
+from fourdthinker.trainers.packing import counts_of
 from fourdthinker.trainers.passes import ADVANTAGES, OTHER_PASSES, REWARD_KL
 from fourdthinker.trainers.refill import other_prompt, to_replace, with_groups, without_variance
 from fourdthinker.trainers.rollout_lines import rollout_lines
@@ -52,15 +47,12 @@ from fourdthinker.trainers.rollout_workers import Job, RolloutWorkers, Sampled, 
 from fourdthinker.trainers.run_folder import ROLLOUTS
 from fourdthinker.trainers.sampled_rows import sampled_rows
 from fourdthinker.trainers.settings import GrpoConfig
-from fourdthinker.trainers.trainer import LatentTrainer
-from fourdthinker.trainers.update import MemoryLimitError, Parts
-
-logger = logging.getLogger(__name__)
+from fourdthinker.trainers.update import Parts
 
 _LARGEST_EXPONENT = 20.0  # of k3: one token that the reference thinks impossible shall not be infinite
 
 
-class RolloutTrainer(LatentTrainer):
+class RolloutTrainer(OtherPassesTrainer):
     """Samples and scores; `GrpoTrainer` is complete.
 
     Args:
@@ -112,7 +104,7 @@ class RolloutTrainer(LatentTrainer):
 
     @torch.no_grad()
     def sample(self, batches: list[Any]) -> list[Experience]:
-        """Rollouts of the prompts of an update, with their advantages and what the loss needs of them.
+        """Rollouts of prompts for one update or several, with advantages and what the loss needs of them.
 
         Args:
             batches: of each micro-batch the indices and the prompts.
@@ -232,9 +224,8 @@ class RolloutTrainer(LatentTrainer):
 
     def _begin(self, step: int, prompts: list[Prompt]) -> list[Job]:
         assert self._workers is not None
-        args, config = self.args, self.settings
-        size, each = config.per_device_train_batch_size, args.gradient_accumulation_steps
-        slots = update_slots(each, size, args.process_index, args.world_size)[: len(prompts)]
+        args, config, size = self.args, self.settings, self.settings.per_device_train_batch_size
+        slots = update_slots(len(prompts) // size, size, args.process_index, args.world_size)
         return self._workers.begin(
             prompts, rollout_seeds(config.seed, step, slots, samples=config.num_generations)
         )
@@ -325,126 +316,3 @@ class RolloutTrainer(LatentTrainer):
         kl = kinds[kind].sum(1).cpu()
         rewards = scored.rewards - self.settings.reward_kl_weight * kl
         return replace(scored, rewards=rewards, parts=scored.parts | {"kl": kl})
-
-    # ---- passes without gradient
-
-    @contextmanager
-    def _reference(self) -> Iterator[Backbone]:
-        """The reference model, with whole weights: a frozen copy, or the policy without its adapter."""
-        own = self.checkpoint.backbone
-        reference = own if self.reference is None else self.reference
-        below = own.without_adapter() if reference is own else nullcontext()
-        with self.gathered_to_run(reference), below:
-            yield reference
-
-    def _with_other_passes(self, experiences: list[Experience]) -> list[Experience]:
-        """What the loss needs of the reference model, and which tokens have the highest entropy."""
-        config = self.settings
-        anchored = config.latent_term == "cosine"
-        if anchored or (config.loss.beta and not config.reward_kl_weight):
-            with self._reference() as reference:
-                told = [self._reference_outputs(reference, e, e.rows) for e in experiences]
-            experiences = [
-                replace(e, ref_logprobs=logprobs, anchors=anchors if anchored else None)
-                for e, (logprobs, anchors) in zip(experiences, told, strict=True)
-            ]
-        if config.top_entropy < 1:
-            experiences = self._with_entropy_masks(experiences)
-        return experiences
-
-    def _reference_outputs(
-        self, reference: Backbone, scored: Scored, rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs [R, T] and, at each latent, what the model thinks [N, H]; 0 for other rows."""
-        logprobs = torch.zeros_like(scored.rollout.logprobs)
-        anchors = torch.zeros_like(scored.rollout.latents)
-        objective = functools.partial(reference_outputs, temperature=self.settings.temperature)
-        for part, (found, thought) in self._passes(reference, scored, rows, objective):
-            logprobs[part] = found
-            anchors[torch.isin(scored.rollout.latent_rows, part)] = thought.to(anchors.dtype)
-        return logprobs, anchors
-
-    def _with_entropy_masks(self, experiences: list[Experience]) -> list[Experience]:
-        """The tokens of the highest entropy, of all ranks together."""
-        objective = functools.partial(policy_entropies, temperature=self.settings.temperature)
-        masks, values = [], []
-        with self.gathered_to_run(self.checkpoint.backbone):
-            for e in experiences:
-                entropies = torch.zeros_like(e.rollout.logprobs)
-                for part, found in self._passes(self.checkpoint.backbone, e, e.rows, objective):
-                    entropies[part] = found
-                masks.append(e.rollout.policy_mask & e.trained.to(entropies.device)[:, None])
-                values.append(entropies[masks[-1]].cpu())
-        everywhere: list[Any] = [torch.cat(values)]
-        if self.args.world_size > 1:
-            everywhere = [None] * self.args.world_size
-            dist.all_gather_object(everywhere, torch.cat(values))
-        joined = torch.cat(everywhere)[None]
-        chosen = top_entropy_mask(
-            joined, torch.ones_like(joined, dtype=torch.bool), self.settings.top_entropy
-        )
-        before = sum(len(part) for part in everywhere[: self.args.process_index])
-        own = chosen[0, before:].split(
-            [len(v) for v in values] + [joined.numel() - before - sum(map(len, values))]
-        )
-        made = []
-        for e, mask, mine in zip(experiences, masks, own, strict=False):
-            kept = torch.zeros_like(mask)
-            kept[mask] = mine.to(mask.device)
-            made.append(replace(e, entropy_mask=kept))
-        return made
-
-    def _passes(
-        self, backbone: Backbone, scored: Scored, rows: Sequence[int], objective: Objective
-    ) -> Iterator[tuple[Tensor, Any]]:
-        """Rows and what the objective gives of them, within the budget of a forward."""
-        rollout, share = scored.rollout, self.settings.share_prompt
-        parts = cut_rows(scored, rows, self.settings.max_tokens_per_forward, share=share) if rows else []
-        for _ in range(self.divisions):
-            parts = [half for part in parts for half in halves(part)]
-        pad_id = self.checkpoint.backbone.vision.pad_id
-
-        def run(some: Sequence[int]) -> tuple[Tensor, Any]:
-            batch = replay_batch(rollout, scored.prompts, some, pad_id, features=scored.features, share=share)
-            return torch.tensor(some, device=rollout.tokens.device), self._run(backbone, batch, objective)
-
-        for part in parts:
-            counts = replace(counts_of(scored, part, share=share), patches=0)
-            self.speed.add(operations=self.costs.inference(counts))
-            yield from self.by_halves("passes without gradient")(run, part)
-
-    def _run(self, backbone: Backbone, batch: Batch, objective: Objective) -> Any:
-        """Outside the engine nothing gathers the head's weight, which is read, not called: see `gathered`."""
-        with self.accelerator.autocast():
-            return backbone.eval()(batch, objective)  # the next training step sets the mode back
-
-    def _check_sharing(self, experience: Experience) -> bool:
-        """Compare two completions of one prompt, behind one copy of it, with each in a sequence of its own.
-
-        ConfigError when their log-probabilities differ by more than rounding: some part of this model does
-        not keep to the mask or the positions it is given. False where memory does not suffice for both.
-        """
-        backbone, halved = self.checkpoint.backbone, self.by_halves("check of share_prompt")
-        objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
-
-        def run(rows: Sequence[int], share: bool) -> Tensor:
-            given, pad_id = (experience.rollout, experience.prompts, rows), backbone.vision.pad_id
-            batch = replay_batch(*given, pad_id, features=experience.features, share=share)
-            return torch.as_tensor(self._run(backbone, batch, objective))
-
-        try:
-            plain = torch.cat(halved(functools.partial(run, share=False), [0, 1]))
-            (shared,) = halved(lambda _: run([0, 1], True), ["both"])
-        except MemoryLimitError as error:
-            if not halved.alone:
-                raise
-            logger.warning("share_prompt is checked after a later update, not after this one: %s", error)
-            return False
-        exact = backbone.dtype == torch.float32 and not self.args.bf16
-        difference, bound = float((shared - plain).abs().max()), 1e-3 if exact else 0.5
-        if difference > bound:
-            raise ConfigError(
-                f"share_prompt: log-probabilities of completions behind one prompt are off by "
-                f"{difference:.2g} (at most {bound} is rounding); set share_prompt=false"
-            )
-        return True

@@ -210,6 +210,12 @@ class GrpoConfig(TrainConfig):
         "latent_term=cosine needs one.",
     )
     num_iterations: Int = Field(1, ge=1, description="Updates on each batch of rollouts.")
+    steps_per_generation: Int | None = Field(
+        None,
+        ge=1,
+        description="Batches of prompts that are sampled together, a multiple of gradient_accumulation_steps: "
+        "one update after the other takes its share of them, whole groups; null: those of one update.",
+    )
     sync_ref_model: Bool = Field(
         False,
         description="Let the reference model follow the policy (TR-DPO): every ref_model_sync_steps updates "
@@ -238,7 +244,7 @@ class GrpoConfig(TrainConfig):
         "none",
         description="Loss of latents, a mean over those of the update: none (as published), cosine (1 - "
         "cosine to what the reference model thinks there), gaussian (clipped ratio of normal densities "
-        "around what the policy thinks there, as Monet; without gradient in the first of num_iterations).",
+        "around what the policy thinks there, as Monet; without gradient in the first update on rollouts).",
     )
     latent_weight: Float = Field(1.0, gt=0, description="Weight of latent_term.")
     latent_sigma: Float = Field(10.0, gt=0, description="Standard deviation of latent_term=gaussian.")
@@ -247,6 +253,16 @@ class GrpoConfig(TrainConfig):
         10, ge=1, description="Write rollouts to rollouts.jsonl every so many updates."
     )
     log_rollouts: Int = Field(8, ge=0, description="Rollouts of the first process to write each time.")
+
+    @property
+    def shares(self) -> int:
+        """Updates that the rollouts which are sampled together are divided into."""
+        return (self.steps_per_generation or self.gradient_accumulation_steps) // self.gradient_accumulation_steps
+
+    @property
+    def updates_on_rollouts(self) -> int:
+        """Updates from one sampling to the next."""
+        return self.shares * self.num_iterations
 
     @property
     def needs_reference(self) -> bool:

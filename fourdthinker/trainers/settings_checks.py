@@ -82,6 +82,7 @@ def check_rl(config: Any) -> None:
         ValueError: some do not fit together.
     """
     _check_rewards(config)
+    _check_division(config)
     _check_loss(config)
     _check_staleness(config)
 
@@ -113,13 +114,22 @@ def _check_rewards(config: Any) -> None:
         )
 
 
+def _check_division(config: Any) -> None:
+    steps, each = config.steps_per_generation, config.gradient_accumulation_steps
+    if steps is not None and steps % each:
+        raise ValueError(
+            f"steps_per_generation is {steps} and gradient_accumulation_steps {each}: each update takes that "
+            f"many of the batches; set a multiple of it, such as {-(-steps // each) * each}"
+        )
+
+
 def _check_loss(config: Any) -> None:
     if config.lora is not None and config.lora.dropout:
         raise ValueError(
             f"lora.dropout is {config.lora.dropout}; the policy that is trained must be the one that was "
             "sampled from, so set lora.dropout=0"
         )
-    if config.latent_term == "gaussian" and config.num_iterations == 1:
+    if config.latent_term == "gaussian" and config.updates_on_rollouts == 1:
         raise ValueError(
             "latent_term=gaussian has no gradient in the first update on rollouts, and num_iterations "
             "is 1; set num_iterations above 1, or another latent_term"
@@ -157,8 +167,11 @@ def _check_staleness(config: Any) -> None:
             f"{given}: rollouts of older weights need importance sampling; set loss.sampler_cap=2 (or "
             "loss.sampler_floor), or rollout_staleness=0"
         )
-    if config.num_iterations > 1:
+    if config.updates_on_rollouts > 1:
+        several = f"num_iterations {config.num_iterations}"
+        if config.shares > 1:
+            several = f"steps_per_generation {config.steps_per_generation}"
         raise ValueError(
-            f"{given} and num_iterations {config.num_iterations}: rollouts that several updates are made on "
-            "are not sampled ahead; set one of them back"
+            f"{given} and {several}: rollouts that several updates are made on are not sampled ahead; set "
+            "one of them back"
         )

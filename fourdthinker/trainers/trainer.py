@@ -154,7 +154,7 @@ class LatentTrainer(PassTrainer):
             self.add_callback(self._live)
         # Over the empty batches of further updates on the same rollouts to the next prompts. Workers are
         # ahead by themselves.
-        depth = args.gradient_accumulation_steps * batches.repeats
+        depth = max(args.gradient_accumulation_steps, batches.period)
         self._ahead: Ahead[list[Any]] = Ahead(1 if args.dataloader_num_workers else depth)
         self._alarms = Alarms()
         self._weights_loaded = False

@@ -49,6 +49,22 @@ def test_whole_updates_leave_out_the_rest_and_repeat() -> None:
     assert len(fresh) == len(set(fresh)) == 24
 
 
+def test_what_is_sampled_together_comes_with_the_first_update() -> None:
+    options = {"accumulation": 2, "together": 3, "repeats": 2, "whole_updates": True, "seed": 5}
+    one = epoch(ShardedBatches(50, 4, **options))  # type: ignore[arg-type]
+    shares = [epoch(ShardedBatches(50, 2, rank=r, world_size=2, **options)) for r in range(2)]  # type: ignore[arg-type]
+    assert len(one) == len(ShardedBatches(50, 4, **options)) == 2 * 2 * 3 * 2  # type: ignore[arg-type]
+    for start in (0, 12):
+        assert all(share[start + 2 : start + 12] == [[REPEAT]] * 10 for share in (one, *shares))
+        given = [share[start] + share[start + 1] for share in (one, *shares)]
+        assert [len(indices) for indices in given] == [24, 12, 12]
+        # Of each micro-batch of one rank two have a half each.
+        halves = [given[1 + r][2 * i : 2 * i + 2] for i in range(6) for r in range(2)]
+        assert [index for half in halves for index in half] == given[0]
+    fresh = [i for indices in one for i in indices if i != REPEAT]
+    assert len(set(fresh)) == 48
+
+
 def test_a_data_set_smaller_than_an_update_starts_again() -> None:
     shares = [
         epoch(ShardedBatches(3, 2, rank=r, world_size=2, accumulation=2, whole_updates=True))

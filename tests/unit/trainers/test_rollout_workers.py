@@ -263,6 +263,7 @@ def test_groups_are_refilled_by_workers(tmp_path: Path, monkeypatch: pytest.Monk
         ({"rollout_workers": 0}, "rollout_workers 0: a process that samples by itself"),
         ({}, "set loss.sampler_cap=2"),
         ({"loss": {"sampler_cap": 2.0}, "num_iterations": 2}, "and num_iterations 2"),
+        ({"loss": {"sampler_cap": 2.0}, "steps_per_generation": 4}, "and steps_per_generation 4"),
     ],
 )
 def test_staleness_is_refused_where_it_is_not_corrected(extra: dict[str, Any], reason: str) -> None:

@@ -138,6 +138,11 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
         ({"rewards": ["mine:kl"], "reward_weights": [1.0]}, "rewards names a function kl"),
         ({"latent_term": "cosine", "latents": False}, "latent_term is cosine and latents=false"),
         ({"latent_term": "cosine", "max_blocks": 0}, "latent_term is cosine and max_blocks=0"),
+        ({"steps_per_generation": 0}, "steps_per_generation is 0; give at least 1"),
+        (
+            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            "steps_per_generation is 3 and gradient_accumulation_steps 2: .* such as 4",
+        ),
         ({"entropy_target": 1.0, "loss": {"entropy_coef": -0.1}}, "loss.entropy_coef is -0.1"),
         ({"entropy_target": 1.0, "loss": {"entropy_coef": 1.1}}, "entropy_coef_max = 1.0"),
     ],
