@@ -29,6 +29,7 @@ _MEASURED_BY = (
     "repetition_penalty",
     "max_blocks",
 )
+_SAMPLED_BY = ("num_generations_eval", "temperature", "top_k", "top_p", "min_p")  # where it samples
 
 
 @contextlib.contextmanager
@@ -81,5 +82,7 @@ def measure_of(config: TrainConfig, held_out: Items[Any]) -> str:
         held_out: the records.
     """
     values = config.model_dump(mode="json")
-    told = [held_out.fingerprint(), {name: values[name] for name in _MEASURED_BY if name in values}]
+    sampled = values.get("num_generations_eval") is not None
+    names = (*_MEASURED_BY, *_SAMPLED_BY) if sampled else _MEASURED_BY
+    told = [held_out.fingerprint(), {name: values[name] for name in names if name in values}]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

@@ -181,16 +181,19 @@ class RolloutTrainer(OtherPassesTrainer):
         return super().evaluate(*arguments, **options)
 
     def evaluate_batch(self, batch: list[Any]) -> Metrics:
-        """Rewards of one greedy rollout of each held-out prompt.
+        """Rewards of rollouts of held-out prompts: `num_generations_eval` sampled ones each, or one greedy.
 
         Args:
             batch: (index, prompt) pairs.
         """
         indices, prompts = [index for index, _ in batch], [prompt for _, prompt in batch]
-        greedy = replace(sampling_config(self.settings), temperature=0.0)
+        options, samples = sampling_config(self.settings), self.settings.num_generations_eval
+        if samples is None:
+            options, samples = replace(options, temperature=0.0), 1
+        # The same in every evaluation; updates have numbers from 1 on.
+        seeds = rollout_seeds(self.settings.seed, 0, indices, samples)
         with self.accelerator.autocast(), self.gathered_to_run(self.checkpoint.backbone):
-            none = [0] * len(prompts)  # of which greedy rows need none
-            rollout, features = sampled_rows(self.sampler, prompts, greedy, none, self.by_halves)
+            rollout, features = sampled_rows(self.sampler, prompts, options, seeds, self.by_halves)
         return scored_metrics(self._scored(indices, prompts, rollout, features, self._own_rewards))
 
     # ---- rollouts

@@ -105,6 +105,12 @@ class GrpoConfig(TrainConfig):
     logging_steps: LoggingSteps = 1
 
     num_generations: Int = Field(8, ge=2, description="Rollouts of each prompt: a group.")
+    num_generations_eval: Int | None = Field(
+        None,
+        ge=1,
+        description="Rollouts of each held-out prompt in an evaluation, sampled as in training, by the same "
+        "seeds every time; null: one greedy rollout.",
+    )
     max_completion_length: Int = Field(
         512, ge=1, description="Tokens of a rollout at most, with its latents."
     )

@@ -23,10 +23,12 @@ from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.dift import DiftTrainer, train_dift
-from fourdthinker.trainers.evaluation import held_out_batches
+from fourdthinker.trainers.evaluation import held_out_batches, measure_of
+from fourdthinker.trainers.experience import rollout_seeds
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.e2e.training import BARE, evaluations, metrics, prompts, samples, without_times
+from tests.e2e.training import evaluated as means
 from tests.tiny import tiny_checkpoint
 
 # Dropout draws from torch's generator: one number drawn elsewhere would change every loss after it.
@@ -309,6 +311,54 @@ def test_an_evaluation_whose_rewards_failed_decides_nothing(
     assert best_of(tmp_path / f"checkpoint-{step}")[:2] == (step, pytest.approx(best))
     assert not (tmp_path / f"checkpoint-{5 - step}").exists()
     assert ("step 2: the rewards of 5.3 % of the evaluation's rollouts failed" in caplog.text) != counts
+
+
+def counted(text: str, record: Record, length: int, tokens: Any) -> float:
+    return length + float(tokens.sum() % 7)
+
+
+def test_sampled_rollouts_are_drawn_by_the_same_seeds_in_every_evaluation(tmp_path: Path) -> None:
+    values = BARE | {"num_generations": 2, "max_completion_length": 6, "log_rollouts": 0, "max_steps": 2}
+    values |= {"rewards": [f"{__name__}:counted"], "reward_weights": [1.0], "loss": {"beta": 0.0}}
+    values |= {"num_generations_eval": 3, "temperature": 0.9, "learning_rate": 0.0, "eval_steps": 1}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    others = prompts(checkpoint, 4, seed=5)
+    found = []
+    for size in (1, 3):
+        config = make_config(
+            GrpoConfig,
+            values | {"output_dir": str(tmp_path / str(size)), "per_device_eval_batch_size": size},
+        )
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 2), held_out=others)
+        found += [means(line) for line in evaluations(tmp_path / str(size)).values()]
+    assert len(found) == 4
+    for line in found:
+        assert line == pytest.approx(found[0])
+    seeds = rollout_seeds(config.seed, 0, range(4), 3)
+    options = SamplingConfig(max_new_tokens=6, temperature=0.9)
+    rollout = LatentSampler(checkpoint.backbone.eval()).sample(others, 3, options, seeds=seeds)
+    assert found[0]["eval_completion_length"] == pytest.approx(float(rollout.lengths.double().mean()))
+    rows = zip(rollout.lengths.tolist(), rollout.tokens, strict=True)
+    rewards = [counted("", Record("rl", "a", "?"), n, row[:n]) for n, row in rows]
+    assert len(set(rewards)) > 4, "rows of a prompt differ"
+    assert found[0]["eval_reward"] == pytest.approx(sum(rewards) / 12)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({}, {"temperature": 0.5}, True),
+        ({"num_generations_eval": 2}, {"num_generations_eval": 2, "temperature": 0.5}, False),
+        ({"num_generations_eval": 2}, {"num_generations_eval": 4}, False),
+        ({"num_generations_eval": 2}, {}, False),
+    ],
+)
+def test_evaluations_are_comparable_where_they_sample_alike(
+    first: dict[str, Any], second: dict[str, Any], same: bool
+) -> None:
+    held_out = Items(prompts(tiny_checkpoint(hidden=32, layers=1), 2))
+    found = [measure_of(make_config(GrpoConfig, values), held_out) for values in (first, second)]
+    assert (found[0] == found[1]) == same
 
 
 def test_greedy_rollouts_of_held_out_prompts_are_rewarded_and_change_nothing(tmp_path: Path) -> None:
