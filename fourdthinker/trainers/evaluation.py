@@ -27,6 +27,7 @@ _MEASURED_BY = (
     "reward_weights",
     "max_completion_length",
     "repetition_penalty",
+    "stop_strings",
     "max_blocks",
 )
 _SAMPLED_BY = ("num_generations_eval", "temperature", "top_k", "top_p", "min_p")  # where it samples

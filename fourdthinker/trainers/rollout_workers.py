@@ -96,11 +96,15 @@ def structure(model: Backbone, device: torch.device | str = "meta") -> Backbone:
 
 @dataclass(frozen=True)
 class _Setup:
-    """What else numbers depend on: device, autocast to bfloat16, precision of float32 products."""
+    """What else numbers depend on: device, autocast to bfloat16, precision of float32 products.
+
+    And, where there are stop strings, the tokenizer.
+    """
 
     device: str
     autocast: bool
     precision: str | None
+    tokenizer: Any
 
 
 class _Actor:
@@ -112,7 +116,7 @@ class _Actor:
         self._setup, self._updates = setup, 0
         self._backbone = structure(model, setup.device).eval()
         self._weights = dict(self._backbone.named_parameters())
-        self._sampler = LatentSampler(self._backbone)
+        self._sampler = LatentSampler(self._backbone, setup.tokenizer)
 
     @torch.no_grad()
     def load(self, piece: Piece, updates: int) -> None:
@@ -210,18 +214,26 @@ class RolloutWorkers:
         config: the settings.
         args: of Trainer.
         autocast: whether the process samples under autocast to bfloat16.
+        tokenizer: of the model, for stop strings; None: there are none.
 
     Raises:
         ConfigError: Ray is missing or does not start, or has no room for the actors.
     """
 
     def __init__(
-        self, model: Backbone, config: GrpoConfig, args: TrainingArguments, *, autocast: bool
+        self,
+        model: Backbone,
+        config: GrpoConfig,
+        args: TrainingArguments,
+        *,
+        autocast: bool,
+        tokenizer: Any = None,
     ) -> None:
         self._ray, self._began = _joined(config, args)
         precision = getattr(torch.backends, "fp32_precision", None)
         device = args.device.type
-        self._model, self._setup = model, _Setup(device, autocast, precision)
+        self._model = model
+        self._setup = _Setup(device, autocast, precision, tokenizer if config.stop_strings else None)
         self._class = self._ray.remote(num_cpus=1, num_gpus=int(device == "cuda"), max_restarts=0)(_Actor)
         self._config, self._device, self._pad_id = config, args.device, model.vision.pad_id
         # The other processes wait for this one as long as ddp_timeout: all attempts are over before that.

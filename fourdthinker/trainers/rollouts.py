@@ -81,7 +81,7 @@ class RolloutTrainer(OtherPassesTrainer):
         self._patience = patience_with(config)
         if self.reference is not None:
             self.reference.to(self.args.device)
-        self.sampler = LatentSampler(self.checkpoint.backbone)
+        self.sampler = LatentSampler(self.checkpoint.backbone, self.checkpoint.tokenizer)
         self._unchecked = self.settings.share_prompt  # until shared and plain forward were compared
 
     def run(
@@ -97,8 +97,13 @@ class RolloutTrainer(OtherPassesTrainer):
         run = functools.partial(super().run, resume, weights_loaded=weights_loaded, callbacks=callbacks)
         if self._structure is None:
             return run()
-        autocast = self.accelerator.native_amp
-        workers = RolloutWorkers(self._structure, self.settings, self.args, autocast=autocast)
+        workers = RolloutWorkers(
+            self._structure,
+            self.settings,
+            self.args,
+            autocast=self.accelerator.native_amp,
+            tokenizer=self.checkpoint.tokenizer,
+        )
         with closing(workers) as self._workers:
             return run()
 

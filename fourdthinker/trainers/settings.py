@@ -130,6 +130,9 @@ class GrpoConfig(TrainConfig):
         description="In sampling, logits of ids that stand in prompt or rollout are divided by it (negative "
         "ones multiplied); 1: off. The log-probs in the loss are those without it.",
     )
+    stop_strings: Names = Field(
+        [], description="Texts that end a rollout: with the first id after which one is in it; []: none."
+    )
     max_blocks: Int = Field(8, ge=0, description="Imagery blocks of a rollout at most; 0: text only.")
     train_start: Bool = Field(False, description="Train the choice to open a block too.")
     share_prompt: Bool = Field(

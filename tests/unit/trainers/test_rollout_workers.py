@@ -33,6 +33,7 @@ from tests.unit.trainers.test_rollouts import GRPO, half_solved, varied
 
 ARGS: Any = SimpleNamespace(device=torch.device("cpu"), world_size=1)
 SEEDS = list(range(100, 112))
+STOPS = ["e", "o"]
 
 
 class OftenStartSampler(LatentSampler):
@@ -46,12 +47,13 @@ def config(**extra: Any) -> GrpoConfig:
     return make_config(GrpoConfig, GRPO | {"rewards": [f"{__name__}:varied"], "rollout_workers": 3} | extra)
 
 
-def pool(monkeypatch: pytest.MonkeyPatch, ray: FakeRay) -> RolloutWorkers:
+def pool(monkeypatch: pytest.MonkeyPatch, ray: FakeRay, **extra: Any) -> RolloutWorkers:
     """Workers that have the weights of `checkpoint`."""
     monkeypatch.setattr(rollout_workers, "join_cluster", lambda option: (ray, True))
     monkeypatch.setattr(rollout_workers, "LatentSampler", OftenStartSampler)
-    backbone = checkpoint().backbone
-    workers = RolloutWorkers(structure(backbone), config(), ARGS, autocast=False)
+    loaded = checkpoint()
+    backbone, tokenizer = loaded.backbone, loaded.tokenizer
+    workers = RolloutWorkers(structure(backbone), config(**extra), ARGS, autocast=False, tokenizer=tokenizer)
     workers.send(backbone, 7)
     return workers
 
@@ -96,6 +98,15 @@ def test_workers_give_what_the_process_itself_samples(
     workers.close()
     assert ray.killed == 3 + len(dying)
     assert ray.left
+
+
+def test_workers_know_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, loaded = prompts(), checkpoint()
+    options = sampling_config(config(stop_strings=STOPS))
+    expected = OftenStartSampler(loaded.backbone, loaded.tokenizer).sample(asked, 3, options, seeds=SEEDS)
+    assert "stop" in expected.finish_reason
+    workers = pool(monkeypatch, FakeRay(), stop_strings=STOPS)
+    same(workers.collect(workers.begin(asked, SEEDS)).rollout, expected)
 
 
 def test_workers_that_die_over_the_same_rollouts_and_errors_in_them_end_the_run(

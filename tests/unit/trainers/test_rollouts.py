@@ -278,6 +278,25 @@ def test_groups_of_rollouts_are_joined() -> None:
         assert torch.equal(made.latent_steps[made.latent_rows == i], one.latent_steps[one.latent_rows == row])
 
 
+def test_rollouts_end_at_stop_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = ["e", "o", "t"]
+    seen, _ = train(tmp_path, varied, monkeypatch, stop_strings=stops, max_steps=1, max_blocks=0)
+    tokenizer = tiny_checkpoint(hidden=32, layers=1).tokenizer
+    ends = []
+    for e in seen[0]:
+        whole = e.rollout.texts(tokenizer)
+        for row, (length, why) in enumerate(zip(e.rollout.lengths.tolist(), e.rollout.finish_reason, strict=True)):
+            before = tokenizer.decode(e.rollout.tokens[row, : length - 1].tolist())
+            assert not any(stop in before for stop in stops)
+            assert any(stop in whole[row] for stop in stops) == (why == "stop")
+            assert int(e.rollout.policy_mask[row].sum()) == length, "the id that ends it is trained too"
+            ends.append(why)
+    assert "stop" in ends
+    (line,) = metrics(tmp_path)
+    assert line["finish_stop"] == pytest.approx(ends.count("stop") / len(ends))
+    assert line["sampler_gap_max"] < 1e-4
+
+
 def test_overlong_rollouts_count_as_sequences_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in TRL, whose mean over sequences keeps those whose tokens are masked."""
     seen, _ = train(tmp_path, varied, monkeypatch, mask_overlong=True, max_steps=1)
