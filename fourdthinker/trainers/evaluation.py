@@ -27,6 +27,7 @@ _MEASURED_BY = (
     "reward_weights",
     "max_completion_length",
     "repetition_penalty",
+    "presence_penalty",
     "stop_strings",
     "max_blocks",
 )

@@ -131,6 +131,7 @@ def sampling_config(config: GrpoConfig) -> SamplingConfig:
         top_p=config.top_p,
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
+        presence_penalty=config.presence_penalty,
         stop_strings=tuple(config.stop_strings),
         max_blocks=config.max_blocks,
         train_start=config.train_start,

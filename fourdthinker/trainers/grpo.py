@@ -375,7 +375,8 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
 
 def _warn_of_sampling(config: GrpoConfig) -> None:
     """Say that importance sampling does not know what the sampler leaves out or makes less likely."""
-    names, usual = ("top_p", "top_k", "min_p", "repetition_penalty"), GrpoConfig.model_fields
+    names = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+    usual = GrpoConfig.model_fields
     changed = {name: value for name in names if (value := getattr(config, name)) != usual[name].default}
     if changed and config.loss.corrected:
         logger.warning(

@@ -130,6 +130,13 @@ class GrpoConfig(TrainConfig):
         description="In sampling, logits of ids that stand in prompt or rollout are divided by it (negative "
         "ones multiplied); 1: off. The log-probs in the loss are those without it.",
     )
+    presence_penalty: Float = Field(
+        0.0,
+        ge=-1e30,
+        le=1e30,
+        description="In sampling, taken off the logits of ids that stand in the rollout, once; 0: off. The "
+        "log-probs in the loss are those without it.",
+    )
     stop_strings: Names = Field(
         [], description="Texts that end a rollout: with the first id after which one is in it; []: none."
     )

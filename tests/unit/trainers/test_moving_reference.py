@@ -128,20 +128,21 @@ def test_the_masters_are_mixed_and_not_what_they_are_rounded_to() -> None:
     assert torch.equal(reference.weight, masters["weight"].to(torch.bfloat16))
 
 
-def test_a_penalty_of_repetition_is_of_sampling_alone(tmp_path: Path) -> None:
-    """It changes what is drawn; log-probs of sampler and trainer are those of the model, without it."""
+def test_penalties_are_of_sampling_alone(tmp_path: Path) -> None:
+    """They change what is drawn; log-probs of sampler and trainer are those of the model, without them."""
     shared = {"max_steps": 1, "ref_model_sync_steps": 2, "max_completion_length": 24, "log_rollouts": 3}
-    (line,) = train(tmp_path / "penalty", repetition_penalty=30.0, **shared)
     (plain,) = train(tmp_path / "plain", **shared)
-    assert line["sampler_gap_max"] < 1e-4
-    assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert line["reward"] != plain["reward"]
+    for name, value in (("repetition_penalty", 30.0), ("presence_penalty", 50.0)):
+        (line,) = train(tmp_path / name, **shared, **{name: value})
+        assert line["sampler_gap_max"] < 1e-4
+        assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
+        assert line["reward"] != plain["reward"]
 
 
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"top_p": 0.9, "repetition_penalty": 1.5, "loss": {"sampler_cap": 2.0}}, True),
+        ({"top_p": 0.9, "presence_penalty": 1.5, "loss": {"sampler_cap": 2.0}}, True),
         ({"top_p": 0.9}, False),
         ({"loss": {"sampler_cap": 2.0}}, False),
     ],
@@ -152,4 +153,4 @@ def test_importance_sampling_of_what_was_drawn_otherwise_is_warned_of(
     train(tmp_path, max_steps=1, save_steps=0, **extra)
     warned = [text for text in caplog.messages if "weigh tokens by the model's distribution" in text]
     assert len(warned) == said
-    assert all(text.startswith("top_p=0.9, repetition_penalty=1.5: ") for text in warned)
+    assert all(text.startswith("top_p=0.9, presence_penalty=1.5: ") for text in warned)

@@ -138,6 +138,10 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
         ({"rewards": ["mine:kl"], "reward_weights": [1.0]}, "rewards names a function kl"),
         ({"latent_term": "cosine", "latents": False}, "latent_term is cosine and latents=false"),
         ({"latent_term": "cosine", "max_blocks": 0}, "latent_term is cosine and max_blocks=0"),
+        ({"num_generations_eval": 0}, "num_generations_eval is 0; give at least 1"),
+        ({"stop_strings": ["</answer>", ""]}, r"stop_strings\[1\] is empty; give a text"),
+        ({"stop_strings": 3}, "stop_strings is 3"),
+        ({"presence_penalty": 1e31}, r"presence_penalty is 1e\+31; give at most 1e\+30"),
         ({"steps_per_generation": 0}, "steps_per_generation is 0; give at least 1"),
         (
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
