@@ -28,12 +28,13 @@ REPEAT = -1  # an index that stands for "use the last batch of rollouts again"
 class ShardedBatches(Sampler[list[int]]):
     """Batches of indices for one rank; all ranks shuffle alike and take disjoint parts of every global batch.
 
-    The order depends on (seed, epoch) only. Two ranks with batch b see together, step by step, what one rank
+    The order depends on (seed, epoch) only, without `shuffle` on nothing. Two ranks with batch b see together, step by step, what one rank
     with batch 2b sees, in the same order within the step.
 
     Args:
         size: number of items of the data set.
         batch_size: items a rank gets at a time.
+        shuffle: take the items of each epoch in another order.
         accumulation: batches of one update. Only with `whole_updates`.
         together: updates whose items come together, in the batches of the first one, which are so many times
             as large: the batches of the first update, one after the other, then those of the second. Only
@@ -53,6 +54,7 @@ class ShardedBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        shuffle: bool = True,
         accumulation: int = 1,
         together: int = 1,
         repeats: int = 1,
@@ -61,7 +63,7 @@ class ShardedBatches(Sampler[list[int]]):
         if size < 1:
             raise ValueError("the data set is empty")
         self.size, self.batch_size = size, batch_size
-        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
         self.accumulation, self.together, self.repeats = accumulation, together, repeats
         self.whole_updates = whole_updates
         self.epoch = 0
@@ -89,7 +91,7 @@ class ShardedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         # The multiplier keeps (seed, epoch) and (seed + 1, epoch - 1) apart.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.size, generator=generator)
+        order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         batch = self.batch_size * self.world_size
         if self.whole_updates:
             given = batch * self.accumulation * self.together

@@ -294,6 +294,7 @@ def make_trainer(config: DiftConfig, parts: Parts) -> DiftTrainer:
         rank=parts.args.process_index,
         world_size=parts.args.world_size,
         seed=config.seed,
+        shuffle=config.shuffle_dataset,
     )
     return DiftTrainer(config, parts, batches)
 

@@ -365,6 +365,7 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
         rank=parts.args.process_index,
         world_size=parts.args.world_size,
         seed=config.seed,
+        shuffle=config.shuffle_dataset,
         accumulation=config.gradient_accumulation_steps,
         together=config.shares,
         repeats=config.num_iterations,

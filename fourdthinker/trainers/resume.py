@@ -39,6 +39,7 @@ _HELD = (
     "latent_bottleneck",
     "latent_norm",
     "self_feed",
+    "shuffle_dataset",
     "seed",
     "learning_rate",
     "learning_rates",
@@ -57,7 +58,7 @@ _HELD = (
 # What stays when the number of processes changes, and with it both of these.
 _SHARES = "steps_per_generation / gradient_accumulation_steps"
 # Of checkpoints that older versions wrote, without these.
-_FORMER = {_SHARES: 1}
+_FORMER = {_SHARES: 1, "shuffle_dataset": True}
 
 # Settings that the memory of a forward depends on: with the same ones it need not run out a second time.
 _SIZES = (

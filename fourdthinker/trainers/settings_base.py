@@ -64,6 +64,10 @@ class TrainConfig(Settings):
     on_bad_record: Literal["raise", "skip"] = Field(
         "raise", description="End the run at a bad record, or leave it out and write it to rejected.jsonl."
     )
+    shuffle_dataset: Bool = Field(
+        True,
+        description="Take the records of each epoch in a new random order; false: in that of the files.",
+    )
     check_media: Bool = Field(
         True,
         description="Read every clip and picture once before training. Filling a cache does so anyway.",

@@ -38,6 +38,13 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert len({str(order) for order in different}) == 9
 
 
+def test_items_in_their_own_order() -> None:
+    whole = ShardedBatches(11, 2, shuffle=False, whole_updates=True)
+    assert epoch(whole, 0) == epoch(whole, 1) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    shares = [epoch(ShardedBatches(5, 2, rank=r, world_size=2, shuffle=False)) for r in range(2)]
+    assert shares == [[[0, 1], [4]], [[2, 3], [0]]]
+
+
 def test_whole_updates_leave_out_the_rest_and_repeat() -> None:
     options = {"world_size": 2, "accumulation": 3, "repeats": 2, "whole_updates": True}
     shares = [epoch(ShardedBatches(30, 2, rank=r, **options)) for r in range(2)]  # type: ignore[arg-type]
