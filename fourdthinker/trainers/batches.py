@@ -28,8 +28,8 @@ REPEAT = -1  # an index that stands for "use the last batch of rollouts again"
 class ShardedBatches(Sampler[list[int]]):
     """Batches of indices for one rank; all ranks shuffle alike and take disjoint parts of every global batch.
 
-    The order depends on (seed, epoch) only, without `shuffle` on nothing. Two ranks with batch b see together, step by step, what one rank
-    with batch 2b sees, in the same order within the step.
+    The order depends on (seed, epoch) only, without `shuffle` on nothing. Two ranks with batch b see
+    together, step by step, what one rank with batch 2b sees, in the same order within the step.
 
     Args:
         size: number of items of the data set.

@@ -61,7 +61,7 @@ class OtherPassesTrainer(LatentTrainer):
         if config.top_entropy < 1:
             updates = [self._with_entropy_masks(update) for update in updates]
         # In the first update the policy is still the one that sampled, and its passes with a loss tell this.
-        updates[1:] = [self._with_old_logprobs(update) for update in updates[1:]]
+        updates[1:] = [self._before_updates(update) for update in updates[1:]]
         return list(itertools.chain(*updates))
 
     def _reference_outputs(
@@ -86,7 +86,7 @@ class OtherPassesTrainer(LatentTrainer):
                     told[-1][part] = found
         return told
 
-    def _with_old_logprobs(self, experiences: list[Experience]) -> list[Experience]:
+    def _before_updates(self, experiences: list[Experience]) -> list[Experience]:
         """The log-probs of the policy that sampled."""
         objective = functools.partial(policy_logprobs, temperature=self.settings.temperature)
         told = self._of_policy(experiences, objective)

@@ -97,7 +97,9 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
     pixels = isinstance(config, DiftConfig) and config.freeze_vision and not config.cache_video
-    clips = shape.prompts if isinstance(config, DiftConfig) else config.per_device_train_batch_size
+    clips = shape.prompts
+    if isinstance(config, GrpoConfig):  # kept from the rollouts to the last update on them
+        clips = config.per_device_train_batch_size * config.shares * config.gradient_accumulation_steps
     features, vision = _vision(config, backbone, grid, clips, at_once=pixels)
     element = 4 if autocast or config.fsdp else None  # of a gradient
     traced = trace(config, backbone, _filled(config, shape, asked), grid, on_cpu=on_cpu, element=element)

@@ -229,8 +229,9 @@ class GrpoConfig(TrainConfig):
     steps_per_generation: Int | None = Field(
         None,
         ge=1,
-        description="Batches of prompts that are sampled together, a multiple of gradient_accumulation_steps: "
-        "one update after the other takes its share of them, whole groups; null: those of one update.",
+        description="Batches of prompts that are sampled together, a multiple of "
+        "gradient_accumulation_steps: one update after the other takes its share of them, whole groups; "
+        "null: those of one update.",
     )
     sync_ref_model: Bool = Field(
         False,
@@ -273,7 +274,8 @@ class GrpoConfig(TrainConfig):
     @property
     def shares(self) -> int:
         """Updates that the rollouts which are sampled together are divided into."""
-        return (self.steps_per_generation or self.gradient_accumulation_steps) // self.gradient_accumulation_steps
+        each = self.gradient_accumulation_steps
+        return (self.steps_per_generation or each) // each
 
     @property
     def updates_on_rollouts(self) -> int:

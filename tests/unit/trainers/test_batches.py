@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
@@ -57,10 +59,10 @@ def test_whole_updates_leave_out_the_rest_and_repeat() -> None:
 
 
 def test_what_is_sampled_together_comes_with_the_first_update() -> None:
-    options = {"accumulation": 2, "together": 3, "repeats": 2, "whole_updates": True, "seed": 5}
-    one = epoch(ShardedBatches(50, 4, **options))  # type: ignore[arg-type]
-    shares = [epoch(ShardedBatches(50, 2, rank=r, world_size=2, **options)) for r in range(2)]  # type: ignore[arg-type]
-    assert len(one) == len(ShardedBatches(50, 4, **options)) == 2 * 2 * 3 * 2  # type: ignore[arg-type]
+    options: dict[str, Any] = {"accumulation": 2, "together": 3, "repeats": 2, "whole_updates": True}
+    one = epoch(ShardedBatches(50, 4, **options))
+    shares = [epoch(ShardedBatches(50, 2, rank=r, world_size=2, **options)) for r in range(2)]
+    assert len(one) == len(ShardedBatches(50, 4, **options)) == 2 * 2 * 3 * 2
     for start in (0, 12):
         assert all(share[start + 2 : start + 12] == [[REPEAT]] * 10 for share in (one, *shares))
         given = [share[start] + share[start + 1] for share in (one, *shares)]

@@ -12,7 +12,7 @@ import torch
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.sampler import LatentSampler
 from fourdthinker.settings import make_config
-from fourdthinker.trainers import rollouts, sampled_rows, vision_cache
+from fourdthinker.trainers import other_passes, sampled_rows, vision_cache
 from fourdthinker.trainers.dift import DiftTrainer, train_dift
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.halved import Halved
@@ -100,9 +100,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     [
         (LatentSampler, "sample", rows, 3, 2),  # of 12 and of 6 rows; 3 are three quarters of a group
         (sampled_rows, "encode_prompts", lambda backbone, given: len(given), 1, 1),
-        (rollouts, "reference_outputs", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 3, 2),
-        (rollouts, "policy_logprobs", lambda backbone, h, batch, **_: plain_rows(batch), 1, 1),
-        (rollouts, "policy_entropies", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 5, 2),
+        (other_passes, "reference_outputs", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 3, 2),
+        (other_passes, "policy_logprobs", lambda backbone, h, batch, **_: plain_rows(batch), 1, 1),
+        (other_passes, "policy_entropies", lambda backbone, h, batch, **_: len(batch["policy_mask"]), 5, 2),
     ],
 )
 def test_rollouts_and_other_passes_are_halved(
@@ -141,8 +141,8 @@ def test_sharing_is_checked_once_memory_suffices(
             shared.append(hidden)
         return "segments" in batch and len(shared) == 1
 
-    full = Full(rollouts.policy_logprobs, first, 0)
-    monkeypatch.setattr(rollouts, "policy_logprobs", full)
+    full = Full(other_passes.policy_logprobs, first, 0)
+    monkeypatch.setattr(other_passes, "policy_logprobs", full)
     grpo(tmp_path, max_steps=3)
     assert len(shared) == 2, "one that fails, one that compares, and no third"
     assert "share_prompt is checked after a later update" in caplog.text

@@ -12,7 +12,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.samples import Prompt, Vision
 from fourdthinker.settings import make_config
-from fourdthinker.trainers import grpo, rollouts
+from fourdthinker.trainers import grpo, other_passes
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
@@ -39,7 +39,7 @@ class Counted:
         self.trained = 0  # passes with a loss
         self.logprobs: list[tuple[Backbone, bool]] = []  # passes without: of which model, adapter off or not
         self._without = 0
-        tower, trained, logprobs = Backbone.encode_vision, grpo.grpo_objective, rollouts.reference_outputs
+        tower, trained, logprobs = Backbone.encode_vision, grpo.grpo_objective, other_passes.reference_outputs
         without = Backbone.without_adapter
 
         def encode_vision(backbone: Backbone, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class Counted:
         monkeypatch.setattr(Backbone, "encode_vision", encode_vision)
         monkeypatch.setattr(Backbone, "without_adapter", without_adapter)
         monkeypatch.setattr(grpo, "grpo_objective", grpo_objective)
-        monkeypatch.setattr(rollouts, "reference_outputs", reference_outputs)
+        monkeypatch.setattr(other_passes, "reference_outputs", reference_outputs)
         # The comparison of shared and plain forwards in the first step has passes of its own.
         monkeypatch.setattr(GrpoTrainer, "_check_sharing", lambda *_: True)
 

@@ -339,6 +339,12 @@ def test_the_time_is_operations_over_the_rates_of_the_table(
     twice = make_plan(make_config(GrpoConfig, values | {"num_iterations": 2})).work
     assert twice.training == plan.work.training
     assert twice.decoded == plan.work.decoded / 2
+    shares = make_plan(make_config(GrpoConfig, values | {"steps_per_generation": 4}))
+    assert shares.work.training == plan.work.training
+    # Of three updates in four the policy that sampled sees the rollouts once more.
+    whole = forward + 2 * head * 4 * ANSWER
+    assert shares.work.sampling - plan.work.sampling == pytest.approx(0.75 * whole)
+    assert shares.parts["vision"] - plan.parts["vision"] == pytest.approx(3 * plan.cache[0])
     adapters = [{"r": 4, "train_embeddings": trained} for trained in (False, True)]
     below, beside = (make_plan(make_config(GrpoConfig, values | {"lora": lora})).work for lora in adapters)
     # No gradient of a head that is not trained: two products of its logits' size, and not three.

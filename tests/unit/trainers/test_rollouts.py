@@ -285,7 +285,8 @@ def test_rollouts_end_at_stop_strings(tmp_path: Path, monkeypatch: pytest.Monkey
     ends = []
     for e in seen[0]:
         whole = e.rollout.texts(tokenizer)
-        for row, (length, why) in enumerate(zip(e.rollout.lengths.tolist(), e.rollout.finish_reason, strict=True)):
+        for row, why in enumerate(e.rollout.finish_reason):
+            length = int(e.rollout.lengths[row])
             before = tokenizer.decode(e.rollout.tokens[row, : length - 1].tolist())
             assert not any(stop in before for stop in stops)
             assert any(stop in whole[row] for stop in stops) == (why == "stop")

@@ -383,7 +383,7 @@ def test_shared_names_mean_what_trainer_means() -> None:
         "model", "subfolder", "data", "media_root", "on_bad_record", "check_media", "frames",
         "override_policy", "dtype", "freeze_vision", "lora", "cache_dir", "max_bad_steps",
         "overwrite_output_dir", "max_prompt_tokens", "max_tokens_per_forward", "liger", "latents",
-        "instruction", "learning_rates", "eval_data",
+        "instruction", "learning_rates", "eval_data", "shuffle_dataset",
     }  # fmt: skip
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert set(TrainConfig.model_fields) - theirs == ours
