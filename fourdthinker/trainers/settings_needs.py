@@ -147,7 +147,7 @@ _NEEDS = (
 )
 # Held-out records may also be given in memory, of which settings do not know.
 _EVALUATION = _Need(
-    ("eval_steps", "per_device_eval_batch_size"),
+    ("eval_steps", "per_device_eval_batch_size", "num_generations_eval"),
     lambda config: bool(config.eval_data),
     "eval_data is empty",
     "eval_data",

@@ -13,6 +13,7 @@ from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.settings import make_config, settings_of
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 from fourdthinker.trainers.settings_files import load_config, parse_command_line, save_config
 from tools.settings_doc import settings_page
@@ -249,6 +250,9 @@ def test_evaluation_settings_without_held_out_records_are_refused(tmp_path: Path
         config = make_config(DiftConfig, {name: 50, "output_dir": str(tmp_path / "run")})
         with pytest.raises(ConfigError, match=f"{name} is 50 and does nothing: eval_data is empty; set"):
             train_dift(config)
+    config = make_config(GrpoConfig, {"num_generations_eval": 4, "output_dir": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match="num_generations_eval is 4 and does nothing: eval_data is empty"):
+        train_grpo(config)
     assert not (tmp_path / "run").exists()
 
 
