@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fourdthinker.cli.shared import Commands, new_folder, output, whole
+from fourdthinker.cli.shared import Commands, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from fourdthinker.backbones.conversion import Conversion, convert_checkpoint, plan_conversion
+    from fourdthinker.files import check_new_folder, new_folder
 
-    out = new_folder(arguments.out)
+    check_new_folder(arguments.out)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     conversion = Conversion(
         arguments.checkpoint, arguments.subfolder, arguments.to, arguments.merge, arguments.latent_size, dtype
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         sys.stdout.write("".join(f"{step}\n" for step in plan_conversion(conversion)))
         return
-    found = convert_checkpoint(conversion, out)
+    with new_folder(arguments.out) as out:
+        found = convert_checkpoint(conversion, out)
     if found.lost is not None:
         name = arguments.dtype or "float32"
         sys.stdout.write(f"{out}: {found.lost:.2g} of the adapter was lost to rounding to {name}\n")

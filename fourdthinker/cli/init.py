@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fourdthinker.cli.shared import Commands, new_folder, output, whole
+from fourdthinker.cli.shared import Commands, output, whole
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -23,8 +23,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Give a base model its latent tokens and write it as a checkpoint into a new folder."""
     from fourdthinker.backbones import init_checkpoint, save_checkpoint
+    from fourdthinker.files import new_folder
 
-    out = new_folder(arguments.out)
-    checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
-    save_checkpoint(out, checkpoint)
+    with new_folder(arguments.out) as out:
+        checkpoint = init_checkpoint(arguments.base, latent_size=arguments.latent_size)
+        save_checkpoint(out, checkpoint)
     sys.stdout.write(f"{out}\n")

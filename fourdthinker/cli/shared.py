@@ -103,17 +103,6 @@ def real(least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
-def new_folder(path: Path) -> Path:
-    """A folder to write to, as it was named; FourdError when something is in it or it cannot be made."""
-    from fourdthinker.errors import ConfigError
-    from fourdthinker.files import check_folder
-
-    check_folder(path)
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"{path} is not empty; name a new folder")
-    return path
-
-
 def not_read(out: Path | None, inputs: Iterable[Path]) -> None:
     """ConfigError for an output that is one of the files which the same command reads, and would replace."""
     from fourdthinker.errors import ConfigError

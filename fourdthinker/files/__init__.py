@@ -8,6 +8,7 @@ that readers and writers share (picture suffixes, option letters) are here too.
 """
 
 from fourdthinker.files.arrays import create_array
+from fourdthinker.files.folders import check_new_folder, new_folder
 from fourdthinker.files.jsonl import JsonLines, append_lines, check_output, whole_lines
 from fourdthinker.files.locks import FOLDER_LOCK, close_locked, locked_folder, open_locked
 from fourdthinker.files.paths import (
@@ -44,12 +45,14 @@ __all__ = [
     "append_lines",
     "atomic_writer",
     "check_folder",
+    "check_new_folder",
     "check_output",
     "close_locked",
     "create_array",
     "locked_folder",
     "make_folder",
     "named_path",
+    "new_folder",
     "open_locked",
     "output_path",
     "parse_json",

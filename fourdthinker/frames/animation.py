@@ -23,7 +23,15 @@ from PIL import ExifTags, GifImagePlugin, Image, PngImagePlugin
 
 from fourdthinker.frames.bitstream import gif, png
 from fourdthinker.frames.orientation import Orientation
-from fourdthinker.frames.rgba import SIXTEEN, gray_of_sixteen, opaque, scale_key, with_alpha
+from fourdthinker.frames.rgba import (
+    SIXTEEN,
+    STRIP,
+    gray_of_sixteen,
+    opaque,
+    over_white,
+    scale_key,
+    with_alpha,
+)
 
 if TYPE_CHECKING:
     import av
@@ -45,17 +53,11 @@ class Canvas:
     @staticmethod
     def of(size: tuple[int, int]) -> Canvas:
         """An empty canvas of (height, width). ValueError: too large."""
-        if size[0] * size[1] > MOST_PIXELS:
-            raise ValueError(f"a canvas of {size[1]}x{size[0]} is too large")
-        return Canvas(np.zeros((*size, 4), np.uint8))
+        return Canvas(np.zeros((*_allowed(size), 4), np.uint8))
 
     def part(self, box: tuple[int, int, int, int]) -> tuple[slice, slice]:
         """Where (left, top, width, height) lies. ValueError: not within the canvas."""
-        left, top, width, height = box
-        rows, columns = self.pixels.shape[:2]
-        if not (width and height) or left + width > columns or top + height > rows:
-            raise ValueError(f"a part of {width}x{height} at {left}, {top} does not lie on the canvas")
-        return slice(top, top + height), slice(left, left + width)
+        return _region(box, self.pixels.shape[:2])
 
     def draw(self, region: tuple[slice, slice], part: Pixels, over: bool, after: int) -> Pixels:
         """Lay a part on the canvas. Returns the canvas, which the next call changes."""
@@ -77,6 +79,19 @@ class Canvas:
         return self.pixels
 
 
+def _allowed(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"a canvas of {size[1]}x{size[0]} is too large")
+    return size
+
+
+def _region(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    left, top, width, height = box
+    if not (width and height) or left + width > size[1] or top + height > size[0]:
+        raise ValueError(f"a part of {width}x{height} at {left}, {top} does not lie on the canvas")
+    return slice(top, top + height), slice(left, left + width)
+
+
 def gif_composer(extradata: bytes) -> Compose:
     """Makes of each packet of a GIF, from the first on, the canvas [H, W, 4] that it shows.
 
@@ -94,17 +109,7 @@ def gif_composer(extradata: bytes) -> Compose:
             canvas, colours = Canvas.of(found.screen), found.colours
         if canvas is None:
             raise ValueError("it does not begin as a GIF")
-        if found.disposal not in _DISPOSALS:
-            raise ValueError(f"its disposal is {found.disposal}, which GIF does not define")
-        region = canvas.part(found.box)
-        table = found.table or colours
-        if not table:
-            raise ValueError("it has no colours")
-        rgba = np.zeros((256, 4), np.uint8)  # an index without a colour is not drawn
-        rgba[: len(table) // 3, :3] = np.frombuffer(table, np.uint8).reshape(-1, 3)
-        rgba[: len(table) // 3, 3] = 255
-        if found.transparent is not None:
-            rgba[found.transparent] = 0
+        region, rgba = canvas.part(found.box), _palette(found, colours)
         part = rgba.view(np.uint32)[:, 0].take(_indices(found))  # several times faster than of four bytes
         return canvas.draw(region, part[..., None].view(np.uint8), True, _DISPOSALS[found.disposal])
 
@@ -112,11 +117,35 @@ def gif_composer(extradata: bytes) -> Compose:
 
 
 def first_of_gif(data: bytes) -> Pixels:
-    """The first picture [H, W, 4] of a GIF file. ValueError and OSError: there is none, or it is damaged."""
-    pixels = gif_composer(b"")(data)
-    if pixels is None:
+    """The first picture of a GIF file over white, RGB [H, W, 3], without a canvas with alpha.
+
+    ValueError and OSError: there is none, or it is damaged."""
+    found = gif.picture(data)
+    if found is None:
         raise ValueError("it holds no picture")
+    if found.screen is None:
+        raise ValueError("it does not begin as a GIF")
+    pixels = np.full((*_allowed(found.screen), 3), 255, np.uint8)
+    colours = over_white(_palette(found, found.colours)[None])[0]
+    part, indices = pixels[_region(found.box, found.screen)], _indices(found)
+    for top in range(0, len(part), STRIP):
+        part[top : top + STRIP] = colours.take(indices[top : top + STRIP], axis=0)
     return pixels
+
+
+def _palette(picture: gif.Picture, colours: bytes) -> Pixels:
+    """uint8 [256, 4]: RGBA of the indices of a picture in a file with these colours."""
+    if picture.disposal not in _DISPOSALS:
+        raise ValueError(f"its disposal is {picture.disposal}, which GIF does not define")
+    table = picture.table or colours
+    if not table:
+        raise ValueError("it has no colours")
+    rgba = np.zeros((256, 4), np.uint8)  # an index without a colour is not drawn
+    rgba[: len(table) // 3, :3] = np.frombuffer(table, np.uint8).reshape(-1, 3)
+    rgba[: len(table) // 3, 3] = 255
+    if picture.transparent is not None:
+        rgba[picture.transparent] = 0
+    return rgba
 
 
 def _indices(picture: gif.Picture) -> Pixels:

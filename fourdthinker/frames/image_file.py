@@ -19,7 +19,7 @@ from fourdthinker.errors import ConfigError, VideoError
 from fourdthinker.frames.animation import first_of_gif
 from fourdthinker.frames.checks import whole
 from fourdthinker.frames.orientation import Orientation
-from fourdthinker.frames.rgba import SIXTEEN, gray_of_sixteen, has_alpha, over_white, scale_key, with_alpha
+from fourdthinker.frames.rgba import SIXTEEN, STRIP, gray_of_sixteen, has_alpha, scale_key, with_alpha
 from fourdthinker.frames.tiff import check_parts
 
 # Plain raster formats only: some others that Pillow knows start external programs.
@@ -27,9 +27,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # Major brands of HEIF (ISO/IEC 23008-12): one picture, maybe of tiles, or with alpha as a picture of its own.
 _HEIC = (b"heic", b"heix", b"heim", b"heis")
 _STILL = (b"avif", b"mif1", *_HEIC)
-MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: about 0.5 GB while the image is read
+MAX_SOURCE_PIXELS = 1 << 26  # 8192 x 8192: at most 0.8 GB while the image is read (docs/video.md)
 VARIABLE = "FOURDTHINKER_MAX_SOURCE_PIXELS"
-_STRIP = 256  # rows that are converted at once
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED = 258, 262, 339, 2  # tags of TIFF, and a value of the last
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG, but those within entropy-coded data
@@ -108,7 +107,7 @@ def load_image(
                 check_parts(image.tag_v2)
             if image.format == "GIF":  # Pillow fills what the first picture leaves free with a colour
                 file.seek(0)
-                return over_white(first_of_gif(file.read()))
+                return first_of_gif(file.read())
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
             image.load()
@@ -193,10 +192,10 @@ def _upright_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     bits, inverted = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP):  # no second picture of full size is made
-        strip = image.crop((0, top, width, min(top + _STRIP, height)))
+    for top in range(0, height, STRIP):  # no second picture of full size is made
+        strip = image.crop((0, top, width, min(top + STRIP, height)))
         made = _from_sixteen(strip, bits, inverted) if sixteen else np.asarray(_over_white(strip))
-        pixels[top : top + _STRIP] = made
+        pixels[top : top + STRIP] = made
     return np.ascontiguousarray(orientation.apply(pixels))
 
 

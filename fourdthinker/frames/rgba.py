@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit gray
+STRIP = 256  # rows that are converted at a time, so that no second picture of full size is made
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # of Pillow's raw modes: from one level of so many bits to the next
 
@@ -49,6 +50,10 @@ def opaque(pixels: NDArray[np.uint8]) -> bool:
 
 def over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB [H, W, 3] of RGBA [H, W, 4], by the arithmetic of Pillow's `paste`."""
-    alpha = pixels[..., 3:].astype(np.uint16)
-    summed = pixels[..., :3] * alpha + 255 * (255 - alpha) + 128
-    return (((summed >> 8) + summed) >> 8).astype(np.uint8)
+    out = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), STRIP):  # the sums take six bytes a pixel
+        strip = pixels[top : top + STRIP]
+        alpha = strip[..., 3:].astype(np.uint16)
+        summed = strip[..., :3] * alpha + 255 * (255 - alpha) + 128
+        out[top : top + STRIP] = ((summed >> 8) + summed) >> 8
+    return out

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -224,3 +226,27 @@ def test_any_video_is_bounded_and_the_bound_can_be_set(
     monkeypatch.setenv("FOURDTHINKER_MAX_SOURCE_PIXELS", str(pixels - 1))
     with pytest.raises(VideoError, match=f"more than max_source_pixels, {pixels - 1}"):
         read_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("read", "most"),
+    [(load_image, 8), (lambda path: read_frames(path, times=[0.0]), 18)],
+    ids=["still", "video"],
+)
+def test_the_bound_on_pixels_bounds_memory_as_documented(
+    read: Callable[[Path], object], most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/video.md: bytes a pixel; what numpy and Python hold, so without one more of Pillow's own."""
+    side, path = 1024, tmp_path / "a.gif"
+    monkeypatch.setenv("FOURDTHINKER_MAX_SOURCE_PIXELS", str(side * side))
+    indices = np.arange(side * side, dtype=np.uint32).reshape(side, side).astype(np.uint8)
+    first, second = Image.fromarray(indices).convert("P"), Image.fromarray(indices.T.copy()).convert("P")
+    first.save(path, save_all=True, append_images=[second], duration=100, transparency=7, disposal=3)
+    read(path)  # what is imported and kept for all files
+    tracemalloc.start()
+    try:
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most * side * side + (1 << 20)
