@@ -108,7 +108,8 @@ def store_metrics(pointer, sums, COUNT: tl.constexpr, LARGEST: tl.constexpr):
         if index < COUNT - LARGEST:
             tl.store(pointer + index, tl.sum(sums[index], axis=0))
         else:
-            tl.store(pointer + index, tl.max(sums[index], axis=0))
+            # Not tl.max, which drops NaN on a GPU.
+            tl.store(pointer + index, tl.reduce(sums[index], 0, larger))
 
 
 def sum_tokens(values: list[Tensor], counted: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ def group_advantages_kernel(
             part = tl.load(rewards_ptr + start + lanes, mask=start + lanes < rewards, other=0.0) - mean
             total += tl.where(start + lanes < rewards, part * part, 0.0)
         result = centred / (tl.sqrt(tl.sum(total, axis=0) / (rewards - 1)) + eps)
-    highest = tl.max(tl.where(inside, values, float("-inf")), axis=0)
-    lowest = tl.min(tl.where(inside, values, float("inf")), axis=0)
-    tl.store(output_ptr + first + members, tl.where(highest == lowest, 0.0, result), mask=inside)
+    # Not the largest against the smallest: a GPU's max and min drop NaN, which differs from all.
+    differ = tl.sum((inside & (values != tl.load(rewards_ptr + first))).to(tl.int32), axis=0)
+    tl.store(output_ptr + first + members, tl.where(differ == 0, 0.0, result), mask=inside)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::group_advantages", mutates_args=())

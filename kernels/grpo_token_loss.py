@@ -47,7 +47,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
 
     Returns:
         [R, T] bool, a part of ``mask``: the entropies of at least the (1 - fraction) quantile, as in TRL;
-        ties at the border are all kept.
+        ties at the border are all kept, and so is NaN, which makes the loss NaN.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the fraction is out of range.
@@ -58,11 +58,11 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
     check_number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1")
-    values = entropy.detach().masked_fill(~mask, -math.inf).flatten()
+    values = entropy.detach().nan_to_num(math.inf, math.inf, -math.inf).masked_fill(~mask, -math.inf)
     if values.numel() == 0:
         return mask.clone()
     last = ((mask.sum() - 1).clamp(min=0) * fraction).floor().long()  # of those above the quantile
-    return mask & (entropy >= values.sort(descending=True).values[last])
+    return mask & (values >= values.flatten().sort(descending=True).values[last])
 
 
 def _reference(

@@ -342,6 +342,16 @@ def test_top_entropy_mask():
         top_entropy_mask(entropy, mask, 0)
 
 
+def test_top_entropy_mask_keeps_nan():
+    entropy = torch.tensor([[math.nan, 1.0, 2.0, 3.0]])
+    assert top_entropy_mask(entropy, torch.ones(1, 4, dtype=torch.bool), 0.2).tolist() == [
+        [True, False, False, False]
+    ]
+    assert top_entropy_mask(entropy, torch.tensor([[False, True, True, True]]), 0.2).tolist() == [
+        [False, False, False, True]
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_infinite_ratio_adds_nothing_without_an_advantage(kind):
     """One such token of a group of equal rewards would else make the whole update NaN."""
