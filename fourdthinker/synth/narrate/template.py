@@ -24,6 +24,12 @@ _WHEN = (
     "First the time: {start} to {end}.",
     "I go to the part of the clip from {start} to {end}.",
 )
+_AT = (
+    "The question is about the scene at {start}.",
+    "What counts is how things are at {start}.",
+    "First the time: {start}.",
+    "I go to {start} in the clip.",
+)
 _WHAT = (
     "The thing to follow is {object}.",
     "I keep my eyes on {object}.",
@@ -58,8 +64,18 @@ _VIEWER = (
     "The viewpoint moves too, and its own motion counts here.",
     "I go along with the viewpoint, so its motion is part of what is seen.",
 )
-_FOLLOWS = ("This shows: {evidence}.", "What I find: {evidence}.", "From this, {evidence}.", "So {evidence}.")
+_FOLLOWS = (
+    "This shows: {evidence}.",
+    "What I find: {evidence}.",
+    "From this, {evidence}.",
+    "I see that {evidence}.",
+)
 _CONCLUDE = ("That is {answer}.", "So the answer is {answer}.", "This fits {answer}.", "Hence {answer}.")
+_NEAREST = (  # of a measured value and values to choose from
+    "The option nearest to that is {answer}.",
+    "Of the options, {answer} is nearest to this.",
+    "What comes nearest is {answer}.",
+)
 
 
 def narrate(question: Question, facts: Facts, instants: Sequence[float], seed: int) -> str:
@@ -82,7 +98,8 @@ def narrate(question: Question, facts: Facts, instants: Sequence[float], seed: i
 
     name = question.support.object
     thing = "the scene" if name is None else name if name.startswith("the ") else f"the {name}"
-    parts = [say(_WHEN, start=seconds(question.start), end=seconds(question.end))]
+    start, end = _asked(question)
+    parts = [say(_WHEN if start < end else _AT, start=seconds(start), end=seconds(end))]
     if question.type == "camera":
         parts.append(say(_NO_REFERENCE) if name is None else say(_REFERENCE, object=thing))
     elif name is not None:
@@ -92,7 +109,8 @@ def narrate(question: Question, facts: Facts, instants: Sequence[float], seed: i
         parts.append(say(_IMAGINE, object=thing, pictures=_listed(shown)))
     parts += _camera_sentence(question, facts, say)
     parts += [say(_FOLLOWS, evidence=clause) for clause in question.evidence]
-    parts.append(say(_CONCLUDE, answer=answer_line(question)))
+    chosen = question.value is not None and question.letter is not None
+    parts.append(say(_NEAREST if chosen else _CONCLUDE, answer=answer_line(question)))
     return f"<think>{' '.join(parts)}</think>\n<answer>{answer_line(question)}</answer>"
 
 
@@ -109,6 +127,13 @@ def camera_words(facts: Facts, start: float, end: float) -> str:
     return join_runs([" and ".join(sorted(names)) for length, names in parts if length > 0.1])
 
 
+def _asked(question: Question) -> tuple[float, float]:
+    """The time that is asked about: of metric questions, which show the whole clip, their instants."""
+    if question.centres is None:
+        return question.start, question.end
+    return question.support.instants[0], question.support.instants[-1]
+
+
 def _camera_sentence(question: Question, facts: Facts, say: Callable[..., str]) -> list[str]:
     if question.type == "camera" or question.support.object is None:
         return []
@@ -116,7 +141,7 @@ def _camera_sentence(question: Question, facts: Facts, say: Callable[..., str]) 
         return [say(_VIEWER)]
     if not question.type.startswith(("object_direction", "object_speed", "object_displacement", "abs_")):
         return []
-    moves = camera_words(facts, question.start, question.end)
+    moves = camera_words(facts, *_asked(question))
     if not moves:
         return []
     return [say(_RESTING) if moves == STATIC else say(_MOVING, moves=moves)]

@@ -70,7 +70,7 @@ def _camera_question(
             + (
                 "the view of what rests does not change"
                 if text == STATIC
-                else f"the view changes as by {text}"
+                else f"the view changes as in a {text}"
             )
             for (a, b, _), text in zip(row, texts, strict=True)
         ),

@@ -158,14 +158,17 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
     first, last = interpolate(viewer.times, viewer.positions, (start, end))
     way = float(np.linalg.norm(last - first))
     if way >= LEAST:
-        evidence = (f"the camera goes from its position at {seconds(start)} {way:.1f} m on",)
+        evidence = (f"at {seconds(end)} the camera is {way:.1f} m from where it was at {seconds(start)}",)
         made = _make(facts, "camera_displacement", rng, start, end, value=way, evidence=evidence)
         yield from _numeric(made, on_grid(way, "m"))
     nearest = [int(np.abs(viewer.times - t).argmin()) for t in (start, end)]
     turn = viewer.axes[nearest[0]] @ viewer.axes[nearest[1]].T
     angle = math.degrees(math.acos(float(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
     if angle >= ANGLES / 2:
-        evidence = (f"its first and last orientation are {angle:.0f} degrees apart",)
+        evidence = (
+            f"at {seconds(end)} the camera is turned by {angle:.1f} degrees from how it stood at "
+            f"{seconds(start)}",
+        )
         made = _make(
             facts, "camera_rotation", rng, start, end, value=angle, unit="degrees", evidence=evidence
         )
@@ -190,16 +193,19 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
     if way >= LEAST:
         made = _make(
             facts, "object_displacement", rng, start, end, item=item, value=way,
-            evidence=(f"in the scene it is {way:.1f} m from where it was",),
+            evidence=(f"at {seconds(end)} it is {way:.1f} m from where it was at {seconds(start)}",),
         )  # fmt: skip
         yield from _numeric(made, on_grid(way, "m"))
     change = far - near
     if abs(change) >= LEAST:
-        made = _make(
-            facts, "camera_object_change", rng, start, end, item=item, value=abs(change),
-            evidence=(f"it is {near:.1f} m from the camera at first, and {far:.1f} m at {seconds(end)}",),
-        )  # fmt: skip
         word = "farther" if change > 0 else "closer"
+        evidence = (
+            f"at {seconds(start)} it is {near:.2f} m from the camera and at {seconds(end)} {far:.2f} m, "
+            f"which is {abs(change):.2f} m {word}",
+        )
+        made = _make(
+            facts, "camera_object_change", rng, start, end, item=item, value=abs(change), evidence=evidence
+        )
         size = on_grid(abs(change), "m")
         yield from (
             replace(q, answer=f"{q.answer} {word}")
@@ -241,9 +247,10 @@ def _of_two(
     yield from _numeric(made, on_grid(apart, "m"))
     word = change_word(far, near, NEARER)
     if word is not None:
+        ratio = f"{near / far:.1f} times as far away as {called(other.track)}"
         made = _make(
             facts, "relative_distance", rng, instant, instant, item=item, other=other,
-            evidence=(f"{called(item.track)} is {near / far:.1f} times as far as {called(other.track)}",),
+            evidence=(f"{called(item.track)} is {ratio}",),
         )  # fmt: skip
         yield replace(made, answer=word, unit="")
 

@@ -10,13 +10,19 @@ import numpy as np
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
 from fourdthinker.synth.questions.phrases import BOX_DIRECTION, DIRECTION, DISTANCE, SPEED, put
 from fourdthinker.synth.questions.views import spread
-from fourdthinker.synth.tracks import ObjectTrack
+from fourdthinker.synth.tracks import STATIONARY, ObjectTrack
 
 Box = tuple[float, float, float, float]
 
 KEY_FRAMES = 3  # instants of the imagery
 SHORTEST = 1.0  # seconds of a track that is asked about
 SURE = 0.5  # mean confidence of it
+_ITSELF = {  # what is found, where the word of the answer alone does not end the clause
+    STATIONARY: "in the scene it stays where it is",
+    "same": "it ends about as far from the camera as it began",
+    "constant speed": "in the scene it keeps its speed",
+    "varying speed": "in the scene its speed varies",
+}
 
 
 def named(facts: Facts) -> list[ObjectFacts]:
@@ -68,8 +74,8 @@ def object_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:
 def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Iterator[Question]:
     kinds = (
         ("object_direction", DIRECTION, item.direction, "in the scene it moves"),
-        ("object_distance", DISTANCE, item.distance, "its true distance to the camera develops as:"),
-        ("object_speed", SPEED, item.speed, "its speed in the scene develops as:"),
+        ("object_distance", DISTANCE, item.distance, "seen from the camera, it ends"),
+        ("object_speed", SPEED, item.speed, "in the scene it is"),
     )
     for kind, templates, answer, found in kinds:
         if answer is None:
@@ -86,7 +92,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
             end=end,
             pool=kind,
             support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
-            evidence=(f"{found} {answer}",),
+            evidence=(_ITSELF.get(answer) or f"{found} {answer}",),
         )
 
 
@@ -107,7 +113,7 @@ def _box_direction(
         end=end,
         pool="object_direction_by_box",
         support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
-        evidence=(f"in the scene it moves {item.direction}",),
+        evidence=(_ITSELF.get(str(item.direction)) or f"in the scene it moves {item.direction}",),
         bbox=box,
     )
 

@@ -122,7 +122,7 @@ def _distance(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fi
     if words is None:
         return None
     relative = [f"{length / lengths[0]:.1f}" for length in lengths]
-    return join_runs(words), (f"its distance goes as {', '.join(relative)} times what it was at first",)
+    return join_runs(words), (f"in turn it is {', '.join(relative)} times as far away as at first",)
 
 
 def _direction(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed: bool) -> Answer | None:
@@ -153,7 +153,7 @@ def _speed(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed
     if found is None or words is None:
         return None
     relative = [f"{value / found[0]:.1f}" for value in found]
-    return join_runs(words), (f"in equal parts of the time it covers 1 to {' to '.join(relative[1:])}",)
+    return join_runs(words), (f"in equal parts of the time its ways are as 1 to {' to '.join(relative[1:])}",)
 
 
 def _comparison(
@@ -168,7 +168,7 @@ def _comparison(
     if word is None:
         return None
     ratio = float(one.mean() / two.mean())
-    return word, (f"{called(item.track)} covers {ratio:.1f} times the way of {called(other.track)}",)
+    return word, (f"{called(item.track)} goes {ratio:.1f} times as far as {called(other.track)}",)
 
 
 def _speeds(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed: bool) -> Array | None:

@@ -70,6 +70,58 @@ def test_wording_varies_with_the_seed_and_not_otherwise() -> None:
     assert narrate(q, SCENES[q.clip], (), 7) == narrate(q, SCENES[q.clip], (), 7)
 
 
+def narrated(kind: str, words: str = "") -> list[tuple[Question, str]]:
+    """Questions of a kind whose answer is these words, if any are given, and their narrations."""
+    found = [q for q in QUESTIONS if q.type == kind and words in ("", q.answer)]
+    assert found
+    return [(q, narrate(q, SCENES[q.clip], q.support.instants, seed=0)) for q in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "clause"),
+    [
+        ("object_direction", "stationary", "in the scene it stays where it is"),
+        ("object_direction", "left", "in the scene it moves left"),
+        ("object_distance", "closer", "seen from the camera, it ends closer"),
+        ("object_distance", "same", "it ends about as far from the camera as it began"),
+        ("object_speed", "constant speed", "in the scene it keeps its speed"),
+        ("object_speed", "slowing down", "in the scene it is slowing down"),
+    ],
+)
+def test_what_is_found_is_a_sentence(kind: str, answer: str, clause: str) -> None:
+    for _, text in narrated(kind, answer):
+        assert clause in text.replace("Seen", "seen").replace("In the", "in the")
+
+
+@pytest.mark.parametrize(
+    "kind", ["camera_absolute_distance", "object_absolute_distance", "object_displacement"]
+)
+def test_a_number_is_not_said_to_be_another_one(kind: str) -> None:
+    """4.9 m were found, and "so the answer is 4.8 m", the value of the grid next to it."""
+    for q, text in narrated(kind):
+        assert q.value is not None
+        assert f"{q.value:.1f} m" in text
+        assert ("nearest" in text) == (q.letter is not None)
+
+
+def test_a_rotation_is_as_exact_as_its_answer() -> None:
+    for q, text in narrated("camera_rotation"):
+        assert q.value is not None
+        assert f"{q.value:.1f} degrees" in text.split("</think>")[0].replace("nearest", "")
+
+
+def test_the_time_that_is_named_is_the_one_that_is_asked_about() -> None:
+    """Metric questions show the whole clip, and ask about an instant or two of it."""
+    for q, text in narrated("camera_absolute_distance"):
+        first = text.split(".", 2)
+        assert f"{q.support.instants[0]:.1f} s" in ".".join(first[:2])
+        assert f"{q.end:.1f} s" not in ".".join(first[:2])
+    for q, text in narrated("camera_displacement"):
+        start, end = q.support.instants
+        assert f"{start:.1f} s" in text[:80]
+        assert f"{end:.1f} s" in text[:80]
+
+
 THOUGHT = (
     "The part from 1 to 2 s matters. I imagine the ball "
     + IMAGERY
