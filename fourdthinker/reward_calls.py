@@ -74,11 +74,25 @@ class Reward:
         return self.function(one.text, one.record, **asked, **self.arguments)
 
 
+def reward_name(path: str) -> str:
+    """What a reward is called in the settings, metrics and messages.
+
+    Args:
+        path: ``"package.module:function"``, or with another name behind it, ``"package.module:Class#name"``.
+
+    Returns:
+        The name.
+    """
+    function, _, name = path.rpartition(":")[2].partition("#")
+    return name or function
+
+
 def load_reward(path: str, arguments: Mapping[str, Any] | None = None) -> Reward:
     """Import a reward function.
 
     Args:
-        path: ``"package.module:function"``, or of a class whose instances are called.
+        path: ``"package.module:function"``, or of a class whose instances are called; ``"...#name"`` gives
+            it another name, so that one function can be there twice.
         arguments: passed to every call by name; to a class when the instance is made.
 
     Returns:
@@ -88,8 +102,9 @@ def load_reward(path: str, arguments: Mapping[str, Any] | None = None) -> Reward
         ConfigError: the path has another form, the module cannot be imported, it has no such callable, or one
             that wants arguments which there are not, or does not take those that are given.
     """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
+    module_name, _, attribute = path.partition("#")[0].partition(":")
+    name = reward_name(path)
+    if not (module_name and attribute) or path.endswith("#"):
         raise ConfigError(
             f"reward {path!r} is no import path; write it as 'package.module:function', "
             "for example 'fourdthinker.rewards:accuracy_reward'"
@@ -101,11 +116,11 @@ def load_reward(path: str, arguments: Mapping[str, Any] | None = None) -> Reward
             f"reward {path!r}: cannot import {module_name!r} ({error}); "
             "install it or put its folder on PYTHONPATH"
         ) from error
-    function = getattr(module, name, None)
+    function = getattr(module, attribute, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
-            f"reward {path!r}: {module_name!r} has no function {name!r}; "
+            f"reward {path!r}: {module_name!r} has no function {attribute!r}; "
             f"it has {', '.join(sorted(public)) or 'none'}"
         )
     given = dict(arguments or {})

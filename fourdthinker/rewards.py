@@ -71,7 +71,8 @@ def accuracy_reward(text: str, record: Record) -> float:
     if not record.options or record.answer is None:
         raise ConfigError(
             f"{record.where}: accuracy_reward needs options and an answer, the record has options "
-            f"{sorted(record.options)} and answer {record.answer!r}; use another reward for open questions"
+            f"{sorted(record.options)} and answer {record.answer!r}; judge open questions by another reward, "
+            "such as fourdthinker.judges:HttpJudge, and name it in rewards in place of this one"
         )
     return 1.0 if parse_answer(text, record.options) == record.answer else 0.0
 

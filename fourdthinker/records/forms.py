@@ -71,8 +71,11 @@ def parse_line(raw: bytes, where: str, root: MediaRoot, kind: str | None) -> Rec
         line.fail(
             "key 'conversations': a conversation of several turns is for fine-tuning alone; leave it out"
         )
-    if kind == "rl" and record.answer is None and "solution" not in record.extra:
-        line.missing("answer", "records to reinforce on need options and the right one of them")
+    if kind == "rl" and record.answer is None and "Question" not in line.data:
+        line.missing(
+            "answer",
+            "records to reinforce on need options and the right one of them; without them, write 'Question'",
+        )
     record.kind = kind or record.kind
     return record
 
@@ -121,9 +124,12 @@ def _rl(line: Line) -> Record:
             f"key 'options' is {line.data['options']!r} and the lettered keys say {lettered!r}; keep one"
         )
     _options(line, record, lettered)
-    if not record.options:
-        line.missing("A", "a 4DRL record has 2 to 26 options: A, B, ... or an object under 'options'")
     key = "Correct" if "Correct" in line.data else "answer"
+    if not record.options:
+        if key == "Correct":
+            line.missing("A", "'Correct' is an option, A, B, ...; of an open question write the 'answer'")
+        record.answer = line.text("answer")
+        return record
     if key not in line.data:
         line.missing("Correct", "name the letter or the exact text of the right option")
     _answer(line, record, key)
@@ -278,8 +284,8 @@ def _solution(line: Line, record: Record) -> None:
                 f"key 'solution': {key!r} is {centres!r:.60}; it must be a list of points [x, y, z] or null"
             )
     record.extra["solution"] = solution
-    if record.options:
-        record.answer = _letter(line, "solution", solution[0]["answer"], record.options)
+    right = solution[0]["answer"]
+    record.answer = _letter(line, "solution", right, record.options) if record.options else right
 
 
 def _centre(point: Any) -> bool:

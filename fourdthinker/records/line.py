@@ -38,7 +38,7 @@ class Record:
         id: name of the record.
         question: without placeholders; may or may not hold the options as lines.
         options: letter to text, possibly empty.
-        answer: letter of the right option, or None.
+        answer: letter of the right option; of a question without options the text of its answer; or None.
         text_output: the reasoning to learn, with one `<output_image>` for each of `images`.
         video: path of a video.
         start, end: part of the video in seconds of its presentation time; None: its start, its end.

@@ -191,10 +191,11 @@ def _to_dict(record: Record, root: str) -> dict[str, Any]:
         line |= {"video": video, "image_input": frames[0] if record.separate and frames else frames or None}
         line |= {"image_output": [relative(file) for file in record.images]}
         line |= {"options": record.options or None, "answer": record.answer}
-    elif not record.options or record.answer is None:
-        raise RecordError(f"{record.where}: a 4DRL record needs options and an answer; this one has not both")
+    elif record.options and record.answer is None:
+        raise RecordError(f"{record.where}: a 4DRL record has options and no answer; name the right one")
     else:
-        line |= {"Question": record.question, **record.options, "Correct": record.answer}
+        key = "Correct" if record.options else "answer"
+        line |= {"Question": record.question, **record.options, key: record.answer}
         videos = [relative(path) for kind, path in record.media if kind == "video"]
         images = [relative(path) for kind, path in record.media if kind == "image"]
         images += frames if record.separate else []
@@ -223,5 +224,5 @@ def _conversation(record: Record, relative: Callable[[str], str]) -> dict[str, A
         "image": [path for kind, path in files if kind == "image"] or None,
         "image_output": [relative(path) for path in record.images] or None,
         "options": record.options or None,
-        "answer": record.answer,
+        "answer": record.answer if record.options else None,
     }

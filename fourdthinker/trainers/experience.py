@@ -23,6 +23,7 @@ from fourdthinker.reward_calls import (
     call_reward,
     described,
     load_reward,
+    reward_name,
 )
 from fourdthinker.reward_runs import PATIENCE, NoAnswerError, Patience
 from fourdthinker.rewards import Completion
@@ -117,9 +118,7 @@ def load_rewards(config: GrpoConfig) -> list[Reward]:
     Raises:
         ConfigError: as `load_reward`.
     """
-    return [
-        load_reward(path, config.reward_arguments.get(path.rpartition(":")[2])) for path in config.rewards
-    ]
+    return [load_reward(path, config.reward_arguments.get(reward_name(path))) for path in config.rewards]
 
 
 def sampling_config(config: GrpoConfig) -> SamplingConfig:

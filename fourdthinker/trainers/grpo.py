@@ -24,7 +24,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import LatentTerm, grpo_objective
 from fourdthinker.ray_cluster import import_ray
 from fourdthinker.reward_calls import Reward
-from fourdthinker.rewards import accuracy_reward
+from fourdthinker.rewards import Completion, accuracy_reward, soft_overlong_reward, st_reward
 from fourdthinker.sampler import encode_prompts
 from fourdthinker.samples import Batch, Prompt
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
@@ -317,8 +317,6 @@ def train_grpo(
     if config.rollout_workers:
         import_ray(OPTION)  # said now, not once the model is loaded
     rewards = load_rewards(config)
-    if len({reward.name for reward in rewards}) != len(rewards):
-        raise ConfigError(f"rewards {config.rewards}: two functions have the same name; rename one")
 
     def check(loaded: Checkpoint) -> None:
         attention = loaded.backbone.attention
@@ -352,13 +350,13 @@ def make_trainer(config: GrpoConfig, rewards: Sequence[Reward], parts: Parts) ->
         A trainer that has not begun.
 
     Raises:
-        ConfigError: a record without an answer, with the reward that compares answers.
+        ConfigError: a record, or an argument, that one of this package's rewards can do nothing with.
     """
     if parts.args.process_index == 0:
         _warn_of_sampling(config)
-    if any(reward.function is accuracy_reward for reward in rewards):
-        for items in filter(None, (parts.items, parts.held_out)):
-            _check_answers(items)
+    for items in filter(None, (parts.items, parts.held_out)):
+        for reward in rewards:
+            _check_reward(reward, items, config.max_completion_length)
     batches = ShardedBatches(
         len(parts.items),
         config.per_device_train_batch_size,
@@ -387,12 +385,19 @@ def _warn_of_sampling(config: GrpoConfig) -> None:
         )
 
 
-def _check_answers(items: Items[Any]) -> None:
-    """A record without an answer is found now, and not in the middle of the run."""
+def _check_reward(reward: Reward, items: Items[Any], max_length: int) -> None:
+    """What one of this package's rewards can do nothing with is found now, not after the first rollouts."""
+    if reward.function not in (accuracy_reward, st_reward, soft_overlong_reward):
+        return
     for item in items.items:
         record = item.record if isinstance(item, Prompt) else item
-        if record is not None:
-            accuracy_reward("", record)
+        if record is None:
+            continue
+        nothing = Completion("", record, 0, "eos", torch.zeros(0), torch.zeros(0, 1), max_length)
+        try:
+            reward.call([nothing])
+        except TypeError as error:
+            raise ConfigError(f"reward_arguments.{reward.name}: {error}; give numbers") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -164,11 +164,12 @@ class GrpoConfig(TrainConfig):
         list(DEFAULT_WEIGHTS),
         min_length=1,
         description="Functions reward(text, record) -> float, each as package.module:function; also "
-        "reward(completions) -> list, async ones, and classes whose instances are called.",
+        "reward(completions) -> list, async ones, and classes whose instances are called. #NAME behind one "
+        "gives it another name.",
     )
     reward_arguments: dict[str, dict[str, Any]] = Field(
         {},
-        description="Arguments of reward functions, by the function's name; of a class those it is made of.",
+        description="Arguments of reward functions, by the reward's name; of a class those it is made of.",
     )
     reward_timeout: Float | None = Field(
         60.0,

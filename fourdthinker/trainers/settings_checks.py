@@ -9,6 +9,7 @@ from pydantic import ValidationInfo
 
 from fourdthinker.frames import FramePolicy
 from fourdthinker.kernels import GrpoOptions
+from fourdthinker.reward_calls import reward_name
 from fourdthinker.settings import make_section
 
 PUBLISHED_BETA = 0.01
@@ -93,7 +94,12 @@ def _check_rewards(config: Any) -> None:
             f"rewards names {len(config.rewards)} functions and reward_weights has "
             f"{len(config.reward_weights)} numbers; give one weight a function"
         )
-    names = [path.rpartition(":")[2] for path in config.rewards]
+    names = [reward_name(path) for path in config.rewards]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"rewards names two functions {twice[0]}; call one of them otherwise by #NAME behind it, "
+            f"as in 'package.module:{twice[0]}#second', whose arguments are reward_arguments.second"
+        )
     if unknown := [name for name in config.reward_arguments if name not in names]:
         raise ValueError(
             f"reward_arguments.{unknown[0]}: no reward has this name; rewards are {', '.join(names)}"
@@ -110,7 +116,8 @@ def _check_rewards(config: Any) -> None:
         )
     if "kl" in names:
         raise ValueError(
-            "rewards names a function kl, as the KL of reward_kl_weight is called in the metrics; rename it"
+            "rewards names a function kl, as the KL of reward_kl_weight is called in the metrics; call it "
+            "otherwise by #NAME behind it"
         )
 
 

@@ -226,7 +226,7 @@ def test_grpo_settings(base: dict[str, Any], tmp_path: Path) -> None:
     assert "no meaning for cispo" in refused("grpo", base, run, loss={"loss_type": "cispo", "delta": 3.0})
     assert "unknown key 'beta', the nearest are loss.beta" in refused("grpo", base, run, beta=0.1)
     twice = ["fourdthinker.rewards:format_reward"] * 2
-    assert "same name" in refused("grpo", base, run, rewards=twice)
+    assert "two functions format_reward; call one" in refused("grpo", base, run, rewards=twice)
 
 
 def test_former_run_is_not_overwritten(base: dict[str, Any], tmp_path: Path) -> None:

@@ -129,6 +129,14 @@ def test_what_goes_wrong_costs_its_completion_and_nothing_else(server: Server) -
     assert "Right answer: left" in texts[0]
 
 
+@pytest.mark.parametrize(("answer", "told"), [("4", "4"), (None, "not known")])
+def test_the_right_answer_of_an_open_question_is_sent(server: Server, answer: str | None, told: str) -> None:
+    one = completion("bare")
+    one.record.options, one.record.answer = {}, answer
+    assert call_reward(judge(server), [one]).values == [1.0]
+    assert f"Right answer: {told}\n" in server.requests[-1]["messages"][0]["content"]
+
+
 def test_without_a_server_there_is_no_score() -> None:
     reward = load_reward(
         "fourdthinker.judges:HttpJudge",

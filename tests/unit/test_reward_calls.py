@@ -21,6 +21,7 @@ from fourdthinker.reward_calls import (
     call_reward,
     described,
     load_reward,
+    reward_name,
 )
 from fourdthinker.rewards import Completion, accuracy_reward, format_reward
 
@@ -43,6 +44,18 @@ def test_load_reward() -> None:
         load_reward("fourdthinker.rewards:acuracy")
     with pytest.raises(ConfigError, match="has no function '_NUMBER'"):
         load_reward(f"{rewards.__name__}:_NUMBER")
+
+
+def test_a_reward_may_have_another_name() -> None:
+    assert reward_name("fourdthinker.judges:HttpJudge") == "HttpJudge"
+    for most in (3, 7):
+        reward = load_reward(f"{HERE}:Counted#style-{most}", {"most": most})
+        assert reward.name == f"style-{most}"
+        assert call_reward(reward, [completion()]).values == [most]
+    with pytest.raises(ConfigError, match=r"reward_arguments\.style: .*'most'"):
+        load_reward(f"{HERE}:Counted#style")
+    with pytest.raises(ConfigError, match=r"'mine:judge#' is no import path"):
+        load_reward("mine:judge#")
 
 
 def everything(

@@ -185,6 +185,20 @@ def test_kind_says_what_records_are_for(media: Path) -> None:
     assert read(media, RFT, kind="rl")[0].kind == "rl"
 
 
+def test_open_questions_are_reinforced_with_an_answer_or_without(media: Path) -> None:
+    asked = {"Question": "What is 2 + 2?"}
+    lines = [asked | {"answer": "4"}, asked, asked | {"id": "x", "answer": "B", "extra": {"depth": 2}}]
+    records = read(media, *lines, kind="rl")
+    assert [(one.kind, one.options, one.answer) for one in records] == [
+        ("rl", {}, answer) for answer in ("4", None, "B")
+    ]
+    write_records(media / "out.jsonl", records)
+    assert [one.answer for one in read_records(media / "out.jsonl", kind="rl")] == ["4", None, "B"]
+    solved = RFT | {"conversations": [{"from": "human", "value": "<video> How far?"}]}
+    (record,) = read(media, solved | {"solution": [{"answer": "2 m"}]}, kind="rl")
+    assert (record.options, record.answer) == ({}, "2 m")
+
+
 def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
@@ -204,7 +218,12 @@ BAD: list[tuple[Any, str]] = [
     (without(DIFT, "text_input"), "missing key 'text_input'"),
     (without(DIFT, "image_input"), "missing key 'image_input'"),
     (without(RL, "Correct"), "missing key 'Correct'"),
-    (without(RL, "A", "B"), "missing key 'A'"),
+    (
+        without(RL, "A", "B"),
+        "missing key 'A'; 'Correct' is an option.* open question write the 'answer'",
+    ),
+    (without(RL, "A", "B", "Correct") | {"answer": 4}, r"key 'answer' is 4 \(int\)"),
+    (without(RL, "A", "B", "Correct") | {"answer": " "}, "key 'answer' is ' '"),
     (DIFT | {"image_outputs": []}, "unknown key 'image_outputs' .* did you mean 'image_output'"),
     (RL | {"xyz": 1}, "unknown key 'xyz' in a 4DRL record; its keys are"),
     (DIFT | {"text_input": 3}, r"key 'text_input' is 3 \(int\); it must be a text"),
@@ -464,8 +483,8 @@ def test_writing_is_all_or_nothing(media: Path) -> None:
     record = read(media, RL)[0]
     write_records(media / "out.jsonl", [record])
     assert json.loads((media / "out.jsonl").read_text())["video_path"] == "v.mp4"
-    bad = Record("rl", "x", "Which?", frames=record.frames)
-    with pytest.raises(RecordError, match="needs options and an answer"):
+    bad = Record("rl", "x", "Which?", options=record.options, frames=record.frames)
+    with pytest.raises(RecordError, match="has options and no answer"):
         write_records(media / "out.jsonl", [record, bad])
     assert len(read_records(media / "out.jsonl")) == 1
     assert not list(media.glob(".out*"))

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from fourdthinker.errors import ConfigError
 from fourdthinker.records import Record
 from fourdthinker.settings import make_config
+from fourdthinker.trainers.experience import load_rewards
 from fourdthinker.trainers.grpo import train_grpo
+from fourdthinker.trainers.rollouts import RolloutTrainer
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import NoRewardsError
 from tests.e2e.training import BARE, metrics, prompts
@@ -64,6 +67,45 @@ def test_a_judge_that_fails_costs_its_rollouts_and_the_others_are_trained(
         assert judged is not None or one["advantage"] == 0.0
     assert len(written) == 12, "of the first micro-batch of both updates"
     assert (tmp_path / "final" / "config.json").is_file()
+
+
+def test_two_judges_of_one_class_have_arguments_of_their_own(server: Server) -> None:
+    names = ("HttpJudge", "style")
+    values: dict[str, Any] = {
+        "rewards": ["fourdthinker.judges:HttpJudge", "fourdthinker.judges:HttpJudge#style"]
+    }
+    values |= {"reward_arguments": {name: {"url": server.url, "model": name} for name in names}}
+    rewards = load_rewards(make_config(GrpoConfig, values))
+    assert [(one.name, one.function.model) for one in rewards] == [(name, name) for name in names]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("reward", "arguments", "said"),
+    [
+        ("accuracy_reward", {}, r"memory:0: accuracy_reward needs options and an answer, .*HttpJudge"),
+        ("st_reward", {}, r"memory:0: st_reward needs the key 'solution'"),
+        ("soft_overlong_reward", {"buffer": 5}, r"buffer is 5; it must be 1 to max_completion_length = 4"),
+        (
+            "soft_overlong_reward",
+            {"buffer": "x"},
+            r"reward_arguments\.soft_overlong_reward: .*; give numbers",
+        ),
+    ],
+)
+def test_what_rewards_can_do_nothing_with_is_found_before_the_first_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str, arguments: dict[str, Any], said: str
+) -> None:
+    monkeypatch.delattr(RolloutTrainer, "sample")
+    values: dict[str, Any] = BARE | {"output_dir": str(tmp_path), "max_steps": 1, "max_completion_length": 4}
+    values |= {"rewards": [f"fourdthinker.rewards:{reward}"], "reward_arguments": {reward: arguments}}
+    values |= {"loss": {"beta": 0.0}}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    asked = [
+        replace(one, record=replace(one.record, options={}, answer="4"))  # type: ignore[type-var]
+        for one in prompts(checkpoint, 2)
+    ]
+    with pytest.raises(ConfigError, match=said):
+        train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=asked)
 
 
 FREE = threading.Event()

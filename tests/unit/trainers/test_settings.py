@@ -137,6 +137,8 @@ def test_bad_settings_name_the_key(values: dict[str, object], said: str) -> None
         ({"beta": 1}, "unknown key 'beta', the nearest are loss.beta"),
         ({"reward_kl_weight": 0.1, "aggregate_rewards": "normalised"}, "reward_kl_weight is 0.1 and aggreg"),
         ({"rewards": ["mine:kl"], "reward_weights": [1.0]}, "rewards names a function kl"),
+        ({"rewards": ["mine:r", "other:r"]}, r"two functions r; .*'package\.module:r#second'"),
+        ({"rewards": ["mine:r#a"], "reward_arguments": {"r": {}}}, "reward_arguments.r: no reward has this"),
         ({"latent_term": "cosine", "latents": False}, "latent_term is cosine and latents=false"),
         ({"latent_term": "cosine", "max_blocks": 0}, "latent_term is cosine and max_blocks=0"),
         ({"num_generations_eval": 0}, "num_generations_eval is 0; give at least 1"),
