@@ -30,7 +30,13 @@ _INSTALL = f"which is not installed; {install('train')}"
 
 
 def add_lora(
-    backbone: Backbone, *, r: int, alpha: float, dropout: float, target_modules: Sequence[str]
+    backbone: Backbone,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    target_modules: Sequence[str],
+    use_rslora: bool = False,
 ) -> None:
     """Freeze a backbone, and put a trainable adapter, which changes nothing yet, on its language model.
 
@@ -40,6 +46,7 @@ def add_lora(
         alpha: the adapter's output is scaled by alpha / r.
         dropout: probability of dropout before the adapter.
         target_modules: names of linear layers within a decoder layer, such as `q_proj`.
+        use_rslora: scale by alpha / sqrt(r) instead.
 
     Raises:
         ConfigError: an unknown name, a model that has an adapter already, or peft is not installed.
@@ -62,6 +69,7 @@ def add_lora(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a factor; peft calls it an int
         lora_dropout=dropout,
+        use_rslora=use_rslora,
         target_modules=rf".*language_model\.layers\..*\.(?:{names})",  # towers have layers of these names too
     )
     backbone.model = get_peft_model(backbone.hf, config)

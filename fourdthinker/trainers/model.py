@@ -105,13 +105,7 @@ def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
             "as they are, so that no block would ever begin; set lora.train_embeddings=true"
         )
     torch.manual_seed(config.seed)  # Trainer does so later, and the adapter begins at random
-    add_lora(
-        backbone,
-        r=settings.r,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        target_modules=settings.target_modules,
-    )
+    add_lora(backbone, **settings.model_dump(exclude={"train_embeddings"}))
     if settings.train_embeddings:
         backbone.embedding_weight.requires_grad_(True)
         backbone.head_weight.requires_grad_(True)

@@ -197,11 +197,8 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         tower = _bytes(backbone.visual.parameters()) if config.freeze_vision else 0
         reference = _bytes(backbone.parameters()) - tower
     if config.lora is not None:
-        lora = config.lora
-        add_lora(
-            backbone, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, target_modules=lora.target_modules
-        )
-        if lora.train_embeddings:
+        add_lora(backbone, **config.lora.model_dump(exclude={"train_embeddings"}))
+        if config.lora.train_embeddings:
             backbone.embedding_weight.requires_grad_(True)
             backbone.head_weight.requires_grad_(True)
         backbone.freeze_vision(config.freeze_vision)

@@ -28,6 +28,11 @@ class LoraSettings(Section):
 
     r: Int = Field(16, ge=1, description="Rank of the adapter.")
     alpha: Float = Field(32.0, gt=0, description="Scale: the adapter is multiplied by alpha / r.")
+    use_rslora: Bool = Field(
+        False,
+        description="Multiply it by alpha / sqrt(r) instead (rsLoRA), with which a high rank learns as fast "
+        "as a low one.",
+    )
     dropout: Float = Field(
         0.0, ge=0, lt=1, description="Dropout before the adapter. 0 in 4DRL, which trains what it sampled."
     )

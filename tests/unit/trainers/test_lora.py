@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.adapted import adapted_layers
 from fourdthinker.backbones.adapters import merge_adapter
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.errors import ConfigError
 from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
@@ -83,3 +85,24 @@ def test_a_resumed_run_is_the_unbroken_one(model: Path, tmp_path: Path, embeddin
     assert [line["loss"] for line in metrics(rest)] == [line["loss"] for line in metrics(whole)][10:]
     for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_rslora_scales_by_the_root_of_the_rank_wherever_the_adapter_goes(model: Path, tmp_path: Path) -> None:
+    """In training, in checkpoints, when a run goes on, and merged."""
+    lora = {"r": 4, "alpha": 6.0, "use_rslora": True}
+    short: dict[str, Any] = {"max_steps": 2, "save_steps": 1, "learning_rate": 3e-2}
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    checkpoint = load_checkpoint(model)
+    final = train(whole, checkpoint, lora=lora, **short)
+    trained = hidden(checkpoint.backbone)
+    layers = adapted_layers(checkpoint.backbone.hf).values()
+    assert {layer.scaling["default"] for layer in layers} == {6.0 / 2}
+    assert torch.equal(hidden(load_checkpoint(final).backbone), trained)
+    merged, _ = merge_adapter(load_checkpoint(final).backbone, torch.float32)
+    torch.testing.assert_close(hidden(merged), trained, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(trained, hidden(load_checkpoint(model).backbone), atol=1e-2)
+    resumed: dict[str, Any] = {"resume_from_checkpoint": str(whole / "checkpoint-1")}
+    train(rest, load_checkpoint(model), lora=lora, **short, **resumed)
+    assert [line["loss"] for line in metrics(rest)] == [line["loss"] for line in metrics(whole)][1:]
+    with pytest.raises(ConfigError, match="use_rslora"):
+        train(tmp_path / "other", load_checkpoint(model), lora={"r": 4, "alpha": 6.0}, **short, **resumed)
