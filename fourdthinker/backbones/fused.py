@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourdthinker.backbones.gathering import is_sharded
+from fourdthinker.backbones.recompute import has_own_forward
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -108,7 +109,7 @@ def _into_one_buffer(parameters: list[nn.Parameter]) -> Tensor:
 
 def _owns_its_weights(module: Any) -> bool:
     """Whether a module is a plain linear layer whose weights nobody else holds or watches."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if type(module) is not nn.Linear or has_own_forward(module):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False

@@ -1,12 +1,14 @@
 """What is cheap to compute is computed again in the backward pass instead of kept: norms and SwiGLU products.
 
-A plain RMSNorm of transformers keeps its input and its scaled input, an MLP four tensors of its inner width.
-Only the input of the norm and the outputs of the MLP's two first matrix products take long to make. Values
-and gradients stay the same bit for bit.
+A plain RMSNorm of transformers keeps its input and its scaled input, the matrix products behind it keep its
+output, and an MLP keeps four tensors of its inner width. Only the input of the norm and the outputs of the
+MLP's two first matrix products take long to make. Values and gradients stay the same bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +21,35 @@ if TYPE_CHECKING:
 
 
 def recompute_cheap_layers(backbone: Backbone) -> int:
-    """Let norms and MLPs of the language model keep no more than what a matrix product made.
+    """Let the layers of the language model keep no more of norms and MLPs than what a matrix product made.
 
     Layers that have a forward of their own, as Liger's, stay as they are, and so do MLPs while their last
-    matrix has an adapter. To be called where layers are not
-    checkpointed as a whole, which leaves nothing to save.
+    matrix has an adapter. To be called where layers are not checkpointed as a whole, which leaves nothing to
+    save.
 
     Args:
         backbone: changed in place; a second call changes nothing.
 
     Returns:
-        How many layers were changed.
+        How many norms and MLPs were changed.
     """
     norms, mlps = norms_and_mlps(backbone)
-    changed = 0
-    for modules, forward in ((norms, _norm), (mlps, _mlp)):
-        for module in modules:
-            if "forward" not in vars(module):
-                module.forward = MethodType(forward, module)
-                changed += 1
-    return changed
+    linear = [m for m in backbone.hf.model.language_model.modules() if type(m) is nn.Linear]
+    _change(linear, _linear)
+    return _change(norms, _norm) + _change(mlps, _mlp)
+
+
+def _change(modules: list[Any], forward: Callable[..., Tensor]) -> int:
+    plain = [module for module in modules if "forward" not in vars(module)]
+    for module in plain:
+        module.forward = MethodType(forward, module)
+    return len(plain)
+
+
+def has_own_forward(linear: nn.Linear) -> bool:
+    """Whether something else than this file has given a linear layer a forward, which may do anything."""
+    own = vars(linear).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not _linear
 
 
 def norms_and_mlps(backbone: Backbone) -> tuple[list[Any], list[Any]]:
@@ -61,8 +72,58 @@ def _silu_class() -> type[nn.Module]:
     return type(ACT2FN["silu"])
 
 
+@dataclass
+class _Made:
+    """Makes what a norm made again, for the backward passes of the matrix products that read it.
+
+    Attributes:
+        norm: the module.
+        given: its input.
+        storage: which memory its output has.
+        waiting: products that have not asked for it yet.
+        again: it, until none is left.
+    """
+
+    norm: Any
+    given: Tensor
+    storage: int
+    waiting: int = 0
+    again: Tensor | None = None
+
+    def pack(self, kept: Tensor) -> Tensor | torch.Size:
+        """What a product keeps instead of a tensor: of the norm's output its shape alone."""
+        if kept.untyped_storage()._cdata != self.storage:
+            return kept
+        self.waiting += 1
+        return kept.shape
+
+    def unpack(self, kept: Tensor | torch.Size) -> Tensor:
+        """The tensor that `pack` was given."""
+        if isinstance(kept, Tensor):
+            return kept
+        again = self.again
+        if again is None:
+            with torch.no_grad():
+                again = type(self.norm).forward(self.norm, self.given)
+        self.waiting -= 1
+        self.again = again if self.waiting > 0 else None
+        return again.view(kept)
+
+
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    return _recomputed(type(module).forward, module, hidden_states)
+    out = _recomputed(type(module).forward, module, hidden_states)
+    if torch.is_grad_enabled():
+        made = _Made(module, hidden_states.detach(), out.untyped_storage()._cdata)
+        out.made = made  # type: ignore[attr-defined]
+    return out
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    made: _Made | None = getattr(x, "made", None)
+    if made is None or not torch.is_grad_enabled():
+        return nn.Linear.forward(module, x)
+    with torch.autograd.graph.saved_tensors_hooks(made.pack, made.unpack):
+        return nn.Linear.forward(module, x)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:

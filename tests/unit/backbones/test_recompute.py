@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench._training_parts import Kept
 from fourdthinker.backbones.adapters import add_lora
@@ -45,6 +45,33 @@ def test_the_same_bits_from_less(family: str, bf16: bool) -> None:
     for kind in ("MLPs", "norms"):
         assert little.get(kind, 0) < 0.7 * much[kind]
     assert sum(little.values()) < 0.75 * sum(much.values())
+    if not bf16:  # where products read copies that autocast makes
+        outputs = 2 * batch["input_ids"].numel() * checkpoint.backbone.hidden_size * 4
+        assert little["attention"] <= much["attention"] - outputs, "of two norms, and two layers"
+
+
+def test_what_a_norm_made_is_made_once_for_all_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of it is left after the backward pass."""
+    backbone = tiny_checkpoint(layers=1).backbone
+    recompute_cheap_layers(backbone)
+    layer = backbone.hf.model.language_model.layers[0]
+    norm, attention = layer.input_layernorm, layer.self_attn
+    readers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    calls, plain = [], type(norm).forward
+    x = torch.randn(1, 5, backbone.hidden_size, requires_grad=True)
+    leaves = [x, *(reader.weight for reader in readers)]
+
+    def gradients(normed: Tensor, read: Any) -> tuple[Tensor, ...]:
+        loss = torch.stack([read(reader, normed).square().sum() for reader in readers]).sum()
+        return torch.autograd.grad(loss, leaves, retain_graph=True)
+
+    expected = gradients(plain(norm, x), nn.Linear.forward)
+    normed = norm(x)
+    monkeypatch.setattr(type(norm), "forward", lambda *a: calls.append(a) or plain(*a))
+    found = gradients(normed, nn.Linear.__call__)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(calls) == 1, "for all three products"
+    assert normed.made.again is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fourdthinker.kernels import chunk_size, linear_cross_entropy, linear_logprobs
+from fourdthinker.kernels._head import Head
 from tests.unit.kernels.memory import peak_bytes
 
 WIDTH, VOCAB = 13, 29
@@ -203,8 +204,15 @@ def test_chunking_changes_rounding_only():
     assert chunk_size(10, 151_936, None) == 10
     assert chunk_size(100_000, 151_936, None) == 2048
     assert chunk_size(100_000, 32_000, None) == 4096
-    assert chunk_size(100_000, 151_936, None, on_cpu=True) == 512
+    assert chunk_size(100_000, 151_936, None, on_cpu=True) == 96
     assert chunk_size(100_000, 8192, None, on_cpu=True) == 2048
+
+
+def test_a_chunk_on_a_cpu_is_bounded_in_bytes():
+    """64 MB, unless that are fewer rows than matmuls want."""
+    for vocabulary in (8_192, 32_000, 65_536, 151_936, 262_144, 1_000_000):
+        size = 4 * vocabulary * chunk_size(100_000, vocabulary, None, on_cpu=True)
+        assert size <= max(2**26, 4 * vocabulary * 64)
 
 
 def test_logits_exist_only_for_one_chunk():
@@ -287,3 +295,13 @@ def test_bad_input_is_named():
         linear_logprobs(input, weight, target, mask=target >= 0, rows=torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="mask is"):
         linear_logprobs(input, weight, target, mask=target)
+
+
+def test_logits_of_a_large_vocabulary_are_as_exact_in_pieces():
+    """32,768 ids and three more, of which the last piece is smaller."""
+    generator = torch.Generator().manual_seed(0)
+    input, weight = (torch.randn(n, 8, generator=generator) for n in (5, 32_771))
+    for bias in (None, torch.randn(32_771, generator=generator)):
+        made = Head(input, weight, bias, 0.7, 5.0).logits(input)
+        exact = input.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+        torch.testing.assert_close(made.double(), (exact / 5).tanh() * 5 / 0.7, rtol=1e-6, atol=5e-6)
