@@ -90,12 +90,12 @@ def load_result(folder: Path) -> EvalResult:
     number = 1
     try:
         settings = parse_json(lines[0])["settings"]
-        name, samples, greedy = str(settings["name"]), int(settings["n"]), bool(settings["greedy"])
+        name, samples, greedy = settings["name"], settings["n"], settings["greedy"]
+        if not (isinstance(name, str) and isinstance(greedy, bool) and type(samples) is int and samples >= 0):
+            raise ValueError(f"name {name!r:.60}, n {samples!r:.60} or greedy {greedy!r:.60} is wrong")
         for line in lines[1:]:
             number += 1
             question = AnsweredQuestion.from_dict(parse_json(line))
-            if not isinstance(question.options, dict) or not isinstance(question.type, str):
-                raise TypeError("options are no object, or the type is no text")
             if not question.failed and len(question.answers) != samples:
                 raise ValueError(f"{len(question.answers)} answers, where the settings say {samples}")
             questions[question.id] = question

@@ -6,18 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.easi import easi_letter
-from fourdthinker.evaluate.numeric import mean_relative_accuracy
+from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
 
+_Count = Annotated[int, Field(ge=0, le=2**31)]
 _BOUNDS = ("mean", "low", "high")
 
 
@@ -46,8 +49,8 @@ class AnsweredQuestion:
     greedy: str | None = None
     texts: tuple[str, ...] = ()
     greedy_text: str | None = None
-    lengths: tuple[int, ...] = ()
-    truncated: int = 0
+    lengths: tuple[_Count, ...] = ()
+    truncated: _Count = 0
     failed: str = ""
     times_from: str = "container"
     letters: dict[str, float] | None = None
@@ -71,9 +74,31 @@ class AnsweredQuestion:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AnsweredQuestion:
-        """Of a line that `to_dict` gave; lists become tuples. Raises TypeError for other keys."""
+        """Of a line that `to_dict` gave; lists become tuples.
+
+        Raises:
+            TypeError: other keys.
+            ValueError: a value that `to_dict` cannot give; says which.
+        """
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**given)
+        question = cls(**given)
+        for name, adapter in _adapters().items():
+            try:
+                adapter.validate_python(getattr(question, name))
+            except ValidationError as error:
+                problem = error.errors(include_url=False)[0]
+                where = "".join(f"[{part!r}]" for part in problem["loc"])
+                raise ValueError(f"{name}{where} is {problem['input']!r:.60}: {problem['msg']}") from None
+        for answer in () if question.options else (question.answer, question.greedy, *question.answers):
+            if answer is not None and parse_number(f"<answer>{answer}</answer>") != answer:
+                raise ValueError(f"{answer!r:.60} answers a question without options and is no number")
+        return question
+
+
+@cache
+def _adapters() -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(AnsweredQuestion, include_extras=True)
+    return {name: TypeAdapter(hint, config=ConfigDict(strict=True)) for name, hint in hints.items()}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from fourdthinker.errors import ConfigError, FourdError
 from fourdthinker.files import PathLike, parse_json, read_json_object, write_text
@@ -23,6 +24,7 @@ from fourdthinker.synth.run import SUMMARY
 PAGE = "preview.html"
 _FRAME, _IMAGERY = 108, 168  # rows of pictures on the page
 _FRAMES = 10
+_REMEDY = "run the synthesis once more"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
     records = list(_records(folder))
     if not records:
         raise ConfigError(f"{folder}: no dift-*.jsonl with records in it; give the folder of a finished run")
-    summary = _read_json(folder / SUMMARY)
+    summary = _read_summary(folder / SUMMARY)
     path = Path(page) if page is not None else folder / PAGE
     if path.is_file() and not path.read_bytes()[:15].lower().startswith(b"<!doctype html"):
         raise ConfigError(f"{path} is there and no page, so it is not replaced; name another file")
@@ -79,12 +81,12 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
         name=os.path.basename(os.path.realpath(folder)),
         cards=cards,
         total=len(records),
-        counts=sorted(Counter(record.get("type", "") for _, record in records).items()),
+        counts=sorted(Counter(str(record.get("type", "")) for _, record in records).items()),
         types=sorted({card.type for card in cards}),
         splits=sorted({card.split for card in cards}),
         sources=sorted({card.source for card in cards}),
         stages=_stages(summary),
-        refused=summary.get("refused", []),
+        refused=summary.refused,
     )
     write_text(path, text)
     return path
@@ -116,14 +118,43 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         found = parse_json(line)
     except ValueError as error:
-        raise ConfigError(f"{where}: not a record ({error}); run the synthesis once more") from error
+        raise ConfigError(f"{where}: not a record ({error}); {_REMEDY}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: a {type(found).__name__}, not a record; run the synthesis once more")
+        raise ConfigError(f"{where}: a {type(found).__name__}, not a record; {_REMEDY}")
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, "run the synthesis once more") if path.exists() else {}
+class _Stage(BaseModel, strict=True):
+    """Counts of one stage, by reason where items were lost."""
+
+    done: int = 0
+    rejected: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    quarantined: dict[str, int] = {}
+
+
+class _Refused(BaseModel, strict=True):
+    input: str
+    reason: str
+
+
+class _Summary(BaseModel, strict=True):
+    """What the page shows of a summary.json."""
+
+    stages: dict[str, _Stage] = {}
+    refused: list[_Refused] = []
+
+
+def _read_summary(path: Path) -> _Summary:
+    found = read_json_object(path, _REMEDY) if path.exists() else {}
+    try:
+        return _Summary.model_validate(found)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(
+            f"{path}: {where} is {problem['input']!r:.60} ({problem['msg']}); {_REMEDY}"
+        ) from error
 
 
 def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[str, dict[str, Any]]]:
@@ -144,7 +175,7 @@ def _whole_card(split: str, record: dict[str, Any], folder: Path) -> Card:
         return _card(split, record, folder)
     except FourdError:
         raise
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{folder}: record {record.get('id')!r} is not as a synthesis writes it ({error}); run it anew"
         ) from error
@@ -206,6 +237,8 @@ def _paths(above: dict[str, Any] | None) -> dict[str, str] | None:
     if not above:
         return None
     arrays = {name: np.array(points, float) for name, points in above.items() if points}
+    if "camera" not in arrays:
+        raise ValueError("`above` has no path of the camera")
     every = np.concatenate(list(arrays.values()))
     low, high = every.min(0), every.max(0)
     scale = 84 / max(float((high - low).max()), 1e-6)
@@ -218,11 +251,13 @@ def _paths(above: dict[str, Any] | None) -> dict[str, str] | None:
     return out
 
 
-def _stages(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _stages(summary: _Summary) -> list[dict[str, Any]]:
     rows = []
-    for stage, row in summary.get("stages", {}).items():
-        for state in ("rejected", "failed", "quarantined"):
-            for reason, count in sorted(row.get(state, {}).items(), key=lambda item: -item[1]):
+    for stage, row in summary.stages.items():
+        for state, lost in (
+            ("rejected", row.rejected), ("failed", row.failed), ("quarantined", row.quarantined),
+        ):  # fmt: skip
+            for reason, count in sorted(lost.items(), key=lambda item: -item[1]):
                 rows.append({"stage": stage, "state": state, "reason": reason, "count": count})
-        rows.append({"stage": stage, "state": "done", "reason": "", "count": row.get("done", 0)})
+        rows.append({"stage": stage, "state": "done", "reason": "", "count": row.done})
     return rows

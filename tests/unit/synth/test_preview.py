@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.synth import preview
 from fourdthinker.synth.preview import write_preview
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.write import Made, write_all
+from tests.odd_values import ODD, spoilt
 from tests.unit.synth.test_write import make
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"
@@ -79,3 +83,30 @@ def test_what_is_no_page_is_not_replaced(tmp_path: Path) -> None:
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no dift-"):
         write_preview(tmp_path)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
+def test_odd_values_of_records_and_summary_are_named(
+    odd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all(make(tmp_path, 1), SynthSettings(splits={"train": 1.0}), tmp_path)
+    monkeypatch.setattr(preview, "_picture", lambda path, rows, label: preview.Shown("data:,", 1, 1, label))
+    path, taken, said = tmp_path / "dift-train-00000.jsonl", [], []
+    above = {"camera": [[0, 0], [0, 1]], "object": [[1, 1], [1, 2]]}
+    record = json.loads(path.read_bytes().splitlines()[0])
+    record |= {"extra": {"interval": [0.0, 1.0], "imagery": ["overlay"], "above": above}}
+    for changed in spoilt(record, odd):
+        with contextlib.suppress(ConfigError):
+            preview._whole_card("train", changed, tmp_path)
+            taken.append(changed)
+    path.write_text("".join(json.dumps(line) + "\n" for line in taken))
+    write_preview(tmp_path, most=1000)
+    stage = {"done": 3, "rejected": {"dark": 1}, "failed": {}, "quarantined": {}}
+    summary = {"stages": {"ingest": stage}, "refused": [{"input": "a.mp4", "reason": "gone"}]}
+    for changed in spoilt(summary, odd):
+        (tmp_path / "summary.json").write_text(json.dumps(changed))
+        try:
+            preview._stages(preview._read_summary(tmp_path / "summary.json"))
+        except ConfigError as error:
+            said.append(str(error))
+    assert [text for text in said if "summary.json: " not in text] == []
