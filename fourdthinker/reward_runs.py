@@ -201,8 +201,10 @@ class Calls:
             grace = min(_GRACE, timeout)
             self._runner.cancel(late, grace)
             if self._runner.blocked:
-                late, why = running, f"it blocks its event loop: {_UNBLOCK}"
+                late = running
                 self._runner.cancel(late, 0.0)
+            if self._runner.blocked or any(call.future.cancelled() for call in late):  # these did not begin
+                why = f"it blocks its event loop: {_UNBLOCK}"
         else:
             self._leave()
         self._left += late

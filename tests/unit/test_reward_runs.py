@@ -73,6 +73,19 @@ def test_a_coroutine_that_blocks_its_loop_is_named_and_no_row_is_asked_again() -
     assert call_reward(reward, [completion("later")], timeout=9.0).values == [1.0]
 
 
+def test_a_coroutine_that_keeps_others_from_their_turn_is_named() -> None:
+    asked = []
+
+    async def blocks(text: str, record: Any) -> float:
+        asked.append(text)
+        time.sleep(0.3)
+        return 1.0
+
+    scores = call_reward(Reward("mine", blocks), [completion(str(row)) for row in range(8)], timeout=0.2)
+    assert "blocks its event loop" in str(scores.failures[0])
+    assert len(set(asked)) == len(asked), "none is asked again"
+
+
 def test_a_coroutine_that_blocks_for_little_more_than_its_time_costs_its_own_row() -> None:
     async def blocks(text: str, record: Any) -> float:
         time.sleep(0.3 * (text == "slow"))
