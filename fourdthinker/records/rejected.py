@@ -18,7 +18,22 @@ def empty_rejected(path: PathLike) -> None:
         path: the file, as `read_records(rejected=)` and the trainers write it. A link stays a link.
 
     Raises:
-        ConfigError: it holds anything else, and stays as it is.
+        ConfigError: as `check_rejected`.
+        OutputError: likewise.
+    """
+    check_rejected(path)
+    if Path(path).exists():
+        write_bytes(path, b"")
+
+
+def check_rejected(path: PathLike) -> None:
+    """Whether a file, where there is one, holds lines that an earlier reading left out, and no others.
+
+    Args:
+        path: as for `empty_rejected`.
+
+    Raises:
+        ConfigError: it holds anything else.
         OutputError: it cannot be written.
     """
     if not Path(path).exists():
@@ -30,7 +45,6 @@ def empty_rejected(path: PathLike) -> None:
             raise _other(path, number)
     if tail and not (tail.startswith(b'{"where": ') or _is_rejected(tail)):  # a kill may have cut it off
         raise _other(path, len(lines) + 1)
-    write_bytes(path, b"")
 
 
 def _is_rejected(line: bytes) -> bool:

@@ -30,7 +30,7 @@ from fourdthinker.trainers.evaluation import measure_of
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.resume import LAST, RunState, incomplete, run_state
-from fourdthinker.trainers.run_folder import STATE
+from fourdthinker.trainers.run_folder import STATE, checkpoint_path
 from fourdthinker.trainers.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,9 @@ class ResumableTrainer(Trainer):
         best one at the end and no newest one to go on from.
         """
         if self.state.best_global_step:  # written in this folder, wherever the run went on from
-            best = f"checkpoint-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(Path(self.settings.output_dir) / best)
-        folder = Path(self.settings.output_dir) / f"checkpoint-{self.state.global_step}"
+            best = checkpoint_path(self.settings.output_dir, self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        folder = checkpoint_path(self.settings.output_dir, self.state.global_step)
         with writing(folder):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
@@ -118,7 +118,7 @@ class ResumableTrainer(Trainer):
         """
         if not self.state.best_global_step:
             return
-        best = Path(self.settings.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_path(self.settings.output_dir, self.state.best_global_step)
         problem = incomplete(best) if best.is_dir() else "is gone"
         if self.held_out is not None and self._measured_by != self._measure:
             problem = "was found by other held-out records, rewards or settings of the evaluation"

@@ -21,12 +21,12 @@ from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.files import append_lines, make_folder, parse_json
 from fourdthinker.prompts import Encoder
-from fourdthinker.records import Record, empty_rejected, read_records
+from fourdthinker.records import Record, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.resume import finished_updates
-from fourdthinker.trainers.run_folder import FINAL, REJECTED
+from fourdthinker.trainers.run_folder import FINAL, NEW_REJECTED, REJECTED, begin_rejected
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -158,7 +158,8 @@ def load_records(
 ) -> list[Record]:
     """All records of `config.data` or `config.eval_data`, validated.
 
-    Those skipped are in `output_dir`/rejected.jsonl.
+    Those skipped are in `output_dir`/rejected.jsonl; beside that of a former run in rejected.new.jsonl, until
+    the run begins.
 
     Args:
         config: the settings.
@@ -185,9 +186,10 @@ def load_records(
         left_out, checks = _left_out(began_in / REJECTED), None
     rejected = None
     if args.process_index == 0:
-        rejected = make_folder(config.output_dir) / REJECTED
-        if not held_out and (began_in is None or not rejected.parent.samefile(began_in)):
-            empty_rejected(rejected)
+        folder = make_folder(config.output_dir)
+        rejected = folder / (NEW_REJECTED if (folder / NEW_REJECTED).exists() else REJECTED)
+        if not held_out and (began_in is None or not folder.samefile(began_in)):
+            rejected = begin_rejected(folder)
             if left_out:
                 append_lines(rejected, left_out.values())
     check = None if checks is None else functools.partial(_checked, args, find=checks.media)
@@ -204,7 +206,8 @@ def load_records(
         )
     skipped = 0 if rejected is None or held_out else len(_left_out(rejected))
     if skipped:
-        logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), rejected)
+        where = Path(config.output_dir) / REJECTED
+        logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), where)
     logger.info("%d records from %s", len(records), ", ".join(files))
     return records
 

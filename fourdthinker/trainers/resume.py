@@ -19,12 +19,22 @@ from transformers import TrainingArguments
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json, write_json
 from fourdthinker.trainers.fsdp import STATE_FILES
-from fourdthinker.trainers.run_folder import FINAL, METRICS, STATE, checkpoints, is_of_run, resumed_updates
+from fourdthinker.trainers.run_folder import (
+    FINAL,
+    STATE,
+    checkpoint_number,
+    checkpoints,
+    holds_run,
+    is_of_run,
+    resumed_updates,
+    start_of,
+)
 from fourdthinker.trainers.settings import GrpoConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
+_ANEW = "begin anew with overwrite_output_dir=true and resume_from_checkpoint=null"
 LAST = (RUN, STATE)  # files of a checkpoint that are written after all others
 # Settings that the state of the optimizer, the weights or the order of the data depend on.
 _HELD = (
@@ -235,14 +245,11 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
     """
     check_folder(config.output_dir)
     folder = Path(config.output_dir)
-    former = checkpoints(folder)
     if config.resume_from_checkpoint is None:
-        _check_free(config, former)
+        _check_free(config)
         return None
     if config.resume_from_checkpoint == "auto":
-        resume = _newest(former, says=args.process_index == 0)
-        if resume is None and (folder / FINAL / RUN).is_file():
-            _check_settings(config, args, folder / FINAL)  # `run` sees whether it is finished
+        resume = _automatic(config, args)
         if resume is None:
             return None
     else:
@@ -253,15 +260,43 @@ def find_resume(config: TrainConfig, args: TrainingArguments) -> str | None:
                 "complete one"
             )
         if not is_of_run(resume, folder):
-            _check_free(config, former)
+            _check_free(config)
     _check_settings(config, args, resume)
     return str(resume)
 
 
-def _check_free(config: TrainConfig, former: Sequence[Path]) -> None:
+def _automatic(config: TrainConfig, args: TrainingArguments) -> Path | None:
+    """What `auto` goes on from; None where a run begins anew, or is finished, which its trainer sees."""
+    if config.overwrite_output_dir:
+        raise ConfigError(
+            "overwrite_output_dir=true begins anew, and resume_from_checkpoint=auto goes on; leave out one"
+        )
+    folder = Path(config.output_dir)
+    final = folder / FINAL
+    newest = _newest(checkpoints(folder), says=args.process_index == 0)
+    if newest is not None:
+        return newest
+    if (final / RUN).is_file():
+        _check_settings(config, args, final)
+        if problem := _damage(final, RunState.read(final)):
+            raise ConfigError(
+                f"resume_from_checkpoint=auto: {final} {problem}, and no checkpoint is there to go on from; "
+                f"{_ANEW}"
+            )
+        return None
+    start = start_of(folder)
+    if start is not None and (problem := _problem(start)):
+        raise ConfigError(
+            f"resume_from_checkpoint=auto: {folder} has no checkpoint of its own, and {start}, which its run "
+            f"began from, {problem}; {_ANEW}"
+        )
+    return start
+
+
+def _check_free(config: TrainConfig) -> None:
     """ConfigError when a run that does not go on in `output_dir` finds another there."""
     folder = Path(config.output_dir)
-    if (former or (folder / METRICS).exists()) and not config.overwrite_output_dir:
+    if holds_run(folder) and not config.overwrite_output_dir:
         raise ConfigError(
             f"output_dir {folder} holds a former run; choose another folder, "
             "resume_from_checkpoint=auto, or overwrite_output_dir=true"
@@ -280,7 +315,7 @@ def _newest(former: Sequence[Path], *, says: bool) -> Path | None:
     if complete:
         newest = max(complete, key=resumed_updates)
         for path, problem in problems.items():
-            if says and problem is not None and _number(path) > _number(newest):
+            if says and problem is not None and checkpoint_number(path) > checkpoint_number(newest):
                 logger.warning("%s %s; the run goes on from %s", path, problem, newest)
         return newest
     whole = {path: problem for path, problem in problems.items() if not _cut_off(path)}
@@ -288,18 +323,11 @@ def _newest(former: Sequence[Path], *, says: bool) -> Path | None:
         raise ConfigError(
             "resume_from_checkpoint=auto: no checkpoint can be gone on from: "
             f"{', '.join(f'{path} {problem}' for path, problem in whole.items())}; "
-            "name a complete one of another folder, or begin anew with overwrite_output_dir=true and "
-            "resume_from_checkpoint=null"
+            f"name a complete one of another folder, or {_ANEW}"
         )
     if former and says:
         logger.warning("%s: saving was cut off; the run begins anew", ", ".join(map(str, former)))
     return None
-
-
-def _number(path: Path) -> int:
-    """Of `checkpoint-N`; its state may be unreadable."""
-    digits = path.name.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
 
 
 def _cut_off(path: Path) -> bool:
@@ -321,6 +349,11 @@ def incomplete(path: Path) -> str | None:
         state = RunState.read(path)
     except CheckpointError as error:
         return f"is of another version ({error})"
+    return _damage(path, state)
+
+
+def _damage(path: Path, state: RunState) -> str | None:
+    """Why the files of a checkpoint are not those that its state tells of, or None."""
     for name, size in state.files.items():
         file = path / name
         if not file.is_file():
@@ -397,11 +430,12 @@ def _under(state: RunState) -> str:
 
 
 def finished_updates(final: Path) -> int | None:
-    """How many updates the weights of a final checkpoint have seen; None where there is none."""
+    """How many updates the weights of a final checkpoint have seen; None where there is no whole one."""
     try:
-        return RunState.read(final).updates
+        state = RunState.read(final)
     except CheckpointError:
         return None
+    return None if _damage(final, state) else state.updates
 
 
 def check_data(path: Path, data: str) -> None:

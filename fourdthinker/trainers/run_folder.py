@@ -1,58 +1,27 @@
-"""The folder of a run: what stands in it when training begins."""
+"""The folder of a run: the names in it, its checkpoints, and what it began from."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
 
-import torch.distributed as dist
-from transformers import TrainingArguments
-
 from fourdthinker.errors import CheckpointError
-from fourdthinker.files import make_folder, parse_json, write_bytes
-from fourdthinker.trainers.settings import TrainConfig
-from fourdthinker.trainers.settings_files import RESOLVED_CONFIG, resolved, save_config
+from fourdthinker.files import parse_json, read_json_object, write_bytes, write_json
+from fourdthinker.records import check_rejected, empty_rejected
 
 METRICS = "metrics.jsonl"
 REJECTED = "rejected.jsonl"
+NEW_REJECTED = "rejected.new.jsonl"  # of a run that has not begun, beside that of a former one
 ROLLOUTS = "rollouts.jsonl"
 FINAL = "final"
+START = "start.json"
 STATE = "trainer_state.json"
-_UNFINISHED = re.compile(r"\.(checkpoint-\d+|final)\.[a-z0-9_]{8}")  # what `save_checkpoint` writes first
-
-
-def begin_run(config: TrainConfig, args: TrainingArguments, resume: str | None) -> None:
-    """Make the folder ready: the resolved settings are in it, and nothing that this run will write again.
-
-    What is not of this run is renamed: it could be taken for its own when it is resumed. Every rank calls it,
-    once every rank has found where to go on.
-    """
-    folder = Path(config.output_dir)
-    if args.world_size > 1:
-        dist.barrier()  # every rank has looked before the first one writes
-    if args.process_index == 0:
-        make_folder(folder)
-        goes_on = resume is not None and is_of_run(Path(resume), folder)
-        if not goes_on:
-            _set_other_settings_aside(folder / RESOLVED_CONFIG, resolved(config))
-        save_config(config, folder)
-        updates = resumed_updates(resume) if resume else 0
-        for path in (folder / METRICS, folder / ROLLOUTS):
-            if goes_on:
-                _cut_lines(path, updates)
-            elif path.exists():
-                _set_aside(path)
-        for path in checkpoints(folder):
-            if not (goes_on and _is_before(path, updates)):
-                _set_aside(path)
-        is_newest = goes_on and config.resume_from_checkpoint == "auto"
-        if not is_newest and (folder / FINAL).is_dir():
-            _set_aside(folder / FINAL)
-    if args.world_size > 1:
-        dist.barrier()
+_CHECKPOINT = "checkpoint-"
+_UNFINISHED = re.compile(
+    rf"\.({_CHECKPOINT}\d+|final)\.[a-z0-9_]{{8}}"
+)  # what `save_checkpoint` writes first
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -62,30 +31,25 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _is_before(path: Path, updates: int) -> bool:
-    try:
-        return resumed_updates(path) <= updates
-    except CheckpointError:
-        return False
+def checkpoint_path(folder: str | Path, updates: int) -> Path:
+    """The folder of a checkpoint of the run in `folder`."""
+    return Path(folder) / f"{_CHECKPOINT}{updates}"
 
 
-def _set_other_settings_aside(path: Path, text: str) -> None:
-    """What stands there may be a file that somebody wrote by hand and began this run with."""
-    if path.is_file() and path.read_bytes() != text.encode():
-        _set_aside(path)
-
-
-def _set_aside(path: Path) -> None:
-    number, target = 1, path.with_name(f"former-{path.name}")
-    while target.exists():
-        number += 1
-        target = path.with_name(f"former-{number}-{path.name}")
-    path.rename(target)
+def checkpoint_number(path: Path) -> int:
+    """The updates in the name of a checkpoint folder, whose state may be unreadable; -1: none."""
+    digits = path.name.removeprefix(_CHECKPOINT)
+    return int(digits) if digits.isdecimal() else -1
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, complete or not."""
-    return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+    """The checkpoint folders of a run, complete or not, the oldest first."""
+    return sorted(folder.glob(f"{_CHECKPOINT}*"), key=checkpoint_number) if folder.is_dir() else []
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is anything in a folder that a run wrote while it trained."""
+    return bool(checkpoints(folder)) or (folder / METRICS).exists()
 
 
 def is_of_run(checkpoint: Path, folder: Path) -> bool:
@@ -106,13 +70,43 @@ def resumed_updates(checkpoint: str | Path) -> int:
         raise CheckpointError(f"{path}: {STATE} cannot be read ({error}); name another checkpoint") from error
 
 
-def _cut_lines(path: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`, which the resumed run will write again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().split(b"\n"):  # no other line ends: texts hold U+2028
-        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-            if parse_json(line, finite=False).get("step", 0) <= last_step:
-                kept.append(line + b"\n")
-    write_bytes(path, b"".join(kept))
+def remember_start(folder: Path, checkpoint: Path | None) -> None:
+    """Write down which checkpoint of another folder a run begins from, for a kill before its first save.
+
+    Args:
+        folder: of the run.
+        checkpoint: None: it begins from `model`.
+    """
+    if checkpoint is None:
+        (folder / START).unlink(missing_ok=True)
+    else:
+        write_json(folder / START, {"checkpoint": os.path.realpath(checkpoint)})
+
+
+def start_of(folder: Path) -> Path | None:
+    """The checkpoint of another folder that the run in `folder` began from, if any.
+
+    Raises:
+        CheckpointError: the note of it cannot be read.
+    """
+    if not (folder / START).exists():
+        return None
+    remedy = "name the checkpoint that the run is to go on from"
+    noted = read_json_object(folder / START, remedy, error=CheckpointError)
+    return Path(str(noted.get("checkpoint")))
+
+
+def begin_rejected(folder: Path) -> Path:
+    """An empty file for what a run leaves out that is being checked; that of a former run stays.
+
+    Raises:
+        ConfigError: rejected.jsonl is somebody's file of other lines.
+    """
+    path, new = folder / REJECTED, folder / NEW_REJECTED
+    new.unlink(missing_ok=True)
+    if not (path.exists() and holds_run(folder)):
+        empty_rejected(path)
+        return path
+    check_rejected(path)
+    write_bytes(new, b"")
+    return new

@@ -32,6 +32,7 @@ from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.ahead import Ahead
 from fourdthinker.trainers.alarms import Alarms
 from fourdthinker.trainers.batches import ShardedBatches, same
+from fourdthinker.trainers.beginning import begin_run
 from fourdthinker.trainers.evaluation import held_out_batches, undisturbed, without_weight
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live import LiveLine, shown_metrics
@@ -41,7 +42,7 @@ from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.operations import Costs
 from fourdthinker.trainers.passes import CHECKPOINT, EVALUATION, PREPARING, READING, SAVING, PassTrainer
 from fourdthinker.trainers.resume import RUN, check_data, finished_updates
-from fourdthinker.trainers.run_folder import FINAL, METRICS, begin_run, resumed_updates
+from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoint_path, resumed_updates
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.update import Forward, Parts
@@ -346,7 +347,7 @@ class LatentTrainer(PassTrainer):
             if self.stopping.stopped:
                 how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
                 logger.info("%d of %d updates; %s", done, updates, how)
-                return Path(self.settings.output_dir) / f"checkpoint-{done}"
+                return checkpoint_path(self.settings.output_dir, done)
             self._save_final(final, done)
         return final
 

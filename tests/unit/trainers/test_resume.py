@@ -415,6 +415,7 @@ def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(finished: Pat
     shutil.rmtree(folder / "final")
     train(folder, resume_from_checkpoint=str(folder / "checkpoint-2"), max_steps=5)
     assert (folder / "former-checkpoint-4" / "optimizer.pt").is_file()
+    assert (folder / "former-metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5]
 
 

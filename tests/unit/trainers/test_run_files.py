@@ -12,9 +12,9 @@ import pytest
 from fourdthinker.errors import ConfigError, FourdError, OutputError
 from fourdthinker.files import append_lines, locked_folder, make_folder
 from fourdthinker.settings import make_config
+from fourdthinker.trainers.beginning import _cut_lines
 from fourdthinker.trainers.data import _left_out, load_records
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
 
 

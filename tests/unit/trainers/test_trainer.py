@@ -14,8 +14,8 @@ from transformers import Trainer
 from fourdthinker.errors import OutputError
 from fourdthinker.records import Record
 from fourdthinker.settings import make_config
+from fourdthinker.trainers.beginning import _cut_lines
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.run_folder import _cut_lines
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_files import load_config
 from fourdthinker.trainers.update import NonFiniteLossError

@@ -1,0 +1,197 @@
+"""The folder of a run when it begins: what is set aside, in an order that a kill does no harm to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from fourdthinker.files import append_lines
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.beginning import begin_run
+from fourdthinker.trainers.data import load_records
+from fourdthinker.trainers.resume import find_resume, finished_updates
+from fourdthinker.trainers.run_folder import resumed_updates
+from fourdthinker.trainers.settings import DiftConfig
+from tests.e2e.training import metrics, without_times
+from tests.unit.trainers.test_resume import BASE, refused, train
+
+ARGS: Any = SimpleNamespace(world_size=1, process_index=0, deepspeed=None, fsdp=False, save_only_model=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("beginning") / "run"
+    train(folder)
+    append_lines(folder / "rollouts.jsonl", [{"step": step} for step in range(5)])
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the change of a folder with this number on, there is no more."""
+    changes = itertools.count()
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            if next(changes) >= step:
+                raise Killed
+            return change(*arguments, **options)
+
+        return changed
+
+    for name in ("rename", "replace", "unlink"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+
+
+def contents(folder: Path) -> set[bytes]:
+    """What is in the checkpoints of a folder, set aside or not, and the lines beside them."""
+    found = {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    lines = [path.read_bytes().split(b"\n") for path in folder.glob("*.jsonl")]
+    return found.union(*lines)
+
+
+def check_goes_on(folder: Path, start: Path | None) -> None:
+    """`auto` finds a finished run with all its lines, or a checkpoint with those before it."""
+    resume = find_resume(make_config(DiftConfig, BASE | {"output_dir": str(folder)}), ARGS)
+    steps = [line["step"] for line in metrics(folder)] if (folder / "metrics.jsonl").exists() else []
+    if finished_updates(folder / "final") == 4:
+        assert steps == [1, 2, 3, 4]
+        assert resume == str(folder / "checkpoint-4")
+    elif resume is None or Path(resume).parent != folder:
+        assert resume == (None if start is None else str(start))
+        assert not list(folder.glob("checkpoint-*"))
+    else:
+        updates = resumed_updates(resume)
+        assert steps[:updates] == list(range(1, updates + 1))
+
+
+@pytest.mark.parametrize("case", ["earlier", "elsewhere", "anew"])
+def test_a_kill_while_a_folder_is_made_ready_loses_nothing(
+    finished: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    for step in itertools.count():
+        folder = tmp_path / str(step) / "run"
+        shutil.copytree(finished, folder)
+        before = contents(folder) - {(folder / "config.yaml").read_bytes()}
+        start = {"earlier": folder, "elsewhere": other}.get(case)
+        resume = None if start is None else str(start / "checkpoint-2")
+        asked = {"output_dir": str(folder), "resume_from_checkpoint": resume}
+        config = make_config(DiftConfig, BASE | asked | {"overwrite_output_dir": case != "earlier"})
+        with monkeypatch.context() as killing:
+            killed_before(step, killing)
+            try:
+                begin_run(config, ARGS, resume)
+            except Killed:
+                done = False
+            else:
+                done = True
+        assert before <= contents(folder)
+        check_goes_on(folder, None if resume is None else Path(resume))
+        begin_run(config, ARGS, find_resume(config, ARGS))
+        assert before <= contents(folder)
+        left = {path.name for path in folder.iterdir() if not path.name.startswith(("former-", "."))}
+        expected = {"config.yaml", "run.lock"}
+        if case == "earlier":
+            assert [line["step"] for line in metrics(folder)] == [1, 2]
+            expected |= {"checkpoint-2", "metrics.jsonl", "rollouts.jsonl"}
+        assert left == expected | ({"start.json"} if case == "elsewhere" else set())
+        if done:
+            break
+    assert step > 8
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > self.step:
+            raise Killed
+
+
+def test_a_run_from_a_checkpoint_of_another_folder_goes_on_from_it_until_its_first_save(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder, first = tmp_path / "run", tmp_path / "first"
+    shutil.copytree(finished, first)
+    named = {"resume_from_checkpoint": str(first / "checkpoint-2"), "save_steps": 7}
+    for attempt in ({}, {"resume_from_checkpoint": "auto"}):  # which is killed too
+        with pytest.raises(Killed):
+            train(folder, KillAt(3), **named | attempt)
+        assert [line["step"] for line in metrics(folder)] == [3]
+    assert "resume_from_checkpoint=auto" in refused(folder, **named)
+    train(folder)
+    expected = [without_times(line) for line in metrics(finished)]
+    assert [without_times(line) for line in metrics(folder)] == expected[2:]
+
+
+def test_a_start_that_is_gone_is_named(finished: Path, tmp_path: Path) -> None:
+    folder, first = tmp_path / "run", tmp_path / "first"
+    shutil.copytree(finished, first)
+    named = str(first / "checkpoint-2")
+    asked = {"output_dir": str(folder), "resume_from_checkpoint": named}
+    begin_run(make_config(DiftConfig, BASE | asked), ARGS, named)
+    shutil.rmtree(first)
+    said = refused(folder)
+    assert f"{named}, which its run began from, has no config.json" in said
+
+
+def test_beginning_anew_and_going_on_are_not_asked_for_at_once(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    said = refused(tmp_path / "run", overwrite_output_dir=True)
+    assert "overwrite_output_dir=true begins anew, and resume_from_checkpoint=auto goes on" in said
+
+
+def test_a_final_checkpoint_that_was_cut_off_is_written_again(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    weights = folder / "final" / "model.safetensors"
+    size = weights.stat().st_size
+    os.truncate(weights, size // 2)
+    without = tmp_path / "without"
+    shutil.copytree(folder, without)
+    train(folder)
+    assert weights.read_bytes() == (finished / "final" / "model.safetensors").read_bytes()
+    assert (folder / "former-final" / "model.safetensors").stat().st_size == size // 2
+    for path in without.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    said = refused(without)
+    assert f"final has {size // 2} of the {size} bytes of model.safetensors" in said
+    assert "no checkpoint is there to go on from" in said
+
+
+def test_what_a_former_run_left_out_is_renamed_once_the_next_one_begins(tmp_path: Path) -> None:
+    folder, data, video = tmp_path / "run", tmp_path / "data.jsonl", tmp_path / "v.mp4"
+    video.write_text("media are not read")
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    former = '{"where": "a:1", "reason": "of a former run", "line": "x"}\n'
+    (folder / "rejected.jsonl").write_text(former)
+    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
+    data.write_text(json.dumps(good) + "\nno record\n")
+    values = {"data": [str(data)], "eval_data": [str(data)], "on_bad_record": "skip"}
+    values |= {"output_dir": str(folder), "overwrite_output_dir": True}
+    config = make_config(DiftConfig, BASE | values | {"resume_from_checkpoint": None})
+    for _ in range(2):  # the first does not begin
+        for held_out in (False, True):
+            assert len(load_records(config, ARGS, "rl", None, held_out=held_out)) == 1
+        assert (folder / "rejected.jsonl").read_text() == former
+        assert (folder / "rejected.new.jsonl").read_text().count("no record") == 2
+    begin_run(config, ARGS, None)
+    assert (folder / "former-rejected.jsonl").read_text() == former
+    assert (folder / "rejected.jsonl").read_text().count("no record") == 2
+    assert not (folder / "rejected.new.jsonl").exists()
