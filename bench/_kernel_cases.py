@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,7 @@ class Case:
     moved: float = 0.0
     flops: float = 0.0
     dw: bool = False  # whether a weight gradient is among what the peak counts
+    given: int = 0  # bytes of hidden states and weights, which the peak above what was held leaves out
     absent: dict[str, str] = field(default_factory=dict)  # peers that cannot run here, and why
     alike: bool = True  # every call that returns a tensor returns the same loss, which is checked
 
@@ -114,7 +116,9 @@ def _present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, 
     """The calls there are, and why the others are not: ``peers`` and the arguments decide."""
     why = {
         "torch.compile": "left out", "Liger": "not installed, or needs a GPU",
+        "Liger, not compiled": "not installed",
         "TRL fused head": "not installed: pip install trl",
+        "TRL fused": "not installed (pip install trl), or needs a GPU",
         "verl fused head": "not installed (pip install verl), or needs a GPU",
     }  # fmt: skip
     missing = {name: why.get(name, "not in this torch") for name, call in calls.items() if call is None}
@@ -125,23 +129,28 @@ def _step(call: Callable[..., Tensor] | None, leaves: tuple[Tensor, ...], *argum
     return None if call is None else trained(lambda: call(*arguments), *leaves)
 
 
-def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> None:
-    """What a fused loss cannot do without: logits, dX and (if asked for) the float32 dW, in ours' chunks."""
+def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> Call:
+    """What a fused loss cannot do without: logits, dX and (if asked for) the float32 dW, in ours' chunks.
+
+    The gradient of the logits is random: products of zeros are faster than those of numbers.
+    """
     on_cpu, wide = x.device.type == "cpu", torch.float32
     chunk = chunk_size(x.shape[0], weight.shape[0], None, on_cpu=on_cpu)
     logits = torch.empty(chunk, weight.shape[0], dtype=wide, device=x.device)
-    dz = logits if x.dtype == wide else torch.zeros_like(logits, dtype=x.dtype)
-    dw = torch.zeros(weight.shape if need_dw else (0,), dtype=wide, device=x.device)
-    for part in x.split(chunk):
-        if x.dtype == wide:
-            torch.mm(part, weight.T, out=logits[: len(part)])
-        else:
-            torch.mm(part, weight.T, out_dtype=wide, out=logits[: len(part)])
-        torch.mm(dz[: len(part)], weight)
-        if need_dw and x.dtype == wide:
-            dw.addmm_(dz[: len(part)].T, part)
-        elif need_dw:
-            torch.addmm(dw, dz[: len(part)].T, part, out_dtype=wide, out=dw)
+    dz = logits if x.dtype == wide else torch.randn_like(logits, dtype=x.dtype)
+    dw = torch.empty(weight.shape if need_dw else (0,), dtype=wide, device=x.device)
+    to_float32: dict[str, Any] = {} if x.dtype == wide else {"out_dtype": wide}
+
+    def run() -> None:
+        for number, part in enumerate(x.split(chunk)):
+            torch.mm(part, weight.T, out=logits[: len(part)], **to_float32)
+            torch.mm(dz[: len(part)], weight)
+            if need_dw and number == 0:  # writes, so that nothing has to be cleared before
+                torch.mm(dz[: len(part)].T, part, out=dw, **to_float32)
+            elif need_dw:
+                torch.addmm(dw, dz[: len(part)].T, part, out=dw, **to_float32)
+
+    return run
 
 
 def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
@@ -173,7 +182,10 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             options=GrpoOptions(beta=peers.BETA),
         )[0]  # fmt: skip
 
-    heads = {"TRL fused head": peers.trl_logprobs(), "verl fused head": peers.verl_logprobs()}
+    heads = {
+        "TRL fused head": peers.attempted(peers.trl_logprobs),
+        "verl fused head": peers.attempted(peers.verl_logprobs),
+    }
 
     def mean_nll(head: Head, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return -head(x, weight, target).mean()
@@ -187,7 +199,9 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     nll, theirs = with_heads(mean_nll), with_heads(grpo_of)
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
-    liger = peers.liger_grpo(compiled)
+    liger, liger_ce = peers.attempted(peers.liger_grpo), peers.attempted(peers.liger_cross_entropy)
+    liger_name = "Liger" if device == "cuda" else "Liger, not compiled"
+    given = x.nbytes + matrix.nbytes
     for frozen in (False, True):
         weight = matrix.clone().requires_grad_(not frozen)
         leaves = (x, weight)
@@ -198,21 +212,22 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             "eager": _step(eager_ce, leaves, flat, weight, flat_target),
             **{name: _step(loss, leaves, flat, weight, flat_target) for name, loss in nll.items()},
             "torch.compile": _step(compiled_ce, leaves, flat, weight, flat_target),
-            "Liger": _step(peers.liger_cross_entropy(), leaves, flat, weight, flat_target),
+            "Liger": _step(liger_ce, leaves, flat, weight, flat_target),
             "F.linear_cross_entropy": _step(
                 peers.torch_linear_cross_entropy(), leaves, flat, weight, flat_target
             ),
         })  # fmt: skip
-        yield Case("linear_cross_entropy", size, mode, calls, flops=flops, dw=not frozen, absent=absent)
+        facts: dict[str, Any] = {"flops": flops, "dw": not frozen, "given": given}
+        yield Case("linear_cross_entropy", size, mode, calls, absent=absent, **facts)
         calls, absent = _present({
             "ours": _step(ours_grpo, leaves, x, weight),
-            "its matmuls alone": functools.partial(_matmuls, flat.detach(), weight.detach(), not frozen),
+            "its matmuls alone": _matmuls(flat.detach(), weight.detach(), not frozen),
             "eager (TRL)": _step(eager_grpo, leaves, x, weight),
             **{name: _step(loss, leaves, x, weight) for name, loss in theirs.items()},
             "torch.compile": _step(compiled_grpo, leaves, x, weight),
-            "Liger": _step(liger, leaves, x, weight, target, gains, mask, old, ref),
+            liger_name: _step(liger, leaves, x, weight, target, gains, mask, old, ref),
         })  # fmt: skip
-        yield Case("linear_grpo_loss", size, mode, calls, flops=flops, dw=not frozen, absent=absent)
+        yield Case("linear_grpo_loss", size, mode, calls, absent=absent, **facts)
     weight = matrix.clone()
     calls, absent = _present({
         "ours": without_grad(lambda: -linear_logprobs(x, weight, target).mean()),
@@ -223,7 +238,8 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         },
     })  # fmt: skip
     yield Case(
-        "linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary, absent=absent
+        "linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary, absent=absent,
+        given=given,
     )  # fmt: skip
     weight = matrix.clone().requires_grad_()
     calls, absent = _present({
@@ -235,7 +251,7 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     })  # fmt: skip
     yield Case(
         "linear_logprobs", size, "forward+backward, head trained", calls,
-        flops=8 * rows * width * vocabulary, dw=True, absent=absent,
+        flops=8 * rows * width * vocabulary, dw=True, absent=absent, given=given,
     )  # fmt: skip
 
 
@@ -243,8 +259,9 @@ def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     """The same losses when the logits exist already."""
     data = Data(sizes, device)
     batch, length, vocabulary = sizes.sequences, sizes.length, sizes.vocabulary
-    whole = data.randn(batch, length + 1, vocabulary, scale=2.0).requires_grad_()
-    logits = whole[:, :-1]
+    whole = data.randn(batch, length + 1, vocabulary, scale=2.0).requires_grad_()  # as Liger takes them
+    # A leaf: autograd's gradient of a slice would be half of the bytes that are moved.
+    logits = whole.detach()[:, :-1].contiguous().requires_grad_()
     target = data.ids(batch, length, below=vocabulary)
     mask = torch.ones(batch, length, dtype=torch.bool, device=device)
     gains = data.randn(batch, dtype=torch.float32)
@@ -272,16 +289,17 @@ def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         )[0]
 
     calls, absent = _present({
-        "ours": trained(lambda: cross_entropy(logits, target), whole),
-        "eager": trained(lambda: eager_ce(logits), whole),
-        "torch.compile": _step(torch.compile(eager_ce) if compiled else None, (whole,), logits),
+        "ours": trained(lambda: cross_entropy(logits, target), logits),
+        "eager": trained(lambda: eager_ce(logits), logits),
+        "torch.compile": _step(torch.compile(eager_ce) if compiled else None, (logits,), logits),
     })  # fmt: skip
     yield Case("cross_entropy", size, "forward+backward", calls, moved=3 * once, absent=absent)
+    liger = peers.attempted(peers.liger_grpo_of_logits)
     calls, absent = _present({
-        "ours": trained(lambda: ours_grpo(logits), whole),
-        "eager (TRL)": trained(lambda: eager_grpo(logits), whole),
-        "torch.compile": _step(torch.compile(eager_grpo) if compiled else None, (whole,), logits),
-        "Liger": _step(peers.liger_grpo_of_logits(), (whole,), whole, target, gains, mask, old, ref),
+        "ours": trained(lambda: ours_grpo(logits), logits),
+        "eager (TRL)": trained(lambda: eager_grpo(logits), logits),
+        "torch.compile": _step(torch.compile(eager_grpo) if compiled else None, (logits,), logits),
+        "Liger": _step(liger, (whole,), whole, target, gains, mask, old, ref),
     })  # fmt: skip
     yield Case("grpo_loss", size, "forward+backward", calls, moved=3 * once, absent=absent)
     calls = {
@@ -289,6 +307,30 @@ def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         "eager (TRL)": without_grad(lambda: -peers.eager_logprobs(logits.float(), target).mean()),
     }
     yield Case("logprobs", size, "forward", calls, moved=once)
+    yield from _with_entropy(logits, target, size)
+
+
+def _with_entropy(logits: Tensor, target: Tensor, size: str) -> Iterator[Case]:
+    """Log-probabilities and entropies from one read of the logits, and their gradients."""
+    once = float(logits.numel() * logits.element_size())
+
+    def ours() -> Tensor:
+        chosen, entropy = logprobs(logits, target, return_entropy=True)
+        return -(chosen + 0.01 * entropy).mean()
+
+    def of(pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        chosen, entropy = pair(logits, target)
+        return -(chosen + 0.01 * entropy).mean()
+
+    fused = peers.attempted(peers.trl_logprobs_and_entropy)
+    losses = {
+        "ours": ours, "eager (TRL)": functools.partial(of, peers.eager_logprobs_and_entropy),
+        "TRL fused": fused and functools.partial(of, fused),
+    }  # fmt: skip
+    calls, absent = _present({name: loss and without_grad(loss) for name, loss in losses.items()})
+    yield Case("logprobs with entropy", size, "forward", calls, moved=once, absent=absent)
+    calls, absent = _present({name: _step(loss, (logits,)) for name, loss in losses.items()})
+    yield Case("logprobs with entropy", size, "forward+backward", calls, moved=3 * once, absent=absent)
 
 
 def small_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:

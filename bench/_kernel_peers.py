@@ -13,10 +13,31 @@ from torch import Tensor
 BETA, EPSILON = 0.04, 0.2
 
 
+def attempted(make: Callable[[], Callable[..., Any] | None]) -> Callable[..., Any] | None:
+    """What ``make`` gives. Where a package that is installed cannot be imported, a call that raises the same
+    error, so that it costs the row of that peer alone."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - packages fail at import in ways of their own
+        raised = error
+
+    def absent(*arguments: object) -> Any:
+        raise raised
+
+    return absent
+
+
 def eager_logprobs(logits: Tensor, target: Tensor) -> Tensor:
     """TRL's ``selective_log_softmax``: gather minus logsumexp, one sequence at a time."""
     chosen = logits.gather(-1, target[..., None])[..., 0]
     return chosen - torch.stack([row.logsumexp(dim=-1) for row in logits])
+
+
+def eager_logprobs_and_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """TRL's ``selective_log_softmax`` and its ``entropy_from_logits``, both of float32 logits."""
+    wide = logits.float()
+    logs = wide.log_softmax(-1)
+    return eager_logprobs(wide, target), -(logs.exp() * logs).sum(-1)
 
 
 def eager_grpo(
@@ -93,6 +114,15 @@ def trl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return run
 
 
+def trl_logprobs_and_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """TRL's Triton kernel over given logits, or None without TRL or without a GPU."""
+    if importlib.util.find_spec("trl") is None or not torch.cuda.is_available():
+        return None
+    from trl.kernels import selective_log_softmax_and_entropy
+
+    return lambda logits, target: selective_log_softmax_and_entropy(logits, target)
+
+
 def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """verl's Triton head, log-probabilities alone, or None without verl or without a GPU.
 
@@ -110,10 +140,10 @@ def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return run
 
 
-def liger_grpo(compiled: bool) -> Callable[..., Tensor] | None:
+def liger_grpo() -> Callable[..., Tensor] | None:
     """Liger's chunked fused linear GRPO loss (plain torch inside), or None where it is not installed.
 
-    ``compiled``: by torch, as Liger itself has it; on a CPU never.
+    Compiled by torch, as Liger itself has it; on a CPU, where that does not work, not.
     """
     if importlib.util.find_spec("liger_kernel") is None:
         return None
@@ -121,7 +151,7 @@ def liger_grpo(compiled: bool) -> Callable[..., Tensor] | None:
 
     loss = LigerFusedLinearGRPOLoss(
         beta=BETA, epsilon_low=EPSILON, epsilon_high=EPSILON, loss_type="grpo", use_ref_model=True,
-        compiled=compiled and torch.cuda.is_available(),
+        compiled=torch.cuda.is_available(),
     )  # fmt: skip
 
     def run(

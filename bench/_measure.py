@@ -27,20 +27,27 @@ PACKAGES = (
     "opencv-python-headless", "pillow", "numpy",
 )  # fmt: skip
 _FLUSH_BYTES = 512 << 20
+WARM_SECONDS = 0.05  # until the clocks of a GPU are up
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1, device: str = "cpu"
-) -> dict[str, list[float]]:
+    candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1, device: str = "cpu",
+    warm_seconds: float = WARM_SECONDS,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each call, ``repeats`` times round robin after ``warmup`` rounds.
 
     The round begins one candidate further each time, so that no one always follows the same neighbour. On
-    CUDA the seconds are those between two events behind a queue of fills that also clears the L2 cache, so
-    that neither launches nor what the call before left in the cache are counted.
+    CUDA more rounds for ``warm_seconds`` come before, for calls of microseconds; 0 where a call takes
+    seconds. The seconds there are those between two events behind a queue of fills that also clears the L2
+    cache, so that neither launches nor what the call before left in the cache are counted.
     """
     once = _cuda_seconds if device == "cuda" else _seconds
     order = list(candidates)
     for _ in range(warmup):
+        for name in order:
+            once(candidates[name])
+    warm = time.perf_counter() + (warm_seconds if device == "cuda" else 0)
+    while time.perf_counter() < warm:
         for name in order:
             once(candidates[name])
     taken: dict[str, list[float]] = {name: [] for name in order}
@@ -61,9 +68,10 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _cuda_seconds(call: Callable[[], object]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(_FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     for _ in range(4):
         flush.zero_()
+    flush.amax()  # or the call would pay for writing the last zeros back
     start.record()
     kept = call()
     end.record()

@@ -23,7 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy, read_frames
+from fourdthinker.frames.gpu import nvdec
 
 SEEK_FRAMES = 24  # nearer targets are reached by decoding, further ones by a seek
 
@@ -70,19 +72,26 @@ def one_by_one(pictures: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndar
 # -- readers
 
 
-def ours(index: str, device: str = "cpu") -> Reader:
-    """index: "off" for a first visit to a file; or the folder where a first visit leaves the file's index."""
+@dataclass
+class Ours:
+    """`read_frames`. index: "off" for a first visit to a file; or the folder where a first visit leaves the
+    file's index. decoder: what decoded the last file, which is NVDEC on a GPU or an error."""
 
-    def read(path: Path, plan: Plan) -> np.ndarray:
-        os.environ["FOURDTHINKER_INDEX_CACHE"] = index
+    index: str
+    device: str = "cpu"
+    decoder: str = ""
+
+    def __call__(self, path: Path, plan: Plan) -> np.ndarray:
+        os.environ["FOURDTHINKER_INDEX_CACHE"] = self.index
         times = plan.times if plan.uniform else None
-        pixels = read_frames(path, plan.policy, times=times, stream=plan.stream, device=device).pixels
-        assert pixels is not None
-        if device != "cpu":
+        frames = read_frames(path, plan.policy, times=times, stream=plan.stream, device=self.device)
+        self.decoder = frames.decoder
+        if self.device != "cpu" and self.decoder != "nvdec":
+            raise VideoError(f"decoded by {self.decoder}, not by NVDEC ({nvdec.missing() or 'it refused'})")
+        assert frames.pixels is not None
+        if self.device != "cpu":
             torch.cuda.synchronize()
-        return pixels.cpu().numpy()
-
-    return read
+        return frames.pixels.cpu().numpy()
 
 
 def _decord(path: Path, plan: Plan) -> np.ndarray:
@@ -204,15 +213,15 @@ def readers(device: str, kept: str) -> dict[str, Reader]:
     """Those that this installation has, by name; ours first. kept: a folder for indices of second visits."""
     if device == "cuda":
         found = {
-            OURS: ours("off", "cuda"),
-            SECOND_VISIT: ours(kept, "cuda"),
-            "ours, on the host": ours("off"),
+            OURS: Ours("off", "cuda"),
+            SECOND_VISIT: Ours(kept, "cuda"),
+            "ours, on the host": Ours("off"),
         }
         if importlib.util.find_spec("torchcodec"):
             found["torchcodec cuda"] = torchcodec("approximate", 1, "cuda")
             found["torchcodec exact, all threads"] = torchcodec("exact", 0)
         return found
-    found = {OURS: ours("off"), SECOND_VISIT: ours(kept)}
+    found = {OURS: Ours("off"), SECOND_VISIT: Ours(kept)}
     for module in ("decord", "torchcodec.decoders", "cv2"):  # not within a first run
         with suppress(Exception):  # which tells why not
             importlib.import_module(module)

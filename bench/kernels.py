@@ -67,6 +67,8 @@ def run_case(case: Case, device: str, repeats: int, fastest: dict[str, float]) -
             "time_over_ours": summary["median"] / ours, "peak_bytes": measure.peak_allocated(call, device),
             "dw_in_peak": case.dw,
         }  # fmt: skip
+        if case.given:
+            row["peak_with_inputs_bytes"] = row["peak_bytes"] + case.given
         if case.moved:
             row["copy_fraction"] = case.moved / summary["median"] / fastest["copy"]
         if case.flops:
@@ -93,9 +95,11 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             continue
         seconds = row["seconds"]
         middle, low, high = (seconds[k] * 1e3 for k in ("median", "lower_quartile", "upper_quartile"))
+        whole = row.get("peak_with_inputs_bytes")
         lines.append(line | {
             "ms (quartiles)": f"{middle:.3g} ({low:.3g} to {high:.3g})",
             "time / ours": f"{row['time_over_ours']:.2f}", "peak MiB": f"{row['peak_bytes'] / 2**20:.1f}",
+            "with inputs": f"{whole / 2**20:.1f}" if whole else "",
             "dW in it": "yes" if row["dw_in_peak"] else "",
             "of copy": f"{row['copy_fraction']:.0%}" if "copy_fraction" in row else "",
             "of matmul": f"{row['matmul_fraction']:.0%}" if "matmul_fraction" in row else "",

@@ -5,7 +5,8 @@ new tokens, two threads, float32, a narrow model with the real vocabulary; its l
 ``python -m bench sampler --shape 3b --batch 1 8 64`` sweeps the batch with random weights at true shapes:
 tokens a second, time per step, time to the first token, and what share of the copy bandwidth reading weights
 and keys and values is. The time per step is the difference of two calls, of all new tokens and of five
-eighths of them, which make the same captures of CUDA graphs, by the number of steps that it is.
+eighths of them, which make the same captures of CUDA graphs, by the number of steps that it is: the median of
+--repeats such differences, which are all in the row.
 ``--only ours`` leaves out the peers, whose prefill takes minutes there.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,11 +116,15 @@ def sweep(arguments: argparse.Namespace) -> int:
                 log.exception("%s, %d rows", name, batch)
                 found, failed = {"error": str(error).partition("\n")[0][:120]}, True
             if "step" in found:
-                step = found.pop("step")
+                steps = found.pop("step")
+                step = statistics.median(steps)
                 middle = (shorter(new) + new) // 2
                 length = prompts[0].input_ids.numel()
                 read = _bytes_read(backbone, length, batch, middle, shared=name == "ours")
-                found |= {"ms_per_step": round(1e3 * step, 3), "share_of_copy": round(read / step / copy, 3)}
+                found |= {
+                    "ms_per_step": round(1e3 * step, 3), "ms_of_each": [round(1e3 * s, 3) for s in steps],
+                    "share_of_copy": round(read / step / copy, 3),
+                }  # fmt: skip
             rows.append(row | found)
             log.info("%s", rows[-1])
             if arguments.save:
@@ -143,11 +149,10 @@ def _timed(calls: tuple[Call, Call, Call], batch: int, new: int, repeats: int, d
     alone.
     """
     first, some, all_ = calls
-    once = min(measure.interleaved({"": first}, repeats=2, device=device)[""])
+    once = min(measure.interleaved({"": first}, repeats=2, device=device, warm_seconds=0)[""])
     counts: dict[str, list[tuple[float, int]]] = {"some": [], "all": []}
     noting = {"some": _noting(some, counts["some"]), "all": _noting(all_, counts["all"])}
-    taken = {name: min(seconds) for name, seconds in
-             measure.interleaved(noting, repeats=repeats, device=device).items()}  # fmt: skip
+    taken = measure.interleaved(noting, repeats=repeats, device=device, warm_seconds=0)
     graphs = {name: noted[-1][0] for name, noted in counts.items()}
     if graphs["some"] != graphs["all"]:
         raise RuntimeError(
@@ -156,8 +161,11 @@ def _timed(calls: tuple[Call, Call, Call], batch: int, new: int, repeats: int, d
         )
     tokens = counts["all"][-1][1] or batch * new
     return {
-        "tokens_per_s": round(tokens / taken["all"], 1), "first_token_s": round(once, 3),
-        "step": max(taken["all"] - taken["some"], 1e-9) / max(1, new - shorter(new)),
+        "tokens_per_s": round(tokens / min(taken["all"]), 1), "first_token_s": round(once, 3),
+        "step": [
+            max(whole - part, 1e-9) / max(1, new - shorter(new))
+            for whole, part in zip(taken["all"], taken["some"], strict=True)
+        ],
     }  # fmt: skip
 
 

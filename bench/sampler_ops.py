@@ -33,7 +33,7 @@ Call = Callable[[], object]
 
 def draws(device: str, rows: int) -> Iterator[tuple[str, float, Call]]:
     """Of each truncation its name, the bytes of one read, and the call."""
-    logits = torch.randn(rows, -(-VOCABULARY // 16) * 16, device=device)[:, :VOCABULARY] * 3
+    logits = torch.randn(rows, -(-VOCABULARY // 16) * 16, device=device).mul_(3)[:, :VOCABULARY]
     seeds, ones = torch.arange(rows, device=device), torch.ones(rows, device=device)
     forbidden = torch.tensor([[151_665, 151_667, -1]], device=device).repeat(rows, 1)
     more: dict[str, dict[str, Tensor]] = {

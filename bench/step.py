@@ -1,8 +1,8 @@
 """One training step of a packed group: ``python -m bench step``.
 
 A model of random weights at true shapes runs forward and backward over one prompt and its completions in one
-sequence, with gradient checkpointing: seconds, peak memory, and the share of the machine's matmul rate. On a
-CPU a small model.
+sequence, with gradient checkpointing: seconds, peak memory with and without the weights, and the share of the
+machine's matmul rate. On a CPU a small model.
 """
 
 from __future__ import annotations
@@ -83,11 +83,12 @@ def main(argv: list[str]) -> int:
         measure.save("step", [row], device)
     segments = group_segments(prompt, completions, length, backbone.device)
     rate = flops(backbone, *sizes) / min(taken)
+    peak, weights = measure.peak_allocated(call, device), sum(p.nbytes for p in backbone.parameters())
     row |= {
         "mask": type(packed_mask(segments, backbone.dtype)).__name__,
-        "peak_bytes": measure.peak_allocated(call, device),
+        "peak_bytes": peak, "peak_with_weights_bytes": peak + weights,
         "share_of_matmul": round(rate / rates(device, dtype)["matmul"], 3),
-    }
+    }  # fmt: skip
     measure.show(f"A packed training step on {device}", [row])
     if options.save:
         measure.save("step", [row], device)

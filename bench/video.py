@@ -30,7 +30,17 @@ from bench._clips import Clip, cache_folder, clip_file, number_of
 from bench._measure import add_save, interleaved, peak_rss, save, show, summary
 from bench._ordered import MOST as MOST_ORDERED
 from bench._ordered import measure as measure_ordered
-from bench._readers import OURS, SECOND_VISIT, SLOW_PEER, Plan, Reader, absent, pyav_pillow, readers
+from bench._readers import (
+    OURS,
+    SECOND_VISIT,
+    SLOW_PEER,
+    Ours,
+    Plan,
+    Reader,
+    absent,
+    pyav_pillow,
+    readers,
+)
 from fourdthinker.errors import VideoError
 from fourdthinker.frames import FramePolicy
 
@@ -76,6 +86,7 @@ class Outcome:
     processor: list[float] = field(default_factory=list)
     peak: int = 0
     difference: float = 0.0
+    decoder: str = ""  # what decoded, where the reader says it
     fault: str = ""  # why it does not count
 
     @property
@@ -256,6 +267,7 @@ def _measure(row: Row, every: dict[str, Reader], rounds_seconds: float) -> None:
             log.warning("%s, %s: %s: %s", row.clip, row.sampling, name, text[:300])
             continue
         outcome.seconds, outcome.processor = spent, [_processor_seconds() - before]
+        outcome.decoder = getattr(reader, "decoder", "")
         _check(row, name, kept.pop(), reference, outcome)
         if outcome.fault:
             log.warning("%s, %s: %s: %s", row.clip, row.sampling, name, outcome.fault)
@@ -303,6 +315,27 @@ def _left_out(row: Row, before: Row | None) -> set[str]:
     return names
 
 
+def _every_frame(row: Row, device: str) -> dict[str, Any]:
+    """How fast ours reads all frames of a row's file, resized: its record, unchecked but for their number."""
+    index, reader = _index(row.path), Ours("off", device)
+    count = len(index.begin)
+    plan = Plan(
+        row.plan.policy, index.begin, list(range(count)), index.stamps, row.plan.size, True, index.keys,
+        index.stream,
+    )  # fmt: skip
+    record: dict[str, Any] = {"clip": row.clip, "sampling": "every frame", "frames": count, "reader": OURS}
+    try:
+        if len(reader(row.path, plan)) != count:
+            raise VideoError(f"{row.path}: not {count} frames")
+    except VideoError as error:
+        return record | {"decoder": reader.decoder, "fault": str(error)[:120]}
+    taken = summary(interleaved({OURS: lambda: reader(row.path, plan)}, repeats=FEWEST, warmup=0)[OURS])
+    return record | {
+        "decoder": reader.decoder, "fault": "", **{key: round(value, 5) for key, value in taken.items()},
+        "frames_per_s": round(count / taken["median"], 1),
+    }  # fmt: skip
+
+
 # -- telling
 
 
@@ -331,12 +364,13 @@ def _records(row: Row) -> Iterator[dict[str, Any]]:
     for name, outcome in row.outcomes.items():
         record: dict[str, Any] = {
             "clip": row.clip, "sampling": row.sampling, "frames": len(row.plan.times), "reader": name,
-            "fault": outcome.fault, "mean_difference": round(outcome.difference, 3),
-            "peak_bytes": outcome.peak,
+            "decoder": outcome.decoder, "fault": outcome.fault,
+            "mean_difference": round(outcome.difference, 3), "peak_bytes": outcome.peak,
         }  # fmt: skip
         if outcome.seconds:
             record |= {key: round(value, 5) for key, value in summary(outcome.seconds).items()}
             record["cpu_seconds"] = round(statistics.median(outcome.processor), 4)
+            record["frames_per_s"] = round(len(row.plan.times) / outcome.median, 1)
         yield record
 
 
@@ -351,6 +385,7 @@ def _report(title: str, rows: Sequence[Row]) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Exit status 1 where ours fails, or reads on a GPU what NVDEC did not decode."""
     parser = argparse.ArgumentParser(prog="python -m bench video", description="Readers of videos, compared.")
     parser.add_argument("--quick", action="store_true", help="four small rows, at most 90 s; not with --save")
     parser.add_argument("--videos", type=Path, default=VIDEOS, help="folder of real clips")
@@ -361,7 +396,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.quick and options.save:
         parser.error("--quick measures too briefly for a figure; leave out --quick or --save")
-    start = time.monotonic()
+    start, failed = time.monotonic(), False
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if options.quick:
         rows = [row for row in _generated(QUICK, cache_folder(), options.only) if row.sampling == "1 fps"]
@@ -384,6 +419,10 @@ def main(argv: list[str]) -> int:
             measured.append(row)
             log.info("%4.0f s  %s", time.monotonic() - start, _line(row))
             records += _records(row)
+            if device == "cuda" and row.sampling != "1 fps":  # once a file
+                records.append(_every_frame(row, device))
+                log.info("%s", records[-1])
+            failed = failed or any(record["reader"] == OURS and record["fault"] for record in records)
             if options.save:  # after each row, so that nothing is lost
                 saved = save(
                     "video" if device == "cpu" else "video cuda", records, device, ("clip", "sampling")
@@ -396,4 +435,4 @@ def main(argv: list[str]) -> int:
         log.info("ordered first: all frames in %.0f ms, decoding through %.0f ms: %.2f, %g at most",
                  both["ours"], both["through"], both["ratio"], MOST_ORDERED)  # fmt: skip
     log.info("%.0f s in all", time.monotonic() - start)
-    return 0
+    return 1 if failed else 0

@@ -26,7 +26,11 @@ CARRIED = 64 << 20  # bytes that such a machine is given, the tracked files of t
 RESERVE = 1 << 20
 SOURCES = ("csrc", "fourdthinker", "kernels")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
-BROUGHT = ("av", "liger-kernel", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
+# datasets, dill and multiprocess: the backward pass of TRL's fused head imports them.
+BROUGHT = (
+    "av", "liger-kernel", "trl", "datasets", "dill", "multiprocess", "pydantic", "pydantic-core",
+    "annotated-types", "typing-inspection",
+)  # fmt: skip
 
 
 # The extension alone: nothing that the package imports has to be there.

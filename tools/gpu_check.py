@@ -1,7 +1,8 @@
 """Run the stages of the GPU day, each under its own time limit; `bash tools/gpu_check.sh` calls this.
 
 Nothing that fails stops the rest. In the folder of the results: results.json (of every stage its state, its
-seconds and the last line of JSON that it printed), the benches' rows, and logs.tar.gz. A table comes last.
+seconds and the last line of JSON that it printed), logs.tar.gz, and the benches' rows, each as soon as it is
+measured. A table comes last.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ TESTS = (PYTHON, "-m", "pytest", "-q", "--maxfail=25", "--tb=short", "--duration
          "-o", "minversion=8", "-p", "no:cacheprovider")  # fmt: skip
 BENCH = (PYTHON, "-m", "bench")
 RACES = (PYTHON, "-m", "tests.gpu.races")
-# Names of kernels. Those of torch would be watched as well, which takes minutes.
-RACECHECK = ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9",
-             "--kernel-regex", "kns=(sample|latent|group)_")  # fmt: skip
 # Seconds to the limit of a stage at which it is interrupted: pytest shows then what has failed so far.
 GRACE = 5
+# Seconds of the day, from the start of gpu_check.sh: a second run fits into a quarter of an hour beside it.
+DAY = 480
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Stage:
     Attributes:
         name: in the table.
         seconds: its share of the day. What earlier stages have left of theirs it may use, too.
-        commands: run at the same time.
+        commands: run at the same time. A command that measures time is the only one of its stage.
         rehearsal: what is run without a GPU, where it is not the same.
         on_request: run only where `--stage` names it.
     """
@@ -58,44 +58,57 @@ class Stage:
     on_request: bool = False
 
 
+# By value: what is late is cut at the end.
 STAGES = (
-    Stage("machine", 25, ((*BENCH, "machine"), (PYTHON, "-m", "fourdthinker.cli", "doctor"))),
-    Stage("sampling, captured and eager", 60,
-          tuple((*TESTS, "tests/gpu/test_long_sampling.py", "-k", dtype) for dtype in ("bf16", "float32")),
-          ((*TESTS, "tests/gpu/test_long_sampling.py"),)),
+    Stage("machine", 20, ((*BENCH, "machine"),)),
     Stage(
-        "gpu lane", 90,
+        "gpu lane", 80,
         (
-            (*TESTS, "tests/gpu/test_kernels.py", "-k", "not two_to_the_31", "-n", "6"),
-            (*TESTS, "tests/gpu/test_kernels.py", "tests/gpu/test_thinker.py",
-             "-k", "two_to_the_31 or test_thinker"),
+            (*TESTS, "tests/gpu/test_kernels.py", "-n", "6"),
             (*TESTS, "tests/gpu/test_sampler.py"),
-            (*TESTS, "tests/gpu/test_attention.py"),
+            (*TESTS, "tests/gpu/test_attention.py", "tests/gpu/test_thinker.py"),
+            (*BENCH, "kernels", "--errors", "--save"),
+            RACES,  # not watched, which compiles its kernels for the last stage
         ),
-        ((*TESTS, "tests/gpu/test_kernels.py", "tests/gpu/test_thinker.py", "tests/gpu/test_sampler.py",
-          "tests/gpu/test_attention.py"),),
+        (
+            (*TESTS, "tests/gpu/test_kernels.py", "tests/gpu/test_sampler.py", "tests/gpu/test_attention.py",
+             "tests/gpu/test_thinker.py", "-n", "2"),
+            (*BENCH, "kernels", "--errors", "--size", "tiny"),
+        ),
     ),
-    # Alone: it looks at the free memory of the device.
-    Stage("gpu lane, video", 25, ((*TESTS, "tests/gpu/test_video_cuda.py"),)),
-    Stage("training steps", 40, ((*TESTS, "tests/gpu/test_training.py"),)),
-    Stage("bench kernels", 90,
-          tuple((*BENCH, "kernels", *sizes, "--no-compile", "--repeats", "7", "--save")
-                for sizes in ((), ("--size", "wide", "--only", "head"))),
+    Stage("bench kernels", 60, ((*BENCH, "kernels", "--no-compile", "--repeats", "7", "--save"),),
           ((*BENCH, "kernels", "--quick", "--only", "small", "--repeats", "1"),)),
-    Stage("bench sampler, 3B", 60,
+    Stage("bench kernels, wide", 50,
+          ((*BENCH, "kernels", "--size", "wide", "--only", "head", "--no-compile", "--repeats", "5",
+            "--save"),),
+          ((*BENCH, "kernels", "--size", "tiny", "--only", "head", "--no-compile", "--repeats", "1"),)),
+    Stage("bench sampler, 3B", 50,
           ((*BENCH, "sampler", "--shape", "3b", "--batch", "64", "--new-tokens", "512", "--only", "ours",
-            "--save", "--profile"),),
+            "--repeats", "3", "--save", "--profile"),),
           ((*BENCH, "sampler", "--shape", "tiny", "--batch", "2", "--new-tokens", "4", "--only", "ours"),)),
     Stage("bench ops of a decode step", 20, ((*BENCH, "sampler_ops", "--save"),),
           ((*BENCH, "sampler_ops", "--repeats", "1"),)),
-    Stage("bench tower", 25, ((*BENCH, "tower", "--save"),), ((*BENCH, "tower", "--repeats", "1"),)),
-    Stage("bench step, 3B", 55, ((*BENCH, "step", "--save"),),
+    Stage(
+        "sampling, training, doctor", 50,
+        (
+            (*TESTS, "tests/gpu/test_long_sampling.py", "-n", "4"),  # a process for each test
+            (*TESTS, "tests/gpu/test_training.py"),
+            (PYTHON, "-m", "fourdthinker.cli", "doctor"),
+        ),
+        (
+            (*TESTS, "tests/gpu/test_long_sampling.py", "tests/gpu/test_training.py", "-n", "2"),
+            (PYTHON, "-m", "fourdthinker.cli", "doctor"),
+        ),
+    ),
+    Stage("bench step, 3B", 35, ((*BENCH, "step", "--save"),),
           ((*BENCH, "step", "--sizes", "8", "2", "4", "--repeats", "1"),)),
+    Stage("bench tower", 20, ((*BENCH, "tower", "--save"),), ((*BENCH, "tower", "--repeats", "1"),)),
+    # Alone: it looks at the free memory of the device.
+    Stage("gpu lane, video", 20, ((*TESTS, "tests/gpu/test_video_cuda.py"),)),
     Stage("bench video", 20,
           ((*BENCH, "video", "--only", "h264 720p 20 s GOP 250", "--device", "cuda", "--save"),),
-          ((*BENCH, "video", "--help"),)),
-    Stage("races", 35,
-          ((*RACECHECK, *RACES),), (RACES,)),
+          ((*BENCH, "video", "--only", "h264 480p 6 s GOP 30", "--device", "cpu", "--quick"),)),
+    Stage("races", 20, ((*RACES, "--watched"),), (RACES,)),
     Stage("tune", 200,
           ((*BENCH, "kernels", "--tune", "--repeats", "5", "--only", "decode", "small",
             "--out", "bench/results/tuned.json"),), on_request=True),
@@ -103,15 +116,15 @@ STAGES = (
 REHEARSAL_SECONDS = 300  # of each stage: machines without a GPU are slow, or busy
 
 
-def workplace() -> Path:
+def workplace(out: Path) -> Path:
     """A copy of tests, benches and tools without the package, so that the one installed is imported: the
-    folder fourdthinker/ of a checkout has no extension and no kernels."""
+    folder fourdthinker/ of a checkout has no extension and no kernels. Benches write rows into ``out``."""
     folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     for name in ("tests", "bench", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.rmtree(folder / "bench" / "results")
-    (folder / "bench" / "results").mkdir()
+    (folder / "bench" / "results").symlink_to(out.resolve())
     (folder / "logs").mkdir()
     return folder
 
@@ -151,11 +164,35 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run(stage: Stage, number: int, folder: Path, rehearse: bool, deadline: float) -> dict[str, object]:
-    """State, seconds and last JSON lines of a stage, which ends at ``deadline`` of the monotonic clock."""
+@dataclass(frozen=True)
+class Clock:
+    """When a stage ends, in seconds of the monotonic clock.
+
+    Attributes:
+        shares: when the shares of all stages up to this one have passed, had they begun with the first.
+        last: the end of the day, which no stage outlasts.
+        rehearse: every stage has ``REHEARSAL_SECONDS``.
+    """
+
+    shares: float
+    last: float
+    rehearse: bool
+
+    def seconds(self, stage: Stage, begin: float) -> float:
+        """That a stage which begins now may take: its share even where earlier ones were late."""
+        if self.rehearse:
+            return REHEARSAL_SECONDS
+        return min(max(begin + stage.seconds, self.shares), self.last) - begin
+
+
+def run(stage: Stage, number: int, folder: Path, clock: Clock) -> dict[str, object]:
+    """State, seconds and last JSON lines of a stage."""
+    rehearse = clock.rehearse
     commands = stage.rehearsal if rehearse and stage.rehearsal is not None else stage.commands
     begin, logs = time.monotonic(), folder / "logs"
-    limit = max(0.1, (REHEARSAL_SECONDS if rehearse else deadline - begin) - GRACE)
+    limit = clock.seconds(stage, begin) - GRACE
+    if limit <= 0:
+        return {"stage": stage.name, "state": "no time was left", "seconds": 0.0, "said": [], "found": []}
     started: list[tuple[subprocess.Popen[bytes], Path]] = []
     problems: list[str] = []
     for part, command in enumerate(commands):
@@ -219,12 +256,10 @@ def chosen_stages(text: str | None) -> list[int]:
 
 
 def keep(results: list[dict[str, object]], folder: Path, out: Path) -> None:
-    """Write what there is so far into the folder of the results."""
+    """Write what is known of the stages so far into the folder of the results."""
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
         archive.add(folder / "logs", "logs")
-    for path in (folder / "bench").glob("results/*.json"):
-        shutil.copy(path, out)
 
 
 def main(argv: list[str]) -> int:
@@ -233,18 +268,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "runs" / "gpu"))
     parser.add_argument("--stage", help="numbers of stages, with commas between (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="small sizes, without a GPU")
+    parser.add_argument("--begin", type=float, default=time.time(), help=argparse.SUPPRESS)  # gpu_check.sh's
     options = parser.parse_args(argv)
     hear_interrupts()
     numbers = chosen_stages(options.stage)
     options.out.mkdir(parents=True, exist_ok=True)
-    folder = workplace()
+    folder = workplace(options.out)
     results: list[dict[str, object]] = []
-    begin, stages = time.monotonic(), [STAGES[number - 1] for number in numbers]
-    deadlines = [begin + seconds for seconds in itertools.accumulate(stage.seconds for stage in stages)]
+    stages = [STAGES[number - 1] for number in numbers]
+    now = time.monotonic()
+    last = now + DAY - (time.time() - options.begin)
+    shares = itertools.accumulate((stage.seconds for stage in stages), initial=now)
+    clocks = [Clock(share, last, options.rehearse) for share in itertools.islice(shares, 1, None)]
     # On a GPU a stage has the machine to itself.
     with ThreadPoolExecutor(2 if options.rehearse else 1) as pool:
-        rehearse = [options.rehearse] * len(stages)
-        done = pool.map(run, stages, numbers, [folder] * len(stages), rehearse, deadlines)
+        done = pool.map(run, stages, numbers, [folder] * len(stages), clocks)
         for number, result in zip(numbers, done, strict=True):
             results.append(result)
             log.info("%2d  %-30s %6.1f s  %s", number, *(result[k] for k in ("stage", "seconds", "state")))

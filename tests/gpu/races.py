@@ -1,16 +1,40 @@
 """Kernels whose threads talk through shared memory, launched once each, for compute-sanitizer's racecheck.
 
 Small rows and few launches: a kernel that is watched takes a hundred times as long. Nothing is compared.
-``python -m tests.gpu.races``; without a GPU the references run.
+``python -m tests.gpu.races`` launches them; without a GPU the references run. With ``--watched`` it starts
+itself under compute-sanitizer, and ends with 9 where that finds a race.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 
 import torch
 
 from fourdthinker.kernels import group_advantages, latent_feedback_step_, latent_state, sample_tokens
+
+# Parts of the names of our kernels: torch's would be watched as well, which takes minutes.
+WATCHED = ("sample_", "latent_", "group_")
+FOUND = 9
+
+
+def watching(usage: str) -> list[str]:
+    """The command line of compute-sanitizer, whose ``--help`` is ``usage``: its filter has two names."""
+    option = "--kernel-name" if "--kernel-name" in usage else "--kernel-regex"
+    filters = [word for part in WATCHED for word in (option, f"kernel_substring={part}")]
+    return ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", str(FOUND), *filters]
+
+
+def watch() -> int:
+    """The exit status of this module under compute-sanitizer."""
+    if shutil.which("compute-sanitizer") is None:
+        sys.stdout.write("compute-sanitizer is not installed; CUDA's toolkit brings it\n")
+        return 2
+    asked = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True, check=False)
+    command = [*watching(asked.stdout + asked.stderr), sys.executable, "-m", "tests.gpu.races"]
+    return subprocess.run(command, check=False).returncode
 
 
 def launch(device: str, rows: int, vocabulary: int) -> None:
@@ -36,6 +60,8 @@ def launch(device: str, rows: int, vocabulary: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--watched"]:
+        sys.exit(watch())
     launch("cuda" if torch.cuda.is_available() else "cpu", 4, 20_000)
     if torch.cuda.is_available():
         torch.cuda.synchronize()

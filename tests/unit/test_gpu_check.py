@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import races
 from tools import gpu_check
 from tools.gpu_check import Stage
 
@@ -126,13 +129,68 @@ def test_what_stages_see_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert {name: found.get(name) for name in wanted} == wanted
 
 
-def test_the_day_fits_one_command_of_ten_minutes() -> None:
-    """Half a minute and more is left for the wheels and for the first import."""
+def test_the_day_leaves_time_for_a_second_run() -> None:
+    """Of a quarter of an hour; half a minute of the day is for the wheels and for the first import."""
     day = [gpu_check.STAGES[number - 1] for number in gpu_check.chosen_stages(None)]
-    assert sum(stage.seconds for stage in day) <= 545
+    assert gpu_check.DAY <= 480
+    assert sum(stage.seconds for stage in day) + 30 <= gpu_check.DAY
     assert [stage.name for stage in gpu_check.STAGES if stage not in day] == ["tune"]
     assert gpu_check.STAGES[12].name == "tune"  # docs/kernels.md says --stage 13
+    assert day[-1].name == "races"  # of the least value where time is short
     assert len({stage.name for stage in gpu_check.STAGES}) == len(gpu_check.STAGES)
+
+
+def test_no_stage_outlasts_the_day_and_a_late_one_has_its_share() -> None:
+    of_twenty = stage("one", seconds=20)
+    early, late = gpu_check.Clock(130.0, 400.0, False), gpu_check.Clock(70.0, 400.0, False)
+    assert early.seconds(of_twenty, begin=100.0) == 30.0  # what earlier ones have left
+    assert late.seconds(of_twenty, begin=100.0) == 20.0
+    assert late.seconds(of_twenty, begin=390.0) == 10.0
+    assert late.seconds(of_twenty, begin=410.0) < 0
+
+
+def test_what_came_before_the_stages_is_in_the_time_of_the_day(
+    stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "DAY", 100)
+    begin = str(time.time() - 100)
+    assert gpu_check.main(["--out", str(tmp_path), "--begin", begin]) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [result["state"] for result in results] == ["no time was left"] * 5
+
+
+def test_the_clock_starts_with_the_script(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    before = time.time()
+    done = subprocess.run(
+        ["bash", str(gpu_check.ROOT / "tools" / "gpu_check.sh"), "--rehearse"], text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)}, stdin=subprocess.DEVNULL, capture_output=True,
+    )  # fmt: skip
+    words = done.stdout.split()
+    assert before <= float(words[words.index("--begin") + 1]) <= time.time()
+    assert words[-1] == "--rehearse"
+
+
+def test_what_measures_time_has_the_gpu_to_itself() -> None:
+    """Two at once would time one another, and each would write the rows that the other saved."""
+    for one in gpu_check.STAGES:
+        timing = [c for c in one.commands if c[: len(gpu_check.BENCH)] == gpu_check.BENCH]
+        timing = [c for c in timing if "--errors" not in c]
+        assert len(one.commands) == 1 or not timing, one.name
+
+
+def test_a_row_is_kept_as_soon_as_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not when its stage has ended: the whole command may be ended before."""
+    code = (
+        "import pathlib; pathlib.Path('bench/results/rows.json').write_text('{}'); "
+        f"print(pathlib.Path({str(tmp_path)!r}, 'rows.json').exists())"
+    )
+    monkeypatch.setattr(gpu_check, "STAGES", (stage("bench", code),))
+    assert gpu_check.main(["--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())[0]["said"] == ["True"]
+    assert (tmp_path / "rows.json").exists()  # the copy of the checkout is removed, not what it links to
 
 
 def test_what_reads_the_free_memory_of_the_gpu_runs_alone() -> None:
@@ -146,13 +204,41 @@ def test_every_file_of_the_lane_is_in_the_day() -> None:
     assert files <= words
 
 
-def test_a_race_that_is_found_is_a_failure() -> None:
-    (races,) = [s for s in gpu_check.STAGES if s.name == "races"]
-    command = races.commands[0]
-    assert command[command.index("--error-exitcode") + 1] == "9"
+@pytest.mark.parametrize(
+    ("usage", "option"), [("--kernel-name arg", "--kernel-name"), ("--kernel-regex arg", "--kernel-regex")]
+)
+def test_a_race_that_is_found_is_a_failure(
+    tmp_path: Path,
+    usage: str,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """By a compute-sanitizer that finds one, and says what it was told to watch."""
+    (watched,) = [s for s in gpu_check.STAGES if s.name == "races"]
+    assert watched.commands[0][1:] == ("-m", "tests.gpu.races", "--watched")
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(
+        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "{usage}"; exit; fi\necho "$@"\nexit 9\n'
+    )
+    sanitizer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert races.watch() == 9
+    words = capfd.readouterr().out.split()
+    assert words[words.index("--error-exitcode") + 1] == "9"
+    assert words[-2:] == ["-m", "tests.gpu.races"]
+    told = [words[k + 1] for k, word in enumerate(words) if word == option]
+    names = re.findall(r"^def (\w+)_kernel\(", sources("kernels"), re.M)
+    for filter_ in told:  # parts of names, not patterns: another would watch nothing and find nothing
+        assert any(filter_.removeprefix("kernel_substring=") in name for name in names), filter_
+    assert len(told) == 3
 
 
-def test_the_package_is_imported_as_it_is_installed() -> None:
-    place = gpu_check.workplace()
+def sources(folder: str) -> str:
+    return "\n".join(path.read_text() for path in sorted((gpu_check.ROOT / folder).glob("*.py")))
+
+
+def test_the_package_is_imported_as_it_is_installed(tmp_path: Path) -> None:
+    place = gpu_check.workplace(tmp_path)
     assert not (place / "fourdthinker").exists()
     assert (place / "tests" / "gpu" / "test_kernels.py").is_file()

@@ -6,12 +6,14 @@ import importlib.util
 import json
 import logging
 import sys
+import time
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import _kernel_errors, kernels
+from bench import _kernel_cases, _kernel_errors, kernels
+from bench import _kernel_peers as peers
 from bench import _measure as measure
 from bench._kernel_cases import FAMILIES, SIZES, Case
 
@@ -36,13 +38,16 @@ def test_a_run_times_compares_and_saves(results, capsys):
     ops = {row["op"] for row in rows if row["candidate"] == "ours"}
     assert ops == {
         "linear_cross_entropy", "linear_grpo_loss", "linear_logprobs", "cross_entropy", "grpo_loss",
-        "logprobs", "cosine_latent_loss", "pool_latents", "group_advantages", "grpo_token_loss",
-        "sample_tokens", "latent_feedback_step_", "shared_prefix_decode",
+        "logprobs", "logprobs with entropy", "cosine_latent_loss", "pool_latents", "group_advantages",
+        "grpo_token_loss", "sample_tokens", "latent_feedback_step_", "shared_prefix_decode",
     }  # fmt: skip
     for row in rows:
         assert row["seconds"]["runs"] == 2
         assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
         assert row.get("same_loss", True), f"{row['candidate']} of {row['op']} computes another loss"
+    heads = [row for row in rows if row["op"].startswith("linear_")]
+    held = 4 * (2 * 8 * 16 + 512 * 16)  # hidden states and weight
+    assert {row["peak_with_inputs_bytes"] - row["peak_bytes"] for row in heads} == {held}
     every = {row["candidate"] for row in saved["rows"] if "op" in row}
     assert {"ours", "eager", "eager (TRL)", "torch.compile", "TRL fused head"} <= every
     assert "linear_grpo_loss" in capsys.readouterr().out
@@ -54,6 +59,54 @@ def test_the_fused_heads_of_others_are_raced_or_named():
         assert ("TRL fused head" in case.calls) is installed
         assert ("TRL fused head" in case.absent) is not installed
         assert case.absent["verl fused head"] == "not installed (pip install verl), or needs a GPU"
+
+
+def test_a_peer_that_cannot_be_imported_costs_its_row_alone(results, monkeypatch):
+    """As TRL, where a package that it imports is not installed."""
+
+    def broken():
+        raise ModuleNotFoundError("No module named 'datasets'")
+
+    monkeypatch.setattr(peers, "trl_logprobs", broken)
+    monkeypatch.setattr(peers, "liger_grpo", broken)
+    words = ["--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--only", "head", "--save"]
+    assert command.run(["kernels", *words]) == 0
+    assert command.run(["kernels", "--errors", "--size", "tiny", "--threads", "1", "--save"]) == 0
+    (path,) = results.iterdir()
+    saved = json.loads(path.read_text())
+    rows = [row for row in saved["kernels tiny"]["rows"] if "op" in row]
+    assert len([row for row in rows if row["candidate"] == "ours" and "seconds" in row]) == 6
+    why = "ModuleNotFoundError: No module named 'datasets'"
+    for name, count in (("TRL fused head", 6), ("Liger, not compiled", 2)):
+        assert [row["absent"] for row in rows if row["candidate"] == name] == [why] * count
+    errors = {row["candidate"]: row for row in saved["kernels errors"]["rows"]}
+    assert errors["TRL fused head"]["absent"] == why
+    assert errors["ours"]["holds"]
+
+
+def test_matmuls_alone_are_of_numbers_and_clear_nothing(monkeypatch):
+    """Products of zeros are faster, and a fill is no product."""
+    made = []
+    for name in ("mm", "addmm"):
+        real = getattr(torch, name)
+
+        def noted(*operands, real=real, name=name, **options):
+            given = operands[-2:]  # of an addmm without what is added to
+            made.append((name, min(operand.count_nonzero() / operand.numel() for operand in given)))
+            wide = [operand.float() for operand in operands]
+            options.pop("out_dtype", None)
+            return real(*wide, **options)
+
+        monkeypatch.setattr(torch, name, noted)
+    monkeypatch.setattr(_kernel_cases, "chunk_size", lambda *words, **more: 8)
+    x, weight = torch.randn(24, 16).bfloat16(), torch.randn(64, 16).bfloat16()
+    call = _kernel_cases._matmuls(x, weight, True)
+    monkeypatch.setattr(torch, "zeros", None)
+    monkeypatch.setattr(torch.Tensor, "zero_", None)
+    call()
+    call()
+    assert [name for name, _ in made] == ["mm", "mm", "mm", *["mm", "mm", "addmm"] * 2] * 2
+    assert min(share for _, share in made) > 0.9
 
 
 def test_bf16_logprobs_are_within_1e_5_of_float64_and_others_errors_stand_beside(results, monkeypatch):
@@ -168,6 +221,33 @@ def test_peak_memory_and_order():
     taken = measure.interleaved({n: lambda n=n: order.append(n) for n in "abc"}, repeats=3, warmup=1)
     assert "".join(order) == "abcabcbcacab"
     assert [len(v) for v in taken.values()] == [3, 3, 3]
+
+
+class Recorder:
+    """Stands in for torch.cuda's events and for the memory that is filled."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def __getattr__(self, name):
+        return lambda *_: self.said.append(name) or 1.0
+
+
+def test_on_a_gpu_a_call_finds_the_cache_clean_and_the_clocks_up(monkeypatch):
+    """The zeros that clear the cache are written back before the clock starts; short calls are warmed."""
+    said = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: Recorder(said))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: Recorder(said))
+    measure._cuda_seconds(lambda: said.append("call"))
+    fills = ["zero_"] * 4
+    assert said == [*fills, "amax", "record", "call", "record", "synchronize", "elapsed_time"]
+    said.clear()
+    monkeypatch.setattr(measure, "_cuda_seconds", lambda call: time.sleep(0.002) or call())
+    measure.interleaved({"": lambda: said.append("call")}, repeats=3, device="cuda")
+    assert len(said) > 10
+    said.clear()
+    measure.interleaved({"": lambda: said.append("call")}, repeats=3, device="cuda", warm_seconds=0)
+    assert len(said) == 4
 
 
 def test_other_benches_of_the_day_stay_in_the_file(results):

@@ -32,10 +32,15 @@ def test_a_row_may_end_early_where_it_stays_in_the_batch():
 
 
 class Fake:
-    """A call of the sampler, of which `interleaved` below learns the seconds."""
+    """A call of the sampler, of which `interleaved` below learns the seconds: one, or those of each call."""
 
     def __init__(self, taken, graphs=2.0):
-        self.taken, self.graphs = taken, graphs
+        self.all = list(taken) if isinstance(taken, tuple) else [taken]
+        self.graphs = graphs
+
+    @property
+    def taken(self):
+        return self.all.pop(0) if len(self.all) > 1 else self.all[0]
 
     def __call__(self):
         rollout = Rollout.__new__(Rollout)
@@ -54,11 +59,13 @@ def told(monkeypatch):
         inner = real(call, noted)
         return lambda: (inner(), last.append(call.taken))
 
-    def interleaved(calls, *, repeats, device):
-        found = {}
-        for name, call in calls.items():
-            call()
-            found[name] = [last[-1] if last else 0.0]
+    def interleaved(calls, *, repeats, device, warm_seconds):
+        assert warm_seconds == 0  # a call takes seconds
+        found = {name: [] for name in calls}
+        for _ in range(repeats):
+            for name, call in calls.items():
+                call()
+                found[name].append(last[-1] if last else 0.0)
         return found
 
     monkeypatch.setattr(sampler, "_noting", noting)
@@ -70,10 +77,26 @@ def test_a_step_is_the_difference_of_two_calls_with_the_same_captures():
     """0.7 s of first token, eager steps and captures are in both; tokens are those that were emitted."""
     calls = Fake(0.1), Fake(0.7 + 320 * 0.002), Fake(0.7 + 512 * 0.002)
     found = sampler._timed(calls, 2, 512, 1, "cpu")
-    assert found["step"] == pytest.approx(0.002)
+    assert found["step"] == [pytest.approx(0.002)]
     assert found["tokens_per_s"] == round(612 / (0.7 + 512 * 0.002), 1)
     with pytest.raises(RuntimeError, match="320 tokens take 1 captures and 512 take 2"):
         sampler._timed((calls[0], Fake(1.0, graphs=1.0), calls[2]), 2, 512, 1, "cpu")
+
+
+@pytest.mark.usefixtures("told")
+def test_a_step_is_told_with_its_spread(results, monkeypatch):
+    """The median of the differences of the rounds, each of which is in the row."""
+    calls = Fake(0.1), Fake((1.0, 1.0, 1.1)), Fake((1.003, 1.001, 1.102))
+    found = sampler._timed(calls, 2, 8, 3, "cpu")
+    assert found["step"] == pytest.approx([0.001, 0.001 / 3, 0.002 / 3])
+    monkeypatch.setattr(sampler, "_calls", lambda *words: {"ours": calls})
+    monkeypatch.setattr(sampler, "_copy_rate", lambda device: 1e9)
+    monkeypatch.setattr(sampler, "_timed", lambda *words: dict(found))
+    assert command.run(["sampler", "--shape", "mini", "--batch", "1", "--save"]) == 0
+    (path,) = results.iterdir()
+    (row,) = json.loads(path.read_text())["sampler mini"]["rows"]
+    assert row["ms_of_each"] == [1.0, 0.333, 0.667]
+    assert row["ms_per_step"] == 0.667
 
 
 def test_rows_are_written_and_told_before_the_profile(results, monkeypatch, capsys):
@@ -88,6 +111,18 @@ def test_rows_are_written_and_told_before_the_profile(results, monkeypatch, caps
     rows = json.loads(path.read_text())["sampler mini"]["rows"]
     assert [row["batch"] for row in rows] == [1, 2]
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"] == rows
+
+
+def test_rows_of_logits_are_aligned_as_those_of_the_sampler(monkeypatch):
+    logits = []
+    monkeypatch.setattr(sampler_ops, "sample_tokens", lambda given, **rules: logits.append(given))
+    for _, read, call in sampler_ops.draws("cpu", 2):
+        call()
+        assert read == 2 * 151_668 * 4
+    assert len(logits) == 3
+    for given in logits:
+        assert given.shape == (2, 151_668)
+        assert given.stride(0) % 16 == 0
 
 
 def test_ops_that_fail_hide_no_other(results, monkeypatch):
