@@ -250,7 +250,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--out", type=Path, default=launch_settings.TUNED_FILE,
         help="of --tune (default: the file that the package reads)",
     )  # fmt: skip
-    parser.add_argument("--no-compile", action="store_true", help="leave out what torch compiles")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="without candidates of torch.compile (Liger's own stays)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     measure.add_save(parser)
     return parser.parse_args(argv)

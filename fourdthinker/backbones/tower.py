@@ -4,7 +4,8 @@ A tower attends within windows and within frames: pieces of one packed sequence.
 transformers attend to each piece in a call of its own, 12,700 calls for 50 frames of 336 x 588 through
 Qwen2.5-VL, and read the pieces' lengths from the device. Here a layer is one call of variable-length flash
 attention on CUDA, and elsewhere one call for each length of piece. What depends on the grids alone is
-computed on the host, so that a tower never waits for the device.
+computed on the host, so that a tower in half precision never waits for the device; in float32 on CUDA, which
+is for checking, each layer reads the lengths back.
 """
 
 from __future__ import annotations

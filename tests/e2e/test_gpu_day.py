@@ -34,6 +34,8 @@ def test_the_rehearsal_ends_well(tmp_path: Path) -> None:
         "bench step, 3B",
     ):
         assert found[name][0] is not None, name
+    (step,) = found["bench step, 3B"][0]["rows"]
+    assert step["peak_with_weights_bytes"] > step["peak_bytes"] > 0
     assert (tmp_path / "logs.tar.gz").stat().st_size > 0
     table = (done.stdout + done.stderr).strip().splitlines()[-len(STAGES) :]
     assert all(" ok " in line for line in table)

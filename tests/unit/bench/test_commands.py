@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import __main__ as command
+from tools import gpu_check
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "bench").glob("*.py")])
@@ -57,6 +59,19 @@ def test_commands_are_found() -> None:
 def test_a_command_of_the_docs_is_taken(where: str, words: list[str]) -> None:
     with pytest.raises(ParsedError):
         command.run(words)
+
+
+@pytest.mark.usefixtures("parsed")
+def test_a_bench_of_the_gpu_day_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of them are started in the rehearsal as they are on the day."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    begin = len(gpu_check.BENCH)
+    commands = [c for stage in gpu_check.STAGES for c in (*stage.commands, *(stage.rehearsal or ()))]
+    benches = [c[begin:] for c in commands if c[:begin] == gpu_check.BENCH]
+    assert len(benches) > 15
+    for words in benches:
+        with pytest.raises(ParsedError):
+            command.run(list(words))
 
 
 @pytest.mark.usefixtures("parsed")
