@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         frames = settings.frames.to_dict() | {"fps": arguments.fps}
         settings = read_settings(arguments.config, **given, frames=frames)
     options = Options(
-        stages=_listed(arguments.stages) or STAGES,
+        stages=STAGES if arguments.stages is None else _listed(arguments.stages) or (),
         limit=arguments.limit,
         engine=arguments.engine,
         workers=arguments.workers,

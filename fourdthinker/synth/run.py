@@ -67,8 +67,9 @@ class Options:
     audit: bool = False
 
     def __post_init__(self) -> None:
-        if unknown := [stage for stage in self.stages if stage not in STAGES]:
-            raise ConfigError(f"no stage {', '.join(unknown)}; choose among {', '.join(STAGES)}")
+        if not self.stages or not set(self.stages) <= set(STAGES):
+            wrong = ", ".join(stage for stage in self.stages if stage not in STAGES) or "is named"
+            raise ConfigError(f"no stage {wrong}; choose among {', '.join(STAGES)}")
         for name in ("limit", "workers", "attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -71,9 +71,15 @@ def on_grid(value: float, unit: str) -> str | None:
     return f"{np.format_float_positional(rounded, trim='-')} {unit}"  # 110 m, never 1.1e+02 m
 
 
+def metres(value: float) -> str:
+    """A length as texts have it: below 2 m to a hundredth, so that the next value of the grid is plain."""
+    return f"{value:.2f} m" if value < 1.995 else f"{value:.1f} m"
+
+
 def _numeric(question: Question, choice: str | None) -> Iterator[Question]:
     """A question for a number, and the same as a choice."""
-    number = f"{question.value:.1f} {question.unit}"
+    assert question.value is not None
+    number = metres(question.value) if question.unit == "m" else f"{question.value:.1f} {question.unit}"
     text = f"{question.text} {NUMBER.format(unit='metres' if question.unit == 'm' else question.unit)}"
     yield replace(question, id=f"{question.id}.number", text=text, answer=number, pool="")
     if choice is not None:
@@ -158,7 +164,7 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
     first, last = interpolate(viewer.times, viewer.positions, (start, end))
     way = float(np.linalg.norm(last - first))
     if way >= LEAST:
-        evidence = (f"at {seconds(end)} the camera is {way:.1f} m from where it was at {seconds(start)}",)
+        evidence = (f"at {seconds(end)} the camera is {metres(way)} from where it was at {seconds(start)}",)
         made = _make(facts, "camera_displacement", rng, start, end, value=way, evidence=evidence)
         yield from _numeric(made, on_grid(way, "m"))
     nearest = [int(np.abs(viewer.times - t).argmin()) for t in (start, end)]
@@ -183,7 +189,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
     near, far = (float(np.linalg.norm(point)) for point in seen)
     made = _make(
         facts, "camera_absolute_distance", rng, start, start, item=item, value=near,
-        evidence=(f"at {seconds(start)} it is {near:.1f} m from the camera",),
+        evidence=(f"at {seconds(start)} it is {metres(near)} from the camera",),
     )  # fmt: skip
     yield from _numeric(made, on_grid(near, "m"))
     bearing = math.degrees(math.atan2(seen[0][0], seen[0][2]))
@@ -193,7 +199,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
     if way >= LEAST:
         made = _make(
             facts, "object_displacement", rng, start, end, item=item, value=way,
-            evidence=(f"at {seconds(end)} it is {way:.1f} m from where it was at {seconds(start)}",),
+            evidence=(f"at {seconds(end)} it is {metres(way)} from where it was at {seconds(start)}",),
         )  # fmt: skip
         yield from _numeric(made, on_grid(way, "m"))
     change = far - near
@@ -242,7 +248,7 @@ def _of_two(
     apart, near, far = (float(np.linalg.norm(v)) for v in (one - two, one, two))
     made = _make(
         facts, "object_absolute_distance", rng, instant, instant, item=item, other=other, value=apart,
-        evidence=(f"at {seconds(instant)} they are {apart:.1f} m apart",),
+        evidence=(f"at {seconds(instant)} they are {metres(apart)} apart",),
     )  # fmt: skip
     yield from _numeric(made, on_grid(apart, "m"))
     word = change_word(far, near, NEARER)

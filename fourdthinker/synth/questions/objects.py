@@ -19,6 +19,8 @@ SHORTEST = 1.0  # seconds of a track that is asked about
 SURE = 0.5  # mean confidence of it
 _ITSELF = {  # what is found, where the word of the answer alone does not end the clause
     STATIONARY: "in the scene it stays where it is",
+    "closer": "it ends closer to the camera than it began",
+    "farther": "it ends farther from the camera than it began",
     "same": "it ends about as far from the camera as it began",
     "constant speed": "in the scene it keeps its speed",
     "varying speed": "in the scene its speed varies",
@@ -74,7 +76,7 @@ def object_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:
 def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Iterator[Question]:
     kinds = (
         ("object_direction", DIRECTION, item.direction, "in the scene it moves"),
-        ("object_distance", DISTANCE, item.distance, "seen from the camera, it ends"),
+        ("object_distance", DISTANCE, item.distance, "it ends"),
         ("object_speed", SPEED, item.speed, "in the scene it is"),
     )
     for kind, templates, answer, found in kinds:

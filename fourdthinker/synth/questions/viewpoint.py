@@ -143,8 +143,11 @@ def _words(
     if any(word is None for word in found):
         return None
     known = [str(word) for word in found]
-    evidence = tuple(f"at {seconds(t)} {clause} {word}" for t, word in zip(instants, known, strict=True))
-    return join_runs(known), evidence
+    if len(set(known)) == 1:
+        return known[0], (f"at all these times {clause} {known[0]}",)
+    times = [seconds(t) for t in instants]
+    rest = [f"at {time} {word}" for time, word in zip(times[1:], known[1:], strict=True)]
+    return join_runs(known), (f"at {times[0]} {clause} {known[0]}, {', '.join(rest[:-1])} and {rest[-1]}",)
 
 
 def _speed(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed: bool) -> Answer | None:

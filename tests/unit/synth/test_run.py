@@ -235,6 +235,8 @@ def test_depth_that_no_video_has_is_refused_before_anything_is_read(tmp_path: Pa
 def test_unknown_stages_and_settings() -> None:
     with pytest.raises(ConfigError, match="no stage dream; choose among ingest, objects"):
         Options(stages=("ingest", "dream"))
+    with pytest.raises(ConfigError, match="no stage is named; choose among ingest, objects"):
+        Options(stages=())
     with pytest.raises(ConfigError, match="workers is 0; give a whole number"):
         Options(workers=0)
     with pytest.raises(ConfigError, match=r"unknown key 'speed', the nearest are se"):

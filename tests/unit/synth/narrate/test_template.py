@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fourdthinker.latents import IMAGERY
@@ -11,6 +12,7 @@ from fourdthinker.synth.narrate import fault, narrate
 from fourdthinker.synth.narrate.template import camera_words
 from fourdthinker.synth.options import add_options
 from fourdthinker.synth.questions import Question, ask
+from fourdthinker.synth.questions.metric import GRID, metres, on_grid
 from fourdthinker.synth.tracks import Move
 from tests.unit.synth.scenes import scene
 
@@ -82,7 +84,7 @@ def narrated(kind: str, words: str = "") -> list[tuple[Question, str]]:
     [
         ("object_direction", "stationary", "in the scene it stays where it is"),
         ("object_direction", "left", "in the scene it moves left"),
-        ("object_distance", "closer", "seen from the camera, it ends closer"),
+        ("object_distance", "closer", "it ends closer to the camera than it began"),
         ("object_distance", "same", "it ends about as far from the camera as it began"),
         ("object_speed", "constant speed", "in the scene it keeps its speed"),
         ("object_speed", "slowing down", "in the scene it is slowing down"),
@@ -90,7 +92,7 @@ def narrated(kind: str, words: str = "") -> list[tuple[Question, str]]:
 )
 def test_what_is_found_is_a_sentence(kind: str, answer: str, clause: str) -> None:
     for _, text in narrated(kind, answer):
-        assert clause in text.replace("Seen", "seen").replace("In the", "in the")
+        assert clause in text
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,23 @@ def test_a_number_is_not_said_to_be_another_one(kind: str) -> None:
     """4.9 m were found, and "so the answer is 4.8 m", the value of the grid next to it."""
     for q, text in narrated(kind):
         assert q.value is not None
-        assert f"{q.value:.1f} m" in text
+        told = metres(q.value)
+        assert told in text
         assert ("nearest" in text) == (q.letter is not None)
+        if q.letter is not None:  # of the value as it is told, too
+            value = float(told.split()[0])
+            off = {letter: abs(float(o.split()[0]) - value) for letter, o in q.options.items()}
+            assert min(off, key=off.__getitem__) == q.letter
+
+
+def test_the_length_that_is_told_is_nearest_to_its_value_of_the_grid() -> None:
+    """0.749 m is told as 0.75 m: as 0.7 m it would be nearer to 0.64 m than to 0.8 m, the answer."""
+    grid = [float(f"{GRID**k:.2g}") for k in range(-10, 20)]
+    for value in np.arange(0.2, 20, 0.001):
+        choice = on_grid(value, "m")
+        if choice is not None:
+            told = float(metres(value).split()[0])
+            assert min(grid, key=lambda step: abs(step - told)) == float(choice.split()[0]), value
 
 
 def test_a_rotation_is_as_exact_as_its_answer() -> None:
@@ -120,6 +137,14 @@ def test_the_time_that_is_named_is_the_one_that_is_asked_about() -> None:
         start, end = q.support.instants
         assert f"{start:.1f} s" in text[:80]
         assert f"{end:.1f} s" in text[:80]
+
+
+@pytest.mark.parametrize("kind", ["abs_dir", "rel_dir"])
+def test_what_is_seen_at_several_times_is_one_sentence(kind: str) -> None:
+    for q, text in narrated(kind):
+        (clause,) = q.evidence
+        assert clause in text
+        assert ("at all these times" in clause) == (", then " not in q.answer)
 
 
 THOUGHT = (
