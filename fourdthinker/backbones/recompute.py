@@ -81,18 +81,19 @@ class _Made:
         given: its input.
         storage: which memory its output has.
         waiting: products that have not asked for it yet.
-        again: it, until none is left.
+        output: it, until none is left.
     """
 
     norm: Any
     given: Tensor
     storage: int
     waiting: int = 0
-    again: Tensor | None = None
+    output: Tensor | None = None
 
     def pack(self, kept: Tensor) -> Tensor | torch.Size:
         """What a product keeps instead of a tensor: of the norm's output its shape alone."""
-        if kept.untyped_storage()._cdata != self.storage:
+        whole = kept.numel() == self.given.numel() and kept.is_contiguous()  # not a part of it
+        if not whole or kept.untyped_storage()._cdata != self.storage:
             return kept
         self.waiting += 1
         return kept.shape
@@ -101,13 +102,13 @@ class _Made:
         """The tensor that `pack` was given."""
         if isinstance(kept, Tensor):
             return kept
-        again = self.again
-        if again is None:
+        output = self.output
+        if output is None:
             with torch.no_grad():
-                again = type(self.norm).forward(self.norm, self.given)
+                output = type(self.norm).forward(self.norm, self.given)
         self.waiting -= 1
-        self.again = again if self.waiting > 0 else None
-        return again.view(kept)
+        self.output = output if self.waiting > 0 else None
+        return output.view(kept)
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:

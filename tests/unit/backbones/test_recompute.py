@@ -71,7 +71,7 @@ def test_what_a_norm_made_is_made_once_for_all_that_read_it(monkeypatch: pytest.
     found = gradients(normed, nn.Linear.__call__)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert len(calls) == 1, "for all three products"
-    assert normed.made.again is None  # type: ignore[attr-defined]
+    assert normed.made.output is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
