@@ -17,7 +17,8 @@ import yaml
 from fourdthinker.backbones import POLICY_FILE
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
-from fourdthinker.files import parse_json, read_json_object, read_regular, write_text
+from fourdthinker.files import read_json_object, read_regular, write_text
+from fourdthinker.settings import read_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -59,16 +60,22 @@ def trained_facts(checkpoint: Path) -> tuple[str, list[str]]:
 
     Returns:
         From the config.yaml of the run, "" and [] where there is none. Of a path only its last part is named.
+
+    Raises:
+        ConfigError: the config.yaml is none of a training run.
     """
     path = Path(os.path.realpath(checkpoint)).parent / _CONFIG
     if not path.exists():
         return "", []
-    config = yaml.safe_load(read_regular(path))
-    if not isinstance(config, dict):
-        return "", []
-    data = config.get("data") or []
-    named = [data] if isinstance(data, str) else [str(part) for part in data]
-    return _public(str(config.get("model") or "")), [_public(part) for part in named]
+    config = read_yaml(path)
+    model, data = config.get("model") or "", config.get("data") or []
+    named = [data] if isinstance(data, str) else data
+    if not (isinstance(model, str) and isinstance(named, list) and all(isinstance(x, str) for x in named)):
+        raise ConfigError(
+            f"{path}: model is {model!r:.60} and data {data!r:.60}, where a run has paths; mend it, "
+            "or move it away"
+        )
+    return _public(model), [_public(part) for part in named]
 
 
 def model_card(checkpoint: Path, facts: CardFacts) -> str:
@@ -179,7 +186,10 @@ def _policy(checkpoint: Path) -> str:
     path = checkpoint / POLICY_FILE
     if not path.exists():
         return "## Frames\n\nThe default frame policy of its family, as the released checkpoints."
-    policy = parse_json(read_regular(path)).get("policy", {})
+    remedy = "save the checkpoint once more"
+    policy = read_json_object(path, remedy, finite=False).get("policy")
+    if not isinstance(policy, dict):
+        raise ConfigError(f"{path}: policy is {policy!r:.60}, not an object; {remedy}")
     lines = [f"| {_text(str(key))} | {_text(str(value))} |" for key, value in policy.items()]
     return "\n".join(
         [
@@ -208,7 +218,7 @@ def _found(folder: Path) -> list[str]:
         sections.append(_metrics(folder.name, results))
     if (folder / _LATENTS).exists():
         audit = read_json_object(folder / _LATENTS, "audit again", error=ConfigError)
-        sections.append(_audit(audit))
+        sections.append(_audit(folder / _LATENTS, audit))
     if not sections:
         raise ConfigError(f"{folder}: no {_RESULTS} and no {_LATENTS}; name the folder of an evaluation")
     return sections
@@ -237,7 +247,7 @@ def _metrics(name: str, results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _audit(audit: Mapping[str, Any]) -> str:
+def _audit(path: Path, audit: Mapping[str, Any]) -> str:
     lines = [
         "## What the latents do", "",
         f"{audit.get('questions')} questions with other vectors in the place of the latents; differences in "
@@ -245,11 +255,17 @@ def _audit(audit: Mapping[str, Any]) -> str:
         "| latents | accuracy | less own | interval | answers that are others |", "|---|---|---|---|---|",
     ]  # fmt: skip
     modes = audit.get("modes")
-    for mode, entry in modes.items() if isinstance(modes, dict) else ():
-        difference = entry.get("difference") or {}
-        told = (points(difference["mean"]), span(difference, difference=True)) if difference else ("–", "–")
-        flips = percent(entry["flips"]) if number(entry.get("flips")) is not None else "–"
-        lines.append(f"| {_text(mode)} | {percent(entry.get('accuracy'))} | {' | '.join(told)} | {flips} |")
+    if not isinstance(modes, dict):
+        raise ConfigError(f"{path}: modes is {modes!r:.60}, not an object; audit again")
+    for mode, entry in modes.items():
+        difference = entry.get("difference") or {} if isinstance(entry, dict) else None
+        if not isinstance(difference, dict) or (difference and number(difference.get("mean")) is None):
+            raise ConfigError(f"{path}: {mode} is {entry!r:.60}, not what an audit finds; audit again")
+        cells = (
+            percent(entry.get("accuracy")), points(difference.get("mean")),
+            span(difference, difference=True), percent(entry.get("flips")),
+        )  # fmt: skip
+        lines.append(f"| {_text(mode)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

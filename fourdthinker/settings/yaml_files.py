@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.files import read_regular
 
 # Besides what the parser finds: a date that does not exist, a number too long to read, endless nesting.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -42,9 +43,11 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         ConfigError: a file that cannot be read, is not YAML, has a key twice, or holds something else.
     """
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config ({error}); give an existing YAML file") from error
+        loaded = yaml.load(read_regular(path).decode("utf-8"), _UniqueKeys)
+    except ConfigError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot read the config ({error}); save it as UTF-8") from error
     except _NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if loaded is not None and not isinstance(loaded, dict):

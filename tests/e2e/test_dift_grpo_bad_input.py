@@ -146,7 +146,7 @@ def test_a_mistake_in_a_command_is_one_line(
     main = (dift if trainer == "dift" else grpo).main
     for arguments, said in (
         (["learning_rate=nan"], "error: command line: learning_rate is 'nan'; give a finite number"),
-        (["--config", str(tmp_path / "no.yaml")], "no.yaml: cannot read the config"),
+        (["--config", str(tmp_path / "no.yaml")], "no.yaml: cannot be read"),
         ([f"output_dir={tmp_path / 'run'}", "use_cpu=true"], "error: model is empty"),
         (["use_cpu=true", "report_to=[nobody]"], "nobody is not supported"),
         (["use_cpu=true", "dataloader_prefetch_factor=2"], "dataloader_num_workers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 from pathlib import Path
@@ -15,7 +16,9 @@ import yaml
 from fourdthinker import __version__, cli
 from fourdthinker.errors import ConfigError
 from fourdthinker.frames import FramePolicy
+from fourdthinker.integrations import hub as hub_module
 from fourdthinker.integrations.hub import CardFacts, model_card, push, trained_facts
+from tests.odd_values import ODD, spoilt
 from tests.tiny import tiny_checkpoint
 
 
@@ -153,3 +156,58 @@ def test_what_cannot_be_pushed(run: Path, tmp_path: Path) -> None:
     (tmp_path / "c" / "README.md").write_text("mine")
     with pytest.raises(ConfigError, match="not written by this command and is not replaced"):
         push(tmp_path / "c", None, CardFacts())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", b"model: [a"),
+        ("config.yaml", b"model: \xff"),
+        ("config.yaml", b"[" * 20_000),
+        ("config.yaml", b"- a"),
+        ("config.yaml", b"data: 5"),
+        ("config.yaml", b"data: [5]"),
+        ("config.yaml", b"model: [a]"),
+        ("model/config.json", b"[]"),
+        ("model/config.json", b"{"),
+        ("model/frame_policy.json", b"{"),
+        ("model/frame_policy.json", b"[]"),
+        ("model/frame_policy.json", b"{}"),
+        ("model/frame_policy.json", b'{"policy": []}'),
+        ("eval/latents.json", b"{"),
+        ("eval/latents.json", b"{}"),
+        ("eval/latents.json", b'{"modes": []}'),
+        ("eval/latents.json", b'{"modes": {"own": []}}'),
+        ("eval/latents.json", b'{"modes": {"own": {"difference": 3}}}'),
+        ("eval/latents.json", b'{"modes": {"own": {"difference": {"low": 0.1}}}}'),
+        ("eval/results.json", b"[]"),
+        ("eval/results.json", b"\xff"),
+    ],
+)
+def test_a_malformed_file_is_named(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "eval" / "results.json").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    assert cli.main(["push", str(tmp_path / "model"), "--results", str(tmp_path / "eval")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert str(tmp_path / name) in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
+def test_odd_values_are_named_or_shown(run: Path, odd: Any, tmp_path: Path) -> None:
+    for file in ("results.json", "latents.json"):
+        for changed in spoilt(json.loads((run / "eval" / file).read_text()), odd):
+            (tmp_path / file).write_text(json.dumps(changed))
+            with contextlib.suppress(ConfigError):
+                hub_module._found(tmp_path)
+        (tmp_path / file).unlink()
+    (tmp_path / "final").mkdir()
+    for changed in spoilt({"model": "a/b", "data": ["c"]}, odd):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(changed))
+        with contextlib.suppress(ConfigError):
+            trained_facts(tmp_path / "final")
