@@ -41,7 +41,7 @@ def test_what_is_no_file_of_settings(text: str, message: str, tmp_path: Path) ->
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(ConfigError, match="give a readable file|not a regular file"):
+        with pytest.raises(ConfigError, match=r"give a readable file|not a regular file"):
             read_yaml(path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xff\n")
     with pytest.raises(ConfigError, match="cannot read the config"):
