@@ -68,7 +68,9 @@ def _make_ready(config: TrainConfig, folder: Path, resume: Path | None) -> None:
         _set_aside(path)
     for name in _LINES:
         _cut_lines(folder / name, updates)
-    if not own:
+    if own:  # what a run left out that did not begin
+        (folder / NEW_REJECTED).unlink(missing_ok=True)
+    else:
         _take_rejected(folder)
     if not goes_on:
         _set_other_settings_aside(folder / RESOLVED_CONFIG, resolved(config))

@@ -187,7 +187,8 @@ def load_records(
     rejected = None
     if args.process_index == 0:
         folder = make_folder(config.output_dir)
-        rejected = folder / (NEW_REJECTED if (folder / NEW_REJECTED).exists() else REJECTED)
+        new = held_out and began_in is None and (folder / NEW_REJECTED).exists()
+        rejected = folder / (NEW_REJECTED if new else REJECTED)
         if not held_out and (began_in is None or not folder.samefile(began_in)):
             rejected = begin_rejected(folder)
             if left_out:

@@ -195,3 +195,20 @@ def test_what_a_former_run_left_out_is_renamed_once_the_next_one_begins(tmp_path
     assert (folder / "former-rejected.jsonl").read_text() == former
     assert (folder / "rejected.jsonl").read_text().count("no record") == 2
     assert not (folder / "rejected.new.jsonl").exists()
+
+
+def test_what_a_run_left_out_that_did_not_begin_is_no_part_of_the_one_that_goes_on(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, data = tmp_path / "run", tmp_path / "data.jsonl"
+    shutil.copytree(finished, folder)
+    (tmp_path / "v.mp4").write_text("media are not read")
+    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
+    data.write_text(json.dumps(good) + "\n")
+    (folder / "rejected.new.jsonl").write_text('{"where": "a:1", "reason": "none", "line": "x"}\n')
+    values = {"output_dir": str(folder), "data": [str(data)], "on_bad_record": "skip"}
+    config = make_config(DiftConfig, BASE | values)
+    load_records(config, ARGS, "rl", None, began_in=folder)
+    assert not any("skipped" in line for line in caplog.messages)
+    begin_run(config, ARGS, str(folder / "checkpoint-4"))
+    assert not (folder / "rejected.new.jsonl").exists()
