@@ -23,10 +23,11 @@ from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
 from tests.unit.cli.test_docs import shell_lines
 
 CONFIGS = ROOT / "train" / "configs"
+# Without DeepSpeed: accelerate's plugin does not work on a CPU. Its engine is tried in test_zero.py, files of
+# these recipes are checked in tests/unit/trainers/test_deepspeed_config.py.
 SMALL: dict[str, Any] = {
     "use_cpu": True, "report_to": [], "deepspeed": None, "max_steps": 5, "logging_steps": 1, "save_steps": 0,
-    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0,
-    "dataloader_prefetch_factor": None, "liger": False,
+    "per_device_train_batch_size": 1, "dataloader_num_workers": 0, "liger": False,
 }  # fmt: skip
 SMALL_GRPO = {"num_generations": 2, "max_completion_length": 8, "log_rollouts": 0}
 

@@ -1,6 +1,7 @@
 """Loss and gradient of TRL's own functions, on the same log-probabilities.
 
 The functions are taken from TRL's source and run as they are; importing it would take longer than all else.
+Of the method that samples, which needs a whole trainer, the block that makes importance-sampling weights is.
 """
 
 from __future__ import annotations
@@ -37,14 +38,35 @@ def trl() -> dict[str, Any]:
         for node in ast.parse(source.read_text()).body
         if isinstance(node, ast.ClassDef) and node.name == "GRPOTrainer"
     )
-    functions = [node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    methods = {node.name: node for node in trainer.body if isinstance(node, ast.FunctionDef)}
+    functions = [methods[name] for name in wanted]
     for function in functions:
         function.decorator_list = [d for d in function.decorator_list if "no_grad" in ast.unparse(d)]
+    functions.append(sampler_weights(methods["_generate_and_score_completions"]))
     module = ast.fix_missing_locations(ast.Module(list(functions), []))
     scope: dict[str, Any] = {"torch": torch, "math": math, "nanmin": torch.min, "nanmax": torch.max}
     exec(compile("from __future__ import annotations", "future", "exec"), scope)
     exec(compile(module, str(source), "exec", flags=0x1000000), scope)  # annotations stay text
-    return {name: scope[name] for name in wanted}
+    return {function.name: scope[function.name] for function in functions}
+
+
+def sampler_weights(method: ast.FunctionDef) -> ast.FunctionDef:
+    """The block of TRL's method that makes the weights, as a function of what it reads."""
+    made = "vllm_importance_sampling_ratio"
+    (block,) = (
+        node
+        for node in ast.walk(method)
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) == "self.use_vllm and self.vllm_importance_sampling_correction"
+        and any(
+            isinstance(inner, ast.Assign) and ast.unparse(inner.targets[0]) == made for inner in node.body
+        )
+    )
+    given = "self, old_per_token_logps, sampling_per_token_logps, completion_mask, tool_mask"
+    (function,) = ast.parse(f"def sampler_weights({given}):\n    return {made}").body
+    assert isinstance(function, ast.FunctionDef)
+    function.body = [*block.body, *function.body]
+    return function
 
 
 LEVELS = ("token", "sequence")
@@ -203,17 +225,16 @@ def test_dual_clip_weighted_kl_and_the_bound_on_what_is_off_policy(trl: dict[str
 
 
 def corrected(
-    level: str, excess: str, floor: float | None, cap: float | None
+    trl: dict[str, Any], level: str, excess: str, floor: float | None, cap: float | None
 ) -> tuple[dict[str, Any], Tensor]:
-    """Our options, and the ratio as TRL makes it in `_generate_and_score_completions`, which cannot be run
-    alone."""
+    """Our options, and TRL's weights by its own."""
     data = rollouts()
-    difference = (data["old"] - data["sampler"]) * data["mask"]
-    ratio = (difference.sum(1, keepdim=True) if level == "sequence" else difference).exp()
-    if excess == "truncate":
-        ratio = ratio.clamp(min=floor, max=cap)
-    else:
-        ratio = ratio.masked_fill((ratio < (floor or -math.inf)) | (ratio > (cap or math.inf)), 0.0)
+    trainer = SimpleNamespace(
+        vllm_importance_sampling_mode=f"{level}_{excess}",
+        vllm_importance_sampling_clip_min=floor,
+        vllm_importance_sampling_clip_max=cap,
+    )
+    ratio: Tensor = trl["sampler_weights"](trainer, data["old"], data["sampler"], data["mask"], None)
     assert (ratio[data["mask"]] if level == "token" else ratio).unique().numel() > 1
     options = {"sampler_level": level, "sampler_excess": excess, "sampler_floor": floor, "sampler_cap": cap}
     return options, ratio
@@ -222,14 +243,14 @@ def corrected(
 @pytest.mark.parametrize(("ours", "their"), LOSSES)
 def test_correction_for_the_sampler(trl: dict[str, Any], ours: dict[str, Any], their: dict[str, Any]) -> None:
     for level, excess in itertools.product(LEVELS, ("truncate", "mask")):
-        options, ratio = corrected(level, excess, 0.8, 1.3)
+        options, ratio = corrected(trl, level, excess, 0.8, 1.3)
         compare(trl, ours | options, their, correction=ratio)
 
 
 @pytest.mark.parametrize(("floor", "cap"), [(None, 1.2), (0.9, None)])
 def test_one_bound_of_the_correction(trl: dict[str, Any], floor: float | None, cap: float | None) -> None:
     for level, excess in itertools.product(LEVELS, ("truncate", "mask")):
-        options, ratio = corrected(level, excess, floor, cap)
+        options, ratio = corrected(trl, level, excess, floor, cap)
         compare(trl, options, {}, correction=ratio)
 
 

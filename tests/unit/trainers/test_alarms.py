@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ import torch
 
 from fourdthinker.kernels import GrpoOptions
 from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.settings import make_config
 from fourdthinker.trainers.alarms import ALARMS, Alarms
+from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.experience import rollout_metrics
 from fourdthinker.trainers.packing import make_chunk
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.settings_sections import LoraSettings
+from tests.e2e.training import BARE, metrics, samples
+from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.test_packing import N, checkpoint, experience, rolled
 
 WELL = {
@@ -100,6 +105,20 @@ def test_the_usual_norm_is_that_of_updates_that_trained() -> None:
     assert Alarms().check(WELL, before) == 0
     assert Alarms().check(WELL | {"grad_norm": 50.0}, before) == 1
     assert Alarms().check(WELL, [idle] * 40) == 0
+
+
+def test_a_record_unlike_those_before_it_is_alarmed_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model has learnt one record by heart when the other one comes."""
+    made = tiny_checkpoint(hidden=32, layers=1)
+    usual, other = samples(made, 2)
+    values = BARE | {"learning_rate": 3e-2, "lr_scheduler_type": "constant", "shuffle_dataset": False}
+    config = make_config(DiftConfig, values | {"output_dir": str(tmp_path)})
+    with caplog.at_level(logging.WARNING, "fourdthinker"):
+        train_dift(config, checkpoint=made, samples=[usual] * 25 + [other])
+    assert [line["alarms"] for line in metrics(tmp_path)] == [0] * 25 + [1]
+    assert [r.getMessage() for r in caplog.records if "alarm grad_norm: the norm of" in r.getMessage()]
 
 
 def test_an_alarm_that_lasts_is_given_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

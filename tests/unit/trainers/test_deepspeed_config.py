@@ -10,8 +10,9 @@ import pytest
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.settings import make_config
-from fourdthinker.trainers.deepspeed_config import check_deepspeed
-from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.deepspeed_config import check_deepspeed, zero_stage
+from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
+from fourdthinker.trainers.settings_files import load_config
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 CLIPPED: dict[str, Any] = {"gradient_clipping": "auto"}
@@ -81,3 +82,13 @@ def test_what_says_the_same_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_ours_leave_it_to_the_settings(path: Path) -> None:
     check(path, bf16=True, max_grad_norm=0.3)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_fit_the_file_that_they_name(path: Path) -> None:
+    cls: type[TrainConfig] = GrpoConfig if path.stem.startswith("grpo") else DiftConfig
+    config = load_config(cls, path)
+    assert (config.deepspeed is None) == ("deepspeed:" not in path.read_text())
+    if config.deepspeed is not None:
+        check_deepspeed(config, 8)
+        assert zero_stage(config) == (3 if "7b" in path.stem else 2, False)
