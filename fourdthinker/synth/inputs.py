@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Source:
         name: of the source, of letters, digits, ".", "_" and "-", unique.
         path: of the file; "" for a scene, which is rendered.
         digest: of its content and of all that is given with it.
-        group: digest of the file alone: what is of one group is never in two splits.
+        group: digest of the file alone, or the least one of the views that film the same: what is of one
+            group is never in two splits.
         shown: how it was named, for messages and the data card.
         start, end: part of the video, in seconds; None: from its start, to its end.
         scene: number of one of the project's own scenes, or None.
@@ -78,13 +79,17 @@ class Refused:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A path or scene that an input names, before it is opened; `root` confines links, if there is one."""
+    """A path or scene that an input names, before it is opened.
+
+    `root` confines links, if there is one; `views` are the files that show the same from elsewhere.
+    """
 
     path: Path
     shown: str
     root: Path | None = None
     scene: int | None = None
     row: dict[str, Any] = field(default_factory=dict)
+    views: tuple[str, ...] = ()
 
 
 def candidates(inputs: Sequence[str]) -> list[Candidate]:
@@ -122,7 +127,7 @@ def candidates(inputs: Sequence[str]) -> list[Candidate]:
     unique = {(str(c.path), c.scene, c.row.get("start"), c.row.get("end")): c for c in reversed(found)}
     if not unique:
         raise ConfigError(f"no file in {', '.join(inputs)}; give a folder with videos in it")
-    return list(reversed(unique.values()))
+    return _of_one_scene(list(reversed(unique.values())))
 
 
 def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source | Refused:
@@ -144,9 +149,14 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
     try:
         reason = _unfit(candidate)
         if reason is None:
-            group = _file_digest(path, journal)
+            own = _file_digest(path, journal)
             extra = {file.name: _file_digest(file, journal) for file in _files(candidate.row)}
-            digest = _digest(group, extra, candidate.row)
+            seen = [view for view in candidate.views if os.path.isfile(view) and _is_utf8(view)]
+            views = [_file_digest(Path(view), journal) for view in seen]
+            group = min(own, *views) if views else own
+            if group != own:
+                extra["group"] = group
+            digest = _digest(own, extra, candidate.row)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     if reason is not None:
@@ -169,6 +179,20 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
         },
         licence=row.get("licence") or None,
     )
+
+
+def _of_one_scene(found: list[Candidate]) -> list[Candidate]:
+    """The candidates, each with all views that pairs of left and right connect it with."""
+    views: dict[str, set[str]] = {}
+    for candidate in found:
+        if "right" in candidate.row:
+            pair = os.path.abspath(candidate.path), os.path.abspath(candidate.row["right"])
+            together = set(pair).union(*(views.get(path, ()) for path in pair))
+            views |= dict.fromkeys(together, together)
+    return [
+        replace(candidate, views=tuple(sorted(views.get(os.path.abspath(candidate.path), ()))))
+        for candidate in found
+    ]
 
 
 def _folder(path: Path) -> Iterator[Candidate]:
@@ -358,7 +382,7 @@ def _file_digest(path: Path, journal: Journal) -> str:
 
 
 def _digest(video: str, files: dict[str, str], row: dict[str, Any]) -> str:
-    if not row:
+    if not row and not files:
         return video
     values = {key: value for key, value in row.items() if key not in (*_FILES, "video", "licence")}
     text = json.dumps([video, files, values], sort_keys=True, default=str)

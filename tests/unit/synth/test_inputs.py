@@ -156,6 +156,21 @@ def test_the_content_of_a_calibration_belongs_to_the_key(videos: Path, tmp_path:
         candidates([str(path)])
 
 
+def test_views_of_one_scene_are_of_one_group(videos: Path, tmp_path: Path) -> None:
+    """Three cameras, each with its neighbour, and a pair of another scene: no split may part the views."""
+    for name in "defgh":
+        (videos / f"{name}.mp4").write_bytes(name.encode())
+    pairs = [("d", "e"), ("e", "f"), ("f", "e"), ("g", "h")]
+    rows = [{"video": f"{a}.mp4", "right": f"{b}.mp4", "focal": 500, "baseline": 0.1} for a, b in pairs]
+    path = videos / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [source for source in opened([str(path)], tmp_path / "out") if isinstance(source, Source)]
+    assert len(found) == 4
+    assert len({source.group for source in found[:3]}) == 1
+    assert found[3].group != found[0].group
+    assert len({source.digest for source in found}) == 4
+
+
 def test_a_csv_manifest(videos: Path, tmp_path: Path) -> None:
     path = videos / "list.csv"
     path.write_text('video,objects,start\nb.mp4,"car, tree",2\n')
