@@ -47,6 +47,8 @@ def outline(
     backbone = family(model, spec)
     backbone.hf.model.language_model.config._attn_implementation = NAME
     backbone.hf.model.visual.config._attn_implementation = TOWER
+    if backbone.deepstack_levels:
+        backbone.hf.model.language_model._deepstack_process = outline_deepstack
     return backbone, _load_policy(path, where, family)[0]
 
 
@@ -112,6 +114,25 @@ def outline_attention(
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     mixed: Tensor = _Kept.apply(query, key, value, attention_mask)  # type: ignore[no-untyped-call]
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def outline_deepstack(hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """The memory of adding features of the tower to hidden states, as Qwen3-VL of transformers does it.
+
+    Where a mask is true is not known on the meta device; how often is, by the number of features.
+
+    Args:
+        hidden: [B, S, H].
+        mask: [B, S] bool, of the positions of pictures.
+        features: [N, H], one for each of these positions.
+
+    Returns:
+        [B, S, H].
+    """
+    hidden = hidden.clone()
+    rows, columns = torch.empty(2, len(features), dtype=torch.long, device=mask.device)
+    hidden[rows, columns] = hidden[rows, columns] + features.to(hidden.dtype)
+    return hidden
 
 
 def vision_patches(backbone: Backbone, policy: FramePolicy) -> Tensor:

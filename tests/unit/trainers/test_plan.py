@@ -67,7 +67,7 @@ def batch_of(backbone: Backbone, rows: int, prompts: int, share: bool) -> dict[s
         "input_ids": torch.randint(0, 300, (prompts, length)),
         "position_ids": position.expand(3, prompts, length),
         "vision_index": torch.tensor(vision),
-        "vision_features": torch.randn(len(vision), backbone.hidden_size),
+        "vision_features": torch.randn(len(vision), backbone.hidden_size * (1 + backbone.deepstack_levels)),
     }
     if not share:
         target = torch.full((prompts, length), -100)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from bench._measure import peak_allocated
 from fourdthinker.backbones import Checkpoint, save_checkpoint
 from fourdthinker.backbones.outline import vision_patches
 from fourdthinker.frames import FramePolicy
+from fourdthinker.objectives import grpo_objective
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import main
 from fourdthinker.trainers.live_bytes import LiveBytes
@@ -20,7 +23,7 @@ from fourdthinker.trainers.operations import Costs, self_fed
 from fourdthinker.trainers.plan import make_plan
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.tiny import tiny_checkpoint
-from tests.unit.trainers.test_plan import ANSWER, PROMPT, batch_of, dift_passes
+from tests.unit.trainers.test_plan import ANSWER, CACHED, PROMPT, batch_of, dift_passes
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,35 @@ def test_a_frozen_tower_over_all_clips_of_a_forward_is_counted(
     )
     cached = make_plan(make_config(DiftConfig, values | {"cache_dir": "none", "cache_video": True}))
     assert "vision" not in cached.phases
+
+
+@pytest.mark.parametrize("trainer", ["dift", "grpo"])
+def test_deepstack_of_qwen3_vl_is_in_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
+) -> None:
+    """Within 15 % of what a step with features for the first decoder layers holds on top of its batch."""
+    monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
+    loaded = tiny_checkpoint(family="qwen3_vl", hidden=64, layers=3)
+    save_checkpoint(tmp_path, loaded)
+    values: dict[str, Any] = {"model": str(tmp_path), "use_cpu": True, "max_prompt_tokens": PROMPT}
+    values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 32 * 32}, "override_policy": True}
+    backbone = loaded.backbone
+    assert backbone.deepstack_levels
+    step: Any
+    if trainer == "dift":
+        plan = make_plan(make_config(DiftConfig, values | CACHED), on_cpu=True)
+        batch = batch_of(backbone, 1, 1, False)
+        step = dift_passes(backbone, batch)
+    else:
+        more = {"num_generations": 4, "max_completion_length": ANSWER, "loss": {"beta": 0.0}}
+        config = make_config(GrpoConfig, values | more)
+        plan, batch = make_plan(config, on_cpu=True), batch_of(backbone, 4, 1, True)
+        objective = partial(grpo_objective, options=config.loss, num_items=4.0)
+        dift_passes(backbone, batch)
+        step = lambda: backbone(batch, objective)[0].backward()  # noqa: E731
+    static = sum(plan.parts[name] for name in ("weights", "optimizer"))
+    given = batch["vision_features"].nbytes
+    assert plan.phases["training"] - static - given == pytest.approx(peak_allocated(step), rel=0.15)
 
 
 def test_casts_of_autocast_are_held_while_rollouts_are_sampled(checkpoint: tuple[Checkpoint, str]) -> None:
