@@ -23,7 +23,7 @@ from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.files import JsonLines, PathLike, make_folder, parse_json, write_bytes
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import Record, question_key
-from fourdthinker.sampler import SamplingConfig
+from fourdthinker.sampler import SamplingConfig, check_count
 from fourdthinker.samples import Prompt
 from fourdthinker.thinker import Answer, Thinker
 
@@ -80,18 +80,18 @@ def generate_file(
 
     Raises:
         RecordError: two records with the same id; latents "oracle", and a record without overlays.
-        ConfigError: n or batch below 1; a mode of `latents` that is unknown or needs more videos; `out` holds
-            other lines than answers, or answers to the same ids from other settings.
+        ConfigError: n or batch is no integer above 0; a mode of `latents` that is unknown or needs more
+            videos; `out` holds other lines than answers, or answers to the same ids from other settings.
         OutputError: `out` or `latents_out` cannot be written, or another process is writing `out`.
     """
+    check_count("n", n)
+    check_count("batch", batch)
     settings = [name, asdict(config), n, asdict(thinker.encoder.policy), asdict(thinker.encoder.style)]
     settings += [latents, weights_of(thinker.checkpoint.backbone)]
     keys = {record.id: _key(record, settings, overlays=latents == "oracle") for record in records}
     if len(keys) < len(records):
         ids = [record.id for record in records]
         raise RecordError(f"id {max(ids, key=ids.count)!r} appears twice; make the ids unique")
-    if n < 1 or batch < 1:
-        raise ConfigError(f"n is {n} and batch {batch}; both must be at least 1")
     folder = None if latents_out is None else make_folder(latents_out)
     feeds = latent_feeds(latents, thinker.checkpoint.backbone, thinker.encoder, records, config)
     with nullcontext(out) if isinstance(out, JsonLines) else JsonLines(out) as file:

@@ -26,7 +26,7 @@ from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.runner import check_records
 from fourdthinker.files import write_text
 from fourdthinker.records import source_of
-from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_latent_mode, encode_prompts
+from fourdthinker.sampler import LATENT_MODES, SamplingConfig, check_count, check_latent_mode, encode_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +108,8 @@ class LatentAudit:
         """
         for mode in modes or ():
             check_latent_mode(mode)
+        check_count("n", self.n, least=0)
+        check_count("batch", self.batch)
         check_records(self.records, self.n, True, self.batch, prompts)
         failed: dict[str, str] = {}
         if prompts is None:

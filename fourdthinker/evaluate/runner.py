@@ -23,7 +23,7 @@ from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.files import JsonLines, PathLike
 from fourdthinker.progress import progress_bar
 from fourdthinker.records import media_key, question_key, source_of
-from fourdthinker.sampler import LatentSampler, SamplingConfig
+from fourdthinker.sampler import LatentSampler, SamplingConfig, check_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,12 +150,12 @@ def check_records(
     """
     if not records:
         raise ConfigError("no records to evaluate; check the data file and its filters")
-    if n < 0 or (n == 0 and not greedy):
+    check_count("n", n, least=0)
+    check_count("batch_prompts", batch_prompts)
+    if n == 0 and not greedy:
         raise ConfigError(
             f"n is {n} and greedy {greedy}: nothing to sample; give n >= 1, or n = 0 with greedy=True"
         )
-    if batch_prompts < 1:
-        raise ConfigError(f"batch_prompts is {batch_prompts}; give at least 1")
     if prompts is not None and len(prompts) != len(records):
         raise ConfigError(
             f"{len(prompts)} prompts for {len(records)} records; give one prompt for each record"

@@ -1,6 +1,6 @@
 """Sampling with latents: prompts in, rollouts out, and rollouts back through the training forward."""
 
-from fourdthinker.sampler.config import SamplingConfig, row_seed, seed_of
+from fourdthinker.sampler.config import SamplingConfig, check_count, row_seed, seed_of
 from fourdthinker.sampler.engine import LatentSampler
 from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.latent_modes import LATENT_MODES, check_latent_mode, make_feed, most_latents
@@ -15,6 +15,7 @@ __all__ = [
     "LatentSampler",
     "Rollout",
     "SamplingConfig",
+    "check_count",
     "check_latent_mode",
     "encode_imagery",
     "encode_prompts",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.kernels import SAMPLING_LIMITS
@@ -58,7 +60,8 @@ class SamplingConfig:
         for name, least in (("max_new_tokens", 1), ("top_k", 0), ("max_blocks", 0)):
             value = getattr(self, name)
             self._require(name, _is_int(value) and least <= value < 2**31, f"an integer in [{least}, 2^31)")
-        self._require("seed", _is_int(self.seed), "an integer")
+        in_64_bits = _is_int(self.seed) and -(2**63) <= self.seed < 2**63
+        self._require("seed", in_64_bits, "an integer in [-2^63, 2^63)")
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
             value = getattr(self, name)
             off, low, high, wanted = SAMPLING_LIMITS[name]
@@ -69,7 +72,7 @@ class SamplingConfig:
         self._require("mode", self.mode in MODES, f"one of {', '.join(MODES)}")
         for name, good, wanted in (
             ("stop_strings", lambda x: isinstance(x, str) and x != "", "a tuple of texts that are not empty"),
-            ("eos_ids", lambda x: _is_int(x) and x >= 0, "a tuple of token ids >= 0"),
+            ("eos_ids", lambda x: _is_int(x) and 0 <= x < 2**31, "a tuple of token ids >= 0"),
         ):
             value = getattr(self, name)
             right = isinstance(value, (tuple, list)) and all(good(x) for x in value)
@@ -78,7 +81,26 @@ class SamplingConfig:
 
     def _require(self, name: str, good: bool, wanted: str) -> None:
         if not good:
-            raise ConfigError(f"sampling: {name} is {getattr(self, name)!r}; it must be {wanted}")
+            raise ConfigError(f"sampling: {name} is {_shown(getattr(self, name))}; it must be {wanted}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """ConfigError for what is no integer in [least, 2^31).
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        least: the lowest that is taken.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**31:
+        raise ConfigError(f"{name} is {_shown(value)}; it must be an integer in [{least}, 2^31)")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no longer ones
+        return "a number of more than 4,300 digits"
 
 
 def seed_of(text: str) -> int:

@@ -16,7 +16,7 @@ from fourdthinker.backbones.decoding import Decoder, require_full_attention
 from fourdthinker.backbones.fused import fused_projections
 from fourdthinker.backbones.gathering import require_whole
 from fourdthinker.errors import ConfigError
-from fourdthinker.sampler.config import SamplingConfig, row_seed
+from fourdthinker.sampler.config import SamplingConfig, check_count, row_seed
 from fourdthinker.sampler.feed import Feed
 from fourdthinker.sampler.logits_processors import Processor, Processors
 from fourdthinker.sampler.non_finite import refuse_broken
@@ -115,8 +115,7 @@ class LatentSampler:
         config = _settings(config, self.backbone)
         if not prompts:
             raise ConfigError("there are no prompts to sample from; give at least one")
-        if n < 1:
-            raise ConfigError(f"n is {n}; at least one sample of every prompt is needed")
+        check_count("n", n)
         if features is not None and len(features) != len(prompts):
             raise ConfigError(
                 f"{len(features)} features for {len(prompts)} prompts; give one (or None) for each"

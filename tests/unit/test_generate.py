@@ -294,3 +294,11 @@ def test_the_answers_stay_locked_until_the_results_are_written(
     assert cli.main([*words, "--device", "cpu", "--samples", "0"]) == 0
     assert said
     JsonLines(tmp_path / "run" / "answers.jsonl").close()
+
+
+@pytest.mark.parametrize("wrong", [0, 1.5, "2", True, None])
+@pytest.mark.parametrize("name", ["n", "batch"])
+def test_counts_that_are_none_are_named(thinker: Thinker, tmp_path: Path, name: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is {wrong!r}; it must be an integer in \[1, 2\^31\)"):
+        generate_file(thinker, [], tmp_path / "out", **{"config": CONFIG, name: wrong})
+    assert not (tmp_path / "out").exists()

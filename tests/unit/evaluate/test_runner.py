@@ -412,8 +412,9 @@ def test_bad_requests(world: Any) -> None:
         run(world, records=[])
     with pytest.raises(ConfigError, match="nothing to sample"):
         run(world, n=0, greedy=False)
-    with pytest.raises(ConfigError, match="batch_prompts is 0"):
-        run(world, batch_prompts=0)
+    for name, wrong in (("batch_prompts", 0), ("batch_prompts", 1.5), ("n", -1), ("n", 1.5), ("n", True)):
+        with pytest.raises(ConfigError, match=rf"{name} is {wrong}; it must be an integer in \["):
+            run(world, **{name: wrong})
     with pytest.raises(RecordError, match=r"data.jsonl:1: id '0/camera' is already used at data.jsonl:1"):
         run(world, records=[records[0], records[0]])
     with pytest.raises(RecordError, match=r"^record: only questions with options"):

@@ -591,6 +591,9 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         {"eos_ids": (-1,)},
         {"eos_ids": ("<|im_end|>",)},
         {"seed": None},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
+        {"seed": True},
     ],
 )
 def test_bad_settings(wrong: dict[str, Any]) -> None:
@@ -614,12 +617,22 @@ def test_settings_from_yaml_lists() -> None:
     assert hash(config) == hash(SamplingConfig(stop_strings=("a", "b"), eos_ids=(1,)))
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 10**5000}, {"max_new_tokens": 10**5000}, {"eos_ids": (10**5000,)}], ids="".join
+)
+def test_a_number_that_python_does_not_write_is_named(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} is a number of more than 4,300 digits; it must be"):
+        SamplingConfig(**wrong)
+
+
 def test_bad_calls(tiny: Checkpoint) -> None:
     prompt, sampler = make_prompt(tiny, 0, 6, clip=0), LatentSampler(tiny.backbone)
     with pytest.raises(ConfigError, match="no prompts"):
         sampler.sample([])
-    with pytest.raises(ConfigError, match="n is 0"):
-        sampler.sample([prompt], 0)
+    for n in (0, 1.5, "2", True, None):
+        with pytest.raises(ConfigError, match=rf"n is {n!r}; it must be an integer in \[1, 2\^31\)"):
+            sampler.sample([prompt], n)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"3 seeds for 1 prompts of 2 samples; give 2"):
         sampler.sample([prompt], 2, seeds=[1, 2, 3])
     with pytest.raises(ConfigError, match=r"seed 9223372036854775808 is no integer of 64 bits"):
