@@ -278,7 +278,7 @@ def test_loss_options_start_from_the_published_ones() -> None:
 
 
 def test_errors_of_files_and_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml: cannot read"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
         load_config(DiftConfig, tmp_path / "no.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [")
