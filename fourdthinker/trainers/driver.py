@@ -93,7 +93,7 @@ def train(
         FourdError: a record, a video, the checkpoint or a setting is wrong, or another process trains in
             `output_dir`; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
-        NoRewardsError: in several updates in a row the rewards of all rollouts failed.
+        NoRewardsError: in several updates in a row all rewards, of plain functions, failed.
         MemoryLimitError: memory ran out, and smaller forwards would not help.
         LoaderWorkerError: a process of the loader was killed.
         RankLostError: another process has died.

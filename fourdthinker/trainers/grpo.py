@@ -45,7 +45,7 @@ from fourdthinker.trainers.update import Forward, NoRewardsError, Parts
 
 logger = logging.getLogger(__name__)
 
-MOST_WITHOUT_REWARDS = 3  # updates in a row whose rewards all failed, until the run ends
+MOST_WITHOUT_REWARDS = 3  # updates in a row whose rewards, all of plain functions, failed, until the run ends
 
 
 class GrpoTrainer(RolloutTrainer):
@@ -276,12 +276,14 @@ class GrpoTrainer(RolloutTrainer):
         return Replay(micro_batches, num_items, tokens, latents)
 
     def _check_rewards(self, experiences: list[Experience], *, failed: bool) -> None:
-        """End a run that trains nothing any more, on all ranks at a time."""
+        """End a run that trains nothing any more, on all ranks at a time: not one that waits for a judge."""
+        if any(reward.is_async for reward in self.rewards):
+            return
         self._without_rewards = self._without_rewards + 1 if failed else 0
         if self._without_rewards >= MOST_WITHOUT_REWARDS:
             raise NoRewardsError(
                 f"the rewards of all rollouts failed in {self._without_rewards} updates in a row, at last: "
-                f"{experiences[0].failure}; see to that function, or to the service that it asks; "
+                f"{experiences[0].failure}; see to that function; "
                 "resume_from_checkpoint=auto goes on from the last checkpoint"
             )
 
@@ -311,7 +313,8 @@ def train_grpo(
     Raises:
         FourdError: a record, a video, the checkpoint or a setting is wrong; before the first step.
         NonFiniteLossError: more than `max_bad_steps` steps without a finite loss.
-        NoRewardsError: in `MOST_WITHOUT_REWARDS` updates in a row the rewards of all rollouts failed.
+        NoRewardsError: in `MOST_WITHOUT_REWARDS` updates in a row the rewards of all rollouts failed, and
+            none of the functions is async.
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
     """
     if config.rollout_workers:

@@ -24,7 +24,7 @@ class RolloutWorkerError(RuntimeError):
 
 
 class NoRewardsError(RuntimeError):
-    """Several updates in a row had no rollout with a reward, for reward functions failed."""
+    """Several updates in a row had no rollout with a reward, for plain reward functions failed."""
 
 
 class LoaderWorkerError(RuntimeError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.records import Record
@@ -136,6 +137,24 @@ def test_a_reward_that_never_comes_back_is_alarmed_of_and_ends_the_run_by_name(
     assert all(line["failed_rewards"] == 1.0 for line in lines)
     assert "alarm hanging_rewards: 3 calls of rewards a process" in caplog.text
     assert not (tmp_path / "final").exists()
+
+
+async def away(text: str, record: Record) -> float:
+    raise ConnectionError("refused")
+
+
+def test_a_judge_that_is_away_never_ends_the_run_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values: dict[str, Any] = BARE | {"output_dir": str(tmp_path), "max_steps": 4, "num_generations": 2}
+    values |= {"rewards": [f"{__name__}:away"], "max_completion_length": 4, "loss": {"beta": 0.0}}
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    before = {name: weight.clone() for name, weight in checkpoint.backbone.named_parameters()}
+    train_grpo(make_config(GrpoConfig, values), checkpoint=checkpoint, prompts=prompts(checkpoint, 4))
+    assert [line["failed_rewards"] for line in metrics(tmp_path)] == [1.0] * 4
+    assert "alarm failed_rewards: the rewards of 100% of the rollouts failed" in caplog.text
+    for name, weight in checkpoint.backbone.named_parameters():
+        assert torch.equal(weight, before[name]), name
 
 
 async def judged_elsewhere(text: str, record: Record) -> float:
