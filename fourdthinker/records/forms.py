@@ -28,7 +28,7 @@ COMMON = {
     "extra",
 }
 DIFT = COMMON | {"text_input", "text_output", "image_input", "image_output", "video"}
-RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", "images", *LETTERS}
+RL = COMMON | {"Question", "Correct", "frame_paths", "video_path", "images", "solution", *LETTERS}
 MLLM = COMMON | {"conversations", "video", "image", "image_output", "solution", "num_tokens"}
 ASK = COMMON | {"question", "video", "frames", "images"}
 ROLES = {"system": "system", "user": "user", "human": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -124,13 +124,18 @@ def _rl(line: Line) -> Record:
             f"key 'options' is {line.data['options']!r} and the lettered keys say {lettered!r}; keep one"
         )
     _options(line, record, lettered)
+    if "solution" in line.data:
+        _solution(line, record)
     key = "Correct" if "Correct" in line.data else "answer"
     if not record.options:
         if key == "Correct":
             line.missing("A", "'Correct' is an option, A, B, ...; of an open question write the 'answer'")
-        record.answer = line.text("answer")
+        said = line.text("answer")
+        if None not in (said, record.answer) and said != record.answer:
+            line.fail(f"key 'answer' is {said!r} and 'solution' says {record.answer!r}; one of them is wrong")
+        record.answer = record.answer or said
         return record
-    if key not in line.data:
+    if key not in line.data and record.answer is None:
         line.missing("Correct", "name the letter or the exact text of the right option")
     _answer(line, record, key)
     return record

@@ -199,6 +199,24 @@ def test_open_questions_are_reinforced_with_an_answer_or_without(media: Path) ->
     assert (record.options, record.answer) == ({}, "2 m")
 
 
+@pytest.mark.parametrize("options", [{}, {"options": {"A": "2 m", "B": "3 m"}}])
+def test_a_solution_is_written_so_that_it_is_read_back(media: Path, options: dict[str, Any]) -> None:
+    solved: dict[str, Any] = {"conversations": [{"from": "human", "value": "How far?"}], **options}
+    solved |= {"solution": [{"answer": "2 m", "camera_center": None, "object_center": [[0, 0, 1]]}]}
+    records = read(media, solved, kind="rl")
+    write_records(media / "out.jsonl", records)
+    for kind in (None, "rl"):
+        (again,) = read_records(media / "out.jsonl", kind=kind)
+        assert (again.options, again.answer) == (records[0].options, records[0].answer)
+        assert again.extra == {"solution": solved["solution"]}
+    written = json.loads((media / "out.jsonl").read_text())
+    wrong = written | ({"Correct": "B"} if options else {"answer": "3 m"})
+    with pytest.raises(RecordError, match=r"'solution' says .*; one of them is wrong"):
+        read(media, wrong)
+    (bare,) = read(media, without(written, "Correct", "answer"), kind="rl")
+    assert bare.answer == records[0].answer
+
+
 def without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
