@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fourdthinker.frames import animation
-from fourdthinker.frames.bitstream import av1, display_order, mpeg, nal, parameter_sets, vpx
+from fourdthinker.frames.bitstream import av1, display_order, h263, mpeg, nal, parameter_sets, vpx
 from fourdthinker.frames.bitstream.display_order import Order
 from fourdthinker.frames.bitstream.pictures import RANDOM_ACCESS, Damage, Data, Flags, Test
 
@@ -191,12 +191,11 @@ CODECS = {
             "msmpeg4v2",
             "flv",
             "h261",
-            "h263",
-            "h263p",
             "theora",
         ),
         flushes=True,
     ),
+    "h263": Codec(("h263", "h263p"), begins=h263.begins, keyframes_known=True, flushes=True),
     "apng": Codec(
         ("apng",), begins_once=True, flushes=True, frame_threads=False, compose=animation.png_composer
     ),

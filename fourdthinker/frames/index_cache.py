@@ -27,7 +27,7 @@ from fourdthinker.files import UNFINISHED, make_folder, parse_json, write_bytes
 from fourdthinker.frames.display_times import TimesFrom
 from fourdthinker.frames.timeline import Timeline
 
-VERSION = 14
+VERSION = 15
 VARIABLE = "FOURDTHINKER_INDEX_CACHE"
 LARGEST = 1 << 26  # bytes of an index when unpacked; about a day and a half of video at 30 frames a second
 ROOM = 256 << 20  # bytes of disk that all indices may take
