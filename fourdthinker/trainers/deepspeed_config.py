@@ -10,11 +10,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fourdthinker.errors import ConfigError, install
 from fourdthinker.files import read_json_object
 from fourdthinker.trainers.settings import TrainConfig
 
 _LIVE = 10**9  # DeepSpeed's own value where a config gives none
+_FLOAT32 = ("fp32", "float32", "float", "torch.float32")  # as DeepSpeed calls the type
 _REPLACED = {
     "optimizer": "optim, learning_rate, learning_rates, weight_decay and adam_*",
     "scheduler": "lr_scheduler_type, lr_scheduler_kwargs and warmup_steps",
@@ -54,8 +57,34 @@ def check_deepspeed(config: TrainConfig, processes: int) -> None:
             f"deepspeed: {path} has offload_optimizer, with which accelerate takes DeepSpeed's AdamW for any "
             f"optimizer, and optim is {config.optim}; set optim=adamw_torch, or do without offload_optimizer"
         )
+    for name in ("bf16", "fp16"):
+        if not isinstance(given.get(name, {}), dict):
+            raise ConfigError(
+                f'deepspeed: {name} of {path} is {given[name]!r}; give a mapping, as {{"enabled": "auto"}}'
+            )
     for name, (setting, wanted) in _meanings(config, processes).items():
         _check_value(path, given, name, setting, wanted)
+    _check_by_deepspeed(path, given, _section(config, "data_types").get("grad_accum_dtype"))
+
+
+def _check_by_deepspeed(path: Path, given: dict[str, Any], sums: Any) -> None:
+    """ConfigError where DeepSpeed does not know a key or a value; it says so itself once a model is there."""
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError, DtypeEnum
+
+    batch = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}  # checked before
+    filled = {name: value for name, value in given.items() if value != "auto" and name != "train_batch_size"}
+    try:
+        DeepSpeedConfig(filled | batch)
+        if sums is not None:
+            DtypeEnum(sums)
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()
+        ]
+        raise ConfigError(f"deepspeed: {'; '.join(wrong)}; mend it in {path}") from error
+    except (ValueError, TypeError, AssertionError, DeepSpeedConfigError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"deepspeed: DeepSpeed refuses {path}: {text}; mend the file") from error
 
 
 def zero_stage(config: TrainConfig) -> tuple[int, bool]:
@@ -94,7 +123,7 @@ def float32_sums(config: TrainConfig) -> bool:
     Raises:
         ConfigError: as `zero_stage`.
     """
-    return _section(config, "data_types").get("grad_accum_dtype") == "fp32"
+    return _section(config, "data_types").get("grad_accum_dtype") in _FLOAT32
 
 
 def _zero(config: TrainConfig) -> dict[str, Any]:

@@ -19,9 +19,19 @@ class MetricSums:
 
     def add(self, metrics: Metrics) -> None:
         """Add (sum, weight) pairs."""
+        self.become(self.with_added(metrics))
+
+    def with_added(self, metrics: Metrics) -> dict[str, Tensor]:
+        """The sums as `add` would make them, for `become`: allocates all of it, changes nothing."""
+        sums = dict(self._sums)
         for name, (total, weight) in metrics.items():
             pair = torch.stack([total.detach().double(), weight.double()])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            sums[name] = sums[name] + pair if name in sums else pair
+        return sums
+
+    def become(self, sums: dict[str, Tensor]) -> None:
+        """Take what `with_added` has made. Allocates nothing."""
+        self._sums = sums
 
     def mark(self) -> None:
         """Remember what was added so far, for `rewind`."""

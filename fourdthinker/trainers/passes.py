@@ -253,13 +253,13 @@ class PassTrainer(ResumableTrainer):
 
     def _forward_backward(self, model: nn.Module, forward: Forward, *, alone: bool) -> Tensor:
         """One pass; `alone`: its backward waits for no other rank."""
-        loss, metrics = self._run_forward(model, forward)
+        loss, sums = self._run_forward(model, forward)
         if not self._agree(loss, forward.items.unique().tolist()):
             if self.is_fsdp_enabled:
                 reshard(model)  # or the gradients so far would be of parameters that the model does not have
             return torch.zeros((), device=self.args.device)
         assert loss is not None
-        self.metric_sums.add(metrics)
+        self.metric_sums.become(sums)
         self._enter(f"backward {forward.number}", 3 * forward.number + 2)
         try:
             # Data parallelism averages gradients over ranks, and the loss is a share of a sum over them.
@@ -278,8 +278,11 @@ class PassTrainer(ResumableTrainer):
         reason, step = str(error).partition("\n")[0], self.state.global_step + 1
         return MemoryLimitError(f"step {step}, while gradients were reduced: {reason}")
 
-    def _run_forward(self, model: nn.Module, forward: Forward) -> tuple[Tensor | None, Any]:
-        """Loss and metrics; no loss where this rank is out of memory and its others do not know it yet."""
+    def _run_forward(self, model: nn.Module, forward: Forward) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Loss, and the sums of metrics with its own; no loss where this rank is out of memory.
+
+        Its others do not know that yet, so whatever allocates is done here, before the ranks agree.
+        """
         if self._failure is not None:
             return None, {}
         self._enter(f"forward {forward.number}", 3 * forward.number)
@@ -292,6 +295,7 @@ class PassTrainer(ResumableTrainer):
                 batch = self.prepare_batch(batch)
                 loss, metrics, *outputs = model(batch, forward.objective)
             self.after_forward(forward, *outputs)
+            sums = self.metric_sums.with_added(metrics)
         except torch.OutOfMemoryError as error:
             if not self._together:
                 raise
@@ -299,7 +303,7 @@ class PassTrainer(ResumableTrainer):
             return None, {}
         finally:
             self._enter(f"agreement after forward {forward.number}", 3 * forward.number + 1)
-        return loss, metrics
+        return loss, sums
 
     def _agree(self, loss: Tensor | None, items: list[int]) -> bool:
         """Whether the loss is finite on every rank. If not, no rank runs backward and the update is void.

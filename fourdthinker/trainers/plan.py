@@ -31,6 +31,7 @@ OPTIMIZERS = {  # bytes of state a trained weight, by name; sgd has no momentum
     "adamw_torch": 8,
     "adamw_torch_fused": 8,
 }
+_STEP_COPIES = {"adamw_torch": 4}  # bytes a trained weight while torch's foreach step runs on a GPU
 _WITHOUT_GRADIENT = ("rollouts", "own latents")  # phases for which whole weights are gathered
 
 
@@ -111,7 +112,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     phases = {"training": static + unit + features + casts + _of_passes(config, sizes, traced)}
     if pixels:  # the tower runs at the beginning of a forward
         phases["vision"] = static + unit + features + vision + _before(config, sizes)
-    phases["optimizer step"] = static + sizes["gradients"]
+    parts["step copies"] = 0 if on_cpu else _step_copies(config, sizes)
+    phases["optimizer step"] = static + sizes["gradients"] + parts["step copies"]
     if not config.deepspeed:
         phases["optimizer step"] += sizes["master weights"]  # gradients of their type
     if config.fsdp:
@@ -241,6 +243,12 @@ def _static(config: TrainConfig, backbone: Backbone, world_size: int) -> dict[st
         "optimizer": optimizer,
         "reference": reference,
     }
+
+
+def _step_copies(config: TrainConfig, sizes: dict[str, int]) -> int:
+    """Bytes that the optimizer allocates for its step; divided, or on the host, as its state is."""
+    state = OPTIMIZERS.get(config.optim, 8)
+    return sizes["optimizer"] // state * _STEP_COPIES.get(config.optim, 0) if state else 0
 
 
 def _gathered(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:

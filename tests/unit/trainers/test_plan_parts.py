@@ -108,12 +108,38 @@ def test_the_state_of_the_optimizer_goes_by_its_name(
     checkpoint: tuple[Checkpoint, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT}
-    plain, sgd = (make_plan(make_config(DiftConfig, values | {"optim": o})) for o in ("adamw_torch", "sgd"))
+    plain, sgd = (
+        make_plan(make_config(DiftConfig, values | {"optim": name})) for name in ("adamw_torch_fused", "sgd")
+    )
     assert (plain.parts["optimizer"], sgd.parts["optimizer"]) == (8 * plain.trained, 0)
     assert plain.peak - sgd.peak == 8 * plain.trained
     for name, said in (("adamw_torch", False), ("adafactor", True)):
         main(["--dry-run", f"model={checkpoint[1]}", "data=none.jsonl", f"optim={name}"])
         assert (f"the state of {name} is not known" in capsys.readouterr().out) == said
+
+
+def test_copies_that_a_step_of_the_optimizer_makes_are_counted(checkpoint: tuple[Checkpoint, str]) -> None:
+    """torch's foreach, its default on a GPU, as it allocates on a CPU on request; the fused one nothing."""
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT}
+    backbone = copy.deepcopy(checkpoint[0].backbone)
+    backbone.freeze_vision()
+    for name, options in (("adamw_torch", {"foreach": True}), ("adamw_torch_fused", {"fused": True})):
+        trained = [p for p in backbone.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.AdamW(trained, **options)
+        optimizer.step()
+        config = make_config(DiftConfig, values | {"optim": name})
+        plan, divided = (
+            make_plan(config),
+            make_plan(make_config(DiftConfig, values | {"optim": name, "fsdp": True}), world_size=2),
+        )
+        there = sum(plan.parts[part] for part in ("weights", "gradients", "optimizer"))
+        allocated = peak_allocated(optimizer.step)
+        assert plan.phases["optimizer step"] - there == pytest.approx(allocated, rel=0.02, abs=10_000)
+        assert plan.parts["step copies"] == 2 * divided.parts["step copies"]
+        cpu = make_plan(config, on_cpu=True)
+        assert cpu.phases["optimizer step"] == there
 
 
 def test_the_time_has_the_passes_of_self_feed_and_of_entropies(checkpoint: tuple[Checkpoint, str]) -> None:
