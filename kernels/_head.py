@@ -124,7 +124,7 @@ class Head:
     def blocks(self, z: Tensor) -> Iterator[slice]:
         """Slices of neighbouring rows of z [m, V] that cover it, each small enough for the cache."""
         rows, vocabulary = z.shape
-        step = max(1, min(2**18 // max(vocabulary, 1), max(4, rows // 32)))
+        step = max(1, min(2**20 // max(vocabulary, 1), max(4, rows // 32)))
         for start in range(0, rows, step):
             yield slice(start, start + step)
 

@@ -20,7 +20,7 @@ def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bo
     """Rows of logits that exist at a time: a fixed rule, so that runs repeat on any machine.
 
     On a GPU the matmuls want thousands of rows. On a CPU a hundred keep them nearly as fast, and a chunk is
-    what stands beside all that a step keeps at its worst moment: it gets 56 MB of float32, unless that are
+    what stands beside all that a step keeps at its worst moment: it gets 50 MB of float32, unless that are
     fewer than 64 rows.
 
     Args:
@@ -41,7 +41,7 @@ def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bo
         check_integer("chunk_rows", chunk_rows, least=1)
         return chunk_rows
     if on_cpu:
-        return min(max(rows, 1), max(64, min(4096, 14_000_000 // max(vocabulary, 1) // 8 * 8)))
+        return min(max(rows, 1), max(64, min(4096, 12_500_000 // max(vocabulary, 1) // 8 * 8)))
     return min(max(rows, 1), 2048 if vocabulary >= 65536 else 4096)
 
 
