@@ -129,7 +129,7 @@ def torchcodec(mode: str, threads: int, device: str = "cpu") -> Reader:
 
 
 def _av_frames(path: Path, plan: Plan, seek: bool) -> Iterator[av.VideoFrame]:
-    """The wanted frames, increasing, each once."""
+    """The wanted frames, increasing, each once. EOFError: a seek went beyond one, or it has no such stamp."""
     index_of = dict(zip(plan.stamps, plan.indexes))
     wanted = sorted(index_of, reverse=True)
     with av.open(str(path)) as container:
@@ -142,7 +142,10 @@ def _av_frames(path: Path, plan: Plan, seek: bool) -> Iterator[av.VideoFrame]:
                 container.seek(wanted[-1], stream=video)
                 packets, position = container.demux(video), key
             position += 1
-            for frame in next(packets).decode():
+            packet = next(packets, None)
+            if packet is None:
+                raise EOFError(f"{len(wanted)} of {len(index_of)} frames were not found")
+            for frame in packet.decode():
                 if wanted and frame.pts == wanted[-1]:
                     wanted.pop()
                     yield frame
@@ -163,7 +166,7 @@ def pyav(seek: bool) -> Reader:
 
 
 def pyav_pillow(path: Path, plan: Plan) -> np.ndarray:
-    frames = _av_frames(path, plan, True)
+    frames = _av_frames(path, plan, False)  # seeking misses frames of MPEG program streams
     pictures = [np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)) for frame in frames]
     return _as_asked(with_pillow(pictures, plan.size), plan)
 
