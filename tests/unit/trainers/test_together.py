@@ -21,6 +21,7 @@ from fourdthinker.settings import make_config
 from fourdthinker.trainers import dift, grpo, watch
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
+from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.passes import PassTrainer
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from fourdthinker.trainers.update import Forward, MemoryLimitError
@@ -201,7 +202,7 @@ def test_numbers_keep_their_type_on_the_way_to_the_device() -> None:
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
     trainer.args, trainer.is_deepspeed_enabled, trainer._failure = SimpleNamespace(device="cpu"), True, None
     trainer._enter, trainer.is_fsdp_enabled = lambda *_: None, False  # type: ignore[method-assign]
-    trainer.compute_loss_context_manager = nullcontext
+    trainer.compute_loss_context_manager, trainer.metric_sums = nullcontext, MetricSums()
 
     def model(batch: Any, objective: Any) -> Any:
         seen.update({name: value.dtype for name, value in batch.items()})
