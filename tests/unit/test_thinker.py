@@ -257,7 +257,7 @@ def test_a_file_of_other_answers_is_left_alone(thinker: Thinker, folder: Path, t
         assert (tmp_path / "text").read_text() == text
     with pytest.raises(RecordError, match="appears twice"):
         generate_file(thinker, records * 2, out, config=CONFIG, progress=False)
-    with pytest.raises(ConfigError, match="batch 0"):
+    with pytest.raises(ConfigError, match="batch is 0"):
         generate_file(thinker, records, out, config=CONFIG, batch=0, progress=False)
     assert out.read_bytes() == before
 
