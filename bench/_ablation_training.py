@@ -128,6 +128,7 @@ def train_variant(work: Work, variant: Variant, stage: str, folder: Path) -> Pat
     prompts = [features.prompt(record, encoder) for record in work.records("rl", "rl")]
     options = work.rl_options() | _resumable(run, work.settings.rl.steps)
     options |= {"max_blocks": variant.max_blocks, "reward_timeout": None}  # the process may be paused
+    options["train_start"] = options["train_start"] and variant.max_blocks > 0
     return finished(train_grpo(GrpoConfig(**options), checkpoint=checkpoint, prompts=prompts))
 
 
