@@ -16,6 +16,7 @@ from fourdthinker.evaluate.clips import (
     read_clips,
     without_pictures,
 )
+from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.results import AnsweredQuestion
 from fourdthinker.records import source_of
 
@@ -41,10 +42,13 @@ def make_question(record: Record, **answers: Any) -> AnsweredQuestion:
         The question.
     """
     assert record.answer is not None  # checked before anything ran
+    # A number as it is compared: without commas and unit.
+    answer = record.answer if record.options else parse_number(f"<answer>{record.answer}</answer>")
+    assert answer is not None
     media = [list(pair) for pair in record.shown]
     shown = {"media": media, "start": record.start, "end": record.end} if media else {}
     return AnsweredQuestion(
-        record.id, record.type or "", source_of(record), dict(record.options), record.answer,
+        record.id, record.type or "", source_of(record), dict(record.options), answer,
         question=record.question, shown=shown,
         **answers,
     )  # fmt: skip

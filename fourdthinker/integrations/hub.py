@@ -65,7 +65,7 @@ def trained_facts(checkpoint: Path) -> tuple[str, list[str]]:
         ConfigError: the config.yaml is none of a training run.
     """
     path = Path(os.path.realpath(checkpoint)).parent / _CONFIG
-    if not path.exists():
+    if not path.is_file():
         return "", []
     config = read_yaml(path)
     model, data = config.get("model") or "", config.get("data") or []

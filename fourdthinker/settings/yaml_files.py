@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import read_regular
 
 # Besides what the parser finds: a date that does not exist, a number too long to read, endless nesting.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -43,9 +42,10 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         ConfigError: a file that cannot be read, is not YAML, has a key twice, or holds something else.
     """
     try:
-        loaded = yaml.load(read_regular(path).decode("utf-8"), _UniqueKeys)
-    except ConfigError:
-        raise
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{path}: cannot be read ({reason}); give a readable file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot read the config ({error}); save it as UTF-8") from error
     except _NOT_YAML as error:

@@ -72,7 +72,7 @@ def _check_by_deepspeed(path: Path, given: dict[str, Any], sums: Any) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError, DtypeEnum
 
     batch = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}  # checked before
-    filled = {name: value for name, value in given.items() if value != "auto" and name != "train_batch_size"}
+    filled = {name: value for name, value in _without_auto(given).items() if name != "train_batch_size"}
     try:
         DeepSpeedConfig(filled | batch)
         if sums is not None:
@@ -82,9 +82,16 @@ def _check_by_deepspeed(path: Path, given: dict[str, Any], sums: Any) -> None:
             f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()
         ]
         raise ConfigError(f"deepspeed: {'; '.join(wrong)}; mend it in {path}") from error
-    except (ValueError, TypeError, AssertionError, DeepSpeedConfigError) as error:
+    except (ValueError, TypeError, AttributeError, AssertionError, DeepSpeedConfigError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"deepspeed: DeepSpeed refuses {path}: {text}; mend the file") from error
+
+
+def _without_auto(value: Any) -> Any:
+    """A mapping without what transformers fills in, at any depth."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_auto(part) for name, part in value.items() if part != "auto"}
 
 
 def zero_stage(config: TrainConfig) -> tuple[int, bool]:

@@ -125,11 +125,8 @@ class VisionCache:
             RecordError: media that cannot be read, without `skip`.
         """
         # Divided before looking what is there: ranks look at different times, and must still divide alike.
-        todo = [
-            item
-            for item in list(self._needed(records, skip).items())[rank::world_size]
-            if not _is_whole(item[0])
-        ]
+        share = list(self._needed(records, skip).items())[rank::world_size]
+        todo = [(path, work) for path, work in share if work is not None and not _is_whole(path)]
         if not todo:
             return 0
         logger.info("computing vision features: %d files into %s", len(todo), self.folder)
@@ -156,17 +153,24 @@ class VisionCache:
                     _write(todo[index][0], kind, vision, values.cpu().contiguous())
         return len(todo)
 
-    def _needed(self, records: Sequence[Record], skip: bool) -> dict[Path, tuple[str, Record]]:
-        """Every file of the cache -> what is in it, and the first record that asks for it."""
-        needed: dict[Path, tuple[str, Record]] = {}
+    def _needed(self, records: Sequence[Record], skip: bool) -> dict[Path, tuple[str, Record] | None]:
+        """Every file of the cache -> what is in it, and the first record that asks for it.
+
+        None: its media are not there. They keep their place, for other ranks may see them.
+        """
+        needed: dict[Path, tuple[str, Record] | None] = {}
         for record in records:
-            try:
-                if self.clips and _has_clip(record):
-                    needed.setdefault(self._clip_path(record), ("clip", record))
-                if self.imagery and record.images:
-                    needed.setdefault(self._imagery_path(record), ("imagery", record))
-            except VideoError as error:
-                _tell_of(record, error, skip)
+            for kind, media, path_of in (
+                ("clip", self.clips and record.shown, self._clip_path),
+                ("imagery", self.imagery and record.images, self._imagery_path),
+            ):
+                if not media:
+                    continue
+                try:
+                    needed.setdefault(path_of(record), (kind, record))
+                except VideoError as error:
+                    _tell_of(record, error, skip)
+                    needed.setdefault(Path(kind, repr((media, record.start, record.end))), None)
         return needed
 
     def _read(self, work: tuple[str, Record, bool]) -> Vision | None:

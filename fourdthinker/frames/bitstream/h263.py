@@ -5,16 +5,19 @@ FFmpeg's parser calls every picture of some files a keyframe. Source: ITU-T H.26
 
 from __future__ import annotations
 
+import re
+
 from fourdthinker.frames.bitstream.pictures import Data, Test
 
+_START = re.compile(rb"\0\0[\x80-\x83]")  # of a picture, 22 bits; FFmpeg passes over what stands before it
+_SEARCHED = 64  # bytes
 _HEAD = 8  # bytes: up to the picture's type, wherever it stands
-_START, _START_BITS = 0x20, 22
-_FORMAT, _EXTENDED = (
-    35,
-    7,
-)  # where the source format begins, and the one that says that a longer header follows
-_TYPE = 38  # of a short header: one bit; in a long one, whether its first part is there
-_LONG_TYPE, _FIRST_PART = 41, 18  # three bits, behind a first part of so many
+# Bits from the start: of the source format, three of which say that a longer header follows; of the type in a
+# short header, one bit. In a longer one three bits there say whether its first part of 18 bits stands before
+# its type of three.
+_FORMAT, _LONGER = 35, 7
+_TYPE = 38
+_LONG_TYPE, _FIRST_PART = 41, 18
 
 
 def begins(extradata: bytes) -> Test:
@@ -23,15 +26,17 @@ def begins(extradata: bytes) -> Test:
 
 
 def _is_intra(data: Data) -> bool:
-    head = bytes(data[:_HEAD])
+    searched = bytes(data[:_SEARCHED])
+    start = _START.search(searched)
+    head = searched[start.start() :][:_HEAD] if start else b""
+    if len(head) < _HEAD:
+        return False
     bits = int.from_bytes(head, "big")
 
-    def field(start: int, count: int) -> int:
-        return bits >> (8 * _HEAD - start - count) & ((1 << count) - 1)
+    def field(first: int, count: int) -> int:
+        return bits >> (8 * _HEAD - first - count) & ((1 << count) - 1)
 
-    if len(head) < _HEAD or field(0, _START_BITS) != _START:
-        return False
-    if field(_FORMAT, 3) != _EXTENDED:
+    if field(_FORMAT, 3) != _LONGER:
         return field(_TYPE, 1) == 0
     part = field(_TYPE, 3)
     return part in (0, 1) and field(_LONG_TYPE + _FIRST_PART * part, 3) == 0

@@ -6,6 +6,8 @@ import pytest
 
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, scoring
 from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
+from fourdthinker.evaluate.prompt_batches import make_question
+from fourdthinker.records import Record
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,10 @@ def test_only_full_sets_of_twins_count():
 def test_the_best_constant_number():
     marks = scoring.majority_correct(["1", "10", "10", "11"], [{}] * 4, [""] * 4)
     assert marks.tolist() == [0.0, 1.0, 1.0, mean_relative_accuracy("10", "11")]
+
+
+@pytest.mark.parametrize("answer", ["1,200", "1200 m", "1200 "])
+def test_a_right_number_is_kept_as_it_is_compared(answer):
+    question = make_question(Record("rl", "q", "How far?", answer=answer, video="a.mp4"), answers=("1200",))
+    assert AnsweredQuestion.from_dict(question.to_dict()).answer == "1200"
+    assert mean_relative_accuracy("1200", question.answer) == 1.0

@@ -143,3 +143,20 @@ def test_float32_sums_have_the_names_of_deepspeed(tmp_path: Path, name: str, wid
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"data_types": {"grad_accum_dtype": name}}))
     assert float32_sums(make_config(DiftConfig, {"deepspeed": str(path)})) == wide
+
+
+def test_what_transformers_fills_in_is_no_mistake_at_any_depth(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": "auto"}}
+    path.write_text(json.dumps(CLIPPED | {"bf16": {"enabled": "auto"}, "zero_optimization": zero}))
+    check(path)
+
+
+def test_a_section_that_is_no_mapping_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed asks it for its keys."""
+    made = sys.modules["deepspeed.runtime.config"]
+    monkeypatch.setattr(made, "DeepSpeedConfig", lambda given: given["activation_checkpointing"].get("x"))
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(CLIPPED | {"activation_checkpointing": True}))
+    with pytest.raises(ConfigError, match=r"DeepSpeed refuses .*'bool' object has no attribute"):
+        check(path)

@@ -137,3 +137,18 @@ def test_media_that_broke_since_a_run_began_are_left_out_of_the_cache_when_asked
     cache.fill(checkpoint.backbone, records, skip=True)
     assert any(line.startswith("data.jsonl:a: ") and "a0.png" in line for line in caplog.messages)
     assert cache.sample(records[1]).latents is not None
+
+
+def test_ranks_divide_alike_though_one_misses_a_file(
+    checkpoint: Checkpoint, records: list[Record], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or what is behind it in the list would be computed by nobody."""
+    cache = VisionCache(
+        tmp_path / "cache", checkpoint.backbone, checkpoint.encoder(), clips=True, imagery=True
+    )
+    cache.fill(checkpoint.backbone, records, rank=1, world_size=2)
+    hidden = Path(records[0].frames[0])
+    hidden.rename(tmp_path / "hidden.png")
+    cache.fill(checkpoint.backbone, records, rank=0, world_size=2, skip=True)
+    (tmp_path / "hidden.png").rename(hidden)
+    assert cache.fill(checkpoint.backbone, records) == 1  # the one that rank 0 could not see

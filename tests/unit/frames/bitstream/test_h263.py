@@ -41,6 +41,8 @@ def test_pictures_without_reference_are_told(encoder: str) -> None:
         ("000080020e000000", False),
         ("000080021ce801", False),  # cut off
         ("000000021ce80100", False),  # no picture
+        ("1234000080021ce80100", True),  # something before it
+        ("1234000080021ce80104", False),
     ],
 )
 def test_headers(head: str, intra: bool) -> None:
