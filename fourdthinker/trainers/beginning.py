@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import torch.distributed as dist
 from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError
-from fourdthinker.files import make_folder, parse_json, write_bytes
+from fourdthinker.files import atomic_writer, make_folder, parse_json
 from fourdthinker.trainers.resume import finished_updates
 from fourdthinker.trainers.run_folder import (
     FINAL,
@@ -47,32 +48,36 @@ def _make_ready(config: TrainConfig, folder: Path, resume: Path | None) -> None:
     """Whatever a kill between two steps leaves goes on rightly, as the former run or as this one.
 
     A run counts as finished by its final checkpoint, which is therefore set aside first, and goes on from its
-    newest checkpoint with the lines before it: newer ones are set aside before older ones, and lines are kept
-    before any of them and cut after all.
+    newest checkpoint with the lines before it: newer ones are set aside before older ones, and lines are
+    copied before any of them and cut after all. A run without a checkpoint of its own has no lines to keep:
+    those that are there are of a former one, or it writes them again.
     """
     own = resume is not None and is_of_run(resume, folder)
-    auto = config.resume_from_checkpoint == "auto"
-    goes_on = resume is not None and (own or auto)  # auto: or from where this run has begun
-    updates = resumed_updates(resume) if resume is not None and goes_on else -1
-    final = folder / FINAL
-    finished = finished_updates(final)
+    updates = resumed_updates(resume) if resume is not None and own else -1
+    final, rejected, new_rejected = folder / FINAL, folder / REJECTED, folder / NEW_REJECTED
+    finished, auto = finished_updates(final), config.resume_from_checkpoint == "auto"
     later = [path for path in checkpoints(folder) if not _is_before(path, updates)]
     if final.is_dir() and not (auto and finished is not None and finished <= updates):
         later.append(final)
-    if not goes_on:
+    if own or (resume is not None and resume.parent.samefile(folder)):  # leaves out what is in `rejected`
+        new_rejected.unlink(missing_ok=True)  # of a run that did not begin
+    if not own:
         remember_start(folder, resume)
-    if later or not goes_on:
+    if later or not own:
         for name in _LINES:
-            _keep_lines(folder / name)
+            _copy_aside(folder / name)
+    if new_rejected.exists():
+        _copy_aside(rejected)  # the next start empties it if it finds no run
     for path in reversed(later):
         _set_aside(path)
     for name in _LINES:
-        _cut_lines(folder / name, updates)
-    if own:  # what a run left out that did not begin
-        (folder / NEW_REJECTED).unlink(missing_ok=True)
-    else:
-        _take_rejected(folder)
-    if not goes_on:
+        if own:
+            _cut_lines(folder / name, updates)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    if new_rejected.exists():
+        new_rejected.replace(rejected)
+    if not own:
         _set_other_settings_aside(folder / RESOLVED_CONFIG, resolved(config))
     save_config(config, folder)
 
@@ -82,14 +87,6 @@ def _is_before(path: Path, updates: int) -> bool:
         return resumed_updates(path) <= updates
     except CheckpointError:
         return False
-
-
-def _take_rejected(folder: Path) -> None:
-    """What was left out while this run was checked, in place of what a former one left out."""
-    if (folder / NEW_REJECTED).exists():
-        if (folder / REJECTED).exists():
-            _set_aside(folder / REJECTED)
-        (folder / NEW_REJECTED).rename(folder / REJECTED)
 
 
 def _set_other_settings_aside(path: Path, text: str) -> None:
@@ -102,10 +99,11 @@ def _set_aside(path: Path) -> None:
     path.rename(_former(path))
 
 
-def _keep_lines(path: Path) -> None:
-    """A copy of a file of lines under the name of what is set aside."""
+def _copy_aside(path: Path) -> None:
+    """Piece by piece: rollouts may be larger than memory."""
     if path.exists():
-        write_bytes(_former(path), path.read_bytes())
+        with path.open("rb") as lines, atomic_writer(_former(path)) as copy:
+            shutil.copyfileobj(lines, copy)
 
 
 def _former(path: Path) -> Path:
@@ -120,12 +118,8 @@ def _cut_lines(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`, which the resumed run will write again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_bytes().split(b"\n"):  # no other line ends: texts hold U+2028
-        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-            if parse_json(line, finite=False).get("step", 0) <= last_step:
-                kept.append(line + b"\n")
-    if kept:
-        write_bytes(path, b"".join(kept))
-    else:
-        path.unlink()
+    with path.open("rb") as lines, atomic_writer(path) as kept:
+        for line in lines:
+            with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
+                if parse_json(line, finite=False).get("step", 0) <= last_step:
+                    kept.write(line.removesuffix(b"\n") + b"\n")

@@ -97,14 +97,14 @@ def start_of(folder: Path) -> Path | None:
 
 
 def begin_rejected(folder: Path) -> Path:
-    """An empty file for what a run leaves out that is being checked; that of a former run stays.
+    """The file, without lines, for what a run leaves out that is being checked; a former run keeps its own.
 
     Raises:
         ConfigError: rejected.jsonl is somebody's file of other lines.
     """
     path, new = folder / REJECTED, folder / NEW_REJECTED
     new.unlink(missing_ok=True)
-    if not (path.exists() and holds_run(folder)):
+    if not holds_run(folder):
         empty_rejected(path)
         return path
     check_rejected(path)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,41 +78,90 @@ def check_goes_on(folder: Path, start: Path | None) -> None:
         assert steps[:updates] == list(range(1, updates + 1))
 
 
+def with_rejected(finished: Path, folder: Path, reason: str) -> Path:
+    """A copy of a run, which left out the line that is no record."""
+    shutil.copytree(finished, folder)
+    append_lines(folder / "rejected.jsonl", [{"where": "a:2", "reason": reason, "line": "no record"}])
+    return folder
+
+
+def write_records(folder: Path) -> Path:
+    """A file of a record of 4DRL, and a line that is none."""
+    (folder / "v.mp4").write_text("media are not read")
+    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
+    data = folder / "data.jsonl"
+    data.write_text(json.dumps(good) + "\nno record\n")
+    return data
+
+
+def start(values: dict[str, Any]) -> str | None:
+    """Check the records and make the folder ready, as a run does; what it goes on from."""
+    config = make_config(DiftConfig, BASE | values)
+    resume = find_resume(config, ARGS)
+    began_in = None if resume is None else Path(resume).parent
+    assert len(load_records(config, ARGS, "rl", None, began_in=began_in)) == 1
+    begin_run(config, ARGS, resume)
+    return resume
+
+
+@pytest.mark.parametrize("then", ["as before", "auto"])
 @pytest.mark.parametrize("case", ["earlier", "elsewhere", "anew"])
 def test_a_kill_while_a_folder_is_made_ready_loses_nothing(
-    finished: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, case: str, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(finished, other)
+    values: dict[str, Any] = {"data": [str(write_records(tmp_path))], "on_bad_record": "skip"}
+    other = with_rejected(finished, tmp_path / "other", "of the other run")
     for step in itertools.count():
-        folder = tmp_path / str(step) / "run"
-        shutil.copytree(finished, folder)
-        before = contents(folder) - {(folder / "config.yaml").read_bytes()}
-        start = {"earlier": folder, "elsewhere": other}.get(case)
-        resume = None if start is None else str(start / "checkpoint-2")
-        asked = {"output_dir": str(folder), "resume_from_checkpoint": resume}
-        config = make_config(DiftConfig, BASE | asked | {"overwrite_output_dir": case != "earlier"})
+        folder = with_rejected(finished, tmp_path / str(step) / "run", "of the former run")
+        before, settings = contents(folder), (folder / "config.yaml").read_bytes()
+        begun = {"earlier": folder, "elsewhere": other}.get(case)
+        resume = None if begun is None else str(begun / "checkpoint-2")
+        values |= {"output_dir": str(folder), "overwrite_output_dir": case != "earlier"}
         with monkeypatch.context() as killing:
             killed_before(step, killing)
             try:
-                begin_run(config, ARGS, resume)
+                start(values | {"resume_from_checkpoint": resume})
             except Killed:
                 done = False
             else:
                 done = True
-        assert before <= contents(folder)
-        check_goes_on(folder, None if resume is None else Path(resume))
-        begin_run(config, ARGS, find_resume(config, ARGS))
-        assert before <= contents(folder)
+        assert before - {settings} <= contents(folder)
+        check_goes_on(folder, begun and begun / "checkpoint-2")
+        again = {"resume_from_checkpoint": resume} if then == "as before" else {"overwrite_output_dir": False}
+        found = start(values | again)
+        own = found is not None and Path(found).parent == folder
+        assert before - ({settings} if own else set()) <= contents(folder)
         left = {path.name for path in folder.iterdir() if not path.name.startswith(("former-", "."))}
-        expected = {"config.yaml", "run.lock"}
-        if case == "earlier":
+        expected = {"config.yaml", "run.lock", "rejected.jsonl"}
+        reasons = "of the former run" if own else "of the other run" if found else "Expecting value"
+        assert reasons in (folder / "rejected.jsonl").read_text()
+        assert (folder / "rejected.jsonl").read_text().count("\n") == 1
+        if own and then == "as before":
             assert [line["step"] for line in metrics(folder)] == [1, 2]
-            expected |= {"checkpoint-2", "metrics.jsonl", "rollouts.jsonl"}
-        assert left == expected | ({"start.json"} if case == "elsewhere" else set())
+            assert left == expected | {"checkpoint-2", "metrics.jsonl", "rollouts.jsonl"}
+        elif not own:
+            assert left == expected | ({"start.json"} if found else set())
         if done:
             break
     assert step > 8
+
+
+def test_rollouts_of_a_former_run_are_not_read_whole(finished: Path, tmp_path: Path) -> None:
+    for case in ("earlier", "anew"):
+        folder = tmp_path / case
+        shutil.copytree(finished, folder)
+        rollouts = folder / "rollouts.jsonl"
+        append_lines(rollouts, [{"step": step % 5, "text": "a" * 300_000} for step in range(20)])
+        size = rollouts.stat().st_size
+        resume = {"earlier": str(folder / "checkpoint-2")}.get(case)
+        asked = {"output_dir": str(folder), "resume_from_checkpoint": resume}
+        config = make_config(DiftConfig, BASE | asked | {"overwrite_output_dir": resume is None})
+        tracemalloc.start()
+        begin_run(config, ARGS, resume)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < size // 2
+        assert (folder / "former-rollouts.jsonl").stat().st_size == size
 
 
 class KillAt(TrainerCallback):
@@ -174,41 +224,43 @@ def test_a_final_checkpoint_that_was_cut_off_is_written_again(finished: Path, tm
     assert "no checkpoint is there to go on from" in said
 
 
-def test_what_a_former_run_left_out_is_renamed_once_the_next_one_begins(tmp_path: Path) -> None:
-    folder, data, video = tmp_path / "run", tmp_path / "data.jsonl", tmp_path / "v.mp4"
-    video.write_text("media are not read")
+@pytest.mark.parametrize("former", ['{"where": "a:1", "reason": "of a former run", "line": "x"}\n', None])
+def test_what_a_former_run_left_out_is_kept_once_the_next_one_begins(
+    tmp_path: Path, former: str | None
+) -> None:
+    folder, data = tmp_path / "run", write_records(tmp_path)
     folder.mkdir()
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
-    former = '{"where": "a:1", "reason": "of a former run", "line": "x"}\n'
-    (folder / "rejected.jsonl").write_text(former)
-    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
-    data.write_text(json.dumps(good) + "\nno record\n")
+    rejected = folder / "rejected.jsonl"
+    if former is not None:
+        rejected.write_text(former)
     values = {"data": [str(data)], "eval_data": [str(data)], "on_bad_record": "skip"}
     values |= {"output_dir": str(folder), "overwrite_output_dir": True}
     config = make_config(DiftConfig, BASE | values | {"resume_from_checkpoint": None})
     for _ in range(2):  # the first does not begin
         for held_out in (False, True):
             assert len(load_records(config, ARGS, "rl", None, held_out=held_out)) == 1
-        assert (folder / "rejected.jsonl").read_text() == former
+        assert (rejected.read_text() if rejected.exists() else None) == former
         assert (folder / "rejected.new.jsonl").read_text().count("no record") == 2
     begin_run(config, ARGS, None)
-    assert (folder / "former-rejected.jsonl").read_text() == former
-    assert (folder / "rejected.jsonl").read_text().count("no record") == 2
+    kept = folder / "former-rejected.jsonl"
+    assert (kept.read_text() if kept.exists() else None) == former
+    assert rejected.read_text().count("no record") == 2
     assert not (folder / "rejected.new.jsonl").exists()
 
 
+@pytest.mark.parametrize("checkpoint", ["checkpoint-4", "former-checkpoint-4"])
 def test_what_a_run_left_out_that_did_not_begin_is_no_part_of_the_one_that_goes_on(
-    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: Path, tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, data = tmp_path / "run", tmp_path / "data.jsonl"
-    shutil.copytree(finished, folder)
-    (tmp_path / "v.mp4").write_text("media are not read")
-    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
-    data.write_text(json.dumps(good) + "\n")
-    (folder / "rejected.new.jsonl").write_text('{"where": "a:1", "reason": "none", "line": "x"}\n')
-    values = {"output_dir": str(folder), "data": [str(data)], "on_bad_record": "skip"}
-    config = make_config(DiftConfig, BASE | values)
-    load_records(config, ARGS, "rl", None, began_in=folder)
-    assert not any("skipped" in line for line in caplog.messages)
-    begin_run(config, ARGS, str(folder / "checkpoint-4"))
+    folder = with_rejected(finished, tmp_path / "run", "of the former run")
+    if checkpoint.startswith("former-"):
+        (folder / "checkpoint-4").rename(folder / checkpoint)
+    before = (folder / "rejected.jsonl").read_bytes()
+    others = [{"where": "a:1", "reason": "none", "line": line} for line in "xyz"]
+    append_lines(folder / "rejected.new.jsonl", others)
+    values = {"data": [str(write_records(tmp_path))], "on_bad_record": "skip", "overwrite_output_dir": True}
+    start(values | {"output_dir": str(folder), "resume_from_checkpoint": str(folder / checkpoint)})
+    assert any("1 records skipped" in line for line in caplog.messages)
+    assert (folder / "rejected.jsonl").read_bytes() == before
     assert not (folder / "rejected.new.jsonl").exists()
