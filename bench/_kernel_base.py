@@ -14,7 +14,7 @@ from types import ModuleType
 
 import fourdthinker.kernels as ours
 from bench import _kernel_cases
-from bench._kernel_cases import Case, Sizes
+from bench._kernel_data import Case, Sizes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "base_kernels"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import _kernel_peers as peers
+from bench._kernel_data import Call, Case, Data, Sizes, present, step, trained, without_grad
 from fourdthinker.kernels import (
     GrpoOptions,
     chunk_size,
@@ -31,102 +31,7 @@ from fourdthinker.kernels import (
     shared_prefix_decode,
 )
 
-Call = Callable[[], object]
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """One table for both kinds of hardware; only these numbers differ."""
-
-    sequences: int
-    length: int
-    width: int
-    vocabulary: int
-    latents: int  # rows of the cosine loss
-    images: int  # of 256 features each
-    sample_rows: int
-    groups: int  # of 8 rows
-    prompt: int
-    dtype: torch.dtype
-
-
-SIZES = {
-    "tiny": Sizes(2, 8, 16, 512, 32, 4, 2, 1, 64, torch.float32),
-    "quick": Sizes(2, 64, 64, 8192, 512, 16, 4, 1, 512, torch.float32),
-    "cpu": Sizes(4, 128, 256, 32_000, 4096, 256, 16, 2, 2048, torch.float32),
-    "cuda": Sizes(16, 512, 2048, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),
-    "wide": Sizes(16, 512, 4096, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),  # as Liger measures
-}
-
-
-@dataclass
-class Case:
-    """``calls``: name to what is timed, ours first. ``moved`` bytes and ``flops`` are the floor of ours."""
-
-    op: str
-    size: str
-    mode: str
-    calls: dict[str, Call]
-    moved: float = 0.0
-    flops: float = 0.0
-    dw: bool = False  # whether a weight gradient is among what the peak counts
-    given: int = 0  # bytes of hidden states and weights, which the peak above what was held leaves out
-    absent: dict[str, str] = field(default_factory=dict)  # peers that cannot run here, and why
-    alike: bool = True  # every call that returns a tensor returns the same loss, which is checked
-
-
-class Data:
-    """Random tensors of a device, the same whatever else is made before them."""
-
-    def __init__(self, sizes: Sizes, device: str) -> None:
-        self.sizes, self.device = sizes, device
-        self.generator = torch.Generator(device).manual_seed(0)
-
-    def randn(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
-        made = torch.randn(*shape, generator=self.generator, device=self.device) * scale
-        return made.to(dtype or self.sizes.dtype)
-
-    def ids(self, *shape: int, below: int) -> Tensor:
-        return torch.randint(0, below, shape, generator=self.generator, device=self.device)
-
-
-def trained(loss: Callable[..., Tensor], *leaves: Tensor) -> Call:
-    """A step: the loss and its gradients in those of ``leaves`` that require one, freed again at its end."""
-
-    def step() -> Tensor:
-        value = loss()
-        value.backward()
-        for leaf in leaves:
-            leaf.grad = None
-        return value.detach()
-
-    return step
-
-
-def without_grad(call: Call) -> Call:
-    def run() -> object:
-        with torch.no_grad():
-            return call()
-
-    return run
-
-
-def _present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, str]]:
-    """The calls there are, and why the others are not: ``peers`` and the arguments decide."""
-    why = {
-        "torch.compile": "left out", "Liger": "not installed, or needs a GPU",
-        "Liger, not compiled": "not installed",
-        "TRL fused head": "not installed: pip install trl",
-        "TRL fused": "not installed (pip install trl), or needs a GPU",
-        "verl fused head": "not installed (pip install verl), or needs a GPU",
-    }  # fmt: skip
-    missing = {name: why.get(name, "not in this torch") for name, call in calls.items() if call is None}
-    return {name: call for name, call in calls.items() if call is not None}, missing
-
-
-def _step(call: Callable[..., Tensor] | None, leaves: tuple[Tensor, ...], *arguments: Tensor) -> Call | None:
-    return None if call is None else trained(lambda: call(*arguments), *leaves)
 
 
 def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> Call:
@@ -153,21 +58,45 @@ def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> Call:
     return run
 
 
+class _Heads:
+    """What the losses of a head are given, the same for all families."""
+
+    def __init__(self, sizes: Sizes, device: str) -> None:
+        data, shape = Data(sizes, device), (sizes.sequences, sizes.length)
+        self.x = data.randn(*shape, sizes.width).requires_grad_()
+        self.matrix = data.randn(sizes.vocabulary, sizes.width, scale=sizes.width**-0.5)
+        self.target = data.ids(*shape, below=sizes.vocabulary)
+        self.mask = torch.ones(shape, dtype=torch.bool, device=device)
+        self.gains = data.randn(sizes.sequences, dtype=torch.float32)
+        with torch.no_grad():
+            old = linear_logprobs(self.x, self.matrix, self.target)
+        self.old = old + data.randn(*shape, dtype=torch.float32, scale=0.1)
+        self.ref = self.old + data.randn(*shape, dtype=torch.float32, scale=0.1)
+        self.rows = shape[0] * shape[1]
+        self.size = f"{self.rows} x {sizes.width} x {sizes.vocabulary} {_name(sizes.dtype)}"
+
+    def grpo(self, x: Tensor, weight: Tensor) -> Tensor:
+        return linear_grpo_loss(
+            x, weight, self.target, advantages=self.gains, mask=self.mask, old_logprobs=self.old,
+            ref_logprobs=self.ref, options=GrpoOptions(beta=peers.BETA),
+        )[0]  # fmt: skip
+
+    def steps(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """A trained and a frozen weight, each with what a case of a forward and a backward pass says."""
+        for frozen in (False, True):
+            weight = self.matrix.clone().requires_grad_(not frozen)
+            yield weight, {
+                "size": self.size, "mode": f"forward+backward, head {'frozen' if frozen else 'trained'}",
+                "flops": (4 if frozen else 6) * self.rows * weight.numel(), "dw": not frozen,
+                "given": self.x.nbytes + weight.nbytes,
+            }  # fmt: skip
+
+
 def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     """The ops that contain the head's matmul; eager makes all logits."""
-    data = Data(sizes, device)
-    batch, length, width, vocabulary = sizes.sequences, sizes.length, sizes.width, sizes.vocabulary
-    rows = batch * length
-    x = data.randn(batch, length, width).requires_grad_()
-    matrix = data.randn(vocabulary, width, scale=width**-0.5)
-    target = data.ids(batch, length, below=vocabulary)
-    mask = torch.ones(batch, length, dtype=torch.bool, device=device)
-    gains = data.randn(batch, dtype=torch.float32)
-    with torch.no_grad():
-        old = linear_logprobs(x, matrix, target) + data.randn(batch, length, dtype=torch.float32, scale=0.1)
-    ref = old + data.randn(batch, length, dtype=torch.float32, scale=0.1)
-    size = f"{rows} x {width} x {vocabulary} {_name(sizes.dtype)}"
-    flat, flat_target = x.view(rows, width), target.view(-1)
+    made = _Heads(sizes, device)
+    x, target, mask, gains, old, ref = made.x, made.target, made.mask, made.gains, made.old, made.ref
+    flat, flat_target = x.view(made.rows, -1), target.view(-1)
 
     def eager_ce(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy((x @ weight.T).float(), target)
@@ -175,12 +104,6 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     def eager_grpo(x: Tensor, weight: Tensor) -> Tensor:
         current = peers.eager_logprobs((x @ weight.T).float(), target)
         return peers.eager_grpo(current, gains, mask, old, ref)
-
-    def ours_grpo(x: Tensor, weight: Tensor) -> Tensor:
-        return linear_grpo_loss(
-            x, weight, target, advantages=gains, mask=mask, old_logprobs=old, ref_logprobs=ref,
-            options=GrpoOptions(beta=peers.BETA),
-        )[0]  # fmt: skip
 
     heads = {
         "TRL fused head": peers.attempted(peers.trl_logprobs),
@@ -199,37 +122,33 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     nll, theirs = with_heads(mean_nll), with_heads(grpo_of)
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
-    liger, liger_ce = peers.attempted(peers.liger_grpo), peers.attempted(peers.liger_cross_entropy)
-    liger_name = "Liger" if device == "cuda" else "Liger, not compiled"
-    given = x.nbytes + matrix.nbytes
-    for frozen in (False, True):
-        weight = matrix.clone().requires_grad_(not frozen)
+    liger_ce = peers.attempted(peers.liger_cross_entropy)
+    for weight, facts in made.steps():
         leaves = (x, weight)
-        mode = f"forward+backward, head {'frozen' if frozen else 'trained'}"
-        flops = (4 if frozen else 6) * rows * width * vocabulary
-        calls, absent = _present({
-            "ours": _step(linear_cross_entropy, leaves, flat, weight, flat_target),
-            "eager": _step(eager_ce, leaves, flat, weight, flat_target),
-            **{name: _step(loss, leaves, flat, weight, flat_target) for name, loss in nll.items()},
-            "torch.compile": _step(compiled_ce, leaves, flat, weight, flat_target),
-            "Liger": _step(liger_ce, leaves, flat, weight, flat_target),
-            "F.linear_cross_entropy": _step(
+        calls, absent = present({
+            "ours": step(linear_cross_entropy, leaves, flat, weight, flat_target),
+            "eager": step(eager_ce, leaves, flat, weight, flat_target),
+            **{name: step(loss, leaves, flat, weight, flat_target) for name, loss in nll.items()},
+            "torch.compile": step(compiled_ce, leaves, flat, weight, flat_target),
+            "Liger": step(liger_ce, leaves, flat, weight, flat_target),
+            "F.linear_cross_entropy": step(
                 peers.torch_linear_cross_entropy(), leaves, flat, weight, flat_target
             ),
         })  # fmt: skip
-        facts: dict[str, Any] = {"flops": flops, "dw": not frozen, "given": given}
-        yield Case("linear_cross_entropy", size, mode, calls, absent=absent, **facts)
-        calls, absent = _present({
-            "ours": _step(ours_grpo, leaves, x, weight),
-            "its matmuls alone": _matmuls(flat.detach(), weight.detach(), not frozen),
-            "eager (TRL)": _step(eager_grpo, leaves, x, weight),
-            **{name: _step(loss, leaves, x, weight) for name, loss in theirs.items()},
-            "torch.compile": _step(compiled_grpo, leaves, x, weight),
-            liger_name: _step(liger, leaves, x, weight, target, gains, mask, old, ref),
+        yield Case("linear_cross_entropy", calls=calls, absent=absent, **facts)
+        calls, absent = present({
+            "ours": step(made.grpo, leaves, x, weight),
+            "its matmuls alone": _matmuls(flat.detach(), weight.detach(), facts["dw"]),
+            "eager (TRL)": step(eager_grpo, leaves, x, weight),
+            **{name: step(loss, leaves, x, weight) for name, loss in theirs.items()},
+            "torch.compile": step(compiled_grpo, leaves, x, weight),
         })  # fmt: skip
-        yield Case("linear_grpo_loss", size, mode, calls, absent=absent, **facts)
-    weight = matrix.clone()
-    calls, absent = _present({
+        yield Case(
+            "linear_grpo_loss", calls=calls, absent=absent, without_peak=("its matmuls alone",), **facts
+        )
+    size, flops, given = made.size, 2 * made.rows * made.matrix.numel(), facts["given"]
+    weight = made.matrix
+    calls, absent = present({
         "ours": without_grad(lambda: -linear_logprobs(x, weight, target).mean()),
         "eager (TRL)": without_grad(lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean()),
         **{
@@ -237,22 +156,32 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             for name, loss in nll.items()
         },
     })  # fmt: skip
-    yield Case(
-        "linear_logprobs", size, "forward", calls, flops=2 * rows * width * vocabulary, absent=absent,
-        given=given,
-    )  # fmt: skip
-    weight = matrix.clone().requires_grad_()
-    calls, absent = _present({
+    yield Case("linear_logprobs", size, "forward", calls, flops=flops, absent=absent, given=given)
+    weight = made.matrix.clone().requires_grad_()
+    calls, absent = present({
         "ours": trained(lambda: -linear_logprobs(x, weight, target).mean(), x, weight),
         "eager (TRL)": trained(
             lambda: -peers.eager_logprobs((x @ weight.T).float(), target).mean(), x, weight
         ),
-        **{name: _step(loss, (x, weight), x, weight, target) for name, loss in nll.items()},
+        **{name: step(loss, (x, weight), x, weight, target) for name, loss in nll.items()},
     })  # fmt: skip
     yield Case(
-        "linear_logprobs", size, "forward+backward, head trained", calls,
-        flops=8 * rows * width * vocabulary, dw=True, absent=absent, given=given,
+        "linear_logprobs", size, "forward+backward, head trained", calls, flops=4 * flops, dw=True,
+        absent=absent, given=given,
     )  # fmt: skip
+
+
+def liger_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
+    """Liger's GRPO loss, which torch compiles for up to a minute: the last family, so that no other waits."""
+    made, loss = _Heads(sizes, device), peers.attempted(peers.liger_grpo)
+    name = "Liger" if device == "cuda" else "Liger, not compiled"
+    for weight, facts in made.steps():
+        leaves = (made.x, weight)
+        calls, absent = present({
+            "ours": step(made.grpo, leaves, *leaves),
+            name: step(loss, leaves, *leaves, made.target, made.gains, made.mask, made.old, made.ref),
+        })  # fmt: skip
+        yield Case("linear_grpo_loss", calls=calls, absent=absent, **facts)
 
 
 def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
@@ -288,18 +217,18 @@ def logits_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
             ref_logprobs=ref,
         )[0]
 
-    calls, absent = _present({
+    calls, absent = present({
         "ours": trained(lambda: cross_entropy(logits, target), logits),
         "eager": trained(lambda: eager_ce(logits), logits),
-        "torch.compile": _step(torch.compile(eager_ce) if compiled else None, (logits,), logits),
+        "torch.compile": step(torch.compile(eager_ce) if compiled else None, (logits,), logits),
     })  # fmt: skip
     yield Case("cross_entropy", size, "forward+backward", calls, moved=3 * once, absent=absent)
     liger = peers.attempted(peers.liger_grpo_of_logits)
-    calls, absent = _present({
+    calls, absent = present({
         "ours": trained(lambda: ours_grpo(logits), logits),
         "eager (TRL)": trained(lambda: eager_grpo(logits), logits),
-        "torch.compile": _step(torch.compile(eager_grpo) if compiled else None, (logits,), logits),
-        "Liger": _step(liger, (whole,), whole, target, gains, mask, old, ref),
+        "torch.compile": step(torch.compile(eager_grpo) if compiled else None, (logits,), logits),
+        "Liger": step(liger, (whole,), whole, target, gains, mask, old, ref),
     })  # fmt: skip
     yield Case("grpo_loss", size, "forward+backward", calls, moved=3 * once, absent=absent)
     calls = {
@@ -327,9 +256,9 @@ def _with_entropy(logits: Tensor, target: Tensor, size: str) -> Iterator[Case]:
         "ours": ours, "eager (TRL)": functools.partial(of, peers.eager_logprobs_and_entropy),
         "TRL fused": fused and functools.partial(of, fused),
     }  # fmt: skip
-    calls, absent = _present({name: loss and without_grad(loss) for name, loss in losses.items()})
+    calls, absent = present({name: loss and without_grad(loss) for name, loss in losses.items()})
     yield Case("logprobs with entropy", size, "forward", calls, moved=once, absent=absent)
-    calls, absent = _present({name: _step(loss, (logits,)) for name, loss in losses.items()})
+    calls, absent = present({name: step(loss, (logits,)) for name, loss in losses.items()})
     yield Case("logprobs with entropy", size, "forward+backward", calls, moved=3 * once, absent=absent)
 
 
@@ -342,10 +271,10 @@ def small_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
     is_latent = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
     is_latent[:, 1 : 1 + count // 4] = True
     index, goal = is_latent.view(-1).nonzero()[:, 0], data.randn(count, width)
-    calls, absent = _present({
+    calls, absent = present({
         "ours": trained(lambda: cosine_latent_loss(hidden, goal, index)[0], hidden),
         "eager": trained(lambda: peers.eager_cosine(hidden, goal, is_latent), hidden),
-        "torch.compile": _step(torch.compile(peers.eager_cosine) if compiled else None, (hidden,), hidden,
+        "torch.compile": step(torch.compile(peers.eager_cosine) if compiled else None, (hidden,), hidden,
                                goal, is_latent),
     })  # fmt: skip
     positions = hidden.shape[0] * hidden.shape[1]
@@ -442,4 +371,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-FAMILIES = {"head": head_cases, "logits": logits_cases, "small": small_cases, "decode": decode_cases}
+FAMILIES = {
+    "head": head_cases, "logits": logits_cases, "small": small_cases, "decode": decode_cases,
+    "liger": liger_cases,
+}  # fmt: skip

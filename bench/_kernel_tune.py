@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from triton.errors import TritonError
 
-from bench._kernel_cases import Call, Case
+from bench._kernel_data import Call, Case
 from fourdthinker.kernels import launch_settings
 
 GAIN = 0.03

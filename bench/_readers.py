@@ -82,6 +82,10 @@ class Ours:
     decoder: str = ""
 
     def __call__(self, path: Path, plan: Plan) -> np.ndarray:
+        return self.pixels(path, plan).cpu().numpy()
+
+    def pixels(self, path: Path, plan: Plan) -> Tensor:
+        """uint8 [T, h, w, 3], finished, on the device."""
         os.environ["FOURDTHINKER_INDEX_CACHE"] = self.index
         times = plan.times if plan.uniform else None
         frames = read_frames(path, plan.policy, times=times, stream=plan.stream, device=self.device)
@@ -91,7 +95,7 @@ class Ours:
         assert frames.pixels is not None
         if self.device != "cpu":
             torch.cuda.synchronize()
-        return frames.pixels.cpu().numpy()
+        return frames.pixels
 
 
 def _decord(path: Path, plan: Plan) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.recompute import Made
 
 
 class Kept:
@@ -30,8 +34,11 @@ class Kept:
             if kind := _kind(name):
                 self._handles.append(module.register_forward_pre_hook(self._begin(kind)))
                 self._handles.append(module.register_forward_hook(self._end))
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-        self._hooks.__enter__()
+        self._hooks = ExitStack()
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+        self._hooks.enter_context(hooks)
+        # Hooks within these are called instead of them.
+        self._hooks.enter_context(mock.patch.object(Made, "pack", self._counted(Made.pack)))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -44,6 +51,13 @@ class Kept:
 
     def _end(self, *_: Any) -> None:
         self._stack.pop()
+
+    def _counted(self, pack: Callable[[Made, Tensor], Tensor | torch.Size]) -> Any:
+        def counted(made: Made, tensor: Tensor) -> Tensor | torch.Size:
+            kept = pack(made, tensor)
+            return self._pack(kept) if isinstance(kept, Tensor) else kept
+
+        return counted
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -13,7 +13,7 @@ import functools
 import gc
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bench import _kernel_base, _kernel_errors, _kernel_tune
 from bench import _measure as measure
-from bench._kernel_cases import FAMILIES, SIZES, Case, Data, Sizes, trained
+from bench._kernel_cases import FAMILIES
+from bench._kernel_data import SIZES, Case, Data, Sizes, trained
 from bench._kernel_peers import BETA, eager_grpo, eager_logprobs
 from fourdthinker.kernels import GrpoOptions, launch_settings, linear_cross_entropy, linear_grpo_loss
 
@@ -41,34 +42,53 @@ def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
     return {"copy": 2 * source.nbytes / taken["copy"], "matmul": 2 * side**3 / taken["matmul"]}
 
 
-def run_case(case: Case, device: str, repeats: int, fastest: dict[str, float]) -> list[dict[str, Any]]:
-    """One row for each candidate: time, ratio to ours, peak memory, what part of the machine's rate it is."""
+def run_case(
+    case: Case, device: str, repeats: int, fastest: dict[str, float]
+) -> Iterator[list[dict[str, Any]]]:
+    """One row for each candidate: time, ratio to ours, peak memory, what part of the machine's rate it is.
+
+    Yields them several times: those of the first candidates with the time of one run each, and in the end all
+    with those of ``repeats`` rounds. So a cut costs what has not been measured yet.
+    """
     calls, absent, values = {}, dict(case.absent), {}
+    peaks: dict[str, int] = {}
+    taken: dict[str, list[float]] = {}
     for name, call in case.calls.items():
         try:
             values[name] = call()
+            taken |= measure.interleaved({name: call}, repeats=1, warmup=0, device=device, warm_seconds=0)
+            if name not in case.without_peak:
+                peaks[name] = measure.peak_allocated(call, device)
         except Exception as error:
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
             if name == "ours":
                 logging.exception("%s, %s", case.op, case.mode)
-                return [
-                    {"op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "error": why}
-                ]
+                yield [{"op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "error": why}]
+                return
             absent[name] = why
             continue
         calls[name] = call
-    taken = measure.interleaved(calls, repeats=repeats, device=device)
+        yield _rows(case, {name: taken[name] for name in calls}, peaks, values, absent, fastest)
+    taken = measure.interleaved(calls, repeats=repeats, warmup=0, device=device)
+    yield _rows(case, taken, peaks, values, absent, fastest)
+
+
+def _rows(
+    case: Case, taken: dict[str, list[float]], peaks: dict[str, int], values: dict[str, object],
+    absent: dict[str, str], fastest: dict[str, float],
+) -> list[dict[str, Any]]:  # fmt: skip
     ours = measure.summary(taken["ours"])["median"]
     rows = []
-    for name, call in calls.items():
-        summary = measure.summary(taken[name])
+    for name, seconds in taken.items():
+        summary = measure.summary(seconds)
         row: dict[str, Any] = {
             "op": case.op, "size": case.size, "mode": case.mode, "candidate": name, "seconds": summary,
-            "time_over_ours": summary["median"] / ours, "peak_bytes": measure.peak_allocated(call, device),
-            "dw_in_peak": case.dw,
+            "time_over_ours": summary["median"] / ours,
         }  # fmt: skip
-        if case.given:
-            row["peak_with_inputs_bytes"] = row["peak_bytes"] + case.given
+        if name in peaks:
+            row |= {"peak_bytes": peaks[name], "dw_in_peak": case.dw}
+            if case.given:
+                row["peak_with_inputs_bytes"] = peaks[name] + case.given
         if case.moved:
             row["copy_fraction"] = case.moved / summary["median"] / fastest["copy"]
         if case.flops:
@@ -95,12 +115,14 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
             continue
         seconds = row["seconds"]
         middle, low, high = (seconds[k] * 1e3 for k in ("median", "lower_quartile", "upper_quartile"))
-        whole = row.get("peak_with_inputs_bytes")
+        peak, whole = (
+            f"{row[key] / 2**20:.1f}" if key in row else ""
+            for key in ("peak_bytes", "peak_with_inputs_bytes")
+        )
         lines.append(line | {
             "ms (quartiles)": f"{middle:.3g} ({low:.3g} to {high:.3g})",
-            "time / ours": f"{row['time_over_ours']:.2f}", "peak MiB": f"{row['peak_bytes'] / 2**20:.1f}",
-            "with inputs": f"{whole / 2**20:.1f}" if whole else "",
-            "dW in it": "yes" if row["dw_in_peak"] else "",
+            "time / ours": f"{row['time_over_ours']:.2f}", "peak MiB": peak, "with inputs": whole,
+            "dW in it": "yes" if row.get("dw_in_peak") else "",
             "of copy": f"{row['copy_fraction']:.0%}" if "copy_fraction" in row else "",
             "of matmul": f"{row['matmul_fraction']:.0%}" if "matmul_fraction" in row else "",
             "loss": "" if row.get("same_loss", True) else "differs",
@@ -198,14 +220,16 @@ def run_families(
     families: Iterable[tuple[str, Callable[[], Iterable[Case]]]], device: str, repeats: int,
     fastest: dict[str, float], keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of all cases; ``keep`` is given those that there are after each case."""
+    """The rows of all cases; ``keep`` is given those that there are after each candidate."""
     rows: list[dict[str, Any]] = []
     for family, cases in families:
         try:
             for case in cases():
-                rows += run_case(case, device, repeats, fastest)
+                before = len(rows)
+                for measured in run_case(case, device, repeats, fastest):
+                    rows[before:] = measured
+                    keep(rows)
                 logging.info("%s, %s, %s", case.op, case.mode, rows[-1].get("error", "done"))
-                keep(rows)
         except Exception as error:
             logging.exception("cases of %s", family)
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"

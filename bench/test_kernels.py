@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench._kernel_cases import FAMILIES, SIZES, Case
+from bench._kernel_cases import FAMILIES
+from bench._kernel_data import SIZES, Case
 
 pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 

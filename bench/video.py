@@ -318,7 +318,8 @@ def _left_out(row: Row, before: Row | None) -> set[str]:
 
 
 def _every_frame(row: Row, device: str) -> dict[str, Any]:
-    """How fast ours reads all frames of a row's file, resized: its record, unchecked but for their number."""
+    """How fast ours reads all frames of a row's file, resized, to memory of the device: its record, unchecked
+    but for their number."""
     index, reader = _index(row.path), Ours("off", device)
     count = len(index.begin)
     plan = Plan(
@@ -327,11 +328,13 @@ def _every_frame(row: Row, device: str) -> dict[str, Any]:
     )  # fmt: skip
     record: dict[str, Any] = {"clip": row.clip, "sampling": "every frame", "frames": count, "reader": OURS}
     try:
-        if len(reader(row.path, plan)) != count:
+        if len(reader.pixels(row.path, plan)) != count:
             raise VideoError(f"{row.path}: not {count} frames")
     except VideoError as error:
         return record | {"decoder": reader.decoder, "fault": str(error)[:120]}
-    taken = summary(interleaved({OURS: lambda: reader(row.path, plan)}, repeats=FEWEST, warmup=0)[OURS])
+    taken = summary(
+        interleaved({OURS: lambda: reader.pixels(row.path, plan)}, repeats=FEWEST, warmup=0)[OURS]
+    )
     return record | {
         "decoder": reader.decoder, "fault": "", **{key: round(value, 5) for key, value in taken.items()},
         "frames_per_s": round(count / taken["median"], 1),

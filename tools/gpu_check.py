@@ -32,6 +32,7 @@ PYTHON = sys.executable
 TESTS = (PYTHON, "-m", "pytest", "-q", "--maxfail=25", "--tb=short", "--durations=10",
          "-o", "minversion=8", "-p", "no:cacheprovider")  # fmt: skip
 BENCH = (PYTHON, "-m", "bench")
+KERNELS = (*BENCH, "kernels")  # which sees the peers that gpu_check.sh has installed apart
 RACES = (PYTHON, "-m", "tests.gpu.races")
 # Seconds to the limit of a stage at which it is interrupted: pytest shows then what has failed so far.
 GRACE = 5
@@ -67,19 +68,19 @@ STAGES = (
             (*TESTS, "tests/gpu/test_kernels.py", "-n", "6"),
             (*TESTS, "tests/gpu/test_sampler.py"),
             (*TESTS, "tests/gpu/test_attention.py", "tests/gpu/test_thinker.py"),
-            (*BENCH, "kernels", "--errors", "--save"),
+            (*KERNELS, "--errors", "--save"),
             RACES,  # not watched, which compiles its kernels for the last stage
         ),
         ((*TESTS, "tests/gpu/test_kernels.py", "tests/gpu/test_sampler.py", "tests/gpu/test_attention.py",
           "tests/gpu/test_thinker.py", "-n", "1"),),
     ),
-    Stage("bench kernels", 60, ((*BENCH, "kernels", "--no-compile", "--repeats", "7", "--save"),),
-          ((*BENCH, "kernels", "--size", "tiny", "--only", "head", "small", "--no-compile", "--repeats",
+    Stage("bench kernels", 60, ((*KERNELS, "--no-compile", "--repeats", "7", "--save"),),
+          ((*KERNELS, "--size", "tiny", "--only", "head", "small", "liger", "--no-compile", "--repeats",
             "1"),)),
     Stage("bench kernels, wide", 50,
-          ((*BENCH, "kernels", "--size", "wide", "--only", "head", "--no-compile", "--repeats", "5",
+          ((*KERNELS, "--size", "wide", "--only", "head", "liger", "--no-compile", "--repeats", "5",
             "--save"),),
-          ((*BENCH, "kernels", "--size", "tiny", "--errors"),)),
+          ((*KERNELS, "--size", "tiny", "--errors"),)),
     Stage("bench sampler, 3B", 50,
           ((*BENCH, "sampler", "--shape", "3b", "--batch", "64", "--new-tokens", "512", "--only", "ours",
             "--repeats", "3", "--save", "--profile"),),
@@ -108,7 +109,7 @@ STAGES = (
           ((*BENCH, "video", "--only", "h264 480p 6 s GOP 30", "--device", "cpu", "--quick"),)),
     Stage("races", 20, ((*RACES, "--watched"),), (RACES,)),
     Stage("tune", 200,
-          ((*BENCH, "kernels", "--tune", "--repeats", "5", "--only", "decode", "small",
+          ((*KERNELS, "--tune", "--repeats", "5", "--only", "decode", "small",
             "--out", "bench/results/tuned.json"),), on_request=True),
 )  # fmt: skip
 REHEARSAL_SECONDS = 300  # of each stage: machines without a GPU are slow, or busy
@@ -127,12 +128,15 @@ def workplace(out: Path) -> Path:
     return folder
 
 
-def environment(rehearse: bool) -> dict[str, str]:
-    """Of a stage: nothing asks the network, no kernel is interpreted, and a log holds all that was said.
+def environment(command: tuple[str, ...], rehearse: bool) -> dict[str, str]:
+    """Of a command: nothing asks the network, no kernel is interpreted, and a log holds all that was said.
 
     In a rehearsal the GPU lane runs what a CPU can run of it.
     """
     values = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    peers = values.pop("GPU_CHECK_PEERS", None)
+    if peers is not None and command[: len(KERNELS)] == KERNELS:  # last: they come without what they need
+        values["PYTHONPATH"] = f"{values['PYTHONPATH']}{os.pathsep}{peers}"
     return values | {
         "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1", "FOURDTHINKER_GPU_LANE": "cpu" if rehearse else "cuda",
@@ -203,7 +207,7 @@ def run(stage: Stage, number: int, folder: Path, clock: Clock) -> dict[str, obje
             output.flush()
             process = subprocess.Popen(
                 command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True, env=environment(rehearse),
+                start_new_session=True, env=environment(command, rehearse),
             )  # fmt: skip
         started.append((process, path))
     late = []

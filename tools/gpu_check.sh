@@ -13,9 +13,12 @@ PYTHON=${PYTHON:-python3}
 if [[ " $* " != *" --rehearse "* ]]; then
   if compgen -G ".gpu/*.whl" >/dev/null; then
     "$PYTHON" tools/gpu_bundle.py --check
-    site=$(mktemp -d)
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .gpu/*.whl
-    export PYTHONPATH=$site
+    install=("$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target)
+    PYTHONPATH=$(mktemp -d)
+    GPU_CHECK_PEERS=$(mktemp -d) # only what is compared with them sees them
+    "${install[@]}" "$PYTHONPATH" .gpu/*.whl
+    "${install[@]}" "$GPU_CHECK_PEERS" .gpu/peers/*.whl || echo "without the peers of the kernels" >&2
+    export PYTHONPATH GPU_CHECK_PEERS
   elif ! (cd / && "$PYTHON" -c "import fourdthinker.kernels, fourdthinker._video") 2>/dev/null; then
     echo "the package is not installed for $PYTHON, and there is no .gpu/*.whl: run make gpu-bundle elsewhere" \
       "and carry .gpu/ here, or install the package with make setup" >&2

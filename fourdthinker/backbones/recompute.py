@@ -75,7 +75,7 @@ def _silu_class() -> type[nn.Module]:
 
 
 @dataclass
-class _Made:
+class Made:
     """Makes what a norm made again, for the backward passes of the matrix products that read it.
 
     Attributes:
@@ -116,13 +116,13 @@ class _Made:
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     out = _recomputed(type(module).forward, module, hidden_states)
     if torch.is_grad_enabled():
-        made = _Made(module, hidden_states.detach(), out.untyped_storage()._cdata)
+        made = Made(module, hidden_states.detach(), out.untyped_storage()._cdata)
         out.made = made  # type: ignore[attr-defined]
     return out
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    made: _Made | None = getattr(x, "made", None)
+    made: Made | None = getattr(x, "made", None)
     if made is None or not torch.is_grad_enabled():
         return nn.Linear.forward(module, x)
     with torch.autograd.graph.saved_tensors_hooks(made.pack, made.unpack):

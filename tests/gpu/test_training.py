@@ -1,4 +1,5 @@
-"""Both trainers on a GPU, in both families: bf16 autocast over float32 weights, gradient checkpointing."""
+"""Both trainers on a GPU, in both families: bf16 autocast over float32 weights, with and without gradient
+checkpointing."""
 
 from __future__ import annotations
 
@@ -34,6 +35,18 @@ def test_dift(family: str, tmp_path: Path) -> None:
     config = DiftConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, **COMMON)
     train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8))
     steps(tmp_path)
+
+
+def test_dift_makes_norms_again(tmp_path: Path) -> None:
+    """As training does by itself: no layer is checkpointed as a whole, and no norm is Liger's."""
+    checkpoint = tiny_checkpoint(family="qwen3_vl")
+    words = COMMON | {"gradient_checkpointing": False}
+    config = DiftConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, liger=False, **words)
+    train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 8))
+    steps(tmp_path)
+    layer = checkpoint.backbone.hf.model.language_model.layers[0]
+    for module in (layer.input_layernorm, layer.self_attn.q_proj, layer.self_attn.q_norm, layer.mlp):
+        assert module.forward.__module__ == "fourdthinker.backbones.recompute"
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])

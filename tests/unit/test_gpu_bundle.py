@@ -57,6 +57,24 @@ def test_without_the_package_and_without_a_bundle_the_day_does_not_begin(tree: P
     assert "run make gpu-bundle elsewhere" in done.stderr
 
 
+def test_peers_are_installed_apart(tree: Path) -> None:
+    (tree / ".gpu" / "peers").mkdir()
+    (tree / ".gpu" / "peers" / "datasets.whl").write_bytes(b"")
+    python = tree / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH $GPU_CHECK_PEERS $@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tree / "tools" / "gpu_check.sh")], env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    (site, peers) = lines[-1].split()[:2]
+    installed = {line.split()[-2]: line.split()[-1] for line in lines if "--target" in line}
+    assert installed == {site: ".gpu/x.whl", peers: ".gpu/peers/datasets.whl"}
+    assert set(gpu_bundle.COMPARED) >= {"trl", "datasets"}
+    assert not set(gpu_bundle.COMPARED) & set(gpu_bundle.BROUGHT)
+
+
 @pytest.mark.parametrize("missing", [[], ["nvdec_headers"], ["cuda", "nvdec_headers"]])
 def test_a_wheel_without_nvdec_is_refused(tmp_path: Path, missing: list[str]) -> None:
     info = {name: name not in missing for name in ("cuda", "nvdec_headers")}

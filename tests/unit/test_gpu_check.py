@@ -129,6 +129,18 @@ def test_what_stages_see_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert {name: found.get(name) for name in wanted} == wanted
 
 
+def test_the_kernels_bench_alone_sees_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers imports datasets wherever it is installed, and would fail with it."""
+    monkeypatch.setenv("PYTHONPATH", "site")
+    monkeypatch.setenv("GPU_CHECK_PEERS", "peers")
+    seen = {
+        command: gpu_check.environment(command, False)["PYTHONPATH"]
+        for one in gpu_check.STAGES for command in one.commands
+    }  # fmt: skip
+    assert {command[:4] for command, path in seen.items() if path == "site:peers"} == {gpu_check.KERNELS}
+    assert {path for command, path in seen.items() if command[:4] != gpu_check.KERNELS} == {"site"}
+
+
 def test_the_day_leaves_time_for_a_second_run() -> None:
     """Of a quarter of an hour; half a minute of the day is for the wheels and for the first import."""
     day = [gpu_check.STAGES[number - 1] for number in gpu_check.chosen_stages(None)]

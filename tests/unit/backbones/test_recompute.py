@@ -14,6 +14,7 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.objectives import dift_objective
 from fourdthinker.samples import collate
+from fourdthinker.trainers.live_bytes import LiveBytes
 from tests.e2e.training import samples
 from tests.tiny import tiny_checkpoint
 
@@ -21,13 +22,14 @@ from tests.tiny import tiny_checkpoint
 def loss_of(
     backbone: Backbone, batch: dict[str, Any], *, bf16: bool = False
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, int]]:
-    """Loss, gradients, and the bytes that each kind of layer kept."""
+    """Loss, gradients, and the bytes that each kind of layer kept; `live`: all that the forward pass left."""
     backbone.train()
-    with Kept(backbone) as kept, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with LiveBytes() as live, Kept(backbone) as kept, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = backbone(dict(batch), lambda *a: dift_objective(*a, num_tokens=50.0, num_latents=8.0))
+        left = live.held
     loss.backward()
     gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
-    return loss.detach(), gradients, dict(kept.parts)
+    return loss.detach(), gradients, dict(kept.parts) | {"live": left}
 
 
 @pytest.mark.parametrize(("family", "bf16"), [("qwen2_5_vl", False), ("qwen3_vl", False), ("qwen3_vl", True)])
@@ -42,12 +44,15 @@ def test_the_same_bits_from_less(family: str, bf16: bool) -> None:
     assert torch.equal(loss, plain_loss)
     assert plain.keys() == gradients.keys()
     assert [name for name in plain if not torch.equal(plain[name], gradients[name])] == []
+    much_live, little_live = much.pop("live"), little.pop("live")
     for kind in ("MLPs", "norms"):
         assert little.get(kind, 0) < 0.7 * much[kind]
     assert sum(little.values()) < 0.75 * sum(much.values())
     if not bf16:  # where products read copies that autocast makes
         outputs = 2 * batch["input_ids"].numel() * checkpoint.backbone.hidden_size * 4
         assert little["attention"] <= much["attention"] - outputs, "of two norms, and two layers"
+        saved = sum(much.values()) - sum(little.values())
+        assert much_live - little_live == saved, "nothing else holds what is not kept"
 
 
 def test_what_a_norm_made_is_made_once_for_all_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:

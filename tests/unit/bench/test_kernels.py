@@ -15,7 +15,8 @@ from bench import __main__ as command
 from bench import _kernel_cases, _kernel_errors, kernels
 from bench import _kernel_peers as peers
 from bench import _measure as measure
-from bench._kernel_cases import FAMILIES, SIZES, Case
+from bench._kernel_cases import FAMILIES
+from bench._kernel_data import SIZES, Case
 
 
 @pytest.fixture
@@ -46,8 +47,15 @@ def test_a_run_times_compares_and_saves(results, capsys):
         assert 0 < row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
         assert row.get("same_loss", True), f"{row['candidate']} of {row['op']} computes another loss"
     heads = [row for row in rows if row["op"].startswith("linear_")]
-    held = 4 * (2 * 8 * 16 + 512 * 16)  # hidden states and weight
-    assert {row["peak_with_inputs_bytes"] - row["peak_bytes"] for row in heads} == {held}
+    hidden, weight = 4 * 2 * 8 * 16, 4 * 512 * 16
+    for row in heads:
+        if row["candidate"] == "its matmuls alone":  # in memory that is there before
+            assert not {"peak_bytes", "dw_in_peak", "peak_with_inputs_bytes"} & row.keys()
+            continue
+        gradients = (hidden if "backward" in row["mode"] else 0) + (weight if row["dw_in_peak"] else 0)
+        assert row["dw_in_peak"] is ("trained" in row["mode"])
+        assert row["peak_bytes"] >= gradients, row
+        assert row["peak_with_inputs_bytes"] == row["peak_bytes"] + hidden + weight
     every = {row["candidate"] for row in saved["rows"] if "op" in row}
     assert {"ours", "eager", "eager (TRL)", "torch.compile", "TRL fused head"} <= every
     assert "linear_grpo_loss" in capsys.readouterr().out
@@ -69,13 +77,13 @@ def test_a_peer_that_cannot_be_imported_costs_its_row_alone(results, monkeypatch
 
     monkeypatch.setattr(peers, "trl_logprobs", broken)
     monkeypatch.setattr(peers, "liger_grpo", broken)
-    words = ["--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--only", "head", "--save"]
-    assert command.run(["kernels", *words]) == 0
+    words = ["--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--save", "--only"]
+    assert command.run(["kernels", *words, "head", "liger"]) == 0
     assert command.run(["kernels", "--errors", "--size", "tiny", "--threads", "1", "--save"]) == 0
     (path,) = results.iterdir()
     saved = json.loads(path.read_text())
     rows = [row for row in saved["kernels tiny"]["rows"] if "op" in row]
-    assert len([row for row in rows if row["candidate"] == "ours" and "seconds" in row]) == 6
+    assert len([row for row in rows if row["candidate"] == "ours" and "seconds" in row]) == 6 + 2
     why = "ModuleNotFoundError: No module named 'datasets'"
     for name, count in (("TRL fused head", 6), ("Liger, not compiled", 2)):
         assert [row["absent"] for row in rows if row["candidate"] == name] == [why] * count
@@ -139,14 +147,14 @@ def test_peers_that_fail_or_differ_are_named():
 
     one, two = torch.ones(()), torch.full((), 2.0)
     calls = {"ours": lambda: one, "broken": broken, "wrong": lambda: two}
-    rows = kernels.run_case(Case("op", "size", "mode", calls, absent={"gone": "why"}), "cpu", 1, {})
+    *_, rows = kernels.run_case(Case("op", "size", "mode", calls, absent={"gone": "why"}), "cpu", 1, {})
     by_name = {row["candidate"]: row for row in rows}
     assert by_name["broken"]["absent"] == "RuntimeError: no such kernel"
     assert by_name["gone"]["absent"] == "why"
     assert by_name["ours"]["same_loss"]
     assert not by_name["wrong"]["same_loss"]
     assert [line["loss"] for line in kernels.table(rows) if "loss" in line] == ["", "differs"]
-    rows = kernels.run_case(Case("op", "size", "mode", {"ours": broken}), "cpu", 1, {})
+    (rows,) = kernels.run_case(Case("op", "size", "mode", {"ours": broken}), "cpu", 1, {})
     assert [row["error"] for row in rows] == ["RuntimeError: no such kernel"]
     assert kernels.table(rows)[0]["ms (quartiles)"] == "RuntimeError: no such kernel"
 
@@ -176,7 +184,38 @@ def test_an_op_or_a_family_that_fails_hides_no_other(results, monkeypatch):
     assert set(errors) == {"bad", "head"}
     assert {"good", "last", "pool_latents"} <= {row["op"] for row in rows if "seconds" in row}
     assert [row["absent"] for row in rows if row.get("candidate") == "peer"] == [errors["bad"]]
-    assert written[:4] == [3, 4, 5, 6]  # with the rates
+    assert written[:6] == [2, 3, 4, 5, 5, 6]  # with the rates
+
+
+def test_a_cut_costs_what_is_not_measured_yet(results, monkeypatch):
+    """As in the first call of a loss that torch compiles for half a minute."""
+
+    def cut():
+        raise KeyboardInterrupt
+
+    def family(sizes, device, compiled):
+        yield Case("done", "size", "mode", {"ours": lambda: None})
+        yield Case("begun", "size", "mode", {"ours": lambda: None, "quick": lambda: None, "slow": cut})
+
+    monkeypatch.setattr(kernels, "FAMILIES", {"head": family})
+    monkeypatch.setattr(kernels, "rates", lambda device, dtype: {"copy": 1.0, "matmul": 1.0})
+    words = ["--size", "tiny", "--repeats", "3", "--threads", "1", "--only", "head", "--save"]
+    with pytest.raises(KeyboardInterrupt):
+        command.run(["kernels", *words])
+    (path,) = results.iterdir()
+    rows = json.loads(path.read_text())["kernels tiny"]["rows"][1:]
+    runs = [(row["op"], row["candidate"], row["seconds"]["runs"]) for row in rows]
+    assert runs == [("done", "ours", 3), ("begun", "ours", 1), ("begun", "quick", 1)]
+
+
+def test_what_a_peer_compiles_is_behind_all_else():
+    assert list(FAMILIES)[-1] == "liger"
+    for case in FAMILIES["head"](SIZES["tiny"], "cpu", False):
+        assert "Liger, not compiled" not in {*case.calls, *case.absent}
+    (trained, frozen) = FAMILIES["liger"](SIZES["tiny"], "cpu", False)
+    assert trained.dw
+    assert not frozen.dw
+    assert "Liger, not compiled" in {*trained.calls, *trained.absent}
 
 
 @pytest.mark.parametrize(

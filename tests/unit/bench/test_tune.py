@@ -11,7 +11,7 @@ import torch
 
 from bench import __main__ as command
 from bench import _kernel_tune as tuner
-from bench._kernel_cases import Case
+from bench._kernel_data import Case
 from fourdthinker.kernels import _gpu_architectures as gpus
 
 ARCH = 999
