@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files.locks import close_locked, lock
+from fourdthinker.files.locks import close_locked, lock_present
 from fourdthinker.files.paths import PathLike, check_folder, failed, make_folder
 
 
@@ -64,12 +64,5 @@ def _locked(path: PathLike) -> int:
             continue  # another process has made it, failed, and taken it away
         except OSError as error:
             raise failed(os.fspath(path), error) from error
-        try:
-            lock(handle, os.fspath(path), "folder")
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(path)):
-                    return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # likewise, since it was opened
+        if lock_present(handle, path, os.fspath(path), "folder"):
+            return handle  # else likewise, since it was opened

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fourdthinker.errors import OutputError
-from fourdthinker.files.paths import failed
+from fourdthinker.files.paths import PathLike, failed
 
 FOLDER_LOCK = "run.lock"
 log = logging.getLogger(__name__)
@@ -37,15 +37,35 @@ def open_locked(path: Path, name: str, what: str = "file") -> int:
             handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise failed(name, error) from error
-        try:
-            lock(handle, name, what)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(path)):
-                    return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its writer has replaced the file since it was opened: lock the new one
+        if lock_present(handle, path, name, what):
+            return handle  # else its writer has replaced the file since it was opened: lock the new one
+
+
+def lock_present(handle: int, path: PathLike, name: str, what: str) -> bool:
+    """Lock what was opened if it is still what has the name.
+
+    Args:
+        handle: of the file or folder; it is closed unless True is returned.
+        path: its name, links followed.
+        name: what is locked by it, as the user named it.
+        what: "file" or "folder", for messages.
+
+    Returns:
+        Whether it is.
+
+    Raises:
+        OutputError: another process has the lock.
+    """
+    try:
+        lock(handle, name, what)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return True
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return False
 
 
 @contextmanager

@@ -198,7 +198,7 @@ class VisionCache:
         return self._clip(record, without=("features",))
 
     def _clip(self, record: Record, without: tuple[str, ...] = ()) -> Vision | None:
-        if not (self.clips and _has_clip(record)):
+        if not (self.clips and record.shown):
             return None
         stored, told = _read_kept(self._clip_path(record), [path for _, path in record.shown], without)
         seconds, times, grid = stored.get("seconds_per_grid"), stored.get("times"), stored["grid_thw"]
@@ -231,10 +231,6 @@ def _tell_of(record: Record, error: VideoError, skip: bool) -> None:
     if not skip:
         raise RecordError(f"{record.where}: {error}") from error
     logger.warning("%s: %s; no features of it are computed", record.where, error)
-
-
-def _has_clip(record: Record) -> bool:
-    return bool(record.shown)
 
 
 def _listed(

@@ -13,37 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
-from fourdthinker.settings import make_config
-from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.replay import load_replay
 from fourdthinker.trainers.resume import RunState
-from fourdthinker.trainers.settings import GrpoConfig
-from tests.e2e.training import BARE, metrics, prompts
-from tests.tiny import tiny_checkpoint
+from tests.e2e.training import metrics
+from tests.unit.trainers.every_update import run
 
-GRPO: dict[str, Any] = BARE | {
-    "rewards": ["tests.e2e.training:length_reward"],
-    "reward_weights": [1.0],
-    "per_device_train_batch_size": 1,
+SETTINGS: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "max_tokens_per_forward": 50,
     "num_generations": 4,
     "num_iterations": 3,
-    "max_completion_length": 8,
-    "learning_rate": 1e-2,
-    "log_rollouts": 0,
-    "loss": {"beta": 0.1},
     "max_steps": 4,
-    "save_steps": 1,
-    "save_total_limit": None,
-    "resume_from_checkpoint": "auto",
 }
 
 
 def train(folder: Path, **extra: Any) -> Path:
-    checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder)} | extra)
-    return train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8))
+    return run(folder, SETTINGS | extra)
 
 
 @pytest.fixture(scope="module")

@@ -15,37 +15,23 @@ from torch import Tensor
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
-from fourdthinker.settings import make_config
-from fourdthinker.trainers.grpo import GrpoTrainer, train_grpo
-from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.grpo import GrpoTrainer
 from fourdthinker.trainers.update import Forward
-from tests.e2e.training import BARE, metrics, prompts
-from tests.tiny import tiny_checkpoint
+from tests.e2e.training import metrics
+from tests.unit.trainers.every_update import run
 
 STEPS, EACH, ITERATIONS = 4, 2, 2  # batches that are sampled together, batches of an update
-GRPO: dict[str, Any] = BARE | {
-    "rewards": ["tests.e2e.training:length_reward"],
-    "reward_weights": [1.0],
-    "per_device_train_batch_size": 1,
+SETTINGS: dict[str, Any] = {
     "gradient_accumulation_steps": EACH,
     "steps_per_generation": STEPS,
     "num_iterations": ITERATIONS,
     "num_generations": 3,
-    "max_completion_length": 8,
-    "learning_rate": 1e-2,
-    "log_rollouts": 0,
-    "loss": {"beta": 0.1},
     "max_steps": 5,
-    "save_steps": 1,
-    "save_total_limit": None,
-    "resume_from_checkpoint": "auto",
 }
 
 
 def train(folder: Path, **extra: Any) -> Path:
-    checkpoint = tiny_checkpoint(hidden=32, layers=1)
-    config = make_config(GrpoConfig, GRPO | {"output_dir": str(folder)} | extra)
-    return train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 8))
+    return run(folder, SETTINGS | extra)
 
 
 @pytest.fixture(scope="module")
