@@ -17,7 +17,7 @@ from fourdthinker.vision import VisionSpec
 if TYPE_CHECKING:
     from fourdthinker.records import Record
 
-Batch = dict[str, Any]  # tensors by name; `collate` and `sampler.replay_batch` say which
+Batch = dict[str, Any]  # tensors by name, or lists of them; `collate` and `sampler.replay_batch` say which
 IGNORE = -100
 FRAMES, BARRED = 1, 2  # of `bottleneck`: positions of frames, and those that do not see them
 
@@ -149,6 +149,36 @@ class Prompt:
     record: Record | None = None
     family: str | None = None
     assistant_prefix: str = ""
+
+
+def joined(parts: Tensor | Sequence[Tensor]) -> Tensor:
+    """Rows of pictures as one tensor.
+
+    Args:
+        parts: as a batch has them: one tensor [N, ...], or several, one after the other.
+
+    Returns:
+        [N, ...]; of a single tensor no copy.
+    """
+    if isinstance(parts, Tensor):
+        return parts
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device.
+
+    Args:
+        batch: tensors, or lists of them, by name.
+        device: where they go.
+
+    Returns:
+        The same names; what was on the device is no copy.
+    """
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else [part.to(device) for part in value]
+        for name, value in batch.items()
+    }
 
 
 def _none() -> Tensor:

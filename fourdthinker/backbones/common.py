@@ -27,7 +27,7 @@ from fourdthinker.backbones.tower import use_packed_attention as use_packed_towe
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec
-from fourdthinker.samples import Batch
+from fourdthinker.samples import Batch, joined
 from fourdthinker.vision import VisionSpec
 
 Objective = Callable[["Backbone", Tensor, Batch], Any]
@@ -276,8 +276,8 @@ class Backbone(nn.Module, ABC):
         if index is not None and index.numel():
             features = batch.get("vision_features")
             if features is None:
-                features = self.encode_vision(batch["patches"], batch["grid_thw"])
-            merged, deepstack = self._levels(index, features)
+                features = self.encode_vision(joined(batch["patches"]), batch["grid_thw"])
+            merged, deepstack = self._levels(index, joined(features))
             flat = _replace_rows(flat, index, merged, "vision features", "vision pads")
         index, latents = batch.get("latent_index"), batch.get("latents")
         if index is not None and index.numel():

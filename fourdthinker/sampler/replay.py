@@ -22,6 +22,7 @@ from fourdthinker.errors import ConfigError
 from fourdthinker.objectives import policy_logprobs
 from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.vision import vision_index
+from fourdthinker.samples import moved
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -58,8 +59,8 @@ def replay_batch(
         segments [B, S] int32 (see `packed_mask`);
         latent_index [N] long, flat positions b * S + p of latent pads, latents [N, H] and latent_rows [N]
         long, which of the R rows each belongs to;
-        vision_index [Mv] long, and vision_features [Mv, (1 + D) * H] or patches [P, patch_dim] with grid_thw
-        [n, 3]; all three only where there are pictures;
+        vision_index [Mv] long, and of each prompt in turn its vision_features [m, (1 + D) * H] or, where they
+        are, its patches [p, patch_dim], no copies, with grid_thw [n, 3]; only where there are pictures;
         source_index [M] long, the flat position whose hidden state predicts a chosen token; chosen_ids [M]
         long, that token; completion_index [M] long, its flat index r * T + t in the next two;
         policy_mask [R, T] bool and rollout_logprobs [R, T] float32, the rollout's.
@@ -106,8 +107,8 @@ def replay_batch(
         "policy_mask": mask,
         "rollout_logprobs": rollout.logprobs.cpu()[chosen],
     }
-    batch |= _pictures(rollout, prompts, layout, features)
-    return {name: value.to(rollout.tokens.device) for name, value in batch.items()}
+    places, pictures = _pictures(rollout, prompts, layout, features)
+    return moved(batch | places, rollout.tokens.device) | pictures
 
 
 def replay_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> Tensor:
@@ -190,8 +191,8 @@ def _pictures(
     prompts: Sequence[Prompt],
     layout: _Layout,
     features: Sequence[Tensor | None] | None,
-) -> Batch:
-    """vision_index and what stands there, of every sequence whose prompt has pictures."""
+) -> tuple[Batch, Batch]:
+    """vision_index, and what stands there, of every sequence whose prompt has pictures."""
     index, values, patches, grids = [], [], [], []
     for b, p in enumerate(layout.prompt_of):
         vision = prompts[p].vision
@@ -202,7 +203,7 @@ def _pictures(
         index.append(b * layout.shape[1] + vision_index(prompts[p], rollout.vision_ids))
         known = vision.features if features is None else features[p]
         if known is not None:
-            values.append(known)
+            values.append(known.to(rollout.tokens.device))
         elif vision.patches is not None:
             patches.append(vision.patches)
             grids.append(vision.grid_thw)
@@ -211,8 +212,8 @@ def _pictures(
     if values and patches:
         raise ConfigError("a batch mixes cached vision features and patches; give all prompts one kind")
     if not index:
-        return {}
-    batch: Batch = {"vision_index": torch.cat(index)}
+        return {}, {}
+    places: Batch = {"vision_index": torch.cat(index)}
     if values:
-        return batch | {"vision_features": torch.cat(values)}
-    return batch | {"patches": torch.cat(patches), "grid_thw": torch.cat(grids)}
+        return places, {"vision_features": values}
+    return places, {"patches": patches, "grid_thw": torch.cat(grids)}

@@ -144,11 +144,12 @@ class Items(Dataset[tuple[int, T]]):
             mine = (index + offset) % len(self.items)
             try:
                 return mine, self.encode(self.items[mine])
-            except VideoError as error:
-                reason = f"{self.describe(mine)}: {error}"
+            except (VideoError, RecordError) as error:
+                where = f"{self.items[mine].where}: "
+                reason = f"{self.describe(mine)}: {str(error).removeprefix(where)}"
                 if self.rejected is None:
                     raise RecordError(
-                        f"{reason}; it could be read when training began. Mend the file and go on with "
+                        f"{reason}; it could be used when training began. Mend the file and go on with "
                         "resume_from_checkpoint=auto, or set on_bad_record=skip"
                     ) from error
                 logger.warning("%s; the next record takes its part", reason)

@@ -121,5 +121,7 @@ def _cut_lines(path: Path, last_step: int) -> None:
     with path.open("rb") as lines, atomic_writer(path) as kept:
         for line in lines:
             with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-                if parse_json(line, finite=False).get("step", 0) <= last_step:
+                entry = parse_json(line, finite=False)
+                step = entry.get("step") if isinstance(entry, dict) else None
+                if not isinstance(step, int) or step <= last_step:  # of what is no line of a run nothing goes
                     kept.write(line.removesuffix(b"\n") + b"\n")

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fourdthinker.backbones.gathering import reshard
-from fourdthinker.samples import Batch
+from fourdthinker.samples import Batch, moved
 from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.halved import Halved
 from fourdthinker.trainers.metric_sums import MetricSums
@@ -288,7 +288,7 @@ class PassTrainer(ResumableTrainer):
         self._enter(f"forward {forward.number}", 3 * forward.number)
         try:
             # Trainer's own way to the device rounds what is float under DeepSpeed: log-probs, advantages.
-            batch = {name: value.to(self.args.device) for name, value in forward.batch.items()}
+            batch = moved(forward.batch, self.args.device)
             # accelerate gives a model that FSDP divides no autocast, and rollouts have it.
             cast: Any = self.accelerator.autocast() if self.is_fsdp_enabled else contextlib.nullcontext()
             with self.compute_loss_context_manager(), cast:
@@ -438,9 +438,9 @@ class PassTrainer(ResumableTrainer):
 def _sizes(batch: Batch) -> list[int]:
     """What the memory of a forward depends on: positions, rows of logits, patches."""
     rows = batch.get("rows", batch.get("chosen_ids"))
-    patches = batch.get("patches")
+    patches = batch.get("patches", [])
     return [
         batch["input_ids"].numel(),
         0 if rows is None else rows.numel(),
-        0 if patches is None else patches.shape[0],
+        sum(map(len, [patches] if isinstance(patches, Tensor) else patches)),
     ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fourdthinker.errors import RecordError, VideoError
+from fourdthinker.records import Record
 from fourdthinker.trainers.batches import REPEAT, Items, ShardedBatches
 
 
@@ -95,3 +99,22 @@ def test_items() -> None:
     assert items[1] == (1, "B")
     assert items[REPEAT] == (REPEAT, None)
     assert Items(["a"])[0] == (0, "a")
+
+
+@pytest.mark.parametrize("kind", [VideoError, RecordError])
+def test_a_record_that_broke_or_shrank_since_it_was_checked_is_left_out_when_asked(
+    tmp_path: Path, kind: type[Exception]
+) -> None:
+    records = [Record(id=name, kind="rl", question="?", where=f"data.jsonl:{name}") for name in "ab"]
+
+    def encode(record: Record) -> str:
+        if record.id == "a":
+            raise kind("data.jsonl:a: overlay 0 has 1 features")
+        return record.id
+
+    with pytest.raises(
+        RecordError, match=r"^record 'a' \(data.jsonl:a\): overlay 0 has 1 features; it could"
+    ):
+        Items(records, encode)[0]
+    assert Items(records, encode, tmp_path / "rejected.jsonl")[0] == (1, "b")
+    assert json.loads((tmp_path / "rejected.jsonl").read_text())["where"] == "data.jsonl:a"

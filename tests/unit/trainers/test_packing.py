@@ -162,6 +162,19 @@ def test_patches_are_packed_when_there_are_no_features(share: bool) -> None:
     torch.testing.assert_close(forward(batch), batch["rollout_logprobs"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("patches", [True, False])
+def test_chunks_hold_no_copies_of_pictures(patches: bool) -> None:
+    """All chunks of all updates on the same rollouts are there at once."""
+    given = prompts(patches=patches)
+    own = [(p.vision.patches if patches else p.vision.features) for p in given if p.vision is not None]
+    features = None if patches else [None if p.vision is None else p.vision.features for p in given]
+    whole = replace(experience([True] * 4 * N), prompts=given, features=features)
+    for rows in ([0, 1], [2, 5, 9], list(range(4 * N))):
+        batch = make_chunk(whole, rows, 0, share=True).batch
+        there = batch["patches" if patches else "vision_features"]
+        assert {part.data_ptr() for part in there} <= {part.data_ptr() for part in own if part is not None}
+
+
 def test_pictures_of_two_kinds_or_none_are_refused() -> None:
     mixed = prompts()
     mixed[1] = replace(mixed[1], vision=prompts(patches=True)[1].vision)

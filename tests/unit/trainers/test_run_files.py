@@ -52,6 +52,13 @@ def test_separators_of_lines_in_a_text_end_no_line(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n")[:-1]] == rows[:2]
 
 
+def test_lines_that_somebody_wrote_into_the_metrics_of_a_run_stay(tmp_path: Path) -> None:
+    path, own = tmp_path / "a.jsonl", b'[1, 2]\n"a note"\n{"step": "none"}\n{"step": null}\n'
+    path.write_bytes(b'{"step": 1}\n' + own + b'{"step": 3}\n')
+    _cut_lines(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n' + own
+
+
 def test_a_file_of_other_lines_named_rejected_stays(tmp_path: Path) -> None:
     mine = '{"id": "a", "Question": "Where?"}\n'
     (tmp_path / "run").mkdir()
