@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fourdthinker.backbones import (
     POLICY_FILE,
@@ -25,11 +23,12 @@ from fourdthinker.backbones import (
     load_checkpoint,
     save_checkpoint,
 )
+from fourdthinker.backbones.adapted import base_state
 from fourdthinker.backbones.adapters import ADAPTER_FILES, merge_adapter
+from fourdthinker.backbones.trial import belongings, trial_outputs, worst_difference
 from fourdthinker.errors import CheckpointError
 from fourdthinker.prompt_style import RELEASED
 
-_TEXT = "Which way does the camera move? A. left B. right"
 _MERGED = 1e-3  # what the order of additions may change of a logit, relative to the largest
 
 
@@ -67,7 +66,8 @@ class Converted:
     Attributes:
         lost: the part of an adapter that rounding took away; None: none was merged.
         difference: the largest difference of a logit or vision feature to those of the source, in float32,
-            over the largest one; 0: all are equal.
+            over the largest one; 0: all are equal. What was written computes exactly what the source does
+            whose weights are rounded to its dtype.
     """
 
     lost: float | None
@@ -112,7 +112,7 @@ def plan_conversion(conversion: Conversion) -> list[str]:
         steps.append(f"writes {POLICY_FILE}")
     dtype = conversion.written_dtype
     steps.append("keeps the dtype of the weights" if dtype is None else f"writes {str(dtype)[6:]} weights")
-    steps.append("loads what was written, and compares logits and vision features with those of the source")
+    steps.append("loads what was written, and compares it with the source: outputs, tokenizer, settings")
     return steps
 
 
@@ -148,64 +148,77 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
 
     Raises:
         CheckpointError: as for `plan_conversion` and `load_checkpoint`, or the outputs differ by more than
-            the conversion can explain; `out` stays to be looked at.
+            the conversion can explain, or tokenizer, chat template, generation config, latent keys, frame
+            policy or prompt style are not the source's; `out` stays to be looked at.
         OutputError: `out` cannot be written.
     """
     plan_conversion(conversion)
     added = conversion.latent_size is not None
     source = load_checkpoint(conversion.source, conversion.subfolder, dtype=torch.float32, plain=added)
-    expected = _outputs(source)
+    old, kept = trial_outputs(source), belongings(source, added)
+    expected = _expected(source, conversion, old)
     del source
     gc.collect()  # one model at a time
-    lost = None
-    if added:
-        checkpoint = init_checkpoint(
-            conversion.source,
-            conversion.subfolder,
-            dtype=conversion.dtype,
-            latent_size=conversion.latent_size,
-        )
-    else:
-        dtype = None if conversion.merge else conversion.dtype
-        checkpoint = load_checkpoint(conversion.source, conversion.subfolder, dtype=dtype)
-    if conversion.merge:
-        wanted = conversion.written_dtype or torch.float32
-        backbone, lost = merge_adapter(checkpoint.backbone, wanted)
-        checkpoint = Checkpoint(backbone, checkpoint.tokenizer, checkpoint.policy, checkpoint.style)
+    checkpoint, lost = _converted(conversion)
     known = min(checkpoint.backbone.latents.ids) if added else None
     save_checkpoint(out, checkpoint)
     if conversion.form == "released":
         (out / POLICY_FILE).unlink()
     del checkpoint
     gc.collect()
-    differences = [
-        (new - old).abs().max() / old.abs().max()
-        for new, old in zip(
-            _outputs(load_checkpoint(out, dtype=torch.float32), known),
-            (expected[0][:, :known], expected[1]),
-            strict=True,
-        )
-    ]
-    difference = float(torch.stack(differences).max())  # Python's max would lose a NaN
-    limit = {None: 0.0, torch.float32: 0.0}.get(conversion.written_dtype, float("inf"))
-    limit = max(limit, _MERGED) if conversion.merge else limit
-    if not difference <= limit or not math.isfinite(difference):
-        raise CheckpointError(
-            f"{out}: its logits or vision features differ from those of {conversion.source} by "
-            f"{difference:.2g} of the largest, where {limit:.2g} is explained; do not use it, and report this"
-        )
-    return Converted(lost, difference)
+    written = load_checkpoint(out, dtype=torch.float32)
+    _check_belongings(belongings(written, added), kept, conversion, out)
+    new = trial_outputs(written, known)
+    old, expected = (
+        {name: part[:, : new[name].shape[1]] for name, part in p.items()} for p in (old, expected)
+    )
+    _check_outputs(new, expected, 0.0, conversion, out)
+    return Converted(lost, worst_difference(new, old)[1])
+
+
+def _converted(conversion: Conversion) -> tuple[Checkpoint, float | None]:
+    """The checkpoint that is written, and what rounding takes from a merged adapter."""
+    name, subfolder, dtype = conversion.source, conversion.subfolder, conversion.dtype
+    if conversion.latent_size is not None:
+        checkpoint = init_checkpoint(name, subfolder, dtype=dtype, latent_size=conversion.latent_size)
+    else:
+        checkpoint = load_checkpoint(name, subfolder, dtype=None if conversion.merge else dtype)
+    if not conversion.merge:
+        return checkpoint, None
+    backbone, lost = merge_adapter(checkpoint.backbone, conversion.written_dtype or torch.float32)
+    return Checkpoint(backbone, checkpoint.tokenizer, checkpoint.policy, checkpoint.style), lost
 
 
 @torch.no_grad()
-def _outputs(checkpoint: Checkpoint, columns: int | None = None) -> tuple[Tensor, Tensor]:
-    """Logits [T, columns] of a short text, and the features of a made-up picture."""
-    backbone = checkpoint.backbone
-    ids = torch.tensor(checkpoint.tokenizer(_TEXT, add_special_tokens=False)["input_ids"])
-    positions = torch.arange(len(ids)).expand(3, 1, -1)
-    hidden = backbone.decode(backbone.embed_tokens(ids)[None], positions)[0]
-    logits = F.linear(hidden, backbone.head_weight)
-    side, wide = 2 * backbone.vision.merge_size, backbone.vision.patch_dim
-    patches = torch.sin(torch.arange(side * side * wide, dtype=torch.float32)).view(side * side, wide)
-    features = backbone.encode_vision(patches, torch.tensor([[1, side, side]]))
-    return logits[:, :columns], features
+def _expected(source: Checkpoint, conversion: Conversion, old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What must be computed, in float32, by the weights that are written; `source` is used up."""
+    if conversion.merge:
+        source.backbone, _ = merge_adapter(source.backbone, torch.float32)
+        _check_outputs(trial_outputs(source), old, _MERGED, conversion, "the model with its adapter merged")
+    if (dtype := conversion.written_dtype) is not None:
+        model = source.backbone.hf
+        for weight in (base_state(model) or model.state_dict()).values():  # of an adapter nothing is rounded
+            weight.copy_(weight.to(dtype))
+    return trial_outputs(source)
+
+
+def _check_outputs(
+    new: dict[str, Tensor], old: dict[str, Tensor], limit: float, conversion: Conversion, what: object
+) -> None:
+    """CheckpointError where outputs of `what` differ by more than `limit` of the largest."""
+    name, difference = worst_difference(new, old)
+    if not difference <= limit or not all(part.isfinite().all() for part in new.values()):
+        rounded = "" if conversion.written_dtype is None else f" in {str(conversion.written_dtype)[6:]}"
+        raise CheckpointError(
+            f"{what}: its {name} differ from those of {conversion.source}{rounded} by {difference:.2g} of "
+            f"the largest, where {limit:.2g} is explained; do not use it, and report this"
+        )
+
+
+def _check_belongings(new: dict[str, Any], old: dict[str, Any], conversion: Conversion, out: Path) -> None:
+    """CheckpointError for the first thing beside the weights that was not kept."""
+    for name, value in old.items():
+        if new[name] != value:
+            raise CheckpointError(
+                f"{out}: its {name} is not that of {conversion.source}; do not use it, and report this"
+            )

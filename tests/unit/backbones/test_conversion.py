@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from fourdthinker import cli
 from fourdthinker.backbones import FAMILIES, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.conversion import Conversion, convert_checkpoint, plan_conversion
+from fourdthinker.backbones.trial import trial_outputs, worst_difference
 from fourdthinker.errors import CheckpointError
 from fourdthinker.prompt_style import RELEASED
 from tests.tiny import tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -80,21 +83,91 @@ def test_an_adapter_is_merged_and_compared(adapted: Path, tmp_path: Path) -> Non
     assert 1e-4 < rounded.difference < 0.1
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Path], None]) -> None:
+    """Let what is written be changed before it is loaded."""
+
+    def save(path: Path, checkpoint: Any) -> None:
+        save_checkpoint(path, checkpoint)
+        spoilt(path)
+
+    monkeypatch.setattr("fourdthinker.backbones.conversion.save_checkpoint", save)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("part", "factor"), [("layers.0.mlp.down_proj.weight", 1.01), ("merger.mlp.2.weight", math.nan)]
+    ("part", "factor", "where"),
+    [
+        ("layers.0.mlp.down_proj.weight", 1.01, "logits"),
+        ("layers.0.mlp.down_proj.weight", -5, "logits"),
+        ("merger.mlp.2.weight", math.nan, "vision features"),
+    ],
 )
 def test_what_computes_something_else_is_an_error(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float
+    released: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    factor: float,
+    where: str,
+    dtype: torch.dtype | None,
 ) -> None:
-    def spoilt(path: Path, checkpoint: Any) -> None:
-        save_checkpoint(path, checkpoint)
+    """Whatever the dtype that is written: rounding explains no other difference than its own."""
+
+    def spoilt(path: Path) -> None:
         weights = load_file(path / "model.safetensors")
         name = next(name for name in weights if name.endswith(part))
         save_file(weights | {name: weights[name] * factor}, path / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr("fourdthinker.backbones.conversion.save_checkpoint", spoilt)
-    with pytest.raises(CheckpointError, match="logits or vision features differ from those of"):
-        convert_checkpoint(Conversion(str(released), "4drl"), tmp_path / "out")
+    spoil(monkeypatch, spoilt)
+    with pytest.raises(CheckpointError, match=f"its {where}.* differ from those of"):
+        convert_checkpoint(Conversion(str(released), "4drl", dtype=dtype), tmp_path / "out")
+
+
+def test_rounding_alone_is_no_error(released: Path, adapted: Path, tmp_path: Path) -> None:
+    for source, subfolder in ((released, "4drl"), (adapted, None)):
+        found = convert_checkpoint(
+            Conversion(str(source), subfolder, dtype=torch.bfloat16), tmp_path / source.name
+        )
+        assert 0 < found.difference < 0.1
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "what"),
+    [
+        ("chat_template.jinja", "assistant", "helper", "chat template"),
+        ("generation_config.json", '"eos_token_id": [', '"top_k": 3, "eos_token_id": [', "generation config"),
+        (
+            "tokenizer_config.json",
+            '"eos_token": "<|im_end|>"',
+            '"eos_token": "<|endoftext|>"',
+            "special tokens",
+        ),
+        ("config.json", '"latent_size": 4', '"latent_size": 3', "latent"),
+        ("frame_policy.json", '"fps": 1.0', '"fps": 2.0', "frame policy"),
+    ],
+)
+def test_what_is_beside_the_weights_is_compared(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, what: str
+) -> None:
+    def spoilt(path: Path) -> None:
+        text = (path / file).read_text(encoding="utf-8")
+        assert old in text
+        (path / file).write_text(text.replace(old, new), encoding="utf-8")
+
+    spoil(monkeypatch, spoilt)
+    with pytest.raises(CheckpointError, match=f"its {what}.* is not that of"):
+        convert_checkpoint(Conversion(str(adapted), merge=True), tmp_path / "out")
+
+
+def test_the_trial_thinks_a_block(released: Path) -> None:
+    """A hidden state is fed back as the sampler does, so that `latent_norm` and the markers' rows count."""
+    checkpoint = load_checkpoint(released / "4drl")
+    first = trial_outputs(checkpoint)
+    assert first["logits of a latent block"].shape[0] == checkpoint.backbone.latents.latent_size + 2
+    checkpoint.backbone.latents = replace(checkpoint.backbone.latents, latent_norm=0.01)
+    name, difference = worst_difference(trial_outputs(checkpoint), first)
+    assert name == "logits of a latent block"
+    assert difference > 1e-3
 
 
 def test_what_the_released_form_cannot_say(adapted: Path, tmp_path: Path) -> None:
