@@ -4,7 +4,9 @@ Everything here is deterministic (closed-form intervals, no resampling) and know
 *question* is one record; *correct* is a matrix [Q, n] of what n samples of each question scored; a
 *cluster* is what makes questions dependent (the clip they ask about): intervals are over questions, with
 the standard error widened (or narrowed) by the cluster-robust formula when several questions share a clip,
-and exactly the usual one when none do, and Student's t of clusters less one degrees of freedom.
+and exactly the usual one when none do, and Student's t of one degree of freedom less than there are clusters.
+Where clusters differ in size, their effective number takes the place of their number: (sum n)^2 / sum n^2,
+so that ten videos, of which one has nearly all the questions, count as little more than one.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ def question_means(correct: npt.ArrayLike) -> Array:
 def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> float:
     """Standard error of a mean.
 
-    Without clusters sqrt(var(ddof=1) / Q). With clusters the cluster-robust estimate sqrt(G/(G-1) * sum_g
-    (sum_{i in g} (x_i - mean))^2) / Q, which is the same number when every cluster has one member.
+    Without clusters sqrt(var(ddof=1) / Q). With G clusters that of the jackknife, sqrt((G-1)/G * sum_g
+    (mean without g - mean)^2), which is the same number when every cluster has one member.
 
     Args:
         values: [Q].
@@ -67,35 +69,47 @@ def standard_error(values: npt.ArrayLike, clusters: Sequence[Any] | None = None)
         ValueError: not one cluster for each value.
     """
     x = np.asarray(values, dtype=np.float64)
-    rows, groups = _cluster_rows(x, clusters)
-    if groups < 2:
+    rows, sizes = _cluster_rows(x, clusters)
+    if sizes.size < 2:
         return math.nan
-    totals = np.bincount(rows, x - x.mean())
-    return float(math.sqrt(groups / (groups - 1) * float(np.square(totals).sum())) / x.size)
+    moves = np.bincount(rows, x - x.mean()) / (x.size - sizes)
+    return float(math.sqrt((1 - 1 / sizes.size) * float(np.square(moves).sum())))
 
 
-def _cluster_rows(values: Array, clusters: Sequence[Any] | None) -> tuple[npt.NDArray[np.int64], int]:
-    """Of each value the number of its cluster, in the order in which they come, and how many there are."""
+def _cluster_rows(values: Array, clusters: Sequence[Any] | None) -> tuple[npt.NDArray[np.int64], Array]:
+    """Of each value the number of its cluster, in the order in which they come; the size of each cluster."""
     if clusters is None:
-        return np.arange(values.size), values.size
+        return np.arange(values.size), np.ones(values.size)
     if len(clusters) != values.size:
         raise ValueError(f"{len(clusters)} clusters for {values.size} values; give one cluster per question")
     index: dict[Any, int] = {}
     rows = np.array([index.setdefault(c, len(index)) for c in clusters], dtype=np.int64)
-    return rows, len(index)
+    return rows, np.bincount(rows).astype(np.float64)
 
 
-def student_quantile(freedom: int) -> float:
+def _effective(sizes: Array) -> float:
+    """How many clusters of one size would be as good: (sum n)^2 / sum n^2."""
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())
+
+
+def student_quantile(freedom: float) -> float:
     """The 0.975 quantile of Student's t: what a 95 % interval multiplies an estimated standard error by.
 
     Args:
-        freedom: degrees of freedom: clusters less one.
+        freedom: degrees of freedom: (effective) clusters less one.
 
     Returns:
-        It, to 4 digits; infinity below 1.
+        It, to 4 digits; between whole numbers on the line that joins their quantiles, which is a little
+        larger; infinity below 1.
     """
     if freedom < 1:
         return math.inf
+    whole = math.floor(freedom)
+    below, above = _quantile(whole), _quantile(whole + 1)
+    return below + (above - below) * (freedom - whole)
+
+
+def _quantile(freedom: int) -> float:
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = Z95  # the expansion in powers of 1 / freedom
@@ -109,28 +123,32 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
     """Accuracy with its 95 % interval over questions.
 
     Wilson's score interval, so that it stays within [0, 1] and keeps a width at 0 % and 100 %, where the
-    usual one has none; with Student's t of clusters less one degrees of freedom; at the size of a sample of
-    independent questions that would be as sure, p(1-p)/se^2. That size is hardly known where few clusters
-    hold a mistake (or a right answer): that of questions which are all alike within a cluster, the number of
-    clusters G, has the weight of one of the k that do: 1/size = (k / (p(1-p)/se^2) + 1/G) / (k + 1).
+    usual one has none; with Student's t of G-1 degrees of freedom, G the effective number of clusters; at the
+    size of a sample of independent questions that would be as sure, p(1-p)/se^2. That size is hardly known
+    where few clusters hold a mistake (or a right answer): that of questions which are all alike within a
+    cluster, G, has the weight of one of the k that do: 1/size = (k / (p(1-p)/se^2) + 1/G) / (k + 1). Clusters
+    of one size are counted for k; of several, k is G times the share of the questions that they hold.
 
     Args:
         correct: [Q, n] or [Q], within 0 to 1.
         clusters: as for `standard_error`.
 
     Returns:
-        {"mean", "low", "high"}; all nan when Q is 0, bounds 0 and 1 with one cluster.
+        {"mean", "low", "high"}; all nan when Q is 0, bounds 0 and 1 where clusters are effectively fewer than
+        two.
     """
     means = question_means(correct)
     if means.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
     p = float(means.mean())
-    rows, groups = _cluster_rows(means, clusters)
+    rows, sizes = _cluster_rows(means, clusters)
+    groups = _effective(sizes)
     if groups < 2:
         return {"mean": p, "low": 0.0, "high": 1.0}
     error, spread = standard_error(means, clusters), p * (1.0 - p)
-    kinds = min(np.unique(rows[means > 0.0]).size, np.unique(rows[means < 1.0]).size)
-    alone = spread / error**2 if error > 0 and spread > 0 else float(groups)
+    held = min(float(sizes[np.unique(rows[odd])].sum()) for odd in (means > 0.0, means < 1.0))
+    kinds = groups * held / means.size
+    alone = spread / error**2 if error > 0 and spread > 0 else groups
     size = (kinds + 1) / (kinds / alone + 1 / groups)
     t = student_quantile(groups - 1)
     centre = (p + t**2 / (2 * size)) / (1 + t**2 / size)
@@ -140,21 +158,23 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
 
 
 def mean_interval(values: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Mean of any quantity with its 95 % interval by Student's t, of clusters less one degrees of freedom.
+    """Mean of any quantity with its 95 % interval: Student's t, one degree less than effective clusters.
 
     Args:
         values: [Q].
         clusters: as for `standard_error`.
 
     Returns:
-        {"mean", "low", "high"}; the bounds are infinite with fewer than two clusters, all nan when Q is 0.
+        {"mean", "low", "high"}; the bounds are infinite where clusters are effectively fewer than two, all
+        nan when Q is 0.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
     mean = float(x.mean())
-    error, (_, groups) = standard_error(x, clusters), _cluster_rows(x, clusters)
-    half = student_quantile(groups - 1) * error if math.isfinite(error) else math.inf
+    _, sizes = _cluster_rows(x, clusters)
+    t = student_quantile(_effective(sizes) - 1)
+    half = t * standard_error(x, clusters) if math.isfinite(t) else math.inf
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -197,8 +217,8 @@ def paired_interval(
             f"cannot pair {left.size} questions with {right.size}; score both models on the same questions"
         )
     difference = left - right
-    rows, groups = _cluster_rows(difference, clusters)
-    if groups < 2:
+    rows, sizes = _cluster_rows(difference, clusters)
+    if sizes.size < 2:
         return mean_interval(difference, clusters)
     gains, losses = np.maximum(difference, 0.0), np.maximum(-difference, 0.0)
     gain, loss = accuracy_interval(gains, clusters), accuracy_interval(losses, clusters)

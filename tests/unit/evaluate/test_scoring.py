@@ -105,6 +105,46 @@ def test_intervals_of_few_clips_cover_the_truth(clips: int, alike: float) -> Non
         assert hits / runs >= 0.93
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [[50] + [1] * 9, [100] + [2] * 19, [10] * 3 + [1] * 10, [40] + [1] * 100, [5, 4, 3]],
+    ids=["one has most", "one has nearly all", "three have most", "one of many", "three"],
+)
+@pytest.mark.parametrize("alike", [0.3, 0.8, 1.0])
+def test_intervals_of_clips_with_unequal_numbers_of_questions_cover_the_truth(
+    sizes: list[int], alike: float
+) -> None:
+    rng, runs = np.random.default_rng(6), 200
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    hits = dict.fromkeys(("accuracy", "difference", "mean"), 0)
+    for _ in range(runs):
+        if alike < 1:
+            chance = shares(rng, (0.3, 0.2, 0.5), alike, len(sizes))[names]
+        else:
+            chance = np.eye(3)[rng.choice(3, len(sizes), p=(0.3, 0.2, 0.5))][names]
+        draw = rng.random(names.size)
+        first, second = draw < chance[:, 0], draw < chance[:, :2].sum(axis=1)
+        found = scoring.accuracy_interval(second, names.tolist())
+        hits["accuracy"] += found["low"] <= 0.5 <= found["high"]
+        found = scoring.paired_interval(first, second & ~first, names.tolist())
+        hits["difference"] += found["low"] <= 0.1 <= found["high"]
+        shared = rng.standard_normal(len(sizes))[names] * math.sqrt(alike)
+        values = shared + rng.standard_normal(names.size) * math.sqrt(1 - alike)
+        found = scoring.mean_interval(values, names.tolist())
+        hits["mean"] += found["low"] <= 0 <= found["high"]
+    assert {name: count / runs for name, count in hits.items() if count / runs < 0.93} == {}
+
+
+def test_clips_of_one_size_count_as_many_as_they_are() -> None:
+    x = [0.0, 1.0, 1.0, 1.0, 0.0, 0.5]
+    half = scoring.student_quantile(2) * scoring.standard_error(x, list("aabbcc"))
+    assert scoring.mean_interval(x, list("aabbcc"))["high"] == pytest.approx(np.mean(x) + half)
+    assert scoring.student_quantile(1.5) == pytest.approx((12.7062 + 4.3027) / 2, abs=1e-4)
+    # of two clips, one with nine of ten questions: (9 + 1)^2 / (9^2 + 1^2) = 1.2
+    bounds = scoring.accuracy_interval([1.0] * 9 + [0.0], ["a"] * 9 + ["b"])
+    assert (bounds["low"], bounds["high"]) == (0.0, 1.0)
+
+
 def test_without_flips_the_interval_has_a_width_that_clips_bound() -> None:
     """Of 20 clips about 4 / 20, whether each is asked about once or five times; one flip widens it."""
     same = [1.0, 0.0] * 50
