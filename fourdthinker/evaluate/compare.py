@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
@@ -124,6 +125,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def compare(a: EvalResult, b: EvalResult) -> Comparison:
     """Pair two runs by the ids of their questions.
 
+    The videos may lie in another folder in each run, but must have the same file names and be shared by the
+    same questions.
+
     Args:
         a: the one, the base.
         b: the other, whose gain is sought.
@@ -132,15 +136,31 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
         Differences b − a with intervals, and the flips.
 
     Raises:
-        ConfigError: they are not about the same questions, or one has only greedy answers and the other none.
+        ConfigError: a run is not finished, they are not about the same questions, or one has only greedy
+            answers and the other none.
     """
+    for which, run in (("first", a), ("second", b)):
+        expected = run.settings.get("questions", len(run.questions))  # older runs do not say
+        if not run.questions or len(run.questions) != expected:
+            raise ConfigError(
+                f"the {which} run, {run.name!r}, has {len(run.questions)} of {expected or 'its'} questions; "
+                "finish it by the command that began it"
+            )
     other = {q.id: q for q in b.questions}
-    odd = [q.id for q in a.questions if q.id not in other or _asked(q) != _asked(other[q.id])]
-    odd += sorted(set(other) - {q.id for q in a.questions})
+    odd = {q.id: _differs(q, other.get(q.id)) for q in a.questions}
+    odd |= dict.fromkeys(sorted(set(other) - set(odd)), "only in the second")
+    odd = {id: why for id, why in odd.items() if why}
     if odd:
+        first = ", ".join(f"{id!r}: {why}" for id, why in list(odd.items())[:3])
         raise ConfigError(
-            f"{a.name!r} and {b.name!r} answered different questions ({len(odd)}, first {odd[:3]}); "
-            "evaluate both on the same data to the end"
+            f"{a.name!r} and {b.name!r} answered different questions ({len(odd)}, first {first}); "
+            "evaluate both on the same data"
+        )
+    shared = [(q.cluster, other[q.id].cluster) for q in a.questions]
+    if len({x for x, _ in shared}) != len(set(shared)) or len({y for _, y in shared}) != len(set(shared)):
+        raise ConfigError(
+            f"{a.name!r} and {b.name!r} do not show the same video to the same questions; evaluate both on "
+            "the same data"
         )
     greedy = a.greedy and b.greedy
     if not greedy and not (a.n and b.n):
@@ -166,8 +186,24 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
     )
 
 
-def _asked(question: AnsweredQuestion) -> tuple[Any, ...]:
-    return question.options, question.answer, question.cluster
+def _differs(a: AnsweredQuestion, b: AnsweredQuestion | None) -> str:
+    """What makes two questions of one id two questions; "" for one."""
+    if b is None:
+        return "only in the first"
+    told = {
+        "type": (a.type, b.type),
+        "question": (a.question, b.question),
+        "options": (a.options, b.options),
+        "answer": (a.answer, b.answer),
+        "video": (_files(a), _files(b)),
+        "stretch": tuple((q.shown.get("start"), q.shown.get("end")) for q in (a, b)),
+    }
+    return ", ".join(f"another {what}" for what, (x, y) in told.items() if x != y)
+
+
+def _files(question: AnsweredQuestion) -> list[str]:
+    """Names of what a question shares with others, without the folder, which may be another elsewhere."""
+    return [os.path.basename(path) for path in question.cluster.split("\n")]
 
 
 def _only(result: EvalResult, kind: str) -> EvalResult:

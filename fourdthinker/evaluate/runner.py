@@ -191,4 +191,5 @@ def _settings(asking: Asking, items: PromptBatches, latents: str, name: str) -> 
         "frame_policy": asking.encoder.policy.to_dict(),
         "style": asdict(asking.encoder.style),
         "records": digest,
+        "questions": len(asking.records),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from fourdthinker.evaluate.journal import Journal
 OPTIONS = {"A": "left", "B": "right"}
 
 
-def run(name: str, greedy: str, clips: str) -> EvalResult:
+def run(name: str, greedy: str, clips: Sequence[str]) -> EvalResult:
     """One question a letter; the right answer is A."""
     questions = tuple(
         AnsweredQuestion(
@@ -73,14 +74,52 @@ def test_videos_that_one_run_lacks_are_said(tmp_path, caplog):
 
 def test_other_questions_are_refused():
     a, b = run("a", "AB", "xy"), run("b", "AB", "xy")
-    changed = (b.questions[0], replace(b.questions[1], answer="B"))
-    for other in (
-        replace(b, questions=b.questions[:1]),
-        replace(b, questions=changed),
-        run("b", "ABA", "xyz"),
+    for words, other in (
+        ("'q1': only in the first", replace(b, questions=b.questions[:1])),
+        ("'q2': only in the second", run("b", "ABA", "xyz")),
+        *((f"'q1': another {field}", other_question(b, **{field: value})) for field, value in CHANGED),
+        ("'q1': another video", other_question(b, cluster="folder/z")),
+        ("'q1': another stretch", other_question(b, shown={"start": 1.0, "end": 2.0})),
     ):
-        with pytest.raises(ConfigError, match="answered different questions"):
+        with pytest.raises(ConfigError, match=rf"answered different questions \(1, first {words}\)"):
             compare(a, other)
+
+
+CHANGED = (("answer", "B"), ("type", "u"), ("question", "Is it red?"), ("options", {"A": "up", "B": "down"}))
+
+
+def other_question(result: EvalResult, **changed: object) -> EvalResult:
+    return replace(result, questions=(result.questions[0], replace(result.questions[1], **changed)))
+
+
+def test_the_same_benchmark_in_another_folder_is_compared():
+    a, b = (
+        run(name, letters, [f"/{name}/videos/{clip}.mp4" for clip in "xxyy"])
+        for name, letters in (("a", "AABB"), ("b", "AAAA"))
+    )
+    assert compare(a, b).greedy == compare(run("a", "AABB", "xxyy"), run("b", "AAAA", "xxyy")).greedy
+    apart = ["/b/1/x.mp4", "/b/2/x.mp4", "/b/1/y.mp4", "/b/1/y.mp4"]  # x is two videos there
+    for first, second in ((a, run("b", "AAAA", apart)), (run("b", "AAAA", apart), a)):
+        with pytest.raises(ConfigError, match="do not show the same video"):
+            compare(first, second)
+
+
+def test_runs_that_are_not_finished_are_refused_by_name(tmp_path, capsys):
+    whole = run("whole", "ABAB", "wxyz")
+    whole.settings["questions"] = 4
+    part = replace(whole, name="part", questions=whole.questions[:2], settings=whole.settings)
+    assert compare(whole, whole).questions == 4
+    for first, second, words in (
+        (whole, part, "second run, 'part', has 2 of 4"),
+        (part, part, "first run, 'part', has 2 of 4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            compare(first, second)
+    for name in ("a", "b"):  # cut to their headers
+        with Journal(tmp_path / name / "answers.jsonl", {"name": name, "n": 0, "greedy": True}):
+            pass
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "the first run, 'a', has 0 of its questions" in capsys.readouterr().err
 
 
 def test_runs_without_answers_of_one_kind_are_refused():
