@@ -64,6 +64,7 @@ def load_checkpoint(
     policy: FramePolicy | None = None,
     override_policy: bool = False,
     plain: bool = False,
+    adapter: bool = True,
 ) -> Checkpoint:
     """Load a checkpoint from a folder (or a model id of the Hugging Face hub).
 
@@ -81,6 +82,7 @@ def load_checkpoint(
         policy: the frame policy that the caller means to use; None: the checkpoint's.
         override_policy: use `policy` even where the checkpoint's is another one.
         plain: take a model without latent tokens as it is; with them, it is loaded as always.
+        adapter: put the adapter beside the weights on them; False: the weights below it alone.
 
     Returns:
         Model, tokenizer, frame policy and prompt style; the model is on the CPU and in eval mode.
@@ -91,7 +93,7 @@ def load_checkpoint(
     """
     path, where = _located(path, subfolder)
     absent = _without_latents(path, subfolder, where, plain=plain)
-    backbone = load_backbone(path, subfolder, dtype=dtype, latents=absent)
+    backbone = load_backbone(path, subfolder, dtype=dtype, latents=absent, adapter=adapter)
     tokenizer = _load_tokenizer(path, where)
     ids = token_ids(tokenizer)
     if absent is None and ids != backbone.latents.ids:
@@ -115,6 +117,7 @@ def load_backbone(
     *,
     dtype: torch.dtype | None = None,
     latents: LatentSpec | None = None,
+    adapter: bool = True,
 ) -> Backbone:
     """The model of a checkpoint alone, without tokenizer and frame policy.
 
@@ -123,6 +126,7 @@ def load_backbone(
         subfolder: as for `load_checkpoint`.
         dtype: as for `load_checkpoint`.
         latents: of a model whose config names no latent tokens; None: as the config says.
+        adapter: as for `load_checkpoint`.
 
     Returns:
         The model, on the CPU and in eval mode.
@@ -139,6 +143,8 @@ def load_backbone(
         return family(family.load_model(name, **options), latents)
 
     backbone: Backbone = _load_weights(load, path, where, dtype=dtype)
+    if not adapter:
+        return backbone
     config_file, weights = (_find(path, name, where) for name in ADAPTER_FILES)
     if config_file is not None:
         if weights is None:

@@ -101,11 +101,17 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
         backbone.model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
 
 
-def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
-    """Give a backbone with an adapter what was trained of it, from a checkpoint that it was saved to.
+def load_saved(backbone: Backbone, folder: Path, dtype: torch.dtype, *, below: bool) -> None:
+    """Give a backbone with an adapter the weights of a checkpoint that it was saved to.
 
-    The adapter comes from ``folder``/adapter, other trainable parameters (embeddings, an open tower) from the
-    whole weights. Raises :class:`CheckpointError` when the adapter is missing or another one.
+    Args:
+        backbone: changed in place.
+        folder: of the checkpoint.
+        dtype: of the weights below the adapter.
+        below: whether these are taken too; False: they are there already.
+
+    Raises:
+        CheckpointError: the adapter is missing or another one.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
@@ -127,12 +133,12 @@ def load_trained(backbone: Backbone, folder: Path, dtype: torch.dtype) -> None:
                 "the lora settings; go on with those of that run"
             )
     set_peft_model_state_dict(backbone.model, saved)
-    trained = {n: p for n, p in backbone.hf.named_parameters() if p.requires_grad and "lora_" not in n}
-    if trained:
+    if below:
         whole = backbone.load_model(str(folder), dtype=dtype).state_dict()
         with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(whole[name])
+            for name, parameter in backbone.hf.named_parameters():
+                if "lora_" not in name:
+                    parameter.copy_(whole[name.replace(".base_layer.", ".")])
 
 
 @torch.no_grad()

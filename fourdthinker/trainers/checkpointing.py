@@ -19,7 +19,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer_utils import rotate_checkpoints
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
-from fourdthinker.backbones.adapters import load_trained
+from fourdthinker.backbones.adapters import load_saved
 from fourdthinker.backbones.gathering import exact_weights, is_sharded
 from fourdthinker.errors import CheckpointError
 from fourdthinker.files import read_json_object, sync_file, sync_folder, sync_tree, writing
@@ -29,8 +29,9 @@ from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.evaluation import measure_of
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.master_weights import MasterWeights
-from fourdthinker.trainers.resume import LAST, RunState, incomplete, run_state
+from fourdthinker.trainers.resume import incomplete
 from fourdthinker.trainers.run_folder import STATE, checkpoint_path
+from fourdthinker.trainers.run_state import LAST, RunState, run_state
 from fourdthinker.trainers.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ResumableTrainer(Trainer):
     masters: MasterWeights | None
     dtypes: dict[str, torch.dtype]  # of the weights, as they are saved
     divisions: int  # how often forwards were halved because memory ran out
+    start: str | None  # `weights_digest` of what a run of 4DRL began from
     _measured_by: str | None = None  # what the evaluations depended on by which the best is known
     _weights_loaded: bool  # whether the model has the weights of the checkpoint that is gone on from
 
@@ -165,6 +167,7 @@ class ResumableTrainer(Trainer):
             updates,
             self._data,
             self.divisions,
+            start=self.start,
             measure=self._measured_by,
             files={path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
         )
@@ -185,7 +188,8 @@ class ResumableTrainer(Trainer):
         if self.is_fsdp_enabled and is_sharded(backbone):
             fsdp.load_weights(backbone, Path(resume_from_checkpoint))
         elif backbone.model is not backbone.hf:
-            load_trained(backbone, Path(resume_from_checkpoint), backbone.dtype)
+            below = not self._weights_loaded
+            load_saved(backbone, Path(resume_from_checkpoint), backbone.dtype, below=below)
         elif not self._weights_loaded:
             saved = load_checkpoint(resume_from_checkpoint, dtype=backbone.dtype)
             backbone.load_state_dict(saved.backbone.state_dict())

@@ -27,7 +27,7 @@ from fourdthinker.trainers.arguments import environment_kept, training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
 from fourdthinker.trainers.lengths import Lengths
-from fourdthinker.trainers.model import add_adapter, load_model, reference_model
+from fourdthinker.trainers.model import add_adapter, load_model, reference_model, start_of_run
 from fourdthinker.trainers.plan import plan_text
 from fourdthinker.trainers.resume import agreed_resume
 from fourdthinker.trainers.run_folder import remove_unfinished
@@ -142,6 +142,9 @@ def _parts(
     reference = None
     if recipe.wants_reference:  # before the adapter is there
         reference = reference_model(config, args, resume, given, checkpoint)
+    start = None
+    if recipe.kind == "rl":
+        start = start_of_run(config, None if resume is None else Path(resume), checkpoint.backbone, reference)
     add_adapter(config, checkpoint.backbone)
     if config.liger is not False and use_liger(checkpoint.backbone, required=config.liger is True):
         logger.info("RMSNorm and SwiGLU run by Liger")
@@ -152,7 +155,7 @@ def _parts(
     if held_out is None and config.eval_data:
         others = load(held_out=True)
     watch.enter("preparing the run", 0, 3)
-    return Parts(args, checkpoint, data, reference, watch, others)
+    return Parts(args, checkpoint, data, reference, watch, others, start)
 
 
 def _given(config: TrainConfig, checkpoint: Checkpoint, items: Sequence[Any]) -> Items[Any]:

@@ -37,9 +37,9 @@ from fourdthinker.trainers.moving_reference import MovingReference
 from fourdthinker.trainers.packing import Chunk, counts_of, cut_rows, filled_up, halved, make_chunk
 from fourdthinker.trainers.passes import NORMALISERS
 from fourdthinker.trainers.replay import Replay, load_replay, save_replay
-from fourdthinker.trainers.resume import rollouts_file
 from fourdthinker.trainers.rollout_workers import OPTION
 from fourdthinker.trainers.rollouts import RolloutTrainer
+from fourdthinker.trainers.run_state import rollouts_file
 from fourdthinker.trainers.settings import GrpoConfig
 from fourdthinker.trainers.update import Forward, NoRewardsError, Parts
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +16,14 @@ from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
 from fourdthinker.backbones.adapters import MERGE_FIRST, add_lora
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate.weights import weights_digest
+from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig, TrainConfig
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -25,9 +32,8 @@ def load_model(
     """The checkpoint to train, on the device of this rank.
 
     A given one is used as it is; otherwise that of `config.model`, or when resuming the one that training
-    stopped at (with an adapter the one that it started from, since the adapter alone is loaded later). With
-    DIFT's `latent_size` a base model without latent tokens gets them; its `latent_pooling` replaces the
-    checkpoint's.
+    stopped at, without its adapter, which is loaded later. With DIFT's `latent_size` a base model without
+    latent tokens gets them; its `latent_pooling` replaces the checkpoint's.
 
     Args:
         config: the settings.
@@ -40,8 +46,6 @@ def load_model(
         ConfigError: no model is named, or the given one has another frame policy than `config.frames`, or
             another K than `config.latent_size`.
     """
-    if config.lora is not None:
-        resume = None
     if checkpoint is None:
         checkpoint = _load(config, resume)
         if checkpoint.backbone.model is not checkpoint.backbone.hf:
@@ -82,7 +86,7 @@ def _load(config: TrainConfig, resume: str | None) -> Checkpoint:
     grown = config.latent_size if isinstance(config, DiftConfig) else None
     if grown is not None and not resume:
         return init_checkpoint(source, latent_size=grown, **where)
-    return load_checkpoint(source, plain=not config.latents, **where)
+    return load_checkpoint(source, plain=not config.latents, adapter=not resume, **where)
 
 
 def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
@@ -139,7 +143,7 @@ def reference_model(
     Returns:
         A backbone in eval mode, without gradients.
     """
-    if given is None and resume is not None and config.lora is None:
+    if given is None and resume is not None:
         backbone = load_model(config, args, None, None).backbone
     else:
         tower = loaded.backbone.visual
@@ -147,3 +151,46 @@ def reference_model(
         with gathered(loaded.backbone):  # what ZeRO-3 has sliced would be copied without its values
             backbone = copy.deepcopy(loaded.backbone, memo)
     return backbone.eval().requires_grad_(False)
+
+
+def start_of_run(
+    config: TrainConfig, resume: Path | None, loaded: Backbone, reference: Backbone | None
+) -> str | None:
+    """A digest of the weights that a run began from; a reference with other ones is refused. Collective.
+
+    Args:
+        config: the settings.
+        resume: the checkpoint folder that a run goes on from, or None.
+        loaded: the model that is trained, before its adapter is added.
+        reference: the model that the run began from; None: none is needed, or it is `loaded` without adapter.
+
+    Returns:
+        The digest; None where a checkpoint of an older version does not say.
+
+    Raises:
+        ConfigError: the weights in `config.model`, or those that were passed, are not those of then.
+    """
+    if resume is None:
+        return _digest(loaded)
+    start = RunState.read(resume).start
+    if reference is None:
+        return start
+    if start is None:
+        logger.warning("%s does not say which weights its run began from: model is taken for them", resume)
+    elif start != _digest(reference):
+        raise ConfigError(
+            f"model {config.model or 'that was passed'} does not hold the weights that the run of {resume} "
+            "began from, and its reference is made of those; put them back, or begin a run of its own with "
+            f"model={resume}"
+        )
+    return start
+
+
+def _digest(backbone: Backbone) -> str:
+    """`weights_digest`, module by module: what ZeRO-3 has sliced need not be whole at once."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, module in backbone.hf.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            with gathered(module):
+                digest.update(f"{name} {weights_digest(module)};".encode())
+    return digest.hexdigest()

@@ -41,8 +41,9 @@ from fourdthinker.trainers.master_weights import MasterWeights, check_float16
 from fourdthinker.trainers.metric_sums import MetricSums
 from fourdthinker.trainers.operations import Costs
 from fourdthinker.trainers.passes import CHECKPOINT, EVALUATION, PREPARING, READING, SAVING, PassTrainer
-from fourdthinker.trainers.resume import RUN, check_data, finished_updates
+from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoint_path, resumed_updates
+from fourdthinker.trainers.run_state import RUN
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.update import Forward, Parts
@@ -111,7 +112,7 @@ class LatentTrainer(PassTrainer):
     ) -> None:
         self.settings, self.batches = config, batches
         self.checkpoint, self.items, args = parts.checkpoint, parts.items, parts.args
-        self.watch, self.held_out = parts.watch, parts.held_out
+        self.watch, self.held_out, self.start = parts.watch, parts.held_out, parts.start
         if self.held_out is not None:
             args.set_evaluate("steps", config.eval_steps, config.per_device_eval_batch_size, delay=0)
         backbone = self.checkpoint.backbone

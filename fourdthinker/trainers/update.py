@@ -77,6 +77,7 @@ class Parts:
         reference: the frozen model that training started from, if the recipe wants one.
         watch: what the ranks tell each other of their phases.
         held_out: the records to evaluate on while training; None: there is no evaluation.
+        start: a digest of the weights that the run began from, if a reference may be needed.
     """
 
     args: TrainingArguments
@@ -85,3 +86,4 @@ class Parts:
     reference: Backbone | None
     watch: Watch = field(default_factory=Watch)
     held_out: Items[Any] | None = None
+    start: str | None = None

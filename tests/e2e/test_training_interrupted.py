@@ -20,7 +20,7 @@ from fourdthinker.errors import RecordError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.grpo import train_grpo
-from fourdthinker.trainers.resume import RunState
+from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig
 from tests.e2e.training import ENVIRONMENT, finish, kill, metrics, settings, torchrun, write_data, write_model
 

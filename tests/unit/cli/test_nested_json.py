@@ -19,8 +19,8 @@ from fourdthinker.generate import _answered
 from fourdthinker.synth.geometry.nerfstudio import read_nerfstudio
 from fourdthinker.trainers.deepspeed_config import zero_stage
 from fourdthinker.trainers.replay import load_replay
-from fourdthinker.trainers.resume import RunState
 from fourdthinker.trainers.run_folder import resumed_updates
+from fourdthinker.trainers.run_state import RunState
 
 NESTED = "[" * 20_000
 SAID = "nested deeper than 100 levels"

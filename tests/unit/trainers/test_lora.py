@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,45 @@ def test_rslora_scales_by_the_root_of_the_rank_wherever_the_adapter_goes(model: 
     assert [line["loss"] for line in metrics(rest)] == [line["loss"] for line in metrics(whole)][1:]
     with pytest.raises(ConfigError, match="use_rslora"):
         train(tmp_path / "other", load_checkpoint(model), lora={"r": 4, "alpha": 6.0}, **short, **resumed)
+
+
+def overwrite(model: Path) -> None:
+    """Another training wrote its model to the same folder."""
+    checkpoint = load_checkpoint(model)
+    with torch.no_grad():
+        for weight in checkpoint.backbone.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    save_checkpoint(model, checkpoint)
+
+
+def from_folder(model: Path, folder: Path, updates: int) -> Path:
+    named: dict[str, Any] = {"model": str(model), "resume_from_checkpoint": "auto", "lora": {"r": 4}}
+    config = make_config(DiftConfig, BASE | named | {"output_dir": str(folder), "max_steps": updates})
+    return train_dift(config, samples=samples(tiny_checkpoint(layers=1), 6))
+
+
+@pytest.mark.parametrize("then", [overwrite, shutil.rmtree])
+def test_a_run_goes_on_with_the_base_of_its_checkpoint(
+    model: Path, tmp_path: Path, then: Callable[[Path], None]
+) -> None:
+    base = load_checkpoint(model).backbone.state_dict()
+    from_folder(model, tmp_path / "run", 1)
+    then(model)
+    final = load_checkpoint(from_folder(model, tmp_path / "run", 2), adapter=False)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+    for name, weight in final.backbone.state_dict().items():
+        assert torch.equal(weight, base[name])
+
+
+def test_a_model_in_memory_gets_the_base_of_the_checkpoint(model: Path, tmp_path: Path) -> None:
+    short: dict[str, Any] = {"max_steps": 1, "save_steps": 1}
+    train(tmp_path / "run", load_checkpoint(model), **short)
+    expected = hidden(load_checkpoint(tmp_path / "run" / "final").backbone)
+    base = load_checkpoint(model).backbone.state_dict()
+    overwrite(model)
+    checkpoint = load_checkpoint(model)
+    named: dict[str, Any] = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-1")}
+    train(tmp_path / "rest", checkpoint, **short, **named)
+    assert torch.equal(hidden(checkpoint.backbone), expected)
+    saved = load_checkpoint(tmp_path / "rest" / "final", adapter=False).backbone.state_dict()
+    assert all(torch.equal(weight, base[name]) for name, weight in saved.items())

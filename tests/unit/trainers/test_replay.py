@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.trainers.replay import load_replay
-from fourdthinker.trainers.resume import RunState
+from fourdthinker.trainers.run_state import RunState
 from tests.e2e.training import metrics
 from tests.unit.trainers.every_update import run
 

@@ -20,7 +20,8 @@ from fourdthinker.files import locked_folder, locks
 from fourdthinker.settings import make_config
 from fourdthinker.trainers import checkpointing
 from fourdthinker.trainers.dift import train_dift
-from fourdthinker.trainers.resume import RunState, agreed_resume, find_resume
+from fourdthinker.trainers.resume import agreed_resume, find_resume
+from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import evaluations, metrics, samples
 from tests.processes import run_ranks
