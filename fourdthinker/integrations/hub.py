@@ -32,7 +32,7 @@ _RESULTS, _LATENTS, _CONFIG = "results.json", "latents.json", "config.yaml"
 # Of a training, not of the model; run.json has paths of the machine.
 _KEPT_BACK = (
     "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "rng_state*",
-    "global_step*", "masters*", "zero_*", ".*",
+    "global_step*", "masters*", "zero_*", "left_out.jsonl", ".*",
 )  # fmt: skip
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

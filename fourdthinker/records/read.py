@@ -31,7 +31,7 @@ def read_records(
     media_root: PathLike | None = None,
     kind: Literal["dift", "rl", "ask"] | None = None,
     on_bad_record: Literal["raise", "skip"] = "raise",
-    rejected: PathLike | None = None,
+    rejected: PathLike | list[dict[str, str]] | None = None,
     check: Callable[[list[Record]], Sequence[str | None]] | None = None,
     left_out: Collection[str] | None = None,
 ) -> list[Record]:
@@ -44,7 +44,7 @@ def read_records(
         kind: what the records are for: "dift" needs text_output, "rl" a right answer, "ask" nothing but the
             question. None: as each line says.
         on_bad_record: "raise" at the first bad line, or "skip" bad lines; each is logged.
-        rejected: a JSONL file that skipped lines are appended to, as {"where", "reason", "line"}.
+        rejected: a JSONL file, or a list, that skipped lines are appended to, as {"where", "reason", "line"}.
         check: checks the valid records further, their media for example; gives for each of them what is
             wrong, or None. What is wrong makes its line a bad one.
         left_out: lines that an earlier reading skipped, and this one does too, without a word. Files of the
@@ -70,13 +70,13 @@ def read_records(
         complete=left_out is None,
     )
     records: list[Record] = []
-    bad: list[tuple[str, str, str]] = []
+    bad: list[dict[str, str]] = []
 
     def reject(where: str, reason: RecordError, line: str) -> None:
         if on_bad_record == "raise":
             raise reason
         logger.warning("skipped: %s", reason)
-        bad.append((where, str(reason), line))
+        bad.append({"where": where, "reason": str(reason), "line": line})
 
     texts: dict[str, str] = {}
     for where, line in _lines(name):
@@ -97,9 +97,10 @@ def read_records(
             else:
                 reject(record.where, RecordError(problem), texts[record.where])
         records = good
-    if bad and rejected is not None:
-        lines = [{"where": where, "reason": reason, "line": text} for where, reason, text in bad]
-        append_lines(rejected, lines)
+    if isinstance(rejected, list):
+        rejected += bad
+    elif bad and rejected is not None:
+        append_lines(rejected, bad)
     if not records:
         found = f"all {len(bad)} lines were rejected" if bad else "the file is empty"
         raise RecordError(f"{name}: no records: {found}; give a file with one JSON object a line")

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.files import append_lines
 from fourdthinker.samples import Prompt, Sample
+from fourdthinker.trainers.left_out import LeftOut
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -122,6 +123,7 @@ class Items(Dataset[tuple[int, T]]):
         encode: makes an item of a record; None: they are items already.
         rejected: a file that records whose media can no longer be read are written to, while the next one
             takes their part; None: such a record is an error.
+        left_out: lines of the files that are none of the records.
     """
 
     def __init__(
@@ -129,8 +131,9 @@ class Items(Dataset[tuple[int, T]]):
         items: Sequence[Any],
         encode: Callable[[Any], T] | None = None,
         rejected: Path | None = None,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
-        self.items, self.encode, self.rejected = items, encode, rejected
+        self.items, self.encode, self.rejected, self.left_out = items, encode, rejected, left_out
 
     def __len__(self) -> int:
         return len(self.items)

@@ -59,7 +59,7 @@ def _make_ready(config: TrainConfig, folder: Path, resume: Path | None) -> None:
     later = [path for path in checkpoints(folder) if not _is_before(path, updates)]
     if final.is_dir() and not (auto and finished is not None and finished <= updates):
         later.append(final)
-    if own or (resume is not None and resume.parent.samefile(folder)):  # leaves out what is in `rejected`
+    if own:
         new_rejected.unlink(missing_ok=True)  # of a run that did not begin
     if not own:
         remember_start(folder, resume)

@@ -28,6 +28,7 @@ from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.evaluation import measure_of
 from fourdthinker.trainers.learning_rates import split_groups
+from fourdthinker.trainers.left_out import write_left_out
 from fourdthinker.trainers.master_weights import MasterWeights
 from fourdthinker.trainers.resume import incomplete
 from fourdthinker.trainers.run_folder import STATE, checkpoint_path
@@ -160,6 +161,8 @@ class ResumableTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _write_run_state(self, folder: Path, updates: int) -> None:
+        every = filter(None, (self.items, self.held_out))
+        write_left_out(folder, [line for items in every for line in items.left_out])
         files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST]
         state = run_state(
             self.settings,

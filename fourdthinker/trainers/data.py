@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -19,14 +18,15 @@ from transformers import TrainingArguments
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.gathering import gathered
 from fourdthinker.errors import ConfigError, RecordError, VideoError
-from fourdthinker.files import append_lines, make_folder, parse_json
+from fourdthinker.files import append_lines, make_folder
 from fourdthinker.prompts import Encoder
 from fourdthinker.records import Record, read_records
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.left_out import DataSetting, LeftOut, read_left_out
 from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.resume import finished_updates
-from fourdthinker.trainers.run_folder import FINAL, NEW_REJECTED, REJECTED, begin_rejected
+from fourdthinker.trainers.run_folder import FINAL, NEW_REJECTED, REJECTED, begin_rejected, is_of_run
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.vision_cache import VisionCache
 
@@ -83,7 +83,8 @@ def load_items(
     # Filling the cache reads everything too, but cannot leave a record out.
     covered = config.cache_dir is not None and kept.clips and config.on_bad_record == "raise"
     wanted = checks if config.check_media and not covered else None
-    records = load_records(config, args, kind, wanted, began_in=_began_in(config, resume), held_out=held_out)
+    goes_on_from = _goes_on_from(config, resume)
+    records, left_out = load_records(config, args, kind, wanted, goes_on_from=goes_on_from, held_out=held_out)
     source: Encoder | VisionCache = encoder
     if config.cache_dir is not None:
         source = cache = _filled_cache(config, args, checkpoint, encoder, records, kept)
@@ -93,7 +94,7 @@ def load_items(
                     raise RecordError(problem)
     encode: Callable[[Record], Any] = source.sample if kind == "dift" else source.prompt
     skipping = config.on_bad_record == "skip"
-    return Items(records, encode, Path(config.output_dir) / REJECTED if skipping else None)
+    return Items(records, encode, Path(config.output_dir) / REJECTED if skipping else None, left_out)
 
 
 class Finding(NamedTuple):
@@ -153,10 +154,10 @@ def load_records(
     kind: Literal["dift", "rl"],
     checks: Checks | None,
     *,
-    began_in: Path | None = None,
+    goes_on_from: Path | None = None,
     held_out: bool = False,
-) -> list[Record]:
-    """All records of `config.data` or `config.eval_data`, validated.
+) -> tuple[list[Record], list[LeftOut]]:
+    """All records of `config.data` or `config.eval_data`, validated, and the lines that are none.
 
     Those skipped are in `output_dir`/rejected.jsonl; beside that of a former run in rejected.new.jsonl, until
     the run begins.
@@ -167,70 +168,70 @@ def load_records(
         kind: which records are read.
         checks: reads every clip and picture once too, the ranks sharing the work, so that what cannot be
             decoded, is too small or too long shows before the first step; None: media are not read.
-        began_in: the folder of the run that goes on. With on_bad_record=skip the lines left out are those
-            in its rejected.jsonl and no others: what broke since then stays a record.
+        goes_on_from: the checkpoint of the run that goes on. With on_bad_record=skip the lines left
+            out are those that it holds and no others: what broke since then stays a record.
         held_out: the records to evaluate on. What is skipped of them joins what is there of the others.
 
     Returns:
-        The records, in the order of the files.
+        The records, in the order of the files, and the lines left out.
 
     Raises:
         RecordError: a record that cannot be used, with on_bad_record=raise; or none is left.
         ConfigError: no data is named, or rejected.jsonl is somebody's file of other lines.
+        CheckpointError: what `goes_on_from` left out cannot be read.
     """
-    files = config.eval_data if held_out else config.data
+    setting: DataSetting = "eval_data" if held_out else "data"
+    files: list[str] = getattr(config, setting)
     if not files:
         raise ConfigError("data is empty; name one or more record files (JSONL)")
-    left_out = None
-    if began_in is not None and config.on_bad_record == "skip":
-        left_out, checks = _left_out(began_in / REJECTED), None
-    rejected = None
-    if args.process_index == 0:
-        folder = make_folder(config.output_dir)
-        new = held_out and began_in is None and (folder / NEW_REJECTED).exists()
-        rejected = folder / (NEW_REJECTED if new else REJECTED)
-        if not held_out and (began_in is None or not folder.samefile(began_in)):
-            rejected = begin_rejected(folder)
-            if left_out:
-                append_lines(rejected, left_out.values())
-    check = None if checks is None else functools.partial(_checked, args, find=checks.media)
+    known = goes_on_from is not None and config.on_bad_record == "skip"
+    former = read_left_out(goes_on_from) if known and goes_on_from is not None else []
+    left_out = [line for line in former if line.setting == setting]
+    rejected = _rejected_file(config, goes_on_from, held_out) if args.process_index == 0 else None
+    check = None if checks is None or known else functools.partial(_checked, args, find=checks.media)
     records: list[Record] = []
-    for path in files:
-        records += read_records(
-            path,
-            media_root=config.media_root,
-            kind=kind,
-            on_bad_record=config.on_bad_record,
-            rejected=rejected if began_in is None else None,
-            check=check,
-            left_out=left_out,
-        )
-    skipped = 0 if rejected is None or held_out else len(_left_out(rejected))
-    if skipped:
-        where = Path(config.output_dir) / REJECTED
-        logger.warning("%d records skipped, %d left; the reasons are in %s", skipped, len(records), where)
+    found: list[list[dict[str, str]]] = [[] for _ in files]
+    try:
+        for number, path in enumerate(files):
+            records += read_records(
+                path,
+                media_root=config.media_root,
+                kind=kind,
+                on_bad_record=config.on_bad_record,
+                rejected=found[number],
+                check=check,
+                left_out={line.line for line in left_out if line.file == number} if known else None,
+            )
+    finally:
+        for number, bad in enumerate(found):
+            left_out += [LeftOut(**entry, setting=setting, file=number) for entry in bad]
+        if rejected is not None and left_out:
+            append_lines(rejected, [line.rejected() for line in left_out])
+    if left_out and args.process_index == 0 and not held_out:
+        counts, where = (len(left_out), len(records)), Path(config.output_dir) / REJECTED
+        logger.warning("%d records skipped, %d left; the reasons are in %s", *counts, where)
     logger.info("%d records from %s", len(records), ", ".join(files))
-    return records
+    return records, left_out
 
 
-def _began_in(config: TrainConfig, resume: str | None) -> Path | None:
-    """The folder of the run that goes on, or that is finished already; None for a new one."""
+def _rejected_file(config: TrainConfig, goes_on_from: Path | None, held_out: bool) -> Path | None:
+    """The file for what is left out; None where the run goes on in its folder, and its own file is right."""
+    folder = make_folder(config.output_dir)
+    if goes_on_from is not None and (is_of_run(goes_on_from, folder) or goes_on_from == folder / FINAL):
+        return None
+    if not held_out:
+        return begin_rejected(folder)
+    new = folder / NEW_REJECTED
+    return new if new.exists() else folder / REJECTED
+
+
+def _goes_on_from(config: TrainConfig, resume: str | None) -> Path | None:
+    """The checkpoint of the run that goes on, or that is finished already; None for a new one."""
     if resume is not None:
-        return Path(resume).parent
-    folder = Path(config.output_dir)
-    finished = config.resume_from_checkpoint is not None and finished_updates(folder / FINAL) is not None
-    return folder if finished else None
-
-
-def _left_out(rejected: Path) -> dict[str, Any]:
-    """Line -> its entry in rejected.jsonl, of those left out before the first step; others have no line."""
-    if not rejected.exists():
-        return {}
-    entries = []
-    for line in rejected.read_bytes().split(b"\n"):  # no other line ends: texts hold U+2028
-        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut off
-            entries.append(parse_json(line))
-    return {entry["line"]: entry for entry in entries if "line" in entry}
+        return Path(resume)
+    final = Path(config.output_dir) / FINAL
+    finished = config.resume_from_checkpoint is not None and finished_updates(final) is not None
+    return final if finished else None
 
 
 def _checked(

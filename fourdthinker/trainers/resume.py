@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json
 from fourdthinker.trainers.fsdp import STATE_FILES
+from fourdthinker.trainers.left_out import LEFT_OUT
 from fourdthinker.trainers.run_folder import (
     FINAL,
     checkpoint_number,
@@ -284,6 +285,6 @@ def check_data(path: Path, data: str) -> None:
     if RunState.read(path).data != data:
         raise ConfigError(
             f"data: the records are not those that {path} was trained on (some were added, left out or "
-            "changed; rejected.jsonl in the run's folder says which were left out); give it its data, or "
+            f"changed; {LEFT_OUT} in it says which were left out); give it its data, or "
             f"begin a run of its own with model={path}"
         )

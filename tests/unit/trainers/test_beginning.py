@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
+from fourdthinker.errors import CheckpointError
 from fourdthinker.files import append_lines
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.beginning import begin_run
-from fourdthinker.trainers.data import load_records
+from fourdthinker.trainers.data import Finding, load_records
+from fourdthinker.trainers.left_out import LeftOut, read_left_out, write_left_out
 from fourdthinker.trainers.resume import find_resume, finished_updates
 from fourdthinker.trainers.run_folder import resumed_updates
 from fourdthinker.trainers.settings import DiftConfig
@@ -81,25 +83,34 @@ def check_goes_on(folder: Path, start: Path | None) -> None:
 def with_rejected(finished: Path, folder: Path, reason: str) -> Path:
     """A copy of a run, which left out the line that is no record."""
     shutil.copytree(finished, folder)
-    append_lines(folder / "rejected.jsonl", [{"where": "a:2", "reason": reason, "line": "no record"}])
+    line = LeftOut("a:2", reason, "no record", "data", 0)
+    append_lines(folder / "rejected.jsonl", [line.rejected()])
+    for checkpoint in folder.glob("checkpoint-*"):
+        write_left_out(checkpoint, [line])
     return folder
 
 
 def write_records(folder: Path) -> Path:
     """A file of a record of 4DRL, and a line that is none."""
     (folder / "v.mp4").write_text("media are not read")
-    good = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": "v.mp4"}
     data = folder / "data.jsonl"
-    data.write_text(json.dumps(good) + "\nno record\n")
+    data.write_text(record_line("v.mp4") + "no record\n")
     return data
+
+
+def record_line(clip: str) -> str:
+    """A record of 4DRL."""
+    record = {"id": "a", "Question": "Where?", "A": "left", "B": "right", "Correct": "A", "video_path": clip}
+    return json.dumps(record) + "\n"
 
 
 def start(values: dict[str, Any]) -> str | None:
     """Check the records and make the folder ready, as a run does; what it goes on from."""
     config = make_config(DiftConfig, BASE | values)
     resume = find_resume(config, ARGS)
-    began_in = None if resume is None else Path(resume).parent
-    assert len(load_records(config, ARGS, "rl", None, began_in=began_in)) == 1
+    goes_on_from = None if resume is None else Path(resume)
+    records, left_out = load_records(config, ARGS, "rl", None, goes_on_from=goes_on_from)
+    assert len(records) == len(left_out) == 1
     begin_run(config, ARGS, resume)
     return resume
 
@@ -239,7 +250,8 @@ def test_what_a_former_run_left_out_is_kept_once_the_next_one_begins(
     config = make_config(DiftConfig, BASE | values | {"resume_from_checkpoint": None})
     for _ in range(2):  # the first does not begin
         for held_out in (False, True):
-            assert len(load_records(config, ARGS, "rl", None, held_out=held_out)) == 1
+            records, left_out = load_records(config, ARGS, "rl", None, held_out=held_out)
+            assert len(records) == len(left_out) == 1
         assert (rejected.read_text() if rejected.exists() else None) == former
         assert (folder / "rejected.new.jsonl").read_text().count("no record") == 2
     begin_run(config, ARGS, None)
@@ -264,3 +276,69 @@ def test_what_a_run_left_out_that_did_not_begin_is_no_part_of_the_one_that_goes_
     assert any("1 records skipped" in line for line in caplog.messages)
     assert (folder / "rejected.jsonl").read_bytes() == before
     assert not (folder / "rejected.new.jsonl").exists()
+
+
+@pytest.mark.parametrize("case", ["link", "here", "disk", "former"])
+def test_a_checkpoint_holds_what_its_run_left_out(
+    finished: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is named, wherever it stands, and whatever run has the folder now."""
+    folder = with_rejected(finished, tmp_path / "run", "of the former run")
+    values = {"data": [str(write_records(tmp_path))], "on_bad_record": "skip", "output_dir": str(folder)}
+    checkpoint, named = folder / "checkpoint-4", str(folder / "checkpoint-4")
+    if case == "link":
+        (tmp_path / "link").symlink_to(checkpoint)
+        named = str(tmp_path / "link")
+    elif case == "here":
+        monkeypatch.chdir(checkpoint)
+        named = "."
+    elif case == "disk":
+        (tmp_path / "disk").mkdir()
+        checkpoint.rename(tmp_path / "disk" / "checkpoint-4")
+        checkpoint.symlink_to(tmp_path / "disk" / "checkpoint-4")
+        values |= {"output_dir": str(tmp_path / "second")}
+        start(values | {"resume_from_checkpoint": named})
+        named = "auto"  # of the second run, which was killed before it saved anything
+    else:
+        (folder / "rejected.jsonl").rename(folder / "former-rejected.jsonl")
+        checkpoint.rename(folder / "former-checkpoint-4")
+        append_lines(folder / "rejected.jsonl", [{"where": "a:9", "reason": "later", "line": "another"}])
+        values |= {"overwrite_output_dir": True}
+        named = str(folder / "former-checkpoint-4")
+    start(values | {"resume_from_checkpoint": named})
+    (line,) = (Path(str(values["output_dir"])) / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "of the former run"
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_same_line_in_another_file_stays(tmp_path: Path, held_out: bool) -> None:
+    """It is of another clip."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_records(tmp_path / name)
+    (tmp_path / "b" / "w.mp4").write_text("whole")
+    with (tmp_path / "b" / "data.jsonl").open("a") as file:
+        file.write(record_line("w.mp4"))
+
+    class OneIsBroken:
+        def media(self, record: Any) -> Finding:
+            return Finding("broken" if record.video.endswith("b/v.mp4") else None)
+
+    name = "eval_data" if held_out else "data"
+    asked = {"output_dir": str(tmp_path / "run"), name: [str(tmp_path / f / "data.jsonl") for f in "ab"]}
+    config = make_config(DiftConfig, BASE | asked | {"on_bad_record": "skip", "resume_from_checkpoint": None})
+    checks: Any = OneIsBroken()
+    first, left_out = load_records(config, ARGS, "rl", checks, held_out=held_out)
+    assert [(line.file, line.where[-1]) for line in left_out] == [(0, "2"), (1, "2"), (1, "1")]
+    (tmp_path / "checkpoint").mkdir()
+    write_left_out(tmp_path / "checkpoint", left_out)
+    goes_on: Any = {"goes_on_from": tmp_path / "checkpoint", "held_out": held_out}
+    assert load_records(config, ARGS, "rl", checks, **goes_on) == (first, left_out)
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '{"line": ["a"]}', "no JSON", '{"where": 1}'])
+def test_lines_left_out_that_cannot_be_read_are_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "left_out.jsonl").write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=r"left_out\.jsonl: the lines that were left out") as error:
+        read_left_out(tmp_path)
+    assert "\n" not in str(error.value)

@@ -13,8 +13,9 @@ from fourdthinker.errors import ConfigError, FourdError, OutputError
 from fourdthinker.files import append_lines, locked_folder, make_folder
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.beginning import _cut_lines
-from fourdthinker.trainers.data import _left_out, load_records
+from fourdthinker.trainers.data import load_records
 from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.left_out import LeftOut, read_left_out, write_left_out
 from fourdthinker.trainers.settings import DiftConfig
 
 
@@ -27,7 +28,7 @@ def load(folder: Path, text: str) -> list[Any]:
         on_bad_record="skip",
     )
     args = SimpleNamespace(process_index=0, world_size=1)
-    return load_records(config, args, "rl", None)  # type: ignore[arg-type]  # all that it looks at
+    return load_records(config, args, "rl", None)[0]  # type: ignore[arg-type]  # all that it looks at
 
 
 @pytest.mark.parametrize("bad", ["", "no record\n"])
@@ -43,11 +44,13 @@ def test_a_link_to_the_rejected_lines_stays_and_its_file_too(tmp_path: Path, bad
 
 
 def test_separators_of_lines_in_a_text_end_no_line(tmp_path: Path) -> None:
+    left_out = [LeftOut("a:1", "none", f"{number} a\u2028b\x85c", "data", 0) for number in range(3)]
+    write_left_out(tmp_path, left_out)
+    assert read_left_out(tmp_path) == left_out
     rows = [{"step": step, "line": f"{step} a\u2028b\x85c"} for step in (1, 2, 3)]
     append_lines(tmp_path / "a.jsonl", rows)
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"step": 1, "li')  # a kill has cut it off
-    assert list(_left_out(tmp_path / "a.jsonl")) == [row["line"] for row in rows]
     _cut_lines(tmp_path / "a.jsonl", 2)
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n")[:-1]] == rows[:2]
 
