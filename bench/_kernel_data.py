@@ -96,7 +96,8 @@ def present(calls: dict[str, Call | None]) -> tuple[dict[str, Call], dict[str, s
         "Liger, not compiled": "not installed",
         "TRL fused head": "not installed: pip install trl",
         "TRL fused": "not installed (pip install trl), or needs a GPU",
-        "verl fused head": "not installed (pip install verl), or needs a GPU",
+        # 0.9.1 asks for transformers below 5.11, so no extra can hold it.
+        "verl fused head": "not installed (pip install --no-deps verl), or needs a GPU",
     }  # fmt: skip
     missing = {name: why.get(name, "not in this torch") for name, call in calls.items() if call is None}
     return {name: call for name, call in calls.items() if call is not None}, missing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +25,10 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    "torch", "triton", "transformers", "trl", "liger-kernel", "av", "decord", "torchcodec",
+    "torch", "triton", "transformers", "trl", "verl", "liger-kernel", "av", "decord", "torchcodec",
     "opencv-python-headless", "pillow", "numpy",
 )  # fmt: skip
+MEASURED = ("bench", "csrc", "fourdthinker", "kernels", ":!bench/results")  # what a figure depends on
 _FLUSH_BYTES = 512 << 20
 WARM_SECONDS = 0.05  # until the clocks of a GPU are up
 
@@ -168,8 +171,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def revision() -> str:
+    """The last commit that changed what is measured, with ``+`` where files differ from it.
+
+    ``unknown`` where this is no checkout, or git does not read it.
+    """
+    git = ("git", "-C", str(Path(__file__).parents[1]))
+    try:
+        found = subprocess.run(
+            [*git, "log", "-1", "--format=%h", "--abbrev=12", "--", *MEASURED],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *MEASURED], check=False).returncode
+    return found + ("+" if changed else "") if found else "unknown"
+
+
 def add_save(parser: argparse.ArgumentParser) -> None:
     """Declare ``--save``: without it, no bench writes results."""
+    revision()  # before anything is measured: what is committed during a run was not loaded
     parser.add_argument("--save", action="store_true", help="write bench/results/<date>-<device>.json")
 
 
@@ -179,7 +201,8 @@ def save(
     """Write ``rows`` (JSON values) under ``name`` into ``bench/results/<date>-<device>.json``.
 
     ``device`` is ``cpu``, ``cuda`` or a name of one's own. Other benches of that day stay in the file; so do
-    rows of this one, where ``replacing`` is given, that differ from all new ones in one of these keys.
+    rows of this one, where ``replacing`` is given, that differ from all new ones in one of these keys. A row
+    names its ``revision``.
     """
     label = device_name(device) if device in ("cpu", "cuda") else _slug(device)
     RESULTS.mkdir(exist_ok=True)
@@ -189,7 +212,8 @@ def save(
     if replacing is not None and name in held:
         new = {tuple(row[key] for key in replacing) for row in rows}
         kept = [row for row in held[name]["rows"] if tuple(row[key] for key in replacing) not in new]
-    held[name] = {"versions": versions(), "rows": [dict(row) for row in (*kept, *rows)]}
+    dated = [{"revision": revision(), **row} for row in rows]
+    held[name] = {"versions": versions(), "rows": [*kept, *dated]}
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(held, indent=1) + "\n")
     part.replace(path)

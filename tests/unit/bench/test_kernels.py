@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import subprocess
 import sys
 import time
 
@@ -66,7 +67,7 @@ def test_the_fused_heads_of_others_are_raced_or_named():
     for case in FAMILIES["head"](SIZES["tiny"], "cpu", False):
         assert ("TRL fused head" in case.calls) is installed
         assert ("TRL fused head" in case.absent) is not installed
-        assert case.absent["verl fused head"] == "not installed (pip install verl), or needs a GPU"
+        assert case.absent["verl fused head"] == "not installed (pip install --no-deps verl), or needs a GPU"
 
 
 def test_a_peer_that_cannot_be_imported_costs_its_row_alone(results, monkeypatch):
@@ -294,8 +295,46 @@ def test_other_benches_of_the_day_stay_in_the_file(results):
     path = measure.save("two", [{"b": 2}], "my device")
     saved = json.loads(path.read_text())
     assert path.name.endswith("-my-device.json")
-    assert saved["one"]["rows"] == [{"a": 1}]
-    assert saved["two"]["rows"] == [{"b": 2}]
+    assert saved["one"]["rows"] == [{"revision": measure.revision(), "a": 1}]
+    assert saved["two"]["rows"] == [{"revision": measure.revision(), "b": 2}]
+    assert {"torch", "trl", "verl"} <= saved["one"]["versions"].keys()
+
+
+def test_a_row_keeps_the_revision_that_it_was_measured_at(results, monkeypatch):
+    monkeypatch.setattr(measure, "revision", lambda: "older")
+    measure.save("one", [{"a": 1}, {"a": 2}], "my device")
+    monkeypatch.setattr(measure, "revision", lambda: "newer")
+    path = measure.save("one", [{"a": 2}], "my device", replacing=("a",))
+    assert json.loads(path.read_text())["one"]["rows"] == [
+        {"revision": "older", "a": 1}, {"revision": "newer", "a": 2}
+    ]  # fmt: skip
+
+
+def test_the_revision_is_that_of_what_is_measured(tmp_path, monkeypatch):
+    """Neither a commit of results nor one of a page makes figures look older than the code."""
+
+    def git(*words):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", str(tmp_path), *name, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "bench" / "_measure.py"))
+    assert measure.revision.__wrapped__() == "unknown"
+    git("init", "-q")
+    for folder in ("bench/results", "csrc", "fourdthinker", "kernels"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a").write_text("1")
+    git("add", "-A")
+    git("commit", "-qm", "code")
+    code = git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "bench/results/a").write_text("2")
+    (tmp_path / "README.md").write_text("2")
+    git("add", "-A")
+    git("commit", "-qm", "results")
+    (tmp_path / "bench/results/a").write_text("3")
+    assert measure.revision.__wrapped__() == code
+    (tmp_path / "kernels/a").write_text("2")
+    assert measure.revision.__wrapped__() == code + "+"
 
 
 def test_sizes_are_those_of_the_device():
