@@ -19,6 +19,9 @@ _FORM = re.compile(
     rf"\s*<think>({_BODY})</think>\s*<answer>({_BODY})</answer>\s*", re.IGNORECASE | re.DOTALL | re.ASCII
 )
 
+# A letter within a text that can be meant for an option: a capital alone, or any letter with a mark.
+_NAMED = re.compile(r"(?<![^\W_])(?:([A-Z])(?![^\W_])|(?<!\.)([a-z])(?:\)|[.:](?!\S)))")
+
 
 def thought_and_answer(text: str) -> tuple[str, str] | None:
     """The two parts of a text that consists of one reasoning and one answer.
@@ -68,7 +71,9 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
        ``):`` behind it. ``B``, ``(b)``, ``B.``, ``(B``, ``B).``;
     2. the exact text of exactly one option: with an option "A cube" under B, the answer "A cube" means B;
     3. ``(B)``, ``B.``, ``B)`` or ``B:`` followed by a space, or one of these or ``B`` alone on the first
-       line: ``B. left``;
+       line, and then that option's text, or other words, or both, that name no other option: ``B. left``.
+       Words name another option that are its text, or that hold its letter as a capital that stands alone,
+       or with a mark (``(c)``, ``c)``, ``c.``, ``c:``): "A) or B)" and "B. wrong; C" are None;
     4. one of these or ``B`` followed by the text of that same option: ``B left``, ``B.left``.
 
     Anything else ("A and B", "A different cube", the text of two options) is None.
@@ -104,10 +109,22 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
         return None
     rest = content[led.end() :]
     marked = bool(led.group(1) or led.group(3))
-    if (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest):
-        return letter
     separated = marked or rest[:1].isspace()
-    return letter if separated and normalised(rest) == normalised(options[letter]) else None
+    if separated and normalised(rest) == normalised(options[letter]):
+        return letter
+    words = (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest)
+    return letter if words and not _names_another(rest, letter, options) else None
+
+
+def _names_another(rest: str, letter: str, options: Mapping[str, str]) -> bool:
+    """Whether what stands behind the letter of an option speaks of another option."""
+    if normalised(rest) in {normalised(text) for other, text in options.items() if other != letter}:
+        return True
+    words, own = " ".join(rest.split()), " ".join(options[letter].split())
+    if words[: len(own)].casefold() == own.casefold():  # whatever letters that holds
+        words = words[len(own) :]
+    named = {key for match in _NAMED.finditer(words) if (key := _key(options, match[1] or match[2]))}
+    return bool(named - {letter})
 
 
 def _key(options: Mapping[str, str], letter: str) -> str | None:

@@ -7,10 +7,19 @@ from fractions import Fraction
 
 from fourdthinker.answers import answer_text
 
+_LENGTH = (
+    r"(?:[kcdm]?m|(?:kilo|centi|deci|milli)?met(?:er|re)s?|ft|foot|feet|in|inch(?:es)?|yd|yards?|mi|miles?)"
+)
+_TIME = r"(?:m?s|h|secs?|mins?|hrs?|(?:milli)?seconds?|minutes?|hours?)"
+_POWER = r"(?:²|³|\^?[23])?"
+_UNIT = (
+    rf"(?:(?:sq\.?|square|cubic)\s?{_LENGTH}|sqm|{_LENGTH}{_POWER}(?:(?:\s?/\s?|\sper\s){_TIME}{_POWER})?|{_TIME}"
+    r"|mph|kph|kmh|°|deg|degrees?|rad|radians?|%|percent|frames?|fps|px|pixels?|kg|g)"
+)
 # A number in digits, with a unit behind it or none. The lengths bound what a hostile text can cost.
 _NUMBER = re.compile(
     r"([-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,30})?(?:\.\d{1,30})?(?:[eE][-+]?\d{1,2})?)"
-    r"\s*(?:[a-z°²³/%]{1,20}\.?)?\.?",
+    rf"\s*(?:{_UNIT}\.?)?\.?",
     re.IGNORECASE | re.ASCII,
 )
 THRESHOLDS = tuple(Fraction(50 + 5 * k, 100) for k in range(10))  # .50, .55, ... .95
@@ -20,7 +29,8 @@ def parse_number(text: str) -> str | None:
     """The number that a completion answers with.
 
     Only the last closed `<answer>...</answer>` is read, and it must hold nothing but one number in digits,
-    with or without a unit: `3`, `-2.5 m`, `1,200`, `1e3`. "about 3", "3 or 4" and "three" are None.
+    with or without a unit of length, area, volume, time, speed, angle or mass, "%", frames or pixels: `3`,
+    `-2.5 m`, `1,200`, `1e3`. "about 3", "3 or 4", "3 or", "2 million", "5k" and "three" are None.
 
     Args:
         text: a decoded completion.

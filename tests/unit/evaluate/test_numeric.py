@@ -29,6 +29,13 @@ def test_a_target_of_zero_takes_the_absolute_error():
     assert mean_relative_accuracy(None, "0") == 0.0
 
 
+# What changes the number before it, or leaves it open, is no unit.
+WORDS = (
+    "k", "hundred", "thousand", "million", "millions", "billion", "bn", "mn", "lakh", "dozen", "score",
+    "pairs", "half", "or", "to", "and", "plus", "minus", "times", "x", "of", "more",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -37,6 +44,10 @@ def test_a_target_of_zero_takes_the_absolute_error():
         ("three", None), ("", None),
         ("e5", None), ("3 4", None), ("1,20", None), ("٣", None), ("+", None), ("9" * 400, None),
         ("1e999", None), ("<answer>4", "4"),
+        ("1.5 square meters", "1.5"), ("4 m²", "4"), ("4 sq ft", "4"), ("2 m/s", "2"), ("3 km/h.", "3"),
+        ("9.8 m/s^2", "9.8"), ("2 meters per second", "2"), ("45°", "45"), ("45 degrees", "45"), ("3%", "3"),
+        ("12 s", "12"), ("5 in.", "5"), ("6 Frames", "6"), ("1e3 m", "1e3"),
+        *((f"2 {word}", None) for word in WORDS), ("2k", None), ("1.5K", None), ("2 m or", None),
     ],
 )  # fmt: skip
 def test_the_documented_form_is_read_and_nothing_else(text, number):
