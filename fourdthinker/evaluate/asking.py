@@ -140,7 +140,11 @@ class Asking:
         return out
 
     def _features(self, prompts: Sequence[Prompt]) -> list[Tensor | None]:
-        """Vision features, each distinct clip encoded once, and not again when the last batch showed it."""
+        """Vision features, each distinct clip encoded once, and not again when the last batch showed it.
+
+        Together with others a clip's features would be rounded as these have it, and an evaluation that goes
+        on may have others.
+        """
         known = [
             replace(prompt, vision=replace(prompt.vision, features=self.last[id(prompt.vision)][1]))
             if prompt.vision is not None and id(prompt.vision) in self.last
@@ -148,7 +152,7 @@ class Asking:
             for prompt in prompts
         ]
         with torch.no_grad():
-            features = encode_prompts(self.sampler.backbone, known)
+            features = encode_prompts(self.sampler.backbone, known, apart=True)
         self.last.clear()
         for prompt, feature in zip(prompts, features, strict=True):
             if prompt.vision is not None and feature is not None:

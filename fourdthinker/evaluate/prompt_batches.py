@@ -94,17 +94,23 @@ class PromptBatches:
             )
 
     def batches(self, done: Collection[str], size: int) -> Iterator[list[Prepared]]:
-        """The records that are not done yet, as prompts.
+        """The records as prompts, in batches, without the batches that are done.
+
+        Which records make a batch is the same whatever was done before, so that an evaluation which goes on
+        computes what one in a single run does, to the last bit.
 
         Args:
-            done: ids of records to leave out.
-            size: of a batch at most.
+            done: ids; a batch is left out where all its records are among them.
+            size: of a batch; the last one may be smaller.
 
         Yields:
-            Index and prompt of up to `size` records, or their failed questions.
+            Index and prompt of `size` records, or their failed questions.
         """
+        order = self._order()
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        rows = {i for part in parts if not self._all_in(part, done) for i in part}
         batch: list[Prepared] = []
-        for item in self._encoded(done) if self.prompts is None else self._ready(self.prompts, done):
+        for item in self._encoded(rows) if self.prompts is None else self._ready(self.prompts, rows):
             batch.append(item)
             if len(batch) == size:
                 yield batch
@@ -112,16 +118,41 @@ class PromptBatches:
         if batch:
             yield batch
 
-    def _ready(self, prompts: Sequence[Prompt], done: Collection[str]) -> Iterator[Prepared]:
-        # similar lengths together, so that little is padded; ties stay in order
-        rows = [i for i, record in enumerate(self.records) if record.id not in done]
-        yield from ((i, prompts[i]) for i in sorted(rows, key=lambda i: len(prompts[i].input_ids)))
+    def failing(self, ids: Collection[str]) -> dict[str, AnsweredQuestion]:
+        """Those of these records for which no prompt can be made.
 
-    def _encoded(self, done: Collection[str]) -> Iterator[Prepared]:
+        Args:
+            ids: of records.
+
+        Returns:
+            Their failed questions, by id.
+        """
+        if self.prompts is not None:
+            return {}
+        rows = {i for i, record in enumerate(self.records) if record.id in ids}
+        return {item.id: item for item in self._encoded(rows) if isinstance(item, AnsweredQuestion)}
+
+    def _all_in(self, rows: Sequence[int], ids: Collection[str]) -> bool:
+        return all(self.records[i].id in ids for i in rows)
+
+    def _order(self) -> list[int]:
+        """All rows, as they are asked."""
+        if self.prompts is not None:
+            lengths = [len(prompt.input_ids) for prompt in self.prompts]
+            # similar lengths together, so that little is padded; ties stay in order
+            return sorted(range(len(lengths)), key=lengths.__getitem__)
+        clips = [(shown is not None, clip.rows) for clip, shown in zip(self.clips, self.shown, strict=True)]
+        return [i for _, rows in sorted(clips, key=lambda clip: clip[0]) for i in rows]
+
+    def _ready(self, prompts: Sequence[Prompt], rows: Collection[int]) -> Iterator[Prepared]:
+        yield from ((i, prompts[i]) for i in self._order() if i in rows)
+
+    def _encoded(self, wanted: Collection[int]) -> Iterator[Prepared]:
+        """In the order of `_order`; a clip without a donor comes before those that are read."""
         records, override, encoder = self.records, self.override, self.encoder
         work: list[tuple[list[int], AskedClip]] = []
         for clip, donor in zip(self.clips, self.shown, strict=True):
-            rows = [i for i in clip.rows if records[i].id not in done]
+            rows = [i for i in clip.rows if i in wanted]
             if donor is None:
                 yield from (make_question(records[i], failed=_NO_DONOR) for i in rows)
             elif rows:

@@ -57,8 +57,9 @@ def evaluate(
 
     Questions about the same clip share its decoding and its run through the vision tower; the n samples
     share the prefill. The seed of a sample comes from `config.seed`, the record's id and the sample's
-    number, so that neither batching nor resuming nor the other records change an answer (but where rounding
-    decides between two ids, see docs/sampler.md).
+    number, so that neither batching nor the other records change an answer (but where rounding decides
+    between two ids, see docs/sampler.md). An evaluation that was interrupted goes on in the same batches, and
+    one of which an answer is missing is asked whole: the results are those of a single run, byte for byte.
 
     Args:
         sampler: of the model to evaluate.
@@ -67,7 +68,7 @@ def evaluate(
         n: samples a question; 0 for greedy alone.
         greedy: whether to answer at temperature 0 too.
         config: sampling settings; None: `SamplingConfig()`.
-        batch_prompts: prompts in one call of the sampler, n rows each.
+        batch_prompts: prompts in one call of the sampler, n rows each; part of the journal's settings.
         frames_override: "black" shows black frames, "none" no frames at all, "other" those of another clip,
             by a deterministic exchange that leaves no clip where it was. What is still answered does not
             come from the pixels.
@@ -98,12 +99,11 @@ def evaluate(
     feeds = latent_feeds(latents, sampler.backbone, encoder, records, config)
     asking = Asking(sampler, encoder, records, n, greedy, config, feeds, letters)
     items = PromptBatches(records, encoder, group_clips(records), frames_override, config.seed, prompts)
-    settings = _settings(asking, items, latents, name)
+    settings = _settings(asking, items, latents, name) | {"batch": batch_prompts}
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, settings))
-        # what failed before is tried again: the file may be there now
-        done = {key: question for key, question in book.done.items() if not question.failed} if book else {}
         before, mark = book.seconds if book else 0.0, started
+        done = {} if book is None else _done(book, items)
         bar = stack.enter_context(progress_bar(shown=progress, transient=True))
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         if latents in OF_OWN and len(done) < len(records):
@@ -116,7 +116,7 @@ def evaluate(
                 now = time.perf_counter()
                 book.add(answered, now - mark)
                 mark = now
-            bar.update(task, advance=len(answered))
+            bar.update(task, completed=len(done))
         if book:
             book.finish(record.id for record in records)
     failed = [q for q in (done[r.id] for r in records) if q.failed]
@@ -130,6 +130,14 @@ def evaluate(
         )
     questions = tuple(done[record.id] for record in records)
     return EvalResult(name, questions, n, greedy, settings, before + time.perf_counter() - started)
+
+
+def _done(book: Journal, items: PromptBatches) -> dict[str, AnsweredQuestion]:
+    """What need not be asked: what failed before is tried again, since its file may be there now."""
+    failed = items.failing({key for key, question in book.done.items() if question.failed})
+    if failed:
+        book.add(failed.values(), 0.0)
+    return {key: question for key, question in book.done.items() if key in failed or not question.failed}
 
 
 def check_records(

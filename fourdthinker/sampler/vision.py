@@ -18,7 +18,7 @@ _PATCHES_PER_CALL = (4_096, 65_536)  # on CPU and GPU: bounds the tower's activa
 _PROBES = 64
 
 
-def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Tensor]:
+def encode_visions(backbone: Backbone, visions: Sequence[Vision], *, apart: bool = False) -> Iterator[Tensor]:
     """The vision features of clips and images, in few calls of the tower.
 
     Whether gradients flow is the backbone's business: they do when its tower is open.
@@ -26,12 +26,14 @@ def encode_visions(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Te
     Args:
         backbone: whose tower computes.
         visions: clips or images, with patches.
+        apart: a call for each of them, so that its features are the same bits whatever the others are.
 
     Returns:
         For each of `visions` its features [M, (1 + D) * H], as `Backbone.encode_vision` gives them.
     """
     merged = backbone.vision.merge_size**2
-    for part in _parts(visions, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
+    most = 0 if apart else _PATCHES_PER_CALL[backbone.device.type == "cuda"]
+    for part in _parts(visions, most):
         sizes = [_size(vision) // merged for vision in part]
         yield from backbone.encode_vision(*_joined(part)).split(sizes)
 
@@ -51,7 +53,9 @@ def encode_imagery(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Te
         yield from backbone.imagery_targets(*_joined(part)).split(sizes)
 
 
-def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+def encode_prompts(
+    backbone: Backbone, prompts: Sequence[Prompt], *, apart: bool = False
+) -> list[Tensor | None]:
     """The vision features of prompts, each distinct clip encoded once.
 
     Features that a prompt brings along are used as they are. Whether gradients flow is the backbone's
@@ -60,6 +64,7 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor
     Args:
         backbone: whose tower computes.
         prompts: of the same family.
+        apart: as for `encode_visions`.
 
     Returns:
         For each prompt its features [M, (1 + D) * H] on the device of the backbone, or None without pictures.
@@ -91,7 +96,7 @@ def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[Tensor
             users.append([index])
         else:
             users[known].append(index)
-    for indices, encoded in zip(users, encode_visions(backbone, distinct), strict=True):
+    for indices, encoded in zip(users, encode_visions(backbone, distinct, apart=apart), strict=True):
         for index in indices:
             features[index] = encoded
     return features

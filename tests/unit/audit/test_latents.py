@@ -24,8 +24,9 @@ from fourdthinker.report.cards import Names
 from fourdthinker.report.latents import latent_tables, thought_deck
 from fourdthinker.report.media import Album
 from fourdthinker.sampler import LatentSampler, SamplingConfig, replay_batch
+from fourdthinker.samples import Prompt
 from tests.tiny import tiny_tokenizer
-from tests.unit.audit.synthetic import class_targets, questions, trained
+from tests.unit.audit.synthetic import CLASSES, class_targets, ids_of, questions, trained
 from tests.unit.sampler.cases import make_prompt, talkative
 
 CONFIG = SamplingConfig(max_new_tokens=14, max_blocks=1)
@@ -129,6 +130,31 @@ def test_replacements_do_not_depend_on_batching(reader: Checkpoint) -> None:
             assert (a.letters or {}) == pytest.approx(b.letters or {}, abs=1e-5)
         assert mode == "noise" or all(q.letters for q in whole.questions)
         assert whole.settings["latents"] == mode
+
+
+def test_letters_of_a_resumed_run_are_those_of_a_whole_one(reader: Checkpoint, tmp_path: Path) -> None:
+    """Prompts of mixed length, which are asked by length: every byte is that of a run that nothing cut."""
+    records, prompts = questions(reader, QUESTIONS)
+    for i, record in enumerate(records):
+        ids = torch.tensor(ids_of(reader, "x" * (1 + 7 * i % 5) + CLASSES[i % 4] + "?"))
+        prompts[i] = Prompt(ids, torch.arange(len(ids)).expand(3, -1), len(ids), record=record)
+
+    def go(path: Path) -> bytes:
+        evaluate(
+            LatentSampler(reader.backbone), reader.encoder(), records, n=1, config=CONFIG, prompts=prompts,
+            letters=True, journal=path, batch_prompts=4, progress=False,
+        )  # fmt: skip
+        return path.read_bytes()
+
+    whole = go(tmp_path / "whole.jsonl")
+    settings, *lines = whole.splitlines(keepends=True)
+    assert sum(json.loads(line)["letters"] is not None for line in lines) > QUESTIONS / 2
+    order = sorted(range(QUESTIONS), key=lambda i: len(prompts[i].input_ids))
+    written = [lines[i] for i in order]
+    for kept in (5, 13):
+        cut = tmp_path / f"{kept}.jsonl"
+        cut.write_bytes(settings + b"".join(written[:kept]) + written[kept][:30])
+        assert go(cut) == whole
 
 
 def test_what_is_fed(reader: Checkpoint) -> None:

@@ -144,7 +144,7 @@ def test_questions_about_one_clip_share_the_tower(world: Any, monkeypatch: pytes
 
     monkeypatch.setattr(type(backbone), "encode_vision", counting)
     run(world, records=world[2][:6], batch_prompts=16)
-    assert grids == [3]  # three clips; six questions, three rows each
+    assert grids == [1, 1, 1]  # three clips; six questions, three rows each
 
 
 def test_batches_about_one_clip_share_the_tower(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +184,31 @@ def test_a_killed_run_is_resumed_from_its_journal(world: Any, tmp_path: Path) ->
     assert contents(again) == contents(whole)
     assert sampler.calls - before == 4  # two batches, sampled and greedy
     assert path.read_bytes() == written
-    assert run(world, records=records, journal=path).summary() == whole.summary()
+    assert run(world, records=records, journal=path, batch_prompts=2).summary() == whole.summary()
     assert sampler.calls - before == 4
     run(world, records=records, journal=tmp_path / "twice.jsonl", batch_prompts=2)
     assert (tmp_path / "twice.jsonl").read_bytes() == written
+    with pytest.raises(ConfigError, match=r"another evaluation \(batch: 2 there, 3 now\)"):
+        run(world, records=records, journal=path, batch_prompts=3)
+
+
+def test_a_clip_that_comes_late_is_asked_in_the_batch_it_belongs_to(world: Any, tmp_path: Path) -> None:
+    """What was answered beside it is asked once more, or its rounding would be that of another batch."""
+    sampler, _, records = world
+    path, picture = tmp_path / "journal.jsonl", tmp_path / "late.png"
+    late = Record("rl", "late", "Which way?", options=OPTIONS, answer="A", frames=[str(picture)])
+    asked: dict[str, Any] = {"records": [records[0], late, *records[1:6]], "batch_prompts": 3, "n": 0}
+    picture.write_bytes(b"not yet")
+    run(world, **asked, journal=path)
+    before, first = sampler.calls, path.read_bytes()
+    run(world, **asked, journal=path)
+    assert sampler.calls == before, "a clip that fails again changes nothing"
+    assert path.read_bytes() == first
+    Image.new("RGB", (56, 56), "red").save(picture)
+    run(world, **asked, journal=path)
+    assert sampler.calls == before + 1, "one batch of three"
+    run(world, **asked, journal=tmp_path / "whole.jsonl")
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(world: Any, tmp_path: Path) -> None:
@@ -200,7 +221,7 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(world: Any, tmp_pat
     times.write_text("".join(json.dumps(part | {"seconds": 20.0}) + "\n" for part in parts[:2]))
     resumed = run(world, records=records, journal=path, batch_prompts=2)
     assert 40 < resumed.seconds < 45  # a slow machine, and a kill
-    assert 40 < run(world, records=records, journal=path).seconds < 45
+    assert 40 < run(world, records=records, journal=path, batch_prompts=2).seconds < 45
     path.unlink()
     assert run(world, records=records, journal=path).seconds < 5, "those of answers that are gone"
     times.write_text("{}\n")
