@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import functools
@@ -12,10 +13,11 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,19 @@ def _status(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}; peak memory can be measured on Linux only")
+
+
+@contextlib.contextmanager
+def bounded_memory(share: float = 0.95) -> Iterator[None]:
+    """Within the block, memory beyond this share of what is free is refused: an error in whoever asks for it,
+    where the system would end a process of its own choice (Linux)."""
+    free = int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) * 1024
+    former = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + int(share * free), former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, former)
 
 
 def peak_allocated(call: Callable[[], object], device: str = "cpu") -> int:

@@ -92,7 +92,8 @@ class TrlStep(Timed):
         folder: for the files of Trainer.
         fair: whether the head leaves out rows without a loss, which TRL does on a GPU only, and the tower is
             frozen, as ours is.
-        checkpointing: whether layers are recomputed in the backward pass, TRL's default.
+        checkpointing: whether layers are recomputed in the backward pass (``gradient_checkpointing``, which
+            TRL has on by default).
     """
 
     def __init__(

@@ -1,21 +1,27 @@
 """Training steps: ``python -m bench training``.
 
 - ``grpo``: our 4DRL step against ``trl.GRPOTrainer``'s, whole updates by ``train()`` of both. "as installed":
-  TRL's defaults, but float32; "fair": only rows with a loss go through the head, the tower is frozen and no
-  layer is computed twice, as in ours. TRL reads no video: a clip becomes as many vision tokens of pictures.
+  TRL's defaults, but float32; on a CPU it scores every position, and it trains the tower. "fair": only rows
+  with a loss go through the head and the tower is frozen, as in ours; with gradient checkpointing, TRL's
+  default (less memory), and without (faster). Ours has it off, but computes norms and SwiGLU again. TRL reads
+  no video: a clip becomes as many vision tokens of pictures. With ``--save`` a case is written when it is
+  done, and is not run again at the same revision: the same command goes on where it was stopped.
 - ``dift``: our DIFT loss and step against transformers' logits and loss of all positions.
 - ``growth``: memory and time of our step at three sizes each of prompt, completion and group.
-- ``parts``: what our step keeps for its backward pass.
+- ``parts``: what our step holds at its worst moment.
 
-Candidates take turns in one process. Peaks are bytes of tensors at the worst moment of a step; those of grpo
-hold weights, gradients and AdamW's state.
+Candidates take turns in one process; times and their ratios are medians. Peaks are bytes of tensors at the
+worst moment of a step; those of grpo hold weights, gradients and AdamW's state.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import logging
+import statistics
 import sys
 import tempfile
 from collections import defaultdict
@@ -37,6 +43,12 @@ Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 ANSWER = 200  # tokens of a DIFT answer
 GROWTH = ("prompt_tokens", "completions", "new_tokens")
+CANDIDATES = {  # as they are chosen, and as they are called in the results
+    "ours": "ours", "fair": "TRL, fair", "fair-checkpointing": "TRL, fair, gradient checkpointing",
+    "installed": "TRL, as installed",
+}  # fmt: skip
+RUNS = 3  # of which a median can be saved
+SAME = ("candidate", "shape", "prompt_tokens", "completions", "new_tokens", "prompts")  # of a row of grpo
 
 
 def make_backbone(options: argparse.Namespace) -> Backbone:
@@ -49,29 +61,45 @@ def grpo_steps(options: argparse.Namespace, case: Case, folder: Path) -> dict[st
     """The candidates, each with a model of its own."""
     steps: dict[str, Timed] = {}
     task = make_task(make_backbone(options), case)
-    if "ours" in options.candidates:
-        steps["ours"] = OurStep(
-            make_backbone(options), task, case, folder, checkpointing=options.checkpointing
-        )
-    if reason := trl.absent():
-        logger.warning("TRL is left out: %s", reason)
-        return steps
-    if "fair" in options.candidates:
-        steps["TRL, fair"] = trl.TrlStep(
-            make_backbone(options), task, case, folder, fair=True, checkpointing=options.checkpointing
-        )
-    if "installed" in options.candidates:
-        steps["TRL, as installed"] = trl.TrlStep(
-            make_backbone(options), task, case, folder, fair=False, checkpointing=True
-        )
+    for who in options.candidates:
+        if who == "ours":
+            steps[CANDIDATES[who]] = OurStep(
+                make_backbone(options), task, case, folder, checkpointing=options.checkpointing
+            )
+        else:
+            steps[CANDIDATES[who]] = trl.TrlStep(
+                make_backbone(options),
+                task,
+                case,
+                folder,
+                fair=who != "installed",
+                checkpointing=who != "fair",
+            )
     return steps
+
+
+def measure_peaks(steps: dict[str, Timed]) -> tuple[dict[str, int], dict[str, str]]:
+    """The peaks of those that there is memory for; the others, with why, are taken out of ``steps``."""
+    peaks, absent = {}, {}
+    for who in list(steps):
+        try:
+            peaks[who] = steps[who].peak_bytes()
+        except (RuntimeError, MemoryError) as error:
+            if who == "ours" or not ("memory" in str(error) or isinstance(error, MemoryError)):
+                raise
+            absent[who] = str(error).partition("\n")[0][:160] or "MemoryError"
+            logger.warning("%s is left out of this case: %s", who, absent[who])
+        if who in absent:  # behind the block, which holds what it raised from
+            del steps[who]
+            gc.collect()
+    return peaks, absent
 
 
 def race_grpo(options: argparse.Namespace, case: Case) -> list[Row]:
     """A row of each candidate. The first step, which is not timed, tells the peak."""
     with tempfile.TemporaryDirectory() as name:
         steps = grpo_steps(options, case, Path(name))
-        peaks = {who: step.peak_bytes() for who, step in steps.items()}
+        peaks, absent = measure_peaks(steps)
         parts: dict[str, dict[str, list[float]]] = {who: defaultdict(list) for who in steps}
 
         def noting(who: str) -> Callable[[], None]:
@@ -85,19 +113,16 @@ def race_grpo(options: argparse.Namespace, case: Case) -> list[Row]:
         taken = measure.interleaved(
             {who: noting(who) for who in steps}, repeats=options.repeats, warmup=0, device="cpu"
         )
-    rows = []
-    for who in steps:
-        row: Row = {
-            "candidate": who,
-            **vars(case),
-            "shape": options.shape,
-            "recomputed": options.checkpointing,
-        }
-        row |= {"peak_bytes": peaks[who], "kept_bytes": steps[who].kept_bytes()}
-        row |= {f"{part}_s": min(seconds) for part, seconds in parts[who].items()}
+    middle = {who: statistics.median(seconds) for who, seconds in taken.items()}
+    given = {"shape": options.shape, **vars(case)}
+    rows: list[Row] = [{"candidate": who, **given, "absent": why} for who, why in absent.items()]
+    for who, step in steps.items():
+        row: Row = {"candidate": who, **given, "recomputed": bool(step.trainer.args.gradient_checkpointing)}
+        row |= {"peak_bytes": peaks[who], "kept_bytes": step.kept_bytes()}
+        row |= {f"{part}_s": statistics.median(seconds) for part, seconds in parts[who].items()}
         row |= measure.summary(taken[who])
         if "ours" in steps and who != "ours":
-            row["slower"] = round(min(taken[who]) / min(taken["ours"]), 2)
+            row["slower"] = round(middle[who] / middle["ours"], 2)
             row["ours_to_its_peak"] = round(peaks["ours"] / peaks[who], 3)
         rows.append(row)
     return rows
@@ -116,11 +141,12 @@ def race_dift(options: argparse.Namespace) -> list[Row]:
                 raise RuntimeError(f"the losses differ, so they are not the same work: {losses}")
             peaks = {who: measure.peak_allocated(call, options.device) for who, call in calls.items()}
             taken = measure.interleaved(calls, repeats=options.repeats, warmup=0, device=options.device)
+            middle = {who: statistics.median(seconds) for who, seconds in taken.items()}
             for who in calls:
                 rows.append({
                     "candidate": who, "what": what, "prompt_tokens": prompt_tokens, "answer_tokens": ANSWER,
                     "samples": options.samples, "shape": options.shape, "peak_bytes": peaks[who],
-                    "slower": round(min(taken[who]) / min(taken["ours"]), 2),
+                    "slower": round(middle[who] / middle["ours"], 2),
                     "ours_to_its_peak": round(peaks["ours"] / peaks[who], 3), **measure.summary(taken[who]),
                 })  # fmt: skip
     return rows
@@ -170,15 +196,35 @@ def list_parts(options: argparse.Namespace) -> list[Row]:
     return [{"part": part, "MB": round(size / 1e6, 1), **vars(case)} for part, size in found.items()]
 
 
+def done(options: argparse.Namespace, case: Case) -> list[Row]:
+    """The saved rows of a case that need not be run again: of this revision, with all candidates."""
+    if not options.save or measure.revision() == "unknown" or measure.revision().endswith("+"):
+        return []
+    wanted = [
+        {"candidate": CANDIDATES[who], "shape": options.shape, **vars(case)} for who in options.candidates
+    ]
+    rows = [
+        row
+        for row in measure.saved("training grpo") or []
+        if row.get("revision") == measure.revision() and row.get("runs", RUNS) >= options.repeats
+    ]
+    found = [row for row in rows if {key: row[key] for key in SAME} in wanted]
+    return found if len(found) == len(wanted) else []
+
+
 def race_all(options: argparse.Namespace) -> list[Row]:
+    if len(options.candidates) > 1 and (reason := trl.absent()):
+        logger.warning("TRL is left out: %s", reason)
+        options.candidates = [who for who in options.candidates if who == "ours"]
     rows = []
     for case in options.cases:
-        rows += race_grpo(options, case)
+        with measure.bounded_memory() if options.device == "cpu" else contextlib.nullcontext():
+            rows += done(options, case) or race_grpo(options, case)
         measure.show(
             f"A 4DRL step, {options.shape} on {options.device}, so far", [short(row) for row in rows]
         )
         if options.save:
-            measure.save("training grpo", rows, options.device)
+            measure.save("training grpo", rows, options.device, replacing=SAME)
     return rows
 
 
@@ -210,8 +256,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer cases: ten minutes")
     parser.add_argument("--only", nargs="*", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--candidates", nargs="*", choices=["ours", "fair", "installed"],
-                        default=["ours", "fair", "installed"])  # fmt: skip
+    parser.add_argument("--candidates", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--shape", choices=list(SHAPES), help="default: 100m, with --quick tiny")
     parser.add_argument(
         "--prompt-tokens", nargs="*", type=int, choices=list(GRIDS), default=[250, 1000, 4000]
@@ -222,11 +267,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prompts", type=int, help="of a 4DRL step; default: 2, with --quick 1")
     parser.add_argument("--samples", type=int, default=1, help="of a DIFT step")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours and TRL, fair")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours")
+    parser.add_argument("--repeats", type=int, help="runs; default: 3, with --quick 1")
     measure.add_save(parser)
     options = parser.parse_args(argv)
     quick = options.quick
+    options.repeats = options.repeats or (1 if quick else RUNS)
+    if options.save and options.repeats < RUNS and {"grpo", "dift"} & {*options.only}:
+        parser.error(
+            f"--save writes medians of at least {RUNS} runs: leave out --quick, or add --repeats {RUNS}"
+        )
     options.shape = options.shape or ("tiny" if quick else "100m")
     lengths, prompts = options.new_tokens or [16 if quick else 64], options.prompts or (1 if quick else 2)
     options.cases = [
@@ -247,7 +297,7 @@ def main(argv: list[str]) -> int:
     for kind in options.only:
         rows[kind] = KINDS[kind](options)
         measure.show(f"{kind}, {options.shape} on {options.device}", [short(row) for row in rows[kind]])
-        if options.save:
+        if options.save and kind != "grpo":  # which has been saved case by case
             measure.save(f"training {kind}", rows[kind], options.device)
     sys.stdout.write(json.dumps({"device": options.device, "rows": rows}) + "\n")
     return 0

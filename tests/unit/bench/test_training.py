@@ -7,6 +7,7 @@ import argparse
 import pytest
 import torch
 
+from bench import _measure as measure
 from bench import _training_trl as trl
 from bench import training
 from bench._training_cases import Case, make_task
@@ -64,6 +65,106 @@ def test_parts_add_up_to_what_is_kept():
     assert len(kinds) == 4
     assert sum(kinds) == pytest.approx(rows["kept for backward"], abs=0.3)
     assert rows["whole peak"] > rows["weights"] + rows["AdamW's state"] + rows["kept for backward"]
+
+
+CLOCK = {"last": 0.0}
+
+
+class Rival:
+    """A candidate of the race whose steps take ``seconds``, one after the other; without a peak, too much."""
+
+    def __init__(self, checkpointing, seconds, peak):
+        self.trainer = argparse.Namespace(args=argparse.Namespace(gradient_checkpointing=checkpointing))
+        self.left, self.peak, self.seconds = list(seconds), peak, {}
+
+    def __call__(self):
+        CLOCK["last"] = self.left.pop(0)
+        self.seconds = {"loss": CLOCK["last"]}
+
+    def peak_bytes(self):
+        if self.peak is None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.peak
+
+    def kept_bytes(self):
+        return 1
+
+
+@pytest.fixture
+def race(tmp_path, monkeypatch):
+    """Runs ``bench training --only grpo`` with candidates that measure nothing; says which were raced."""
+    raced = []
+
+    def steps(options, case, folder):
+        raced.append(case.completions)
+        return {
+            "ours": Rival(False, (1.0, 2.0, 9.0, 2.0), 10),
+            "TRL, fair": Rival(False, (8.0, 1.0, 8.0, 8.0), None if case.completions == 4 else 40),
+            "TRL, fair, gradient checkpointing": Rival(True, [9.0] * 4, 20),
+        }
+
+    def timed(call):
+        call()
+        return CLOCK["last"]
+
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "_seconds", timed)
+    monkeypatch.setattr(measure, "revision", lambda: "abc")
+    monkeypatch.setattr(training, "grpo_steps", steps)
+    monkeypatch.setattr(trl, "absent", lambda: None)
+
+    def run(*words):
+        raced.clear()
+        given = ["--only", "grpo", "--prompt-tokens", "40", "--new-tokens", "2", "--save", "--candidates"]
+        training.main([*given, "ours", "fair", "fair-checkpointing", *words])
+        return list(raced)
+
+    return run
+
+
+def saved_rows():
+    return {(row["candidate"], row["completions"]): row for row in measure.saved("training grpo")}
+
+
+def test_ratios_of_the_race_are_of_medians(race):
+    race("--completions", "2")
+    rows = saved_rows()
+    assert rows["TRL, fair", 2]["slower"] == 8.0 / 2.0
+    assert rows["TRL, fair", 2]["loss_s"] == 8.0
+    assert [row["recomputed"] for row in rows.values()] == [False, False, True]
+    assert rows["TRL, fair, gradient checkpointing", 2]["ours_to_its_peak"] == 0.5
+
+
+def test_a_case_is_saved_when_it_is_done_and_not_run_again(race, monkeypatch):
+    assert race("--completions", "2") == [2]
+    assert race("--completions", "2", "4") == [4]
+    assert {completions for _, completions in saved_rows()} == {2, 4}
+    assert race("--completions", "2", "--repeats", "4") == [2]  # more runs than there are
+    monkeypatch.setattr(measure, "revision", lambda: "abd")
+    assert race("--completions", "4") == [4]
+    monkeypatch.setattr(measure, "revision", lambda: "abd+")  # whatever that is
+    assert race("--completions", "4") == [4]
+
+
+def test_who_needs_more_memory_than_there_is_is_named(race):
+    race("--completions", "4")
+    rows = saved_rows()
+    assert rows["TRL, fair", 4]["absent"].startswith("DefaultCPUAllocator: can't allocate memory")
+    assert rows["TRL, fair, gradient checkpointing", 4]["slower"] == 9.0 / 2.0
+
+
+def test_memory_beyond_what_is_free_is_refused():
+    with measure.bounded_memory(share=0.0), pytest.raises(RuntimeError, match="memory"):
+        torch.empty(1 << 34, dtype=torch.uint8)
+    torch.empty(1 << 28, dtype=torch.uint8)
+
+
+def test_what_is_saved_is_a_median_of_three(capsys):
+    assert training.parse(["--save"]).repeats == 3
+    for words in (["--quick"], ["--repeats", "2"]):
+        with pytest.raises(SystemExit):
+            training.parse([*words, "--save"])
+        assert "medians of at least 3 runs" in capsys.readouterr().err
 
 
 def test_quick_leaves_out_what_takes_long():
