@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fourdthinker.errors import ConfigError, FourdError, install
 from fourdthinker.files import make_folder, parse_json, write_bytes
 from fourdthinker.synth.narrate.limits import Budget, BudgetError, RateLimit
+from fourdthinker.synth.narrate.reply import Reply, most_tokens, read_reply
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +54,6 @@ class EndpointSettings(BaseModel):
     price_out: float = Field(0.0, ge=0, description="of a million tokens written")
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the model wrote.
-
-    Attributes:
-        text: the reply.
-        cut: whether it ended because of max_tokens.
-        cached: whether it was remembered, and cost nothing.
-    """
-
-    text: str
-    cut: bool
-    cached: bool
-
-
 class Endpoint:
     """Calls of one model. Threads share it."""
 
@@ -88,10 +74,11 @@ class Endpoint:
             sleep: waits between attempts.
 
         Raises:
-            ConfigError: no key in the environment.
+            ConfigError: no key in the environment, or an address that cannot be.
             ImportError: the openai client is missing.
         """
         try:
+            import httpx2  # what the client is made with
             import openai
         except ImportError as error:
             raise ImportError(
@@ -109,8 +96,16 @@ class Endpoint:
         self._rate = RateLimit(settings.per_minute, sleep=sleep)
         self._sleep = sleep
         self._unanswered = 0  # calls in a row, over all threads
-        self._cache = make_folder(cache)
-        self._client = openai.OpenAI(base_url=base_url, timeout=settings.timeout_s, max_retries=0)
+        self._cache = cache
+        try:
+            self._client = openai.OpenAI(base_url=base_url, timeout=settings.timeout_s, max_retries=0)
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"the endpoint's address is none ({error}); check OPENAI_BASE_URL") from error
+        if self._client.base_url.scheme not in ("http", "https"):
+            raise ConfigError(
+                f"the endpoint's address {str(self._client.base_url)!r} is none; "
+                "begin OPENAI_BASE_URL with http:// or https://"
+            )
 
     def complete(self, messages: list[dict[str, Any]], *, seed: int = 0) -> Reply:
         """The reply to a conversation, from the cache if it was asked before.
@@ -156,9 +151,7 @@ class Endpoint:
             if attempt:
                 step = min(self.settings.longest_backoff_s, self.settings.backoff_s * 2 ** (attempt - 1))
                 self._sleep(step * random.uniform(0.5, 1.5))
-            self.budget.take()
-            self._rate.wait()
-            found = self._once(request)
+            found = self._paid(request)
             if isinstance(found, Reply):
                 self._unanswered = 0
                 return found
@@ -170,46 +163,69 @@ class Endpoint:
             "check the endpoint, or run the same command later"
         )
 
-    def _once(self, request: dict[str, Any]) -> Reply | str:
-        """One attempt: the reply, or why there is none and another attempt may bring one."""
+    def _paid(self, request: dict[str, Any]) -> Reply | str:
+        """One attempt within the budget: what it may cost is held back, what it cost is counted."""
+        most = most_tokens(request)
+        self.budget.take(*most)
+        used = (0, 0)
+        try:
+            self._rate.wait()
+            data, paid = self._once(request)
+            if isinstance(data, str):
+                used = most if paid else used
+                return data
+            used = most  # unless the reply tells
+            reply, told = read_reply(data)
+            used = told or most
+            return reply
+        finally:
+            self.budget.settle(most, used)
+
+    def _once(self, request: dict[str, Any]) -> tuple[bytes | str, bool]:
+        """The bytes of a reply, or why there is none and another attempt may bring one; whether it costs."""
         import httpx2
         import openai
 
+        late = threading.Event()
         try:
-            return self._read(self._stream(request))
-        except openai.APITimeoutError:
-            return f"no reply within {self.settings.timeout_s:g} s"
+            return self._stream(request, late), True
         except openai.APIStatusError as error:
-            return self._status(error)
-        except openai.APIConnectionError as error:
-            return f"no connection ({error.__cause__ or error})"
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
-            return f"the reply broke off ({error})"
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            return f"the reply is no chat completion ({type(error).__name__}: {error})"
+            return self._status(error), False
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError) as error:
+            if late.is_set() or isinstance(error, openai.APITimeoutError):
+                return f"no whole reply within {self.settings.timeout_s:g} s", True
+            if isinstance(error, openai.APIConnectionError):
+                return f"no connection ({error.__cause__ or error})", False
+            return f"the reply broke off ({error})", True
 
-    def _stream(self, request: dict[str, Any]) -> bytes:
-        """The bytes of a reply; TimeoutError as ValueError when they drip in for too long."""
-        deadline = time.monotonic() + self.settings.timeout_s
+    def _stream(self, request: dict[str, Any], late: threading.Event) -> bytes | str:
+        """The bytes of a reply, or why there is none.
+
+        The connection is closed when the reply is not whole in time, and `late` set: the
+        client's own time-out is of each read, so that a reply may drip in for ever, headers and all.
+        """
+        import openai
+
         data = bytearray()
-        with self._client.chat.completions.with_streaming_response.create(**request) as response:
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > _LARGEST:
-                    raise ValueError(f"longer than {_LARGEST >> 20} MiB")
-                if time.monotonic() > deadline:
-                    raise ValueError(f"not complete after {self.settings.timeout_s:g} s")
-        return bytes(data)
+        with openai.DefaultHttpxClient(timeout=self.settings.timeout_s) as http:
 
-    def _read(self, data: bytes) -> Reply:
-        value = parse_json(data, finite=False)
-        choice = value["choices"][0]
-        text = choice["message"]["content"]
-        usage = value.get("usage") or {}
-        self.budget.spend(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("it holds no text")
-        return Reply(text, choice.get("finish_reason") == "length", cached=False)
+            def give_up() -> None:
+                late.set()
+                http.close()
+
+            timer = threading.Timer(self.settings.timeout_s, give_up)
+            timer.daemon = True
+            timer.start()
+            try:
+                chat = self._client.with_options(http_client=http).chat.completions
+                with chat.with_streaming_response.create(**request) as response:
+                    for chunk in response.iter_bytes():
+                        data += chunk
+                        if len(data) > _LARGEST:
+                            return f"the reply is longer than {_LARGEST >> 20} MiB"
+            finally:
+                timer.cancel()
+        return bytes(data)
 
     def _status(self, error: Any) -> str:
         """Why another attempt may help after an HTTP error status; raises where none will."""
@@ -223,7 +239,7 @@ class Endpoint:
             raise ConfigError(f"the endpoint's own quota is spent ({body})") from error
         if code in (408, 409, 425, 429) or code >= 500:
             wait = error.response.headers.get("retry-after", "")
-            if wait.isdigit():
+            if wait.isascii() and wait.isdigit():
                 self._rate.pause(min(float(wait), self.settings.longest_backoff_s))
             return f"status {code}"
         raise RefusedError(f"the endpoint refuses the request with status {code} ({body})") from error

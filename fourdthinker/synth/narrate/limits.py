@@ -47,38 +47,67 @@ class RateLimit:
 
 
 class Budget:
-    """Calls and money that a run may still spend, over all threads."""
+    """Calls and money that a run may still spend, over all threads.
+
+    A call is let out only where its most would still be within the budget, so that the budget is a bound
+    also while many calls are under way.
+    """
 
     def __init__(self, *, calls: int | None, money: float | None, price_in: float, price_out: float) -> None:
         self.calls, self.tokens_in, self.tokens_out = 0, 0, 0
         self._most_calls, self._most_money = calls, money
         self._prices = (price_in / 1e6, price_out / 1e6)
-        self._lock = threading.Lock()
+        self._reserved = 0.0  # money, of calls under way
+        self._changed = threading.Condition()
 
     @property
     def spent(self) -> float:
         """Money, at the prices of a million tokens that were given."""
-        return self.tokens_in * self._prices[0] + self.tokens_out * self._prices[1]
+        return self._price(self.tokens_in, self.tokens_out)
 
-    def take(self) -> None:
-        """Count a call that is about to be made.
+    def _price(self, tokens_in: int, tokens_out: int) -> float:
+        return tokens_in * self._prices[0] + tokens_out * self._prices[1]
+
+    def take(self, tokens_in: int, tokens_out: int) -> None:
+        """Count a call that is about to be made, and hold back the money for it until `settle`.
+
+        Waits for calls under way where it depends on what they cost.
+
+        Args:
+            tokens_in: the most that it may read.
+            tokens_out: the most that it may write.
 
         Raises:
-            BudgetError: no call, or no money, is left.
+            BudgetError: no call, or not enough money, is left.
         """
-        with self._lock:
+        most = self._price(tokens_in, tokens_out)
+        with self._changed:
             if self._most_calls is not None and self.calls >= self._most_calls:
                 raise BudgetError(
                     f"{self.calls} calls are made, as many as max_calls allows; raise it to go on"
                 )
-            if self._most_money is not None and self.spent >= self._most_money:
-                raise BudgetError(
-                    f"{self.spent:.2f} is spent of a budget of {self._most_money:.2f}; raise budget to go on"
-                )
+            if self._most_money is not None:
+                while self._reserved and self.spent + self._reserved + most > self._most_money:
+                    self._changed.wait()
+                if self.spent + most > self._most_money:
+                    raise BudgetError(
+                        f"{self.spent:.4g} is spent of a budget of {self._most_money:g}, and a call may cost "
+                        f"{most:.4g}; raise budget to go on"
+                    )
             self.calls += 1
+            self._reserved += most
 
-    def spend(self, tokens_in: int, tokens_out: int) -> None:
-        """Count the tokens of a reply."""
-        with self._lock:
-            self.tokens_in += tokens_in
-            self.tokens_out += tokens_out
+    def settle(self, most: tuple[int, int], used: tuple[int, int]) -> None:
+        """Count the tokens of a call that has ended.
+
+        Args:
+            most: as they were given to `take`.
+            used: tokens read and written.
+        """
+        with self._changed:
+            # what calls under way hold back is a sum of floats; nothing of it may stay when none is
+            self._reserved = max(0.0, self._reserved - self._price(*most))
+            self._reserved = 0.0 if self._reserved < 1e-12 else self._reserved
+            self.tokens_in += used[0]
+            self.tokens_out += used[1]
+            self._changed.notify_all()

@@ -80,9 +80,9 @@ def running() -> Iterator[FakeEndpoint]:
         thread.join()
 
 
-def completion(text: Any, finish: str = "stop") -> bytes:
+def completion(text: Any, finish: str = "stop", usage: Any = None) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+    usage = usage or {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
     return json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
 
 
@@ -112,6 +112,14 @@ def broken_off(handler: Handler) -> None:
     handler.end_headers()
     handler.wfile.write(body[: len(body) // 2])
     handler.close_connection = True
+
+
+def dripping_headers(handler: Handler) -> None:
+    """A header that never ends, a byte now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    for _ in range(200):
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
 
 
 def dripping(handler: Handler) -> None:

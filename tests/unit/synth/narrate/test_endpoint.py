@@ -70,6 +70,8 @@ def test_a_reply_is_asked_for_once(server: fake.FakeEndpoint, connect: Any) -> N
         fake.status(503),
         fake.silent,
         fake.dripping,
+        fake.dripping_headers,
+        fake.status(429, Retry_After="²"),
         fake.endless,
         fake.broken_off,
         fake.raw(b"<html>busy</html>"),
@@ -79,6 +81,7 @@ def test_a_reply_is_asked_for_once(server: fake.FakeEndpoint, connect: Any) -> N
         fake.raw(b'{"choices": [{"message": {"content": {"deep": 1}}}]}'),
         fake.raw(b"\xff\xfe\x00"),
         fake.says("   "),
+        fake.raw(fake.completion("a\ud800b")),
     ],
     ids=[
         "429",
@@ -86,6 +89,8 @@ def test_a_reply_is_asked_for_once(server: fake.FakeEndpoint, connect: Any) -> N
         "503",
         "silent",
         "dripping",
+        "headers",
+        "when",
         "endless",
         "broken",
         "html",
@@ -95,6 +100,7 @@ def test_a_reply_is_asked_for_once(server: fake.FakeEndpoint, connect: Any) -> N
         "object",
         "bytes",
         "blank",
+        "half",
     ],
 )
 def test_what_may_pass_is_tried_once_more(
@@ -168,12 +174,89 @@ def test_the_budget_is_kept(server: fake.FakeEndpoint, connect: Any) -> None:
     with pytest.raises(BudgetError, match="2 calls are made, as many as max_calls allows"):
         endpoint.complete(ASK, seed=2)
     assert endpoint.complete(ASK).cached  # what is known costs nothing
-    money = connect(budget=0.003, price_in=2.0, price_out=10.0)  # 1000 and 100 tokens: 0.003 a call
+    # 1000 and 100 tokens are 0.003 a call, of which the 10 to read are not 0.001 and the 100 to write are.
+    money = connect(budget=0.004, price_in=2.0, price_out=10.0, max_tokens=100)
     money.complete(ASK, seed=3)
     assert money.budget.spent == pytest.approx(0.003)
-    with pytest.raises(BudgetError, match=r"0\.00 is spent of a budget of 0\.00|raise budget"):
+    with pytest.raises(
+        BudgetError, match=r"0\.003 is spent of a budget of 0\.004, and a call may cost 0\.0010"
+    ):
         money.complete(ASK, seed=4)
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        [1],
+        "none",
+        {"prompt_tokens": -1000, "completion_tokens": 1},
+        {"prompt_tokens": 1e9, "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 1},
+        {"prompt_tokens": 10**15, "completion_tokens": 1},
+        {"completion_tokens": 1},
+    ],
+)
+def test_a_reply_that_hides_its_cost_costs_the_most(
+    server: fake.FakeEndpoint, connect: Any, usage: Any
+) -> None:
+    server.default = fake.raw(fake.completion("hi", usage=usage))
+    endpoint = connect(budget=0.0025, price_out=10.0, max_tokens=100)
+    assert endpoint.complete(ASK).text == "hi"
+    assert endpoint.complete(ASK, seed=1).text == "hi"
+    assert endpoint.budget.spent == pytest.approx(0.002)
+    with pytest.raises(BudgetError):
+        endpoint.complete(ASK, seed=2)
+
+
+def test_the_budget_is_a_bound_while_many_calls_are_under_way(
+    server: fake.FakeEndpoint, connect: Any
+) -> None:
+    server.default = fake.says("hi", after=0.05)
+    endpoint = connect(budget=0.01, price_out=10.0, max_tokens=200)  # 0.002 at most, 0.001 as it turns out
+    left = []
+
+    def ask(seed: int) -> None:
+        try:
+            endpoint.complete(ASK, seed=seed)
+        except BudgetError:
+            left.append(seed)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert endpoint.budget.spent == pytest.approx(0.009)  # a tenth call might have cost 0.002
+    assert len(left) == 7
+
+
+def test_what_is_free_is_not_counted(server: fake.FakeEndpoint, connect: Any) -> None:
+    server.default = fake.status(503)
+    endpoint = connect(budget=0.002, price_out=10.0, max_tokens=100)
+    with pytest.raises(EndpointError):
+        endpoint.complete(ASK)
+    assert endpoint.budget.spent == 0
+    server.default = fake.broken_off
+    with pytest.raises(BudgetError):  # what was sent of it may be charged
+        endpoint.complete(ASK)
+    assert endpoint.budget.spent == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://localhost:abc/v1", "address is none .*OPENAI_BASE_URL"),
+        ("localhost:8000", "begin OPENAI_BASE"),
+    ],
+)
+def test_an_address_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, message: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(ConfigError, match=message):
+        Endpoint(EndpointSettings(model="m"), tmp_path / "cache", base_url=address)
+    assert not (tmp_path / "cache").exists()  # nothing is left in the folder of a run that did not begin
 
 
 def test_an_endpoint_that_never_answers_is_given_up(server: fake.FakeEndpoint, connect: Any) -> None:
