@@ -15,10 +15,19 @@ APART = 150  # characters between placeholders, for each of them: they stand tog
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,64}\|>|</?(?:thinking|tool_call|image|video)>", re.IGNORECASE)
 _TOLD = re.compile(
     r"\b(?:(?:correct|right|given|provided|expected) (?:answer|option|label)|ground[- ]truth|"
-    r"(?:you|the user|the prompt) (?:said|told|gave|provided)|overlays?|masks?|highlighted)\b",
+    r"(?:you|the user|the prompt) (?:said|told|gave|provided)|overlays?|masks?|highlighted|"
+    r"measured facts?|instructions?|(?:final|true) label|(?:answer|label) is (?:already )?(?:known|given))\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+# What a reasoning says that the answer is, up to the end of the line.
+_CLAIM = re.compile(
+    r"\b(?:answer|option|choice|label)(?:\s+(?:is|must be|should be|would be|has to be))?[\s:]+(?=(.{1,80}))",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[\"'(*]*([A-Z])(?![\w'])")  # in capitals: "a" is an article
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(?:s|sec|seconds?)\b", re.IGNORECASE)
+_ABOUT = r"(?:about|around|roughly|approximately|nearly|~)?\s*"
+_UNITS = {"m": "(?:m|met(?:re|er)s?)", "degrees": "(?:degrees?|deg|°)"}
 
 
 def fault(text: str, question: Question, overlays: int) -> str | None:
@@ -44,7 +53,12 @@ def fault(text: str, question: Question, overlays: int) -> str | None:
     length = len(thought.replace(IMAGERY, "").strip())
     if not SHORTEST <= length <= LONGEST:
         return f"the reasoning has {length} characters, not {SHORTEST} to {LONGEST}"
-    return _imagery_fault(thought, text, overlays) or _told(thought) or _answer_fault(answer, question)
+    return (
+        _imagery_fault(thought, text, overlays)
+        or _told(thought)
+        or _claim_fault(thought, question)
+        or _answer_fault(answer, question)
+    )
 
 
 def _imagery_fault(thought: str, text: str, overlays: int) -> str | None:
@@ -53,6 +67,10 @@ def _imagery_fault(thought: str, text: str, overlays: int) -> str | None:
         return f"{text.count(IMAGERY)} {IMAGERY} for {overlays} overlays"
     if found and found[-1] - found[0] > (APART + len(IMAGERY)) * overlays:
         return f"the {IMAGERY} do not stand together"
+    named = [_TIME.findall(before[-60:]) for before in thought.split(IMAGERY)[:-1]]
+    times = [float(numbers[-1]) for numbers in named if numbers]
+    if times != sorted(times):
+        return f"the times of the {IMAGERY} are not in order"
     return None
 
 
@@ -70,7 +88,53 @@ def _answer_fault(answer: str, question: Question) -> str | None:
     if question.value is None:
         same = normalised(answer) == normalised(question.answer)
         return None if same else f"answers {answer[:60]!r}, and geometry says {question.answer!r}"
-    numbers = _NUMBER.findall(answer)
-    if len(numbers) != 1 or abs(float(numbers[0]) - question.value) > 0.05 * abs(question.value) + 0.051:
+    number = _number(answer, question)
+    if number is None or not _is_value(number, question):
         return f"answers {answer[:60]!r}, and geometry says {question.answer!r}"
     return None
+
+
+def _claim_fault(thought: str, question: Question) -> str | None:
+    """A reasoning that comes to another answer than the one that stands below it."""
+    for claim in _CLAIM.finditer(thought):
+        told = claim[1]
+        if question.options:
+            found = _claimed(told, question)
+            if found not in (None, question.letter):
+                return f"the reasoning comes to {found}, and geometry says {question.letter}"
+        elif question.value is not None:
+            number = _number(told, question, whole=False)
+            if number is not None and not _is_value(number, question):
+                return f"the reasoning comes to {told[:60]!r}, and geometry says {question.answer!r}"
+    return None
+
+
+def _claimed(told: str, question: Question) -> str | None:
+    """The letter of the option that a text begins with, by its letter or by its words."""
+    letter = _LETTER.match(told)
+    if letter and letter[1] in question.options:
+        return letter[1]
+    words = _words(told)
+    begun = [key for key, text in question.options.items() if words.startswith(_words(text))]
+    return max(begun, key=lambda key: len(question.options[key]), default=None)
+
+
+def _words(text: str) -> str:
+    """The words of a text, each with a space behind it."""
+    return "".join(f"{word} " for word in re.findall(r"[\w.-]*\w", normalised(text)))
+
+
+def _number(text: str, question: Question, *, whole: bool = True) -> float | None:
+    """The number that a text is, its unit left out or not, or that it begins with, its unit behind it."""
+    unit = _UNITS.get(question.unit, re.escape(question.unit))
+    number = rf"{_ABOUT}([-+]?\d+(?:\.\d+)?)\s*{unit}"
+    found = re.fullmatch(rf"{number}?\.?", text, re.I) if whole else re.match(rf"{number}(?!\w)", text, re.I)
+    return float(found[1]) if found else None
+
+
+def _is_value(number: float, question: Question) -> bool:
+    """Within a twentieth of the value, and half of the last digit that the answer is given with."""
+    assert question.value is not None
+    digits = re.search(r"\.(\d+)", question.answer)
+    last = 10.0 ** -(len(digits[1]) if digits else 0)
+    return abs(number - question.value) <= 0.05 * abs(question.value) + 0.5 * last + 1e-9
