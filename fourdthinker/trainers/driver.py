@@ -6,6 +6,7 @@ What differs between DIFT and 4DRL is in a `Recipe`, which `dift.py` and `grpo.p
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -34,6 +35,7 @@ from fourdthinker.trainers.run_folder import remove_unfinished
 from fourdthinker.trainers.settings import TrainConfig
 from fourdthinker.trainers.settings_files import parse_command_line
 from fourdthinker.trainers.settings_needs import check_evaluation
+from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import (
     LoaderWorkerError,
@@ -98,12 +100,16 @@ def train(
         LoaderWorkerError: a process of the loader was killed.
         RankLostError: another process has died.
         RolloutWorkerError: several actors of `rollout_workers` died over the same rollouts.
+        EndBeforeTraining: SIGTERM or SIGUSR1 before training began, which ends the process with status 0.
     """
     if held_out is None:
         check_evaluation(config)
-    args = training_arguments(config)
+    stopping = StopOnSignal()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping.listening())
+        args = training_arguments(config)
         watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
+        stopping.interrupt()
         watch.enter("choosing the checkpoint", 0, 0)
         resume = agreed_resume(config, args)
         if config.cache_dir is not None:
@@ -115,7 +121,7 @@ def train(
         loaded = resume is not None and given is None
         try:
             parts = _parts(config, recipe, args, resume, given, items, held_out, watch)
-            trainer = recipe.make_trainer(parts)
+            trainer = recipe.make_trainer(dataclasses.replace(parts, stopping=stopping))
             return trainer.run(resume, weights_loaded=loaded, callbacks=callbacks)
         except torch.OutOfMemoryError as error:  # outside of all that can be made smaller
             raise MemoryLimitError(str(error).partition("\n")[0]) from error

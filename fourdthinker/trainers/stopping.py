@@ -1,4 +1,7 @@
-"""Signals that end a run: it saves a checkpoint after the current update, and resumes from it later."""
+"""Signals that end a run: it saves a checkpoint after the current update, and resumes from it later.
+
+Before training begins there is nothing to save, and the run ends at once.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers: before a node is taken away; Slurm's --signal
 SAME = 5.0  # seconds in which several are one: Slurm and torchrun both pass a SIGTERM on
+
+
+class EndBeforeTraining(SystemExit):
+    """A signal came before training began: this process ends with status 0, unless somebody catches it."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 class StopOnSignal(TrainerCallback):
@@ -30,10 +40,15 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.stopped = False  # whether the run was ended
         self._asked: float | None = None  # when the first signal came, by `time.monotonic`
+        self._training = False
+        self._interruptible = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the time of a block; only the main thread can."""
+        """Take the signals for the time of a block; only the main thread can.
+
+        A block that `EndBeforeTraining` leaves has them taken on: the same signal may come twice.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -43,8 +58,10 @@ class StopOnSignal(TrainerCallback):
             forked = os.getpid() != owner
             if not forked and self._asked is None:
                 self._asked = time.monotonic()
-                name = signal.Signals(number).name
-                logger.warning("%s: the run ends with a checkpoint after this update", name)
+                when = "with a checkpoint after this update" if self._training else "before its first update"
+                logger.warning("%s: the run ends %s", signal.Signals(number).name, when)
+                if self._interruptible:
+                    raise EndBeforeTraining
             elif forked or time.monotonic() - (self._asked or 0.0) > SAME:
                 for each, handler in before.items():
                     signal.signal(each, handler)
@@ -54,15 +71,52 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, take)
         try:
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        except EndBeforeTraining:
+            raise
+        except BaseException:
+            _restore(before)
+            raise
+        _restore(before)
+
+    def interrupt(self) -> None:
+        """From now on a signal ends this process at once, and one that came before does so now.
+
+        For the time in which other ranks learn of it by a `Watch`, until training begins.
+
+        Raises:
+            EndBeforeTraining: now, or later wherever the main thread is.
+        """
+        self._interruptible = True
+        if self._asked is not None:
+            raise EndBeforeTraining
+
+    def begin(self, args: TrainingArguments) -> None:
+        """From now on a signal waits for the end of an update; collective.
+
+        Args:
+            args: of Trainer, for the device and the number of processes.
+
+        Raises:
+            EndBeforeTraining: on every rank, where one has a signal that did not end it.
+        """
+        self._training, self._interruptible = True, False
+        if self._asked_any(args):
+            raise EndBeforeTraining
+
+    def _asked_any(self, args: TrainingArguments) -> bool:
+        """Whether any rank got a signal: it reaches them at different times."""
+        asked = torch.tensor(int(self._asked is not None), device=args.device)
+        if args.world_size > 1:
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        return bool(asked.item())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by Trainer after every update, on every rank."""
-        asked = torch.tensor(int(self._asked is not None), device=args.device)
-        if args.world_size > 1:  # a signal reaches the ranks at different times
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked.item() and not control.should_training_stop:
+        if self._asked_any(args) and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

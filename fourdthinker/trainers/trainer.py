@@ -45,7 +45,6 @@ from fourdthinker.trainers.resume import check_data, finished_updates
 from fourdthinker.trainers.run_folder import FINAL, METRICS, checkpoint_path, resumed_updates
 from fourdthinker.trainers.run_state import RUN
 from fourdthinker.trainers.settings import TrainConfig
-from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.update import Forward, Parts
 
 logger = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ class LatentTrainer(PassTrainer):
             backbone.config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self.stopping = StopOnSignal()
+        self.stopping = parts.stopping
         self.add_callback(self.stopping)
         self.add_callback(_Told(self.check_best, self.after_update))
         self._live = LiveLine()
@@ -340,16 +339,16 @@ class LatentTrainer(PassTrainer):
                     "for, and no checkpoint is there to go on from; begin a run of its own with "
                     f"model={final}, or set save_steps in a new one"
                 )
+        self.stopping.begin(self.args)  # before anything is written
         begin_run(self.settings, self.args, resume)
         if self.args.save_only_model and self.is_world_process_zero():
             logger.warning(_NO_STATE)
-        with self.stopping.listening():  # also while the final checkpoint is written
-            done = self._train_to(updates, resume)
-            if self.stopping.stopped:
-                how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
-                logger.info("%d of %d updates; %s", done, updates, how)
-                return checkpoint_path(self.settings.output_dir, done)
-            self._save_final(final, done)
+        done = self._train_to(updates, resume)
+        if self.stopping.stopped:
+            how = _NO_STATE if self.args.save_only_model else "resume_from_checkpoint=auto goes on"
+            logger.info("%d of %d updates; %s", done, updates, how)
+            return checkpoint_path(self.settings.output_dir, done)
+        self._save_final(final, done)
         return final
 
     def _train_to(self, updates: int, resume: str | None) -> int:

@@ -12,6 +12,7 @@ from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.common import Backbone, Objective
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.stopping import StopOnSignal
 from fourdthinker.trainers.watch import Watch
 
 
@@ -78,6 +79,7 @@ class Parts:
         watch: what the ranks tell each other of their phases.
         held_out: the records to evaluate on while training; None: there is no evaluation.
         start: a digest of the weights that the run began from, if a reference may be needed.
+        stopping: what signals do; the caller of the trainer listens.
     """
 
     args: TrainingArguments
@@ -87,3 +89,4 @@ class Parts:
     watch: Watch = field(default_factory=Watch)
     held_out: Items[Any] | None = None
     start: str | None = None
+    stopping: StopOnSignal = field(default_factory=StopOnSignal)

@@ -26,7 +26,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fourdthinker.errors import RecordError, VideoError
 from fourdthinker.files import make_folder, write_bytes
@@ -36,7 +35,7 @@ from fourdthinker.sampler import encode_imagery, encode_visions
 from fourdthinker.samples import Prompt, Sample, Vision
 from fourdthinker.trainers.batches import Items, same
 from fourdthinker.trainers.halved import Halved
-from fourdthinker.trainers.loader import errors_of_workers
+from fourdthinker.trainers.loader import Loader, errors_of_workers
 
 if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
@@ -132,9 +131,7 @@ class VisionCache:
         logger.info("computing vision features: %d files into %s", len(todo), self.folder)
         halved = Halved("vision features")
         items: Items[Any] = Items([(*work, skip) for _, work in todo], self._read)
-        loader: DataLoader[Any] = DataLoader(
-            items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers
-        )
+        loader = Loader(items, batch_size=_RECORDS_PER_BATCH, collate_fn=same, num_workers=workers)
         rest = iter(loader)
         while True:
             with errors_of_workers():

@@ -2,7 +2,8 @@
 
 A collective that waits for a dead or silent rank says neither which one nor what it was doing. Here every
 rank keeps its phase in the store, and a thread of each beats there. A rank that has waited in its phase for
-longer than the time-out, while another is still in an earlier one, names that one and ends.
+longer than the time-out, while another is still in an earlier one, names that one and ends. One that a signal
+ends before training has begun says so there too, and all end with it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, Self
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
+
+from fourdthinker.trainers.stopping import EndBeforeTraining
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +97,47 @@ class Watch:
     ) -> None:
         if self._store is None:
             return
+        if isinstance(error, EndBeforeTraining):
+            self._end_together()
+            return
         lost = error if isinstance(error, RuntimeError) and _is_of_communication(error) else None
+        if lost is not None and self._is_ended():
+            self._say_end("ended with the others")
+            raise EndBeforeTraining from error
         if error is not None and lost is None:
-            with contextlib.suppress(RuntimeError):
-                self._store.set(f"end{self._rank}", " ".join(f"{type(error).__name__}: {error}".split()))
+            self._say_end(" ".join(f"{type(error).__name__}: {error}".split()))
         message = None if lost is None else self._lost(str(lost).partition("\n")[0])
         self._ended.set()
         self._thread.join()
         if message is not None:
             raise RankLostError(message) from error
+
+    # ---- an end before training
+
+    def _say_end(self, why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # as in `enter`
+            self._store.set(f"end{self._rank}", why)
+
+    def _is_ended(self) -> bool:
+        """Whether a rank said that the run ends before training."""
+        with contextlib.suppress(RuntimeError):
+            return self._get("ended") is not None
+        return False
+
+    def _end_together(self) -> None:
+        """Say that the run ends, and wait until the others have seen it: the store may go with this rank."""
+        self._ended.set()
+        self._say_end("ended by a signal")
+        patience = time.monotonic() + _BEATS * self._interval
+        with contextlib.suppress(RuntimeError):
+            self._store.set("ended", str(self._rank))
+            while time.monotonic() < patience and any(self._get(f"end{i}") is None for i in self._others()):
+                time.sleep(self._interval / 20)
+
+    def _end_with_others(self) -> None:
+        logger.warning("rank %s got a signal: the run ends before its first update", self._get("ended"))
+        self._say_end("ended with the others")
+        os._exit(0)  # the main thread may wait in a collective for that rank; nothing is there to save
 
     # ---- who it is
 
@@ -110,6 +145,8 @@ class Watch:
         with contextlib.suppress(RuntimeError):  # as in `enter`
             while not self._ended.wait(self._interval):
                 self._beat_once()
+                if self._is_ended():
+                    self._end_with_others()
                 waited = time.monotonic() - self._since
                 if waited > self._timeout and (said := self._held_up()):
                     sys.stderr.write(

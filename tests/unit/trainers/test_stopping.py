@@ -2,13 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
-from fourdthinker.trainers import stopping
+from fourdthinker.settings import make_config
+from fourdthinker.trainers import driver, stopping
+from fourdthinker.trainers.dift import train_dift
+from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.stopping import EndBeforeTraining
+from tests.e2e.training import BARE, samples
+from tests.processes import run_ranks
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Signals that nothing takes change nothing, and those of a run that ended are set back."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def signal_before(monkeypatch: pytest.MonkeyPatch, name: str, *, swallow: bool = False) -> None:
+    """Let a function of the driver send a signal before it does its work, as Slurm ignores it at first."""
+    function = getattr(driver, name)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        except EndBeforeTraining:
+            if not swallow:
+                raise
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(driver, name, signalled)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("name", "swallow"),
+    [("training_arguments", False), ("load_model", False), ("_given", False), ("_given", True)],
+)
+def test_a_signal_before_training_ends_the_run_well(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    swallow: bool,
+) -> None:
+    signal_before(monkeypatch, name, swallow=swallow)
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    config = make_config(DiftConfig, BARE | {"output_dir": str(tmp_path), "max_steps": 1})
+    with pytest.raises(SystemExit) as ended, caplog.at_level(logging.INFO):
+        train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2))
+    assert ended.value.code == 0
+    assert [r.getMessage() for r in caplog.records] == ["SIGUSR1: the run ends before its first update"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"run.lock"}
+    os.kill(os.getpid(), signal.SIGUSR1)  # the same one again, while the process ends
+
+
+def one_rank_is_asked(rank: int, folder: Path) -> None:
+    """The second of three processes, while the first waits for it in a collective and the third works."""
+
+    def reads(*arguments: Any, **options: Any) -> None:
+        if rank == 0:
+            dist.barrier()
+        elif rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(60)
+
+    driver._given = reads  # type: ignore[assignment]
+    checkpoint = tiny_checkpoint(hidden=32, layers=1)
+    values = {"output_dir": str(folder / "run"), "max_steps": 1, "ddp_timeout": 10}
+    train_dift(make_config(DiftConfig, BARE | values), checkpoint=checkpoint, samples=samples(checkpoint, 2))
+
+
+def test_all_ranks_end_before_training_where_one_is_asked_to(tmp_path: Path) -> None:
+    assert run_ranks(one_rank_is_asked, tmp_path, processes=3) == [0, 0, 0]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.lock"}
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
