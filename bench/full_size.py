@@ -131,7 +131,8 @@ def planned(step: str, backbone: Backbone) -> float:
         Path(folder, "config.json").write_text(json.dumps(config, default=str))
         values |= {"model": folder}
         if step == "dift":
-            plan = make_plan(DiftConfig(**values, max_prompt_tokens=PROMPT), on_cpu=True)
+            cached = {"cache_dir": "none", "cache_video": True}  # the batch has features and latents
+            plan = make_plan(DiftConfig(**values, **cached, max_prompt_tokens=PROMPT), on_cpu=True)
             # SGD on the weights themselves.
             return plan.phases["training"] - plan.parts["optimizer"] - plan.parts["master weights"]
         lora = ADAPTER | {"target_modules": TARGETS}

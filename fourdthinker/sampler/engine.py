@@ -25,6 +25,7 @@ from fourdthinker.sampler.prefill import check_prompts
 from fourdthinker.sampler.rollout import Rollout
 from fourdthinker.sampler.run import OnTokens, Run, Work
 from fourdthinker.sampler.schedule import Plan, make_plan
+from fourdthinker.sampler.sizes import MAX_ROWS
 from fourdthinker.sampler.step import Stepper
 from fourdthinker.sampler.store import token_bytes
 from fourdthinker.sampler.vision import describe, encode_prompts
@@ -54,7 +55,7 @@ class LatentSampler:
         *,
         check_every: int | None = None,
         kv_budget: int | None = None,
-        max_rows: int = 256,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         for name, value in (("check_every", check_every), ("kv_budget", kv_budget), ("max_rows", max_rows)):
             if value is None and name != "max_rows":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fourdthinker.backbones.common import Backbone
     from fourdthinker.samples import Prompt, Vision
 
-_PATCHES_PER_CALL = (4_096, 65_536)  # on CPU and GPU: bounds the tower's activations; one clip at least
+PATCHES_PER_CALL = (4_096, 65_536)  # on CPU and GPU: bounds the tower's activations; one clip at least
 _PROBES = 64
 
 
@@ -32,7 +32,7 @@ def encode_visions(backbone: Backbone, visions: Sequence[Vision], *, apart: bool
         For each of `visions` its features [M, (1 + D) * H], as `Backbone.encode_vision` gives them.
     """
     merged = backbone.vision.merge_size**2
-    most = 0 if apart else _PATCHES_PER_CALL[backbone.device.type == "cuda"]
+    most = 0 if apart else PATCHES_PER_CALL[backbone.device.type == "cuda"]
     for part in _parts(visions, most):
         sizes = [_size(vision) // merged for vision in part]
         yield from backbone.encode_vision(*_joined(part)).split(sizes)
@@ -48,7 +48,7 @@ def encode_imagery(backbone: Backbone, visions: Sequence[Vision]) -> Iterator[Te
     Returns:
         For each of `visions`, of n images, the latents [n * K, H], detached.
     """
-    for part in _parts(visions, _PATCHES_PER_CALL[backbone.device.type == "cuda"]):
+    for part in _parts(visions, PATCHES_PER_CALL[backbone.device.type == "cuda"]):
         sizes = [vision.grid_thw.shape[0] * backbone.latents.latent_size for vision in part]
         yield from backbone.imagery_targets(*_joined(part)).split(sizes)
 

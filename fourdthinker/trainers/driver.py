@@ -29,7 +29,7 @@ from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.data import Kept, load_items
 from fourdthinker.trainers.lengths import Lengths
 from fourdthinker.trainers.model import add_adapter, load_model, reference_model, start_of_run
-from fourdthinker.trainers.plan import plan_text
+from fourdthinker.trainers.plan_text import plan_text
 from fourdthinker.trainers.resume import agreed_resume
 from fourdthinker.trainers.run_folder import remove_unfinished
 from fourdthinker.trainers.settings import TrainConfig

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.trainers.operations import Costs, Counts
-from fourdthinker.trainers.plan_trace import Shape
+from fourdthinker.trainers.plan_trace import BLOCKS, Shape, has_clips, has_targets
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 PASSES, DECODING = 0.4, 0.6  # of the peak rate and of the bandwidth, what training and decoding reach
@@ -82,20 +83,13 @@ class Work:
         return self.training / rate, self.sampling / rate + decoding
 
 
-def work_of(
-    config: TrainConfig,
-    backbone: Backbone,
-    shape: Shape,
-    *,
-    patches: int,
-) -> Work:
+def work_of(config: TrainConfig, backbone: Backbone, shape: Shape) -> Work:
     """The work of an update in which every answer has its full length.
 
     Args:
         config: the settings.
         backbone: with what is trained set on it.
         shape: of a batch of a process.
-        patches: of a prompt's pictures.
 
     Returns:
         Operations of the passes, and bytes that decoding reads.
@@ -110,7 +104,7 @@ def work_of(
         tokens=sequences * (prompt + rows * answer),
         pairs=sequences * (prompt * prompt / 2 + rows * answer * (prompt + answer / 2)),
         logits=sequences * rows * answer,
-        patches=patches * prompts,
+        patches=0 if has_clips(config) else math.prod(shape.clip) * prompts,
     )
     training = costs.training(whole, config, recomputed=config.gradient_checkpointing)
     tower = costs.patch * whole.patches
@@ -118,6 +112,8 @@ def work_of(
         assert isinstance(config, DiftConfig)
         fed = config.self_feed > 0
         alone = tower if config.freeze_vision or fed else 0.0
+        if not has_targets(config):
+            alone += costs.patch * math.prod(shape.overlay) * BLOCKS * sequences
         if fed:  # the prompt once, and the answer once for each latent of a block
             size, length = backbone.latents.latent_size, prompt + answer
             pairs = (prompt**2 + size * (length**2 - prompt**2)) / 2

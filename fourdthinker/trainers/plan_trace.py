@@ -1,4 +1,4 @@
-"""The largest training forward of a run, traced without values: what of it exists at the same time."""
+"""The largest forwards of a run, traced without values: what of them exists at the same time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.packed import FLEX_FROM
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.kernels import chunk_size
-from fourdthinker.objectives import dift_objective, grpo_objective
+from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
-BLOCKS = 2  # imagery blocks of an answer
+BLOCKS = 2  # imagery blocks of an answer, with a picture each
+_PICTURES = ("patches", "imagery_patches", "vision_features", "latents")  # of a batch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Shape:
         answer: tokens of an answer.
         prompts: prompts of the forward.
         rows: answers to each that share it; 1 in DIFT.
+        clip: patches of a prompt's pictures: time, height, width.
+        overlay: patches of a picture of imagery, likewise.
     """
 
     prompt: int
@@ -39,6 +42,8 @@ class Shape:
     answer: int
     prompts: int
     rows: int
+    clip: tuple[int, int, int]
+    overlay: tuple[int, int, int]
 
     @property
     def positions(self) -> int:
@@ -55,38 +60,42 @@ class Traced:
         beside: at the worst moment without its gradients, where all are there from the start or none stays.
         kept: what the forward keeps for the backward pass.
         chunk: a chunk of logits.
+        tower: at the worst moment before the language model begins; 0 where no pixels are seen.
+        pictures: of pixels, features and latents that the batch brings along, and that come on top.
     """
 
     alone: int
     beside: int
     kept: int
     chunk: int
+    tower: int
+    pictures: int
+
+
+def make_ready(config: TrainConfig, backbone: Backbone) -> None:
+    """Let layers keep what the trainer lets them keep."""
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable()
+    elif not (config.deepspeed or config.torch_compile):
+        recompute_cheap_layers(backbone)
 
 
 def trace(
-    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, *, on_cpu: bool, element: int | None
+    config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool, element: int | None
 ) -> Traced:
     """Run a pass on the meta device.
 
     Args:
         config: the settings.
-        backbone: on the meta device; checkpointing is switched on in it.
+        backbone: on the meta device, after `make_ready`.
         shape: of the forward.
-        grid: [1, 3], patches of a clip.
         on_cpu: whether it would run on a CPU.
         element: bytes of an element of the gradients; None: as their weights have.
     """
-    batch, objective = _batch(config, backbone, shape, grid, on_cpu)
-    if config.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable()
-    elif not (config.deepspeed or config.torch_compile):
-        recompute_cheap_layers(backbone)
+    batch, objective = _batch(config, backbone, shape, on_cpu)
     backbone.train()
-    tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
-    chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
-    if on_cpu and backbone.head_weight.element_size() < 4:
-        chunk += 4 * backbone.head_weight.numel()  # the CPU takes logits from a float32 copy of the head
-    kept = after = alone = beside = gradients = 0
+    chunk = _chunk(backbone, shape, on_cpu)
+    kept = after = alone = beside = gradients = tower = 0
 
     def taken(parameter: Tensor) -> None:
         """Drop the gradient, and count it."""
@@ -95,6 +104,10 @@ def trace(
         gradients += parameter.numel() * (element or parameter.element_size())
         parameter.grad = None
         live.peak = live.held
+
+    def begun(*_: Any) -> None:
+        nonlocal tower
+        tower = live.peak if {"patches", "imagery_patches"} & batch.keys() else 0
 
     def measured(model: Backbone, hidden: Tensor, inputs: Batch) -> Any:
         nonlocal kept, after
@@ -106,11 +119,51 @@ def trace(
     for parameter in backbone.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(taken)
+    backbone.hf.model.language_model.register_forward_pre_hook(begun)
     with LiveBytes() as live:
         loss, *_ = backbone(batch, measured)
         loss.backward()
     alone, beside = max(alone, live.peak + gradients), max(beside, live.peak)
-    return Traced(max(alone, after + chunk), max(beside, after + chunk), kept, chunk)
+    pictures = sum(bytes_in(batch[name]) for name in _PICTURES if name in batch)
+    return Traced(max(alone, after + chunk), max(beside, after + chunk), kept, chunk, tower, pictures)
+
+
+def trace_alone(config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool) -> int:
+    """Bytes of a pass without gradient beside the weights and what its batch brings along.
+
+    Args:
+        config: the settings.
+        backbone: as for `trace`.
+        shape: of the forward.
+        on_cpu: whether it would run on a CPU.
+    """
+    batch, _ = _batch(config, backbone, shape, on_cpu)
+    backbone.eval()
+    after = 0
+
+    def measured(model: Backbone, hidden: Tensor, inputs: Batch) -> Any:
+        nonlocal after
+        result = policy_logprobs(model, hidden, inputs) if isinstance(config, GrpoConfig) else hidden
+        after = live.held
+        return result
+
+    with torch.no_grad(), LiveBytes() as live:
+        backbone(batch, measured)
+    chunk = _chunk(backbone, shape, on_cpu) if isinstance(config, GrpoConfig) else 0
+    return max(live.peak, after + chunk)
+
+
+def bytes_in(parts: Tensor | list[Tensor]) -> int:
+    """Bytes of one tensor or several."""
+    return sum(part.nbytes for part in ([parts] if isinstance(parts, Tensor) else parts))
+
+
+def _chunk(backbone: Backbone, shape: Shape, on_cpu: bool) -> int:
+    tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
+    chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
+    if on_cpu and backbone.head_weight.element_size() < 4:
+        chunk += 4 * backbone.head_weight.numel()  # the CPU takes logits from a float32 copy of the head
+    return chunk
 
 
 def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool) -> tuple[tuple[int, int], bool]:
@@ -131,43 +184,68 @@ def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool) -> tuple[tuple[i
 
 
 def _batch(
-    config: TrainConfig, backbone: Backbone, shape: Shape, grid: Tensor, on_cpu: bool
+    config: TrainConfig, backbone: Backbone, shape: Shape, on_cpu: bool
 ) -> tuple[Batch, Callable[..., Any]]:
     """A batch of nothing in the largest shape, on the meta device, and its objective."""
     size, masked = _sequences(config, shape, on_cpu)
     rows, tokens = shape.prompts * shape.rows, shape.prompts * shape.rows * shape.answer
-
-    def ids(*size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.long, device="meta")
-
     latents = rows * BLOCKS * backbone.latents.latent_size if config.latents else 0
     batch: Batch = {
-        "input_ids": ids(*size),
-        "position_ids": ids(3, *size),
-        "latent_index": ids(latents),
+        "input_ids": _ids(*size),
+        "position_ids": _ids(3, *size),
+        "latent_index": _ids(latents),
         "latents": torch.empty(latents, backbone.hidden_size, dtype=backbone.dtype, device="meta"),
-        "vision_index": ids(shape.prompts * shape.vision),
+        "vision_index": _ids(shape.prompts * shape.vision),
     }
     if masked:
-        batch["segments"] = ids(*size).int()
+        batch["segments"] = _ids(*size).int()
         if isinstance(config, DiftConfig) and config.latent_bottleneck:
-            batch["bottleneck"] = ids(*size).int()
-    if config.freeze_vision:
-        width = backbone.hidden_size * (1 + backbone.deepstack_levels)
-        batch["vision_features"] = torch.empty(
-            shape.prompts * shape.vision, width, dtype=backbone.dtype, device="meta"
-        )
-    else:
-        grids = grid.repeat(shape.prompts, 1)
-        batch["vision_index"] = ids(int(grids.prod(-1).sum()) // backbone.vision.merge_size**2)
-        patches = int(grids.prod(-1).sum()), backbone.vision.patch_dim
-        batch |= {"patches": torch.empty(patches, device="meta"), "grid_thw": grids}
+            batch["bottleneck"] = _ids(*size).int()
+    batch |= _shown(config, backbone, shape)
     if isinstance(config, GrpoConfig):
         numbers = torch.empty(rows, shape.answer, device="meta")
-        batch |= {"source_index": ids(tokens), "chosen_ids": ids(tokens), "completion_index": ids(tokens)}
+        batch |= {"source_index": _ids(tokens), "chosen_ids": _ids(tokens), "completion_index": _ids(tokens)}
         batch |= {"policy_mask": numbers.bool(), "rollout_logprobs": numbers, "advantages": numbers[:, 0]}
         if config.needs_reference:
             batch["ref_logprobs"] = numbers
         return batch, functools.partial(grpo_objective, options=config.loss, num_items=1.0, num_tokens=1.0)
-    batch |= {"target": ids(*size), "rows": ids(tokens)}
+    if not has_targets(config):
+        del batch["latents"]
+        patches, grids = pixels(backbone, shape.overlay, rows * BLOCKS)
+        batch |= {"imagery_patches": patches, "imagery_grid_thw": grids}
+    batch |= {"target": _ids(*size), "rows": _ids(tokens)}
     return batch, functools.partial(dift_objective, num_tokens=1.0, num_latents=1.0)
+
+
+def _shown(config: TrainConfig, backbone: Backbone, shape: Shape) -> Batch:
+    """Pixels where the tower runs in the training forward, else the features of each clip."""
+    if config.freeze_vision and (isinstance(config, GrpoConfig) or has_clips(config)):
+        return {"vision_features": [features(backbone, shape) for _ in range(shape.prompts)]}
+    patches, grids = pixels(backbone, shape.clip, shape.prompts)
+    return {"patches": patches, "grid_thw": grids}
+
+
+def has_clips(config: TrainConfig) -> bool:
+    """Whether the features of clips are in `cache_dir`, so that the tower does not see these."""
+    return config.cache_dir is not None and (isinstance(config, GrpoConfig) or config.cache_video)  # type: ignore[attr-defined]
+
+
+def has_targets(config: TrainConfig) -> bool:
+    """Whether the tower does not see pictures of imagery: there are none, or their targets are cached."""
+    return isinstance(config, GrpoConfig) or not config.latents or config.cache_dir is not None
+
+
+def features(backbone: Backbone, shape: Shape) -> Tensor:
+    """Of nothing, what the tower gives of a clip: [M, (1 + D) * H]."""
+    width = backbone.hidden_size * (1 + backbone.deepstack_levels)
+    return torch.empty(shape.vision, width, dtype=backbone.dtype, device="meta")
+
+
+def pixels(backbone: Backbone, grid: tuple[int, int, int], count: int) -> tuple[Tensor, Tensor]:
+    """Of nothing, the patches of so many pictures [P, patch_dim], and their grids [n, 3] on the host."""
+    grids = torch.tensor([grid]).repeat(count, 1)
+    return torch.empty(int(grids.prod(-1).sum()), backbone.vision.patch_dim, device="meta"), grids
+
+
+def _ids(*size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.long, device="meta")

@@ -41,6 +41,7 @@ def test_a_frozen_tower_over_all_clips_of_a_forward_is_counted(
     monkeypatch.setattr("fourdthinker.trainers.plan._ANSWER", ANSWER)
     values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
     values |= {"frames": {"fps": 1.0, "max_frames": 8, "max_pixels": 25 * 28 * 28}, "override_policy": True}
+    values |= {"cache_dir": "none"}  # of imagery
     plan = make_plan(make_config(DiftConfig, values | {"per_device_train_batch_size": clips}), on_cpu=True)
     backbone = copy.deepcopy(checkpoint[0].backbone)
     batch = batch_of(backbone, 1, clips, False)
@@ -53,12 +54,9 @@ def test_a_frozen_tower_over_all_clips_of_a_forward_is_counted(
     both = max(plan.phases["training"], plan.phases["vision"])
     static = sum(plan.parts[name] for name in ("weights", "optimizer"))
     assert both - static - given == pytest.approx(peak_allocated(step), rel=0.15)
-    single = make_plan(make_config(DiftConfig, values | {"per_device_train_batch_size": 1}), on_cpu=True)
-    assert plan.phases["vision"] - static == pytest.approx(
-        clips * (single.phases["vision"] - static), rel=0.01
-    )
-    cached = make_plan(make_config(DiftConfig, values | {"cache_dir": "none", "cache_video": True}))
+    cached = make_plan(make_config(DiftConfig, values | {"cache_video": True}))
     assert "vision" not in cached.phases
+    assert cached.work.sampling == 0 < plan.work.sampling
 
 
 @pytest.mark.parametrize("trainer", ["dift", "grpo"])
@@ -99,9 +97,10 @@ def test_casts_of_autocast_are_held_while_rollouts_are_sampled(checkpoint: tuple
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), LiveBytes() as live:
         backbone(batch, lambda *_: None)
         cached = live.held  # until autocast ends
-    kept = ("weights", "optimizer", "master weights", "reference", "KV cache", "vision")
-    held = plan.phases["rollouts"] - sum(plan.parts[name] for name in kept)
-    assert held == pytest.approx(cached, rel=0.05)
+    parts, kept = plan.parts, ("weights", "optimizer", "master weights", "reference")
+    held = plan.phases["rollouts"] - sum(parts[name] for name in kept) - plan.cache[0]
+    sampled = max(parts["KV cache"] + parts["sampling"], parts["vision"] - plan.cache[0])
+    assert held - sampled == pytest.approx(cached, rel=0.05)
 
 
 def test_the_state_of_the_optimizer_goes_by_its_name(
@@ -138,8 +137,6 @@ def test_copies_that_a_step_of_the_optimizer_makes_are_counted(checkpoint: tuple
         allocated = peak_allocated(optimizer.step)
         assert plan.phases["optimizer step"] - there == pytest.approx(allocated, rel=0.02, abs=10_000)
         assert plan.parts["step copies"] == 2 * divided.parts["step copies"]
-        cpu = make_plan(config, on_cpu=True)
-        assert cpu.phases["optimizer step"] == there
 
 
 def test_the_time_has_the_passes_of_self_feed_and_of_entropies(checkpoint: tuple[Checkpoint, str]) -> None:
