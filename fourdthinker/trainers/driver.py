@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.liger import use_liger
-from fourdthinker.errors import FourdError
+from fourdthinker.errors import ConfigError, FourdError
 from fourdthinker.files import check_folder, locked_folder, make_folder
 from fourdthinker.trainers.arguments import environment_kept, training_arguments
 from fourdthinker.trainers.batches import Items
@@ -111,13 +111,12 @@ def train(
         watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
         stopping.interrupt()
         watch.enter("choosing the checkpoint", 0, 0)
+        locked = _locked(stack, config, args)  # a run that is ending may write a newer one until then
         resume = agreed_resume(config, args)
         if config.cache_dir is not None:
             check_folder(config.cache_dir)
-        if args.process_index == 0:  # before the model loads
-            folder = make_folder(config.output_dir).absolute()
-            if stack.enter_context(locked_folder(folder)):
-                remove_unfinished(folder)
+        if locked:
+            remove_unfinished(Path(config.output_dir))
         loaded = resume is not None and given is None
         try:
             parts = _parts(config, recipe, args, resume, given, items, held_out, watch)
@@ -129,6 +128,32 @@ def train(
             if "DataLoader worker" not in str(error):
                 raise
             raise LoaderWorkerError(str(error).partition("\n")[0].strip(" .")) from error
+
+
+def _locked(stack: contextlib.ExitStack, config: TrainConfig, args: TrainingArguments) -> bool:
+    """Lock the folder of a run from the first rank, for as long as `stack` lasts. Collective.
+
+    Returns:
+        Whether this rank holds the lock.
+
+    Raises:
+        FourdError: the folder cannot be made or written, or another process has the lock.
+    """
+    held, error = False, None
+    if args.process_index == 0:
+        try:
+            check_folder(config.output_dir)
+            held = stack.enter_context(locked_folder(make_folder(config.output_dir).absolute()))
+        except FourdError as mine:
+            error = mine
+    told = [None if error is None else str(error)]
+    if args.world_size > 1:
+        dist.broadcast_object_list(told)
+    if error is not None:
+        raise error
+    if told[0] is not None:
+        raise ConfigError(f"rank 0: {told[0]}")
+    return held
 
 
 def _parts(

@@ -206,6 +206,7 @@ def test_a_start_that_is_gone_is_named(finished: Path, tmp_path: Path) -> None:
     named = str(first / "checkpoint-2")
     asked = {"output_dir": str(folder), "resume_from_checkpoint": named}
     begin_run(make_config(DiftConfig, BASE | asked), ARGS, named)
+    (folder / "run.lock").touch()
     shutil.rmtree(first)
     said = refused(folder)
     assert f"{named}, which its run began from, has no config.json" in said

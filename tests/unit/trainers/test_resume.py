@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,9 @@ from transformers import TrainerCallback, TrainerState
 
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError, FourdError, OutputError
-from fourdthinker.files import locked_folder, locks
+from fourdthinker.files import locked_folder, locks, make_folder
 from fourdthinker.settings import make_config
-from fourdthinker.trainers import checkpointing
+from fourdthinker.trainers import checkpointing, driver
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.resume import agreed_resume, find_resume
 from fourdthinker.trainers.run_state import RunState
@@ -197,6 +199,10 @@ def choose(rank: int, folder: Path) -> None:
         with pytest.raises(FourdError, match=expected) as error:
             agreed_resume(config, args)
         assert "\n" not in str(error.value)
+    os.chdir(folder / "locked")  # by a third process
+    said = "rank 0: " * (rank == 1) + "/.*locked/run: another process is writing this folder"
+    with pytest.raises(FourdError, match=said), contextlib.ExitStack() as stack:
+        driver._locked(stack, config, args)
     (folder / f"done{rank}").touch()
 
 
@@ -213,7 +219,8 @@ def test_ranks_that_find_different_checkpoints_do_not_begin(finished: Path, tmp_
     RunState(**vars(RunState.read(folder)) | {"data": "others"}).write(folder)
     shutil.rmtree(tmp_path / "wrong" / "1" / "run")
     (tmp_path / "wrong" / "1" / "run").touch()
-    assert run_ranks(choose, tmp_path) == [0, 0]
+    with locked_folder(make_folder(tmp_path / "locked" / "run")):
+        assert run_ranks(choose, tmp_path) == [0, 0]
     assert {path.name for path in tmp_path.glob("done?")} == {"done0", "done1"}
 
 
@@ -374,6 +381,21 @@ def test_what_a_killed_save_left_is_removed(stopped: Path, monkeypatch: pytest.M
     train(stopped)
     assert not list(stopped.glob(".*.a*1234/model.safetensors"))
     assert {path.name for path in stopped.glob(".*")} == {*others[:2], ".checkpoint-6.abcd1234"}
+
+
+def test_where_a_run_goes_on_is_looked_up_once_its_folder_is_locked(
+    stopped: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is started again while the former one, told to end, writes its last checkpoint."""
+
+    def locked_after_it(folder: Path) -> AbstractContextManager[bool]:
+        shutil.copytree(finished / "checkpoint-4", stopped / "checkpoint-4")
+        return locked_folder(folder)
+
+    monkeypatch.setattr(driver, "locked_folder", locked_after_it)
+    train(stopped, max_steps=5)
+    assert files(stopped / "checkpoint-4") == files(finished / "checkpoint-4")
+    assert not list(stopped.glob("former-*"))
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(finished: Path, tmp_path: Path) -> None:
