@@ -5,11 +5,14 @@ Private members of `transformers` that are overridden here say when they are cal
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,12 +24,13 @@ from transformers.trainer_utils import rotate_checkpoints
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_saved
 from fourdthinker.backbones.gathering import exact_weights, is_sharded
-from fourdthinker.errors import CheckpointError
+from fourdthinker.errors import CheckpointError, FourdError
 from fourdthinker.files import read_json_object, sync_file, sync_folder, sync_tree, writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.evaluation import measure_of
+from fourdthinker.trainers.file_digests import file_digest
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.left_out import write_left_out
 from fourdthinker.trainers.master_weights import MasterWeights
@@ -38,6 +42,34 @@ from fourdthinker.trainers.settings import TrainConfig
 logger = logging.getLogger(__name__)
 
 _FAILED = 0.05  # share of an evaluation's rollouts whose rewards may fail: the others' mean is comparable
+
+
+# What torch and Trainer raise for files that are archives, and not of what they look for.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+
+
+@contextlib.contextmanager
+def _loading(checkpoint: str | None, what: str) -> Iterator[None]:
+    """What torch and Trainer raise for a damaged file, as a CheckpointError."""
+    try:
+        yield
+    except (FourdError, torch.OutOfMemoryError, dist.DistError):
+        raise
+    except _DAMAGE as error:
+        said = str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{checkpoint}: {what} cannot be loaded ({type(error).__name__}: {said}); name an earlier "
+            "checkpoint in resume_from_checkpoint"
+        ) from error
 
 
 class ResumableTrainer(Trainer):
@@ -161,9 +193,10 @@ class ResumableTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _write_run_state(self, folder: Path, updates: int) -> None:
-        every = filter(None, (self.items, self.held_out))
-        write_left_out(folder, [line for items in every for line in items.left_out])
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST]
+        data = filter(None, (self.items, self.held_out))
+        write_left_out(folder, [line for items in data for line in items.left_out])
+        every = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST)
+        files = {path.relative_to(folder).as_posix(): path for path in every}
         state = run_state(
             self.settings,
             self.args,
@@ -172,7 +205,8 @@ class ResumableTrainer(Trainer):
             self.divisions,
             start=self.start,
             measure=self._measured_by,
-            files={path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+            files={name: path.stat().st_size for name, path in files.items()},
+            digests={name: file_digest(path) for name, path in files.items() if path.suffix != ".json"},
         )
         state.write(folder)
 
@@ -184,6 +218,11 @@ class ResumableTrainer(Trainer):
     def _measure(self) -> str:
         assert self.held_out is not None
         return measure_of(self.settings, self.held_out)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Called by Trainer when it resumes; what is damaged there has errors of many kinds."""
+        with _loading(checkpoint, "the state of optimizer and schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Called by Trainer when it resumes; its own looks for files that a backbone does not write."""
@@ -233,7 +272,8 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         if RunState.read(Path(checkpoint)).processes == self.args.world_size:
-            super()._load_rng_state(checkpoint)
+            with _loading(checkpoint, "the states of the random numbers"):
+                super()._load_rng_state(checkpoint)
             return
         step = self.state.global_step
         set_seed(row_seed(self.settings.seed, step, self.args.process_index) % 2**32)

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import check_folder, parse_json
+from fourdthinker.trainers.file_digests import file_digest
 from fourdthinker.trainers.fsdp import STATE_FILES
 from fourdthinker.trainers.left_out import LEFT_OUT
 from fourdthinker.trainers.run_folder import (
@@ -29,6 +30,7 @@ from fourdthinker.trainers.run_folder import (
 )
 from fourdthinker.trainers.run_state import RUN, RunState, rollouts_file, run_state
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.trainer_state import state_problem
 
 logger = logging.getLogger(__name__)
 
@@ -152,13 +154,14 @@ def _newest(former: Sequence[Path], *, says: bool) -> Path | None:
         former: checkpoint folders.
         says: whether this process warns of newer ones that it leaves out.
     """
-    problems = {path: _problem(path) for path in former}
-    complete = [path for path, problem in problems.items() if problem is None]
-    if complete:
-        newest = max(complete, key=resumed_updates)
-        for path, problem in problems.items():
-            if says and problem is not None and checkpoint_number(path) > checkpoint_number(newest):
-                logger.warning("%s %s; the run goes on from %s", path, problem, newest)
+    problems: dict[Path, str] = {}
+    for newest in sorted(former, key=_updates, reverse=True):
+        problem = _problem(newest)
+        if problem is not None:
+            problems[newest] = problem
+            continue
+        for path, why in problems.items() if says else ():
+            logger.warning("%s %s; the run goes on from %s", path, why, newest)
         return newest
     whole = {path: problem for path, problem in problems.items() if not _cut_off(path)}
     if whole:
@@ -170,6 +173,14 @@ def _newest(former: Sequence[Path], *, says: bool) -> Path | None:
     if former and says:
         logger.warning("%s: saving was cut off; the run begins anew", ", ".join(map(str, former)))
     return None
+
+
+def _updates(path: Path) -> int:
+    """Of a checkpoint, by its state, or by its name where that cannot be read."""
+    try:
+        return resumed_updates(path)
+    except CheckpointError:
+        return checkpoint_number(path)
 
 
 def _cut_off(path: Path) -> bool:
@@ -191,11 +202,18 @@ def incomplete(path: Path) -> str | None:
         state = RunState.read(path)
     except CheckpointError as error:
         return f"is of another version ({error})"
-    return _damage(path, state)
+    return _damage(path, state) or state_problem(path, state.updates)
 
 
 def _damage(path: Path, state: RunState) -> str | None:
     """Why the files of a checkpoint are not those that its state tells of, or None."""
+    try:
+        return _changed_file(path, state)
+    except OSError as error:
+        return f"has a file that cannot be read ({error})"
+
+
+def _changed_file(path: Path, state: RunState) -> str | None:
     for name, size in state.files.items():
         file = path / name
         if not file.is_file():
@@ -207,6 +225,8 @@ def _damage(path: Path, state: RunState) -> str | None:
                 return f"has a {name} that cannot be read ({error}), so it is no complete checkpoint of a run"
         elif (found := file.stat().st_size) != size:
             return f"has {found} of the {size} bytes of {name}, so it is no complete checkpoint of a run"
+        elif name in state.digests and file_digest(file) != state.digests[name]:
+            return f"has another content in {name} than its run wrote, so it is damaged"
     return None
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from fourdthinker.errors import CheckpointError
@@ -82,20 +83,24 @@ class RunState:
         start: a digest of the weights that a run of 4DRL began from, which its reference model has; None: the
             run is one of DIFT, or an older version wrote this.
         files: bytes of all other files that a run goes on from, by their paths in the folder.
+        digests: `file_digest` of those of them that no other program writes anew, as it may JSON.
     """
 
-    updates: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    updates: NonNegativeInt
     settings: dict[str, Any]
-    records_per_update: int
-    processes: int
+    records_per_update: PositiveInt
+    processes: PositiveInt
     engine: str | None
-    divisions: int
+    divisions: NonNegativeInt
     sizes: dict[str, Any]
     resumable: bool
     data: str
     measure: str | None
     start: str | None = None
     files: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def held(self) -> dict[str, Any]:
@@ -119,11 +124,20 @@ class RunState:
             CheckpointError: it has none that can be read.
         """
         try:
-            return cls(**parse_json((folder / RUN).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            state: RunState = _STATE.validate_python(parse_json((folder / RUN).read_bytes()))
+            _ = state.within_iterations
+        except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
+            said = str(error)
+            if isinstance(error, ValidationError):
+                wrong = [(".".join(map(str, found["loc"])), found["msg"]) for found in error.errors()]
+                said = "; ".join(f"{name or 'all of it'}: {reason}" for name, reason in wrong)
             raise CheckpointError(
-                f"{folder / RUN} cannot be read ({error}); name a checkpoint that a run of this version wrote"
+                f"{folder / RUN} cannot be read ({said}); name a checkpoint that a run of this version wrote"
             ) from error
+        return state
+
+
+_STATE = TypeAdapter(RunState)
 
 
 def rollouts_file(rank: int) -> str:
@@ -141,6 +155,7 @@ def run_state(
     start: str | None = None,
     measure: str | None = None,
     files: Mapping[str, int] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> RunState:
     """What a checkpoint of this run belongs to.
 
@@ -153,6 +168,7 @@ def run_state(
         start: a digest of the weights that the run began from, if a reference may be needed.
         measure: a hash of what evaluations depend on, if there are any.
         files: bytes of the checkpoint's other files, by path.
+        digests: of those that are no JSON.
     """
     values = config.model_dump(mode="json")
     held = {name: value for name, value in values.items() if name in _HELD}
@@ -170,6 +186,7 @@ def run_state(
         measure=measure,
         start=start,
         files=dict(files or {}),
+        digests=dict(digests or {}),
     )
 
 
