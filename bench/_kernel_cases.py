@@ -32,6 +32,7 @@ from fourdthinker.kernels import (
 )
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pair = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # log-probabilities and entropies
 
 
 def _matmuls(x: Tensor, weight: Tensor, need_dw: bool) -> Call:
@@ -75,10 +76,10 @@ class _Heads:
         self.rows = shape[0] * shape[1]
         self.size = f"{self.rows} x {sizes.width} x {sizes.vocabulary} {_name(sizes.dtype)}"
 
-    def grpo(self, x: Tensor, weight: Tensor) -> Tensor:
+    def grpo(self, x: Tensor, weight: Tensor, **more: bool) -> Tensor:
         return linear_grpo_loss(
             x, weight, self.target, advantages=self.gains, mask=self.mask, old_logprobs=self.old,
-            ref_logprobs=self.ref, options=GrpoOptions(beta=peers.BETA),
+            ref_logprobs=self.ref, options=GrpoOptions(beta=peers.BETA), **more,
         )[0]  # fmt: skip
 
     def steps(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
@@ -90,6 +91,19 @@ class _Heads:
                 "flops": (4 if frozen else 6) * self.rows * weight.numel(), "dw": not frozen,
                 "given": self.x.nbytes + weight.nbytes,
             }  # fmt: skip
+
+
+def _with_heads(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor] | None]:
+    """A loss of the fused heads of others, None where one is absent."""
+    heads = {
+        "TRL fused head": peers.attempted(peers.trl_logprobs),
+        "verl fused head": peers.attempted(peers.verl_logprobs),
+    }
+    return {name: head and functools.partial(loss, head) for name, head in heads.items()}
+
+
+def _mean_nll(head: Head, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return -head(x, weight, target).mean()
 
 
 def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
@@ -105,21 +119,10 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         current = peers.eager_logprobs((x @ weight.T).float(), target)
         return peers.eager_grpo(current, gains, mask, old, ref)
 
-    heads = {
-        "TRL fused head": peers.attempted(peers.trl_logprobs),
-        "verl fused head": peers.attempted(peers.verl_logprobs),
-    }
-
-    def mean_nll(head: Head, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return -head(x, weight, target).mean()
-
     def grpo_of(head: Head, x: Tensor, weight: Tensor) -> Tensor:
         return peers.eager_grpo(head(x, weight, target), gains, mask, old, ref)
 
-    def with_heads(loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor] | None]:
-        return {name: head and functools.partial(loss, head) for name, head in heads.items()}
-
-    nll, theirs = with_heads(mean_nll), with_heads(grpo_of)
+    nll, theirs = _with_heads(_mean_nll), _with_heads(grpo_of)
     compiled_ce = torch.compile(eager_ce) if compiled else None
     compiled_grpo = torch.compile(eager_grpo) if compiled else None
     liger_ce = peers.attempted(peers.liger_cross_entropy)
@@ -146,7 +149,14 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         yield Case(
             "linear_grpo_loss", calls=calls, absent=absent, without_peak=("its matmuls alone",), **facts
         )
-    size, flops, given = made.size, 2 * made.rows * made.matrix.numel(), facts["given"]
+
+
+def logprobs_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
+    """Log-probabilities of the head, without gradients and with them."""
+    made, nll = _Heads(sizes, device), _with_heads(_mean_nll)
+    x, target = made.x, made.target
+    given = x.nbytes + made.matrix.nbytes
+    size, flops = made.size, 2 * made.rows * made.matrix.numel()
     weight = made.matrix
     calls, absent = present({
         "ours": without_grad(lambda: -linear_logprobs(x, weight, target).mean()),
@@ -169,6 +179,38 @@ def head_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
         "linear_logprobs", size, "forward+backward, head trained", calls, flops=4 * flops, dw=True,
         absent=absent, given=given,
     )  # fmt: skip
+
+
+def entropy_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
+    """A GRPO loss with the mean entropy as a metric, as trainers log it."""
+    made = _Heads(sizes, device)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return made.grpo(x, weight, return_entropy=True)
+
+    def of(head: Pair, x: Tensor, weight: Tensor) -> Tensor:
+        current, entropy = head(x, weight, made.target)
+        entropy.detach().mean()
+        return peers.eager_grpo(current, made.gains, made.mask, made.old, made.ref)
+
+    def eager(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = (x @ weight.T).float()
+        with torch.no_grad():
+            entropy = peers.eager_entropy(logits)
+        return peers.eager_logprobs(logits, target), entropy
+
+    heads: dict[str, Pair | None] = {
+        "eager (TRL)": eager, "TRL fused head": peers.attempted(peers.trl_head_with_entropy),
+        "verl fused head": peers.attempted(peers.verl_head_with_entropy),
+    }  # fmt: skip
+    for weight, facts in made.steps():
+        leaves = (made.x, weight)
+        losses = {
+            "ours": ours,
+            **{name: head and functools.partial(of, head) for name, head in heads.items()},
+        }
+        calls, absent = present({name: step(loss, leaves, *leaves) for name, loss in losses.items()})
+        yield Case("linear_grpo_loss with entropy", calls=calls, absent=absent, **facts)
 
 
 def liger_cases(sizes: Sizes, device: str, compiled: bool) -> Iterator[Case]:
@@ -372,6 +414,6 @@ def _name(dtype: torch.dtype) -> str:
 
 
 FAMILIES = {
-    "head": head_cases, "logits": logits_cases, "small": small_cases, "decode": decode_cases,
-    "liger": liger_cases,
+    "head": head_cases, "logprobs": logprobs_cases, "entropy": entropy_cases, "logits": logits_cases,
+    "small": small_cases, "decode": decode_cases, "liger": liger_cases,
 }  # fmt: skip

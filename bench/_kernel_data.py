@@ -31,6 +31,9 @@ SIZES = {
     "tiny": Sizes(2, 8, 16, 512, 32, 4, 2, 1, 64, torch.float32),
     "quick": Sizes(2, 64, 64, 8192, 512, 16, 4, 1, 512, torch.float32),
     "cpu": Sizes(4, 128, 256, 32_000, 4096, 256, 16, 2, 2048, torch.float32),
+    # A head as large as a model's on a CPU: 512 rows x 1,024 x 151,668.
+    "head": Sizes(4, 128, 1024, 151_668, 4096, 256, 16, 2, 2048, torch.float32),
+    "head-bf16": Sizes(4, 128, 1024, 151_668, 4096, 256, 16, 2, 2048, torch.bfloat16),
     "cuda": Sizes(16, 512, 2048, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),
     "wide": Sizes(16, 512, 4096, 151_936, 32_768, 512, 64, 16, 16_384, torch.bfloat16),  # as Liger measures
 }

@@ -36,8 +36,13 @@ def eager_logprobs(logits: Tensor, target: Tensor) -> Tensor:
 def eager_logprobs_and_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """TRL's ``selective_log_softmax`` and its ``entropy_from_logits``, both of float32 logits."""
     wide = logits.float()
-    logs = wide.log_softmax(-1)
-    return eager_logprobs(wide, target), -(logs.exp() * logs).sum(-1)
+    return eager_logprobs(wide, target), eager_entropy(wide)
+
+
+def eager_entropy(logits: Tensor) -> Tensor:
+    """TRL's ``entropy_from_logits``."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
 
 
 def eager_grpo(
@@ -114,6 +119,22 @@ def trl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return run
 
 
+def trl_head_with_entropy() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """TRL's fused head as its GRPO trainer calls it, log-probabilities and entropies; None without TRL."""
+    if importlib.util.find_spec("trl") is None:
+        return None
+    from trl.kernels import ChunkedLogProbFunction
+
+    def run(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, x.shape[-1])
+        out = ChunkedLogProbFunction.apply(
+            rows, weight, None, target.reshape(-1), 1.0, 32_768, None, 1.0, ("entropy",)
+        )  # fmt: skip
+        return out[0].view(target.shape), out[1].view(target.shape)
+
+    return run
+
+
 def trl_logprobs_and_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """TRL's Triton kernel over given logits, or None without TRL or without a GPU."""
     if importlib.util.find_spec("trl") is None or not torch.cuda.is_available():
@@ -123,8 +144,8 @@ def trl_logprobs_and_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tenso
     return lambda logits, target: selective_log_softmax_and_entropy(logits, target)
 
 
-def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """verl's Triton head, log-probabilities alone, or None without verl or without a GPU.
+def verl_head_with_entropy() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """verl's Triton head, or None without verl or without a GPU.
 
     It takes hidden states, weight, labels, temperature, reduction and a process group, and returns
     log-probabilities and entropies (verl/utils/kernel/linear_cross_entropy.py).
@@ -133,11 +154,18 @@ def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
         return None
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy as head
 
-    def run(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1])
-        return head(rows, weight, target.reshape(-1), 1.0, "none")[0].view(target.shape)
+        chosen, entropy = head(rows, weight, target.reshape(-1), 1.0, "none")[:2]
+        return chosen.view(target.shape), entropy.view(target.shape)
 
     return run
+
+
+def verl_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The same, log-probabilities alone."""
+    head = verl_head_with_entropy()
+    return head and (lambda x, weight, target: head(x, weight, target)[0])
 
 
 def liger_grpo() -> Callable[..., Tensor] | None:

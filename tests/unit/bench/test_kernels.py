@@ -39,7 +39,8 @@ def test_a_run_times_compares_and_saves(results, capsys):
     rows = [row for row in saved["rows"] if "seconds" in row]
     ops = {row["op"] for row in rows if row["candidate"] == "ours"}
     assert ops == {
-        "linear_cross_entropy", "linear_grpo_loss", "linear_logprobs", "cross_entropy", "grpo_loss",
+        "linear_cross_entropy", "linear_grpo_loss", "linear_grpo_loss with entropy", "linear_logprobs",
+        "cross_entropy", "grpo_loss",
         "logprobs", "logprobs with entropy", "cosine_latent_loss", "pool_latents", "group_advantages",
         "grpo_token_loss", "sample_tokens", "latent_feedback_step_", "shared_prefix_decode",
     }  # fmt: skip
@@ -64,7 +65,13 @@ def test_a_run_times_compares_and_saves(results, capsys):
 
 def test_the_fused_heads_of_others_are_raced_or_named():
     installed = importlib.util.find_spec("trl") is not None
-    for case in FAMILIES["head"](SIZES["tiny"], "cpu", False):
+    cases = [
+        case
+        for name in ("head", "logprobs", "entropy")
+        for case in FAMILIES[name](SIZES["tiny"], "cpu", False)
+    ]
+    assert len(cases) == 8
+    for case in cases:
         assert ("TRL fused head" in case.calls) is installed
         assert ("TRL fused head" in case.absent) is not installed
         assert case.absent["verl fused head"] == "not installed (pip install --no-deps verl), or needs a GPU"
@@ -79,7 +86,7 @@ def test_a_peer_that_cannot_be_imported_costs_its_row_alone(results, monkeypatch
     monkeypatch.setattr(peers, "trl_logprobs", broken)
     monkeypatch.setattr(peers, "liger_grpo", broken)
     words = ["--size", "tiny", "--quick", "--repeats", "1", "--threads", "1", "--save", "--only"]
-    assert command.run(["kernels", *words, "head", "liger"]) == 0
+    assert command.run(["kernels", *words, "head", "logprobs", "liger"]) == 0
     assert command.run(["kernels", "--errors", "--size", "tiny", "--threads", "1", "--save"]) == 0
     (path,) = results.iterdir()
     saved = json.loads(path.read_text())
@@ -91,6 +98,32 @@ def test_a_peer_that_cannot_be_imported_costs_its_row_alone(results, monkeypatch
     errors = {row["candidate"]: row for row in saved["kernels errors"]["rows"]}
     assert errors["TRL fused head"]["absent"] == why
     assert errors["ours"]["holds"]
+
+
+def test_a_peer_of_the_loss_with_entropy_computes_it(monkeypatch):
+    """As a head of others that hands both back; the loss is ours."""
+    asked = []
+
+    def head(x, weight, target):
+        logits = (x @ weight.T).float()
+        asked.append(peers.eager_entropy(logits.detach()))
+        return peers.eager_logprobs(logits, target), asked[-1]
+
+    monkeypatch.setattr(peers, "trl_head_with_entropy", lambda: head)
+    for case in FAMILIES["entropy"](SIZES["tiny"], "cpu", False):
+        assert list(case.calls) == ["ours", "eager (TRL)", "TRL fused head"]
+        losses = [float(call()) for call in case.calls.values()]
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert len(asked) == 2
+    assert asked[0].shape == (2, 8)
+    assert 0 < float(asked[0].mean()) < 6.24  # at most the logarithm of 512
+
+
+def test_sizes_of_a_whole_head_on_a_cpu():
+    for name, dtype in (("head", torch.float32), ("head-bf16", torch.bfloat16)):
+        size = SIZES[name]
+        whole = (size.sequences * size.length, size.width, size.vocabulary, size.dtype)
+        assert whole == (512, 1_024, 151_668, dtype)
 
 
 def test_matmuls_alone_are_of_numbers_and_clear_nothing(monkeypatch):
