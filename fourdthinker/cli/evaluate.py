@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.questions import add_questions, questions
+from fourdthinker.cli.questions import add_questions, questions, take_data
 from fourdthinker.cli.shared import (
     SAMPLES,
     Commands,
@@ -59,8 +59,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples",
         type=whole(0, SAMPLES),
-        default=4,
-        help="samples of each question; 0: greedy alone (default: %(default)s)",
+        help="samples of each question; 0: greedy alone (default: 4; of --protocol easi: 0)",
     )
     parser.add_argument(
         "--batch", type=whole(1), default=16, help="questions in one batch (default: %(default)s)"
@@ -94,6 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.records import empty_rejected
     from fourdthinker.sampler import check_latent_mode
 
+    take_data(arguments)
+    if arguments.samples is None:
+        arguments.samples = 4 if arguments.protocol == "own" else 0
     config = sampling(arguments)
     check_latent_mode(arguments.latents)
     answers, rejected = _outputs(arguments)

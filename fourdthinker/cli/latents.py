@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.cli.questions import add_questions, questions
+from fourdthinker.cli.questions import add_questions, questions, take_data
 from fourdthinker.cli.shared import (
     SAMPLES,
     Commands,
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     from fourdthinker.files import make_folder, write_json
     from fourdthinker.sampler import check_latent_mode
 
+    take_data(arguments)
     for mode in arguments.modes or ():
         check_latent_mode(mode)
     check_with_folder(make_folder(arguments.out) / "latents.json")

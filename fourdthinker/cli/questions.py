@@ -21,12 +21,12 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         "--bench",
         action=_Bench,
         metavar="NAME",
-        help="the data are this benchmark's; `list` says what is known and what each needs",
+        help="the data are this benchmark's; `list` says what is known and what each needs; or a record "
+        "file, as --data",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        required=True,
         nargs="+",
         metavar="PATH",
         help="record files (JSONL); with --bench the folder of its files, or one of them",
@@ -37,7 +37,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 class _Bench(argparse.Action):
-    """Keeps the name of a benchmark; `list` prints what is known and ends, as --help does."""
+    """Keeps the name of a benchmark or a file; `list` prints what is known and ends, as --help does."""
 
     def __call__(
         self,
@@ -51,12 +51,29 @@ class _Bench(argparse.Action):
         if values == "list":
             sys.stdout.write(list_benchmarks())
             parser.exit()
-        if values not in BENCHMARKS:
+        if values not in BENCHMARKS and not Path(values).exists():
             parser.error(
-                f"argument --bench: no benchmark {values!r}; there are list, {', '.join(BENCHMARKS)}; "
-                "records of your own take --data alone"
+                f"argument --bench: no benchmark and no file {values!r}; there are list, "
+                f"{', '.join(BENCHMARKS)}"
             )
         namespace.bench = values
+
+
+def take_data(arguments: argparse.Namespace) -> None:
+    """Put a record file that --bench names in the place of --data.
+
+    Raises:
+        ConfigError: no data are named, or twice.
+    """
+    from fourdthinker.errors import ConfigError
+    from fourdthinker.evaluate import BENCHMARKS
+
+    if arguments.bench is not None and arguments.bench not in BENCHMARKS:
+        if arguments.data:
+            raise ConfigError(f"--bench {arguments.bench} is the data already; leave out --data")
+        arguments.bench, arguments.data = None, [Path(arguments.bench)]
+    if not arguments.data:
+        raise ConfigError("no --data; name record files, or the folder of the benchmark's files")
 
 
 def questions(
@@ -75,7 +92,7 @@ def questions(
         FourdError: they cannot be read.
     """
     from fourdthinker.errors import ConfigError
-    from fourdthinker.evaluate import read_benchmark
+    from fourdthinker.evaluate import read_benchmark, without_duplicates
     from fourdthinker.records import read_records
 
     if arguments.bench is None:
@@ -90,6 +107,9 @@ def questions(
                 rejected=rejected,
             )
         ]
+        records, repeated = without_duplicates(records)
+        for key, reason in repeated.items():
+            log.warning("left out: %s: %s", key, reason)
         return records, None
     if len(arguments.data) != 1:
         raise ConfigError(f"--bench reads one folder or file, and --data names {len(arguments.data)}")

@@ -4,6 +4,7 @@ from fourdthinker.evaluate.asking import sample_seed
 from fourdthinker.evaluate.benchmarks import BENCHMARKS, BenchmarkData, list_benchmarks, read_benchmark
 from fourdthinker.evaluate.clips import group_clips, read_clips
 from fourdthinker.evaluate.compare import Comparison, compare, load_result
+from fourdthinker.evaluate.duplicates import without_duplicates
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, baselines, paired_difference
 from fourdthinker.evaluate.runner import evaluate
 from fourdthinker.evaluate.several import several_samples
@@ -28,4 +29,5 @@ __all__ = [
     "sample_seed",
     "several_samples",
     "types_table",
+    "without_duplicates",
 ]

@@ -49,12 +49,13 @@ def models(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def comparisons(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries that are differences with an interval."""
-    keys = ("mean", "low", "high")
+    """The entries that are differences; of one video the bounds of their interval are None."""
     return {
         k: v
         for k, v in results.items()
-        if isinstance(v, Mapping) and all(number(v.get(x)) is not None for x in keys)
+        if isinstance(v, Mapping)
+        and number(v.get("mean")) is not None
+        and all(x in v and (v[x] is None or number(v[x]) is not None) for x in ("low", "high"))
     }
 
 

@@ -19,7 +19,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     Returns:
         Sentences; none when the results hold neither a "dift" nor an "rl" entry.
     """
-    entries, differences = models(results), comparisons(results)
+    entries = models(results)
+    differences = {k: v for k, v in comparisons(results).items() if None not in (v["low"], v["high"])}
     out = []
     if "dift" in entries:
         out.append(_standing(entries))

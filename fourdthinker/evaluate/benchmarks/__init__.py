@@ -7,6 +7,7 @@ from pathlib import Path
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.benchmarks import dsi, dsr, dyn, mllm4d, sti, vlm4d, vsi, vsti
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, BenchmarkData, Collector
+from fourdthinker.evaluate.duplicates import without_duplicates
 
 BENCHMARKS = {
     module.BENCHMARK.name: module.BENCHMARK for module in (dsr, vlm4d, mllm4d, dyn, vsi, vsti, sti, dsi)
@@ -38,6 +39,8 @@ def read_benchmark(name: str, path: Path, media_root: Path | None = None) -> Ben
     into = Collector(benchmark, media_root or (path if path.is_dir() else path.parent))
     benchmark.read(into, path)
     data = into.data
+    data.records, repeated = without_duplicates(data.records)
+    data.left_out |= repeated
     number = len(data.records) + len(data.left_out)
     if benchmark.counts and number not in benchmark.counts:
         published = " or ".join(f"{count:,}" for count in benchmark.counts)

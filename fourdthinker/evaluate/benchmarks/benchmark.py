@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.answers import normalised
 from fourdthinker.errors import ConfigError, RecordError
-from fourdthinker.evaluate.benchmarks.tables import TableRow
+from fourdthinker.evaluate.benchmarks.tables import TableRow, find_table, read_rows
 from fourdthinker.evaluate.numeric import parse_number
-from fourdthinker.records import Record, letter_of, media_key
+from fourdthinker.records import Record, letter_of
 
 NUMBER = (
     "There are no options to choose from. Put the answer, as a number in digits and nothing else, between "
@@ -26,7 +26,8 @@ class BenchmarkData:
 
     Attributes:
         records: what is asked; a video that is missing stays named, and its questions count as wrong.
-        left_out: id of a question that is not asked -> why: known to be bad, or there already.
+        left_out: id of a question that is not asked -> why: known to be bad, there already, or there with
+            another answer.
         files: that were read.
         twins: id -> name of the set of questions that are one question under symmetry (DSI-Bench).
         notes: what differs from the benchmark as published.
@@ -89,8 +90,22 @@ class Collector:
         self.benchmark = benchmark
         self.media = Path(os.path.realpath(media))
         self.data = BenchmarkData()
-        self._seen: dict[tuple[Any, ...], str] = {}
         self._ids: dict[str, str] = {}
+
+    def rows(self, path: Path, *patterns: str) -> Iterator[TableRow]:
+        """The rows of the benchmark's table, of all its parts (`tables.find_table`), which is noted.
+
+        Yields:
+            Row by row.
+
+        Raises:
+            ConfigError: it is not there, or a part of it.
+            RecordError: it cannot be read.
+        """
+        files = find_table(path, patterns, self.benchmark.needs)
+        self.data.files += files
+        for file in files:
+            yield from read_rows(file)
 
     def video(self, row: TableRow, *names: str) -> str:
         """The path of a video: of these names within the media the first that is there, else the first.
@@ -142,10 +157,6 @@ class Collector:
                 "there twice?"
             )
         self._ids[record.id] = record.where
-        asked = (media_key(record), record.question, tuple(record.options.items()))
-        if reason is None and asked in self._seen:
-            reason = f"the same question as {self._seen[asked]}"
-        self._seen.setdefault(asked, record.id)
         if reason is None:
             self.data.records.append(record)
         else:

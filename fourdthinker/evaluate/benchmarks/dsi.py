@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import TableRow, find_files, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow
 from fourdthinker.records import options_of
 
 NEEDS = "metadatas/{std,hflip,reverse,reverse_hflip}.csv and videos/<variant>/<relative_path>"
@@ -24,13 +24,13 @@ _NEXT = re.compile(r";\s*(?=[A-H]\s*:)")
 
 
 def read(into: Collector, path: Path) -> None:
-    """Read the four files; rows of the same number are one question."""
-    for variant in VARIANTS:
-        files = find_files(path, (f"{variant}.csv",)) if path.is_dir() else []
-        if not files:
-            raise ConfigError(f"{path}: no file {variant}.csv in it; DSI-Bench needs {NEEDS}")
-        into.data.files.append(files[0])
-        for number, row in enumerate(read_rows(files[0]), 1):
+    """Read the four files; rows of the same number are one question, and must agree about video and kind."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is one file; DSI-Bench needs {NEEDS}")
+    tables = {variant: list(into.rows(path, f"{variant}.csv")) for variant in VARIANTS}
+    _check_twins(path, tables)
+    for variant, rows in tables.items():
+        for number, row in enumerate(rows, 1):
             name = f"{variant}/{number}"
             options = options_of(row.where, _NEXT.split(row.text("options").rstrip("; ")))
             video = row.text("relative_path")
@@ -45,6 +45,22 @@ def read(into: Collector, path: Path) -> None:
                 extra={"source": video},  # the four variants are of one video
             )
             into.data.twins[name] = str(number)
+
+
+def _check_twins(path: Path, tables: dict[str, list[TableRow]]) -> None:
+    counts = {variant: len(rows) for variant, rows in tables.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{variant}.csv {count}" for variant, count in counts.items())
+        raise RecordError(f"{path}: rows that are not four by four ({listed}); fetch the four files anew")
+    for twins in zip(*tables.values(), strict=True):
+        for key in ("relative_path", "cate"):
+            first, *others = twins
+            odd = next((row for row in others if row.text(key) != first.text(key)), None)
+            if odd is not None:
+                raise RecordError(
+                    f"{odd.where}: {key} is {odd.text(key)!r}, and {first.text(key)!r} at {first.where}; "
+                    "rows of the same number must be one question; fetch the four files anew"
+                )
 
 
 def _kind(row: TableRow) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
 from fourdthinker.records import literal, options_of
 
 NEEDS = "benchmark.parquet, or EASI's DSRBench.tsv, and the videos as <videoID>.mp4"
@@ -13,9 +12,8 @@ NEEDS = "benchmark.parquet, or EASI's DSRBench.tsv, and the videos as <videoID>.
 
 def read(into: Collector, path: Path) -> None:
     """Read all rows; parquet has videoID and type, the TSV index, video and task_type."""
-    file = find_file(path, ("DSRBench*.tsv", "benchmark*.parquet", "*.parquet"), NEEDS)
-    into.data.files.append(file)
-    for number, row in enumerate(read_rows(file), 1):
+    rows = into.rows(path, "DSRBench*.tsv", "benchmark*.parquet", "*.parquet")
+    for number, row in enumerate(rows, 1):
         video = row.text("video", "videoID")
         listed = row.first("options", "candidates")
         listed = literal(row.where, listed) if isinstance(listed, str) else listed

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fourdthinker.errors import ConfigError, RecordError
+from fourdthinker.errors import RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import TableRow, find_files, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow, read_rows
 from fourdthinker.files import PICTURE_SUFFIXES
 from fourdthinker.records import options_of
 
@@ -56,13 +56,7 @@ def _rows(into: Collector, path: Path) -> Iterator[tuple[TableRow, str, str, str
             yield row, file.parent.name, match[1], match[2]
     if found:
         return
-    files = find_files(path, ("qa_tasks*.parquet",))
-    if not files:
-        raise ConfigError(
-            f"{path}: no file multi_json/*/*_qa.json or qa_tasks.parquet in it; Dyn-Bench needs {NEEDS}"
-        )
-    into.data.files.append(files[0])
-    for row in read_rows(files[0]):
+    for row in into.rows(path, "qa_tasks*.parquet"):
         dataset = row.text("dataset")
         scene = row.text("video_name", "video").removeprefix(f"{dataset}/").removesuffix(".mp4")
         if "/" in scene:

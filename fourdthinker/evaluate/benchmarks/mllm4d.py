@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector
-from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
 from fourdthinker.evaluate.benchmarks.vlm4d import add
 
 NEEDS = "a JSON list like VLM4D's (id, video, question, choices, answer), and the videos"
@@ -16,9 +15,7 @@ NEEDS = "a JSON list like VLM4D's (id, video, question, choices, answer), and th
 
 def read(into: Collector, path: Path) -> None:
     """Read one file of questions."""
-    file = find_file(path, ("*bench*.json", "*.json", "*.jsonl"), NEEDS)
-    into.data.files.append(file)
-    for row in read_rows(file):
+    for row in into.rows(path, "*bench*.json", "*.json", "*.jsonl"):
         add(into, row, "")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fourdthinker.errors import RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import TableRow, find_file, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow
 from fourdthinker.records import options_of
 
 NEEDS = "qa.parquet, and the videos under the names of its column Video (in it or in video/)"
@@ -15,9 +15,8 @@ NEEDS = "qa.parquet, and the videos under the names of its column Video (in it o
 
 def read(into: Collector, path: Path) -> None:
     """Read qa.parquet. As the authors do, the whole video is shown and the prompt names the stretch."""
-    file = find_file(path, ("qa.parquet", "*.parquet"), NEEDS)
-    into.data.files.append(file)
-    for number, row in enumerate(read_rows(file), 1):
+    rows = into.rows(path, "qa.parquet", "qa-*.parquet", "*.parquet")
+    for number, row in enumerate(rows, 1):
         options = options_of(row.where, row["Candidates"])
         video = row.text("Video")
         start, end = (_seconds(row, key) for key in ("time_start", "time_end"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fourdthinker.errors import ConfigError, RecordError, install
 from fourdthinker.files import parse_json, read_regular
 
+_PART = re.compile(r"(.+)-(\d+)-of-(\d{1,5})(\.\w+)")  # how the Hub names the parts of a table
 _LONGEST_FIELD = 16 << 20  # characters; the csv module's own limit of 128 KiB is below what a cell may hold
 
 
@@ -48,8 +50,8 @@ class TableRow:
         return str(value).strip()
 
 
-def find_file(path: Path, patterns: tuple[str, ...], needs: str) -> Path:
-    """The file of a benchmark: `path` itself, or the first in the folder that fits one of `patterns`.
+def find_table(path: Path, patterns: tuple[str, ...], needs: str) -> list[Path]:
+    """The table of a benchmark: `path` itself, or the first file in the folder that fits one of `patterns`.
 
     Args:
         path: a file, or a folder, which is searched with those in it.
@@ -57,25 +59,34 @@ def find_file(path: Path, patterns: tuple[str, ...], needs: str) -> Path:
         needs: what the benchmark needs, for the error.
 
     Returns:
-        The file.
+        The file; of one that is a part, such as test-00000-of-00002.parquet, all parts in order.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a part is missing.
     """
-    found = find_files(path, patterns)
-    if not found:
-        raise ConfigError(f"{path}: no file {' or '.join(patterns)} in it; the benchmark needs {needs}")
-    return found[0]
-
-
-def find_files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """As `find_file`, all that fit, those of the first pattern first; [] without any."""
     if path.is_file():
-        return [path]
-    found: dict[Path, None] = {}
+        return _parts(path)
     for pattern in patterns:
-        found.update(dict.fromkeys(sorted(p for p in path.rglob(pattern) if p.is_file())))
-    return list(found)
+        found = sorted(p for p in path.rglob(pattern) if p.is_file())
+        if found:
+            return _parts(found[0])
+    raise ConfigError(f"{path}: no file {' or '.join(patterns)} in it; the benchmark needs {needs}")
+
+
+def _parts(file: Path) -> list[Path]:
+    match = _PART.fullmatch(file.name)
+    if match is None:
+        return [file]
+    stem, first, number, suffix = match.groups()
+    width = len(first)
+    parts = [file.with_name(f"{stem}-{k:0{width}}-of-{number}{suffix}") for k in range(int(number))]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing or file not in parts:
+        raise ConfigError(
+            f"{file} is one of {int(number)} parts; missing: {', '.join(missing[:3]) or 'none'}"
+            f"{', ...' if len(missing) > 3 else ''}; fetch all of them into that folder"
+        )
+    return parts
 
 
 def read_rows(path: Path) -> list[TableRow]:

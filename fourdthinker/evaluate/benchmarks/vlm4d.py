@@ -8,7 +8,7 @@ from typing import Any
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import TableRow, find_files, read_rows
+from fourdthinker.evaluate.benchmarks.tables import TableRow
 from fourdthinker.records import options_of
 
 NEEDS = "real_mc.json and synthetic_mc.json (or one), and the folders videos_real and videos_synthetic"
@@ -18,17 +18,12 @@ _URL = re.compile(r"https?://.*?/resolve/[^/]+/(.*)")
 
 def read(into: Collector, path: Path) -> None:
     """Read the real and the synthetic file, whichever are there."""
-    files = {
-        kind: found[0]
-        for kind in ("real", "synthetic")
-        if (found := find_files(path, (f"{kind}_mc.json", f"*{kind}*.json")))
-        and (path.is_dir() or kind in path.name)
-    }
-    if not files:
+    names = [path.name] if path.is_file() else [file.name for file in path.rglob("*.json")]
+    kinds = [kind for kind in ("real", "synthetic") if any(kind in name for name in names)]
+    if not kinds:
         raise ConfigError(f"{path}: no file real_mc.json or synthetic_mc.json in it; VLM4D needs {NEEDS}")
-    for kind, file in files.items():
-        into.data.files.append(file)
-        for row in read_rows(file):
+    for kind in kinds:
+        for row in into.rows(path, f"{kind}_mc.json", f"*{kind}*.json"):
             add(into, row, kind)
 
 

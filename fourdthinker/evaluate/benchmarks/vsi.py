@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
 from fourdthinker.records import options_of
 
 NEEDS = "test*.parquet or test.jsonl, and the videos as <dataset>/<scene_name>.mp4"
@@ -22,9 +21,8 @@ CHOICE = (
 
 def read(into: Collector, path: Path) -> None:
     """Read one split: the full one before the debiased one, unless a file is named."""
-    file = find_file(path, ("test-*.parquet", "test.jsonl", "test*.parquet", "test*.jsonl"), NEEDS)
-    into.data.files.append(file)
-    for number, row in enumerate(read_rows(file), 1):
+    rows = into.rows(path, "test-*.parquet", "test.jsonl", "test*.parquet", "test*.jsonl")
+    for number, row in enumerate(rows, 1):
         name = f"{row.text('dataset')}/{row.text('scene_name')}"
         media = {
             "video": into.video(row, f"{name}.mp4", f"videos/{name}.mp4"),

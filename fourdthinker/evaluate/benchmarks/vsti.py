@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fourdthinker.evaluate.benchmarks.benchmark import Benchmark, Collector, answer_of
-from fourdthinker.evaluate.benchmarks.tables import find_file, read_rows
 from fourdthinker.records import options_of
 
 NEEDS = "test*.parquet, or the same as JSON, and the videos under video_path or as <dataset>/<scene_name>.mp4"
@@ -20,13 +20,14 @@ _TASKS = {
 
 def read(into: Collector, path: Path) -> None:
     """Read the test split; mc_answer is the letter, ground_truth the text or the number."""
-    file = find_file(path, ("test*.parquet", "*.parquet", "*.jsonl", "*.json"), NEEDS)
-    into.data.files.append(file)
-    for number, row in enumerate(read_rows(file), 1):
+    rows = into.rows(path, "test*.parquet", "*.parquet", "*.jsonl", "*.json")
+    for number, row in enumerate(rows, 1):
         name = f"{row.text('dataset')}/{row.text('scene_name')}.mp4"
-        given = row.values.get("video_path")
+        given = str(row.values.get("video_path") or name)
+        if os.path.isabs(given) and not Path(given).is_relative_to(into.media):  # of the authors' machine
+            given = name
         media = {
-            "video": into.video(row, *filter(None, (given, name, f"videos/{name}"))),
+            "video": into.video(row, given, name, f"videos/{name}"),
             "type": row.text("question_type"),
         }
         key = str(row.values.get("id", number))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from fourdthinker.cli import main
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, load_result, scoring
 from fourdthinker.evaluate.compare import mcnemar
 from fourdthinker.evaluate.journal import Journal
+from fourdthinker.evaluate.table import comparisons, results_table
+from fourdthinker.report.verdict import verdict
 
 OPTIONS = {"A": "left", "B": "right"}
 
@@ -163,6 +168,16 @@ def test_a_single_video_has_no_interval(tmp_path):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["greedy"] == {"mean": pytest.approx(1 / 3), "low": None, "high": None}
     json.dumps(run("a", "AAB", "xxx").easi(), allow_nan=False)
+
+
+def test_a_difference_without_bounds_stays_in_the_table():
+    results = {"model_minus_shown_none": {"mean": 0.25, "low": None, "high": None}, "seconds": {"mean": 1.0}}
+    assert list(comparisons(results)) == ["model_minus_shown_none"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table(results))
+    assert re.search(r"Model − no frames\W+\+25.0 points\W+–", console.export_text())
+    change = {"dift": {"accuracy": 0.5}, "rl_minus_dift": results["model_minus_shown_none"]}
+    assert len(verdict(change)) == 1  # nothing is said of what has no interval
 
 
 def test_a_line_that_a_kill_has_cut_off_is_left_out(tmp_path):

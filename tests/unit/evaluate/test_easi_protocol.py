@@ -165,7 +165,7 @@ def test_five_rows_from_the_tsv_to_the_score(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(EasiEncoder, "prompt", prompting)
     monkeypatch.setattr(Rollout, "texts", replies)
     command = ["eval", "--bench", "dsr", "--data", str(tmp_path), "--checkpoint", str(tmp_path / "model")]
-    command += ["--protocol", "easi", "--samples", "0", "--max-new-tokens", "2", "--baselines"]
+    command += ["--protocol", "easi", "--max-new-tokens", "2", "--baselines"]
     assert cli.main([*command, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
 
     assert seen == INDICES

@@ -251,6 +251,88 @@ def test_dsi(tmp_path):
     assert {source_of(r) for r in data.records} == {"x/a.mp4"}  # twins are not independent
 
 
+def test_dsi_rows_that_are_not_twins_are_refused(tmp_path):
+    row = {
+        "cate": 1, "relative_path": "x/a.mp4", "video_type": 0, "question": "Where to?",
+        "options": "A: left; B: right;", "GT": "A", "others": "",
+    }  # fmt: skip
+    rows = [row, row | {"relative_path": "x/b.mp4", "cate": 2}]
+
+    def files(reverse: list[dict]) -> None:
+        for variant in ("std", "hflip", "reverse", "reverse_hflip"):
+            table(tmp_path / "metadatas" / f"{variant}.csv", reverse if variant == "reverse" else rows)
+
+    files(rows)
+    assert len(read_benchmark("dsi", tmp_path).records) == 8
+    files(rows[:1])
+    with pytest.raises(RecordError, match=r"not four by four \(std.csv 2, hflip.csv 2, reverse.csv 1,"):
+        read_benchmark("dsi", tmp_path)
+    files(rows[::-1])
+    with pytest.raises(
+        RecordError, match=r"reverse.csv: row 1: relative_path is 'x/b.mp4', and 'x/a.mp4' at"
+    ):
+        read_benchmark("dsi", tmp_path)
+    files([row | {"cate": 3}, rows[1]])
+    with pytest.raises(RecordError, match=r"reverse.csv: row 1: cate is '3', and '1' at .*std.csv: row 1"):
+        read_benchmark("dsi", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row"),
+    [
+        ("dsr", "benchmark", DSR),
+        ("vsti", "test", VSI | {"question_type": "camera_displacement", "ground_truth": "1.5"}),
+        ("vsi", "test", VSI | {"question_type": "object_counting", "ground_truth": "4"}),
+    ],
+)
+def test_all_parts_of_a_table_are_read(tmp_path, name, file, row):
+    parts = [tmp_path / "data" / f"{file}-0000{k}-of-00002.parquet" for k in range(2)]
+    parts[0].parent.mkdir()
+    for k, part in enumerate(parts):
+        key = {"videoID": f"v{k}"} if name == "dsr" else {"id": k, "scene_name": f"s{k}"}
+        parquet(part, [row | key])
+    for path in (tmp_path, parts[1]):
+        data = read_benchmark(name, path, tmp_path)
+        assert (len(data.records), data.files) == (2, parts)
+    parts[0].unlink()
+    with pytest.raises(ConfigError, match=f"is one of 2 parts; missing: {file}-00000-of-00002.parquet"):
+        read_benchmark(name, tmp_path)
+
+
+def test_vsti_with_paths_of_the_authors_machine(tmp_path):
+    row = VSI | {
+        "video_path": "/mnt/data/s1.mp4",
+        "question_type": "camera_displacement",
+        "ground_truth": "1",
+    }
+    own = video(tmp_path / "other" / "s1.mp4")
+    write(tmp_path / "test.json", [row, row | {"id": 1, "video_path": own}])
+    there = video(tmp_path / "videos" / "scannet" / "s1.mp4")
+    assert [r.video for r in read_benchmark("vsti", tmp_path).records] == [there, own]
+
+
+def test_questions_that_are_there_twice(tmp_path):
+    write(
+        tmp_path / "real_mc.json",
+        [
+            vlm4d(1),
+            vlm4d(2, video=vlm4d(1)["video"]),
+            vlm4d(3, answer=3),
+            vlm4d(4, video=vlm4d(3)["video"], answer=2),
+            vlm4d(5, video=vlm4d(3)["video"], answer=3),
+            vlm4d(6),
+        ],
+    )
+    data = read_benchmark("vlm4d", tmp_path)
+    assert [r.id for r in data.records] == ["real/validation_1", "real/validation_6"]
+    assert data.left_out == {
+        "real/validation_2": "the same question as real/validation_1",
+        "real/validation_3": "the same question as real/validation_4, with another answer",
+        "real/validation_4": "the same question as real/validation_3, with another answer",
+        "real/validation_5": "the same question as real/validation_4, with another answer",
+    }
+
+
 def test_what_is_wrong_is_named(tmp_path):
     path = tmp_path / "real_mc.json"
     for row, words in (
