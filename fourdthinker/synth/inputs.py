@@ -18,6 +18,7 @@ from typing import Any
 from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.files import parse_json, read_regular
 from fourdthinker.synth.geometry import read_calibration
+from fourdthinker.synth.geometry.calibration import FARTHEST
 from fourdthinker.synth.journal import Journal
 
 VIDEO_SUFFIXES = frozenset(
@@ -33,6 +34,7 @@ _GIVEN = ("poses", "poses_format", "poses_metric", "right", "focal", "baseline",
 _FILES = ("poses", "right", "calibration")
 _KEYS = {"video", "id", "start", "end", "objects", "licence", *_GIVEN}
 _STEREO = {"right", "focal", "baseline"}
+_LENGTHS = {"focal": "pixels, a number above 0", "baseline": f"metres, above 0 and below {FARTHEST:g}"}
 _CHUNK = 1 << 20
 
 
@@ -208,7 +210,7 @@ def _folder(path: Path) -> Iterator[Candidate]:
             notes = path / "annotations" / file.relative_to(top).with_suffix("")
             if (notes / "poses.npy").exists():
                 row = {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
-        yield Candidate(file, str(file), top, row=row)
+        yield Candidate(file, str(file), path, row=row)
 
 
 def _manifest(path: Path) -> Iterator[Candidate]:
@@ -244,11 +246,17 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         _check_stereo(row, where)
         for key in ("focal", "baseline"):
             if key in row:
-                row[key] = _number(row[key], f"{where}: {key}", "a number above 0")
+                row[key] = _number(row[key], f"{where}: {key}", _LENGTHS[key], above=True)
+        if row.get("baseline", 0) >= FARTHEST:
+            raise ConfigError(f"{where}: baseline is {row['baseline']:g}; give {_LENGTHS['baseline']}")
         for key in _FILES:
             if key in row:
                 row[key] = str(path.parent / str(row[key]))
-        if "calibration" in row and row["calibration"] not in calibrations:  # one rig films many clips
+        if (
+            "calibration" in row
+            and row["calibration"] not in calibrations  # one rig films many clips
+            and _inside(row["calibration"], path.parent)  # the row is refused otherwise, by name
+        ):
             calibrations.add(row["calibration"])
             try:
                 read_calibration(row["calibration"])
@@ -271,12 +279,14 @@ def _check_stereo(row: dict[str, Any], where: str) -> None:
         )
 
 
-def _number(value: Any, where: str, wanted: str = "seconds of the video, 0 or more") -> float:
+def _number(
+    value: Any, where: str, wanted: str = "seconds of the video, 0 or more", *, above: bool = False
+) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
-    if not 0 <= number < 1e9:
+    if not 0 <= number < 1e9 or (above and not number):
         raise ConfigError(f"{where} is {value!r}; give {wanted}")
     return number
 
@@ -316,7 +326,7 @@ def _unfit(candidate: Candidate) -> str | None:
     path, root = candidate.path, candidate.root
     if wrong := _unwritable(candidate):
         return wrong
-    if root is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    if root is not None and not _inside(path, root):
         return "a link out of its folder"
     try:
         status = path.stat()
@@ -329,11 +339,17 @@ def _unfit(candidate: Candidate) -> str | None:
     if not status.st_size:
         return "empty file"
     for file in _files(candidate.row):
+        if root is not None and not _inside(file, root):
+            return f"{_role(candidate, file)}: {file} lies outside {root}"
         if not file.exists():
             return f"{_role(candidate, file)}: no file {file.name}"
         if not file.is_file():  # a pipe would be waited for
             return f"{_role(candidate, file)}: {file.name} is not a regular file"
     return None
+
+
+def _inside(path: Path | str, root: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def _role(candidate: Candidate, file: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from fourdthinker.frames import probe
 from fourdthinker.synth.depths import check_calibrations
@@ -29,16 +30,19 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
     """
     found = candidates(inputs)[: options.limit]
     check_calibrations(found)
-    size = clips = 0
+    clips = unreadable = 0
     seconds = 0.0
-    unreadable = 0
+    sizes: dict[Path, int] = {}  # of a file once, however many parts of it are asked for
     for candidate in found:
         length = SCENE_SECONDS
         if candidate.scene is None:
             try:
                 held = probe(candidate.path)
-                size += candidate.path.stat().st_size
-                length = held.end - held.begin
+                sizes[candidate.path] = candidate.path.stat().st_size
+                first, last = (candidate.row.get(key) for key in ("start", "end"))
+                begin = held.begin if first is None else max(held.begin, first)
+                end = held.end if last is None else min(held.end, last)
+                length = max(0.0, end - begin)
             except (ValueError, OSError):  # a FourdError, or a path that cannot be one
                 unreadable += 1
                 continue
@@ -46,7 +50,7 @@ def plan(inputs: Sequence[str], settings: SynthSettings, options: Options) -> di
         clips += int(length >= settings.min_seconds) and math.ceil(length / settings.max_seconds)
     return {
         "videos": f"{len(found)}, {unreadable} unreadable",
-        "bytes": f"{size / 1e6:.1f} MB",
+        "bytes": f"{sum(sizes.values()) / 1e6:.1f} MB",
         "seconds": f"{seconds:.1f}",
         "clips": f"about {clips}: fewer where shots are short",
         "frames to decode": f"about {round(seconds * settings.analysis_fps)}",

@@ -17,7 +17,7 @@ from fourdthinker.synth.tracks import Array
 _LARGEST = 1 << 20  # bytes of the file
 _COEFFICIENTS = (0, 4, 5, 8)
 _ROTATION_ERROR = 1e-3  # largest entry of RᵀR − 1, as of poses
-_FARTHEST = 10.0  # metres between two cameras of one rig: more are millimetres
+FARTHEST = 10.0  # metres between two cameras of one rig: more are millimetres
 _LEAST_ASIDE = (
     0.5  # cosine: both cameras look at most 60 degrees away from one that faces across the baseline
 )
@@ -132,10 +132,10 @@ def read_calibration(path: PathLike) -> Calibration:
         _rotation(top["R"], f"{source}: R"),
         _numbers(top["T"], (3,), f"{source}: T"),
     )
-    if not 1e-4 < found.baseline < _FARTHEST:
+    if not 1e-4 < found.baseline < FARTHEST:
         raise GeometryError(
             f"{source}: T is {top['T']!r}, a baseline of {found.baseline:g}; give where the left "
-            f"camera is in the axes of the right one, in metres, above 0 and below {_FARTHEST:g}"
+            f"camera is in the axes of the right one, in metres, above 0 and below {FARTHEST:g}"
         )
     if min(turn[2, 2] for turn in found.rectifying()) < _LEAST_ASIDE:
         raise GeometryError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fourdthinker.errors import GeometryError
 from fourdthinker.files import PathLike
 from fourdthinker.synth.computer_vision import opencv
+from fourdthinker.synth.geometry.calibration import FARTHEST
 from fourdthinker.synth.geometry.conventions import read_source
 from fourdthinker.synth.tracks import Array, CameraTrack
 
@@ -108,11 +109,11 @@ def stereo_depth(
             "each, of one size"
         )
     width = left[0].shape[1]
-    if not 0.1 * width < focal < 30 * width or not 0 < baseline < 100:
+    if not 0.1 * width < focal < 30 * width or not 0 < baseline < FARTHEST:
         raise GeometryError(
             f"stereo: a focal length of {focal:g} pixels with frames of {width}, and a baseline of "
-            f"{baseline:g} m; the focal length is in pixels of these frames, the baseline in metres and "
-            "above 0"
+            f"{baseline:g} m; the focal length is in pixels of these frames, the baseline in metres, "
+            f"above 0 and below {FARTHEST:g}"
         )
     if disparities < 16 or disparities % 16:
         raise GeometryError(f"stereo: disparities is {disparities}; give a multiple of 16")

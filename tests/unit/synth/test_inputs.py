@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,16 @@ def test_a_manifest(videos: Path, tmp_path: Path) -> None:
         ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
         ('{"video": "b.mp4", "poses_metric": "yes"}', "poses_metric is 'yes'; give true or false"),
         ('{"video": "b.mp4", "right": "c.mp4"}', "row 1: no baseline, no focal; stereo is"),
-        ('{"video": "b.mp4", "right": "c", "focal": "x", "baseline": 1}', "focal is 'x'; give a number"),
+        ('{"video": "b.mp4", "right": "c", "focal": "x", "baseline": 1}', "focal is 'x'; give pixels"),
+        (
+            '{"video": "b.mp4", "right": "c", "focal": 0, "baseline": 1}',
+            "focal is 0; give pixels, a number ab",
+        ),
+        (
+            '{"video": "b.mp4", "right": "c", "focal": 9, "baseline": 0}',
+            "baseline is 0; give metres, above 0",
+        ),
+        ('{"video": "b.mp4", "right": "c", "focal": 9, "baseline": 65}', "baseline is 65; .*and below 10"),
         ("{", "not a manifest"),
         ("", "holds no rows"),
     ],
@@ -137,6 +147,30 @@ def test_a_stereo_pair(videos: Path, tmp_path: Path) -> None:
         assert source.given == {"right": str(videos / "c.mp4"), "focal": "500.0", "baseline": "0.1"}
         digests.add(source.digest)
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "rest"),
+    [
+        ("right", {"focal": 500, "baseline": 0.1}),
+        ("calibration", {"right": "b.mp4"}),
+        ("poses", {"poses_format": "npz"}),
+    ],
+)
+def test_no_file_of_a_manifest_is_outside_of_its_folder(
+    videos: Path, tmp_path: Path, key: str, rest: dict[str, Any]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "x").write_text("{}")
+    (videos / "link").symlink_to(secret / "x")
+    path = videos / "list.jsonl"
+    for named in ("../secret/x", str(secret / "x"), "link"):
+        path.write_text(json.dumps({"video": "b.mp4", **rest, key: named}))
+        (found,) = opened([str(path)], tmp_path / "out")
+        assert isinstance(found, Refused), named
+        assert found.reason.startswith(f"{key}: ")
+        assert "lies outside" in found.reason
 
 
 def test_the_content_of_a_calibration_belongs_to_the_key(videos: Path, tmp_path: Path) -> None:

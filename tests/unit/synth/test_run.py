@@ -463,6 +463,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert found["videos"] == "2, 1 unreadable"
     assert found["clips"].startswith("about 2")
     assert not any("calls" in name for name in found)
+    parts = [{"video": "v.mp4", "start": k, "end": k + 4} for k in (0, 5, 18)]
+    (tmp_path / "parts.jsonl").write_text("".join(json.dumps(part) + "\n" for part in parts))
+    of_parts = plan([str(tmp_path / "parts.jsonl")], SynthSettings(), Options())
+    assert (of_parts["seconds"], of_parts["clips"][:7]) == ("10.0", "about 2")  # the last has 2 s, too few
+    assert of_parts["bytes"] == f"{path.stat().st_size / 1e6:.1f} MB"
+    (tmp_path / "parts.jsonl").unlink()
     prices = {"narrator_price_in": 1.0, "narrator_price_out": 10.0}
     settings = SynthSettings(namer_model="m", narrator_model="m", narrator_max_calls=4, **prices)
     costs = plan([str(path)], settings, Options())
