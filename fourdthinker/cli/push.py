@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fourdthinker.cli.shared import Commands
@@ -18,11 +19,13 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--results", type=Path, nargs="+", default=[], metavar="FOLDER",
-        help="evaluations and latent audits that the card shows, with their baselines",
+        help="evaluations and latent audits of this checkpoint, which the card shows with their baselines",
     )  # fmt: skip
-    parser.add_argument("--base", help="the model that it was trained from (default: as its run says)")
     parser.add_argument(
-        "--data", nargs="+", metavar="TEXT", help="what it was trained on (default: as its run says)"
+        "--base", help="the model that it was trained from, owner/name on the hub (default: as its runs say)"
+    )
+    parser.add_argument(
+        "--data", nargs="+", metavar="TEXT", help="what it was trained on (default: as its runs say)"
     )
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.set_defaults(run=run)
@@ -31,14 +34,15 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the card, upload, and print where."""
-    from fourdthinker.integrations.hub import CardFacts, push, trained_facts
+    from fourdthinker.integrations.hub import CardFacts, push
+    from fourdthinker.integrations.origin import named_base, trained_origin
 
-    base, data = trained_facts(arguments.checkpoint)
-    facts = CardFacts(
-        arguments.base if arguments.base is not None else base,
-        arguments.data if arguments.data is not None else data,
-        arguments.results,
-    )
+    origin = trained_origin(arguments.checkpoint)
+    if arguments.base is not None:
+        origin = replace(named_base(arguments.base), data=origin.data)
+    if arguments.data is not None:
+        origin = replace(origin, data=tuple(arguments.data))
+    facts = CardFacts(origin, arguments.results)
     sys.stdout.write(
         f"{push(arguments.checkpoint, arguments.repository, facts, private=not arguments.public)}\n"
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from fourdthinker.backbones import POLICY_FILE
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate.table import LABELS, comparisons, models, number, percent, points, span
 from fourdthinker.files import read_json_object, read_regular, write_text
-from fourdthinker.settings import read_yaml
+from fourdthinker.integrations.origin import Origin, is_model_id, public_name
+from fourdthinker.integrations.same_weights import LATENTS, RESULTS, check_results
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,13 +28,11 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 _MARK = "<!-- written by fourdthinker push -->"
 _PACKAGES = ("fourdthinker", "torch", "transformers")
-_RESULTS, _LATENTS, _CONFIG = "results.json", "latents.json", "config.yaml"
 # Of a training, not of the model; run.json has paths of the machine.
 _KEPT_BACK = (
     "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "rng_state*",
     "global_step*", "masters*", "zero_*", "left_out.jsonl", ".*",
 )  # fmt: skip
-_MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -42,40 +40,12 @@ class CardFacts:
     """What a card says that the checkpoint itself does not know.
 
     Attributes:
-        base: the model that it was trained from, a folder or a model id; "": not known.
-        data: what it was trained on.
-        results: folders of evaluations (results.json) and latent audits (latents.json).
+        origin: base and data.
+        results: folders of evaluations (results.json) and latent audits (latents.json) of this checkpoint.
     """
 
-    base: str = ""
-    data: Sequence[str] = ()
+    origin: Origin = field(default_factory=Origin)
     results: Sequence[Path] = ()
-
-
-def trained_facts(checkpoint: Path) -> tuple[str, list[str]]:
-    """Base model and data of a checkpoint in the folder of the run that wrote it.
-
-    Args:
-        checkpoint: such as RUN/final.
-
-    Returns:
-        From the config.yaml of the run, "" and [] where there is none. Of a path only its last part is named.
-
-    Raises:
-        ConfigError: the config.yaml is none of a training run.
-    """
-    path = Path(os.path.realpath(checkpoint)).parent / _CONFIG
-    if not path.is_file():
-        return "", []
-    config = read_yaml(path)
-    model, data = config.get("model") or "", config.get("data") or []
-    named = [data] if isinstance(data, str) else data
-    if not (isinstance(model, str) and isinstance(named, list) and all(isinstance(x, str) for x in named)):
-        raise ConfigError(
-            f"{path}: model is {model!r:.60} and data {data!r:.60}, where a run has paths; mend it, "
-            "or move it away"
-        )
-    return _public(model), [_public(part) for part in named]
 
 
 def model_card(checkpoint: Path, facts: CardFacts) -> str:
@@ -89,24 +59,25 @@ def model_card(checkpoint: Path, facts: CardFacts) -> str:
         Markdown with the header that the hub reads.
 
     Raises:
-        ConfigError: the folder is no checkpoint, or one of the results is none.
+        ConfigError: the folder is no checkpoint, or one of the results is none, or of other weights.
     """
     config = read_json_object(
         checkpoint / "config.json", "name the folder of a checkpoint", error=ConfigError
     )
     folder = Path(os.path.realpath(checkpoint))
     sections = [
-        _header(facts.base),
+        _header(facts.origin.model_id),
         _MARK,
         f"# {_text(folder.parent.name if folder.name == 'final' else folder.name)}",
         "A model that answers questions about videos and thinks in latents between its words, "
         "made with fourdthinker.",
-        _origin(facts),
+        _origin(facts.origin),
         _policy(checkpoint),
         _latents(config),
         *[section for folder in facts.results for section in _found(folder)],
         _versions(config),
     ]
+    check_results(checkpoint, facts.results)
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -127,7 +98,7 @@ def push(checkpoint: Path, repository: str | None, facts: CardFacts, *, private:
             hub; the name is none of a repository; the repository is public and `private` is true; or the hub
             refuses.
     """
-    if repository is not None and not _MODEL_ID.fullmatch(repository):
+    if repository is not None and not is_model_id(repository):
         raise ConfigError(f"the repository is {repository!r}; name it owner/name")
     path = checkpoint / CARD
     if path.exists() and _MARK not in read_regular(path).decode("utf-8", "replace"):
@@ -165,21 +136,22 @@ def _check_repository(api: HfApi, repository: str, private: bool) -> None:
             )
 
 
-def _header(base: str) -> str:
-    """What the hub reads; the base only where it is a model id."""
+def _header(model_id: str) -> str:
+    """What the hub reads."""
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "video-text-to-text",
         "tags": ["fourdthinker", "latent-reasoning", "video"],
     }
-    if _MODEL_ID.fullmatch(base) and not Path(base).exists():
-        values["base_model"] = base
+    if model_id:
+        values["base_model"] = model_id
     return f"---\n{yaml.safe_dump(values, sort_keys=True)}---"
 
 
-def _origin(facts: CardFacts) -> str:
-    data = ", ".join(map(_text, facts.data)) or "not told"
-    return f"## Made from\n\n- Base: {_text(facts.base) or 'not told'}\n- Data: {data}"
+def _origin(origin: Origin) -> str:
+    through = "".join(f", through {_text(name)}" for name in origin.through)
+    data = ", ".join(map(_text, origin.data)) or "not told"
+    return f"## Made from\n\n- Base: {_text(origin.base) or 'not told'}{through}\n- Data: {data}"
 
 
 def _policy(checkpoint: Path) -> str:
@@ -213,21 +185,21 @@ def _latents(config: Mapping[str, Any]) -> str:
 def _found(folder: Path) -> list[str]:
     """The sections on a folder of results."""
     sections = []
-    if (folder / _RESULTS).exists():
-        results = read_json_object(folder / _RESULTS, "evaluate again", error=ConfigError)
+    if (folder / RESULTS).exists():
+        results = read_json_object(folder / RESULTS, "evaluate again", error=ConfigError)
         sections.append(_metrics(folder.name, results))
-    if (folder / _LATENTS).exists():
-        audit = read_json_object(folder / _LATENTS, "audit again", error=ConfigError)
-        sections.append(_audit(folder / _LATENTS, audit))
+    if (folder / LATENTS).exists():
+        audit = read_json_object(folder / LATENTS, "audit again", error=ConfigError)
+        sections.append(_audit(folder / LATENTS, audit))
     if not sections:
-        raise ConfigError(f"{folder}: no {_RESULTS} and no {_LATENTS}; name the folder of an evaluation")
+        raise ConfigError(f"{folder}: no {RESULTS} and no {LATENTS}; name the folder of an evaluation")
     return sections
 
 
 def _metrics(name: str, results: Mapping[str, Any]) -> str:
     bench = results.get("benchmark")
     title = bench.get("title", name) if isinstance(bench, dict) else name
-    model = _text(_public(str(results.get("checkpoint", "this checkpoint"))))
+    model = _text(public_name(str(results.get("checkpoint", "this checkpoint"))))
     lines = [
         f"## Accuracy: {_text(str(title))}", "",
         f"Of `{model}`. What can be had without seeing the clip stands beside it.", "",
@@ -278,13 +250,6 @@ def _versions(config: Mapping[str, Any]) -> str:
         + ", ".join(found)
         + (f"; saved by transformers {_text(str(saved))}." if saved else ".")
     )
-
-
-def _public(name: str) -> str:
-    """A model id as it is, and of a path its last two parts."""
-    if _MODEL_ID.fullmatch(name):
-        return name
-    return "/".join(Path(name).parts[-2:])
 
 
 def _text(value: str) -> str:

@@ -11,13 +11,17 @@ from typing import Any, ClassVar
 
 import huggingface_hub
 import pytest
+import torch
 import yaml
 
 from fourdthinker import __version__, cli
+from fourdthinker.backbones import load_checkpoint
 from fourdthinker.errors import ConfigError
+from fourdthinker.evaluate.weights import weights_of
 from fourdthinker.frames import FramePolicy
 from fourdthinker.integrations import hub as hub_module
-from fourdthinker.integrations.hub import CardFacts, model_card, push, trained_facts
+from fourdthinker.integrations.hub import CardFacts, model_card, push
+from fourdthinker.integrations.origin import Origin, named_base, trained_origin
 from tests.odd_values import ODD, spoilt
 from tests.tiny import tiny_checkpoint
 
@@ -31,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a checkpoint, an evaluation and an audit."""
     folder = tmp_path_factory.mktemp("card") / "grpo-3b"
     folder.mkdir()
-    tiny_checkpoint(folder / "final", policy=FramePolicy(fps=2.0), latent_size=3)
+    checkpoint = tiny_checkpoint(folder / "final", policy=FramePolicy(fps=2.0), latent_size=3)
     config = {"model": "Qwen/Qwen2.5-VL-3B-Instruct", "data": ["/home/somebody/data/rl.jsonl"]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     results = {
@@ -47,18 +51,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {"difference": {"mean": -0.01, "low": -0.02, "high": 0.0}, "flips": 0.05},
         },
     }
+    results["settings"] = audit["settings"] = weights_of(checkpoint.backbone)
     (folder / "eval").mkdir()
     (folder / "eval" / "results.json").write_text(json.dumps(results))
     (folder / "eval" / "latents.json").write_text(json.dumps(audit))
     return folder
 
 
-def test_the_card_says_what_a_number_is_worth(run: Path) -> None:
-    base, data = trained_facts(run / "final")
-    assert (base, data) == ("Qwen/Qwen2.5-VL-3B-Instruct", ["data/rl.jsonl"])
-    card = model_card(run / "final", CardFacts(base, data, [run / "eval"]))
+def fetched(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let these models alone be in the hub's cache."""
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda name, file: f"/cache/{file}" if name in names else None,
+    )
+
+
+def test_the_card_says_what_a_number_is_worth(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched(monkeypatch, "Qwen/Qwen2.5-VL-3B-Instruct")
+    origin = trained_origin(run / "final")
+    assert origin == Origin(*2 * ["Qwen/Qwen2.5-VL-3B-Instruct"], data=("data/rl.jsonl",))
+    card = model_card(run / "final", CardFacts(origin, [run / "eval"]))
     header = yaml.safe_load(card.split("---")[1])
-    assert header["base_model"] == base
+    assert header["base_model"] == origin.base
     assert header["pipeline_tag"] == "video-text-to-text"
     for line in (
         "# grpo-3b", "- Data: data/rl.jsonl", "| fps | 2.0 |", "Blocks of K = 3 latents (targets: average)",
@@ -73,8 +88,59 @@ def test_the_card_says_what_a_number_is_worth(run: Path) -> None:
 
 def test_a_local_base_is_no_model_id(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
-    assert "base_model" not in model_card(run / "final", CardFacts("grpo-3b/final"))
+    assert "base_model" not in model_card(run / "final", CardFacts(named_base("grpo-3b/final")))
+    assert "base_model: me/mine" in model_card(run / "final", CardFacts(named_base("me/mine")))
+    assert named_base("/home/somebody/runs/dift/final") == Origin("dift/final")
     assert "- Base: not told" in model_card(run / "final", CardFacts())
+
+
+def trained(folder: Path, name: str, model: str, data: str) -> Path:
+    (folder / name / "final").mkdir(parents=True)
+    (folder / name / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": [data]}))
+    return folder / name / "final"
+
+
+def test_the_base_is_that_of_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ordinary recipe: DIFT, then 4DRL from runs/NAME/final; paths are relative to where training ran."""
+    fetched(monkeypatch, "Qwen/Qwen3-VL-4B")
+    trained(tmp_path, "runs/dift", "Qwen/Qwen3-VL-4B", "data/dift.jsonl")
+    last = trained(tmp_path, "runs/grpo", "runs/dift/final", "data/rl.jsonl")
+    found = trained_origin(last)
+    assert found.base == found.model_id == "Qwen/Qwen3-VL-4B"
+    assert (found.through, found.data) == (("dift/final",), ("data/dift.jsonl", "data/rl.jsonl"))
+    tiny_checkpoint(last, layers=1)
+    assert "- Base: Qwen/Qwen3-VL-4B, through dift/final\n" in model_card(last, CardFacts(found))
+
+
+@pytest.mark.parametrize(
+    "model", ["models/start", "runs/grpo-3b/final", "../dift/final", "runs/gone", "runs/gone/final", ""]
+)
+def test_a_folder_is_never_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """There (a start that `init` made, the run itself) or gone."""
+    fetched(monkeypatch, "grpo-3b/final", "gone/final", "models/start")
+    (tmp_path / "models" / "start").mkdir(parents=True)
+    found = trained_origin(trained(tmp_path, "runs/grpo-3b", model, "d"))
+    assert found.model_id == ""
+    assert found.base == "/".join(Path(model).parts[-2:])
+
+
+def test_results_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
+    for name in ("results.json", "latents.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        content = json.loads((run / "eval" / name).read_text())
+        for dtype in (torch.float32, torch.bfloat16):
+            content["settings"] = weights_of(load_checkpoint(run / "final", dtype=dtype).backbone)
+            (folder / name).write_text(json.dumps(content))
+            model_card(run / "final", CardFacts(results=[folder]))
+        content["settings"] |= {"weights": "0123456789abcdef"}
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=rf"{name}: was made with other weights \(0123456789abcdef\)"):
+            model_card(run / "final", CardFacts(results=[folder]))
+        del content["settings"]
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=rf"{name}: does not say with which weights"):
+            model_card(run / "final", CardFacts(results=[folder]))
 
 
 class Hub:
@@ -210,4 +276,4 @@ def test_odd_values_are_named_or_shown(run: Path, odd: Any, tmp_path: Path) -> N
     for changed in spoilt({"model": "a/b", "data": ["c"]}, odd):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(changed))
         with contextlib.suppress(ConfigError):
-            trained_facts(tmp_path / "final")
+            trained_origin(tmp_path / "final")
