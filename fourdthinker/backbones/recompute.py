@@ -2,12 +2,15 @@
 
 A plain RMSNorm of transformers keeps its input and its scaled input, the matrix products behind it keep its
 output, and an MLP keeps four tensors of its inner width. Only the input of the norm and the outputs of the
-MLP's two first matrix products take long to make. Values and gradients stay the same bit for bit.
+MLP's two first matrix products take long to make. Values and gradients stay the same bit for bit: what a hook
+has changed in place is kept as it is, and weights that a layer had for one call are those of its backward
+pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -74,27 +77,57 @@ def _silu_class() -> type[nn.Module]:
     return type(ACT2FN["silu"])
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a norm, which can be made again.
+
+    Attributes:
+        norm: the module.
+        parameters: that it had; `torch.func.functional_call` gives it others for the time of a call.
+        given: its input.
+        version: that the input had; every change in place counts it up.
+    """
+
+    norm: Any
+    parameters: Mapping[str, Any]
+    given: Tensor
+    version: int
+
+    def output(self, given: Tensor) -> Tensor:
+        """What the norm makes of its input, which may be detached."""
+        if self.given._version != self.version:
+            raise RuntimeError(
+                f"the input of a {type(self.norm).__name__}, {list(self.given.shape)}, was changed in place "
+                "before the backward pass, which computes with it; change a copy of it"
+            )
+        norm = self.norm
+        if not _has(norm, self.parameters):
+            norm = copy.copy(norm)
+            norm._parameters = dict(self.parameters)
+        return type(norm).forward(norm, given)
+
+
 @dataclass
 class Made:
     """Makes what a norm made again, for the backward passes of the matrix products that read it.
 
     Attributes:
-        norm: the module.
-        given: its input.
+        call: of the norm.
         storage: which memory its output has.
+        version: of its output.
         waiting: products that have not asked for it yet.
         output: it, until none is left.
     """
 
-    norm: Any
-    given: Tensor
+    call: Call
     storage: int
+    version: int
     waiting: int = 0
     output: Tensor | None = None
 
     def pack(self, kept: Tensor) -> Tensor | torch.Size:
         """What a product keeps instead of a tensor: of the norm's output its shape alone."""
-        whole = kept.numel() == self.given.numel() and kept.is_contiguous()  # not a part of it
+        whole = kept.numel() == self.call.given.numel() and kept.is_contiguous()  # not a part of it
         if not whole or kept.untyped_storage()._cdata != self.storage:
             return kept
         self.waiting += 1
@@ -107,23 +140,24 @@ class Made:
         output = self.output
         if output is None:
             with torch.no_grad():
-                output = type(self.norm).forward(self.norm, self.given)
+                output = self.call.output(self.call.given)
         self.waiting -= 1
         self.output = output if self.waiting > 0 else None
         return output.view(kept)
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    out = _recomputed(type(module).forward, module, hidden_states)
-    if torch.is_grad_enabled():
-        made = Made(module, hidden_states.detach(), out.untyped_storage()._cdata)
-        out.made = made  # type: ignore[attr-defined]
+    if not torch.is_grad_enabled():
+        return type(module).forward(module, hidden_states)
+    call = Call(module, dict(module._parameters), hidden_states.detach(), hidden_states._version)
+    out = _recomputed(call.output, hidden_states)
+    out.made = Made(call, out.untyped_storage()._cdata, out._version)  # type: ignore[attr-defined]
     return out
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     made: Made | None = getattr(x, "made", None)
-    if made is None or not torch.is_grad_enabled():
+    if made is None or not torch.is_grad_enabled() or x._version != made.version:
         return nn.Linear.forward(module, x)
     with torch.autograd.graph.saved_tensors_hooks(made.pack, made.unpack):
         return nn.Linear.forward(module, x)
@@ -133,11 +167,18 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     if type(module.down_proj) is not nn.Linear:
         # An adapter would draw its dropout a second time, and compute its own matrix products twice.
         return type(module).forward(module, x)
-    return _recomputed(_product, module, module.gate_proj(x), module.up_proj(x))
+    down = module.down_proj
+    return _recomputed(_product, down, dict(down._parameters), module.gate_proj(x), module.up_proj(x))
 
 
-def _product(module: Any, gate: Tensor, up: Tensor) -> Tensor:
-    return module.down_proj(_SwiGLU.apply(gate, up))
+def _product(down: nn.Linear, parameters: Mapping[str, Any], gate: Tensor, up: Tensor) -> Tensor:
+    product = _SwiGLU.apply(gate, up)
+    return down(product) if _has(down, parameters) else functional.linear(product, **parameters)
+
+
+def _has(module: nn.Module, parameters: Mapping[str, Any]) -> bool:
+    """Whether a module still has the same parameters."""
+    return all(module._parameters[name] is parameter for name, parameter in parameters.items())
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bench._training_parts import Kept
 from fourdthinker.backbones.adapters import add_lora
@@ -75,8 +76,65 @@ def test_what_a_norm_made_is_made_once_for_all_that_read_it(monkeypatch: pytest.
     monkeypatch.setattr(type(norm), "forward", lambda *a: calls.append(a) or plain(*a))
     found = gradients(normed, nn.Linear.__call__)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert len(calls) == 1, "for all three products"
+    assert len(calls) == 2, "for all three products, and for the norm itself"
     assert normed.made.output is None  # type: ignore[attr-defined]
+
+
+def gradients_of(layer: Any, run: Any) -> dict[str, Tensor]:
+    """Of the weights of a decoder layer and of its input."""
+    x = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    leaves = {name: p for name, p in layer.named_parameters() if "norm" not in name} | {"x": x}
+    found = torch.autograd.grad(run(layer, x).square().sum(), list(leaves.values()), allow_unused=True)
+    return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+
+
+def changed_in_place(layer: Any, x: Tensor) -> Tensor:
+    """By a hook behind the norm."""
+    hook = layer.input_layernorm.register_forward_hook(lambda module, given, out: out.mul_(2.0).add_(0.1))
+    try:
+        normed = layer.input_layernorm(x)
+    finally:
+        hook.remove()
+    return layer.self_attn.q_proj(normed) + layer.self_attn.q_proj(normed * 3)
+
+
+def changed_between_two(layer: Any, x: Tensor) -> Tensor:
+    """One product reads what the norm made, the other what became of it; plain layers refuse the backward."""
+    normed = layer.input_layernorm(x)
+    first = layer.self_attn.q_proj(normed if hasattr(normed, "made") else normed.clone())
+    return first + layer.self_attn.q_proj(normed.mul_(2.0))
+
+
+def other_weights(layer: Any, x: Tensor) -> Tensor:
+    """Of norm and MLP, for the time of a call."""
+    norm, mlp = layer.input_layernorm, layer.mlp
+    normed = functional_call(norm, {"weight": norm.weight.detach() * 3 + 0.2}, (x,))
+    down = {"down_proj.weight": (mlp.down_proj.weight * 2 - 0.1).detach()}
+    return layer.self_attn.q_proj(normed) + functional_call(mlp, down, (normed,))
+
+
+@pytest.mark.parametrize("run", [changed_in_place, changed_between_two, other_weights])
+def test_what_was_changed_meanwhile_is_seen(run: Any) -> None:
+    plain, layer = (tiny_checkpoint(layers=1, hidden=64).backbone for _ in range(2))
+    recompute_cheap_layers(layer)
+    expected, found = (gradients_of(b.hf.model.language_model.layers[0], run) for b in (plain, layer))
+    assert "self_attn.q_proj.weight" in found
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_an_input_that_is_changed_in_place_is_refused() -> None:
+    """Autograd does not see it in bfloat16: what plain layers keep is a float32 copy."""
+    backbone = tiny_checkpoint(layers=1).backbone
+    backbone.to(torch.bfloat16)
+    recompute_cheap_layers(backbone)
+    layer = backbone.hf.model.language_model.layers[0]
+    x = torch.randn(1, 5, backbone.hidden_size, dtype=torch.bfloat16)
+    out = layer.self_attn.q_proj(layer.input_layernorm(x))
+    x.mul_(2.0)
+    with pytest.raises(RuntimeError, match=r"the input of a \w+RMSNorm, \[1, 5, \d+\], was changed in place"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
