@@ -17,6 +17,14 @@ DEFAULT_WEIGHTS = {"fourdthinker.rewards:accuracy_reward": 1.0, "fourdthinker.re
 # Of transformers' optimizers those that update slices of weights as they update whole ones: others look at
 # shapes, keep state of their own form, or update in the backward pass.
 _DIVISIBLE = ("adamw_torch", "adamw_torch_fused", "sgd")
+# Those that need more than to be made and stepped: how their names begin, and what they need.
+_NOT_RUN = {
+    "schedule_free": "keeps other weights than those that are to be evaluated and saved",
+    "lomo": "updates weights within the backward pass",
+    "adalomo": "updates weights within the backward pass",
+    "galore": "needs optim_target_modules, which is no setting here",
+    "apollo": "needs optim_target_modules, which is no setting here",
+}
 
 
 def make_frames(value: Any) -> Any:
@@ -48,14 +56,20 @@ def make_weights(value: Any, info: ValidationInfo) -> Any:
 
 
 def check_engine(config: Any) -> None:
-    """Check what divides and compiles the model.
+    """Check what divides, compiles and updates the model.
 
     Args:
         config: the `TrainConfig`, whose own module imports this one.
 
     Raises:
-        ValueError: two of the settings exclude each other.
+        ValueError: two of the settings exclude each other, or the optimizer would not be run rightly.
     """
+    for start, reason in _NOT_RUN.items():
+        if config.optim.startswith(start):
+            raise ValueError(
+                f"optim is {config.optim}, which {reason}; choose another, such as adamw_torch_fused, "
+                "adafactor or adamw_8bit"
+            )
     if config.fsdp and config.deepspeed is not None:
         raise ValueError(
             f"fsdp is true and deepspeed {config.deepspeed}: both divide the model; leave one of them out"
