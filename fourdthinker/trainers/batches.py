@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fourdthinker.errors import RecordError, VideoError
+from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.files import append_lines
 from fourdthinker.samples import Prompt, Sample
 from fourdthinker.trainers.left_out import LeftOut
@@ -134,6 +134,7 @@ class Items(Dataset[tuple[int, T]]):
         left_out: Sequence[LeftOut] = (),
     ) -> None:
         self.items, self.encode, self.rejected, self.left_out = items, encode, rejected, left_out
+        self._pixels_alone = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -142,7 +143,10 @@ class Items(Dataset[tuple[int, T]]):
         if index == REPEAT:
             return REPEAT, None
         if self.encode is None:
-            return index, self.items[index]
+            item = self.items[index]
+            if self._pixels_alone:
+                self._check_pixels(index, item)
+            return index, item
         for offset in range(len(self.items)):
             mine = (index + offset) % len(self.items)
             try:
@@ -158,6 +162,26 @@ class Items(Dataset[tuple[int, T]]):
                 logger.warning("%s; the next record takes its part", reason)
                 append_lines(self.rejected, [{"where": self.items[mine].where, "reason": reason}])
         raise RecordError("no record is left whose media can be read; is the folder still mounted?")
+
+    def require_pixels(self) -> None:
+        """From now on refuse items whose pictures are features; those of a list are all looked at now.
+
+        For a tower that is trained, which no gradient reaches through them.
+
+        Raises:
+            ConfigError: now, or once such an item is taken; names it.
+        """
+        self._pixels_alone = True
+        if self.encode is None and isinstance(self.items, list):  # others may be made on access
+            for index, item in enumerate(self.items):
+                self._check_pixels(index, item)
+
+    def _check_pixels(self, index: int, item: Any) -> None:
+        if item.vision is not None and item.vision.features is not None:
+            raise ConfigError(
+                f"freeze_vision is false, and {self.describe(index)} holds vision.features, through which no "
+                "gradient reaches the tower; give it vision.patches alone, or set freeze_vision=true"
+            )
 
     def describe(self, index: int) -> str:
         """Name of an item for messages: where its record stands, or its place in the data set."""

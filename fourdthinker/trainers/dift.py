@@ -244,8 +244,8 @@ def train_dift(
     Args:
         config: the settings.
         checkpoint: what to train, changed in place; None: loaded from `config.model`.
-        samples: encoded samples in memory, all with `vision.features` (or patches) and `latents` (or
-            imagery); None: made from the records of `config.data`.
+        samples: encoded samples in memory, all with `vision.features` (or patches, which a tower that is
+            trained needs) and `latents` (or imagery); None: made from the records of `config.data`.
         held_out: samples likewise, to evaluate on every `eval_steps` updates; None: made from the records of
             `config.eval_data`, if any.
         callbacks: of `transformers`, added to those of Trainer.

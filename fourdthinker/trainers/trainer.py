@@ -100,7 +100,7 @@ class LatentTrainer(PassTrainer):
         batches: which of the items this rank sees when.
 
     Raises:
-        ConfigError: weights of a type that cannot be trained.
+        ConfigError: weights of a type that cannot be trained, or items without the pixels that a tower needs.
     """
 
     def __init__(
@@ -117,6 +117,10 @@ class LatentTrainer(PassTrainer):
         backbone = self.checkpoint.backbone
         backbone.freeze_vision(config.freeze_vision)
         freeze_parts(backbone, config.learning_rates)
+        if backbone.tower_is_trained:
+            self.items.require_pixels()
+            if self.held_out is not None:
+                self.held_out.require_pixels()
         check_float16(backbone, divided=bool(args.deepspeed or args.fsdp), bf16=args.bf16)
         if args.fsdp:
             fsdp.check_types(backbone, bf16=args.bf16)

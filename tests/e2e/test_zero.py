@@ -44,7 +44,6 @@ pytestmark = pytest.mark.skipif(
 CASES: dict[str, dict[str, Any]] = {
     "dift": {},
     "dift_checkpointed": {"gradient_checkpointing": True, "max_tokens_per_forward": 130},
-    "dift_tower": {"freeze_vision": False},
     "dift_lora": {"lora": {"r": 4, "dropout": 0.0}},
     "dift_pictures": {},  # one sample has any, so that a rank is without
     "dift_pictures_tower": {"freeze_vision": False},

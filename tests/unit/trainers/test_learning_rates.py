@@ -16,7 +16,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.settings_sections import LearningRates
-from tests.e2e.training import BARE, POLICIES, samples
+from tests.e2e.training import BARE, POLICIES, pixel_samples, samples
 from tests.tiny import tiny_checkpoint
 
 
@@ -56,7 +56,7 @@ def test_each_part_learns_at_its_rate(tmp_path: Path) -> None:
     given = {"projector": 4e-3, "tower": 0, "embeddings": 2e-3}
     before = {name: p.clone() for name, p in checkpoint.backbone.named_parameters()}
     config = config_of(tmp_path, learning_rates=given, freeze_vision=False)
-    train_dift(config, checkpoint=checkpoint, samples=samples(checkpoint, 2), callbacks=[rates])
+    train_dift(config, checkpoint=checkpoint, samples=pixel_samples(checkpoint, 2), callbacks=[rates])
     names, wanted = part_names(checkpoint.backbone), given | {"model": 1e-3}
     assert {names[i] for i in rates.seen[0]} == {"model", "embeddings", "projector"}
     for step, share in enumerate((1.0, 0.5)):
