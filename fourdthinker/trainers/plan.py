@@ -87,7 +87,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     start = bytes_of(backbone.parameters()) + sizes["reference"]
     if config.bf16 and config.fsdp:
         backbone.to(torch.bfloat16)  # what is gathered; the slices are float32
-    unit, everything, in_turn = gathered_sizes(config, backbone)
+    gathered = gathered_sizes(config, backbone)
     step = step_bytes(config, backbone, world_size, on_cpu=on_cpu)
     autocast = config.bf16 and backbone.dtype == torch.float32
     casts = compute_in(backbone, torch.bfloat16) if autocast else 0
@@ -96,22 +96,24 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     static = sum(sizes.values()) - sizes["gradients"] - sizes["gradient sums"]
     make_ready(config, backbone)
     kept = _kept_features(config, backbone, shape)
-    alone, parts = _without_gradient(config, backbone, shape, whole=everything > 0, on_cpu=on_cpu)
-    element = 4 if autocast or config.fsdp else None  # of a gradient
+    alone, parts = _without_gradient(config, backbone, shape, whole=gathered.everything > 0, on_cpu=on_cpu)
+    element = 4 / world_size if config.fsdp else 4 if autocast else None  # of a gradient
     traced = trace(config, backbone, _filled(config, shape, asked), on_cpu=on_cpu, element=element)
     pictures = kept or traced.pictures
     before = _before(config, sizes)
-    passes = traced.beside + before if before else traced.alone
-    phases = {name: static + everything + kept + casts + size for name, size in alone.items()}
+    backward = gathered.backward + (traced.beside + before if before else traced.alone)
+    ends = gathered.last + (sizes["gradients"] if config.fsdp else 0)
+    passes = max(gathered.forward + traced.forward + before, backward, ends)
+    phases = {name: static + gathered.everything + kept + casts + size for name, size in alone.items()}
     if traced.tower > 0:
-        phases["vision"] = static + unit + pictures + casts + traced.tower + before
-    phases["training"] = static + unit + pictures + casts + passes
+        phases["vision"] = static + gathered.forward + pictures + casts + traced.tower + before
+    phases["training"] = static + pictures + casts + passes
     phases["optimizer step"] = static + kept + sizes["gradients"] + step
     if not config.deepspeed:
         phases["optimizer step"] += sizes["master weights"]  # gradients of their type
     if config.fsdp:
         phases["start"] = start
-    parts = sizes | {"gathered weights": everything if alone else unit} | parts
+    parts = sizes | {"gathered weights": gathered.everything if alone else gathered.backward} | parts
     parts |= {"activations": traced.kept, "logits chunk": traced.chunk, "step copies": step}
     parts |= {"vision": pictures + max(traced.tower, parts.get("vision", 0))}
     return Plan(
@@ -120,7 +122,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         shape=shape,
         parts=parts,
         phases=phases,
-        in_turn=in_turn,
+        in_turn=gathered.in_turn,
         cache=_cache(backbone, asked),
         work=work_of(config, backbone, asked),
     )
@@ -199,7 +201,7 @@ def _kept_features(config: TrainConfig, backbone: Backbone, shape: Shape) -> int
 
 def _before(config: TrainConfig, sizes: dict[str, int]) -> int:
     """Bytes of gradients that are there when a pass begins."""
-    if config.fsdp or zero_stage(config)[0] >= 2 or several_passes(config):
+    if zero_stage(config)[0] >= 2 or several_passes(config):
         return sizes["gradients"] + sizes["gradient sums"]
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,12 +132,31 @@ def step_bytes(config: TrainConfig, backbone: Backbone, world_size: int, *, on_c
     return once * (max(sizes) if on_cpu else sum(sizes)) // (world_size if stage else 1)
 
 
-def gathered_sizes(config: TrainConfig, backbone: Backbone) -> tuple[int, int, int]:
-    """Bytes of whole weights where they are divided: in a training pass, and in rollouts.
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes of whole weights, and of their gradients, where they are divided.
 
-    In a pass of FSDP two decoder layers (one is fetched ahead) and all that is no decoder layer, with its
-    gradients; of ZeRO-3 what its config lets live. The third number is what rollouts need less where one
-    decoder layer is whole at a time.
+    Attributes:
+        forward: while a training pass goes forward.
+        backward: while it goes backward, gradients of what is no decoder layer left out.
+        last: at its end, when gradients of what is no decoder layer are reduced, with these.
+        everything: in passes without gradient.
+        in_turn: what these need less where one decoder layer is whole at a time.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    last: int = 0
+    everything: int = 0
+    in_turn: int = 0
+
+
+def gathered_sizes(config: TrainConfig, backbone: Backbone) -> Gathered:
+    """What ZeRO-3 and FSDP gather.
+
+    Under FSDP what is no decoder layer is whole all through a pass. Backward there are two layers beside it
+    (one is fetched ahead), the gradients of one, and those of another in float32, which are being reduced. Of
+    ZeRO-3 it is what its config lets live.
 
     Args:
         config: the settings.
@@ -144,16 +164,32 @@ def gathered_sizes(config: TrainConfig, backbone: Backbone) -> tuple[int, int, i
     """
     stage = 3 if config.fsdp else zero_stage(config)[0]
     if stage < 3:
-        return 0, 0, 0
+        return Gathered()
     layers: Any = backbone.hf.model.language_model.layers
     sizes, everything = [bytes_of(layer.parameters()) for layer in layers], bytes_of(backbone.parameters())
-    rest = everything - sum(sizes)
-    outside = bytes_of(trained_of(backbone)) - sum(
-        bytes_of(p for p in layer.parameters() if p.requires_grad) for layer in layers
-    )
-    unit = rest + outside + 2 * max(sizes)
+    in_turn = sum(sizes) - max(sizes)
     if not config.fsdp:
-        unit = min(
-            everything, live_parameters(config) * backbone.embedding_weight.element_size() + max(sizes)
-        )
-    return unit, everything, sum(sizes) - max(sizes)
+        live = live_parameters(config) * backbone.embedding_weight.element_size() + max(sizes)
+        unit = min(everything, live)
+        return Gathered(unit, unit, 0, everything, in_turn)
+    inside = in_layers(backbone)
+    outside = [p for p in trained_of(backbone) if id(p) not in inside]
+    rest, reduced = everything - sum(sizes), max(map(_reduced, layers))
+    return Gathered(
+        forward=rest,
+        backward=rest + 2 * max(sizes) + reduced,
+        last=rest + bytes_of(outside) + 4 * sum(p.numel() for p in outside),
+        everything=everything,
+        in_turn=in_turn,
+    )
+
+
+def in_layers(backbone: Backbone) -> set[int]:
+    """Which parameters are in decoder layers, by their id."""
+    return {id(p) for p in backbone.hf.model.language_model.layers.parameters()}
+
+
+def _reduced(layer: Any) -> int:
+    """Gradients of a layer as they are made, and of another in float32."""
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    return bytes_of(trained) + 4 * sum(p.numel() for p in trained)

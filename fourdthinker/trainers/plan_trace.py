@@ -17,6 +17,7 @@ from fourdthinker.kernels import chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
+from fourdthinker.trainers.plan_sizes import in_layers
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 BLOCKS = 2  # imagery blocks of an answer, with a picture each
@@ -56,14 +57,16 @@ class Traced:
     """Bytes of a forward and backward pass beside the weights.
 
     Attributes:
-        alone: at the worst moment, with the gradients that it has made until then.
-        beside: at the worst moment without its gradients, where all are there from the start or none stays.
+        forward: at the worst moment until there is a loss.
+        alone: at the worst moment from then on, with the gradients that it has made until then.
+        beside: likewise without its gradients, where all are there from the start.
         kept: what the forward keeps for the backward pass.
         chunk: a chunk of logits.
         tower: at the worst moment before the language model begins; 0 where no pixels are seen.
         pictures: of pixels, features and latents that the batch brings along, and that come on top.
     """
 
+    forward: int
     alone: int
     beside: int
     kept: int
@@ -81,7 +84,7 @@ def make_ready(config: TrainConfig, backbone: Backbone) -> None:
 
 
 def trace(
-    config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool, element: int | None
+    config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool, element: float | None
 ) -> Traced:
     """Run a pass on the meta device.
 
@@ -90,19 +93,21 @@ def trace(
         backbone: on the meta device, after `make_ready`.
         shape: of the forward.
         on_cpu: whether it would run on a CPU.
-        element: bytes of an element of the gradients; None: as their weights have.
+        element: bytes that stay of an element of the gradients; None: as many as their weights have.
     """
     batch, objective = _batch(config, backbone, shape, on_cpu)
     backbone.train()
     chunk = _chunk(backbone, shape, on_cpu)
-    kept = after = alone = beside = gradients = tower = 0
+    inside = in_layers(backbone)
+    kept = after = forward = alone = beside = gradients = tower = 0
 
     def taken(parameter: Tensor) -> None:
-        """Drop the gradient, and count it."""
+        """Count the gradient, and drop it; FSDP reduces those of decoder layers alone before the end."""
         nonlocal alone, beside, gradients
         alone, beside = max(alone, live.peak + gradients), max(beside, live.peak)
-        gradients += parameter.numel() * (element or parameter.element_size())
-        parameter.grad = None
+        gradients += int(parameter.numel() * (element or parameter.element_size()))
+        if not config.fsdp or id(parameter) in inside:
+            parameter.grad = None
         live.peak = live.held
 
     def begun(*_: Any) -> None:
@@ -122,10 +127,11 @@ def trace(
     backbone.hf.model.language_model.register_forward_pre_hook(begun)
     with LiveBytes() as live:
         loss, *_ = backbone(batch, measured)
+        forward, live.peak = max(live.peak, after + chunk), live.held
         loss.backward()
     alone, beside = max(alone, live.peak + gradients), max(beside, live.peak)
     pictures = sum(bytes_in(batch[name]) for name in _PICTURES if name in batch)
-    return Traced(max(alone, after + chunk), max(beside, after + chunk), kept, chunk, tower, pictures)
+    return Traced(forward, alone, beside, kept, chunk, tower, pictures)
 
 
 def trace_alone(config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool) -> int:
