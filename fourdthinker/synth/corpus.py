@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,37 @@ from fourdthinker.synth.write import Made, split_of, write_all
 CORPUS = "corpus"  # the source of what is made of all clips, in the journal
 
 
+_KEPT = 32  # clips whose results are held at a time: questions of a clip come one after the other
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A clip that has been through all stages of its own, their results and their keys by stage."""
+    """A clip that has been through all stages of its own, and their keys by stage."""
 
     source: Source
     item: str
-    results: dict[str, Any]
     keys: dict[str, str]
+
+
+class Results:
+    """What the stages found out about clips: read from the journal when asked for, and a few kept."""
+
+    def __init__(self, clips: Mapping[str, Finished], journal: Journal) -> None:
+        self._clips, self._journal = clips, journal
+        self.of = lru_cache(_KEPT)(self._read)
+        self.facts = lru_cache(_KEPT)(self._facts)
+
+    def _read(self, item: str) -> dict[str, Any]:
+        return {stage: self.stage(item, stage) for stage in ("ingest", *CLIP_STAGES)}
+
+    def stage(self, item: str, stage: str) -> Any:
+        """The result of one stage of a clip."""
+        entry = self._journal.find(item, stage, self._clips[item].keys[stage])
+        assert entry is not None  # the clip is finished
+        return loads(entry.payload or b"")
+
+    def _facts(self, item: str) -> Facts:
+        return facts_of(item, self._clips[item].source.group, self.of(item))
 
 
 def finished_clips(
@@ -44,14 +68,9 @@ def finished_clips(
     last = CLIP_STAGES[-1]
     for name in sorted(sources):
         own = keys(sources[name], settings)
-        by_item: dict[str, dict[str, bytes]] = {}
         for entry in journal.of_source(name):
-            if entry.state == "done" and entry.payload is not None and own.get(entry.stage) == entry.key:
-                by_item.setdefault(entry.item, {})[entry.stage] = entry.payload
-        for item, found in sorted(by_item.items()):
-            if last in found:
-                results = {stage: loads(data) for stage, data in found.items()}
-                yield Finished(sources[name], item, results, own)
+            if (entry.stage, entry.state, entry.key) == (last, "done", own[last]):
+                yield Finished(sources[name], entry.item, own)
 
 
 def finish(
@@ -82,15 +101,14 @@ def finish(
     if "options" not in stages:
         return {}
     clips = {clip.item: clip for clip in finished_clips(sources, settings, journal)}
+    results = Results(clips, journal)
     started = time.perf_counter()
-    asked, left_out = _with_options(clips.values(), settings, journal)
+    asked, left_out = _with_options(clips.values(), results, settings, journal)
     counts = {"options": _counted(len(asked), left_out, started)}
     if "narrate" not in stages:
         return {"stages": counts}
     started = time.perf_counter()
-    wanted = {question.clip: clips[question.clip] for question in asked}
-    facts = {name: facts_of(name, clip.source.group, clip.results) for name, clip in wanted.items()}
-    told = list(_narrated(asked, wanted, facts, settings, out, journal, attempts))
+    told = list(_narrated(asked, clips, results, settings, out, journal, attempts))
     lost: dict[str, dict[str, str]] = {"failed": {}, QUARANTINED: {}}
     for question, entry in told:
         if entry.state == "failed":
@@ -104,7 +122,7 @@ def finish(
         return found
     started = time.perf_counter()
     made = [
-        _made(clips[question.clip], question, facts[question.clip], loads(entry.payload or b""))
+        _made(clips[question.clip].source, question, results, loads(entry.payload or b""))
         for question, entry in texts
     ]
     records = write_all(made, settings, out)
@@ -117,7 +135,7 @@ def _counted(done: int, rejected: Counter[str], started: float) -> dict[str, Any
 
 
 def _with_options(
-    clips: Iterable[Finished], settings: SynthSettings, journal: Journal
+    clips: Iterable[Finished], results: Results, settings: SynthSettings, journal: Journal
 ) -> tuple[list[Question], Counter[str]]:
     """Options are drawn within each split, so that no split says anything about another one."""
     by_split: dict[str, list[Finished]] = {name: [] for name in settings.splits}
@@ -131,7 +149,9 @@ def _with_options(
         if entry is None or entry.payload is None:
             started = time.perf_counter()
             questions = [
-                question_of(values) for clip in members for values in clip.results["questions"]["questions"]
+                question_of(values)
+                for clip in members
+                for values in results.stage(clip.item, "questions")["questions"]
             ]
             found = add_options(questions, settings.seed)
             payload = dumps({"asked": found.questions, "rejected": Counter(found.rejected.values())})
@@ -151,7 +171,7 @@ def _key(*values: Any) -> str:
 def _narrated(
     asked: Sequence[Question],
     clips: Mapping[str, Finished],
-    facts: Mapping[str, Facts],
+    results: Results,
     settings: SynthSettings,
     out: Path,
     journal: Journal,
@@ -167,8 +187,7 @@ def _narrated(
         if entry is not None and (entry.state != "failed" or entry.attempts >= attempts):
             known[question.id] = entry
     left = [question for question in asked if question.id not in known]
-    shown = {name: clip.results for name, clip in clips.items()}
-    fresh = narrated(left, facts, shown, out, settings)
+    fresh = narrated(left, results.facts, results.of, out, settings)
     for question in asked:
         if question.id in known:
             yield question, known[question.id]
@@ -187,16 +206,17 @@ def _outcome(question: Question, key: str, source: str, text: str | FourdError) 
     return Entry(question.id, "narrate", key, source, state, str(text))
 
 
-def _made(clip: Finished, question: Question, facts: Facts, reasoning: str) -> Made:
-    frames, times = shown_frames(question, clip.results["ingest"])
-    shown = clip.results["imagery"][question.id]
+def _made(source: Source, question: Question, results: Results, reasoning: str) -> Made:
+    found = results.of(question.clip)
+    frames, times = shown_frames(question, found["ingest"])
+    shown = found["imagery"][question.id]
     labels = [f"{k}, {t:.1f} s" for k, t in zip(shown["kinds"], shown["instants"], strict=True)]
     extra: dict[str, Any] = {"interval": [question.start, question.end], "imagery": labels}
-    extra["above"] = _above(facts, question.support.object)
+    extra["above"] = _above(results.facts(question.clip), question.support.object)
     if question.centres is not None:
         extra["centres"] = question.centres
     return Made(
-        clip.source,
+        source,
         question.id,
         question.type,
         question.text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class FaultyError(FourdError):
 
 def narrated(
     asked: Sequence[Question],
-    facts: Mapping[str, Facts],
-    shown: Mapping[str, Any],
+    facts: Callable[[str], Facts],
+    shown: Callable[[str], Mapping[str, Any]],
     out: Path,
     settings: SynthSettings,
 ) -> Iterator[tuple[Question, str | FourdError]]:
@@ -74,15 +74,15 @@ def narrated(
     """
     if settings.narrator_model is None:
         for question in asked:
-            imagined = shown[question.clip]["imagery"][question.id]
-            text = narrate(question, facts[question.clip], imagined["instants"], settings.seed)
+            imagined = shown(question.clip)["imagery"][question.id]
+            text = narrate(question, facts(question.clip), imagined["instants"], settings.seed)
             wrong = fault(text, question, len(imagined["images"]))
             yield question, text if wrong is None else FaultyError(wrong)
         return
     (out / CACHE).mkdir(exist_ok=True)
     endpoint = narrator(settings, out)
     jobs = (
-        _job(question, facts[question.clip], shown[question.clip], out, settings.seed) for question in asked
+        _job(question, facts(question.clip), shown(question.clip), out, settings.seed) for question in asked
     )
     for job, reply in narrate_many(jobs, lambda job: narrate_by_model(job, endpoint), _THREADS):
         yield job.question, reply

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from fourdthinker.synth.asking import facts_of, shown_frames
 from fourdthinker.synth.clips import Clip
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.inputs import Source
+from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.labels import motion
 from fourdthinker.synth.payload import dumps, loads
 from fourdthinker.synth.questions import Facts, Question, Support
-from fourdthinker.synth.settings import SynthSettings
+from fourdthinker.synth.settings import CLIP_STAGES, SynthSettings
 from fourdthinker.synth.tracks import CameraTrack
 from tests.unit.synth.paths import FORWARD, steady, walked
 
@@ -37,8 +40,8 @@ def results() -> dict[str, Any]:
 def test_nothing_shows_the_future_of_a_prediction(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = question(kind)
     assert shown_frames(asked, INGEST) == (["a", "b", "c"], [0.0, 1.0, 3.0])
-    clip = corpus.Finished(Source("v", "", "d", "d", "v"), "c", results(), {})
-    made = corpus._made(clip, asked, FACTS, "")
+    found: Any = SimpleNamespace(of=lambda clip: results(), facts=lambda clip: FACTS)
+    made = corpus._made(Source("v", "", "d", "d", "v"), asked, found, "")
     assert (made.frames, made.seconds) == (["a", "b", "c"], [0.0, 1.0, 3.0])
     sent: list[Any] = []
     monkeypatch.setattr(narration, "_pictures", lambda out, *given: sent.append(given))
@@ -60,6 +63,24 @@ def test_unclear_times_come_from_the_stage_motion() -> None:
     facts = facts_of("c", "v", found)
     assert [move.name for move in facts.moves] == ["dolly in"]
     assert facts.unclear == ((0.0, 4.0),)
+
+
+def test_results_of_many_clips_are_not_held(tmp_path: Path) -> None:
+    """Of 2,000 clips they took 340 MB."""
+    stages = ("ingest", *CLIP_STAGES)
+    source = Source("v", "", "d", "d", "v")
+    clips = {f"c{k}": corpus.Finished(source, f"c{k}", dict.fromkeys(stages, "key")) for k in range(100)}
+    with Journal(tmp_path) as journal:
+        for item in clips:
+            for stage in stages:
+                journal.record(Entry(item, stage, "key", "v", "done", payload=dumps(np.zeros(10_000))))
+        results = corpus.Results(clips, journal)
+        tracemalloc.start()
+        for item in clips:
+            assert len(results.of(item)["segment"]) == 10_000
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert held < 40 * len(stages) * 80_000
 
 
 def test_each_question_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
