@@ -64,13 +64,16 @@ class Results:
 def finished_clips(
     sources: Mapping[str, Source], settings: SynthSettings, journal: Journal
 ) -> Iterator[Finished]:
-    """Clips whose last stage is done under these settings, in the order of sources and times."""
-    last = CLIP_STAGES[-1]
+    """Clips of which every stage is done under these settings, in the order of sources and times."""
     for name in sorted(sources):
         own = keys(sources[name], settings)
+        done: dict[str, set[str]] = {}
         for entry in journal.of_source(name):
-            if (entry.stage, entry.state, entry.key) == (last, "done", own[last]):
-                yield Finished(sources[name], entry.item, own)
+            if entry.state == "done" and own.get(entry.stage) == entry.key:
+                done.setdefault(entry.item, set()).add(entry.stage)
+        for item, stages in sorted(done.items()):
+            if stages == own.keys():
+                yield Finished(sources[name], item, own)
 
 
 def finish(

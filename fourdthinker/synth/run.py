@@ -159,8 +159,21 @@ class _Run:
                 known.setdefault(entry.item, {})[entry.stage] = entry.payload
             elif self._left_alone(entry.item, entry):
                 skip.add(entry.item)
+        for stages in known.values():
+            for stage in [stage for stage in stages if self._lacks_files(stage, stages[stage])]:
+                del stages[stage]  # somebody has removed what it made: it is made once more
         skip |= {item for item, stages in known.items() if all(stage in stages for stage in wanted)}
         return known, frozenset(skip)
+
+    def _lacks_files(self, stage: str, payload: bytes) -> bool:
+        if stage not in ("ingest", "imagery"):
+            return False
+        found = loads(payload)
+        if stage == "imagery":
+            paths = [path for shown in found.values() for path in shown["images"]]
+        else:
+            paths = found["frames"] if isinstance(found.get("frames"), list) else []  # of a source: a number
+        return not all((self.out / path).is_file() for path in paths)
 
     def _left_alone(self, item: str, entry: Entry | None) -> bool:
         if item in self.failed or (entry is not None and entry.state == "rejected"):

@@ -99,6 +99,20 @@ def _scene_name(out: Path, number: int) -> str:
     return next((out / "scenes").glob(f"scene-{number:06d}-*.mp4")).stem
 
 
+def test_files_that_were_removed_are_made_once_more(
+    no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    name = _scene_name(out, 2)
+    lost = sorted(path for path in (out / "media").rglob("*.jpg") if name in str(path))
+    assert len(lost) > 8
+    for path in lost[::3]:  # frames of the clip and pictures of imagery
+        path.unlink()
+    synthesise(["scenes:6"], out, options=QUIET)
+    assert files(out) == files(made[0])
+
+
 def test_another_order_of_work_gives_the_same_bytes(
     no_pool: None, made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
