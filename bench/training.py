@@ -36,7 +36,7 @@ from bench import _training_dift as dift
 from bench import _training_trl as trl
 from bench._sampler_cases import SHAPES, build
 from bench._training_cases import GRIDS, Case, OurStep, Timed, make_task
-from bench._training_parts import Kept
+from bench._training_parts import AtPeak, Kept
 from fourdthinker.backbones.common import Backbone
 
 Row = dict[str, Any]
@@ -186,13 +186,12 @@ def list_parts(options: argparse.Namespace) -> list[Row]:
             backbone, make_task(backbone, case), case, Path(folder), checkpointing=options.checkpointing
         )
         peak = step.peak_bytes()
-        with Kept(backbone) as kept:
+        with Kept(backbone) as kept, AtPeak(backbone, kept) as live:
             step()
     weights = sum(p.nbytes for p in backbone.parameters())
-    trained = sum(p.nbytes for p in backbone.parameters() if p.requires_grad)
     found = {"whole peak": peak, "weights": weights, "AdamW's state": step.kept_bytes() - weights}
-    found |= {"gradients, at the end": trained, "kept for backward": sum(kept.parts.values())}
-    found |= {f"kept by {part}": size for part, size in sorted(kept.parts.items())}
+    found |= dict(sorted(live.parts.items(), key=lambda part: -part[1]))
+    found["within operators"] = peak - step.kept_bytes() - live.peak  # which storages do not show
     return [{"part": part, "MB": round(size / 1e6, 1), **vars(case)} for part, size in found.items()]
 
 

@@ -11,6 +11,7 @@ from bench import _measure as measure
 from bench import _training_trl as trl
 from bench import training
 from bench._training_cases import Case, make_task
+from bench._training_parts import AtPeak, Kept
 
 TINY = [
     "--shape",
@@ -59,12 +60,33 @@ def test_a_step_keeps_memory_for_prompt_and_completions_once(monkeypatch):
     assert max(sizes) < 1.1 * min(sizes)
 
 
-def test_parts_add_up_to_what_is_kept():
-    rows = {row["part"]: row["MB"] for row in training.list_parts(training.parse(TINY))}
-    kinds = [size for part, size in rows.items() if part.startswith("kept by")]
-    assert len(kinds) == 4
-    assert sum(kinds) == pytest.approx(rows["kept for backward"], abs=0.3)
-    assert rows["whole peak"] > rows["weights"] + rows["AdamW's state"] + rows["kept for backward"]
+@pytest.mark.parametrize(
+    ("completions", "tokens", "gradients", "chunk"), [(2, 2, 2, 0), (8, 10, 1, 80)], ids=["backward", "head"]
+)
+def test_parts_are_those_of_the_worst_moment(completions, tokens, gradients, chunk):
+    """The end of the backward pass, with gradients of embedding and head, or the last chunk of logits."""
+    words = ["--completions", str(completions), "--new-tokens", str(tokens)]
+    rows = {row["part"]: row["MB"] for row in training.list_parts(training.parse([*TINY, *words]))}
+    backbone = training.make_backbone(argparse.Namespace(shape="mini", device="cpu"))
+    head = backbone.hf.get_output_embeddings().weight
+    assert rows["gradients of head and embedding"] == pytest.approx(gradients * head.nbytes / 1e6, abs=0.1)
+    logits = chunk * head.shape[0] * 4 / 1e6
+    assert logits <= rows.get("logits of a chunk", 0) < 1.2 * logits + 0.1
+    assert ("kept by MLPs" in rows) is (chunk > 0)
+    whole = rows.pop("whole peak")
+    assert abs(rows["within operators"]) < 0.01 * whole
+    assert rows["rest"] < 0.01 * whole
+    assert sum(rows.values()) == pytest.approx(whole, abs=0.05 * len(rows) + 0.1)
+
+
+def test_a_number_of_a_storage_that_is_gone_tells_nothing_of_the_next():
+    backbone = training.make_backbone(argparse.Namespace(shape="mini", device="cpu"))
+    shape = backbone.hf.get_output_embeddings().weight.shape
+    with Kept(backbone) as kept, AtPeak(backbone, kept) as live:
+        torch.empty(shape)
+        logits = torch.empty(400, shape[0])
+        held = torch.empty(100)
+    assert live.parts == {"logits of a chunk": logits.nbytes, "rest": held.nbytes}
 
 
 CLOCK = {"last": 0.0}
