@@ -49,9 +49,14 @@ def use_liger(backbone: Backbone, *, required: bool) -> int:
     return len(norms) + len(mlps)
 
 
+def is_installed() -> bool:
+    """Whether Liger can be imported here."""
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
 def _problem(device: torch.device) -> str | None:
     """Why Liger cannot be used, or None."""
-    if importlib.util.find_spec("liger_kernel") is None:
+    if not is_installed():
         return f"liger-kernel is not installed ({install('train')})"
     return None if device.type == "cuda" else f"its kernels need a GPU and the model is on {device}"
 

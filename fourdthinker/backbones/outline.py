@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from fourdthinker.backbones import _family, _load_policy, _located
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.recompute import norms_and_mlps
 from fourdthinker.files import PathLike
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import DEFAULT_LATENT_SIZE, LatentSpec
@@ -90,6 +92,48 @@ class _Kept(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, *_rest = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+class _Norm(torch.autograd.Function):
+    """The memory of Liger's RMSNorm: it keeps its input and a number a row, and what it gives is new."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _rest = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+class _Product(torch.autograd.Function):
+    """The memory of Liger's SwiGLU: it keeps both inputs, and writes their gradients over them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.empty_like(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return ctx.saved_tensors
+
+
+def outline_liger(backbone: Backbone) -> None:
+    """Let norms and SwiGLU of the language model take the memory that they take by Liger.
+
+    Args:
+        backbone: of `outline`, changed in place.
+    """
+    norms, mlps = norms_and_mlps(backbone)
+    for norm in norms:
+        norm.forward = MethodType(lambda module, x: _Norm.apply(x, module.weight), norm)
+    for mlp in mlps:
+        mlp.forward = MethodType(
+            lambda module, x: module.down_proj(_Product.apply(module.gate_proj(x), module.up_proj(x))), mlp
+        )
 
 
 def outline_attention(

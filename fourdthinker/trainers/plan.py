@@ -94,7 +94,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     if autocast and not on_cpu:  # where the head's chunks are in bfloat16 too
         casts += 2 * backbone.head_weight.numel()
     static = sum(sizes.values()) - sizes["gradients"] - sizes["gradient sums"]
-    make_ready(config, backbone)
+    make_ready(config, backbone, on_cpu=on_cpu)
     kept = _kept_features(config, backbone, shape)
     alone, parts = _without_gradient(config, backbone, shape, whole=gathered.everything > 0, on_cpu=on_cpu)
     element = 4 / world_size if config.fsdp else 4 if autocast else None  # of a gradient

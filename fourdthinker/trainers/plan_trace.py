@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourdthinker.backbones import liger
 from fourdthinker.backbones.common import Backbone
+from fourdthinker.backbones.outline import outline_liger
 from fourdthinker.backbones.packed import FLEX_FROM
 from fourdthinker.backbones.recompute import recompute_cheap_layers
 from fourdthinker.kernels import chunk_size
@@ -75,8 +77,10 @@ class Traced:
     pictures: int
 
 
-def make_ready(config: TrainConfig, backbone: Backbone) -> None:
+def make_ready(config: TrainConfig, backbone: Backbone, *, on_cpu: bool) -> None:
     """Let layers keep what the trainer lets them keep."""
+    if not on_cpu and (config.liger is True or (config.liger == "auto" and liger.is_installed())):
+        outline_liger(backbone)
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
     elif not (config.deepspeed or config.torch_compile):

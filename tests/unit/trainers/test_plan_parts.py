@@ -88,6 +88,29 @@ def test_deepstack_of_qwen3_vl_is_in_the_plan(
     assert plan.phases["training"] - static - given == pytest.approx(peak_allocated(step), rel=0.15)
 
 
+def test_layers_by_liger_keep_what_ours_compute_again(
+    checkpoint: tuple[Checkpoint, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it would be used: on a GPU, with `auto` where it is installed."""
+    values = {"model": checkpoint[1], "max_prompt_tokens": PROMPT, "num_generations": 2}
+    values |= {"max_completion_length": ANSWER}
+
+    def kept(liger: Any, *, on_cpu: bool = False, **extra: Any) -> int:
+        config = make_config(GrpoConfig, values | extra | {"liger": liger})
+        return make_plan(config, on_cpu=on_cpu).parts["activations"]
+
+    backbone = checkpoint[0].backbone
+    positions, width = PROMPT + 2 * ANSWER, backbone.hidden_size
+    inner = backbone.hf.config.text_config.intermediate_size
+    more = 4 * positions * backbone.num_layers * (2 * width + inner)  # outputs of norms, and the product
+    assert kept(True) - kept(False) == pytest.approx(more, rel=0.05)
+    assert kept(True, gradient_checkpointing=True) < 0.6 * kept(True)
+    assert kept("auto", on_cpu=True) == kept(False, on_cpu=True)
+    for installed in (False, True):
+        monkeypatch.setattr("fourdthinker.backbones.liger.is_installed", lambda there=installed: there)
+        assert kept("auto") == kept(installed)
+
+
 def test_casts_of_autocast_are_held_while_rollouts_are_sampled(checkpoint: tuple[Checkpoint, str]) -> None:
     values: dict[str, Any] = {"model": checkpoint[1], "use_cpu": True, "max_prompt_tokens": PROMPT}
     plan = make_plan(make_config(GrpoConfig, values | {"bf16": True}), on_cpu=True)
