@@ -132,7 +132,7 @@ def memory(videos: int) -> list[Row]:
         write_video(path, clip.pixels, 10.0)
         out.mkdir()
         with Journal(out) as journal:
-            source = open_candidate(candidates([str(path)])[0], journal, 0)
+            source = open_candidate(candidates([str(path)])[0], journal, 0, {})
         assert isinstance(source, Source)
         for number in range(1, videos + 1):
             states: Counter[str] = Counter()

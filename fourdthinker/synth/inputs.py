@@ -7,16 +7,18 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.files import parse_json, read_regular
+from fourdthinker.synth.digests import file_digest
 from fourdthinker.synth.geometry import read_calibration
 from fourdthinker.synth.geometry.calibration import FARTHEST
 from fourdthinker.synth.journal import Journal
@@ -35,7 +37,6 @@ _FILES = ("poses", "right", "calibration")
 _KEYS = {"video", "id", "start", "end", "objects", "licence", *_GIVEN}
 _STEREO = {"right", "focal", "baseline"}
 _LENGTHS = {"focal": "pixels, a number above 0", "baseline": f"metres, above 0 and below {FARTHEST:g}"}
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Refused:
 class Candidate:
     """A path or scene that an input names, before it is opened.
 
-    `root` confines links, if there is one; `views` are the files that show the same from elsewhere.
+    `root` confines links, if there is one.
     """
 
     path: Path
@@ -91,7 +92,6 @@ class Candidate:
     root: Path | None = None
     scene: int | None = None
     row: dict[str, Any] = field(default_factory=dict)
-    views: tuple[str, ...] = ()
 
 
 def candidates(inputs: Sequence[str]) -> list[Candidate]:
@@ -129,16 +129,46 @@ def candidates(inputs: Sequence[str]) -> list[Candidate]:
     unique = {(str(c.path), c.scene, c.row.get("start"), c.row.get("end")): c for c in reversed(found)}
     if not unique:
         raise ConfigError(f"no file in {', '.join(inputs)}; give a folder with videos in it")
-    return _of_one_scene(list(reversed(unique.values())))
+    return list(reversed(unique.values()))
 
 
-def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source | Refused:
+def scene_groups(found: Sequence[Candidate], journal: Journal) -> dict[str, str]:
+    """What films the same, as pairs of left and right say, also through copies under other names.
+
+    Args:
+        found: of `candidates`.
+        journal: remembers digests.
+
+    Returns:
+        Digest of a view -> the least digest of all views that pairs connect it with.
+    """
+    groups: dict[str, set[str]] = {}
+    for candidate in found:
+        if "right" in candidate.row and _unfit(candidate) is None:
+            try:
+                pair = [file_digest(path, journal) for path in (candidate.path, Path(candidate.row["right"]))]
+            except OSError:
+                continue  # said when it is opened
+            together = set(pair).union(*(groups.get(digest, ()) for digest in pair))
+            groups |= dict.fromkeys(together, together)
+    return {digest: min(together) for digest, together in groups.items()}
+
+
+def open_candidate(
+    candidate: Candidate,
+    journal: Journal,
+    seed: int,
+    groups: Mapping[str, str],
+    timeout: float = math.inf,
+) -> Source | Refused:
     """The source of a candidate: its content is hashed, unless the journal knows the file.
 
     Args:
         candidate: of `candidates`.
         journal: remembers digests.
         seed: of scenes.
+        groups: of `scene_groups`.
+        timeout: seconds for hashing one file.
 
     Returns:
         The source, or why there is none.
@@ -151,11 +181,9 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
     try:
         reason = _unfit(candidate)
         if reason is None:
-            own = _file_digest(path, journal)
-            extra = {file.name: _file_digest(file, journal) for file in _files(candidate.row)}
-            seen = [view for view in candidate.views if os.path.isfile(view) and _is_utf8(view)]
-            views = [_file_digest(Path(view), journal) for view in seen]
-            group = min(own, *views) if views else own
+            own = file_digest(path, journal, timeout)
+            extra = {file.name: file_digest(file, journal, timeout) for file in _files(candidate.row)}
+            group = groups.get(own, own)
             if group != own:
                 extra["group"] = group
             digest = _digest(own, extra, candidate.row)
@@ -181,20 +209,6 @@ def open_candidate(candidate: Candidate, journal: Journal, seed: int) -> Source 
         },
         licence=row.get("licence") or None,
     )
-
-
-def _of_one_scene(found: list[Candidate]) -> list[Candidate]:
-    """The candidates, each with all views that pairs of left and right connect it with."""
-    views: dict[str, set[str]] = {}
-    for candidate in found:
-        if "right" in candidate.row:
-            pair = os.path.abspath(candidate.path), os.path.abspath(candidate.row["right"])
-            together = set(pair).union(*(views.get(path, ()) for path in pair))
-            views |= dict.fromkeys(together, together)
-    return [
-        replace(candidate, views=tuple(sorted(views.get(os.path.abspath(candidate.path), ()))))
-        for candidate in found
-    ]
 
 
 def _folder(path: Path) -> Iterator[Candidate]:
@@ -381,22 +395,6 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _file_digest(path: Path, journal: Journal) -> str:
-    status = path.stat()
-    target = os.path.realpath(path)
-    known = journal.digest(target, status.st_size, status.st_mtime_ns)
-    if known is not None:
-        return known
-    hashed = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        left = status.st_size  # a file that grows is read as far as it was
-        while left > 0 and (chunk := file.read(min(_CHUNK, left))):
-            hashed.update(chunk)
-            left -= len(chunk)
-    journal.note_digest(target, status.st_size, status.st_mtime_ns, hashed.hexdigest())
-    return hashed.hexdigest()
-
-
 def _digest(video: str, files: dict[str, str], row: dict[str, Any]) -> str:
     if not row and not files:
         return video
@@ -410,4 +408,4 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:40] or "video"
 
 
-__all__ = ["Candidate", "Refused", "Source", "candidates", "open_candidate"]
+__all__ = ["Candidate", "Refused", "Source", "candidates", "open_candidate", "scene_groups"]

@@ -24,7 +24,7 @@ from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.depths import check_calibrations
-from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate
+from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate, scene_groups
 from fourdthinker.synth.journal import NAME, QUARANTINED, Entry, Journal
 from fourdthinker.synth.naming import namer
 from fourdthinker.synth.narration import narrator
@@ -99,8 +99,9 @@ class _Run:
     def jobs(self, found: Sequence[Candidate]) -> Iterator[Job]:
         """Jobs of all sources, in order; each file is hashed when its turn comes."""
         digests: dict[str, str] = {}
+        groups = scene_groups(found, self.journal)
         for candidate in found:
-            source = open_candidate(candidate, self.journal, self.settings.seed)
+            source = open_candidate(candidate, self.journal, self.settings.seed, groups, self.options.timeout)
             if isinstance(source, Source) and source.digest in digests:
                 source = Refused(
                     f"{source.name}-copy-{len(self.refused)}",

@@ -102,6 +102,6 @@ def test_a_clip_that_cannot_be_read_again_costs_only_itself(
     assert summary["stages"]["segment"]["done"] == 1
     assert summary["stages"]["ingest"][state] == {reason: 1}
     with Journal(whole.parent / "out") as journal:
-        (source,) = (open_candidate(one, journal, 0) for one in candidates([str(whole)]))
+        (source,) = (open_candidate(one, journal, 0, {}) for one in candidates([str(whole)]))
         window = [entry for entry in journal.of_source(source.name) if entry.item == f"{source.name}.w0"]
     assert [entry.state for entry in window] == ["done"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate
+from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate, scene_groups
 from fourdthinker.synth.journal import Journal
 from fourdthinker.synth.plan import plan
 from fourdthinker.synth.run import Options
@@ -21,7 +21,9 @@ from tests.unit.synth.geometry.test_calibration import written
 
 def opened(inputs: list[str], out: Path) -> list[Source | Refused]:
     with Journal(out) as journal:
-        return [open_candidate(candidate, journal, 0) for candidate in candidates(inputs)]
+        found = candidates(inputs)
+        groups = scene_groups(found, journal)
+        return [open_candidate(candidate, journal, 0, groups) for candidate in found]
 
 
 @pytest.fixture
@@ -203,6 +205,32 @@ def test_views_of_one_scene_are_of_one_group(videos: Path, tmp_path: Path) -> No
     assert len({source.group for source in found[:3]}) == 1
     assert found[3].group != found[0].group
     assert len({source.digest for source in found}) == 4
+
+
+def test_a_copy_of_a_view_is_of_its_group(videos: Path, tmp_path: Path) -> None:
+    """The right video of a pair lies elsewhere too, under another name, and is a video of its own there."""
+    (videos / "r.mp4").write_bytes(b"right")
+    (videos / "copy.mp4").write_bytes(b"right")
+    path = videos / "list.jsonl"
+    rows = [
+        {"video": "b.mp4", "right": "r.mp4", "focal": 500, "baseline": 0.1},
+        {"video": "copy.mp4", "start": 1},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair, copy = opened([str(path)], tmp_path / "out")
+    assert isinstance(pair, Source)
+    assert isinstance(copy, Source)
+    assert pair.group == copy.group
+
+
+def test_a_file_that_takes_too_long_is_refused(videos: Path, tmp_path: Path) -> None:
+    with Journal(tmp_path / "out") as journal:
+        (one,) = candidates([str(videos / "b.mp4")])
+        late = open_candidate(one, journal, 0, {}, timeout=0.0)
+        assert isinstance(late, Refused)
+        assert late.reason == "cannot be read (not within 0 s)"
+        assert isinstance(open_candidate(one, journal, 0, {}), Source)
+        assert isinstance(open_candidate(one, journal, 0, {}, timeout=0.0), Source)  # it is known by now
 
 
 def test_a_csv_manifest(videos: Path, tmp_path: Path) -> None:
