@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,27 +15,28 @@ from typing import Any, Literal
 from rich.progress import Progress, TaskID
 
 from fourdthinker.errors import ConfigError, install
-from fourdthinker.files import UNFINISHED, PathLike, parse_json, read_json_object, write_json
+from fourdthinker.files import PathLike, write_json
 from fourdthinker.progress import progress_bar
 from fourdthinker.synth.actors import RayActors
 from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.depths import check_calibrations
+from fourdthinker.synth.folder import SETTINGS, check_folder, clean, warn_of_others
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate, scene_groups
-from fourdthinker.synth.journal import NAME, QUARANTINED, Entry, Journal
+from fourdthinker.synth.journal import QUARANTINED, Entry, Journal
 from fourdthinker.synth.naming import namer
 from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, Processes, run_jobs
 from fourdthinker.synth.processes import LocalProcesses
-from fourdthinker.synth.settings import CLIP_STAGES, LIMITS, STAGES, SynthSettings
+from fourdthinker.synth.settings import CLIP_STAGES, STAGES, SynthSettings
 from fourdthinker.synth.stages import Job, Stop, Untried, keys, window_item, work
 from fourdthinker.synth.write import audited_lines, write_card
 
 log = logging.getLogger(__name__)
 
-SETTINGS, SUMMARY = "settings.json", "summary.json"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ def synthesise(
         found = found[: options.limit]
     check_calibrations(found)
     folder = Path(os.path.abspath(out))  # of actors on other machines the working folder is another one
-    _check_folder(folder, settings, options)
+    check_folder(folder, settings, update=options.update)
     _check_weights(settings, options)
     videos = any(candidate.scene is None for candidate in found)
     if "segment" in options.stages and videos:
@@ -283,7 +282,7 @@ def synthesise(
     if "objects" in options.stages and settings.namer_model is not None:
         namer(settings.namer_model, settings.namer_max_calls, folder)
     with Journal(folder) as journal:
-        _clean(folder)
+        clean(folder)
         write_json(folder / SETTINGS, settings.plain())
         engine, workers = _engine(settings, options)
         workers = _useful(workers, settings, options, len(found))
@@ -292,7 +291,7 @@ def synthesise(
             task = bar.add_task("synthesis", total=len(found))
             _clip_stages(run, found, bar, task)
             if "write" in options.stages:
-                _warn_of_others(folder, set(run.sources))
+                warn_of_others(folder, set(run.sources))
             results = finish(run.sources, settings, options.stages, folder, journal, options.attempts)
         summary = _summary(run, results)
         write_json(folder / SUMMARY, summary)
@@ -357,57 +356,6 @@ def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: Tas
         more=lambda: run.queue.pop(0) if run.queue else None,
     )
     bar.update(task, completed=len(found), description=run.title())
-
-
-def _warn_of_others(folder: Path, names: set[str]) -> None:
-    """Say how many records go, since they are of videos that are not among this run's inputs."""
-    clip = re.compile(r"(.+)-\d{7,}-\d{7,}\.")
-    gone: Counter[str] = Counter()
-    for path in sorted(folder.glob("dift-*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            found = clip.match(_id(line))
-            if found is not None and found[1] not in names:
-                gone[found[1]] += 1
-    if gone:
-        log.warning(
-            "%s: %d records of %d videos that are not among these inputs are left out from now on; a run "
-            "writes the records of its own inputs. Give all of them at once: what is done is not done again",
-            folder,
-            gone.total(),
-            len(gone),
-        )
-
-
-def _id(line: bytes) -> str:
-    try:
-        return str(parse_json(line)["id"])
-    except (ValueError, KeyError, TypeError):  # nothing of a damaged line is kept anyway
-        return ""
-
-
-def _check_folder(folder: Path, settings: SynthSettings, options: Options) -> None:
-    """ConfigError when the folder holds something else, or was made with other settings."""
-    path = folder / SETTINGS
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
-            raise ConfigError(f"{folder} is not empty, and no synthesis was made there; name a new folder")
-        return
-    before = read_json_object(path, "remove it, or name a new folder")
-    now = json.loads(json.dumps(settings.plain()))
-    changed = [name for name in now if before.get(name) != now[name] and name not in LIMITS]
-    if changed and not options.update:
-        listed = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed)
-        raise ConfigError(
-            f"{folder} was made with other settings: {listed}. Name a new folder, or give --update: "
-            "what does not depend on these settings is kept"
-        )
-
-
-def _clean(folder: Path) -> None:
-    """Remove what a killed run left half written; nobody else writes here, the journal is ours."""
-    for path in folder.rglob(".fourdthinker-*.part"):
-        if UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def _summary(run: _Run, corpus: dict[str, Any]) -> dict[str, Any]:

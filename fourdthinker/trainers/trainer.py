@@ -115,24 +115,7 @@ class LatentTrainer(PassTrainer):
         if self.held_out is not None:
             args.set_evaluate("steps", config.eval_steps, config.per_device_eval_batch_size, delay=0)
         backbone = self.checkpoint.backbone
-        backbone.freeze_vision(config.freeze_vision)
-        freeze_parts(backbone, config.learning_rates)
-        if backbone.tower_is_trained:
-            self.items.require_pixels()
-            if self.held_out is not None:
-                self.held_out.require_pixels()
-        check_float16(backbone, divided=bool(args.deepspeed or args.fsdp), bf16=args.bf16)
-        if args.fsdp:
-            fsdp.check_types(backbone, bf16=args.bf16)
-        self.masters = None if args.deepspeed or args.fsdp else MasterWeights(backbone)
-        self.dtypes = {name: p.dtype for name, p in backbone.named_parameters(remove_duplicate=False)}
-        if config.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable()
-        # ZeRO-3 gathers weights for calls of modules alone; what a compiled layer keeps its compiler says.
-        elif not (args.deepspeed or config.torch_compile):
-            recompute_cheap_layers(backbone)
-        if config.torch_compile:
-            compile_layers(backbone)
+        self._prepare(backbone, args)
         use_cache = getattr(backbone.config, "use_cache", None)
         self.costs = Costs.of(backbone)
         super().__init__(
@@ -164,6 +147,28 @@ class LatentTrainer(PassTrainer):
         self._alarms = Alarms()
         self._weights_loaded = False
         self.resumed_from: Path | None = None  # the checkpoint folder that the run goes on from
+
+    def _prepare(self, backbone: Backbone, args: Any) -> None:
+        """Freeze what is not trained, check the types of what is, and change layers that keep too much."""
+        config = self.settings
+        backbone.freeze_vision(config.freeze_vision)
+        freeze_parts(backbone, config.learning_rates)
+        if backbone.tower_is_trained:
+            self.items.require_pixels()
+            if self.held_out is not None:
+                self.held_out.require_pixels()
+        check_float16(backbone, divided=bool(args.deepspeed or args.fsdp), bf16=args.bf16)
+        if args.fsdp:
+            fsdp.check_types(backbone, bf16=args.bf16)
+        self.masters = None if args.deepspeed or args.fsdp else MasterWeights(backbone)
+        self.dtypes = {name: p.dtype for name, p in backbone.named_parameters(remove_duplicate=False)}
+        if config.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()
+        # ZeRO-3 gathers weights for calls of modules alone; what a compiled layer keeps its compiler says.
+        elif not (args.deepspeed or config.torch_compile):
+            recompute_cheap_layers(backbone)
+        if config.torch_compile:
+            compile_layers(backbone)
 
     # ---- what a subclass gives
 

@@ -17,12 +17,13 @@ from fourdthinker.records import read_records
 from fourdthinker.synth import clips as clips_module
 from fourdthinker.synth import functions, narration, run, stages
 from fourdthinker.synth.clips import Clip, windows
+from fourdthinker.synth.folder import check_folder
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import BudgetError, EndpointError, RejectedError, narrate
 from fourdthinker.synth.plan import plan
 from fourdthinker.synth.pool import Begin, Lost
-from fourdthinker.synth.run import Options, _check_folder, _useful, synthesise
+from fourdthinker.synth.run import Options, _useful, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
 from tests.clips import make_clip
@@ -227,9 +228,9 @@ def test_records_that_other_inputs_replace_are_warned_of(
 def test_a_later_run_may_spend_more(tmp_path: Path) -> None:
     few = SynthSettings(narrator_max_calls=1)
     (tmp_path / "settings.json").write_text(json.dumps(few.plain()))
-    _check_folder(tmp_path, SynthSettings(narrator_max_calls=2), QUIET)
+    check_folder(tmp_path, SynthSettings(narrator_max_calls=2), update=False)
     with pytest.raises(ConfigError, match="seed was 0 and is 1"):
-        _check_folder(tmp_path, SynthSettings(narrator_max_calls=2, seed=1), QUIET)
+        check_folder(tmp_path, SynthSettings(narrator_max_calls=2, seed=1), update=False)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
