@@ -109,3 +109,42 @@ def test_prompts_are_shared_by_every_attention_that_takes_a_mask(tmp_path: Path)
     assert eager == pytest.approx(plain, rel=1e-4, abs=1e-6)
     with pytest.raises(ConfigError, match=r"share_prompt needs sdpa or eager .* has flash_attention_2"):
         shared_update(tmp_path / "flash", "flash_attention_2")
+
+
+def first_passes(folder: Path, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> tuple[Any, list[Any]]:
+    """Lines of two updates on the same rollouts, and of each forward its batch and log-probs."""
+    passes: list[Any] = []
+    after = GrpoTrainer.after_forward
+
+    def spy(self: GrpoTrainer, forward: Any, *outputs: torch.Tensor) -> None:
+        passes.append((forward.batch, outputs[0].clone()))
+        after(self, forward, *outputs)
+
+    own = {"output_dir": str(folder), "max_steps": 2, "num_iterations": 2, "logging_steps": 1}
+    checkpoint = tiny_checkpoint(layers=1)
+    config = make_config(GrpoConfig, SHARED | own | {"learning_rate": 1e-2, "warmup_steps": 0} | extra)
+    with monkeypatch.context() as patch:
+        patch.setattr(GrpoTrainer, "after_forward", spy)
+        train_grpo(config, checkpoint=checkpoint, prompts=prompts(checkpoint, 2))
+    return metrics(folder), passes
+
+
+def test_the_first_pass_has_the_ratio_1_to_log_probs_of_another_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it is 1 by construction. The sampler decodes, and an unshared forward repeats the prompt."""
+    lines, (first, second) = first_passes(tmp_path / "shared", monkeypatch)
+    assert lines[0]["sampler_gap"] < 1e-4
+    assert lines[0]["sampler_gap_max"] < 1e-3
+    _, (plain, _) = first_passes(tmp_path / "plain", monkeypatch, share_prompt=False)
+    assert torch.equal(plain[0]["rollout_logprobs"], first[0]["rollout_logprobs"]), "the same rollouts"
+    assert "old_logprobs" not in first[0]
+    assert not torch.equal(plain[1], first[1]), "computed in another way"
+    written = first[0]["rollout_logprobs"] != 0
+    assert written.sum() > 10
+    for other in (plain[1], first[0]["rollout_logprobs"]):
+        assert ((first[1] - other).exp() - 1)[written].abs().max() < 1e-4
+    assert torch.equal(second[0]["old_logprobs"], first[1]), "what the second pass is compared with"
+    moved = (second[1] - plain[1]).exp()[written].mean().item()
+    assert lines[1]["ratio"] == pytest.approx(moved, rel=1e-4)
+    assert abs(moved - 1) > 1e-3
