@@ -54,10 +54,31 @@ def test_trl_is_named_with_its_remedy_where_it_is_absent(monkeypatch):
 def test_a_step_keeps_memory_for_prompt_and_completions_once(monkeypatch):
     """P + G * C positions: neither G * (P + C), nor anything that grows faster."""
     monkeypatch.setattr(training, "GROWTH", ("completions",))
+    monkeypatch.setattr(training, "GROWTH_STEPS", 1)
     rows = training.measure_growth(training.parse(TINY))
     sizes = [row["kept_bytes_a_position"] for row in rows]
     assert len({row["positions"] for row in rows}) == 3
     assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_sizes_take_turns_and_the_fastest_step_counts(monkeypatch):
+    taken, seconds = [], iter([9.0, 8.0, 7.0, 3.0, 1.0, 2.0, 6.0, 2.5, 4.0, 5.0, 3.5, 1.5])
+
+    class Step(Rival):
+        def __init__(self, backbone, task, case, folder):
+            self.size = case.completions
+
+        def __call__(self):
+            taken.append(self.size)
+            self.seconds = {"loss": next(seconds)}
+
+    monkeypatch.setattr(training, "OurStep", Step)
+    monkeypatch.setattr(training, "GROWTH", ("completions",))
+    rows = training.measure_growth(training.parse(TINY))
+    small, middle, large = (row["completions"] for row in rows)
+    assert taken[3:] == [small, middle, large, large, middle, small, small, middle, large]
+    assert [row["loss_s"] for row in rows] == [3.0, 1.0, 1.5]
+    assert rows[0]["ms_a_position"] == 3e3 / rows[0]["positions"]
 
 
 @pytest.mark.parametrize(
