@@ -7,18 +7,16 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from fourdthinker.errors import ConfigError, RecordError, VideoError
 from fourdthinker.files import append_lines
+from fourdthinker.records import Record
 from fourdthinker.samples import Prompt, Sample
 from fourdthinker.trainers.left_out import LeftOut
-
-if TYPE_CHECKING:
-    from fourdthinker.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +150,8 @@ class Items(Dataset[tuple[int, T]]):
             try:
                 return mine, self.encode(self.items[mine])
             except (VideoError, RecordError) as error:
+                if not isinstance(self.items[mine], Record):
+                    raise  # work of another kind, whose error says all
                 where = f"{self.items[mine].where}: "
                 reason = f"{self.describe(mine)}: {str(error).removeprefix(where)}"
                 if self.rejected is None:
