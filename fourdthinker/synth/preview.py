@@ -70,8 +70,8 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
     """
     folder = Path(out)
     records = list(_records(folder))
-    if not records:
-        raise ConfigError(f"{folder}: no dift-*.jsonl with records in it; give the folder of a finished run")
+    if not records and not (folder / SUMMARY).is_file():
+        raise ConfigError(f"{folder}: neither records nor {SUMMARY}; give the folder of a finished run")
     summary = _read_summary(folder / SUMMARY)
     path = Path(page) if page is not None else folder / PAGE
     if path.is_file() and not path.read_bytes()[:15].lower().startswith(b"<!doctype html"):
@@ -162,7 +162,7 @@ def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[
     by_type: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for split, record in records:
         by_type.setdefault(str(record.get("type", "")), []).append((split, record))
-    share = max(1, -(-most // len(by_type)))
+    share = max(1, -(-most // max(1, len(by_type))))
     picked = []
     for found in by_type.values():
         count = min(share, len(found))
@@ -185,13 +185,13 @@ def _card(split: str, record: dict[str, Any], folder: Path) -> Card:
     frames, seconds = record.get("image_input", []), record.get("seconds") or []
     step = max(1, -(-len(frames) // _FRAMES))
     shown = [
-        _picture(folder / frames[k], _FRAME, f"{seconds[k]:.1f} s" if k < len(seconds) else "")
+        _picture(_inside(folder, frames[k]), _FRAME, f"{seconds[k]:.1f} s" if k < len(seconds) else "")
         for k in range(0, len(frames), step)
     ]
     extra = record.get("extra", {})
     labels = extra.get("imagery", [])
     pictures = [
-        _picture(folder / path, _IMAGERY, labels[k] if k < len(labels) else "")
+        _picture(_inside(folder, path), _IMAGERY, labels[k] if k < len(labels) else "")
         for k, path in enumerate(record.get("image_output", []))
     ]
     parts = str(record.get("text_output", "")).split(IMAGERY)
@@ -218,6 +218,14 @@ def _card(split: str, record: dict[str, Any], folder: Path) -> Card:
 def _interval(extra: dict[str, Any]) -> str:
     value = extra.get("interval")
     return f"{value[0]:.1f} to {value[1]:.1f} s" if isinstance(value, list) and len(value) == 2 else ""
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A path of a record; the page is passed on, so that nothing from elsewhere may get into it."""
+    found = Path(os.path.realpath(folder / path))
+    if not found.is_relative_to(os.path.realpath(folder)):
+        raise ConfigError(f"{folder}: a record names {path!r}, outside of the folder; {_REMEDY}")
+    return found
 
 
 def _picture(path: Path, rows: int, label: str) -> Shown:

@@ -81,8 +81,31 @@ def test_what_is_no_page_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no dift-"):
+    with pytest.raises(ConfigError, match="neither records nor summary"):
         write_preview(tmp_path)
+
+
+def test_a_run_without_records_shows_what_became_of_its_videos(tmp_path: Path) -> None:
+    stages = {"questions": {"done": 0, "rejected": {"nothing clear to ask about": 2}}}
+    (tmp_path / "summary.json").write_text(json.dumps({"stages": stages}))
+    text = write_preview(tmp_path).read_text()
+    assert "0 of 0 questions" in text
+    assert "nothing clear to ask about" in text
+
+
+def test_no_picture_from_elsewhere_gets_into_the_page(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_all(make(out, 1), SynthSettings(splits={"train": 1.0}), out)
+    path = out / "dift-train-00000.jsonl"
+    first = json.loads(path.read_bytes().splitlines()[0])
+    picture = next(iter(first["image_input"]))
+    (tmp_path / "secret.jpg").write_bytes((out / picture).read_bytes())
+    (out / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    for named in ("../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg"):
+        path.write_text(json.dumps(first | {"image_input": [named]}) + "\n")
+        with pytest.raises(ConfigError, match="outside of the folder"):
+            write_preview(out)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
