@@ -67,7 +67,8 @@ def kernel_rows() -> list[str]:
 
 # Candidates of the head as the results call them, and as the README does. "Liger" is the name it had first.
 PEERS = {
-    "eager": "eager torch", "eager (TRL)": "TRL's formula in eager torch", "torch.compile": "that, compiled",
+    "eager": "eager torch", "eager (TRL)": "TRL's formula in eager torch",
+    "torch.compile": "eager torch, compiled",
     "F.linear_cross_entropy": "`F.linear_cross_entropy`",
     "TRL fused head": "TRL's fused head (1.16), in torch",
     "Liger, not compiled": "Liger 0.8.5, not compiled", "Liger": "Liger 0.8.5, not compiled",
