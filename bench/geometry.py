@@ -36,13 +36,8 @@ from fourdthinker.synth.geometry import (
     read_nerfstudio,
     reconstruct_camera,
 )
-from fourdthinker.synth.motion import (
-    camera_moves,
-    distance_change,
-    moves_during,
-    object_direction,
-    speed_profile,
-)
+from fourdthinker.synth.motion import camera_moves, moves_during
+from fourdthinker.synth.questions import described
 from fourdthinker.synth.segment import moving_segments
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack, ObjectTrack, rotation_vectors
@@ -50,6 +45,7 @@ from fourdthinker.worlds.scenes import render, write_video
 
 log = logging.getLogger(__name__)
 REFUSED = "(refused)"
+_WHOLE = 0.9  # of a clip in which a thing is seen, for a speed profile of the whole
 Answers = dict[str, str | None]  # what is asked -> the answer, None where a label is refused
 
 
@@ -58,10 +54,12 @@ def labels(camera: CameraTrack, item: ObjectTrack | None) -> Answers:
     start, end = float(camera.times[0]), float(camera.times[-1])
     names = moves_during(camera_moves(camera), start, end)
     out: Answers = {"camera": ", ".join(sorted(names)) or None}
-    if item is not None:
-        out["direction"] = object_direction(item, camera, start, end)
-        out["distance"] = distance_change(item, camera, start, end)
-        out["speed"] = speed_profile(item, start, end)
+    found = None if item is None else described(item, camera)
+    if found is not None:
+        out |= {"direction": found.direction, "distance": found.distance}
+        # What a scene was made to show is the profile of the whole.
+        whole = np.ptp(found.track.times) >= _WHOLE * (end - start)
+        out["speed"] = found.speed if whole else None
     return out
 
 

@@ -54,6 +54,13 @@ _NUMBERED = re.compile(r"\(\d+\)")  # a text that numbers its steps has no other
 _STEPS = re.compile(r";|,|->|→|\band then\b|\bthen\b|\bfollowed by\b|\bfinally\b|\bnext\b")
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]")
+# Axes of words that say where something is or goes: across the picture, along its height, into its depth.
+_SIDES = (
+    ("left right",),
+    ("up down", "upward downward", "upwards downwards", "above below"),
+    ("toward away", "closer farther", "forward backward", "forwards backwards", "front behind"),
+)
 _ABSENT = re.compile(r"\s*(?:no|none|there (?:is|are|was|were)(?: no|n't| not))\b", re.IGNORECASE)
 
 
@@ -68,6 +75,9 @@ class Shape:
         reversals: neighbouring steps of which one undoes the other: left, then right.
         roughness: mean change from one step to the next, plus the share of steps that are not at rest.
         number: the only number of the text, or None.
+        sides: from -1 to 1 in each direction of _SIDES, such as -1 for left.
+        box: middle x and y and the side of the first box of the text, in its unit, or None.
+        times: first number outside of boxes, and the largest less the smallest of them, or None.
     """
 
     characters: int
@@ -76,6 +86,9 @@ class Shape:
     reversals: int
     roughness: float
     number: float | None
+    sides: tuple[float, ...]
+    box: tuple[float, float, float] | None
+    times: tuple[float, float] | None
 
 
 def normal(text: str) -> str:
@@ -103,7 +116,27 @@ def shape(text: str) -> Shape:
         reversals=sum(any(a[axis] * b.get(axis, 0) < 0 for axis in a) for a, b in pairwise(axes)),
         roughness=(sum(changes) / len(changes) if changes else 0.0) + 1 - sum(still) / len(still),
         number=float(numbers[0]) if len(numbers) == 1 else None,
+        sides=tuple(_mean([one[axis] for one in axes for axis in names if axis in one]) for names in _SIDES),
+        box=_box(text),
+        times=_times(text),
     )
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _box(text: str) -> tuple[float, float, float] | None:
+    found = _BOX.search(text)
+    if found is None:
+        return None
+    left, top, right, bottom = map(float, found.groups())
+    return (left + right) / 2, (top + bottom) / 2, abs((right - left) * (bottom - top)) ** 0.5
+
+
+def _times(text: str) -> tuple[float, float] | None:
+    found = [float(number) for number in _NUMBER.findall(_BOX.sub(" ", text))]
+    return (found[0], max(found) - min(found)) if found else None
 
 
 def _axis_values(words: list[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.labels import camera_of, moves_of, objects_of, unclear_of
+from fourdthinker.synth.motion import seen_part
 from fourdthinker.synth.questions import Facts, ObjectFacts, Question, Support, ask
 
 
@@ -25,9 +26,11 @@ def facts_of(clip: str, source: str, results: Mapping[str, Any]) -> Facts:
         What questions are asked from.
     """
     camera = camera_of(results)
+    parts = [seen_part(track, camera) for track in objects_of(results)]
     things = [
-        ObjectFacts(track, words["direction"], words["distance"], words["speed"])
-        for track, words in zip(objects_of(results), results["motion"]["objects"], strict=True)
+        ObjectFacts(part, words["direction"], words["distance"], words["speed"])
+        for part, words in zip(parts, results["motion"]["objects"], strict=True)
+        if part is not None
     ]
     return Facts(
         clip,

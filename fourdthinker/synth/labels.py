@@ -25,13 +25,8 @@ from fourdthinker.synth.geometry import (
     read_tum,
     reconstruct_camera,
 )
-from fourdthinker.synth.motion import (
-    camera_moves,
-    distance_change,
-    object_direction,
-    speed_profile,
-    unclear_spans,
-)
+from fourdthinker.synth.motion import camera_moves, unclear_spans
+from fourdthinker.synth.questions import described
 from fourdthinker.synth.tracks import STATIC, STATIONARY, CameraTrack, Move, ObjectTrack
 
 POSES = ("spatialvid", "tum", "npz")
@@ -163,17 +158,13 @@ def motion(context: Context) -> dict[str, Any]:
     Raises:
         RejectError: nothing moves clearly.
     """
-    camera, end = camera_of(context.results), float(context.clip.times[-1])
+    camera = camera_of(context.results)
     try:
         moves = camera_moves(camera)
         unclear = unclear_spans(camera, moves)
+        found = [described(track, camera) for track in objects_of(context.results)]
         things = [
-            {
-                "direction": object_direction(track, camera, 0.0, end),
-                "distance": distance_change(track, camera, 0.0, end),
-                "speed": speed_profile(track, 0.0, end),
-            }
-            for track in objects_of(context.results)
+            {word: getattr(one, word, None) for word in ("direction", "distance", "speed")} for one in found
         ]
     except GeometryError as error:
         raise RejectError(f"no motion: {' '.join(str(error).split())}") from error

@@ -43,6 +43,7 @@ SPEED_PROFILES = (
     "first slowing down, then speeding up",
     "varying speed",
 )
+REACH = 0.5  # seconds to the nearest sample of a track, up to which something is known between samples
 _ROTATION_ERROR = 1e-3  # largest entry of RᵀR − 1; poses in text files have few digits
 
 
@@ -137,7 +138,7 @@ class CameraTrack:
             times: [N] seconds, increasing; those outside the track get its first or last pose.
 
         Returns:
-            A track of N poses.
+            A track of N poses, with a confidence of 0 where the nearest pose is more than REACH seconds away.
         """
         times = np.asarray(times, np.float64)
         left, share = _between(self.times, np.clip(times, self.times[0], self.times[-1]))
@@ -147,12 +148,14 @@ class CameraTrack:
         poses[:, :3, :3] = self.rotations[left] @ rotations_of(step * share[:, None])
         poses[:, :3, 3] = _mixed(self.centres, left, right, share)
         given = self.intrinsics
+        away = np.minimum(np.abs(times - self.times[left]), np.abs(times - self.times[right]))
+        sure = np.minimum(self.confidence[left], self.confidence[right])
         return replace(
             self,
             times=times,
             poses=poses,
             intrinsics=None if given is None else _mixed(given, left, right, share),
-            confidence=np.minimum(self.confidence[left], self.confidence[right]),
+            confidence=np.where(away <= REACH + 1e-6, sure, 0.0),
         )
 
 

@@ -6,8 +6,10 @@ from fourdthinker.synth.motion.objects import (
     distances,
     object_direction,
     object_moves,
+    seen_part,
     speed_profile,
 )
+from fourdthinker.synth.motion.rates import longest_run
 from fourdthinker.synth.motion.settings import MotionSettings
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "camera_moves",
     "distance_change",
     "distances",
+    "longest_run",
     "move_sets",
     "moves_during",
     "object_direction",
     "object_moves",
+    "seen_part",
     "speed_profile",
     "unclear_spans",
 ]

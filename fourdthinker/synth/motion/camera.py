@@ -45,9 +45,9 @@ MOST_OF_IT = 0.6  # of an interval that a move covers to be a move of the interv
 def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> tuple[Move, ...]:
     """The moves of a camera, each as it is in the camera's own axes at that instant.
 
-    A move begins where its rate reaches the threshold and ends where it falls below `settings.keep` of it for
-    longer than a pause. Moves that overlap are concurrent. Where every rate is small the camera is static;
-    instants that are neither, and those whose pose is unsure, are not labelled.
+    A move begins where its rate first reaches the threshold and ends where it last does; in between it stays
+    above `settings.keep` of it but for pauses. Moves that overlap are concurrent. Where every rate is small
+    the camera is static; instants that are neither, and those whose pose is unsure, are not labelled.
 
     Args:
         track: the camera's path.

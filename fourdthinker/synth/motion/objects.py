@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from fourdthinker.errors import GeometryError
-from fourdthinker.synth.motion.rates import object_velocity, spans, trimmed, with_hysteresis
+from fourdthinker.synth.motion.rates import longest_run, object_velocity, spans, trimmed, with_hysteresis
 from fourdthinker.synth.motion.settings import MotionSettings
 from fourdthinker.synth.tracks import (
     OBJECT_DIRECTIONS,
@@ -24,6 +24,51 @@ _SURE = 0.9  # of the time in which positions must be sure, for a profile of the
 _LARGER = 1.4  # times `speed_change`, with which a profile must be the same
 _STRAIGHT = 0.8  # net displacement over path length from which a path has one direction
 _TURN_MARGIN = 5.0  # degrees past a boundary between directions before the label changes
+
+
+def seen_part(
+    item: ObjectTrack, camera: CameraTrack, settings: MotionSettings | None = None
+) -> ObjectTrack | None:
+    """The longest time in which an object is seen, and the camera's pose known, with no gap above a second.
+
+    Labels and questions are about this part. What a track has of other times is a guess, such as the last
+    position that was seen.
+
+    Args:
+        item: the object's path.
+        camera: the camera's path in the same world.
+        settings: the least confidence; None: `MotionSettings()`.
+
+    Returns:
+        That part of the track; in gaps positions are interpolated, and the confidence stays as low as it is.
+        None where less than two instants are known.
+
+    Raises:
+        GeometryError: tracks that do not overlap in time, or of unlike scale.
+    """
+    settings = settings or MotionSettings()
+    _check_pair(item, camera)
+    confidence = np.minimum(item.confidence, camera.resampled(item.times).confidence)
+    run = longest_run(item.times, confidence >= settings.min_confidence)
+    if len(run) < 2:
+        return None
+    part = slice(int(run[0]), int(run[-1]) + 1)
+    known, times = item.times[run], item.times[part]
+    return replace(
+        item,
+        times=times,
+        positions=np.stack([np.interp(times, known, axis) for axis in item.positions[run].T], axis=1),
+        confidence=confidence[part],
+        heading=None if item.heading is None else item.heading[part],
+        boxes=None if item.boxes is None else item.boxes[part],
+        masks=None if item.masks is None else item.masks[part],
+    )
+
+
+def _all_seen(item: ObjectTrack, settings: MotionSettings) -> bool:
+    """Whether both ends are seen, and no gap between instants that are seen is above a second."""
+    run = longest_run(item.times, item.confidence >= settings.min_confidence)
+    return len(run) > 1 and int(run[0]) == 0 and int(run[-1]) == len(item.times) - 1
 
 
 def object_moves(
@@ -82,13 +127,16 @@ def object_direction(
 
     Returns:
         One of OBJECT_DIRECTIONS or STATIONARY; None where it is unclear: a path with turns, a direction
-        within `settings.margin` of another one, a speed between both thresholds, or an unsure position.
+        within `settings.margin` of another one, a speed between both thresholds, or an end that is
+        not seen, or a gap of more than a second.
 
     Raises:
         GeometryError: an empty interval, tracks that do not overlap in time, or of unlike scale.
     """
     settings = settings or MotionSettings()
     part = clipped(item, start, end)
+    if not _all_seen(part, settings):
+        return None
     axes = _first_axes(part, camera, settings)
     _, velocity, confidence = object_velocity(part, settings)
     if confidence.mean() < settings.min_confidence:
@@ -137,13 +185,15 @@ def distance_change(
 
     Returns:
         "closer", "farther", "same", or None: a change too small to be named and too large to be none, or
-        "same" that hides a detour.
+        "same" that hides a detour, an end that is not seen, or a gap of more than a second.
 
     Raises:
         GeometryError: an empty interval, tracks that do not overlap in time, or of unlike scale.
     """
     settings = settings or MotionSettings()
     part = clipped(item, start, end)
+    if not _all_seen(part, settings):
+        return None
     along = distances(part, camera)
     ratio = float(along[-1] / max(along[0], 1e-9))
     if ratio < settings.closer:

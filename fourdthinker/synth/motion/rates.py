@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fourdthinker.synth.motion.settings import MotionSettings
-from fourdthinker.synth.tracks import Array, CameraTrack, ObjectTrack, rotation_vectors, rotations_of
+from fourdthinker.synth.tracks import (
+    REACH,
+    Array,
+    CameraTrack,
+    ObjectTrack,
+    rotation_vectors,
+    rotations_of,
+)
 
 STEP = 0.02  # seconds between the grid's times
 SHARE_OF_PEAK = 0.15  # a move begins and ends where its rate is this share of its largest, or the threshold
@@ -64,6 +72,7 @@ def camera_rates(track: CameraTrack, settings: MotionSettings) -> CameraRates:
     Returns:
         Rates on an even grid from the track's first to its last time.
     """
+    track = _filled(track)
     seconds = np.diff(track.times)
     turn = rotation_vectors(track.rotations[:-1].transpose(0, 2, 1) @ track.rotations[1:])
     halfway = track.rotations[:-1] @ rotations_of(turn / 2)
@@ -75,6 +84,14 @@ def camera_rates(track: CameraTrack, settings: MotionSettings) -> CameraRates:
     mean = smoothed(middle, rates, seconds * np.maximum(confidence, 1e-3), wanted, settings.smoothing)
     sure = smoothed(middle, confidence, seconds, wanted, settings.smoothing)
     return CameraRates(wanted, mean[:, :3], mean[:, 3:], sure)
+
+
+def _filled(track: CameraTrack) -> CameraTrack:
+    """The track with poses, most of them of no confidence, in gaps where the camera was lost."""
+    wide = [(a, b) for a, b in pairwise(track.times) if b - a > 2 * REACH + 1e-6]
+    if not wide:
+        return track
+    return track.resampled(np.unique(np.concatenate([track.times, *(grid(a, b) for a, b in wide)])))
 
 
 def object_velocity(item: ObjectTrack, settings: MotionSettings) -> tuple[Array, Array, Array]:
@@ -95,6 +112,21 @@ def object_velocity(item: ObjectTrack, settings: MotionSettings) -> tuple[Array,
     weights = seconds * np.maximum(confidence, 1e-3)
     velocity = smoothed(middle, rates, weights, wanted, settings.object_smoothing)
     return wanted, velocity, smoothed(middle, confidence, seconds, wanted, settings.object_smoothing)
+
+
+def longest_run(times: Array, sure: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The sure instants of the longest time in which neighbouring ones are at most 2 * REACH seconds apart.
+
+    Args:
+        times: [T] seconds, increasing.
+        sure: [T].
+
+    Returns:
+        Indices of times; none where nothing is sure.
+    """
+    known = np.flatnonzero(sure)
+    runs = np.split(known, np.flatnonzero(np.diff(times[known]) > 2 * REACH + 1e-6) + 1)
+    return max(runs, key=lambda run: float(np.ptp(times[run])) if len(run) else -1.0)
 
 
 def spans(mask: NDArray[np.bool_]) -> Spans:

@@ -21,7 +21,7 @@ class MotionSettings:
         translation_relative: the same without scale.
         object_speed: metres a second from which an object moves.
         object_speed_relative: the same without scale.
-        keep: a move goes on until its rate falls below this share of the threshold that began it.
+        keep: within a move the rate may sink to this share of the threshold; at its ends it is the threshold.
         concurrent: share of the largest rotation (or translation) rate at an instant that another one needs
             to be named beside it. 0.5 is an angle of 27 degrees: a walk with the camera 20 degrees down is
             one forward.

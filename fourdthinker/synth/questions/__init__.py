@@ -7,13 +7,13 @@ import zlib
 import numpy as np
 
 from fourdthinker.synth.questions.camera import camera_questions
-from fourdthinker.synth.questions.facts import measure
+from fourdthinker.synth.questions.facts import described, measure
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support
 from fourdthinker.synth.questions.metric import metric_questions
 from fourdthinker.synth.questions.objects import object_questions
 from fourdthinker.synth.questions.viewpoint import viewpoint_questions
 
-__all__ = ["Facts", "ObjectFacts", "Question", "Support", "ask", "measure"]
+__all__ = ["Facts", "ObjectFacts", "Question", "Support", "ask", "described", "measure"]
 
 
 def ask(facts: Facts, seed: int) -> list[Question]:

@@ -9,6 +9,7 @@ from fourdthinker.synth.motion import (
     camera_moves,
     distance_change,
     object_direction,
+    seen_part,
     speed_profile,
     unclear_spans,
 )
@@ -41,25 +42,41 @@ def measure(
         GeometryError: a track that does not overlap the camera's in time, or has another scale.
     """
     moves = camera_moves(camera, settings)
+    found = [described(track, camera, settings) for track in tracks]
     return Facts(
         clip=clip,
         source=source,
         duration=duration,
         camera=camera,
         moves=moves,
-        objects=tuple(_measured(track, camera, settings) for track in tracks),
+        objects=tuple(item for item in found if item is not None),
         unclear=unclear_spans(camera, moves, settings),
     )
 
 
-def _measured(track: ObjectTrack, camera: CameraTrack, settings: MotionSettings | None) -> ObjectFacts:
-    start = max(float(track.times[0]), float(camera.times[0]))
-    end = min(float(track.times[-1]), float(camera.times[-1]))
-    if end <= start:
-        return ObjectFacts(track)
+def described(
+    track: ObjectTrack, camera: CameraTrack, settings: MotionSettings | None = None
+) -> ObjectFacts | None:
+    """The part of an object's track in which it is seen, and the words for its motion in that time.
+
+    Args:
+        track: of the object.
+        camera: its track in the same world.
+        settings: thresholds of the labels.
+
+    Returns:
+        The facts; None where it is hardly seen.
+
+    Raises:
+        GeometryError: a track that does not overlap the camera's in time, or has another scale.
+    """
+    part = seen_part(track, camera, settings)
+    if part is None:
+        return None
+    start, end = float(part.times[0]), float(part.times[-1])
     return ObjectFacts(
-        track=track,
-        direction=object_direction(track, camera, start, end, settings),
-        distance=distance_change(track, camera, start, end, settings),
-        speed=speed_profile(track, start, end, settings),
+        track=part,
+        direction=object_direction(part, camera, start, end, settings),
+        distance=distance_change(part, camera, start, end, settings),
+        speed=speed_profile(part, start, end, settings),
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fourdthinker.synth.motion import MotionSettings, longest_run
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
 from fourdthinker.synth.questions.objects import called, named, span_of
 from fourdthinker.synth.questions.phrases import METRIC, NUMBER, put
@@ -158,7 +159,10 @@ def centres(
 
 def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
     viewer = camera_viewer(facts.camera)
-    start, end = _two_instants(float(viewer.times[0]), float(viewer.times[-1]), rng)
+    known = longest_run(viewer.times, facts.camera.confidence >= MotionSettings().min_confidence)
+    if len(known) < 2:
+        return
+    start, end = _two_instants(float(viewer.times[known[0]]), float(viewer.times[known[-1]]), rng)
     if end - start < 0.5:
         return
     first, last = interpolate(viewer.times, viewer.positions, (start, end))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from fourdthinker.synth.tracks import STATIONARY, ObjectTrack
 
 Box = tuple[float, float, float, float]
 
+SIZES = 1.5  # ratio between sides of boxes whose answers are not options of one another
 KEY_FRAMES = 3  # instants of the imagery
 SHORTEST = 1.0  # seconds of a track that is asked about
 SURE = 0.5  # mean confidence of it
@@ -67,7 +69,8 @@ def object_questions(facts: Facts, rng: np.random.Generator) -> list[Question]:
     """
     questions = [question for item in named(facts) for question in _of_object(facts, item, rng)]
     for index, item in enumerate(tracked(facts)):
-        box = first_box(item.track)
+        start, end = span_of(item.track)
+        box = box_near(item.track, (start + end) / 2)
         if item.direction is not None and box is not None:
             questions.append(_box_direction(facts, item, box, index, rng))
     return questions
@@ -113,23 +116,37 @@ def _box_direction(
         answer=str(item.direction),
         start=start,
         end=end,
-        pool="object_direction_by_box",
+        pool=f"object_direction_by_box {place(box)}",
         support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
         evidence=(_ITSELF.get(str(item.direction)) or f"in the scene it moves {item.direction}",),
         bbox=box,
     )
 
 
-def first_box(track: ObjectTrack) -> tuple[float, Box] | None:
-    """When an object is first seen with a box, and the box: fractions of the frame, to hundredths."""
+def box_near(track: ObjectTrack, instant: float) -> tuple[float, Box] | None:
+    """When, nearest to an instant, an object is seen with a box, and the box, in fractions to hundredths.
+
+    Questions show the box in the middle of a path: the one at its beginning tells where the path goes, since
+    what goes left is first seen at the right, and what comes closer is small at first.
+    """
     if track.boxes is None:
         return None
-    for instant, values, seen in zip(track.times, track.boxes, track.confidence, strict=True):
-        if seen > 0:
-            left, top, right, bottom = (round(float(np.clip(v, 0, 1)), 2) for v in values)
-            if left < right and top < bottom:
-                return float(instant), (left, top, right, bottom)
+    for k in np.argsort(np.abs(track.times - instant), kind="stable"):
+        left, top, right, bottom = (round(float(np.clip(v, 0, 1)), 2) for v in track.boxes[k])
+        if track.confidence[k] > 0 and left < right and top < bottom:
+            return float(track.times[k]), (left, top, right, bottom)
     return None
+
+
+def place(box: Box) -> str:
+    """Which ninth of the frame a box is in, and how large it is: a question with it has options of its like.
+
+    What moves and what rests are seen in unlike places, so answers are balanced in each place apart.
+    """
+    left, top, right, bottom = box
+    size = math.log((right - left) * (bottom - top)) / 2
+    row, column = int((top + bottom) * 1.5 - 1e-9), int((left + right) * 1.5 - 1e-9)
+    return f"{row} {column} {round(size / math.log(SIZES))}"
 
 
 def box_text(box: Box) -> str:

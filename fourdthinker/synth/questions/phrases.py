@@ -31,11 +31,11 @@ DIRECTION = (
     "Name the direction of {object}'s own motion {span}.",
 )
 BOX_DIRECTION = (
-    "Which way does the object in the box {box} move {span}, once the camera's own motion is removed?",
+    "Which way does the object in the box {box} at {at} move {span}, the camera's own motion removed?",
     "An object is seen in the box {box} at {at}. In which direction does it travel {span}, in terms of the "
     "first view?",
     "Follow what is in the box {box} at {at}. Which way does it move through the scene {span}?",
-    "Leaving the camera's motion aside, how does the object in the box {box} move {span}?",
+    "Leaving the camera's motion aside, how does the object in the box {box} at {at} move {span}?",
     "The box {box} marks an object at {at}. Name the direction of its own motion {span}.",
     "Where does the object that the box {box} shows at {at} go {span}? Directions are those of the first "
     "view.",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, join_runs, seconds
-from fourdthinker.synth.questions.objects import box_text, called, first_box, named, span_of
+from fourdthinker.synth.questions.objects import box_near, box_text, called, named, place, span_of
 from fourdthinker.synth.questions.phrases import put, viewpoint_phrases
 from fourdthinker.synth.questions.views import (
     Array,
@@ -27,6 +27,7 @@ from fourdthinker.synth.questions.views import (
     speeds,
     spread,
 )
+from fourdthinker.synth.tracks import ObjectTrack
 
 PARTS = 3
 AHEAD = 0.25  # share of the track that a prediction is about, not shown
@@ -49,30 +50,30 @@ def viewpoint_questions(facts: Facts, rng: np.random.Generator) -> list[Question
         rng: draws wordings.
 
     Returns:
-        Questions; the viewers of a type have two pools, since a camera mostly sees what is in front of it.
+        Questions; a camera, which mostly sees what is in front of it, has other pools than an object, and an
+        object one for each place of its box.
     """
     items = named(facts)
-    viewers: list[tuple[Viewer, str, float | None]] = [(camera_viewer(facts.camera), "the camera", None)]
+    viewers: list[tuple[Viewer, ObjectTrack | None]] = [(camera_viewer(facts.camera), None)]
     for item in items:
-        viewer, box = object_viewer(item.track, facts.camera), first_box(item.track)
-        if viewer is not None and box is not None:
-            name = f"{called(item.track)} with bounding box {box_text(box[1])} at {seconds(box[0])}"
-            viewers.append((viewer, name, box[0]))
+        viewer = object_viewer(item.track, facts.camera)
+        if viewer is not None:
+            viewers.append((viewer, item.track))
     questions = []
-    for viewer, name, _ in viewers:
+    for viewer, track in viewers:
         for item in items:
-            if viewer.name == called(item.track):
+            if track is item.track:
                 continue
-            others = [o for o in items if o is not item and called(o.track) != viewer.name]
+            others = [o for o in items if o is not item and o.track is not track]
             for fixed in (True, False):
-                questions += list(_of_pair(facts, viewer, name, item, others, fixed, rng))
+                questions += list(_of_pair(facts, viewer, track, item, others, fixed, rng))
     return questions
 
 
 def _of_pair(
     facts: Facts,
     viewer: Viewer,
-    name: str,
+    track: ObjectTrack | None,
     item: ObjectFacts,
     others: list[ObjectFacts],
     fixed: bool,
@@ -82,6 +83,15 @@ def _of_pair(
     start, end = max(start, float(viewer.times[0])), min(end, float(viewer.times[-1]))
     if end - start < 1.0:
         return
+    who, pool = "the camera", "from the camera"
+    name = who
+    if track is not None:
+        box = box_near(track, (start + end) / 2)
+        if box is None or not start <= box[0] <= _shown(start, end):
+            return
+        who = called(track)
+        name = f"{who} with bounding box {box_text(box[1])} at {seconds(box[0])}"
+        pool = f"from an object {place(box[1])}"
     instants = spread(start, end, PARTS + 1)
     other = others[0] if others else None
     kinds: dict[str, Callable[[], Answer | None]] = {
@@ -96,13 +106,13 @@ def _of_pair(
         found = find()
         if found is None:
             continue
-        shown = round(end - AHEAD * (end - start), 1) if kind == "dir_pred" else end
+        shown = _shown(start, end) if kind == "dir_pred" else end
         label = f"{'abs' if fixed else 'rel'}_{kind}"
         names = {"object": called(item.track), "viewer": name, "at": seconds(start), "at_end": seconds(shown)}
         if other is not None:
             names["other"] = called(other.track)
         yield Question(
-            id=f"{facts.clip}.{label}.{viewer.name}.{item.track.name}".replace(" ", "-"),
+            id=f"{facts.clip}.{label}.{who}.{item.track.name}".replace(" ", "-"),
             clip=facts.clip,
             source=facts.source,
             type=label,
@@ -110,10 +120,15 @@ def _of_pair(
             answer=found[0],
             start=0.0 if kind == "dir_pred" else start,
             end=shown,
-            pool=f"{label} from {'the camera' if name == viewer.name else 'an object'}",
+            pool=f"{label} {pool}",
             support=Support(item.track.name, tuple(t for t in instants if t <= shown + 1e-6)),
             evidence=found[1],
         )
+
+
+def _shown(start: float, end: float) -> float:
+    """Up to when a prediction shows the clip."""
+    return round(end - AHEAD * (end - start), 1)
 
 
 def _distance(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed: bool) -> Answer | None:
@@ -185,7 +200,7 @@ def _speeds(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixe
 
 
 def _prediction(viewer: Viewer, item: ObjectFacts, start: float, end: float, fixed: bool) -> Answer | None:
-    shown = round(end - AHEAD * (end - start), 1)
+    shown = _shown(start, end)
     instants = (start, start + (shown - start) / 2, shown, end)
     positions = seen_from(viewer, item.track, instants, fixed=fixed)
     before, after = positions[2] - positions[1], positions[3] - positions[2]

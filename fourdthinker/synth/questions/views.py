@@ -23,13 +23,11 @@ class Viewer:
     """Who sees: the camera, or an object that has a heading.
 
     Attributes:
-        name: as questions call it.
         times: float64 [T], seconds.
         positions: float64 [T, 3], world.
         axes: float64 [T, 3, 3], rows right, down, forward, world.
     """
 
-    name: str
     times: Array
     positions: Array
     axes: Array
@@ -38,7 +36,7 @@ class Viewer:
 def camera_viewer(camera: CameraTrack) -> Viewer:
     """The camera as a viewer."""
     axes = np.swapaxes(camera.poses[:, :3, :3], 1, 2)
-    return Viewer("the camera", camera.times, camera.poses[:, :3, 3], axes)
+    return Viewer(camera.times, camera.poses[:, :3, 3], axes)
 
 
 def object_viewer(track: ObjectTrack, camera: CameraTrack) -> Viewer | None:
@@ -61,7 +59,7 @@ def object_viewer(track: ObjectTrack, camera: CameraTrack) -> Viewer | None:
     forward = forward / lengths[:, None]
     below = np.broadcast_to(down / np.linalg.norm(down), forward.shape)
     axes = np.stack([np.cross(below, forward), below, forward], axis=1)
-    return Viewer(f"the {track.name}", track.times, track.positions, axes)
+    return Viewer(track.times, track.positions, axes)
 
 
 def interpolate(times: Array, values: Array, instants: Sequence[float]) -> Array:

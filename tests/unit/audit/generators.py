@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -136,6 +137,25 @@ def flipped_items(number: int, seed: int = 0) -> list[ChoiceQuestion]:
         right = [pair[int(rng.integers(2))] for pair in COMPONENTS]
         flips = [[(w if k != n else _other(w)) for k, w in enumerate(right)] for n in range(2)]
         items.append(item(index, "camera", right, [[_other(w) for w in right], *flips], rng))
+    return items
+
+
+def boxed_items(number: int, seed: int = 0, *, first: bool = True) -> list[ChoiceQuestion]:
+    """The box in the question tells the way: what goes left is first seen at the right, and so on.
+
+    With `first=False` the box is that in the middle of the way, which tells nothing.
+    """
+    rng = np.random.default_rng(seed)
+    ways = {"left": (-1, 0), "right": (1, 0), "toward the camera": (0, 1), "away from the camera": (0, -1)}
+    items = []
+    for index in range(number):
+        right, *wrong = [str(way) for way in rng.permutation(list(ways))]
+        x, side = rng.uniform(0.3, 0.7), rng.uniform(0.1, 0.2)
+        if first:
+            x, side = x - 0.15 * ways[right][0], side - 0.04 * ways[right][1]
+        box = ", ".join(f"{v:.2f}" for v in (x - side / 2, 0.5, x + side / 2, 0.5 + side))
+        made = item(index, "box", [right], [[way] for way in wrong], rng)
+        items.append(replace(made, question=f"Which way does what is in the box [{box}] at 1.0 s move?"))
     return items
 
 

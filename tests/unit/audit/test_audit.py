@@ -15,7 +15,7 @@ from fourdthinker.audit.solvers import SOLVERS
 from fourdthinker.audit.texts import normal, shape
 from fourdthinker.errors import ConfigError
 from tests.shared import needs, shared
-from tests.unit.audit.generators import dsr_items, fair_items, flipped_items
+from tests.unit.audit.generators import boxed_items, dsr_items, fair_items, flipped_items
 
 
 @pytest.fixture
@@ -46,6 +46,15 @@ def test_options_made_from_the_answer_are_detected() -> None:
     assert found.line("classifier").beats_chance
     assert found.line("classifier").accuracy > 0.8  # most alike the others, or their opposite
     assert found.line("option set").chance == 0.25
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_numbers_of_the_question_that_tell_are_detected(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(SOLVERS) - {"classifier"}:
+        monkeypatch.delitem(SOLVERS, name)
+    line = audit(boxed_items(400, first=first), folds=3).line("classifier")
+    assert line.beats_chance is first
+    assert (line.accuracy > 0.5) is first
 
 
 def test_letters_that_are_not_uniform_are_detected(no_classifiers: None) -> None:

@@ -1,9 +1,10 @@
-"""Facts of random scenes: tracks of smooth cameras and objects, with the labels that they were made from."""
+"""Facts of random scenes: smooth cameras and objects, with the boxes and labels that their paths give."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fourdthinker.synth.motion import distance_change, seen_part
 from fourdthinker.synth.questions import Facts, ObjectFacts
 from fourdthinker.synth.tracks import (
     CAMERA_MOVES,
@@ -19,6 +20,7 @@ DIRECTIONS = {
     "left-up": (-1, -1, 0), "right-down": (1, 1, 0),
 }  # fmt: skip
 NAMES = ("red ball", "blue box", "green can", "dog", "cyclist", "car")
+FOCAL, RADIUS = 0.6, 0.4  # of a square picture's side; of an object, metres
 
 
 def scene(index: int, seed: int = 0) -> Facts:
@@ -28,16 +30,13 @@ def scene(index: int, seed: int = 0) -> Facts:
     names = rng.choice(CAMERA_MOVES, 2, replace=False)
     cut = float(rng.uniform(2, 4))
     moves = (Move("camera", str(names[0]), 0.0, cut), Move("camera", str(names[1]), cut, 6.0))
-    objects = []
-    for number, name in enumerate(rng.choice(NAMES, 3, replace=False)):
-        objects.append(_object(rng, str(name), times, moving=number < 2))
-    camera = CameraTrack(
-        times=times,
-        poses=_poses(rng, times),
-        metric=True,
-        source="random scene",
-    )
-    return Facts(f"clip{index:05d}", f"video{index:05d}.mp4", 6.0, camera, moves, tuple(objects))
+    camera = CameraTrack(times=times, poses=_poses(rng, times), metric=True, source="random scene")
+    found = [
+        _object(rng, str(name), camera, moving=number < 2)
+        for number, name in enumerate(rng.choice(NAMES, 3, replace=False))
+    ]
+    objects = tuple(item for item in found if item is not None)
+    return Facts(f"clip{index:05d}", f"video{index:05d}.mp4", 6.0, camera, moves, objects)
 
 
 def _poses(rng: np.random.Generator, times: np.ndarray) -> np.ndarray:
@@ -49,23 +48,46 @@ def _poses(rng: np.random.Generator, times: np.ndarray) -> np.ndarray:
     return poses
 
 
-def _object(rng: np.random.Generator, name: str, times: np.ndarray, *, moving: bool) -> ObjectFacts:
-    start = np.array([rng.uniform(-3, 3), rng.uniform(-1, 1), rng.uniform(3, 12)])
+def _object(rng: np.random.Generator, name: str, camera: CameraTrack, *, moving: bool) -> ObjectFacts | None:
+    """Something whose path has its middle in the camera's view at that time, while it is in view."""
     word = str(rng.choice(list(DIRECTIONS)))
     speed = str(rng.choice(("constant speed", "speeding up", "slowing down")))
-    share = times / times[-1]
+    share = camera.times / camera.times[-1]
     share = {"speeding up": share**2, "slowing down": 1 - (1 - share) ** 2}.get(speed, share)
     step = np.array(DIRECTIONS[word], dtype=float) * rng.uniform(1, 4) if moving else np.zeros(3)
+    half = len(share) // 2
+    depth = rng.uniform(4, 12)
+    there = np.array([*(rng.uniform(-0.6, 0.6, 2) * depth), depth])
+    middle = camera.centres[half] + camera.rotations[half] @ there
+    positions = middle + (share - share[half])[:, None] * step
     facing = np.array(DIRECTIONS[word], dtype=float) + np.array([0.01, 0, 0.02])
-    corner = rng.uniform(0.1, 0.5, 2)
-    track = ObjectTrack(
+    whole = ObjectTrack(
         name=name,
-        times=times,
-        positions=start + share[:, None] * step,
+        times=camera.times,
+        positions=positions,
         metric=True,
-        heading=np.tile(facing / np.linalg.norm(facing), (len(times), 1)) if moving else None,
+        heading=np.tile(facing / np.linalg.norm(facing), (len(share), 1)) if moving else None,
         source="random scene",
-        boxes=np.tile([*corner, *(corner + 0.2)], (len(times), 1)),
+        boxes=boxes_of(camera, positions),
+        confidence=in_view(camera, positions).astype(float),
     )
-    distance = str(rng.choice(("closer", "farther", "same")))
+    track = seen_part(whole, camera)
+    if track is None:
+        return None
+    distance = distance_change(track, camera, float(track.times[0]), float(track.times[-1]))
     return ObjectFacts(track, word if moving else STATIONARY, distance, speed if moving else None)
+
+
+def in_view(camera: CameraTrack, positions: np.ndarray) -> np.ndarray:
+    """[T] bool, whether the middle of a ball is in the picture."""
+    local = camera.camera_points(positions)
+    picture = 0.5 + FOCAL * local[:, :2] / np.maximum(local[:, 2:], 0.5)
+    return (local[:, 2] > 0.5) & (picture > 0).all(axis=1) & (picture < 1).all(axis=1)
+
+
+def boxes_of(camera: CameraTrack, positions: np.ndarray) -> np.ndarray:
+    """[T, 4], where a ball is seen, cut at the border of the picture."""
+    local = camera.camera_points(positions)
+    depth = np.maximum(local[:, 2:], 0.5)
+    middle, radius = 0.5 + FOCAL * local[:, :2] / depth, FOCAL * RADIUS / depth
+    return np.clip(np.concatenate([middle - radius, middle + radius], axis=1), 0, 1)

@@ -14,9 +14,10 @@ from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.synth import depths, labels, rle
 from fourdthinker.synth.clips import Clip, RejectError
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.geometry import Depth, Estimate
+from fourdthinker.synth.geometry import Depth, Estimate, read_tum
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.labels import geometry
+from fourdthinker.synth.motion import camera_moves, unclear_spans
 from fourdthinker.synth.run import synthesise
 from fourdthinker.synth.scenes import Scene
 from fourdthinker.synth.settings import SynthSettings
@@ -47,6 +48,24 @@ def test_tum_poses_are_in_metres_only_where_that_is_said(
     assert camera.metric is metric
     assert camera.times[0] == 0
     np.testing.assert_allclose(camera.centres[:, 2], np.arange(31), atol=1e-9)
+
+
+def test_a_time_without_poses_has_no_label(tmp_path: Path) -> None:
+    """Lost from 2 to 8 s, when it went in and out again."""
+    times = np.arange(100) / 10
+    path = tmp_path / "path.txt"
+    path.write_text("".join(f"{t:.1f} 0 0 0 0 0 0 1\n" for t in times if t < 2 or t >= 8))
+    given = {"poses": str(path), "poses_metric": "true"}
+    one = Context(clip_of(0.0, 100), Source("v", "", "d", "g", "v", given=given), SynthSettings(), tmp_path)
+    camera = geometry(one)["camera"]
+    for track in (camera, read_tum(path, metric=True)):
+        moves = camera_moves(track)
+        assert [move.name for move in moves] == ["static", "static"]
+        assert moves[0].end < 2.7
+        assert moves[1].start > 7.3
+        ((start, end),) = unclear_spans(track, moves)
+        assert start < 2.7
+        assert end > 7.3
 
 
 def test_poses_of_a_part_of_the_video_are_not_shifted_to_its_start(tmp_path: Path) -> None:

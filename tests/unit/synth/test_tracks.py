@@ -50,6 +50,14 @@ def test_a_track_is_interpolated_between_its_poses_and_held_outside():
     np.testing.assert_allclose(angles[1:], [1, 19, 40, 40], atol=1e-6)
     np.testing.assert_allclose(found.poses[0], TRACK.poses[0])
     np.testing.assert_allclose(found.poses[-1], TRACK.poses[-1])
+    np.testing.assert_array_equal(found.confidence, [0, 1, 1, 1, 0])
+
+
+def test_between_poses_far_apart_nothing_is_known():
+    some = np.array([0.0, 1.0, 4.0])
+    found = replace(TRACK, times=some, poses=TRACK.poses[:3], intrinsics=TRACK.intrinsics[:3], confidence=[])
+    times = np.array([0.4, 0.6, 1.5, 1.6, 3.0, 3.4, 3.5])
+    np.testing.assert_array_equal(found.resampled(times).confidence, [1, 1, 1, 0, 0, 0, 1])
 
 
 @pytest.mark.parametrize(

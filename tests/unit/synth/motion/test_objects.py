@@ -14,6 +14,7 @@ from fourdthinker.synth.motion import (
     distances,
     object_direction,
     object_moves,
+    seen_part,
     speed_profile,
 )
 from fourdthinker.synth.tracks import OBJECT_DIRECTIONS, SPEED_PROFILES, CameraTrack, ObjectTrack
@@ -99,6 +100,40 @@ def test_an_object_that_is_seen_later_is_described_by_the_camera_of_that_time():
     assert {m.name for m in object_moves(replace(item, confidence=np.ones(51)), track)} == {
         "away from the camera"
     }
+
+
+def test_what_is_not_seen_is_not_labelled():
+    """It goes beside the camera; where it is hidden its track holds the nearest position that was seen."""
+    track = walked(steady(0, 0, 1.0), NONE, 10, rate=10)
+    true = moving(track, straight(0, 0, 1.0))
+    assert distance_change(true, track, 0, 10) == "same"
+    for hidden in (track.times < 4, track.times > 6, (track.times > 2) & (track.times < 8)):
+        nearest = np.abs(np.subtract.outer(track.times, track.times[~hidden])).argmin(axis=1)
+        held = replace(true, positions=true.positions[~hidden][nearest], confidence=(~hidden).astype(float))
+        assert distance_change(held, track, 0, 10) is None
+        assert object_direction(held, track, 0, 10) is None
+        part = seen_part(held, track)
+        assert part is not None
+        assert not hidden[np.searchsorted(track.times, part.times)].any()
+        assert distance_change(part, track, part.times[0], part.times[-1]) == "same"
+        assert object_direction(part, track, part.times[0], part.times[-1]) == "away from the camera"
+    unseen = replace(true, confidence=np.zeros(len(track.times)))
+    assert seen_part(unseen, track) is None
+    lost = replace(track, confidence=(track.times < 5).astype(float))
+    part = seen_part(true, lost)
+    assert part is not None
+    assert part.times[-1] < 5
+
+
+def test_a_short_gap_is_bridged_by_a_straight_line():
+    track = CAMERAS["at rest"]
+    true = moving(track, straight(0.5, 0, 0))
+    gap = (track.times > 1) & (track.times < 1.9)
+    positions = np.where(gap[:, None], 99.0, true.positions)
+    part = seen_part(replace(true, positions=positions, confidence=(~gap).astype(float)), track)
+    assert part is not None
+    np.testing.assert_allclose(part.positions, true.positions, atol=1e-9)
+    assert part.confidence.min() == 0
 
 
 def test_the_distance_is_the_true_one_and_not_the_directions():

@@ -10,8 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fourdthinker.synth.options import add_options
 from fourdthinker.synth.questions import Facts, ObjectFacts, Question, ask, measure
 from fourdthinker.synth.questions.metric import on_grid
+from fourdthinker.synth.questions.objects import object_questions
 from fourdthinker.synth.questions.views import camera_viewer, direction_word, object_viewer, seen_from
 from fourdthinker.synth.tracks import CameraTrack, Move, ObjectTrack
 from tests.unit.synth.scenes import scene
@@ -81,6 +83,26 @@ def test_questions_hold_no_answer_and_no_open_field() -> None:
             assert f"[{q.bbox[0]:.2f}, " in q.text
 
 
+def test_where_the_box_is_does_not_tell_where_its_object_goes() -> None:
+    """Who answers "left" for what is seen right, and "toward" for what is small, is at chance."""
+    rng = np.random.default_rng(0)
+    asked = [q for n in range(300) for q in object_questions(scene(n, seed=2), rng)]
+    found = add_options([q for q in asked if q.type == "object_direction_by_box"], 0).questions
+    hits, chances = [], []
+    for q in found:
+        assert q.bbox is not None
+        left, top, right, bottom = q.bbox
+        x, y, side = left + right - 1, top + bottom - 1, np.sqrt((right - left) * (bottom - top))
+        said = {"left": x, "right": -x, "up": y, "down": -y, "left-up": (x + y) / 1.4}
+        said |= {"right-down": -(x + y) / 1.4, "toward the camera": 4 * (0.1 - side)}
+        said |= {"away from the camera": 4 * (side - 0.1), "stationary": -0.2}
+        hits.append(max(q.options, key=lambda letter: said[q.options[letter]]) == q.letter)
+        chances.append(1 / len(q.options))
+    chance = float(np.mean(chances))
+    assert len(found) > 100
+    assert np.mean(hits) < chance + 1.96 * np.sqrt(chance * (1 - chance) / len(found))
+
+
 def test_the_same_clip_gets_the_same_questions() -> None:
     assert ask(scene(3), 5) == ask(scene(3), 5)
     assert ask(scene(3), 5) != ask(scene(3), 6)
@@ -124,6 +146,21 @@ def test_facts_are_measured() -> None:
     assert (found.objects[0].direction, found.objects[0].distance) == ("right", "closer")
     assert found.objects[0].speed == "constant speed"
     assert answers(found, "object_direction") == ["right"]
+
+
+def test_nothing_is_asked_about_times_in_which_it_is_not_seen() -> None:
+    """Hidden for the first half, when its track holds where it was seen first."""
+    ball = track("ball", [-2, 0, 8], [2, 0, 12]).track
+    hidden = ball.times < 2
+    positions = np.where(hidden[:, None], ball.positions[20], ball.positions)
+    held = replace(ball, positions=positions, confidence=(~hidden).astype(float))
+    found = measure("clip", "video.mp4", 4.0, camera(np.array([0, 0, 2.0])), [held])
+    asked = [q for q in ask(found, 0) if "ball" in q.id or q.bbox is not None]
+    assert len({q.type for q in asked}) > 8
+    assert min(t for q in asked for t in q.support.instants) >= 2
+    lost = replace(camera(np.array([0, 0, 2.0])), confidence=(TIMES < 2).astype(float))
+    found = measure("clip", "video.mp4", 4.0, lost, [ball])
+    assert max(t for q in ask(found, 0) for t in q.support.instants) < 2
 
 
 # --- viewpoints -------------------------------------------------------------------------------------------
