@@ -16,6 +16,7 @@ from fourdthinker.synth.labels import camera_of, geometry, motion, objects_of
 from fourdthinker.synth.naming import name_things
 from fourdthinker.synth.scenes import ASKED
 from fourdthinker.synth.segment import moving_segments
+from fourdthinker.synth.tracks import plain_name
 
 Mask = NDArray[np.bool_]
 UNNAMED = "moving object"
@@ -39,7 +40,10 @@ def objects(context: Context) -> dict[str, Any]:
         names = [solid.name for solid in context.scene.world.solids[:ASKED]]
         return {"names": names, "moving": names[0], "from": "scene"}
     settings = context.settings
-    given = [*context.source.objects, *settings.names]
+    once: dict[str, str] = {}
+    for name in (*context.source.objects, *settings.names):
+        once.setdefault(plain_name(name), name)
+    given = list(once.values())
     if given or (settings.namer_model is None and settings.namer_weights is None):
         # Which of several is the one that moves nobody knows without a model.
         return {"names": given, "moving": given[0] if len(given) == 1 else None, "from": "given"}

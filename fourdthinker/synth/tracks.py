@@ -6,6 +6,7 @@ where `metric` is true; else the unit is the median depth of the scene, as far a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -220,6 +221,12 @@ class ObjectTrack:
         """[N, 3], the positions at times within the track, interpolated; the first or last one outside it."""
         left, share = _between(self.times, np.clip(times, self.times[0], self.times[-1]))
         return _mixed(self.positions, left, np.minimum(left + 1, len(self.times) - 1), share)
+
+
+def plain_name(name: str) -> str:
+    """A name without case, article and marks: "The red-ball" and "red ball" are one to who reads them."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    return " ".join(words[1:] if words[:1] == ["the"] else words) or name
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from fourdthinker.synth.motion.objects import (
     seen_part,
     speed_profile,
 )
-from fourdthinker.synth.motion.rates import longest_run
+from fourdthinker.synth.motion.rates import camera_rates, longest_run
 from fourdthinker.synth.motion.settings import MotionSettings
 
 __all__ = [
     "MotionSettings",
     "camera_moves",
+    "camera_rates",
     "distance_change",
     "distances",
     "longest_run",

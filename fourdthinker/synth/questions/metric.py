@@ -12,16 +12,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from fourdthinker.synth.motion import MotionSettings, longest_run
+from fourdthinker.synth.motion import MotionSettings, camera_rates, longest_run
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
 from fourdthinker.synth.questions.objects import called, named, span_of
 from fourdthinker.synth.questions.phrases import METRIC, NUMBER, put
 from fourdthinker.synth.questions.views import Array, camera_viewer, change_word, interpolate, seen_from
+from fourdthinker.synth.tracks import CameraTrack, plain_name, rotation_vectors
 
 GRID = 1.25  # of lengths: each value by the one below
 ANGLES = 15.0  # degrees between two values of the grid of angles
 CLEAR = 0.3  # of the distance between grid points: a value so near to one is asked as a choice
 TIMES = 1.5  # ratio between lengths of time whose answers are not options of one another
+DIRECT = 1.1  # a camera's way from one orientation to another over the angle between them, at most
+WRAPS = 170.0  # degrees: a longer way may end nearer to where it began
 LEAST = 0.2  # metres: smaller displacements are not asked for
 NEARER = ("the former is farther", "the former is nearer", "both are nearly as far")
 DIGITS = 2  # decimals of centres
@@ -109,7 +112,7 @@ def _make(
         names["object"] = called(item.track)
     if other is not None:
         names["other"] = called(other.track)
-    who = ".".join(o.track.name for o in (item, other) if o is not None) or "camera"
+    who = ".".join(plain_name(o.track.name) for o in (item, other) if o is not None) or "camera"
     return Question(
         id=f"{facts.clip}.{kind}.{who}".replace(" ", "-"),
         clip=facts.clip,
@@ -171,10 +174,8 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
         evidence = (f"at {seconds(end)} the camera is {metres(way)} from where it was at {seconds(start)}",)
         made = _make(facts, "camera_displacement", rng, start, end, value=way, evidence=evidence)
         yield from _numeric(made, on_grid(way, "m"))
-    nearest = [int(np.abs(viewer.times - t).argmin()) for t in (start, end)]
-    turn = viewer.axes[nearest[0]] @ viewer.axes[nearest[1]].T
-    angle = math.degrees(math.acos(float(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
-    if angle >= ANGLES / 2:
+    angle = turn(facts.camera, start, end)
+    if angle is not None and angle >= ANGLES / 2:
         evidence = (
             f"at {seconds(end)} the camera is turned by {angle:.1f} degrees from how it stood at "
             f"{seconds(start)}",
@@ -183,6 +184,28 @@ def _of_camera(facts: Facts, rng: np.random.Generator) -> Iterator[Question]:
             facts, "camera_rotation", rng, start, end, value=angle, unit="degrees", evidence=evidence
         )
         yield from _numeric(made, on_grid(angle, "degrees"))
+
+
+def turn(camera: CameraTrack, start: float, end: float) -> float | None:
+    """Degrees between a camera's orientation at two instants; None where it gets there by a longer way.
+
+    A pan of 240 degrees ends 120 degrees from where it began, one there and back again at 0: what is asked
+    for is then not what is seen.
+
+    Args:
+        camera: its track.
+        start: seconds.
+        end: seconds, after start.
+
+    Returns:
+        0 to 170 degrees.
+    """
+    times = camera.times[(camera.times > start + 1e-6) & (camera.times < end - 1e-6)]
+    poses = camera.resampled(np.concatenate([[start], times, [end]]))
+    net = math.degrees(np.linalg.norm(rotation_vectors(poses.rotations[0].T @ poses.rotations[-1])))
+    rates = camera_rates(poses, MotionSettings())
+    way = float(np.linalg.norm(rates.rotation, axis=1).mean()) * (end - start)  # evenly spaced
+    return net if way <= min(WRAPS, DIRECT * max(net, ANGLES / 2)) else None
 
 
 def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Iterator[Question]:

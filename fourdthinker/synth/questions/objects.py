@@ -11,7 +11,7 @@ import numpy as np
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
 from fourdthinker.synth.questions.phrases import BOX_DIRECTION, DIRECTION, DISTANCE, SPEED, put
 from fourdthinker.synth.questions.views import spread
-from fourdthinker.synth.tracks import STATIONARY, ObjectTrack
+from fourdthinker.synth.tracks import STATIONARY, ObjectTrack, plain_name
 
 Box = tuple[float, float, float, float]
 
@@ -30,9 +30,10 @@ _ITSELF = {  # what is found, where the word of the answer alone does not end th
 
 
 def named(facts: Facts) -> list[ObjectFacts]:
-    """The objects that a name tells apart, and that are tracked for long enough."""
-    names = Counter(item.track.name for item in facts.objects)
-    return [item for item in tracked(facts) if names[item.track.name] == 1]
+    """The objects that a name tells apart from others and the camera, and that are seen for long enough."""
+    names = Counter(plain_name(item.track.name) for item in facts.objects)
+    names["camera"] += 1
+    return [item for item in tracked(facts) if names[plain_name(item.track.name)] == 1]
 
 
 def tracked(facts: Facts) -> list[ObjectFacts]:
@@ -46,7 +47,7 @@ def tracked(facts: Facts) -> list[ObjectFacts]:
 
 def called(track: ObjectTrack) -> str:
     """An object as questions call it."""
-    return track.name if track.name.startswith(("the ", "The ")) else f"the {track.name}"
+    return track.name if track.name.lower().startswith("the ") else f"the {track.name}"
 
 
 def span_of(track: ObjectTrack) -> tuple[float, float]:
@@ -87,7 +88,7 @@ def _of_object(facts: Facts, item: ObjectFacts, rng: np.random.Generator) -> Ite
             continue
         start, end = span_of(item.track)
         yield Question(
-            id=f"{facts.clip}.{kind}.{item.track.name}".replace(" ", "-"),
+            id=f"{facts.clip}.{kind}.{plain_name(item.track.name)}".replace(" ", "-"),
             clip=facts.clip,
             source=facts.source,
             type=kind,

@@ -144,10 +144,10 @@ METRIC = {
     ),
     "camera_rotation": (
         "By how many degrees is the camera turned at the end, compared with the beginning, {span}?",
-        "How large is the camera's rotation {span}?",
-        "By which angle does the camera's orientation change {span}?",
-        "Estimate how many degrees the camera rotates {span}.",
-        "How far does the camera turn {span}, in degrees?",
+        "How large is the angle between how the camera is oriented first and last {span}?",
+        "By which angle does the camera's last orientation differ from its first one {span}?",
+        "Estimate how many degrees the camera's orientation at the end is from that at the beginning {span}.",
+        "How far is the camera turned at the end from how it was at the beginning {span}, in degrees?",
         "{Span}, what is the angle between the camera's first and last orientation?",
     ),
     "object_bearing": (

@@ -27,7 +27,7 @@ from fourdthinker.synth.questions.views import (
     speeds,
     spread,
 )
-from fourdthinker.synth.tracks import ObjectTrack
+from fourdthinker.synth.tracks import ObjectTrack, plain_name
 
 PARTS = 3
 AHEAD = 0.25  # share of the track that a prediction is about, not shown
@@ -83,14 +83,13 @@ def _of_pair(
     start, end = max(start, float(viewer.times[0])), min(end, float(viewer.times[-1]))
     if end - start < 1.0:
         return
-    who, pool = "the camera", "from the camera"
-    name = who
+    who, name, pool = "camera", "the camera", "from the camera"
     if track is not None:
         box = box_near(track, (start + end) / 2)
         if box is None or not start <= box[0] <= _shown(start, end):
             return
-        who = called(track)
-        name = f"{who} with bounding box {box_text(box[1])} at {seconds(box[0])}"
+        who = plain_name(track.name)
+        name = f"{called(track)} with bounding box {box_text(box[1])} at {seconds(box[0])}"
         pool = f"from an object {place(box[1])}"
     instants = spread(start, end, PARTS + 1)
     other = others[0] if others else None
@@ -112,7 +111,7 @@ def _of_pair(
         if other is not None:
             names["other"] = called(other.track)
         yield Question(
-            id=f"{facts.clip}.{label}.{who}.{item.track.name}".replace(" ", "-"),
+            id=f"{facts.clip}.{label}.{who}.{plain_name(item.track.name)}".replace(" ", "-"),
             clip=facts.clip,
             source=facts.source,
             type=label,

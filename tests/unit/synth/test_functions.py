@@ -12,7 +12,7 @@ from PIL import Image
 from fourdthinker.synth import rle
 from fourdthinker.synth.clips import Clip
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.functions import draw
+from fourdthinker.synth.functions import draw, objects
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.tracks import CameraTrack
@@ -77,3 +77,19 @@ def test_the_map_of_a_prediction_tells_nothing_of_what_comes(tmp_path: Path) -> 
         path = draw(clip)["q"]["images"][-1]
         pictures.append((tmp_path / name / path).read_bytes())
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
+    ("here", "everywhere", "names", "moving"),
+    [
+        (("cat",), ("cat",), ["cat"], "cat"),
+        (("The red-ball", "dog"), ("red ball", "box"), ["The red-ball", "dog", "box"], None),
+    ],
+)
+def test_a_name_of_the_manifest_and_the_settings_is_one(
+    tmp_path: Path, here: tuple[str, ...], everywhere: tuple[str, ...], names: list[str], moving: str | None
+) -> None:
+    clip = Clip("c", 0.0, 4.0, np.arange(5.0), np.zeros((5, 64, 64, 3), np.uint8), tuple(range(5)))
+    source = Source("v", "", "d", "d", "v", objects=here)
+    found = objects(Context(clip, source, SynthSettings(names=everywhere), tmp_path))
+    assert (found["names"], found["moving"]) == (names, moving)

@@ -12,7 +12,7 @@ import pytest
 
 from fourdthinker.synth.options import add_options
 from fourdthinker.synth.questions import Facts, ObjectFacts, Question, ask, measure
-from fourdthinker.synth.questions.metric import on_grid
+from fourdthinker.synth.questions.metric import on_grid, turn
 from fourdthinker.synth.questions.objects import object_questions
 from fourdthinker.synth.questions.views import camera_viewer, direction_word, object_viewer, seen_from
 from fourdthinker.synth.tracks import CameraTrack, Move, ObjectTrack
@@ -244,6 +244,21 @@ def test_two_objects_of_one_name_are_not_named() -> None:
     assert {q.type for q in ask(twins, 0)} <= {"camera", "object_direction_by_box", "camera_displacement"}
 
 
+@pytest.mark.parametrize(
+    "names", [("red ball", "red-ball"), ("ball", "the ball"), ("Dog", "dog"), ("a", "camera")]
+)
+def test_names_that_read_alike_are_not_asked_about(names: tuple[str, str]) -> None:
+    one = track(names[0], [0, 0, 10], [4, 0, 10], [1.0, 0, 0])
+    two = track(names[1], [0, 1, 10], [-4, 1, 10], [-1.0, 0, 0])
+    words = {"direction": "right", "distance": "same", "speed": "constant speed"}
+    other = track("red box", [3, 1, 10], [3, 1, 8], [0, 0, 1.0])
+    found = facts(camera(), *(replace(o, **words) for o in (one, two, other)))
+    asked = ask(found, 0)
+    assert len({q.id for q in asked}) == len(asked)
+    about = {q.support.object for q in asked if q.bbox is None} - {None}
+    assert about == ({"red box", "a"} if names[0] == "a" else {"red box"})
+
+
 # --- metres -----------------------------------------------------------------------------------------------
 
 
@@ -262,6 +277,26 @@ def test_metric_answers() -> None:
     assert asked["object_absolute_distance"].unit == "m"
     assert answers(found, "relative_distance") in (["both are nearly as far"], ["the former is nearer"], [])
     assert all(a.endswith("closer") for a in answers(found, "camera_object_change", "ball"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"), [((120.0,), 120), ((238.0,), None), ((60.0, -60.0), None), ((80.0, -30.0), None)]
+)
+def test_a_turn_is_asked_for_where_its_ends_tell_it(turns: tuple[float, ...], asked: int | None) -> None:
+    """Of a pan by 238 degrees the ends are 122 apart; one there and back ends where it began."""
+    at = np.linspace(0, 4, len(turns) + 1)
+    yaw = np.radians(np.interp(TIMES, at, np.cumsum([0.0, *turns])))
+    poses = np.tile(np.eye(4), (len(TIMES), 1, 1))
+    poses[:, 0, 0] = poses[:, 2, 2] = np.cos(yaw)
+    poses[:, 0, 2], poses[:, 2, 0] = np.sin(yaw), -np.sin(yaw)
+    track = CameraTrack(TIMES, poses, metric=True)
+    found = turn(track, 0.0, 4.0)
+    assert found is None if asked is None else found == pytest.approx(asked, abs=1e-6)
+    for q in (q for seed in range(4) for q in ask(facts(track), seed) if q.type == "camera_rotation"):
+        assert q.value is not None
+        way = np.interp(np.linspace(*q.support.instants, 200), TIMES, np.degrees(yaw))
+        assert np.abs(np.diff(way)).sum() < 1.11 * q.value
+        assert "rotate" not in q.text
 
 
 def test_centres_are_those_of_the_first_camera() -> None:
