@@ -9,7 +9,7 @@ from typing import Any
 
 from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
-from fourdthinker.synth.labels import camera_of, moves_of, objects_of, unclear_of
+from fourdthinker.synth.labels import UNSCALED, camera_of, moves_of, objects_of, unclear_of
 from fourdthinker.synth.motion import seen_part
 from fourdthinker.synth.questions import Facts, ObjectFacts, Question, Support, ask
 
@@ -48,7 +48,7 @@ def questions(context: Context) -> dict[str, Any]:
     facts = facts_of(context.clip.item, context.source.group, context.results)
     found = ask(facts, context.settings.seed)
     if not found:
-        raise RejectError("nothing clear to ask about")
+        raise RejectError("nothing clear to ask about" if facts.camera.scaled else UNSCALED)
     return {"questions": found}
 
 

@@ -30,6 +30,10 @@ from fourdthinker.synth.questions import described
 from fourdthinker.synth.tracks import STATIC, STATIONARY, CameraTrack, Move, ObjectTrack
 
 POSES = ("spatialvid", "tum", "npz")
+UNSCALED = (
+    "the poses have no known unit, so that only turns are labelled; give poses_metric, or the scene's median "
+    "depth in the file (TUM: a line '# depth 4.2', npz: the key depth)"
+)
 _LEAST_SURE = 0.3  # mean confidence of the poses of a clip
 
 
@@ -50,7 +54,10 @@ def geometry(context: Context) -> dict[str, Any]:
         return _result(camera, list(enumerate(tracks)), [])
     try:
         if "poses" in context.source.given:
-            return _paths(context, with_lens(context, _given(context)), None)
+            found = _paths(context, with_lens(context, _given(context)), None)
+            if not found["camera"].scaled:
+                found["left_out"].append(f"translations: {UNSCALED}")
+            return found
         return _estimated(context)
     except GeometryError as error:
         raise RejectError(f"no geometry: {' '.join(str(error).split())}") from error
@@ -170,7 +177,7 @@ def motion(context: Context) -> dict[str, Any]:
         raise RejectError(f"no motion: {' '.join(str(error).split())}") from error
     clear = [word for words in things for word in words.values() if word not in (None, STATIONARY)]
     if not clear and not any(move.name != STATIC for move in moves):
-        raise RejectError("no clear motion of camera or things")
+        raise RejectError("no clear motion of camera or things" if camera.scaled else UNSCALED)
     return {"camera": moves, "unclear": unclear, "objects": things}
 
 

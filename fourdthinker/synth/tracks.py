@@ -1,7 +1,8 @@
 """What synthesis knows of a clip's geometry: the camera's path, the objects' paths, and moves.
 
 Camera axes are OpenCV's: x to the right, y down, z forward. Poses are camera-to-world. Lengths are metres
-where `metric` is true; else the unit is the median depth of the scene, as far as the source tells.
+where `metric` is true; else the unit is the median depth of the scene, or unknown where a camera is not
+`scaled`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class CameraTrack:
             is 0.5), or None.
         size: width and height of the pictures that `intrinsics` are for, or None.
         metric: whether lengths are metres.
+        scaled: whether they have a unit that is known: metres, or the median depth of the scene. Of a track
+            without one, translations have no label.
         confidence: [T] float64, 0 (the pose is a guess) to 1. Empty when made: 1 throughout.
         source: where the poses are from, such as "spatialvid".
     """
@@ -70,6 +73,7 @@ class CameraTrack:
     metric: bool = False
     confidence: Array = field(default_factory=lambda: np.ones(0))
     source: str = ""
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         times = _times(self.times, self.source)
@@ -224,7 +228,14 @@ class ObjectTrack:
 
 
 def plain_name(name: str) -> str:
-    """A name without case, article and marks: "The red-ball" and "red ball" are one to who reads them."""
+    """A name without case, article and marks: "The red-ball" and "red ball" are one to who reads them.
+
+    Args:
+        name: of an object.
+
+    Returns:
+        Words with a space between; the name as it is where it has none.
+    """
     words = re.findall(r"[^\W_]+", name.lower())
     return " ".join(words[1:] if words[:1] == ["the"] else words) or name
 

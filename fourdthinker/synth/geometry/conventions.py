@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.files import PathLike, read_regular
-from fourdthinker.synth.tracks import Array
+from fourdthinker.synth.tracks import Array, CameraTrack
 
 _ROUNDED = 0.01  # largest error of a rotation that few digits explain
 T = TypeVar("T")
@@ -143,6 +144,33 @@ def read_source(path: PathLike) -> bytes:
         return read_regular(path)
     except ConfigError as error:
         raise GeometryError(str(error)) from error
+
+
+def with_unit(track: CameraTrack, depth: float | None, source: str) -> CameraTrack:
+    """A track in a unit that labels know: metres, or the median depth of the scene.
+
+    Args:
+        track: as its file has it.
+        depth: the median depth of the scene in the file's unit; None: not said.
+        source: the file, for errors.
+
+    Returns:
+        The track; not `scaled` where the file's unit is unknown and the camera goes somewhere.
+
+    Raises:
+        GeometryError: a depth that is none, or one beside metres.
+    """
+    if depth is None:
+        still = not np.ptp(track.centres, axis=0).any()
+        return replace(track, scaled=track.metric or still)
+    if track.metric or not 0 < depth < np.inf:
+        raise GeometryError(
+            f"{source}: depth is {depth:g}{' beside metres' if track.metric else ''}; give the median depth "
+            "of the scene in the unit of the poses, above 0, where they are not in metres"
+        )
+    poses = track.poses.copy()
+    poses[:, :3, 3] /= depth
+    return replace(track, poses=poses)
 
 
 def table(path: PathLike, columns: int) -> Array:

@@ -1,8 +1,9 @@
 """Tracks in one .npz file of stated keys, which any external pose model can be asked to write.
 
 Keys: `poses` [T, 4, 4] or [T, 3, 4] and `convention`, one of CONVENTIONS, are needed. `times` [T] (seconds),
-`intrinsics` [3, 3] or [T, 3, 3] with `size` (width, height), `metric` (bool), `confidence` [T] (0 to 1) and
-`source` (text) may be given.
+`intrinsics` [3, 3] or [T, 3, 3] with `size` (width, height), `metric` (bool), `depth` (the median depth of
+the scene in the unit of the poses, where they are not in metres), `confidence` [T] (0 to 1) and `source`
+(text) may be given.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from fourdthinker.synth.geometry.conventions import (
     nearest_rotations,
     pose_matrices,
     read_source,
+    with_unit,
 )
 from fourdthinker.synth.tracks import CameraTrack
 
 CONVENTIONS = ("opencv camera-to-world", "opencv world-to-camera", "opengl camera-to-world")
-_KEYS = {"poses", "convention", "times", "intrinsics", "size", "metric", "confidence", "source"}
+_KEYS = {"poses", "convention", "times", "intrinsics", "size", "metric", "depth", "confidence", "source"}
 
 
 def read_npz(path: PathLike, *, times: Sequence[float] | None = None) -> CameraTrack:
@@ -68,7 +70,7 @@ def read_npz(path: PathLike, *, times: Sequence[float] | None = None) -> CameraT
         turned = rotations @ OPENGL if convention.startswith("opengl") else rotations
         poses = pose_matrices(turned, matrices[:, :3, 3])
     size = values.get("size")
-    return CameraTrack(
+    track = CameraTrack(
         seconds,
         poses,
         values.get("intrinsics"),
@@ -77,6 +79,7 @@ def read_npz(path: PathLike, *, times: Sequence[float] | None = None) -> CameraT
         confidence=values.get("confidence", np.ones(0)),
         source=str(values.get("source", "npz")),
     )
+    return with_unit(track, float(values["depth"]) if "depth" in values else None, source)
 
 
 def write_npz(path: PathLike, track: CameraTrack) -> None:
@@ -97,6 +100,8 @@ def write_npz(path: PathLike, track: CameraTrack) -> None:
         "confidence": track.confidence,
         "source": track.source,
     }
+    if track.scaled and not track.metric:
+        values["depth"] = 1.0
     if track.intrinsics is not None and track.size is not None:
         values |= {"intrinsics": track.intrinsics, "size": np.array(track.size)}
     with atomic_writer(path) as file:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fourdthinker.errors import GeometryError
 from fourdthinker.files import PathLike
-from fourdthinker.synth.geometry.conventions import frame_times, pose_matrices, quaternion_rotations, table
+from fourdthinker.synth.geometry.conventions import (
+    frame_times,
+    pose_matrices,
+    quaternion_rotations,
+    read_source,
+    table,
+    with_unit,
+)
 from fourdthinker.synth.tracks import Array, CameraTrack
 
+_DEPTH = re.compile(r"^#\s*depth\s*[:=]?\s*(\S+)\s*$", re.MULTILINE)
 _EPOCH = 1e6  # seconds; no video is as long: larger stamps count from some day, such as 1970
 
 
@@ -21,6 +31,9 @@ def read_tum(
     size: tuple[int, int] | None = None,
 ) -> CameraTrack:
     """A camera's path from lines `timestamp tx ty tz qx qy qz qw`, camera-to-world with OpenCV's axes.
+
+    A comment `# depth 4.2` says that the median depth of the scene is 4.2 in the unit of the poses; lengths
+    are then divided by it. Without it, and without metres, the track is not `scaled`.
 
     Args:
         path: the file.
@@ -35,7 +48,7 @@ def read_tum(
 
     Raises:
         GeometryError: a line is another one, a quaternion has not the length 1, or the number of frames
-            differs.
+            differs, or a depth is not above 0.
     """
     rows = table(path, 8)
     if times is not None:
@@ -43,4 +56,18 @@ def read_tum(
     else:
         seconds = rows[:, 0] - (rows[0, 0] if rows[0, 0] > _EPOCH else 0.0)
     poses = pose_matrices(quaternion_rotations(rows[:, 4:], str(Path(path))), rows[:, 1:4])
-    return CameraTrack(seconds, poses, intrinsics, size, metric=metric, source="tum")
+    track = CameraTrack(seconds, poses, intrinsics, size, metric=metric, source="tum")
+    return with_unit(track, _depth(path), str(Path(path)))
+
+
+def _depth(path: PathLike) -> float | None:
+    """The median depth that a comment states."""
+    said = _DEPTH.search(read_source(path).decode("utf-8", errors="replace"))
+    if said is None:
+        return None
+    try:
+        return float(said[1])
+    except ValueError:
+        raise GeometryError(
+            f"{Path(path)}: '# depth {said[1]}' is no number; write such as '# depth 4.2'"
+        ) from None

@@ -47,7 +47,8 @@ def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> 
 
     A move begins where its rate first reaches the threshold and ends where it last does; in between it stays
     above `settings.keep` of it but for pauses. Moves that overlap are concurrent. Where every rate is small
-    the camera is static; instants that are neither, and those whose pose is unsure, are not labelled.
+    the camera is static; instants that are neither, and those whose pose is unsure, are not labelled. Of a
+    track without a known unit only rotations are.
 
     Args:
         track: the camera's path.
@@ -67,7 +68,7 @@ def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> 
     rates = camera_rates(track, settings)
     sure = rates.confidence >= settings.min_confidence
     found: list[Move] = []
-    still = sure.copy()
+    still = sure & track.scaled
     for values, threshold, names in _groups(rates, track, settings):
         largest = np.abs(values).max(axis=1)
         still &= largest < settings.keep * threshold
@@ -88,12 +89,10 @@ def camera_moves(track: CameraTrack, settings: MotionSettings | None = None) -> 
 def _groups(
     rates: CameraRates, track: CameraTrack, settings: MotionSettings
 ) -> tuple[tuple[Array, float, dict[tuple[int, int], str]], ...]:
-    """Rates [N, 3], threshold and names of translations and of rotations."""
+    """Rates [N, 3], threshold and names of translations, where their unit is known, and of rotations."""
     translation = settings.translation if track.metric else settings.translation_relative
-    return (
-        (rates.translation, translation, TRANSLATIONS),
-        (rates.rotation, settings.rotation, ROTATIONS),
-    )
+    turning = (rates.rotation, settings.rotation, ROTATIONS)
+    return ((rates.translation, translation, TRANSLATIONS), turning) if track.scaled else (turning,)
 
 
 def unclear_spans(
@@ -102,7 +101,8 @@ def unclear_spans(
     """Times in which the camera may do more than its moves say.
 
     That is where the largest rate of translation, or of rotation, is at least `settings.keep` of its
-    threshold while no move of that kind is named, and where the poses are unsure.
+    threshold while no move of that kind is named, where the poses are unsure, and all of it where the unit of
+    translations is unknown.
 
     Args:
         track: the camera's path.
@@ -115,7 +115,7 @@ def unclear_spans(
     settings = settings or MotionSettings()
     rates = camera_rates(track, settings)
     times = rates.times
-    unclear = rates.confidence < settings.min_confidence
+    unclear = (rates.confidence < settings.min_confidence) | (not track.scaled)
     for values, threshold, names in _groups(rates, track, settings):
         named = np.zeros(len(times), bool)
         for move in moves:

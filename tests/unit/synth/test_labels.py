@@ -16,7 +16,7 @@ from fourdthinker.synth.clips import Clip, RejectError
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.geometry import Depth, Estimate, read_tum
 from fourdthinker.synth.inputs import Source
-from fourdthinker.synth.labels import geometry
+from fourdthinker.synth.labels import geometry, motion
 from fourdthinker.synth.motion import camera_moves, unclear_spans
 from fourdthinker.synth.run import synthesise
 from fourdthinker.synth.scenes import Scene
@@ -66,6 +66,16 @@ def test_a_time_without_poses_has_no_label(tmp_path: Path) -> None:
         ((start, end),) = unclear_spans(track, moves)
         assert start < 2.7
         assert end > 7.3
+
+
+def test_poses_without_a_unit_are_named(tmp_path: Path) -> None:
+    """A track that only goes ahead: nothing of it can be said."""
+    one = context(tmp_path, poses=tum_file(tmp_path, 2.0))
+    found = one.results["geometry"] = geometry(one)
+    assert any(text.startswith("translations: the poses have no known unit") for text in found["left_out"])
+    found["camera"] = vars(found["camera"])
+    with pytest.raises(RejectError, match="no known unit, so that only turns"):
+        motion(one)
 
 
 def test_poses_of_a_part_of_the_video_are_not_shifted_to_its_start(tmp_path: Path) -> None:
@@ -179,7 +189,8 @@ def test_given_poses_without_metres_keep_the_camera(
     found = geometry(one)
     assert len(found["camera"].times) == 31
     assert found["objects"] == []
-    (reason,) = found["left_out"]
+    reason, translations = found["left_out"]
+    assert translations.startswith("translations: the poses have no known unit")
     assert reason.startswith("objects: ")
     assert why in reason
 

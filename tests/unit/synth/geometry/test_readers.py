@@ -19,7 +19,7 @@ from fourdthinker.synth.geometry import (
     read_tum,
     write_npz,
 )
-from fourdthinker.synth.motion import camera_moves
+from fourdthinker.synth.motion import camera_moves, unclear_spans
 from fourdthinker.synth.tracks import CameraTrack, Move
 from tests.unit.synth.paths import FORWARD, FOUR, NONE, steady, walked, yaw
 
@@ -107,7 +107,7 @@ def tum(track: CameraTrack, folder: Path) -> CameraTrack:
         values = (*pose[:3, 3], *quaternion(pose[:3, :3]))
         lines.append(f"{1311868164 + time:.6f} " + " ".join(f"{v:.4f}" for v in values))
     (folder / "groundtruth.txt").write_text("\n".join(lines))
-    return read_tum(folder / "groundtruth.txt")
+    return read_tum(folder / "groundtruth.txt", metric=True)
 
 
 def npz(track: CameraTrack, folder: Path) -> CameraTrack:
@@ -119,13 +119,15 @@ def npz_inverse(track: CameraTrack, folder: Path) -> CameraTrack:
     poses = np.concatenate(
         [np.concatenate([r, t[:, None]], 1)[None] for r, t in zip(*w2c(track), strict=True)]
     )
-    np.savez(folder / "track.npz", poses=poses, convention="opencv world-to-camera", times=track.times)
+    poses[:, :3, 3] *= 5
+    values = {"times": track.times, "depth": 5.0}
+    np.savez(folder / "track.npz", poses=poses, convention="opencv world-to-camera", **values)
     return read_npz(folder / "track.npz")
 
 
 def npz_opengl(track: CameraTrack, folder: Path) -> CameraTrack:
     poses = track.poses @ np.diag([1.0, -1, -1, 1])
-    np.savez(folder / "track.npz", poses=poses, convention="opengl camera-to-world")
+    np.savez(folder / "track.npz", poses=poses, convention="opengl camera-to-world", metric=True)
     return read_npz(folder / "track.npz", times=track.times)
 
 
@@ -265,3 +267,44 @@ def test_colmap_and_npz_files_that_cannot_be_are_refused_by_name(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
     with pytest.raises(GeometryError, match=r"no .npz file"):
         read_npz(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_translations_have_labels_where_their_unit_is_known(tmp_path: Path, unit: float) -> None:
+    """1 m/s towards what is 10 m away, while turning: 0.1 depths a second, whatever the file's unit."""
+    track = walked(steady(0, 0, 1.0), steady(0, 10, 0), 4)
+    path = tmp_path / "path.txt"
+    lines = []
+    for time, pose in zip(track.times, track.poses, strict=True):
+        values = (*(pose[:3, 3] / unit), *quaternion(pose[:3, :3]))
+        lines.append(f"{time:.3f} " + " ".join(f"{v:.8f}" for v in values))
+    path.write_text("\n".join(lines))
+    poses = track.poses.copy()
+    poses[:, :3, 3] /= unit
+    keys = {"poses": poses, "convention": "opencv camera-to-world", "times": track.times}
+    np.savez(tmp_path / "track.npz", **keys)
+    for unknown in (read_tum(path), read_npz(tmp_path / "track.npz")):
+        assert not unknown.scaled
+        moves = camera_moves(unknown)
+        assert [move.name for move in moves] == ["pan right"]
+        ((start, end),) = unclear_spans(unknown, moves)
+        assert (start, end) == (track.times[0], track.times[-1])
+    path.write_text(f"# depth {10 / unit}\n" + path.read_text())
+    np.savez(tmp_path / "track.npz", depth=10 / unit, **keys)
+    for known in (read_tum(path), read_npz(tmp_path / "track.npz")):
+        assert known.scaled
+        assert sorted(move.name for move in camera_moves(known)) == ["dolly in", "pan right"]
+        write_npz(tmp_path / "again.npz", known)
+        assert read_npz(tmp_path / "again.npz").scaled
+    path.write_text("# depth deep\n" + path.read_text())
+    with pytest.raises(GeometryError, match="'# depth deep' is no number"):
+        read_tum(path)
+    np.savez(tmp_path / "track.npz", depth=0, **keys)
+    with pytest.raises(GeometryError, match="depth is 0; give the median depth"):
+        read_npz(tmp_path / "track.npz")
+
+
+def test_a_camera_that_stays_needs_no_unit(tmp_path: Path) -> None:
+    path = tmp_path / "path.txt"
+    path.write_text("".join(f"{k / 10} 1 2 3 0 0 0 1\n" for k in range(30)))
+    assert [move.name for move in camera_moves(read_tum(path))] == ["static"]

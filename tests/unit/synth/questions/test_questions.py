@@ -294,7 +294,8 @@ def test_a_turn_is_asked_for_where_its_ends_tell_it(turns: tuple[float, ...], as
     assert found is None if asked is None else found == pytest.approx(asked, abs=1e-6)
     for q in (q for seed in range(4) for q in ask(facts(track), seed) if q.type == "camera_rotation"):
         assert q.value is not None
-        way = np.interp(np.linspace(*q.support.instants, 200), TIMES, np.degrees(yaw))
+        start, end = q.support.instants
+        way = np.interp(np.linspace(start, end, 200), TIMES, np.degrees(yaw))
         assert np.abs(np.diff(way)).sum() < 1.11 * q.value
         assert "rotate" not in q.text
 
