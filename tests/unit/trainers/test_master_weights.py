@@ -13,6 +13,7 @@ from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.settings import make_config
 from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.master_weights import MASTERS, MasterWeights, check_float16
+from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.gradients_worker import KeepGradients
 from tests.e2e.training import metrics, samples
@@ -109,6 +110,10 @@ def test_without_its_float32_weights_a_checkpoint_is_refused(tmp_path: Path) -> 
     path = tmp_path / "run" / "checkpoint-2" / MASTERS
     resume = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
     path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ConfigError, match=r"checkpoint-2 has another content in masters\.safetensors"):
+        train(tmp_path / "rest", half(), learning_rate=1e-4, max_steps=4, **resume)
+    state = vars(RunState.read(path.parent))
+    RunState(**state | {"digests": {}}).write(path.parent)  # as where the damage is between what is read
     with pytest.raises(CheckpointError, match=r"masters\.safetensors: the float32 weights cannot be read"):
         train(tmp_path / "rest", half(), learning_rate=1e-4, max_steps=4, **resume)
     path.unlink()
