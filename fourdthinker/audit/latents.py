@@ -22,7 +22,7 @@ from fourdthinker.evaluate import (
 )
 from fourdthinker.evaluate.asking import Asking
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds, check_mode, imagery_targets
-from fourdthinker.evaluate.prompt_batches import PromptBatches
+from fourdthinker.evaluate.prompt_batches import PromptBatches, make_question
 from fourdthinker.evaluate.runner import check_records
 from fourdthinker.files import write_text
 from fourdthinker.records import source_of
@@ -95,12 +95,15 @@ class LatentAudit:
             prompts: one encoded prompt for each record; None: they are made, each clip encoded once.
 
         Returns:
-            For JSON. modes: mode -> accuracy and its interval, parsed, n, and against own: difference (and
+            For JSON. modes: mode -> accuracy and its interval, of all n questions, of which those that are
+            `failed` count as wrong; answered: the same of the others; parsed; and against own, of the
+            questions that are asked: difference (and
             sampled_difference) with interval, flips (share of the answers at temperature 0 that are others),
             gained, lost, p (McNemar), kl (mean divergence of the letters' probabilities from those with own
             latents, in nats, with interval, over `kl_questions`). blocks: see `block_statistics`.
-            without_blocks: share of the answers that have no block. failed: id -> reason, of the questions
-            that are left out. left_out: mode -> reason, of modes that need own latents which there are not.
+            without_blocks: share of the answers that have no block. asked: how many of `questions`; failed:
+            id -> reason, of the others. shuffled: answers at temperature 0 in which shuffle can move a
+            latent. left_out: mode -> reason, of modes that would be nothing else than own.
 
         Raises:
             ConfigError: an unknown mode, no question that can be asked, or those of `evaluate`.
@@ -121,18 +124,21 @@ class LatentAudit:
         for mode in chosen:
             check_mode(mode, asked)  # before the model is run
         own, found, lines = self._own(asked, prompts)
-        left_out = _left_out(chosen, own, asked)
+        left_out = _left_out(chosen, own, asked, self.sampler.backbone.latents.latent_size)
         chosen = [mode for mode in chosen if mode not in left_out]
         results = {mode: self._answers(mode, asked, prompts, own) for mode in chosen}
         if self.folder is not None:
             write_text(self.folder / THOUGHTS, "".join(thought_lines(lines, results)))
         without = sum(not line["blocks"] for line in lines)
+        missing = [make_question(r, failed=failed[r.id]) for r in self.records if r.id in failed]
         return {
             "name": self.name,
-            "questions": len(asked),
+            "questions": len(self.records),
+            "asked": len(asked),
             "videos": len({source_of(record) for record in asked}),
             "samples": self.n,
-            "modes": {mode: mode_numbers(results["own"], result) for mode, result in results.items()},
+            "modes": {mode: mode_numbers(results["own"], r, missing) for mode, r in results.items()},
+            "shuffled": sum(len(vectors) > 1 for (_, k), vectors in own.items() if k < 0),
             "blocks": block_statistics(found, self.sampler.backbone.embedding_weight),
             "without_blocks": without / len(asked),
             "failed": failed,
@@ -188,34 +194,44 @@ class LatentAudit:
         )  # fmt: skip
 
 
-def _left_out(modes: Sequence[str], own: dict[Key, Tensor], records: Sequence[Record]) -> dict[str, str]:
-    """other-clip, if one video alone has latents to give; logged."""
+def _left_out(
+    modes: Sequence[str], own: dict[Key, Tensor], records: Sequence[Record], size: int
+) -> dict[str, str]:
+    """Modes of own latents that these, K = size in a block, do not allow, and what equals own; logged."""
     sources = {record.id: source_of(record) for record in records}
     donors = {sources[id] for (id, _), vectors in own.items() if len(vectors)}
-    if "other-clip" not in modes or len(donors) != 1:
-        return {}
-    reason = "the answers about one video alone have imagery blocks"
-    log.warning("latents other-clip is left out: %s", reason)
-    return {"other-clip": reason}
+    reasons = {}
+    if len(donors) == 1:
+        reasons["other-clip"] = "the answers about one video alone have imagery blocks"
+    if donors and all(len(vectors) < 2 for vectors in own.values()):
+        reasons["shuffle"] = "no answer has two latents"
+    if size == 1:
+        reasons["first-repeat"] = "a block has one latent"
+    reasons = {mode: reason for mode, reason in reasons.items() if mode in modes}
+    for mode, reason in reasons.items():
+        log.warning("latents %s is left out: %s", mode, reason)
+    return reasons
 
 
-def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:
+def mode_numbers(
+    own: EvalResult, result: EvalResult, missing: Sequence[AnsweredQuestion] = ()
+) -> dict[str, Any]:
     """The row of a mode, see `LatentAudit.run`.
 
     Args:
         own: the answers with own latents.
         result: those to the same questions in the mode.
+        missing: failed questions beside them, which count as wrong.
 
     Returns:
         Numbers by name, for JSON.
     """
-    accuracy = scoring.accuracy_interval(result.scores(greedy=True), result.clusters)
+    every = replace(result, questions=(*result.questions, *missing))
+    answered = replace(result, questions=tuple(q for q in result.questions if not q.failed))
     out: dict[str, Any] = {
-        "accuracy": accuracy["mean"],
-        "low": accuracy["low"],
-        "high": accuracy["high"],
+        **_accuracy(every),
+        "answered": _accuracy(answered) if answered.questions else None,
         "parsed": sum(q.greedy is not None for q in result.questions) / len(result.questions),
-        "n": len(result.questions),
     }
     if result.n:
         out["sampled"] = float(scoring.question_means(result.marks).mean())
@@ -238,6 +254,16 @@ def mode_numbers(own: EvalResult, result: EvalResult) -> dict[str, Any]:
         "p": found["p"],
         "kl": divergence,
         "kl_questions": len(pairs),
+    }
+
+
+def _accuracy(result: EvalResult) -> dict[str, Any]:
+    found = scoring.accuracy_interval(result.scores(greedy=True), result.clusters)
+    return {
+        "accuracy": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
+        "n": len(result.questions),
     }
 
 

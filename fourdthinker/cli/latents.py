@@ -87,8 +87,11 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(_blocks_table(found["blocks"]))
     if found["without_blocks"]:
         log.warning("%.0f %% of the answers have no imagery block", 100 * found["without_blocks"])
+    shuffled = found["shuffled"]
+    if "shuffle" in found["modes"] and shuffled < found["asked"]:
+        log.warning("shuffle: %d of %d answers have two latents or more", shuffled, found["asked"])
     for id, reason in found["failed"].items():
-        log.warning("left out: %s: %s", id, reason)
+        log.warning("not asked, and wrong in `accuracy`: %s: %s", id, reason)
     sys.stdout.write(f"{path}\n")
 
 
@@ -100,7 +103,8 @@ def _modes_table(name: str, found: Mapping[str, Any]) -> Table:
 
     table = Table(title=f"{escape(name)}: {found['questions']} questions, {found['videos']} videos")
     table.add_column("latents", no_wrap=True)
-    for column in ("accuracy", "less own", "95 % interval", "flips", "KL"):
+    some = ("answered only",) if found["failed"] else ()
+    for column in ("accuracy", *some, "less own", "95 % interval", "flips", "KL"):
         table.add_column(column, justify="right")
     for mode, row in found["modes"].items():
         difference = row.get("difference")
@@ -111,7 +115,8 @@ def _modes_table(name: str, found: Mapping[str, Any]) -> Table:
                 points(difference["mean"]), span(difference, difference=True), percent(row["flips"]),
                 "–" if kl is None else f"{kl:.3f}",
             )  # fmt: skip
-        table.add_row(mode, percent(row["accuracy"]), *other)
+        accuracies = [row, *([row["answered"] or {}] if some else [])]
+        table.add_row(mode, *(percent(part.get("accuracy")) for part in accuracies), *other)
     return table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.clips import derangement
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fourdthinker.records import Record
 
 Key = tuple[str, int]  # id of a record, and the number of a sample; -1: at temperature 0
+_DRAWS, _HALVINGS, _FARTHEST = 512, 30, 1e6  # to find the centre of the noise
 OF_OWN = ("noise", "other-clip", "shuffle")  # made of the latents that the model thinks itself
 
 
@@ -65,26 +67,26 @@ class LatentFeeds:
         return make_feed(self.mode, self.backbone, len(keys), made)
 
     def _noise(self, keys: Sequence[Key]) -> list[Tensor]:
-        """Normal draws with mean and spread, a number at a time, and with the norm of all own latents."""
+        """Normal draws of one norm; they have mean and mean norm of all own latents."""
         if self._statistics is None:
             return [torch.zeros(0, self.backbone.hidden_size) for _ in keys]
-        mean, spread, norm = self._statistics
+        centre, spread, norm = self._statistics
         length = most_latents(self.backbone, self.config)
         out = []
         for key in keys:
             generator = torch.Generator().manual_seed(_seed(self.config.seed, "noise", key))
-            drawn = torch.randn(length, len(mean), generator=generator, dtype=torch.float64)
-            drawn = mean + spread * drawn
-            out.append((drawn * (norm / drawn.norm(dim=-1, keepdim=True))).float())
+            drawn = torch.randn(length, len(centre), generator=generator, dtype=torch.float64)
+            out.append((norm * normalize(centre + spread * drawn, dim=-1)).float())
         return out
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Mean and spread [H], and mean norm, of all own latents; None: there are none."""
+        """Of the noise: centre and spread [H], and norm; None: there are no own latents."""
         every = torch.cat([*self.own.values(), torch.zeros(0, self.backbone.hidden_size)]).double()
         if not len(every):
             return None
-        return every.mean(0), every.std(0, correction=0), every.norm(dim=-1).mean()
+        mean, spread, norm = every.mean(0), every.std(0, correction=0), every.norm(dim=-1).mean()
+        return _centre(mean, spread, norm), spread, norm
 
     def _other_clip(self, keys: Sequence[Key]) -> list[Tensor]:
         """Those of a row about another video, over and over; the videos are exchanged in one cycle."""
@@ -109,6 +111,10 @@ class LatentFeeds:
             vectors = self.own[given[_seed(self.config.seed, "donor", key) % len(given)]]
             out.append(vectors[torch.arange(length) % len(vectors)])
         return out
+
+    def moved(self) -> int:
+        """Rows that "shuffle" changes: those of two own latents or more."""
+        return sum(len(vectors) > 1 for vectors in self.own.values())
 
     def _shuffled(self, key: Key) -> Tensor:
         """The row's own latents, those of all blocks, each in another's stead."""
@@ -193,6 +199,30 @@ def imagery_targets(backbone: Backbone, encoder: Encoder, records: Sequence[Reco
             (vectors,) = encode_imagery(backbone, [encoder.overlays(record)])
             out[record.id] = vectors.float().cpu()
     return out
+
+
+def _centre(mean: Tensor, spread: Tensor, norm: Tensor) -> Tensor:
+    """The multiple of `mean` around which draws, scaled to `norm`, have that mean.
+
+    Scaling shortens what is far out, so that around `mean` itself theirs is another one where norms differ.
+    """
+    length = mean.norm()
+    if not length:
+        return mean
+    drawn = torch.randn(_DRAWS, len(mean), generator=torch.Generator().manual_seed(0), dtype=mean.dtype)
+    drawn = spread * torch.cat([drawn, -drawn])
+
+    def short(factor: float) -> bool:
+        scaled = norm * normalize(factor * mean + drawn, dim=-1)
+        return bool((scaled.mean(0) @ mean) < length.square())
+
+    low, high = 0.0, 1.0
+    while short(high) and high < _FARTHEST:  # where all have one direction no factor is enough
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if short(middle) else (low, middle)
+    return high * mean
 
 
 def _seed(seed: int, what: str, key: Key) -> int:

@@ -108,6 +108,12 @@ def evaluate(
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         if latents in OF_OWN and len(done) < len(records):
             asking.feeds.own = own if own is not None else asking.own(items.batches({}, batch_prompts))
+            if latents == "shuffle" and (moved := asking.feeds.moved()) < len(asking.feeds.own):
+                log.warning(
+                    "shuffle changes %d of %d answers: others have no two latents",
+                    moved,
+                    len(asking.feeds.own),
+                )
         for batch in items.batches(done, batch_prompts):
             answered = [item for item in batch if isinstance(item, AnsweredQuestion)]
             answered += asking.answer([item for item in batch if not isinstance(item, AnsweredQuestion)])

@@ -185,6 +185,66 @@ def test_what_is_fed(reader: Checkpoint) -> None:
         assert torch.equal(rows.sort(0).values, own[key].sort(0).values)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.6])
+@pytest.mark.parametrize("along", [0.0, 3.0, 20.0])
+def test_noise_has_the_mean_of_latents_whose_norms_are_spread(
+    reader: Checkpoint, scale: float, along: float
+) -> None:
+    """Log-normal norms around a common direction; the mean of rows of one norm cannot be longer than it."""
+    generator = torch.Generator().manual_seed(0)
+    base = along * F.normalize(torch.randn(32, generator=generator), dim=0)
+
+    def vectors() -> torch.Tensor:
+        size = torch.exp(scale * torch.randn(4, 1, generator=generator))
+        return (base + torch.randn(4, 32, generator=generator)) * size
+
+    own = {(f"q{i}", -1): vectors() for i in range(100)}
+    config = SamplingConfig(max_new_tokens=300, max_blocks=100)
+    feeds = LatentFeeds("noise", reader.backbone, config, {id: id for id, _ in own}, own)
+    feed = feeds.feed(list(own))
+    assert feed is not None
+    noise, every = feed.table[:, : int(feed.counts[0])].flatten(0, 1), torch.cat(list(own.values()))
+    norm = every.norm(dim=-1).mean()
+    assert torch.allclose(noise.norm(dim=-1), norm, rtol=1e-5)
+    assert (noise.mean(0) - every.mean(0)).norm() < 0.05 * norm
+
+
+def test_what_would_be_own_is_left_out(reader: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, prompts = questions(reader, 4)
+    monkeypatch.setattr(audit_module, "imagery_targets", lambda *_, **__: {})
+    audit = LatentAudit(
+        LatentSampler(reader.backbone), reader.encoder(), records, config=CONFIG, progress=False
+    )
+    assert audit.run(("shuffle", "first-repeat"), prompts)["shuffled"] == 4
+    made = audit._own(records, prompts)
+    own = {key: vectors[:1] for key, vectors in made[0].items()}
+    monkeypatch.setattr(LatentAudit, "_own", lambda self, *_: (own, *made[1:]))
+    found = audit.run(("zero", "shuffle"), prompts)
+    assert list(found["modes"]) == ["own", "zero"]
+    assert found["left_out"] == {"shuffle": "no answer has two latents"}
+    assert found["shuffled"] == 0
+    left_out = audit_module._left_out(["own", "first-repeat"], made[0], records, 1)
+    assert left_out == {"first-repeat": "a block has one latent"}
+
+
+def test_a_question_that_cannot_be_asked_is_in_one_denominator(
+    reader: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, prompts = questions(reader, 8)
+    monkeypatch.setattr(audit_module, "imagery_targets", lambda *_, **__: {})
+    monkeypatch.setattr(LatentAudit, "_encode", lambda self: (prompts[2:], {"q0": "gone", "q1": "gone"}))
+    audit = LatentAudit(
+        LatentSampler(reader.backbone), reader.encoder(), records, config=CONFIG, progress=False
+    )
+    found = audit.run(("zero",))
+    own = found["modes"]["own"]
+    assert (found["questions"], found["asked"]) == (8, 6)
+    assert (own["accuracy"], own["n"]) == (6 / 8, 8)
+    assert (own["answered"]["accuracy"], own["answered"]["n"]) == (1.0, 6)
+    assert own["low"] < 0.75 < own["high"]
+    assert found["modes"]["zero"]["difference"]["mean"] == found["modes"]["zero"]["answered"]["accuracy"] - 1
+
+
 def test_what_the_data_do_not_allow(reader: Checkpoint) -> None:
     records, _ = questions(reader, 2)
     encoder = reader.encoder()
