@@ -19,9 +19,16 @@ TESTS = ROOT / "tests"
 LANES = ("unit", "interpreter", "compile", "fuzz", "sanitize", "e2e")
 ON_REQUEST = ("gpu", "others")
 # No directory, but files of others, with the cases that these leave out elsewhere.
-FILES = {"others": ("e2e/test_zero.py", "e2e/test_fsdp.py", "unit/backbones/test_released_format.py")}
+FILES = {
+    "others": (
+        "e2e/test_zero.py",
+        "e2e/test_fsdp.py",
+        "unit/backbones/test_released_format.py",
+        "unit/integrations/test_lmms_eval.py",
+    )
+}
 # What a lane has beside the environment: files of requirements/, each installed into a folder of its own.
-BESIDE = {"others": ("deepspeed", "transformers4")}
+BESIDE = {"others": ("deepspeed", "transformers4", "lmms_eval")}
 FOLDERS = ROOT / "build" / "beside"
 # Lanes whose tests a process for each core takes from one list, and how: e2e by files, because what a module
 # makes once (a demo, a wheel) takes longer than its tests.
@@ -46,7 +53,8 @@ def environment(lane: str, coverage: bool) -> dict[str, str]:
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
     values.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
     if lane == "others":
-        values |= {"PYTHONPATH": str(FOLDERS / "deepspeed"), "FOURDTHINKER_FSDP": "1"}
+        beside = (str(FOLDERS / name) for name in ("deepspeed", "lmms_eval"))
+        values |= {"PYTHONPATH": os.pathsep.join(beside), "FOURDTHINKER_FSDP": "1"}
         values["FOURDTHINKER_TRANSFORMERS_4"] = str(FOLDERS / "transformers4")
     if coverage:
         values["COVERAGE_FILE"] = str(COVERAGE / "data")

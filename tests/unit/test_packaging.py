@@ -293,10 +293,13 @@ def test_what_a_lane_has_beside_the_environment_is_installed_once(monkeypatch, t
     for _ in range(2):
         assert lanes.install_beside("others") == lanes.install_beside("unit") == 0
     assert [command[-1] for command in commands] == [
-        str(ROOT / "requirements" / f"{name}.txt") for name in ("deepspeed", "transformers4")
+        str(ROOT / "requirements" / f"{name}.txt") for name in ("deepspeed", "transformers4", "lmms_eval")
     ]
     values = lanes.environment("others", coverage=False)
-    assert values["PYTHONPATH"] == str(tmp_path / "deepspeed")
+    assert values["PYTHONPATH"].split(os.pathsep) == [
+        str(tmp_path / "deepspeed"),
+        str(tmp_path / "lmms_eval"),
+    ]
     assert values["FOURDTHINKER_TRANSFORMERS_4"] == str(tmp_path / "transformers4")
     assert values["FOURDTHINKER_FSDP"] == "1"
     assert "FOURDTHINKER_FSDP" not in lanes.environment("e2e", coverage=False)

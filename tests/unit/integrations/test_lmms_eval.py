@@ -1,6 +1,9 @@
 """Runs where lmms-eval is installed: its own registry, task objects and scoring."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -94,6 +97,30 @@ def test_a_task_of_lmms_eval_runs_and_scores_what_the_model_says(checkpoint, tmp
         model, tasks=["tiny_motion"], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     assert results["results"]["tiny_motion"]["exact,none"] == pytest.approx(2 / 3)
+
+
+def test_the_documented_command_finds_model_and_task(checkpoint, tmp_path):
+    """In a process of its own, with nothing but the entry point to say where the model is."""
+    clip = make_clip(tmp_path / "clip.mp4", range(0, 2000, 167))
+    data = tmp_path / "rows.jsonl"
+    rows = [{"video": str(clip), "question": question, "answer": ""} for question in ("where", "what")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny_motion.yaml").write_text(TASK.format(data=data))
+    (tmp_path / "motion.py").write_text(FUNCTIONS)
+    command = [
+        sys.executable, "-m", "lmms_eval", "--model", "fourdthinker",
+        "--model_args", f"pretrained={checkpoint},device=cpu", "--tasks", "tiny_motion", "--batch_size", "16",
+        "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (tmp_path / "out").rglob("*_results.json")
+    assert "exact,none" in json.loads(results.read_text())["results"]["tiny_motion"]
+    (samples,) = (tmp_path / "out").rglob("*_samples_tiny_motion.jsonl")
+    assert len(samples.read_text().splitlines()) == 2
 
 
 def test_an_empty_line_ends_no_answer(checkpoint):
