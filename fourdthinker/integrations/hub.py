@@ -31,7 +31,7 @@ _PACKAGES = ("fourdthinker", "torch", "transformers")
 # Of a training, not of the model; run.json has paths of the machine.
 _KEPT_BACK = (
     "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "rng_state*",
-    "global_step*", "masters*", "zero_*", "left_out.jsonl", ".*",
+    "global_step*", "masters*", "zero_*", "reference.safetensors", "rollouts_*", "left_out.jsonl", ".*",
 )  # fmt: skip
 
 

@@ -182,14 +182,23 @@ def test_push_uploads_the_model_with_its_card(
     run: Path, hub: type[Hub], capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = run / "final"
-    for name in ("run.json", "optimizer.pt", "rng_state_0.pth", ".lock"):
+    kept_back = (
+        "run.json",
+        "optimizer.pt",
+        "rng_state_0.pth",
+        ".lock",
+        "masters.safetensors",
+        "reference.safetensors",
+    )
+    kept_back += ("rollouts_0.safetensors", "left_out.jsonl")
+    for name in kept_back:
         (checkpoint / name).touch()
     assert cli.main(["push", str(checkpoint), "me/model", "--results", str(run / "eval")]) == 0
     made, (name, folder, files) = hub.called
     assert made == ("me/model", True, True)
     assert (name, folder) == ("me/model", checkpoint)
     assert {"README.md", "config.json", "model.safetensors", "frame_policy.json"} <= set(files)
-    assert not {"run.json", "optimizer.pt", "rng_state_0.pth", ".lock"} & set(files)
+    assert not set(kept_back) & set(files)
     assert capsys.readouterr().out == "https://hub/it\n"
     hub.called.clear()
     assert cli.main(["push", str(checkpoint), "--base", "A/b", "--data", "mine"]) == 0  # the card alone
