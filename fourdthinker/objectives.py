@@ -74,20 +74,22 @@ def dift_objective(
         sim_weight: of the cosine term; None: the checkpoint's, which is 1.0 by default.
 
     Returns:
-        This batch's share of the loss (float32 scalar) and the metrics `ce`, `cosine`, `latent_cos` and, for
-        the k-th latent of a block, `latent_cos_k`; `latent_norm_ratio`, the mean of |h| / |target|; and
+        This batch's share of the loss (float32 scalar) and the metrics `ce`, `entropy`, `token_accuracy` (1
+        where the target is the most probable id), `cosine`, `latent_cos` and, for the k-th latent of a block,
+        `latent_cos_k`; `latent_norm_ratio`, the mean of |h| / |target|; and
         `latent_direction`, the length of the mean of the directions of h, a mean over batches.
     """
     spec = backbone.latents
     flat = hidden.flatten(0, 1)
     rows: Tensor = batch["rows"]
-    ce = linear_cross_entropy(
+    ce, statistics = linear_cross_entropy(
         flat,
         backbone.head_weight,
         batch["target"].flatten(),
         bias=backbone.head_bias,
         rows=rows,
         num_items=num_tokens,
+        return_statistics=True,
     )
     loss = (spec.ce_loss_weight if ce_weight is None else ce_weight) * ce
     zero = torch.zeros((), device=hidden.device)
@@ -100,6 +102,8 @@ def dift_objective(
     latents = zero + index.numel()
     metrics: Metrics = {
         "ce": (ce.detach() * num_tokens, tokens),
+        "entropy": (statistics.entropy * tokens, tokens),
+        "token_accuracy": (statistics.top1 * tokens, tokens),
         "cosine": (latents - cos.sum(), latents),
         "latent_cos": (cos.sum(), latents),
     }
@@ -368,13 +372,14 @@ def grpo_objective(
         num_items=num_items,
         num_tokens=num_tokens,
         temperature=temperature,
-        return_entropy=True,
+        return_statistics=True,
     )
     one = torch.ones((), device=hidden.device)
     weight = {False: one * batch["chosen_ids"].numel(), True: one}
     largest = {metric.name: metric.largest for metric in METRICS}
     metrics: Metrics = {
-        name: (value * weight[largest[name]], weight[largest[name]]) for name, value in values.items()
+        name: (value * weight[largest.get(name, False)], weight[largest.get(name, False)])
+        for name, value in values.items()
     }
     if "latent_rows" in batch:
         metrics |= _replayed(thoughts(backbone, hidden.detach(), batch), batch)

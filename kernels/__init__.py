@@ -8,7 +8,7 @@ if __name__ == "fourdthinker.kernels":
     from . import _gpu_architectures as launch_settings
     from ._grpo_losses import LOSS_TYPES, RATIO_LEVELS, GrpoOptions
     from ._grpo_metrics import METRICS
-    from ._head_arguments import chunk_size
+    from ._head_arguments import CONVERTED_IDS, chunk_size
     from ._logits import TokenStatistics
     from .add_rms_norm import add_rms_norm
     from .cosine_latent_loss import cosine_latent_loss
@@ -28,6 +28,7 @@ if __name__ == "fourdthinker.kernels":
     from .silu_mul import silu_mul
 
     __all__ = [
+        "CONVERTED_IDS",
         "LOSS_TYPES",
         "METRICS",
         "PRESENT",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulation_dtype, use_triton
+from ._head_arguments import CONVERTED_IDS
 from ._logits import MORE, RowStats, grad_, in_memory_of, padded, stats
 
 
@@ -47,6 +48,23 @@ def gradients(
     )
 
 
+def power_of_two(*weights: Tensor) -> Tensor:
+    """What the weights of a loss are divided by while its gradients are computed, so that they are near 1.
+
+    Gradients in float16 are 0 below 6e-8, and the upstream gradient, which is large for their sake, comes
+    after them. A power of two changes no digit.
+
+    Args:
+        weights: what the terms of the rows are multiplied by, any shapes, of one dtype.
+
+    Returns:
+        The power of two above the largest magnitude, a scalar; 1 where that is 0, NaN where it is NaN.
+    """
+    flat = [weight.reshape(-1) for weight in weights]
+    largest = torch.cat([*flat, flat[0].new_zeros(1)]).abs().amax()
+    return torch.where(largest == 0, 1.0, largest / torch.frexp(largest).mantissa)
+
+
 def scaled_gradients(
     ctx: Any,
     upstream: Tensor,
@@ -60,7 +78,7 @@ def scaled_gradients(
 
     Args:
         ctx: of the autograd function; ``ctx.grads`` is dx, dw, db, or None once they have been returned.
-        upstream: scalar, the gradient of the loss.
+        upstream: scalar, the gradient of the loss times its ``power_of_two``.
         dtypes: of the leaves, which the gradients are converted to.
         recompute: gives dx, dw, db anew, for a second backward through a retained graph.
 
@@ -70,23 +88,22 @@ def scaled_gradients(
     grads, ctx.grads = ctx.grads, None
     if grads is None:
         grads = recompute()
+    # On CUDA a scalar is rounded to the dtype of the other factor: 65,536 would be infinite in float16.
+    factor = upstream.reshape(1) if upstream.is_cuda else upstream
     return [
-        None if not needed
-        else grad.mul_(upstream) if grad.dtype == dtype
-        else torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=dtype))
+        torch.mul(grad, factor, out=grad if grad.dtype == dtype else torch.empty_like(grad, dtype=dtype))
+        if needed else None
         for grad, dtype, needed in zip(grads, dtypes, ctx.needs_input_grad)
     ]  # fmt: skip
-
-
-_IDS = 4096  # of one product of oneDNN
 
 
 def _by_onednn(z: Tensor) -> bool:
     """Whether oneDNN makes the logits z [m, V], which takes it four fifths of the time of addmm's BLAS.
 
-    At a hundred rows of a large vocabulary: its results are new tensors, so they are made in pieces.
+    At a hundred rows of a large vocabulary: its results are new tensors, so they are made in pieces, of as
+    many ids as are converted at a time.
     """
-    large = z.device.type == "cpu" and z.dtype == torch.float32 and z.shape[1] >= 8 * _IDS
+    large = z.device.type == "cpu" and z.dtype == torch.float32 and z.shape[1] >= 8 * CONVERTED_IDS
     return large and torch.backends.mkldnn.is_available()
 
 
@@ -95,18 +112,20 @@ class Head:
 
     With a = x . W^T + b and the soft-capped c = cap * tanh(a / cap) (or a), the scores are
     z = c / temperature. All chunks use the memory of the first, so none may have more rows. Blocks of rows
-    keep the temporaries small beside it, and near the processor.
+    keep the temporaries small beside it, and near the processor. Weights of fewer bits are converted some ids
+    at a time, by every product anew: a copy of them all would be the largest tensor of the step.
     """
 
     def __init__(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
     ) -> None:
         self.dtype = accumulation_dtype(input, weight)
-        self.weight = weight.to(self.dtype)
+        self.weight = weight
         self.bias = None if bias is None else bias.to(self.dtype)
         self.temperature = temperature
         self.softcap = softcap
         self.memory: Tensor | None = None
+        self.converted: Tensor | None = None
         self.dw_written = False
 
     def empty(self, rows: int, dtype: torch.dtype) -> Tensor:
@@ -120,6 +139,26 @@ class Head:
         if self.memory is None:
             self.memory = torch.empty(rows, padded(vocabulary), dtype=dtype, device=self.weight.device)
         return self.memory[:rows, :vocabulary]
+
+    def parts(self, step: int) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in ``self.dtype``, ``step`` ids at a time or, where it is converted, ``CONVERTED_IDS``.
+
+        Args:
+            step: ids of a part, at least 1.
+
+        Yields:
+            The ids, and their rows [ids, H]; converted ones lie in one buffer, which the next overwrite.
+        """
+        vocabulary, width = self.weight.shape
+        converts = self.weight.dtype != self.dtype
+        if converts:
+            step = max(1, min(CONVERTED_IDS, vocabulary))
+        if converts and self.converted is None:
+            self.converted = torch.empty(step, width, dtype=self.dtype, device=self.weight.device)
+        for start in range(0, vocabulary, step):
+            ids = slice(start, min(start + step, vocabulary))
+            part = self.weight[ids]
+            yield ids, part if self.converted is None else self.converted[: part.shape[0]].copy_(part)
 
     def blocks(self, z: Tensor) -> Iterator[slice]:
         """Slices of neighbouring rows of z [m, V] that cover it, each small enough for the cache."""
@@ -140,16 +179,16 @@ class Head:
         """
         z, x = self.empty(x.shape[0], self.dtype), x.to(self.dtype)
         rate = 1.0 if self.softcap is not None else 1.0 / self.temperature
-        if _by_onednn(z):
-            for start in range(0, z.shape[1], _IDS):
-                ids = slice(start, start + _IDS)
-                bias = None if self.bias is None else self.bias[ids]
-                part = torch.ops.mkldnn._linear_pointwise(x, self.weight[ids], bias, "none", [], "")
-                torch.mul(part, rate, out=z[:, ids])
-        elif self.bias is None:
-            torch.addmm(z, x, self.weight.T, beta=0, alpha=rate, out=z)
-        else:
-            torch.addmm(self.bias, x, self.weight.T, beta=rate, alpha=rate, out=z)
+        by_onednn = _by_onednn(z)
+        for ids, weight in self.parts(CONVERTED_IDS if by_onednn else max(z.shape[1], 1)):
+            bias, part = None if self.bias is None else self.bias[ids], z[:, ids]
+            if by_onednn:
+                made = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+                torch.mul(made, rate, out=part)
+            elif bias is None:
+                torch.addmm(part, x, weight.T, beta=0, alpha=rate, out=part)
+            else:
+                torch.addmm(bias, x, weight.T, beta=rate, alpha=rate, out=part)
         if self.softcap is not None:
             for rows in self.blocks(z):
                 z[rows].div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
@@ -248,7 +287,10 @@ class Head:
             db: [V], added to; None: left out.
         """
         if dx is not None:
-            dx.copy_(dz @ self.weight)
+            total = torch.empty(dx.shape, dtype=self.dtype, device=dx.device)
+            for ids, weight in self.parts(max(dz.shape[1], 1)):
+                torch.addmm(total, dz[:, ids], weight, beta=int(ids.start > 0), out=total)
+            dx.copy_(total)
         if dw is not None:
             torch.addmm(dw, dz.T, x.to(self.dtype), beta=int(self.dw_written), out=dw)
             self.dw_written = True

@@ -12,8 +12,12 @@ from ._common import (
     check_range,
     check_temperature,
     check_tensors,
+    debugging,
+    readable,
     use_triton,
 )
+
+CONVERTED_IDS = 4096  # of a head of 16 bits, whose weights a CPU converts to float32
 
 
 def chunk_size(rows: int, vocabulary: int, chunk_rows: int | None, *, on_cpu: bool = False) -> int:
@@ -115,6 +119,10 @@ def check_head(
         raise ValueError(
             f"input {tuple(input.shape)} must be [N, H] or [B, T, H] and weight {tuple(weight.shape)} [V, H]"
         )
+    if weight.shape[1] == 0:
+        raise ValueError(
+            f"input is {tuple(input.shape)} and weight {tuple(weight.shape)}; hidden states need a width of 1"
+        )
     if target.shape != input.shape[:-1] or target.dtype != torch.int64:
         raise ValueError(
             f"target is {tuple(target.shape)} {target.dtype}; it must be {tuple(input.shape[:-1])} int64"
@@ -124,7 +132,9 @@ def check_head(
 
 
 def check_rows(rows: Tensor, target: Tensor) -> None:
-    """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``.
+    """Raise ``ValueError`` unless ``rows`` can be indices into the flat ``target``, all different.
+
+    Values are looked at where ``check_range`` looks at them.
 
     Args:
         rows: [M] int64.
@@ -136,6 +146,12 @@ def check_rows(rows: Tensor, target: Tensor) -> None:
     if rows.device != target.device:
         raise ValueError(f"rows is on {rows.device} but target is on {target.device}; move one of them")
     check_range("rows", rows, 0, target.numel())
+    if rows.numel() and (debugging() or readable(rows)):
+        times = torch.bincount(rows)
+        if int(times.max()) > 1:
+            raise ValueError(
+                f"rows lists row {int(times.argmax())} {int(times.max())} times; list each row once"
+            )
 
 
 def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

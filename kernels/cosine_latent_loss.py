@@ -161,9 +161,11 @@ class _CosineLatentLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, target: Tensor, index: Tensor, scale: Tensor, backend: str
     ) -> tuple[Tensor, Tensor]:
-        loss, cosine, grad = _forward_op(hidden, target, index, scale, ctx.needs_input_grad[0], backend)
+        # Gradients in float16 would vanish before the upstream gradient, large for their sake, came.
+        ahead = ctx.needs_input_grad[0] and hidden.dtype != torch.float16
+        loss, cosine, grad = _forward_op(hidden, target, index, scale, ahead, backend)
         ctx.save_for_backward(hidden, target, index, scale)
-        ctx.grad, ctx.backend = grad, backend
+        ctx.grad, ctx.backend = grad if ahead else None, backend
         ctx.mark_non_differentiable(cosine)
         return loss, cosine
 
@@ -174,7 +176,7 @@ class _CosineLatentLoss(torch.autograd.Function):
         if ctx.grad is not None:
             grad, ctx.grad = ctx.grad, None
             _scale_op(grad, index, upstream.contiguous(), ctx.backend)
-        else:  # a second backward through a retained graph: the first gradient has been given away
+        else:  # float16, or a second backward: the first gradient has been given away
             grad = _forward_op(hidden, target, index, scale * upstream, True, ctx.backend)[2]
         return grad, None, None, None, None
 
@@ -193,7 +195,8 @@ def cosine_latent_loss(
     and gradient 0; one with NaN or infinity makes the loss and its row's gradient NaN.
 
     The forward reads the rows once and writes their gradient straight into the gradient of ``hidden``; the
-    backward touches it again only when the upstream gradient is not 1. H may be up to 16384.
+    backward touches it again only when the upstream gradient is not 1. Gradients in float16 are
+    computed in the backward, from a second read. H may be up to 16384.
 
     Args:
         hidden: [B, T, H] or [N, H], after the final norm.

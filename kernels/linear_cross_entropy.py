@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_integer, check_range, reciprocal
-from ._head import full_precision, gradients, make_head, scaled_gradients
+from ._common import NAMESPACE, accumulation_dtype, check_flags, check_integer, check_range, reciprocal
+from ._head import full_precision, gradients, make_head, power_of_two, scaled_gradients
 from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
+from ._logits import TokenStatistics
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
@@ -23,39 +24,49 @@ def _loss_op(
     temperature: float,
     softcap: float | None,
     chunk: int,
+    with_statistics: bool,
     need_dx: bool,
     need_dw: bool,
     need_db: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss over the listed rows (target negative: no loss) and the gradients that are needed, else empty."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss over the listed rows (target negative: no loss), sums of their statistics, dx, dw, db.
+
+    What is not needed is empty.
+    """
     dx, dw, db = gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
     with full_precision(x.device):
         head = make_head(x, weight, bias, temperature, softcap, backend)
         loss = torch.zeros((), dtype=accumulation_dtype(x, weight), device=x.device)
+        sums = loss.new_zeros(len(TokenStatistics._fields) if with_statistics else 0)
         for start in range(0, rows.numel(), chunk):
             chosen = rows[start : start + chunk]
             counted = target[chosen] >= 0
             part, label = gather(x, target, chosen, counted)
             z = head.logits(part)
-            logprob, normaliser = head.stats(z, label)[:2]
+            logprob, normaliser, entropy, more = head.stats(
+                z, label, with_entropy=with_statistics, with_more=with_statistics
+            )
             loss -= torch.where(counted, logprob, 0.0).sum()
+            if entropy is not None and more is not None:
+                sums += torch.where(counted, torch.cat((entropy[None], more)), 0.0).sum(dim=1)
             if need_dx or need_dw or need_db:
                 z = head.grad_(z, label, normaliser, None, torch.where(counted, -scale, 0.0), None)
                 rows_dx = torch.empty_like(part) if need_dx else None
                 head.backward_matmuls(z, part, rows_dx, dw if need_dw else None, db if need_db else None)
                 if rows_dx is not None:
                     dx.index_copy_(0, chosen, rows_dx)
-    return loss * scale, dx, dw, db
+    return loss * scale, sums, dx, dw, db
 
 
 @_loss_op.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor, scale: Tensor,
-    temperature: float, softcap: float | None, chunk: int, need_dx: bool, need_dw: bool, need_db: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return scale.new_empty(()), *gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
+    temperature: float, softcap: float | None, chunk: int, with_statistics: bool, need_dx: bool,
+    need_dw: bool, need_db: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sums = scale.new_empty(len(TokenStatistics._fields) if with_statistics else 0)
+    return scale.new_empty(()), sums, *gradients(x, weight, bias, rows.numel(), need_dx, need_dw, need_db)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -71,26 +82,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         chunk: int,
+        with_statistics: bool,
         backend: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        loss, dx, dw, db = _loss_op(
-            x, weight, bias, target, rows, scale, temperature, softcap, chunk, *need, backend
-        )
+        ctx.unit = power_of_two(scale)
+        scale = scale / ctx.unit
+        options = (temperature, softcap, chunk, with_statistics, *need, backend)
+        loss, sums, dx, dw, db = _loss_op(x, weight, bias, target, rows, scale, *options)
         ctx.save_for_backward(x, weight, bias, target, rows, scale)
-        ctx.grads, ctx.options = (dx, dw, db), (temperature, softcap, chunk, *need, backend)
+        ctx.grads, ctx.options = (dx, dw, db), options
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return loss
+        ctx.mark_non_differentiable(sums)
+        return loss * ctx.unit, sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = scaled_gradients(
-            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[1:]
+            ctx, upstream * ctx.unit, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[2:]
         )
-        return (*grads, None, None, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None, None, None)
 
 
+@overload
 def linear_cross_entropy(
     input: Tensor,
     weight: Tensor,
@@ -102,9 +117,57 @@ def linear_cross_entropy(
     rows: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    return_statistics: Literal[False] = False,
     chunk_rows: int | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    num_items: Tensor | float | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_statistics: Literal[True],
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, TokenStatistics]: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    num_items: Tensor | float | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_statistics: bool,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, TokenStatistics]: ...
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    num_items: Tensor | float | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_statistics: bool = False,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, TokenStatistics]:
     """``sum over rows of -log softmax(z)[target] / num_items`` with z = input . weight^T / temperature.
 
     Logits exist for ``chunk_rows`` rows at a time and are turned into their gradient in place, so a training
@@ -127,12 +190,15 @@ def linear_cross_entropy(
             found, which synchronises on CUDA.
         temperature: divides the logits; above 0.
         softcap: logits a become ``softcap * tanh(a / softcap)``; None: they stay.
+        return_statistics: whether the means of all ``TokenStatistics`` over the rows that count are returned
+            too, from the same read.
         chunk_rows: rows of logits that exist at a time; None: ``chunk_size`` decides.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
         The scalar float32 loss (float64 for float64 inputs); without rows it is 0, part of the graph, with
-        zero gradients.
+        zero gradients. With ``return_statistics`` a pair with ``TokenStatistics`` of detached scalars, 0
+        without rows.
 
     Raises:
         ValueError: shapes, dtypes, devices or coefficients do not fit. Targets outside [0, V) are found on
@@ -142,6 +208,7 @@ def linear_cross_entropy(
     weight, bias = whole_head(weight, bias)
     check_head(input, weight, target, bias, temperature, softcap)
     check_integer("ignore_index", ignore_index)
+    check_flags(return_statistics=return_statistics)
     flat = target.reshape(-1)
     kept = flat != ignore_index
     if rows is None:
@@ -151,10 +218,10 @@ def linear_cross_entropy(
     # A row that is listed although it is ignored gets no loss: negative from here on means just that.
     flat = torch.where(kept, flat, -1)
     x = matmul_rows(input, backend)
-    scale = reciprocal(
-        kept[rows].sum() if num_items is None else num_items, x, accumulation_dtype(x, weight)
-    )  # fmt: skip
+    count = kept[rows].sum()
+    scale = reciprocal(count if num_items is None else num_items, x, accumulation_dtype(x, weight))
     chunk = chunk_size(rows.shape[0], weight.shape[0], chunk_rows, on_cpu=x.device.type == "cpu")
-    return _LinearCrossEntropy.apply(
-        x, weight, bias, flat, rows, scale, temperature, softcap, chunk, backend
-    )  # fmt: skip
+    loss, sums = _LinearCrossEntropy.apply(
+        x, weight, bias, flat, rows, scale, temperature, softcap, chunk, return_statistics, backend
+    )
+    return (loss, TokenStatistics(*(sums / count.clamp(min=1)))) if return_statistics else loss

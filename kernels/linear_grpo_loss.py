@@ -24,7 +24,7 @@ from ._grpo_reference import (
     token_terms,
 )
 from ._grpo_terms import log_sampler_weight
-from ._head import Head, full_precision, gradients, make_head, scaled_gradients
+from ._head import Head, full_precision, gradients, make_head, power_of_two, scaled_gradients
 from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
 from ._logits import MORE
 
@@ -233,20 +233,23 @@ class _LinearGrpoLoss(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        listed = _Rows(*tensors)  # type: ignore[arg-type]
+        ctx.unit = power_of_two(listed.share, listed.bonus)
+        listed = listed._replace(share=listed.share / ctx.unit, bonus=listed.bonus / ctx.unit)
         loss, logprobs, sums, spread, dx, dw, db = _loss_op(
-            x, weight, bias, *tensors, *options, *need, backend
+            x, weight, bias, *listed, *options, *need, backend
         )  # fmt: skip
-        ctx.save_for_backward(x, weight, bias, *tensors)
+        ctx.save_for_backward(x, weight, bias, *listed)
         ctx.grads, ctx.options = (dx, dw, db), (*options, *need, backend)
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(logprobs, sums, spread)
-        return loss, logprobs, sums, spread
+        return loss * ctx.unit, logprobs, sums, spread
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = scaled_gradients(
-            ctx, upstream, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[4:]
+            ctx, upstream * ctx.unit, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[4:]
         )
         return (*grads, None, None, None)
 

@@ -196,6 +196,22 @@ def linear_logprobs(
     chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, TokenStatistics]: ...
+@overload
+def linear_logprobs(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    rows: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: bool = False,
+    return_statistics: bool = False,
+    chunk_rows: int | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, TokenStatistics]: ...
 def linear_logprobs(
     input: Tensor,
     weight: Tensor,

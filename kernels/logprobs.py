@@ -213,6 +213,18 @@ def logprobs(
     inplace_backward: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, TokenStatistics]: ...
+@overload
+def logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+    return_statistics: bool = False,
+    inplace_backward: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, TokenStatistics]: ...
 def logprobs(
     logits: Tensor,
     target: Tensor,

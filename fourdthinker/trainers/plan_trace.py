@@ -15,7 +15,7 @@ from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import outline_liger
 from fourdthinker.backbones.packed import FLEX_FROM
 from fourdthinker.backbones.recompute import recompute_cheap_layers
-from fourdthinker.kernels import chunk_size
+from fourdthinker.kernels import CONVERTED_IDS, chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
@@ -172,7 +172,7 @@ def _chunk(backbone: Backbone, shape: Shape, on_cpu: bool) -> int:
     tokens, vocabulary = shape.prompts * shape.rows * shape.answer, backbone.head_weight.shape[0]
     chunk = 4 * vocabulary * chunk_size(tokens, vocabulary, None, on_cpu=on_cpu)
     if on_cpu and backbone.head_weight.element_size() < 4:
-        chunk += 4 * backbone.head_weight.numel()  # the CPU takes logits from a float32 copy of the head
+        chunk += 4 * min(CONVERTED_IDS, vocabulary) * backbone.head_weight.shape[1]
     return chunk
 
 

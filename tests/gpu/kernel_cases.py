@@ -304,8 +304,36 @@ def decode(
     assert_as_good_as(got, exact.to(dtype), exact, floor=2 * torch.finfo(dtype).eps)
 
 
+def head_of_many_rows(device: str, rows: int, backend: str) -> None:
+    """Forward and backward of the head's losses and log-probabilities, all rows in one chunk."""
+    torch.manual_seed(0)
+    given = [torch.randn(rows, 4, device=device), torch.randn(11, 4, device=device)]
+    target = torch.randint(0, 11, (rows,), device=device)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x, weight = (each.to(dtype, copy=True).requires_grad_() for each in given)
+        if dtype == torch.float64:
+            values = (x @ weight.T).log_softmax(-1).gather(1, target[:, None])[:, 0]
+            policy = -(values - values.detach()).exp().mean()
+            ce = -values.mean()
+        else:
+            more: dict[str, Any] = {"chunk_rows": rows, "backend": backend}
+            mask = torch.ones(1, rows, dtype=torch.bool, device=device)
+            policy, _, _ = linear_grpo_loss(
+                x[None], weight, target[None], advantages=torch.ones(1, device=device), mask=mask, **more
+            )
+            values = linear_logprobs(x, weight, target, **more)
+            ce = linear_cross_entropy(x, weight, target, **more)
+        loss = policy + 2 * ce + 5 * values.mean()
+        results.append([loss, *torch.autograd.grad(loss, (x, weight))])
+    for got, exact in zip(*results, strict=True):
+        error = (got.double() - exact).detach().norm() / exact.detach().norm()
+        assert error < 1e-4, f"relative error {float(error):.3g}"
+
+
 def many_rows(device: str, rows: int) -> None:
     """More rows than a grid's second axis has, for every kernel with a row to the program."""
+    head_of_many_rows(device, rows, "triton")
     torch.manual_seed(0)
     width, last = 64, slice(rows - 2, rows)
     hidden, target = (torch.randn(rows, width, device=device) for _ in range(2))

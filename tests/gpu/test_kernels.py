@@ -19,6 +19,7 @@ from fourdthinker.kernels import (
 )
 from tests.gpu import kernel_cases as cases
 from tests.unit.kernels.options import KINDS
+from tests.unit.kernels.test_loss_scale import OPS, check_gradients
 
 pytestmark = pytest.mark.gpu_only  # the interpreter lane runs the cases at its sizes
 CUDA = "cuda"
@@ -71,6 +72,12 @@ def test_given_logits(vocabulary, dtype):
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 def test_shared_prefix_decode(dtype):
     cases.decode(CUDA, 16, 8, 4096, 512, 128, dtype)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float16_gradients_under_a_loss_scale(op):
+    """65,536 itself is infinite in float16."""
+    check_gradients(op, 8_192.0, "triton", CUDA)
 
 
 def test_65537_rows():

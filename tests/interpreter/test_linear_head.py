@@ -10,6 +10,7 @@ from fourdthinker.kernels._head import FusedHead
 from fourdthinker.kernels._logits import in_memory_of
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
+from tests.unit.kernels.test_loss_scale import OPS, check_gradients
 
 OPTIONS = [{}, {"temperature": 0.7, "chunk_rows": 4}, {"softcap": 3.0, "temperature": 1.4}]
 
@@ -154,3 +155,22 @@ def test_very_negative_and_infinite_logits():
     torch.testing.assert_close(entropy, torch.tensor([2.0, 1.0]).log())
     got = head.grad_(z, torch.tensor([3, 0]), normaliser, entropy, torch.ones(2), torch.ones(2))
     torch.testing.assert_close(got, torch.tensor([[-0.5, 0, 0, 0.5, 0], [0.0, 0, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float16_gradients_keep_their_digits_until_the_loss_scale_comes(op):
+    check_gradients(op, 200_000.0, "triton")
+
+
+@pytest.mark.parametrize("softcap", [30.0, 1_000.0, 10_000.0])
+def test_a_wide_soft_cap_loses_no_digits(softcap):
+    """Within 1e-6, as the reference is: 2 sigmoid(2 y) - 1 instead of tanh was off by softcap * 7e-8."""
+    leaves, target, mask = case(300, 64, torch.float32, bias=False)
+    leaves[0], leaves[1] = leaves[0] * 0.3, leaves[1] * 0.3
+    got, want = (
+        linear_logprobs(
+            leaves[0].to(dtype), leaves[1].to(dtype), target, mask=mask, softcap=softcap, backend=backend
+        )
+        for dtype, backend in ((torch.float32, "triton"), (torch.float64, "torch"))
+    )
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)

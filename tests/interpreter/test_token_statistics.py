@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from fourdthinker.kernels import grpo_loss, linear_grpo_loss, linear_logprobs, logprobs
+from fourdthinker.kernels import (
+    cross_entropy,
+    grpo_loss,
+    linear_cross_entropy,
+    linear_grpo_loss,
+    linear_logprobs,
+    logprobs,
+)
 from tests.interpreter.numerics import assert_close
 from tests.unit.kernels.options import KINDS, with_options
 
@@ -135,6 +142,42 @@ def test_beside_the_loss_of_given_logits(backend):
     want = brute(logits.double(), target)[1:]
     for name, right in zip(("entropy", *MORE), want, strict=True):
         torch.testing.assert_close(metrics[name].double(), right[mask].mean(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=str)
+def test_beside_the_cross_entropies(options, backend):
+    """Means over the rows that count; asked for or not, loss and gradients are the same."""
+    leaves, target, mask = case()
+    labels = torch.where(mask, target, -100)
+    want = brute(scores(leaves, **options), target)
+    results, calls = [], []
+    for statistics in (False, True):
+        own = [leaf.clone().requires_grad_() for leaf in leaves]
+        more = options | {"bias": own[2] if options["bias"] else None}
+        made = linear_cross_entropy(
+            own[0], own[1], labels, chunk_rows=3, return_statistics=statistics, backend=backend, **more
+        )
+        loss = made[0] if statistics else made
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in own if leaf.grad is not None)])
+        calls.append(made)
+    for plain, with_statistics in zip(*results, strict=True):
+        assert torch.equal(plain, with_statistics)
+    logits = scores(leaves, options["bias"], options["softcap"], 1.0).float()
+    given = cross_entropy(
+        logits, labels, temperature=options["temperature"], return_statistics=True, backend=backend
+    )
+    for loss, found in (calls[1], given):
+        torch.testing.assert_close(loss.detach().double(), -want[0][mask].mean(), rtol=1e-5, atol=0)
+        for name, right in zip(("entropy", *MORE), want[1:], strict=True):
+            value = getattr(found, name)
+            assert not value.requires_grad
+            torch.testing.assert_close(value.double(), right[mask].mean(), rtol=1e-5, atol=1e-5)
+    nothing = linear_cross_entropy(
+        leaves[0], leaves[1], torch.full_like(labels, -100), return_statistics=True, backend=backend
+    )
+    assert [float(value) for value in nothing[1]] == [0.0] * 4
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])

@@ -282,7 +282,8 @@ def test_how_often_was_measured_in_the_readme():
 
 
 def test_errors_of_log_probabilities_in_the_readme():
-    largest = {row["candidate"]: row.get("largest") for row in load(ERRORS)["kernels errors"]["rows"]}
+    rows = [row for row in load(ERRORS)["kernels errors"]["rows"] if "logits" not in row]
+    largest = {row["candidate"]: row.get("largest") for row in rows}
     text = " ".join(page("README.md").split())
     assert f"are within {largest['ours']:.1e} of float64 on the same inputs; TRL's fused head" in text
     assert f"is within {largest['TRL fused head']:.1e} ([E][E]; 151,668 ids" in text

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fourdthinker.kernels import grpo_loss, grpo_token_loss, linear_grpo_loss, linear_logprobs
+from tests.gpu.kernel_cases import head_of_many_rows
 from tests.unit.kernels.memory import peak_bytes
 from tests.unit.kernels.options import KINDS, fits, with_options
 
@@ -244,6 +245,10 @@ def test_indices_are_checked_when_debugging(monkeypatch):
             linear_grpo_loss(**{**flat, "sequence_ids": ids, **changes})
 
 
+def test_more_rows_than_a_grid_has_on_its_second_axis():
+    head_of_many_rows("cpu", 65_537, "torch")
+
+
 def test_bad_input_is_named():
     (input, weight, _), target, mask, advantages, tensors = case()
 
@@ -270,6 +275,7 @@ def test_bad_input_is_named():
         ),
         ("sequence_ids is needed", {"sequence_ids": target}),
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
+        ("rows lists row 2 2 times; list each row once", {"rows": torch.tensor([2, 2])}),
         ("rows is on meta", {"rows": torch.zeros(1, dtype=torch.int64, device="meta")}),
         ("temperature is 0", {"temperature": 0.0}),
         ("input is torch.int64", {"input": input.long()}),

@@ -281,6 +281,10 @@ def test_bad_input_is_named():
             op(input, weight[:, :12], target)
         with pytest.raises(ValueError, match=r"target is \(2, 7\)"):
             op(input, weight, target[:2])
+        with pytest.raises(ValueError, match=r"weight \(29, 0\); hidden states need"):
+            op(input[..., :0], weight[:, :0], target.clamp(min=0))
+        with pytest.raises(ValueError, match=r"rows lists row 4 2 times; list each row once"):
+            op(input, weight, target.clamp(min=0), rows=torch.tensor([4, 1, 4]))
         with pytest.raises(ValueError, match="weight is on meta"):
             op(input, weight.to("meta"), target)
         with pytest.raises(ValueError, match=r"weight torch.float64; make all of them float64, or none"):
@@ -288,7 +292,7 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match=r"bias torch.float64; make all of them float64, or none"):
             op(input, weight, target.clamp(min=0), bias=bias.double())
     with pytest.raises(ValueError, match=r"ignore_index is 1.5; it must be an integer"):
-        linear_cross_entropy(input, weight, target, ignore_index=1.5)
+        linear_cross_entropy(input, weight, target, ignore_index=1.5)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="num_items is -1"):
         linear_cross_entropy(input, weight, target, num_items=-1)
     with pytest.raises(ValueError, match="mask and rows say the same thing"):
@@ -305,3 +309,21 @@ def test_logits_of_a_large_vocabulary_are_as_exact_in_pieces():
         made = Head(input, weight, bias, 0.7, 5.0).logits(input)
         exact = input.double() @ weight.double().T + (0.0 if bias is None else bias.double())
         torch.testing.assert_close(made.double(), (exact / 5).tanh() * 5 / 0.7, rtol=1e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [9_000, 40_000])
+def test_a_head_of_fewer_bits_is_never_copied_as_a_whole(vocabulary):
+    """4,096 ids are converted at a time, in one buffer; the backward of the log-probabilities as well."""
+    rows, width = 8, 256
+    input, weight = torch.randn(rows, width).bfloat16().requires_grad_(), torch.randn(vocabulary, width)
+    weight, target = weight.bfloat16(), torch.randint(0, vocabulary, (rows,))
+    chunk, converted = rows * vocabulary * 4, 4096 * width * 4
+    for run in (
+        lambda: linear_cross_entropy(input, weight, target).backward(),
+        lambda: linear_logprobs(input, weight, target).sum().backward(),
+    ):
+        assert peak_bytes(run) <= 1.3 * (chunk + converted) < 4 * weight.numel()
+    exact = input.detach().double().requires_grad_()
+    linear_logprobs(exact, weight.double(), target).sum().backward()
+    (gradient,) = torch.autograd.grad(linear_logprobs(input, weight, target).sum(), input)
+    assert (gradient.double() - exact.grad).norm() <= 2.0**-8 * exact.grad.norm()

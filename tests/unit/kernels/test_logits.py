@@ -213,7 +213,7 @@ def test_bad_input_is_named(monkeypatch):
         with pytest.raises(ValueError, match=message):
             logprobs(*arguments, **options)
     with pytest.raises(ValueError, match=r"ignore_index is 1\.5; it must be an integer"):
-        cross_entropy(logits, target, ignore_index=1.5)
+        cross_entropy(logits, target, ignore_index=1.5)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"target has values from -7 to \d+; they must be in \[0, 17\)"):
         cross_entropy(logits, torch.where(mask, -7, target))
     with pytest.raises(ValueError, match="num_items is inf"):

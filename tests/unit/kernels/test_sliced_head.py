@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DeviceMesh, DTensor, Shard, distribute_tensor, init_device_mesh
 
 from fourdthinker.kernels import GrpoOptions, linear_cross_entropy, linear_grpo_loss, linear_logprobs
 from tests.processes import run_ranks
@@ -55,6 +55,36 @@ def plain(op: Callable[..., Tensor], rank: int) -> tuple[Tensor, ...]:
     return loss.detach(), *(leaf.grad for leaf in leaves)  # type: ignore[misc]
 
 
+class Tied(nn.Module):
+    """Hidden states from the rows of the very matrix that the head multiplies with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(head()[0], freeze=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.tanh(self.table(ids))
+
+
+def tied_loss(op: Callable[..., Tensor], module: Tied, rank: int) -> Tensor:
+    target = data(rank)[1]
+    return op(module(target.flip(1)), module.table.weight, target, None)
+
+
+def tied(op: Callable[..., Tensor], rank: int, mesh: DeviceMesh) -> None:
+    """The gradient of a tied head is the mean over ranks of both parts, of the embedding and of the head."""
+    whole = Tied()
+    for other in range(RANKS):
+        (tied_loss(op, whole, other) / RANKS).backward()
+    sliced = Tied()
+    fully_shard(sliced, mesh=mesh)
+    tied_loss(op, sliced, rank).backward()
+    found, want = sliced.table.weight.grad, whole.table.weight.grad
+    assert isinstance(found, DTensor)
+    assert want is not None
+    torch.testing.assert_close(found.full_tensor(), want)
+
+
 def one_rank(rank: int, folder: Path) -> None:
     """In each of two processes: the ops on the weights of a sharded module, and on sliced columns."""
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -77,6 +107,7 @@ def one_rank(rank: int, folder: Path) -> None:
             torch.testing.assert_close(parameter.grad.full_tensor(), mean)
         frozen = distribute_tensor(head()[0], mesh, [Shard(1)])
         torch.testing.assert_close(op(hidden, frozen, target, head()[1]), want[rank][0])
+        tied(op, rank, mesh)
     with pytest.raises(ValueError, match=r"input is a DTensor; pass input.to_local\(\)"):
         linear_logprobs(distribute_tensor(hidden.detach(), mesh, [Shard(0)]), head()[0], target)
 

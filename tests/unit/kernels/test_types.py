@@ -27,6 +27,9 @@ values, entropies = linear_logprobs(x, x[0], x[0].long(), return_entropy=True)
 values, entropies = logprobs(x, x[0].long(), return_entropy=True)
 reveal_type(entropies)
 logprobs(x, x[0].long(), return_entropy=True).mean()
+chosen = bool(values.numel())
+reveal_type(linear_logprobs(x, x[0], x[0].long(), return_entropy=chosen, return_statistics=chosen))
+reveal_type(logprobs(x, x[0].long(), return_entropy=chosen, return_statistics=chosen))
 """
 
 
@@ -55,4 +58,5 @@ def test_callers_see_real_signatures(tmp_path):
     assert 'Unexpected keyword argument "epsilom" for "GrpoOptions"' in said, said
     assert 'Revealed type is "torch._tensor.Tensor"' in said, said
     assert '"tuple[Tensor, Tensor]" has no attribute "mean"' in said, said
+    assert said.count("Tensor] | tuple[torch._tensor.Tensor, tuple[") == 2, said  # flags of no known value
     assert "Found 3 errors" in said, said
