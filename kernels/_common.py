@@ -222,3 +222,12 @@ def check_range(
     smallest, largest = int(values.min()), int(values.max())
     if smallest < low or largest >= high:
         raise ValueError(f"{name} has values from {smallest} to {largest}; they must be in [{low}, {high})")
+
+
+def check_distinct(name: str, indices: Tensor) -> None:
+    """Raise ``ValueError`` where one of the ``indices`` [M], 0 or more, comes twice; as ``check_range``."""
+    if indices.numel() == 0 or not (debugging() or readable(indices)):
+        return
+    times = torch.bincount(indices)
+    if int(times.max()) > 1:
+        raise ValueError(f"{name} has {int(times.argmax())} {int(times.max())} times; pass each index once")

@@ -307,7 +307,7 @@ class FusedHead(Head):
         # The interpreter runs on the CPU, where low-precision matmuls do not accumulate as a GPU's do.
         self.dtype = input.dtype if input.is_cuda else torch.float32
         self.weight = weight.to(self.dtype)
-        self.bias = bias
+        self.bias = None if bias is None else bias.contiguous()  # the kernels read it as it lies in memory
         self.temperature = temperature
         self.softcap = softcap
         self.memory = None

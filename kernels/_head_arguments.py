@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from ._common import (
+    check_distinct,
     check_floating,
     check_integer,
     check_number,
     check_range,
     check_temperature,
     check_tensors,
-    debugging,
-    readable,
     use_triton,
 )
 
@@ -146,12 +145,7 @@ def check_rows(rows: Tensor, target: Tensor) -> None:
     if rows.device != target.device:
         raise ValueError(f"rows is on {rows.device} but target is on {target.device}; move one of them")
     check_range("rows", rows, 0, target.numel())
-    if rows.numel() and (debugging() or readable(rows)):
-        times = torch.bincount(rows)
-        if int(times.max()) > 1:
-            raise ValueError(
-                f"rows lists row {int(times.argmax())} {int(times.max())} times; list each row once"
-            )
+    check_distinct("rows", rows)
 
 
 def gather(x: Tensor, target: Tensor, chosen: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

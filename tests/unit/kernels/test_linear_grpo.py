@@ -275,7 +275,7 @@ def test_bad_input_is_named():
         ),
         ("sequence_ids is needed", {"sequence_ids": target}),
         (r"target is \(4, 5\)", {"target": target[:, :5]}),
-        ("rows lists row 2 2 times; list each row once", {"rows": torch.tensor([2, 2])}),
+        ("rows has 2 2 times; pass each index once", {"rows": torch.tensor([2, 2])}),
         ("rows is on meta", {"rows": torch.zeros(1, dtype=torch.int64, device="meta")}),
         ("temperature is 0", {"temperature": 0.0}),
         ("input is torch.int64", {"input": input.long()}),

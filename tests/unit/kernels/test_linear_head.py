@@ -283,7 +283,7 @@ def test_bad_input_is_named():
             op(input, weight, target[:2])
         with pytest.raises(ValueError, match=r"weight \(29, 0\); hidden states need"):
             op(input[..., :0], weight[:, :0], target.clamp(min=0))
-        with pytest.raises(ValueError, match=r"rows lists row 4 2 times; list each row once"):
+        with pytest.raises(ValueError, match=r"rows has 4 2 times; pass each index once"):
             op(input, weight, target.clamp(min=0), rows=torch.tensor([4, 1, 4]))
         with pytest.raises(ValueError, match="weight is on meta"):
             op(input, weight.to("meta"), target)
