@@ -1,12 +1,13 @@
 """Labels of motion against what was asked for: from true and from estimated geometry, and on real frames.
 
     python -m bench geometry [truth] [--scenes 200] [--save]
-    python -m bench geometry estimated [--scenes 40] [--masks motion|truth] [--clips FOLDER] [--save]
+    python -m bench geometry estimated [--scenes 26] [--first 0] [--masks motion|truth] [--clips DIR] [--save]
     python -m bench geometry fox --folder FOLDER [--estimator opencv|colmap] [--save]
 
 `estimated` renders each scene at 480x480 and 30 frames a second, encodes it as H.264, decodes it, takes as
 many frames a second as synthesis does, and knows neither lens nor poses. With `--clips` rendered scenes are
-kept there for the next run. `fox` wants a folder with transforms.json and images.
+kept there for the next run. `--first` is the number of the first scene: settings were chosen on scenes 0 to
+25, so that those from 26 on are new to them. `fox` wants a folder with transforms.json and images.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def estimated(options: argparse.Namespace) -> Table:
     step = max(1, round(options.fps / SynthSettings().analysis_fps))
     with tempfile.TemporaryDirectory() as name:
         folder = options.clips or Path(name)
-        for seed in range(options.scenes):
+        for seed in range(options.first, options.first + options.scenes):
             scene = make_scene(seed, fps=options.fps, size=options.size)
             frames, true = filmed(scene, folder / f"{seed:03d}-{options.size}-{options.fps:g}.mp4")
             frames, true, times = frames[::step], true[::step], scene.world.seconds[::step]
@@ -266,6 +267,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench geometry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("truth", "estimated", "fox"), default="truth")
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--masks", choices=("truth", "motion"), default="motion")
     parser.add_argument("--clips", type=Path)
     parser.add_argument("--size", type=int, default=480)
@@ -285,6 +287,7 @@ def main(argv: list[str]) -> int:
             name += (
                 f", masks by {options.masks}, {options.scenes} scenes of {options.size} at {options.fps:g}"
             )
+            name += f", from {options.first}" if options.first else ""
     for line in lines:
         log.info("%s", line)
     if options.save:
