@@ -93,7 +93,11 @@ def test_latents_of_a_benchmark(folder: Path, tmp_path: Path, capsys: pytest.Cap
     command += ["--modes", "zero", "--max-new-tokens", "2", "--out", str(tmp_path), "--device", "cpu"]
     assert cli.main(command) == 0
     found = json.loads((tmp_path / "latents.json").read_text())
-    assert (found["questions"], list(found["modes"])) == (QUESTIONS, ["own", "zero"])
+    assert (found["questions"], found["asked"]) == (QUESTIONS + 1, QUESTIONS)
+    assert list(found["modes"]) == ["own", "zero"]
+    for row in found["modes"].values():
+        assert (row["n"], row["answered"]["n"]) == (QUESTIONS + 1, QUESTIONS)
+        assert row["accuracy"] * row["n"] == pytest.approx(row["answered"]["accuracy"] * QUESTIONS)
     assert list(found["failed"]) == [f"real/validation_{QUESTIONS}"]
     assert "zero" in capsys.readouterr().out
 
