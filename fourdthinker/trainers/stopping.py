@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class StopOnSignal(TrainerCallback):
         self._asked: float | None = None  # when the first signal came, by `time.monotonic`
         self._training = False
         self._interruptible = False
+        self._take: Callable[[int, Any], None] | None = None  # the handler, while this listens
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,8 +68,8 @@ class StopOnSignal(TrainerCallback):
                     signal.signal(each, handler)
                 os.kill(os.getpid(), number)
 
-        for number in SIGNALS:
-            signal.signal(number, take)
+        self._take = take
+        self._take_signals()
         try:
             yield
         except EndBeforeTraining:
@@ -76,7 +77,14 @@ class StopOnSignal(TrainerCallback):
         except BaseException:
             _restore(before)
             raise
+        finally:
+            self._take = None
         _restore(before)
+
+    def _take_signals(self) -> None:
+        if self._take is not None and threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._take)
 
     def interrupt(self) -> None:
         """From now on a signal ends this process at once, and one that came before does so now.
@@ -93,6 +101,8 @@ class StopOnSignal(TrainerCallback):
     def begin(self, args: TrainingArguments) -> None:
         """From now on a signal waits for the end of an update; collective.
 
+        The signals are taken once more: `ray.init` has a handler of its own, which ends the process.
+
         Args:
             args: of Trainer, for the device and the number of processes.
 
@@ -100,6 +110,7 @@ class StopOnSignal(TrainerCallback):
             EndBeforeTraining: on every rank, where one has a signal that did not end it.
         """
         self._training, self._interruptible = True, False
+        self._take_signals()
         if self._asked_any(args):
             raise EndBeforeTraining
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
+import sys
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +46,11 @@ class FakeRay:
         self.samples = 0
         self.killed = 0
         self.left = False
+
+    def join(self, option: str) -> tuple[FakeRay, bool]:
+        """As `join_cluster`: `ray.init` takes SIGTERM."""
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        return self, True
 
     def remote(self, **options: Any) -> Callable[[type], Any]:
         assert options == {"num_cpus": 1, "num_gpus": 0, "max_restarts": 0}

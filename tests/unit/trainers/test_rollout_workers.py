@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Collection
 from dataclasses import replace
@@ -202,7 +204,7 @@ def train(
     with monkeypatch.context() as patch:
         patch.setattr(GrpoTrainer, "_make_replay", spy)
         patch.setattr("fourdthinker.trainers.grpo.import_ray", lambda option: ray)
-        patch.setattr(rollout_workers, "join_cluster", lambda option: (ray, True))
+        patch.setattr(rollout_workers, "join_cluster", ray.join)
         made: Checkpoint = tiny_checkpoint(hidden=32, layers=1)
         values = GRPO | {"output_dir": str(folder), "rewards": [f"{reward.__module__}:{reward.__name__}"]}
         train_grpo(make_config(GrpoConfig, values | extra), checkpoint=made, prompts=recorded(made, 16))
@@ -233,6 +235,27 @@ def test_a_run_with_workers_is_the_run_without_and_goes_on_alike(
     (tmp_path / "remote" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
     train(tmp_path / "remote", monkeypatch, FakeRay(), resume_from_checkpoint="auto", **options)
     assert [line["loss"] for line in metrics(tmp_path / "remote")] == [line["loss"] for line in lines]
+
+
+ENDED: list[str] = []  # texts of the run that was sent a signal
+
+
+def ended(text: str, record: Any, tokens: Any) -> float:
+    if not ENDED:
+        os.kill(os.getpid(), signal.SIGTERM)
+    ENDED.append(text)
+    return varied(text, record, tokens)
+
+
+def test_a_signal_in_an_update_saves_it_though_ray_takes_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    ENDED.clear()
+    train(tmp_path, monkeypatch, FakeRay(), ended, rollout_workers=1)
+    assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
+    assert not (tmp_path / "final").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_updates_are_sampled_ahead_by_weights_of_bounded_age(
