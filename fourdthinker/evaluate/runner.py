@@ -108,12 +108,8 @@ def evaluate(
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         if latents in OF_OWN and len(done) < len(records):
             asking.feeds.own = own if own is not None else asking.own(items.batches({}, batch_prompts))
-            if latents == "shuffle" and (moved := asking.feeds.moved()) < len(asking.feeds.own):
-                log.warning(
-                    "shuffle changes %d of %d answers: others have no two latents",
-                    moved,
-                    len(asking.feeds.own),
-                )
+            if latents == "shuffle" and (moved := asking.feeds.moved()) < (every := len(asking.feeds.own)):
+                log.warning("shuffle changes %d of %d answers: others have no two latents", moved, every)
         for batch in items.batches(done, batch_prompts):
             answered = [item for item in batch if isinstance(item, AnsweredQuestion)]
             answered += asking.answer([item for item in batch if not isinstance(item, AnsweredQuestion)])
@@ -125,17 +121,20 @@ def evaluate(
             bar.update(task, completed=len(done))
         if book:
             book.finish(record.id for record in records)
-    failed = [q for q in (done[r.id] for r in records) if q.failed]
-    if failed:
+    questions = tuple(done[record.id] for record in records)
+    _warn_of_failed(name, questions)
+    return EvalResult(name, questions, n, greedy, settings, before + time.perf_counter() - started)
+
+
+def _warn_of_failed(name: str, questions: Sequence[AnsweredQuestion]) -> None:
+    if failed := [question.failed for question in questions if question.failed]:
         log.warning(
             "%s: %d of %d questions have no answer and count as wrong; first: %s",
             name,
             len(failed),
-            len(records),
-            failed[0].failed,
+            len(questions),
+            failed[0],
         )
-    questions = tuple(done[record.id] for record in records)
-    return EvalResult(name, questions, n, greedy, settings, before + time.perf_counter() - started)
 
 
 def _done(book: Journal, items: PromptBatches) -> dict[str, AnsweredQuestion]:

@@ -153,14 +153,14 @@ class CameraTrack:
         poses[:, :3, :3] = self.rotations[left] @ rotations_of(step * share[:, None])
         poses[:, :3, 3] = _mixed(self.centres, left, right, share)
         given = self.intrinsics
-        away = np.minimum(np.abs(times - self.times[left]), np.abs(times - self.times[right]))
+        apart = np.minimum(np.abs(times - self.times[left]), np.abs(times - self.times[right]))
         sure = np.minimum(self.confidence[left], self.confidence[right])
         return replace(
             self,
             times=times,
             poses=poses,
             intrinsics=None if given is None else _mixed(given, left, right, share),
-            confidence=np.where(away <= REACH + 1e-6, sure, 0.0),
+            confidence=np.where(apart <= REACH + 1e-6, sure, 0.0),
         )
 
 

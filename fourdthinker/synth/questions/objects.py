@@ -117,7 +117,7 @@ def _box_direction(
         answer=str(item.direction),
         start=start,
         end=end,
-        pool=f"object_direction_by_box {place(box)}",
+        pool=f"object_direction_by_box {stratum(box)}",
         support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
         evidence=(_ITSELF.get(str(item.direction)) or f"in the scene it moves {item.direction}",),
         bbox=box,
@@ -139,10 +139,10 @@ def box_near(track: ObjectTrack, instant: float) -> tuple[float, Box] | None:
     return None
 
 
-def place(box: Box) -> str:
+def stratum(box: Box) -> str:
     """Which ninth of the frame a box is in, and how large it is: a question with it has options of its like.
 
-    What moves and what rests are seen in unlike places, so answers are balanced in each place apart.
+    What moves and what rests are seen in unlike positions, so answers are balanced in each stratum apart.
     """
     left, top, right, bottom = box
     size = math.log((right - left) * (bottom - top)) / 2

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, join_runs, seconds
-from fourdthinker.synth.questions.objects import box_near, box_text, called, named, place, span_of
+from fourdthinker.synth.questions.objects import box_near, box_text, called, named, span_of, stratum
 from fourdthinker.synth.questions.phrases import put, viewpoint_phrases
 from fourdthinker.synth.questions.views import (
     Array,
@@ -51,7 +51,7 @@ def viewpoint_questions(facts: Facts, rng: np.random.Generator) -> list[Question
 
     Returns:
         Questions; a camera, which mostly sees what is in front of it, has other pools than an object, and an
-        object one for each place of its box.
+        object one for each position of its box.
     """
     items = named(facts)
     viewers: list[tuple[Viewer, ObjectTrack | None]] = [(camera_viewer(facts.camera), None)]
@@ -90,7 +90,7 @@ def _of_pair(
             return
         who = plain_name(track.name)
         name = f"{called(track)} with bounding box {box_text(box[1])} at {seconds(box[0])}"
-        pool = f"from an object {place(box[1])}"
+        pool = f"from an object {stratum(box[1])}"
     instants = spread(start, end, PARTS + 1)
     other = others[0] if others else None
     kinds: dict[str, Callable[[], Answer | None]] = {

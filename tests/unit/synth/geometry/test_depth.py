@@ -156,7 +156,9 @@ def test_size_says_how_the_distance_changes_where_the_camera_stays():
     np.testing.assert_allclose(
         np.linalg.norm(found.positions - camera.centres, axis=1), far / far[0], rtol=0.1
     )
-    assert object_direction(found, replace(camera, metric=False), 0, end) == "away from the camera"
+    unscaled = replace(camera, metric=False)
+    assert object_direction(found, unscaled, 0, end) is None  # a part of it is hidden in the first frame
+    assert object_direction(found, unscaled, 0.25, end) == "away from the camera"
 
 
 def test_a_mask_of_which_a_part_is_hidden_is_not_trusted():
