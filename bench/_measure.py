@@ -139,6 +139,7 @@ def peak_allocated(call: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.collect()  # what is dropped within the block was not made in it
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         kept = call()
     del kept

@@ -14,6 +14,7 @@ from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.frames import FramePolicy, iterate_frames, probe
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.geometry import (
+    Calibration,
     Depth,
     Estimate,
     aligned,
@@ -23,7 +24,7 @@ from fourdthinker.synth.geometry import (
     stereo_depth,
 )
 from fourdthinker.synth.geometry.conventions import intrinsic_matrix
-from fourdthinker.synth.inputs import Candidate
+from fourdthinker.synth.inputs import Candidate, unfit
 from fourdthinker.synth.tracks import Array, CameraTrack
 
 if TYPE_CHECKING:
@@ -127,26 +128,29 @@ def lens_of(context: Context) -> Array | None:
 
 
 def check_calibrations(found: Sequence[Candidate]) -> None:
-    """Whether each video that a calibration is given with has the aspect that it is for.
+    """Whether calibrations are some, and each video that one is given with has the aspect that it is for.
 
     Args:
-        found: all that is to be read; what is no video is left to the ingest stage.
+        found: all that is to be read; what is refused or no video is left to the ingest stage.
 
     Raises:
-        ConfigError: a video of another aspect.
+        ConfigError: a calibration that cannot be, or a video of another aspect.
     """
+    known: dict[str, Calibration] = {}  # one rig films many clips
     for candidate in found:
-        if "calibration" not in candidate.row:
+        path = candidate.row.get("calibration")
+        if path is None or unfit(candidate) is not None:
             continue
         try:
+            if path not in known:
+                known[path] = read_calibration(path)
             held = probe(candidate.path)
-        except (ValueError, OSError):  # a FourdError, or a path that cannot be one
-            continue
-        rows, columns = held.size[::-1] if held.orientation.transposed else held.size
-        try:
-            read_calibration(candidate.row["calibration"]).check_size((columns, rows), candidate.shown)
+            rows, columns = held.size[::-1] if held.orientation.transposed else held.size
+            known[path].check_size((columns, rows), candidate.shown)
         except GeometryError as error:
-            raise ConfigError(f"calibration: {error}") from error
+            raise ConfigError(f"{candidate.shown}: calibration: {error}") from error
+        except (ValueError, OSError):  # no video
+            continue
 
 
 def _focal(context: Context) -> float:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourdthinker.errors import ConfigError, GeometryError
+from fourdthinker.errors import ConfigError
 from fourdthinker.files import parse_json, read_regular
 from fourdthinker.synth.digests import file_digest
-from fourdthinker.synth.geometry import read_calibration
 from fourdthinker.synth.geometry.calibration import FARTHEST
 from fourdthinker.synth.journal import Journal
 
@@ -84,7 +83,7 @@ class Refused:
 class Candidate:
     """A path or scene that an input names, before it is opened.
 
-    `root` confines links, if there is one.
+    `root` confines links, if there is one, and `beside` the files that are read beside the video.
     """
 
     path: Path
@@ -92,6 +91,7 @@ class Candidate:
     root: Path | None = None
     scene: int | None = None
     row: dict[str, Any] = field(default_factory=dict)
+    beside: Path | None = None
 
 
 def candidates(inputs: Sequence[str]) -> list[Candidate]:
@@ -132,21 +132,23 @@ def candidates(inputs: Sequence[str]) -> list[Candidate]:
     return list(reversed(unique.values()))
 
 
-def scene_groups(found: Sequence[Candidate], journal: Journal) -> dict[str, str]:
+def scene_groups(found: Sequence[Candidate], journal: Journal, timeout: float = math.inf) -> dict[str, str]:
     """What films the same, as pairs of left and right say, also through copies under other names.
 
     Args:
         found: of `candidates`.
         journal: remembers digests.
+        timeout: seconds for hashing one file.
 
     Returns:
         Digest of a view -> the least digest of all views that pairs connect it with.
     """
     groups: dict[str, set[str]] = {}
     for candidate in found:
-        if "right" in candidate.row and _unfit(candidate) is None:
+        if "right" in candidate.row and unfit(candidate) is None:
             try:
-                pair = [file_digest(path, journal) for path in (candidate.path, Path(candidate.row["right"]))]
+                views = candidate.path, Path(candidate.row["right"])
+                pair = [file_digest(path, journal, timeout) for path in views]
             except OSError:
                 continue  # said when it is opened
             together = set(pair).union(*(groups.get(digest, ()) for digest in pair))
@@ -179,7 +181,7 @@ def open_candidate(
         return Source(name, "", digest, digest, candidate.shown, scene=candidate.scene)
     stem, path = _safe(candidate.path.stem), candidate.path
     try:
-        reason = _unfit(candidate)
+        reason = unfit(candidate)
         if reason is None:
             own = file_digest(path, journal, timeout)
             extra = {file.name: file_digest(file, journal, timeout) for file in _files(candidate.row)}
@@ -224,7 +226,7 @@ def _folder(path: Path) -> Iterator[Candidate]:
             notes = path / "annotations" / file.relative_to(top).with_suffix("")
             if (notes / "poses.npy").exists():
                 row = {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
-        yield Candidate(file, str(file), path, row=row)
+        yield Candidate(file, str(file), top, row=row, beside=path / "annotations")
 
 
 def _manifest(path: Path) -> Iterator[Candidate]:
@@ -242,7 +244,6 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         raise ConfigError(f"{path}: not a manifest ({error}); write one object a line, or CSV") from error
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path}: holds no rows; write one video a line, under the key video")
-    calibrations: set[str] = set()
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         if not isinstance(row, dict) or not isinstance(row.get("video"), str) or not row["video"]:
@@ -266,17 +267,7 @@ def _manifest(path: Path) -> Iterator[Candidate]:
         for key in _FILES:
             if key in row:
                 row[key] = str(path.parent / str(row[key]))
-        if (
-            "calibration" in row
-            and row["calibration"] not in calibrations  # one rig films many clips
-            and _inside(row["calibration"], path.parent)  # the row is refused otherwise, by name
-        ):
-            calibrations.add(row["calibration"])
-            try:
-                read_calibration(row["calibration"])
-            except GeometryError as error:
-                raise ConfigError(f"{where}: calibration: {error}") from error
-        yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row)
+        yield Candidate(path.parent / row["video"], row["video"], path.parent, row=row, beside=path.parent)
 
 
 def _check_stereo(row: dict[str, Any], where: str) -> None:
@@ -335,8 +326,15 @@ def _files(row: dict[str, Any]) -> list[Path]:
     return found
 
 
-def _unfit(candidate: Candidate) -> str | None:
-    """Why a candidate is no video, or its row of no use, as far as can be told without opening any file."""
+def unfit(candidate: Candidate) -> str | None:
+    """Why a candidate is no video, or its row of no use, as far as can be told without opening any file.
+
+    Args:
+        candidate: of `candidates`.
+
+    Returns:
+        The reason, or None.
+    """
     path, root = candidate.path, candidate.root
     if wrong := _unwritable(candidate):
         return wrong
@@ -353,8 +351,8 @@ def _unfit(candidate: Candidate) -> str | None:
     if not status.st_size:
         return "empty file"
     for file in _files(candidate.row):
-        if root is not None and not _inside(file, root):
-            return f"{_role(candidate, file)}: {file} lies outside {root}"
+        if candidate.beside is not None and not _inside(file, candidate.beside):
+            return f"{_role(candidate, file)}: {file} lies outside {candidate.beside}"
         if not file.exists():
             return f"{_role(candidate, file)}: no file {file.name}"
         if not file.is_file():  # a pipe would be waited for
@@ -408,4 +406,4 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:40] or "video"
 
 
-__all__ = ["Candidate", "Refused", "Source", "candidates", "open_candidate", "scene_groups"]
+__all__ = ["Candidate", "Refused", "Source", "candidates", "open_candidate", "scene_groups", "unfit"]

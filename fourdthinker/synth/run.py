@@ -98,7 +98,7 @@ class _Run:
     def jobs(self, found: Sequence[Candidate]) -> Iterator[Job]:
         """Jobs of all sources, in order; each file is hashed when its turn comes."""
         digests: dict[str, str] = {}
-        groups = scene_groups(found, self.journal)
+        groups = scene_groups(found, self.journal, self.options.timeout)
         for candidate in found:
             source = open_candidate(candidate, self.journal, self.settings.seed, groups, self.options.timeout)
             if isinstance(source, Source) and source.digest in digests:

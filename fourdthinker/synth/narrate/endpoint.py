@@ -193,10 +193,15 @@ class Endpoint:
             return self._status(error), False
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError) as error:
             if late.is_set() or isinstance(error, openai.APITimeoutError):
-                return f"no whole reply within {self.settings.timeout_s:g} s", True
+                sent = not isinstance(error.__cause__, httpx2.ConnectTimeout)
+                return f"no whole reply within {self.settings.timeout_s:g} s", sent
             if isinstance(error, openai.APIConnectionError):
                 return f"no connection ({error.__cause__ or error})", False
             return f"the reply broke off ({error})", True
+        except (ValueError, ImportError) as error:  # a key, host or proxy that HTTP cannot have
+            raise ConfigError(
+                f"the endpoint cannot be asked ({error}); check {_ENVIRONMENT}, and HTTPS_PROXY if it is set"
+            ) from error
 
     def _stream(self, request: dict[str, Any], late: threading.Event) -> bytes | str:
         """The bytes of a reply, or why there is none.

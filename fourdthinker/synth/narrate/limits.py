@@ -82,18 +82,21 @@ class Budget:
         """
         most = self._price(tokens_in, tokens_out)
         with self._changed:
+            while (
+                self._most_money is not None
+                and self._reserved
+                and self.spent + self._reserved + most > self._most_money
+            ):
+                self._changed.wait()
             if self._most_calls is not None and self.calls >= self._most_calls:
                 raise BudgetError(
                     f"{self.calls} calls are made, as many as max_calls allows; raise it to go on"
                 )
-            if self._most_money is not None:
-                while self._reserved and self.spent + self._reserved + most > self._most_money:
-                    self._changed.wait()
-                if self.spent + most > self._most_money:
-                    raise BudgetError(
-                        f"{self.spent:.4g} is spent of a budget of {self._most_money:g}, and a call may cost "
-                        f"{most:.4g}; raise budget to go on"
-                    )
+            if self._most_money is not None and self.spent + most > self._most_money:
+                raise BudgetError(
+                    f"{self.spent:.4g} is spent of a budget of {self._most_money:g}, and a call may cost "
+                    f"{most:.4g}; raise budget to go on"
+                )
             self.calls += 1
             self._reserved += most
 

@@ -97,7 +97,7 @@ def narrate(question: Question, facts: Facts, instants: Sequence[float], seed: i
         return text[:1].upper() + text[1:]
 
     name = question.support.object
-    thing = "the scene" if name is None else name if name.startswith("the ") else f"the {name}"
+    thing = "the scene" if name is None else name if name.lower().startswith("the ") else f"the {name}"
     start, end = _asked(question)
     parts = [say(_WHEN if start < end else _AT, start=seconds(start), end=seconds(end))]
     if question.type == "camera":

@@ -21,12 +21,19 @@ _TOLD = re.compile(
 )
 # What a reasoning says that the answer is, up to the end of the line.
 _CLAIM = re.compile(
-    r"\b(?:answer|option|choice|label)(?:\s+(?:is|must be|should be|would be|has to be))?[\s:]+(?=(.{1,80}))",
+    r"\b(?:answer|option|choice|label)(?:\s+(?:is|must be|should be|would be|has to be)|:)\s+"
+    r"(?:(?:therefore|thus|hence|then|clearly|surely|option)[,:]?\s+)?(?=([^\n]{1,80}))",
+    re.IGNORECASE,
+)
+# The letter that its last sentence comes to.
+_END = re.compile(
+    r"\b(?:is|be|fits?|choose|pick|take|select|hence|thus|therefore|so|means|answer)[,:]?\s+"
+    r"(?:(?:option|answer)\s+)?[\"'(*]*([A-Z])(?![\w'])",
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"[\"'(*]*([A-Z])(?![\w'])")  # in capitals: "a" is an article
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(?:s|sec|seconds?)\b", re.IGNORECASE)
-_ABOUT = r"(?:about|around|roughly|approximately|nearly|~)?\s*"
+_TIME = re.compile(r"\bat (\d+(?:\.\d+)?)\s*(?:s|sec|seconds?)\b[^.;]{0,12}$", re.IGNORECASE)
+_ABOUT = r"(?:about|around|roughly|approximately|approx\.?|nearly|~|≈)?\s*"
 _UNITS = {"m": "(?:m|met(?:re|er)s?)", "degrees": "(?:degrees?|deg|°)"}
 
 
@@ -55,7 +62,7 @@ def fault(text: str, question: Question, overlays: int) -> str | None:
         return f"the reasoning has {length} characters, not {SHORTEST} to {LONGEST}"
     return (
         _imagery_fault(thought, text, overlays)
-        or _told(thought)
+        or _told(thought, question)
         or _claim_fault(thought, question)
         or _answer_fault(answer, question)
     )
@@ -67,16 +74,19 @@ def _imagery_fault(thought: str, text: str, overlays: int) -> str | None:
         return f"{text.count(IMAGERY)} {IMAGERY} for {overlays} overlays"
     if found and found[-1] - found[0] > (APART + len(IMAGERY)) * overlays:
         return f"the {IMAGERY} do not stand together"
-    named = [_TIME.findall(before[-60:]) for before in thought.split(IMAGERY)[:-1]]
-    times = [float(numbers[-1]) for numbers in named if numbers]
+    named = [_TIME.search(before) for before in thought.split(IMAGERY)[:-1]]
+    times = [float(time[1]) for time in named if time]
     if times != sorted(times):
         return f"the times of the {IMAGERY} are not in order"
     return None
 
 
-def _told(thought: str) -> str | None:
-    told = _TOLD.search(thought)
-    return f"speaks of {told[0]!r}, which it could not know from the video" if told else None
+def _told(thought: str, question: Question) -> str | None:
+    asked = normalised(" ".join([question.text, question.support.object or "", *question.options.values()]))
+    for told in _TOLD.finditer(thought):
+        if normalised(told[0]) not in asked:  # a face mask may be what the question is about
+            return f"speaks of {told[0]!r}, which it could not know from the video"
+    return None
 
 
 def _answer_fault(answer: str, question: Question) -> str | None:
@@ -95,18 +105,26 @@ def _answer_fault(answer: str, question: Question) -> str | None:
 
 
 def _claim_fault(thought: str, question: Question) -> str | None:
-    """A reasoning that comes to another answer than the one that stands below it."""
-    for claim in _CLAIM.finditer(thought):
-        told = claim[1]
-        if question.options:
-            found = _claimed(told, question)
-            if found not in (None, question.letter):
-                return f"the reasoning comes to {found}, and geometry says {question.letter}"
-        elif question.value is not None:
-            number = _number(told, question, whole=False)
-            if number is not None and not _is_value(number, question):
-                return f"the reasoning comes to {told[:60]!r}, and geometry says {question.answer!r}"
+    """Why a reasoning comes to another answer than the one below it; what it says last counts."""
+    claims = [claim[1] for claim in _CLAIM.finditer(thought) if _is_claim(claim[1])]
+    if question.options:
+        found = [letter for claim in claims if (letter := _claimed(claim, question))]
+        last = _END.findall(re.split(r"(?<=[a-z0-9)%°][.!?])\s+", thought.strip())[-1])
+        found += [letter for letter in last if letter in question.options]
+        if found and found[-1] != question.letter:
+            return f"the reasoning comes to {found[-1]}, and geometry says {question.letter}"
+    elif question.value is not None:
+        numbers = [(claim, _number(claim, question, whole=False)) for claim in claims]
+        told = [(claim, number) for claim, number in numbers if number is not None]
+        if told and not _is_value(told[-1][1], question):
+            return f"the reasoning comes to {told[-1][0][:60]!r}, and geometry says {question.answer!r}"
     return None
+
+
+def _is_claim(told: str) -> bool:
+    """Not a question, and nothing that is ruled out."""
+    sentence = re.split(r"(?<=[.!?])\s", told)[0]
+    return not sentence.endswith("?") and not re.match(r"(?:not|never|no)\b", told, re.IGNORECASE)
 
 
 def _claimed(told: str, question: Question) -> str | None:
@@ -128,7 +146,11 @@ def _number(text: str, question: Question, *, whole: bool = True) -> float | Non
     """The number that a text is, its unit left out or not, or that it begins with, its unit behind it."""
     unit = _UNITS.get(question.unit, re.escape(question.unit))
     number = rf"{_ABOUT}([-+]?\d+(?:\.\d+)?)\s*{unit}"
-    found = re.fullmatch(rf"{number}?\.?", text, re.I) if whole else re.match(rf"{number}(?!\w)", text, re.I)
+    found = (
+        re.fullmatch(rf"{number}?\.?", text.strip(" *"), re.I)
+        if whole
+        else re.match(rf"{number}(?!\w)", text, re.I)
+    )
     return float(found[1]) if found else None
 
 

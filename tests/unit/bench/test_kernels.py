@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -294,6 +295,10 @@ def test_names_and_unknown_names(caplog):
 
 def test_peak_memory_and_order():
     assert measure.peak_allocated(lambda: torch.ones(1000, 1000)) == 4_000_000
+    former: list[object] = [torch.ones(1000, 1000)]
+    former.append(former)  # garbage that the collector alone finds
+    del former
+    assert measure.peak_allocated(lambda: (torch.ones(1000, 1000), gc.collect())[0]) == 4_000_000
     assert 35e6 < measure.peak_rss(lambda: torch.ones(10_000_000)) < 60e6
     order: list[str] = []
     taken = measure.interleaved({n: lambda n=n: order.append(n) for n in "abc"}, repeats=3, warmup=1)

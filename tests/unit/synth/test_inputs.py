@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fourdthinker.errors import ConfigError
+from fourdthinker.synth.depths import check_calibrations
 from fourdthinker.synth.inputs import Refused, Source, candidates, open_candidate, scene_groups
 from fourdthinker.synth.journal import Journal
 from fourdthinker.synth.plan import plan
@@ -109,7 +110,6 @@ def test_a_manifest(videos: Path, tmp_path: Path) -> None:
         ('{"path": "b.mp4"}', "row 1: no video"),
         ('{"video": "b.mp4", "calibration": "c.json"}', "row 1: no right; stereo is"),
         ('{"video": "b.mp4", "right": "c", "calibration": "c", "focal": 1}', "row 1: also focal; stereo is"),
-        ('{"video": "b.mp4", "right": "c", "calibration": "c"}', "row 1: calibration: .*c: cannot be read"),
         ('{"video": "b.mp4", "start": "soon"}', "start is 'soon'; give seconds"),
         ('{"video": "b.mp4", "poses_metric": "yes"}', "poses_metric is 'yes'; give true or false"),
         ('{"video": "b.mp4", "right": "c.mp4"}', "row 1: no baseline, no focal; stereo is"),
@@ -188,8 +188,24 @@ def test_the_content_of_a_calibration_belongs_to_the_key(videos: Path, tmp_path:
         digests.add(source.digest)
     assert len(digests) == 2
     written(rig, T=[0, 0, 0])
-    with pytest.raises(ConfigError, match=r"list\.jsonl, row 1: calibration: .*rig\.json: T is \[0, 0, 0\]"):
-        candidates([str(path)])
+    with pytest.raises(ConfigError, match=r"b\.mp4: calibration: .*rig\.json: T is \[0, 0, 0\]"):
+        check_calibrations(candidates([str(path)]))
+
+
+def test_a_calibration_that_is_refused_ends_no_run(videos: Path, tmp_path: Path) -> None:
+    (videos / "c.mp4").write_bytes(b"right")
+    (tmp_path / "rig.json").write_text("{}")
+    path = videos / "list.jsonl"
+    for named, reason in (
+        ("none.json", "no file none.json"),
+        ("../rig.json", "lies outside"),
+        ("a\0b", "NUL"),
+    ):
+        path.write_text(json.dumps({"video": "b.mp4", "right": "c.mp4", "calibration": named}))
+        check_calibrations(candidates([str(path)]))
+        (found,) = opened([str(path)], tmp_path / "out")
+        assert isinstance(found, Refused)
+        assert reason in found.reason
 
 
 def test_views_of_one_scene_are_of_one_group(videos: Path, tmp_path: Path) -> None:
@@ -255,6 +271,11 @@ def test_spatialvid(tmp_path: Path) -> None:
     assert isinstance(source, Source)
     assert source.given == {"poses": str(notes / "poses.npy"), "poses_format": "spatialvid"}
     (notes / "instructions.json").write_text("{} ")  # is never read
+    other = tmp_path / "other"  # a corpus of links to another disk
+    other.mkdir()
+    for name in ("videos", "annotations"):
+        (other / name).symlink_to(root / name)
+    assert isinstance(opened([str(other)], tmp_path / "out")[0], Source)
     assert opened([str(root)], tmp_path / "out")[0] == source
     seen = {source.digest}
     for name in ("poses.npy", "intrinsics.npy", "indexes.txt"):

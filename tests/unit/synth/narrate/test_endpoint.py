@@ -231,6 +231,34 @@ def test_the_budget_is_a_bound_while_many_calls_are_under_way(
     assert len(left) == 7
 
 
+def test_calls_are_bounded_while_some_wait_for_money(server: fake.FakeEndpoint, connect: Any) -> None:
+    server.default = fake.says("hi", after=0.05)
+    endpoint = connect(max_calls=2, budget=0.0021, price_out=10.0, max_tokens=100)  # one at a time
+    left = []
+
+    def ask(seed: int) -> None:
+        try:
+            endpoint.complete(ASK, seed=seed)
+        except BudgetError:
+            left.append(seed)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (endpoint.budget.calls, len(left), len(server.requests)) == (2, 4, 2)
+
+
+def test_a_key_that_no_header_can_hold_is_named(
+    server: fake.FakeEndpoint, monkeypatch: pytest.MonkeyPatch, connect: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "“sk-pasted”")
+    with pytest.raises(ConfigError, match=r"the endpoint cannot be asked .*check OPENAI_API_KEY") as raised:
+        connect().complete(ASK)
+    assert "pasted" not in str(raised.value)
+
+
 def test_what_is_free_is_not_counted(server: fake.FakeEndpoint, connect: Any) -> None:
     server.default = fake.status(503)
     endpoint = connect(budget=0.002, price_out=10.0, max_tokens=100)

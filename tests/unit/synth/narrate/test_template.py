@@ -162,7 +162,7 @@ def test_a_good_narration_is_accepted(answer: str) -> None:
     assert fault(f"<think>{THOUGHT}</think>\n<answer>{answer}</answer>", Q, 2) is None
 
 
-LATER_FIRST = THOUGHT.replace("then ", "then at 1.5 s ").replace(IMAGERY, f"2 s {IMAGERY}", 1)
+LATER_FIRST = THOUGHT.replace("then ", "then at 1.5 s ").replace(IMAGERY, f"at 2 s {IMAGERY}", 1)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,61 @@ def test_what_is_wrong_is_named(text: str, overlays: int, reason: str | None) ->
     assert found is None if reason is None else reason in str(found)
 
 
+RIGHT = f"{Q.options['B']}"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        f"Hence B. {RIGHT}.",
+        "That is B.",
+        f"This fits B. {RIGHT.capitalize()}.",
+        "The answer is therefore B",
+        f"The answer is clearly {RIGHT}.",
+        "I choose B.",
+        "The answer is A at first sight. No, the answer is B.",
+    ],
+)
+def test_a_reasoning_that_comes_to_another_answer(end: str) -> None:
+    found = fault(f"<think>{THOUGHT} {end}</think><answer>A</answer>", Q, 2)
+    assert found == "the reasoning comes to B, and geometry says A"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Option B does not fit, for it would have to turn. So the answer is A.",
+        "I can rule out option B.",
+        "Is the answer B? It is not, since nothing turns. That is A.",
+        "The answer is not B.",
+        f"This fits A. {Q.options['A']}.",
+    ],
+)
+def test_a_reasoning_that_weighs_another_answer(end: str) -> None:
+    assert fault(f"<think>{THOUGHT} {end}</think><answer>A</answer>", Q, 2) is None
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        f"From 2.0 s to 4.0 s I picture the ball {IMAGERY}, at 3.0 s {IMAGERY}.",
+        f"In the part from 2.0 s to 4.0 s I picture {IMAGERY} at 2.0 s, {IMAGERY} at 3.0 s.",
+    ],
+)
+def test_an_interval_is_no_time_of_a_picture(pictures: str) -> None:
+    thought = (
+        f"The ball matters, and what it does over the ground that is seen all the time. {pictures} It moves."
+    )
+    assert fault(f"<think>{thought}</think><answer>A</answer>", Q, 2) is None
+
+
+def test_what_is_asked_about_may_be_named() -> None:
+    q = replace(Q, support=replace(Q.support, object="face mask"))
+    text = f"<think>{THOUGHT} The face mask moves.</think><answer>A</answer>"
+    assert fault(text, q, 2) is None
+    assert "could not know" in str(fault(text, Q, 2))
+
+
 def test_a_number_is_compared_as_one() -> None:
     q = replace(Q, options={}, letter=None, value=2.44, unit="m", answer="2.4 m")
     assert fault(f"<think>{THOUGHT}</think><answer>2.4 m</answer>", q, 2) is None
@@ -221,7 +276,9 @@ def test_a_number_is_compared_as_one() -> None:
     assert "comes to '3.1 m.'" in str(fault(said, q, 2))
 
 
-@pytest.mark.parametrize("answer", ["0.2 m", "0.20 metres", "about 0.2 m", "0.2", "0.21 meters."])
+@pytest.mark.parametrize(
+    "answer", ["0.2 m", "0.20 metres", "about 0.2 m", "0.2", "0.21 meters.", "≈0.2 m", "**0.2 m**"]
+)
 def test_a_length_in_its_unit(answer: str) -> None:
     q = replace(Q, options={}, letter=None, value=0.2, unit="m", answer="0.20 m")
     assert fault(f"<think>{THOUGHT}</think><answer>{answer}</answer>", q, 2) is None
