@@ -241,7 +241,7 @@ def differences(track: CameraTrack, known: CameraTrack) -> Differences:
     cosine = (ways[0] * ways[1]).sum(1) / np.maximum(length * other, 1e-12)
     poses = known.poses.copy()
     poses[:, :3, 3] *= np.median(length) / np.median(other)  # the file has no scale
-    moves = [camera_moves(one) for one in (track, replace(known, poses=poses))]
+    moves = [camera_moves(one) for one in (track, replace(known, poses=poses, scaled=True))]
     starts = np.arange(np.ceil(known.times[0]), np.floor(known.times[-1]))
     seconds = [(float(s), moves_during(moves[0], s, s + 1), moves_during(moves[1], s, s + 1)) for s in starts]
     return Differences(turn, np.rad2deg(np.arccos(np.clip(cosine, -1, 1))), seconds)

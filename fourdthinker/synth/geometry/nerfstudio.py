@@ -20,6 +20,7 @@ from fourdthinker.synth.geometry.conventions import (
     pose_matrices,
     read_source,
     scaled_intrinsics,
+    with_unit,
 )
 from fourdthinker.synth.tracks import Array, CameraTrack
 
@@ -30,7 +31,7 @@ def read_nerfstudio(
     names: Sequence[str],
     times: Sequence[float],
     size: tuple[int, int] | None = None,
-    depth: float = 1.0,
+    depth: float | None = None,
 ) -> CameraTrack:
     """The camera's path from a transforms.json.
 
@@ -39,10 +40,10 @@ def read_nerfstudio(
         names: of the frames in order of time, as in `file_path`; folders do not count.
         times: seconds of these frames.
         size: width and height of the pictures that are used, where it is not that of the file.
-        depth: the median depth of the scene in the file's unit, which has no scale.
+        depth: the median depth of the scene in the file's unit, which has no scale; None: not known.
 
     Returns:
-        The track; its lengths are in units of `depth`.
+        The track; its lengths are in units of `depth`. Without it, it is not `scaled`.
 
     Raises:
         GeometryError: the file has another form, has no pose for a frame, or its lens cannot be.
@@ -70,8 +71,9 @@ def read_nerfstudio(
     whole = (round(known[0]), round(known[1]))
     if size is not None:
         intrinsics = scaled_intrinsics(intrinsics, known, size, source)
-    poses = pose_matrices(rotations, matrices[:, :, 3] / depth)
-    return CameraTrack(seconds, poses, intrinsics, size or whole, source="nerfstudio")
+    poses = pose_matrices(rotations, matrices[:, :, 3])
+    track = CameraTrack(seconds, poses, intrinsics, size or whole, source="nerfstudio")
+    return with_unit(track, depth, source)
 
 
 def _lens(values: Mapping[str, Any]) -> tuple[Array, tuple[float, float]]:

@@ -79,7 +79,10 @@ def read_npz(path: PathLike, *, times: Sequence[float] | None = None) -> CameraT
         confidence=values.get("confidence", np.ones(0)),
         source=str(values.get("source", "npz")),
     )
-    return with_unit(track, float(values["depth"]) if "depth" in values else None, source)
+    depth = values.get("depth")
+    if depth is not None and (np.size(depth) != 1 or np.asarray(depth).dtype.kind not in "iuf"):
+        raise GeometryError(f"{source}: depth is {depth!r}; write one number, the median depth of the scene")
+    return with_unit(track, None if depth is None else float(np.ravel(depth)[0]), source)
 
 
 def write_npz(path: PathLike, track: CameraTrack) -> None:

@@ -18,7 +18,7 @@ from fourdthinker.synth.geometry.conventions import (
 )
 from fourdthinker.synth.tracks import Array, CameraTrack
 
-_DEPTH = re.compile(r"^#\s*depth\s*[:=]?\s*(\S+)\s*$", re.MULTILINE)
+_DEPTH = re.compile(r"^#\s*(?:median\s+)?depth\s*[:=]?\s*([-+.\d]\S*)", re.MULTILINE | re.IGNORECASE)
 _EPOCH = 1e6  # seconds; no video is as long: larger stamps count from some day, such as 1970
 
 

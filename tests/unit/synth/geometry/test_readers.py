@@ -69,7 +69,9 @@ def nerfstudio(track: CameraTrack, folder: Path) -> CameraTrack:
     ]
     lens = {"fl_x": 1000.0, "fl_y": 1020.0, "cx": 640.0, "cy": 480.0, "w": 1280, "h": 960}
     (folder / "transforms.json").write_text(json.dumps({**lens, "frames": frames[::-1]}))
-    return read_nerfstudio(folder / "transforms.json", names=names(track), times=track.times, size=(640, 480))
+    return read_nerfstudio(
+        folder / "transforms.json", names=names(track), times=track.times, size=(640, 480), depth=1.0
+    )
 
 
 def colmap_text(track: CameraTrack, folder: Path) -> CameraTrack:
@@ -289,18 +291,27 @@ def test_translations_have_labels_where_their_unit_is_known(tmp_path: Path, unit
         assert [move.name for move in moves] == ["pan right"]
         ((start, end),) = unclear_spans(unknown, moves)
         assert (start, end) == (track.times[0], track.times[-1])
-    path.write_text(f"# depth {10 / unit}\n" + path.read_text())
+    whole = path.read_text()
+    path.write_text(f"# depth {10 / unit}\n" + whole)
     np.savez(tmp_path / "track.npz", depth=10 / unit, **keys)
     for known in (read_tum(path), read_npz(tmp_path / "track.npz")):
         assert known.scaled
         assert sorted(move.name for move in camera_moves(known)) == ["dolly in", "pan right"]
         write_npz(tmp_path / "again.npz", known)
         assert read_npz(tmp_path / "again.npz").scaled
-    path.write_text("# depth deep\n" + path.read_text())
-    with pytest.raises(GeometryError, match="'# depth deep' is no number"):
+    for words in ("# Depth 4.2 m", "# median depth: 4.2"):
+        path.write_text(f"{words}\n" + whole)
+        assert read_tum(path).scaled
+    path.write_text("# depth maps lie beside it\n" + whole)
+    assert not read_tum(path).scaled
+    path.write_text("# depth 4.2.1\n" + whole)
+    with pytest.raises(GeometryError, match=r"'# depth 4\.2\.1' is no number"):
         read_tum(path)
     np.savez(tmp_path / "track.npz", depth=0, **keys)
     with pytest.raises(GeometryError, match="depth is 0; give the median depth"):
+        read_npz(tmp_path / "track.npz")
+    np.savez(tmp_path / "track.npz", depth=[4.2, 4.3], **keys)
+    with pytest.raises(GeometryError, match="write one number, the median depth"):
         read_npz(tmp_path / "track.npz")
 
 
