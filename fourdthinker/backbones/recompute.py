@@ -147,7 +147,7 @@ class Made:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or hidden_states.is_inference():  # which has no version, and no gradient
         return type(module).forward(module, hidden_states)
     call = Call(module, dict(module._parameters), hidden_states.detach(), hidden_states._version)
     out = _recomputed(call.output, hidden_states)

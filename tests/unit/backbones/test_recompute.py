@@ -170,6 +170,16 @@ def test_without_gradients_nothing_is_prepared() -> None:
     assert torch.equal(*hidden)
 
 
+def test_a_norm_takes_what_was_made_for_inference() -> None:
+    backbone = tiny_checkpoint(layers=1).backbone
+    norm = backbone.hf.model.language_model.norm.requires_grad_(False)
+    with torch.inference_mode():
+        x = torch.randn(2, backbone.hidden_size)
+    plain = norm(x)
+    recompute_cheap_layers(backbone)
+    assert torch.equal(norm(x), plain)
+
+
 def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
     backbone = tiny_checkpoint(layers=1).backbone
     layer = backbone.hf.model.language_model.layers[0]
