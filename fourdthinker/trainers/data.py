@@ -241,8 +241,11 @@ def _checked(
 
     Clips whose times are not the container's are counted on the log, several of one question once.
     """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
         found = list(pool.map(find, records[args.process_index :: args.world_size]))
+    finally:  # a signal may end the run, which does not wait for the records that are left
+        pool.shutdown(wait=False, cancel_futures=True)
     shares: list[list[Finding]] = [found]
     if args.world_size > 1:
         shares = [[] for _ in range(args.world_size)]

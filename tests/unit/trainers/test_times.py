@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from fourdthinker.trainers import data
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.data import Kept
 from fourdthinker.trainers.settings import GrpoConfig
+from fourdthinker.trainers.stopping import EndBeforeTraining
 from fourdthinker.trainers.vision_cache import VisionCache
 from tests.clips import make_clip
 from tests.tiny import tiny_checkpoint
@@ -70,6 +72,30 @@ def test_the_cache_keeps_how_times_were_learnt(tmp_path: Path, lines: Path) -> N
     cache.fill(checkpoint.backbone, records)
     told = [cache.prompt(record).vision.times_from for record in records]
     assert told == ["container", "sorted", "sorted", "container"]
+
+
+def test_a_signal_does_not_wait_for_the_records_that_are_left() -> None:
+    """It comes while they are handed out."""
+    begun: list[Any] = []
+    over = threading.Event()
+
+    class Records(list[Record]):
+        def __getitem__(self, share: Any) -> Any:
+            yield from range(50)
+            raise EndBeforeTraining
+
+    def find(record: Any) -> data.Finding:
+        begun.append(record)
+        over.wait(1)
+        return data.Finding(None)
+
+    arguments: Any = SimpleNamespace(process_index=0, world_size=1)
+    try:
+        with pytest.raises(EndBeforeTraining):
+            data._checked(arguments, Records(), find)
+        assert len(begun) <= 8, "only those that were being read"
+    finally:
+        over.set()
 
 
 def test_clips_among_other_media_are_counted(caplog: pytest.LogCaptureFixture) -> None:
