@@ -30,8 +30,9 @@ _MARK = "<!-- written by fourdthinker push -->"
 _PACKAGES = ("fourdthinker", "torch", "transformers")
 # Of a training, not of the model; run.json has paths of the machine.
 _KEPT_BACK = (
-    "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "rng_state*",
-    "global_step*", "masters*", "zero_*", "reference.safetensors", "rollouts_*", "left_out.jsonl", ".*",
+    "run.json", "trainer_state.json", "training_args.bin", "optimizer*", "scheduler*", "scaler.pt",
+    "rng_state*", "global_step*", "latest", "masters*", "zero_*", "reference.safetensors", "rollouts_*",
+    "entropy_control.json", "left_out.jsonl", ".*",
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_push_uploads_the_model_with_its_card(
         "masters.safetensors",
         "reference.safetensors",
     )
-    kept_back += ("rollouts_0.safetensors", "left_out.jsonl")
+    kept_back += ("rollouts_0.safetensors", "left_out.jsonl", "entropy_control.json", "latest", "scaler.pt")
     for name in kept_back:
         (checkpoint / name).touch()
     assert cli.main(["push", str(checkpoint), "me/model", "--results", str(run / "eval")]) == 0

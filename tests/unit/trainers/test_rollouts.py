@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fourdthinker.errors import CheckpointError
+from fourdthinker.integrations.hub import _KEPT_BACK
 from fourdthinker.kernels import top_entropy_mask
 from fourdthinker.reward_calls import RewardFailedError
 from fourdthinker.sampler import LatentSampler, joined_groups
@@ -382,3 +385,6 @@ def test_the_control_of_the_entropy_goes_on_alike(tmp_path: Path, monkeypatch: p
     (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
     train(tmp_path / "run", varied, monkeypatch, **extra)
     assert [line["loss"] for line in metrics(tmp_path / "run")] == [line["loss"] for line in whole]
+    both, model = (set(os.listdir(tmp_path / name)) for name in ("checkpoint-2", "final"))
+    for name in both - model:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in _KEPT_BACK), f"push uploads {name}"
