@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,7 +30,7 @@ from fourdthinker.sampler import row_seed
 from fourdthinker.trainers import fsdp
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.evaluation import measure_of
-from fourdthinker.trainers.file_digests import file_digest
+from fourdthinker.trainers.file_digests import file_digest, files_of
 from fourdthinker.trainers.learning_rates import split_groups
 from fourdthinker.trainers.left_out import write_left_out
 from fourdthinker.trainers.master_weights import MasterWeights
@@ -154,16 +154,19 @@ class ResumableTrainer(Trainer):
         if not self.state.best_global_step:
             return
         best = checkpoint_path(self.settings.output_dir, self.state.best_global_step)
-        problem = incomplete(best) if best.is_dir() else "is gone"
-        if self.held_out is not None and self._measured_by != self._measure:
-            problem = "was found by other held-out records, rewards or settings of the evaluation"
-        told = [problem]
+        told = [self._problem_of(best) if self.is_world_process_zero() else None]
         if self.args.world_size > 1:
             dist.broadcast_object_list(told)  # others may see the folder later
         if told[0] is not None:
             if self.is_world_process_zero():
                 logger.warning("the best checkpoint so far, %s, %s; it is looked for anew", best, told[0])
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+
+    def _problem_of(self, best: Path) -> str | None:
+        """Why a checkpoint is not the best any more, or None."""
+        if self.held_out is not None and self._measured_by != self._measure:
+            return "was found by other held-out records, rewards or settings of the evaluation"
+        return incomplete(best) if best.is_dir() else "is gone"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint into `output_dir`, from the first process.
@@ -192,11 +195,14 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
-    def _write_run_state(self, folder: Path, updates: int) -> None:
+    def _write_run_state(
+        self, folder: Path, updates: int, before: Mapping[Path, tuple[int, int]] | None = None
+    ) -> None:
+        """Write what a checkpoint belongs to; of `before`, files that its save left alone are somebody's."""
         data = filter(None, (self.items, self.held_out))
         write_left_out(folder, [line for items in data for line in items.left_out])
-        every = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LAST)
-        files = {path.relative_to(folder).as_posix(): path for path in every}
+        written = sorted(dict(files_of(folder).items() - (before or {}).items()))
+        files = {path.relative_to(folder).as_posix(): path for path in written if path.name not in LAST}
         state = run_state(
             self.settings,
             self.args,

@@ -34,6 +34,7 @@ from fourdthinker.trainers.alarms import Alarms
 from fourdthinker.trainers.batches import ShardedBatches, same
 from fourdthinker.trainers.beginning import begin_run
 from fourdthinker.trainers.evaluation import held_out_batches, undisturbed, without_weight
+from fourdthinker.trainers.file_digests import files_of
 from fourdthinker.trainers.learning_rates import freeze_parts
 from fourdthinker.trainers.live import LiveLine, shown_metrics
 from fourdthinker.trainers.loader import Loader
@@ -374,11 +375,13 @@ class LatentTrainer(PassTrainer):
 
     def _save_final(self, final: Path, updates: int) -> None:
         self._say_which_is_best()
+        before = {}
         if self.is_world_process_zero():
+            before = files_of(final)
             (final / RUN).unlink(missing_ok=True)  # of what it held before, until all of it is written
         self.save_model(str(final))
         if self.is_world_process_zero():
-            self._write_run_state(final, updates)
+            self._write_run_state(final, updates, before)
         if self.args.world_size > 1:
             dist.barrier()
 

@@ -23,6 +23,7 @@ from fourdthinker.trainers.data import Finding, load_records
 from fourdthinker.trainers.left_out import LeftOut, read_left_out, write_left_out
 from fourdthinker.trainers.resume import find_resume, finished_updates
 from fourdthinker.trainers.run_folder import resumed_updates
+from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig
 from tests.e2e.training import metrics, without_times
 from tests.unit.trainers.test_resume import BASE, refused, train
@@ -234,6 +235,16 @@ def test_a_final_checkpoint_that_was_cut_off_is_written_again(finished: Path, tm
     said = refused(without)
     assert f"final has {size // 2} of the {size} bytes of model.safetensors" in said
     assert "no checkpoint is there to go on from" in said
+
+
+def test_a_file_that_somebody_has_in_a_final_checkpoint_is_none_of_it(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "final" / "README.md").write_text("a card")
+    final = train(folder, max_steps=5)
+    assert {"model.safetensors", "config.json"} <= RunState.read(final).files.keys()
+    (final / "README.md").write_text("another card")
+    assert finished_updates(final) == 5
 
 
 @pytest.mark.parametrize("former", ['{"where": "a:1", "reason": "of a former run", "line": "x"}\n', None])

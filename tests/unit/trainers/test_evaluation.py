@@ -21,7 +21,9 @@ from fourdthinker.reward_calls import RewardFailedError
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.samples import collate
 from fourdthinker.settings import make_config
+from fourdthinker.trainers import checkpointing
 from fourdthinker.trainers.batches import Items
+from fourdthinker.trainers.checkpointing import ResumableTrainer
 from fourdthinker.trainers.dift import DiftTrainer, train_dift
 from fourdthinker.trainers.evaluation import held_out_batches, measure_of
 from fourdthinker.trainers.experience import rollout_seeds
@@ -217,6 +219,25 @@ def test_the_best_is_looked_for_while_it_trains(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(DiftTrainer, "evaluate_batch", lambda self, batch: {})
     train(tmp_path, max_steps=3, eval_steps=1, save_steps=3)
     assert best_of(tmp_path / "checkpoint-3")[:2] == (2, 2.0)
+
+
+def test_files_of_the_best_are_read_by_the_first_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, max_steps=1, eval_steps=1, save_steps=1)
+    looked: list[bool] = []
+
+    def check_best(self: DiftTrainer) -> None:
+        for first in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(self, "is_world_process_zero", lambda first=first: first)
+                patch.setattr(checkpointing, "incomplete", lambda path, first=first: looked.append(first))
+                ResumableTrainer.check_best(self)
+
+    monkeypatch.setattr(DiftTrainer, "check_best", check_best)
+    train(tmp_path, max_steps=2, eval_steps=2, save_steps=2)
+    assert looked
+    assert all(looked)
 
 
 @pytest.mark.parametrize("save_steps", [1, 0])
