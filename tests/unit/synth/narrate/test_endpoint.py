@@ -209,11 +209,8 @@ def test_a_reply_that_hides_its_cost_costs_the_most(
         endpoint.complete(ASK, seed=2)
 
 
-def test_the_budget_is_a_bound_while_many_calls_are_under_way(
-    server: fake.FakeEndpoint, connect: Any
-) -> None:
-    server.default = fake.says("hi", after=0.05)
-    endpoint = connect(budget=0.01, price_out=10.0, max_tokens=200)  # 0.002 at most, 0.001 as it turns out
+def left_by_the_budget(endpoint: Endpoint, calls: int) -> list[int]:
+    """Seeds of so many calls at a time, of those that the budget did not allow."""
     left = []
 
     def ask(seed: int) -> None:
@@ -222,11 +219,20 @@ def test_the_budget_is_a_bound_while_many_calls_are_under_way(
         except BudgetError:
             left.append(seed)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return left
+
+
+def test_the_budget_is_a_bound_while_many_calls_are_under_way(
+    server: fake.FakeEndpoint, connect: Any
+) -> None:
+    server.default = fake.says("hi", after=0.05)
+    endpoint = connect(budget=0.01, price_out=10.0, max_tokens=200)  # 0.002 at most, 0.001 as it turns out
+    left = left_by_the_budget(endpoint, 16)
     assert endpoint.budget.spent == pytest.approx(0.009)  # a tenth call might have cost 0.002
     assert len(left) == 7
 
@@ -234,19 +240,7 @@ def test_the_budget_is_a_bound_while_many_calls_are_under_way(
 def test_calls_are_bounded_while_some_wait_for_money(server: fake.FakeEndpoint, connect: Any) -> None:
     server.default = fake.says("hi", after=0.05)
     endpoint = connect(max_calls=2, budget=0.0021, price_out=10.0, max_tokens=100)  # one at a time
-    left = []
-
-    def ask(seed: int) -> None:
-        try:
-            endpoint.complete(ASK, seed=seed)
-        except BudgetError:
-            left.append(seed)
-
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    left = left_by_the_budget(endpoint, 6)
     assert (endpoint.budget.calls, len(left), len(server.requests)) == (2, 4, 2)
 
 
