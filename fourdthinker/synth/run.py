@@ -90,6 +90,7 @@ class _Run:
     sources: dict[str, Source] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    whole: set[tuple[str, str]] = field(default_factory=set)  # items and stages whose files are there
     unstarted: int = 0  # processes in a row that died before they began an item
     began: float = field(default_factory=time.monotonic)
 
@@ -159,21 +160,26 @@ class _Run:
                 known.setdefault(entry.item, {})[entry.stage] = entry.payload
             elif self._left_alone(entry.item, entry):
                 skip.add(entry.item)
-        for stages in known.values():
-            for stage in [stage for stage in stages if self._lacks_files(stage, stages[stage])]:
-                del stages[stage]  # somebody has removed what it made: it is made once more
+        for item, stages in known.items():
+            for stage in {"ingest", "imagery"} & stages.keys():
+                if self._lacks_files(item, stage, stages[stage]):
+                    del stages[stage]  # somebody has removed what it made: it is made once more
         skip |= {item for item, stages in known.items() if all(stage in stages for stage in wanted)}
         return known, frozenset(skip)
 
-    def _lacks_files(self, stage: str, payload: bytes) -> bool:
-        if stage not in ("ingest", "imagery"):
+    def _lacks_files(self, item: str, stage: str, payload: bytes) -> bool:
+        """Of ingest and imagery; looked at once in a run."""
+        if (item, stage) in self.whole:
             return False
         found = loads(payload)
         if stage == "imagery":
             paths = [path for shown in found.values() for path in shown["images"]]
         else:
             paths = found["frames"] if isinstance(found.get("frames"), list) else []  # of a source: a number
-        return not all((self.out / path).is_file() for path in paths)
+        lacks = not all((self.out / path).is_file() for path in paths)
+        if not lacks:
+            self.whole.add((item, stage))
+        return lacks
 
     def _left_alone(self, item: str, entry: Entry | None) -> bool:
         if item in self.failed or (entry is not None and entry.state == "rejected"):
