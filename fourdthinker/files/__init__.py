@@ -14,6 +14,7 @@ from fourdthinker.files.locks import FOLDER_LOCK, close_locked, locked_folder, o
 from fourdthinker.files.paths import (
     PathLike,
     check_folder,
+    is_inside,
     make_folder,
     named_path,
     output_path,
@@ -49,6 +50,7 @@ __all__ = [
     "check_output",
     "close_locked",
     "create_array",
+    "is_inside",
     "locked_folder",
     "make_folder",
     "named_path",

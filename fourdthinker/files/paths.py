@@ -152,3 +152,16 @@ def failed(name: str, error: Exception) -> OutputError:
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
     return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def is_inside(path: PathLike, folder: PathLike) -> bool:
+    """Whether a path lies in a folder, or is it, once all links are followed.
+
+    Args:
+        path: need not exist.
+        folder: need not exist.
+
+    Returns:
+        Whether it does.
+    """
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

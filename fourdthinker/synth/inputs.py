@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import parse_json, read_regular
+from fourdthinker.files import is_inside, parse_json, read_regular
 from fourdthinker.synth.digests import file_digest
 from fourdthinker.synth.geometry.calibration import FARTHEST
 from fourdthinker.synth.journal import Journal
@@ -338,7 +338,7 @@ def unfit(candidate: Candidate) -> str | None:
     path, root = candidate.path, candidate.root
     if wrong := _unwritable(candidate):
         return wrong
-    if root is not None and not _inside(path, root):
+    if root is not None and not is_inside(path, root):
         return "a link out of its folder"
     try:
         status = path.stat()
@@ -351,17 +351,13 @@ def unfit(candidate: Candidate) -> str | None:
     if not status.st_size:
         return "empty file"
     for file in _files(candidate.row):
-        if candidate.beside is not None and not _inside(file, candidate.beside):
+        if candidate.beside is not None and not is_inside(file, candidate.beside):
             return f"{_role(candidate, file)}: {file} lies outside {candidate.beside}"
         if not file.exists():
             return f"{_role(candidate, file)}: no file {file.name}"
         if not file.is_file():  # a pipe would be waited for
             return f"{_role(candidate, file)}: {file.name} is not a regular file"
     return None
-
-
-def _inside(path: Path | str, root: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def _role(candidate: Candidate, file: Path) -> str:

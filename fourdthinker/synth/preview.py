@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from fourdthinker.errors import ConfigError, FourdError
-from fourdthinker.files import PathLike, parse_json, read_json_object, write_text
+from fourdthinker.files import PathLike, is_inside, parse_json, read_json_object, write_text
 from fourdthinker.frames import load_image, resize
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.run import SUMMARY
@@ -222,10 +222,9 @@ def _interval(extra: dict[str, Any]) -> str:
 
 def _inside(folder: Path, path: str) -> Path:
     """A path of a record; the page is passed on, so that nothing from elsewhere may get into it."""
-    found = Path(os.path.realpath(folder / path))
-    if not found.is_relative_to(os.path.realpath(folder)):
+    if not is_inside(folder / path, folder):
         raise ConfigError(f"{folder}: a record names {path!r}, outside of the folder; {_REMEDY}")
-    return found
+    return folder / path
 
 
 def _picture(path: Path, rows: int, label: str) -> Shown:

@@ -227,6 +227,18 @@ class ObjectTrack:
         return _mixed(self.positions, left, np.minimum(left + 1, len(self.times) - 1), share)
 
 
+def with_article(name: str) -> str:
+    """A name as texts call it.
+
+    Args:
+        name: of an object.
+
+    Returns:
+        "the car" of "car"; "The car" and "the car" as they are.
+    """
+    return name if name.lower().startswith("the ") else f"the {name}"
+
+
 def plain_name(name: str) -> str:
     """A name without case, article and marks: "The red-ball" and "red ball" are one to who reads them.
 

@@ -14,7 +14,7 @@ import numpy as np
 from fourdthinker.latents import IMAGERY
 from fourdthinker.synth.motion import move_sets
 from fourdthinker.synth.questions.forms import Facts, Question, join_runs, seconds
-from fourdthinker.synth.tracks import STATIC
+from fourdthinker.synth.tracks import STATIC, with_article
 
 LABELLED = 0.8  # of a time: where less of it has clear moves, nothing is said of the camera
 
@@ -97,7 +97,7 @@ def narrate(question: Question, facts: Facts, instants: Sequence[float], seed: i
         return text[:1].upper() + text[1:]
 
     name = question.support.object
-    thing = "the scene" if name is None else name if name.lower().startswith("the ") else f"the {name}"
+    thing = "the scene" if name is None else with_article(name)
     start, end = _asked(question)
     parts = [say(_WHEN if start < end else _AT, start=seconds(start), end=seconds(end))]
     if question.type == "camera":

@@ -11,7 +11,7 @@ import numpy as np
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, seconds
 from fourdthinker.synth.questions.phrases import BOX_DIRECTION, DIRECTION, DISTANCE, SPEED, put
 from fourdthinker.synth.questions.views import spread
-from fourdthinker.synth.tracks import STATIONARY, ObjectTrack, plain_name
+from fourdthinker.synth.tracks import STATIONARY, ObjectTrack, plain_name, with_article
 
 Box = tuple[float, float, float, float]
 
@@ -47,7 +47,7 @@ def tracked(facts: Facts) -> list[ObjectFacts]:
 
 def called(track: ObjectTrack) -> str:
     """An object as questions call it."""
-    return track.name if track.name.lower().startswith("the ") else f"the {track.name}"
+    return with_article(track.name)
 
 
 def span_of(track: ObjectTrack) -> tuple[float, float]:
