@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from fourdthinker.backbones import (
@@ -18,6 +19,7 @@ from fourdthinker.backbones import (
     _load_policy,
     _located,
     _name,
+    _refused,
     _without_latents,
     init_checkpoint,
     load_checkpoint,
@@ -29,6 +31,7 @@ from fourdthinker.backbones.trial import belongings, trial_outputs, worst_differ
 from fourdthinker.errors import CheckpointError
 from fourdthinker.prompt_style import RELEASED
 
+_FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in safetensors
 _MERGED = 1e-3  # what the order of additions may change of a logit, relative to the largest
 
 
@@ -43,7 +46,7 @@ class Conversion:
             which have no such file).
         merge: whether its adapter is added to the weights.
         latent_size: K of latent tokens that are added to a base model; None: none are added.
-        dtype: of the weights; None: as they are, and float32 where an adapter is merged.
+        dtype: of the weights; None: what config.json says, and float32 where an adapter is merged.
     """
 
     source: str
@@ -55,7 +58,7 @@ class Conversion:
 
     @property
     def written_dtype(self) -> torch.dtype | None:
-        """Of the weights that are written; None: as they are."""
+        """Of the weights that are written; None: as transformers loads them, by config.json."""
         return torch.float32 if self.merge and self.dtype is None else self.dtype
 
 
@@ -75,7 +78,7 @@ class Converted:
 
 
 def plan_conversion(conversion: Conversion) -> list[str]:
-    """What a conversion does, from the configs alone.
+    """What a conversion does, from the configs and, of a folder, the headers of the weights.
 
     Args:
         conversion: what is wanted.
@@ -110,10 +113,33 @@ def plan_conversion(conversion: Conversion) -> list[str]:
         steps.append(f"leaves out {POLICY_FILE}")
     else:
         steps.append(f"writes {POLICY_FILE}")
-    dtype = conversion.written_dtype
-    steps.append("keeps the dtype of the weights" if dtype is None else f"writes {str(dtype)[6:]} weights")
+    steps.append(_dtype_step(conversion, name, config))
     steps.append("loads what was written, and compares it with the source: outputs, tokenizer, settings")
     return steps
+
+
+def _dtype_step(conversion: Conversion, name: str, config: Any) -> str:
+    """What becomes of the dtype of the weights. Of a model of the hub the files are not known yet."""
+    found = _saved_dtypes(name)
+    chosen = conversion.written_dtype or getattr(config, "dtype", None)
+    written = next(iter(found), None) if chosen is None else str(chosen).removeprefix("torch.")
+    if written is None or found == [written]:
+        return "keeps the dtype of the weights"
+    said = ", as config.json says" if conversion.written_dtype is None else ""
+    before = f", from {' and '.join(found)}" if found else ""
+    return f"writes {written} weights{before}{said}"
+
+
+def _saved_dtypes(folder: str) -> list[str]:
+    """The floating dtypes of the weights in a folder, that of the first one first."""
+    found: dict[str, None] = {}
+    for file in sorted(Path(folder).glob("model*.safetensors")):
+        remedy = "fetch the checkpoint once more"
+        with _refused(f"{file} cannot be read", remedy), safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                if name := _FLOATING.get(weights.get_slice(key).get_dtype()):
+                    found[name] = None
+    return list(found)
 
 
 def _check_released(
@@ -154,17 +180,18 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
     """
     plan_conversion(conversion)
     added = conversion.latent_size is not None
-    source = load_checkpoint(conversion.source, conversion.subfolder, dtype=torch.float32, plain=added)
-    old, kept = trial_outputs(source), belongings(source, added)
-    expected = _expected(source, conversion, old)
-    del source
-    gc.collect()  # one model at a time
     checkpoint, lost = _converted(conversion)
     known = min(checkpoint.backbone.latents.ids) if added else None
+    dtypes = {name: weight.dtype for name, weight in _below(checkpoint).items()}
     save_checkpoint(out, checkpoint)
     if conversion.form == "released":
         (out / POLICY_FILE).unlink()
     del checkpoint
+    gc.collect()  # one model at a time
+    source = load_checkpoint(conversion.source, conversion.subfolder, dtype=torch.float32, plain=added)
+    old, kept = trial_outputs(source), belongings(source, added)
+    expected = _expected(source, conversion, old, dtypes)
+    del source
     gc.collect()
     written = load_checkpoint(out, dtype=torch.float32)
     _check_belongings(belongings(written, added), kept, conversion, out)
@@ -172,7 +199,8 @@ def convert_checkpoint(conversion: Conversion, out: Path) -> Converted:
     old, expected = (
         {name: part[:, : new[name].shape[1]] for name, part in p.items()} for p in (old, expected)
     )
-    _check_outputs(new, expected, 0.0, conversion, out)
+    rounded = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes.values()}))
+    _check_outputs(new, expected, 0.0, f"{conversion.source} in {rounded}", out)
     return Converted(lost, worst_difference(new, old)[1])
 
 
@@ -182,7 +210,8 @@ def _converted(conversion: Conversion) -> tuple[Checkpoint, float | None]:
     if conversion.latent_size is not None:
         checkpoint = init_checkpoint(name, subfolder, dtype=dtype, latent_size=conversion.latent_size)
     else:
-        checkpoint = load_checkpoint(name, subfolder, dtype=None if conversion.merge else dtype)
+        # Whatever config.json says, nothing is rounded before the adapter is added.
+        checkpoint = load_checkpoint(name, subfolder, dtype=torch.float32 if conversion.merge else dtype)
     if not conversion.merge:
         return checkpoint, None
     backbone, lost = merge_adapter(checkpoint.backbone, conversion.written_dtype or torch.float32)
@@ -190,28 +219,41 @@ def _converted(conversion: Conversion) -> tuple[Checkpoint, float | None]:
 
 
 @torch.no_grad()
-def _expected(source: Checkpoint, conversion: Conversion, old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What must be computed, in float32, by the weights that are written; `source` is used up."""
+def _expected(
+    source: Checkpoint, conversion: Conversion, old: dict[str, Tensor], dtypes: dict[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """What must be computed, in float32, by the weights that are written; `source` is used up.
+
+    Args:
+        source: in float32.
+        conversion: what is done with it.
+        old: what it computes.
+        dtypes: of the weights that are written, by name; of an adapter nothing is rounded.
+    """
     if conversion.merge:
         source.backbone, _ = merge_adapter(source.backbone, torch.float32)
-        _check_outputs(trial_outputs(source), old, _MERGED, conversion, "the model with its adapter merged")
-    if (dtype := conversion.written_dtype) is not None:
-        model = source.backbone.hf
-        for weight in (base_state(model) or model.state_dict()).values():  # of an adapter nothing is rounded
-            weight.copy_(weight.to(dtype))
+        merged = "the model with its adapter merged"
+        _check_outputs(trial_outputs(source), old, _MERGED, conversion.source, merged)
+    for name, weight in _below(source).items():
+        weight.copy_(weight.to(dtypes[name]))
     return trial_outputs(source)
 
 
+def _below(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of a checkpoint without those of its adapter, by name."""
+    model = checkpoint.backbone.hf
+    return base_state(model) or model.state_dict()
+
+
 def _check_outputs(
-    new: dict[str, Tensor], old: dict[str, Tensor], limit: float, conversion: Conversion, what: object
+    new: dict[str, Tensor], old: dict[str, Tensor], limit: float, source: str, what: object
 ) -> None:
-    """CheckpointError where outputs of `what` differ by more than `limit` of the largest."""
+    """CheckpointError where outputs of `what` differ from those of `source` by more than `limit`."""
     name, difference = worst_difference(new, old)
     if not difference <= limit or not all(part.isfinite().all() for part in new.values()):
-        rounded = "" if conversion.written_dtype is None else f" in {str(conversion.written_dtype)[6:]}"
         raise CheckpointError(
-            f"{what}: its {name} differ from those of {conversion.source}{rounded} by {difference:.2g} of "
-            f"the largest, where {limit:.2g} is explained; do not use it, and report this"
+            f"{what}: its {name} differ from those of {source} by {difference:.2g} of the largest, where "
+            f"{limit:.2g} is explained; do not use it, and report this"
         )
 
 

@@ -33,8 +33,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="of the weights written; bfloat16 rounds an adapter, by what is printed (default: as they are; "
-        "with --merge float32)",
+        help="of the weights written; bfloat16 rounds an adapter, by what is printed (default: that in "
+        "config.json; with --merge float32)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     parser.set_defaults(run=run)

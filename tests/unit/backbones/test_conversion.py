@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,49 @@ def test_rounding_alone_is_no_error(released: Path, adapted: Path, tmp_path: Pat
         assert 0 < found.difference < 0.1
 
 
+@pytest.mark.parametrize(("held", "named"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_weights_of_another_dtype_than_config_names_are_written_in_that(
+    released: Path, tmp_path: Path, held: str, named: str
+) -> None:
+    """As transformers loads them; the plan says so, and the source rounded alike is what is expected."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(released / "4drl", source)
+    weights = {
+        name: part.to(getattr(torch, held)) for name, part in load_file(source / "model.safetensors").items()
+    }
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("torch_dtype", None)
+        part["dtype"] = named
+    (source / "config.json").write_text(json.dumps(config))
+    plan = plan_conversion(Conversion(str(source)))
+    assert f"writes {named} weights, from {held}, as config.json says" in plan
+    found = convert_checkpoint(Conversion(str(source)), out)
+    written = load_file(out / "model.safetensors")
+    assert {str(part.dtype) for part in written.values()} == {f"torch.{named}"}
+    assert all(torch.equal(part, weights[name].to(part.dtype)) for name, part in written.items())
+    assert (found.difference > 0) == (held == "float32")
+    assert "keeps the dtype of the weights" in plan_conversion(Conversion(str(out)))
+
+
+def test_an_adapter_is_added_to_weights_that_nothing_has_rounded(adapted: Path, tmp_path: Path) -> None:
+    """Files in float32, which config.json calls bfloat16."""
+    source = tmp_path / "source"
+    shutil.copytree(adapted, source)
+    text = (source / "config.json").read_text()
+    assert '"float32"' in text
+    (source / "config.json").write_text(text.replace('"float32"', '"bfloat16"'))
+    assert convert_checkpoint(Conversion(str(source), merge=True), tmp_path / "out").difference < 1e-4
+
+
+def test_a_dry_run_names_weights_that_cannot_be_read(released: Path, tmp_path: Path) -> None:
+    shutil.copytree(released / "4drl", tmp_path / "source")
+    (tmp_path / "source" / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        plan_conversion(Conversion(str(tmp_path / "source")))
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "what"),
     [
@@ -187,8 +231,10 @@ def test_a_dry_run_writes_nothing(adapted: Path, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"reads {adapted}, a qwen2_5_vl in our form"
     assert said[1:4] == [
-        "adds the adapter to the weights, in float32", "writes frame_policy.json", "writes float32 weights",
-    ]  # fmt: skip
+        "adds the adapter to the weights, in float32",
+        "writes frame_policy.json",
+        "keeps the dtype of the weights",
+    ]
     assert not (tmp_path / "out").exists()
     assert cli.main(["convert", str(adapted), str(tmp_path / "out"), "--merge"]) == 0
     said = capsys.readouterr().out
