@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ from fourdthinker.audit.features import Array
 from fourdthinker.audit.question_files import ChoiceQuestion
 from fourdthinker.audit.solvers import SOLVERS, Indices, Table, hit, make_table
 from fourdthinker.errors import ConfigError
-from fourdthinker.evaluate.scoring import standard_error
+from fourdthinker.evaluate.scoring import LEVEL, accuracy_interval
 
 FEWEST = 30  # questions that solvers are tried on: of a type with a line of its own, or of a benchmark
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -165,30 +163,25 @@ def _lines(table: Table, hits: dict[str, Array]) -> list[SolverLine]:
     if len(found) > 1:
         sets += [(str(kind), np.flatnonzero(types == kind)) for kind in found]
         sets = [(kind, chosen) for kind, chosen in sets if kind is None or len(chosen) >= FEWEST]
-    z = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / (len(sets) * len(hits)))
+    level = 1 - (1 - LEVEL) / (len(sets) * len(hits))  # each line's, for all to hold together
     return [
-        _line(name, kind, values[chosen], chance[chosen], table.groups[chosen], z)
+        _line(name, kind, values[chosen], chance[chosen], table.groups[chosen], level)
         for kind, chosen in sets
         for name, values in hits.items()
     ]
 
 
-def _line(name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, z: float) -> SolverLine:
-    """The accuracy with its interval, of the larger of two standard errors.
-
-    Questions of a video may hang together; where few videos agree by luck, the error of guessing is larger.
-    """
-    clustered = standard_error(hits - chance, groups.tolist())
-    guessing = math.sqrt(float((chance * (1 - chance)).sum())) / len(hits)
-    half = z * (guessing if math.isnan(clustered) else max(clustered, guessing))
-    accuracy = float(hits.mean())
+def _line(
+    name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, level: float
+) -> SolverLine:
+    bounds = accuracy_interval(hits, groups.tolist(), level)
     return SolverLine(
         solver=name,
         type=kind,
         questions=len(hits),
-        accuracy=accuracy,
-        low=max(0.0, accuracy - half),
-        high=min(1.0, accuracy + half),
+        accuracy=bounds["mean"],
+        low=bounds["low"],
+        high=bounds["high"],
         chance=float(chance.mean()),
     )
 

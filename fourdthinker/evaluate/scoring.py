@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,7 @@ import numpy.typing as npt
 
 from fourdthinker.evaluate.numeric import mean_relative_accuracy
 
-Z95 = 1.959963984540054  # standard normal quantile at 0.975
-# Student's t at 0.975, of 1 to 9 degrees of freedom.
-_STUDENT = (
-    12.7062047, 4.3026527, 3.1824463, 2.7764451, 2.5705818, 2.4469119, 2.3646243, 2.3060041, 2.2621572,
-)  # fmt: skip
+LEVEL = 0.95  # of intervals: how often they hold the truth
 
 Array = npt.NDArray[np.float64]
 
@@ -92,35 +89,48 @@ def _effective(sizes: Array) -> float:
     return float(sizes.sum() ** 2 / np.square(sizes).sum())
 
 
-def student_quantile(freedom: float) -> float:
-    """The 0.975 quantile of Student's t: what a 95 % interval multiplies an estimated standard error by.
+def student_quantile(freedom: float, level: float = LEVEL) -> float:
+    """What an interval multiplies an estimated standard error by: a quantile of Student's t.
 
     Args:
         freedom: degrees of freedom: (effective) clusters less one.
+        level: how often the interval holds the truth, of both sides; above 0 and below 1.
 
     Returns:
-        It, to 4 digits; between whole numbers on the line that joins their quantiles, which is a little
-        larger; infinity below 1.
+        The (1 + level) / 2 quantile; between whole numbers on the line that joins their quantiles, which is a
+        little larger; infinity below 1.
     """
     if freedom < 1:
         return math.inf
     whole = math.floor(freedom)
-    below, above = _quantile(whole), _quantile(whole + 1)
-    return below + (above - below) * (freedom - whole)
+    below = _quantile(whole, level)
+    return below + (_quantile(whole + 1, level) - below) * (freedom - whole) if freedom > whole else below
 
 
-def _quantile(freedom: int) -> float:
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z = Z95  # the expansion in powers of 1 / freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + first / freedom + second / freedom**2 + third / freedom**3 + fourth / freedom**4
+@lru_cache(maxsize=4096)
+def _quantile(freedom: int, level: float) -> float:
+    """By halving the angle atan(t / sqrt(freedom)), of which the probability is a finite series."""
+    steps = np.arange(1 + freedom % 2, freedom - 1, 2)
+    ratios = steps / (steps + 1)
+
+    def within(angle: float) -> float:
+        series = 1 + float(np.cumprod(ratios * math.cos(angle) ** 2).sum())
+        if freedom % 2 == 0:
+            return math.sin(angle) * series
+        more = math.sin(angle) * math.cos(angle) * series if freedom > 1 else 0.0
+        return 2 / math.pi * (angle + more)
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
-def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = None) -> dict[str, float]:
-    """Accuracy with its 95 % interval over questions.
+def accuracy_interval(
+    correct: npt.ArrayLike, clusters: Sequence[Any] | None = None, level: float = LEVEL
+) -> dict[str, float]:
+    """Accuracy with its interval over questions, of 95 % if nothing else is asked for.
 
     Wilson's score interval, so that it stays within [0, 1] and keeps a width at 0 % and 100 %, where the
     usual one has none; with Student's t of G-1 degrees of freedom, G the effective number of clusters; at the
@@ -132,6 +142,7 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
     Args:
         correct: [Q, n] or [Q], within 0 to 1.
         clusters: as for `standard_error`.
+        level: how often the interval holds the truth.
 
     Returns:
         {"mean", "low", "high"}; all nan when Q is 0, bounds 0 and 1 where clusters are effectively fewer than
@@ -150,7 +161,7 @@ def accuracy_interval(correct: npt.ArrayLike, clusters: Sequence[Any] | None = N
     kinds = groups * held / means.size
     alone = spread / error**2 if error > 0 and spread > 0 else groups
     size = (kinds + 1) / (kinds / alone + 1 / groups)
-    t = student_quantile(groups - 1)
+    t = student_quantile(groups - 1, level)
     centre = (p + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t / (1 + t**2 / size) * math.sqrt(spread / size + t**2 / (4 * size**2))
     # the bounds equal p at the edges up to rounding; keep low <= mean <= high exactly

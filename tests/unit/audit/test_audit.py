@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install fourdthinker[audit]")
 
 from fourdthinker.audit import ChoiceQuestion, audit, prune, read_questions
-from fourdthinker.audit.run import SolverLine
-from fourdthinker.audit.solvers import SOLVERS
+from fourdthinker.audit.run import SolverLine, _lines
+from fourdthinker.audit.solvers import SOLVERS, make_table
 from fourdthinker.audit.texts import normal, shape
 from fourdthinker.errors import ConfigError
 from tests.shared import needs, shared
@@ -147,6 +147,31 @@ def test_a_guess_is_within_its_interval() -> None:
     line = SolverLine("letter", None, 100, 0.3, 0.21, 0.39, 0.25)
     assert not line.beats_chance
     assert replace(line, low=0.26).beats_chance
+
+
+@pytest.mark.parametrize("videos", [5, 8, 15, 30])
+def test_luck_in_few_videos_beats_no_chance(videos: int) -> None:
+    """Nine guesses, each right or wrong on most questions of a video at once: one file in twenty may leak."""
+    rng, runs = np.random.default_rng(videos), 60
+    rows = np.repeat(np.arange(videos), rng.integers(2, 12, videos))
+    table = make_table(
+        [ChoiceQuestion(str(i), f"v{v}", "", "?", ("a", "b"), 0, i) for i, v in enumerate(rows)]
+    )
+    leaks = covered = 0
+    for _ in range(runs):
+        lucky = rng.beta(0.6, 0.6, (9, videos))[:, rows]
+        hits = {str(solver): line for solver, line in enumerate((rng.random(lucky.shape) < lucky) * 1.0)}
+        lines = _lines(table, hits)
+        leaks += any(line.beats_chance for line in lines)
+        covered += all(line.low <= 0.5 <= line.high for line in lines)
+    assert leaks <= 0.05 * runs
+    assert covered >= 0.95 * runs
+
+
+def test_a_leak_in_few_videos_is_still_found() -> None:
+    items = [ChoiceQuestion(str(i), f"v{i % 8}", "", "?", tuple("abcd"), 0, i) for i in range(80)]
+    (line,) = _lines(make_table(items), {"letter": np.repeat([1.0, 0.0], [76, 4])})
+    assert line.beats_chance
 
 
 @needs("benchmarks")

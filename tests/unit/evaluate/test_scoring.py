@@ -76,6 +76,25 @@ def test_quantiles_are_students(freedom: int, value: float) -> None:
     assert scoring.student_quantile(0) == math.inf
 
 
+@pytest.mark.parametrize(
+    ("freedom", "level", "value"),
+    [(1, 0.99, 63.6567), (2, 0.99, 9.9248), (4, 0.999, 8.6103), (9, 0.99, 3.2498), (30, 0.999, 3.6460)],
+)
+def test_quantiles_of_other_levels_are_students(freedom: int, level: float, value: float) -> None:
+    assert scoring.student_quantile(freedom, level) == pytest.approx(value, abs=5e-5)
+
+
+@pytest.mark.parametrize("clips", [5, 10, 30])
+def test_intervals_of_a_higher_level_hold_as_often_as_they_say(clips: int) -> None:
+    rng, runs, level = np.random.default_rng(8), 400, 0.995
+    names = np.repeat(np.arange(clips), rng.integers(1, 9, clips))
+    hits = 0
+    for chance in (shares(rng, (0.25, 0.75), 0.4, clips)[names, 0] for _ in range(runs)):
+        got = scoring.accuracy_interval(rng.random(names.size) < chance, names.tolist(), level)
+        hits += got["low"] <= 0.25 <= got["high"]
+    assert hits / runs >= 0.99
+
+
 def shares(rng: np.random.Generator, means: tuple[float, ...], alike: float, clips: int) -> np.ndarray:
     """[clips, outcomes]: how likely each is on each clip; `alike`: correlation of questions about one."""
     if alike == 0:
