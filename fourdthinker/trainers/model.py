@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import TrainingArguments
 
 from fourdthinker.backbones import Checkpoint, init_checkpoint, load_checkpoint
@@ -48,8 +49,6 @@ def load_model(
     """
     if checkpoint is None:
         checkpoint = _load(config, resume)
-        if checkpoint.backbone.model is not checkpoint.backbone.hf:
-            raise ConfigError(f"model {resume or config.model} has an adapter; {MERGE_FIRST}")
     elif config.frames is not None and config.frames != checkpoint.policy:
         raise ConfigError("frames differs from the policy of the checkpoint that was passed; change it there")
     if isinstance(config, DiftConfig):
@@ -86,7 +85,10 @@ def _load(config: TrainConfig, resume: str | None) -> Checkpoint:
     grown = config.latent_size if isinstance(config, DiftConfig) else None
     if grown is not None and not resume:
         return init_checkpoint(source, latent_size=grown, **where)
-    return load_checkpoint(source, plain=not config.latents, adapter=not resume, **where)
+    checkpoint = load_checkpoint(source, plain=not config.latents, adapter=not resume, **where)
+    if checkpoint.backbone.model is not checkpoint.backbone.hf:
+        raise ConfigError(f"model {source} has an adapter; {MERGE_FIRST}")
+    return checkpoint
 
 
 def add_adapter(config: TrainConfig, backbone: Backbone) -> None:
@@ -131,7 +133,7 @@ def reference_model(
     """The model that the run started from, frozen; to be made before the adapter is added.
 
     A resumed run has trained weights in `loaded`, so that the first ones are loaded again. Otherwise it is a
-    copy; a frozen tower needs no second copy in memory.
+    copy. A frozen tower is there once in memory, with both models.
 
     Args:
         config: the settings.
@@ -144,13 +146,31 @@ def reference_model(
         A backbone in eval mode, without gradients.
     """
     if given is None and resume is not None:
-        backbone = load_model(config, args, None, None).backbone
+        backbone = _load(config, None).backbone
+        if config.freeze_vision:
+            _share_tower(backbone, loaded.backbone)
+        backbone.to(args.device)
     else:
         tower = loaded.backbone.visual
         memo: dict[int, Any] = {id(tower): tower} if config.freeze_vision else {}
         with gathered(loaded.backbone):  # what ZeRO-3 has sliced would be copied without its values
             backbone = copy.deepcopy(loaded.backbone, memo)
     return backbone.eval().requires_grad_(False)
+
+
+def _share_tower(backbone: Backbone, other: Backbone) -> None:
+    """Give a model the tower of another one instead of its own, where their weights are equal. Collective."""
+    mine, theirs = backbone.visual, other.visual
+    with gathered(mine), gathered(theirs):
+        own, others = mine.state_dict(), theirs.state_dict()
+        same = own.keys() == others.keys() and all(map(_same, own.values(), others.values()))
+    if same:
+        backbone.hf.model.visual = theirs
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, on any devices, have the same type and values."""
+    return one.dtype == other.dtype and torch.equal(one.to(other.device), other)
 
 
 def start_of_run(
