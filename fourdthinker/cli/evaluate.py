@@ -107,9 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _evaluate(
     arguments: argparse.Namespace, config: SamplingConfig, journal: JsonLines, rejected: Path
 ) -> None:
-    from rich.console import Console
-
-    from fourdthinker.evaluate import baselines, evaluate, results_table, several_samples, types_table
+    from fourdthinker.evaluate import baselines, evaluate, several_samples, twins_of
     from fourdthinker.evaluate.easi_protocol import EasiEncoder, check_easi
     from fourdthinker.files import write_json
     from fourdthinker.integrations.lmms_samples import write_lmms_samples
@@ -143,18 +141,31 @@ def _evaluate(
     }
     if bench is not None:
         results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
+    elif twins := twins_of(records):
+        results["consistency"] = result.consistency(twins)
     path = write_json(arguments.out / RESULTS, results)
     write_lmms_samples(arguments.out / LMMS_EVAL, _task(arguments), result, records)
-    console = Console()
-    console.print(results_table(results, title=name))
-    if len(summary["by_type"]) > 1:
-        console.print(types_table(summary))
-    if bench is not None:
-        for line in _lines(results["benchmark"]):
-            console.print(line, markup=False, highlight=False)
+    _show(results)
     if skipped:
         log.warning("%d records were rejected and are not counted; see %s", skipped, rejected)
     sys.stdout.write(f"{path}\n")
+
+
+def _show(results: dict[str, Any]) -> None:
+    """Print the tables, and the lines of a benchmark or of twins."""
+    from rich.console import Console
+
+    from fourdthinker.evaluate import results_table, types_table
+
+    console = Console()
+    console.print(results_table(results, title=results["checkpoint"]))
+    if len(results["model"]["by_type"]) > 1:
+        console.print(types_table(results["model"]))
+    lines = _lines(results["benchmark"]) if "benchmark" in results else []
+    if "consistency" in results:
+        lines.append(_consistent(results["consistency"]))
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 def _wanted_controls(arguments: argparse.Namespace, records: list[Record]) -> list[str]:
@@ -316,7 +327,13 @@ def _lines(bench: dict[str, Any]) -> list[str]:
     if "task_mean" in bench:
         lines.append(f"mean of the tasks: {percent(bench['task_mean'])}")
     if "consistency" in bench:
-        entry = bench["consistency"]
-        lines.append(f"right on all twins of a question: {percent(entry['accuracy'])} ({span(entry)})")
+        lines.append(_consistent(bench["consistency"]))
     lines.append(f"{len(bench['left_out'])} questions left out, {len(bench['missing_media'])} media missing")
     return lines
+
+
+def _consistent(entry: dict[str, Any]) -> str:
+    from fourdthinker.evaluate.table import percent, span
+
+    right = f"{percent(entry['accuracy'])} ({span(entry)})"
+    return f"right on all twins of a question: {right}, {entry['n']} questions"

@@ -17,6 +17,7 @@ from rich.console import Console
 from fourdthinker.demo.data import Labelled, render_clips, write_all_records
 from fourdthinker.demo.results import make_results
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
+from fourdthinker.demo.twins import write_twins
 from fourdthinker.demo.work import DONE, is_done, mark_done
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import results_table
@@ -130,6 +131,7 @@ def render_scenes(run: Path, settings: DemoSettings, processes: int) -> None:
             worlds[job.split] += made
             bar.update(task, advance=len(made))
     counts = write_all_records(worlds, folder, settings.seed)
+    counts["twins"] = write_twins(settings, folder)
     seconds = time.perf_counter() - started
     mark_done(run, "render", settings, seconds)
     logger.info("render: %d clips, records %s, in %.0f s", total, counts, seconds)

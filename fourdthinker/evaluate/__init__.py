@@ -9,6 +9,7 @@ from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, baseline
 from fourdthinker.evaluate.runner import evaluate
 from fourdthinker.evaluate.several import several_samples
 from fourdthinker.evaluate.table import results_table, types_table
+from fourdthinker.evaluate.twins import twins_of
 
 __all__ = [
     "BENCHMARKS",
@@ -28,6 +29,7 @@ __all__ = [
     "results_table",
     "sample_seed",
     "several_samples",
+    "twins_of",
     "types_table",
     "without_duplicates",
 ]

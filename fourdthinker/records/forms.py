@@ -21,6 +21,7 @@ COMMON = {
     "fps",
     "seconds",
     "source",
+    "twins",
     "bbox",
     "start",
     "end",
@@ -418,6 +419,8 @@ def _common_keys(line: Line, record: Record) -> None:
         if not isinstance(line.data["extra"], dict):
             line.wrong("extra", "an object, whose keys may be any")
         record.extra["extra"] = line.data["extra"]
-    for key in ("source", "num_tokens"):
+    for key in ("source", "twins"):
         if key in line.data:
-            record.extra[key] = line.text(key) if key == "source" else line.number(key, low=0)
+            record.extra[key] = line.text(key)
+    if "num_tokens" in line.data:
+        record.extra["num_tokens"] = line.number("num_tokens", low=0)

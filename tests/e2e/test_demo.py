@@ -7,6 +7,7 @@ import pytest
 
 from fourdthinker.demo import run_demo
 from fourdthinker.demo.settings import PHASES, DemoSettings, quick_settings
+from fourdthinker.demo.twins import SCENES
 from fourdthinker.records import read_records
 
 MODELS = ("base", "dift", "dift_control", "rl")
@@ -43,7 +44,7 @@ def test_results(run: Path) -> None:
 def test_files(run: Path) -> None:
     settings = quick_settings(3)
     assert len(list((run / "render").glob("*/*.mp4"))) == sum(
-        (settings.render.train, settings.render.rl, settings.render.test)
+        (settings.render.train, settings.render.rl, settings.render.test, 3 * SCENES)
     )
     for name, kind in (
         ("captions", "dift"),
@@ -51,6 +52,7 @@ def test_files(run: Path) -> None:
         ("control", "dift"),
         ("rl", "rl"),
         ("test", "rl"),
+        ("twins", "rl"),
     ):
         assert read_records(run / "render" / f"{name}.jsonl", kind=kind)
     for phase, steps in (("base", 8), ("dift", 12), ("rl", 3), ("dift_control", 3)):

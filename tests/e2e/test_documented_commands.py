@@ -20,6 +20,9 @@ pytest.importorskip("peft", reason="peft is missing: pip install fourdthinker[tr
 from fourdthinker import cli
 from fourdthinker.audit import FEWEST
 from fourdthinker.backbones import save_checkpoint
+from fourdthinker.demo.data import render_clips
+from fourdthinker.demo.settings import DemoSettings, RenderSettings
+from fourdthinker.demo.twins import write_twins
 from fourdthinker.frames import FramePolicy
 from fourdthinker.prompt_style import RELEASED, PromptStyle
 from fourdthinker.synth import run
@@ -94,7 +97,7 @@ def test_every_command_is_run_by_a_test() -> None:
 def models(folder: Path) -> None:
     """A checkpoint under each name that the pages use."""
     style, policy = PromptStyle(instruction=""), FramePolicy(max_pixels=56 * 56, max_frames=4)
-    for name in ("runs/grpo-3b/final", "runs/dift-3b/final", "MODEL"):
+    for name in ("runs/grpo-3b/final", "runs/dift-3b/final", "runs/demo/rl/final", "MODEL"):
         tiny_checkpoint(folder / name, layers=1, policy=policy, style=style)
     (folder / "runs/lora").mkdir()
     save_checkpoint(folder / "runs/lora/final", lora(tiny_checkpoint(layers=1)))
@@ -138,6 +141,10 @@ def data(folder: Path) -> None:
             if not (folder / name).with_name(video).exists():
                 shutil.copy(folder / video, (folder / name).with_name(video))
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    scenes = DemoSettings(render=RenderSettings(train=1, rl=1, test=1))
+    for _ in render_clips(scenes, folder / "runs" / "demo" / "render", 1):
+        pass
+    write_twins(scenes, folder / "runs" / "demo" / "render")
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +201,5 @@ def test_commands_of_a_page_run(
             status = cli.main([*words, *SHORT.get(words[0], [])])
         assert status == 0, (words, capsys.readouterr().err[-2000:])
         assert all(Path(name).exists() for name in made_by(words)) or "--dry-run" in words, words
+        if "runs/twins" in words:
+            assert json.loads(Path("runs/twins/results.json").read_text())["consistency"]["n"] >= 2
