@@ -7,6 +7,7 @@ Whatever needs either of a text asks here; nothing else of the package looks for
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # in the order in which a completion has them
@@ -19,8 +20,24 @@ _FORM = re.compile(
     rf"\s*<think>({_BODY})</think>\s*<answer>({_BODY})</answer>\s*", re.IGNORECASE | re.DOTALL | re.ASCII
 )
 
-# A letter within a text that can be meant for an option: a capital alone, or any letter with a mark.
-_NAMED = re.compile(r"(?<![^\W_])(?:([A-Z])(?![^\W_])|(?<!\.)([a-z])(?:\)|[.:](?!\S)))")
+# A letter within a text that can be meant for an option: one that stands alone, but no article, no part of
+# "i.e." and nothing beside an apostrophe.
+_NAMED = re.compile(
+    r"(?<![^\W_])(?:([A-Z])(?![^\W_])|(?<![.'’])(?!a\s+[^\W\d_])([a-z])(?![^\W_]|['’]|\.[^\W_]))"
+)
+# Words and marks that may take back, doubt or turn around what stands before them.
+_TAKES_BACK = re.compile(
+    r"(?<![^\W_])(?:no|nope|nah|non|not|never|neither|nor|none|cannot|wait|wrong(?:ly)?|incorrect(?:ly)?"
+    r"|false(?:ly)?|untrue|invalid|mistak\w*|errors?|oops|sorry|scrap|scratch|undo|cancel\w*|delet\w*|discard\w*"
+    r"|correct(?:ion|ed|ing)|retract\w*|withdr[ae]w\w*|revis\w*|reconsider\w*|ignor\w*|forget|disregard\w*"
+    r"|(?:str(?:ike|uck)|cross(?:ed)?|rul(?:e|ed|ing)|tak(?:e|en|ing)) (?:\w+ )?(?:out|back|that|it)"
+    r"|chang(?:e|ed|ing) my|second thoughts?|actually|rather|instead|but|however|though|although|unless"
+    r"|except|exclud\w*|eliminat\w*|reject\w*|impossible|improbable|unlikely|unsure|uncertain|doubt\w*|maybe"
+    r"|perhaps|possibly|might|or|either|others?|another|opposite|reverse|contrary|else|hm+|kidding|jok(?:e|ing))"
+    r"(?![^\W_])"
+    r"|n['’]t(?![^\W_])|[?~✗✘❌⛔≠¬不错非或但\u0335-\u0338]|</?(?:s|del|strike)\b",
+    re.IGNORECASE,
+)
 
 
 def thought_and_answer(text: str) -> tuple[str, str] | None:
@@ -71,9 +88,10 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
        ``):`` behind it. ``B``, ``(b)``, ``B.``, ``(B``, ``B).``;
     2. the exact text of exactly one option: with an option "A cube" under B, the answer "A cube" means B;
     3. ``(B)``, ``B.``, ``B)`` or ``B:`` followed by a space, or one of these or ``B`` alone on the first
-       line, and then that option's text, or other words, or both, that name no other option: ``B. left``.
-       Words name another option that are its text, or that hold its letter as a capital that stands alone,
-       or with a mark (``(c)``, ``c)``, ``c.``, ``c:``): "A) or B)" and "B. wrong; C" are None;
+       line, and then that option's text, or other words, or both, that neither name another option nor may
+       take this one back: ``B. left``. Words name an option that hold its text, or its letter alone. Words
+       that say no, that doubt or that turn around ("not", "wrong", "wait", "but", "or", "?", a line through
+       letters) may take it back: "A) or B)", "B. wrong" and "A: left? no: right" are None;
     4. one of these or ``B`` followed by the text of that same option: ``B left``, ``B.left``.
 
     Anything else ("A and B", "A different cube", the text of two options) is None.
@@ -113,18 +131,27 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     if separated and normalised(rest) == normalised(options[letter]):
         return letter
     words = (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest)
-    return letter if words and not _names_another(rest, letter, options) else None
+    return letter if words and not _leaves(rest, letter, options) else None
 
 
-def _names_another(rest: str, letter: str, options: Mapping[str, str]) -> bool:
-    """Whether what stands behind the letter of an option speaks of another option."""
-    if normalised(rest) in {normalised(text) for other, text in options.items() if other != letter}:
+def _leaves(rest: str, letter: str, options: Mapping[str, str]) -> bool:
+    """Whether what stands behind the letter of an option speaks of another option, or may take it back."""
+    words, texts = _plain(rest), {key: _plain(text) for key, text in options.items()}
+    own = re.match(re.escape(texts[letter]) + r"(?![^\W_])", words, re.IGNORECASE)
+    after = own.end() if own else 0  # that text may say what it likes
+    named = {_key(options, match[1] or match[2]) for match in _NAMED.finditer(words, after)}
+    if named - {letter, None} or _TAKES_BACK.search(words, after):
         return True
-    words, own = " ".join(rest.split()), " ".join(options[letter].split())
-    if words[: len(own)].casefold() == own.casefold():  # whatever letters that holds
-        words = words[len(own) :]
-    named = {key for match in _NAMED.finditer(words) if (key := _key(options, match[1] or match[2]))}
-    return bool(named - {letter})
+    for other in (text for key, text in texts.items() if text and key != letter):
+        found = rf"(?<![^\W_])(?=({re.escape(other)})(?![^\W_]))"
+        if any(match.end(1) > after for match in re.finditer(found, words, re.IGNORECASE)):
+            return True
+    return False
+
+
+def _plain(text: str) -> str:
+    """With one space for every run of whitespace, and letters that only look odd as usual ones."""
+    return unicodedata.normalize("NFKC", " ".join(text.split()))
 
 
 def _key(options: Mapping[str, str], letter: str) -> str | None:

@@ -38,6 +38,10 @@ JUNK = [
     "(C)",
     "A.",
     "d",
+    "A? no,",
+    "wait,",
+    "right",
+    "n't",
 ]
 
 
@@ -78,10 +82,27 @@ def plausible(text: str, options: dict[str, str]) -> set[str]:
     found = {first} | {letter for letter in options if plain(options[letter]) == plain(rest)}
     if plain(rest[: len(own)]) == plain(own):
         rest = rest[len(own) :]
+    found |= {letter for letter in options if letter != first and held(options[letter], rest, own)}
+    if {*re.findall(r"[^\W_]+", rest.lower())} & {
+        "not",
+        "no",
+        "wait",
+        "or",
+        "wrong",
+        "maybe",
+        "t",
+    } or "?" in rest:
+        found.add("taken back")
     for word in re.findall(r"[^\W_]+\)?", rest):
         if word.strip(")") in options or (word.endswith(")") and word[:-1].upper() in options):
             found.add(word.strip(")").upper())
     return found
+
+
+def held(text: str, rest: str, own: str) -> bool:
+    """Whether words in a row are those of a text, and more than the end of the text before them."""
+    wanted, said = (re.findall(r"[^\W_]+", part.casefold()) for part in (text, rest))
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said))) and plain(text) != plain(own)
 
 
 # What leads to a letter, and what may follow it, in the documented form.
@@ -143,6 +164,60 @@ def test_1000_replies_that_name_two_options() -> None:
         options = rng.choice([MOVES, SETS[0]])
         inner = hedged(rng, options)
         assert parse_answer(wrapped(rng, inner), options) is None, (number, inner, options)
+
+
+# A reply that takes the option that it begins with back, in one sentence or two; {0} is that one's text.
+TAKEN_BACK = [
+    "{0}? no: {1}", "{0}, no, {1}", "? {1}", "wrong", "is wrong", "not this", "not {0}", "no",
+    "wait, {1}", "wait, the last one", "{0} isn't it", "{0} isn’t right", "{0} but no",
+    "{0}... hmm, the other", "{0}, sorry, {1}", "{0} or {1}", "{0}?", "incorrect", "ruled out, {1}",
+    "cannot be", "{0} ~~{0}~~", "<s>{0}</s>", "❌", "{0} is false, {1} is true", "{0} → {1}",
+    "scratch that: {1}", "{0}, actually {1}", "rather {1}", "neither", "{0} is unlikely", "{1}", "{1}!",
+    "{0}; {1}.", "then {2}", "n\u0336o\u0336", "{0} ≠", "I take it back", "{0}, correction: {3}",
+    "the opposite", "no, {2}", "（{3}）", "｛{4}｝",
+]  # fmt: skip
+
+
+def test_1000_replies_that_take_their_letter_back() -> None:
+    rng = random.Random(17)
+    for number in range(1000):
+        options = rng.choice([SETS[0], {"A": "yes", "B": "no"}, {"A": "left", "B": "left and up", "C": "up"}])
+        letter, other = rng.sample(list(options), 2)
+        led = rng.choice([*MARKED_LEDS, "{}\n", "{}.\n", "({})\n"]).format(
+            rng.choice([letter, letter.lower()])
+        )
+        wide = chr(ord(other) + 0xFEE0)
+        words = [options[letter], options[other], other.lower(), other, wide]
+        texts = [rng.choice([w, w.upper(), w.capitalize()]) if i < 2 else w for i, w in enumerate(words)]
+        if other == "A":  # alone before a word it may be an article
+            texts[2] = "a."
+        inner = f"{led} {rng.choice(TAKEN_BACK).format(*texts)}"
+        same = plain(inner.partition(" ")[2]) == plain(options[letter])
+        assert same or parse_answer(wrapped(rng, inner), options) is None, (number, inner, options)
+
+
+@pytest.mark.parametrize(
+    ("content", "letter"),
+    [
+        ("A? no, B", None),
+        ("A: left? no: right", None),
+        ("not A but B", None),
+        ("A... wait, B", None),
+        ("A is wrong", None),
+        ("A. left and up, clearly", None),
+        ("A: b", None),
+        ("A. left, as it turns", "A"),
+        ("A. Left. The car's wheels turn, i.e. it goes 3 m to that side", "A"),
+        ("B. left and up", "B"),
+        ("B. left and up, a long way", "B"),
+        ("C. not left", "C"),
+        ("C. not left, as I'd say", "C"),
+        ("C: left", None),
+    ],
+)
+def test_what_takes_an_answer_back(content: str, letter: str | None) -> None:
+    options = {"A": "left", "B": "left and up", "C": "not left", "D": "right"}
+    assert parse_answer(f"<answer>{content}</answer>", options) == letter
 
 
 def test_2000_hostile_replies() -> None:
@@ -247,7 +322,8 @@ def test_a_letter_alone_may_have_the_marks_that_the_docstring_names(before: str,
         ("A A sphere", "A"),
         ("A. cube", None),  # the text of D
         ("A. A  SPHERE", "A"),
-        ("A. A sphere, not a cube.", "A"),
+        ("A. A sphere, not a cube.", None),
+        ("A. A sphere, a round one.", "A"),
         ("A. A sphere or D", None),
         ("B. A cube of B", "B"),
         ("A pyramid", None),
