@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fourdthinker.evaluate.table import number
 from fourdthinker.report.lines import read_lines
+from fourdthinker.report.so_far import steps_so_far
 from fourdthinker.report.svg import line_chart, short, smooth
 
 log = logging.getLogger(__name__)
@@ -85,14 +86,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a phase of a run logged. folded: figures that are shown on a click."""
+    """What a phase of a run logged. folded: figures that are shown on a click. so_far: see `steps_so_far`."""
 
     title: str
     shown: list[Figure]
     folded: list[Figure]
+    so_far: str = ""
 
 
-def make_phase(name: str, series: Series) -> Phase | None:
+def make_phase(name: str, series: Series, so_far: str = "") -> Phase | None:
     """The curves of one phase; None when nothing was logged.
 
     A metric logged once is a number, not a curve, and left out.
@@ -106,7 +108,18 @@ def make_phase(name: str, series: Series) -> Phase | None:
         PHASES.get(name, name),
         [_figure(KNOWN.get(k, k), curves[k]) for k in shown],
         [_figure(k, curves[k]) for k in rest],
+        so_far,
     )
+
+
+def read_phases(run: Path) -> list[Phase]:
+    """The curves of the run and of the folders in it, with how far those are that are not finished."""
+    found = []
+    for title, log_file in phases(run):
+        series = read_metrics(log_file)
+        steps = [step for values in series.values() for step, _ in values]
+        found.append(make_phase(title, series, steps_so_far(log_file.parent, steps)))
+    return [phase for phase in found if phase is not None]
 
 
 def _figure(title: str, values: list[tuple[float, float]]) -> Figure:

@@ -14,7 +14,7 @@ from fourdthinker.audit.thoughts import THOUGHTS
 from fourdthinker.errors import ConfigError
 from fourdthinker.files import PathLike, read_regular, write_text
 from fourdthinker.report.cards import Deck, Names
-from fourdthinker.report.curves import Phase, make_phase, phases, read_metrics
+from fourdthinker.report.curves import Phase, read_phases
 from fourdthinker.report.fitting import ROOM, fitting
 from fourdthinker.report.latents import LATENTS, latent_tables, thought_deck
 from fourdthinker.report.lines import parse
@@ -103,12 +103,22 @@ def write_report(run_dir: PathLike, *others: PathLike, out: PathLike | None = No
         name=" → ".join(run.name for run in runs),
         several=len(runs) > 1,
         runs=[replace(run, decks=[fitting(deck, room) for deck in run.decks]) for run in runs],
+        unfinished=_unfinished(runs, answers),
         comparisons=comparison_tables(answers),
         questions=fitting(questions, room) if questions is not None else None,
         album=album,
     )
     write_text(path, page)
     return path
+
+
+def _unfinished(runs: Sequence[Run], answers: Sequence[Answers]) -> list[str]:
+    """What is not finished, and how far it is."""
+    told = [f"{run.name}, {run.so_far} are answered" for run in answers if run.so_far]
+    for run in runs:
+        found = [(" ".join(filter(None, (run.name, phase.title))), phase.so_far) for phase in run.phases]
+        told += [f"{name}, {so_far}" for name, so_far in found if so_far]
+    return told
 
 
 def _run(
@@ -132,12 +142,11 @@ def _run(
         )
     if (folder / THOUGHTS).exists():
         decks.append(thought_deck(folder / THOUGHTS, name * several, album, names))
-    curves = [phase for title, log in phases(folder) if (phase := make_phase(title, read_metrics(log)))]
     run = Run(
         name=name,
         results=make_results(results) if results else None,
         facts=make_facts(results),
-        phases=curves,
+        phases=read_phases(folder),
         latents=latent_tables(audit),
         confusions=[table for run in answers if run.name == name for table in confusion_tables(run)],
         decks=[deck for deck in decks if deck is not None],

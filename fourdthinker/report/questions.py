@@ -15,6 +15,7 @@ from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import Row, shaded_parts
 from fourdthinker.report.media import Album, clip_of, pictures_or_trouble
 from fourdthinker.report.results import difference_cells
+from fourdthinker.report.so_far import in_common, questions_so_far
 from fourdthinker.report.tables import Cell, Table, TableRow, csv_url
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,16 @@ class Answers:
     name: str
     result: EvalResult
     by_id: Mapping[str, AnsweredQuestion]
+
+    @property
+    def so_far(self) -> str:
+        """See `questions_so_far`."""
+        return questions_so_far(self.result)
+
+    @property
+    def title(self) -> str:
+        """The name, and how far it is."""
+        return f"{self.name} ({self.so_far})" if self.so_far else self.name
 
 
 def read_answers(runs: Sequence[tuple[str, Path]]) -> list[Answers]:
@@ -70,12 +81,15 @@ def is_right(question: AnsweredQuestion) -> bool:
 def comparison_tables(runs: Sequence[Answers]) -> list[Table]:
     """Every later run less the first one, of all questions and by type; and the questions that flip.
 
-    Runs that answered other questions than the first one are left out, with a warning.
+    Where a run is not finished, the questions that both have answers to are compared. Runs that answered
+    other questions than the first one are left out, with a warning.
     """
     tables = []
     for other in runs[1:]:
+        unfinished = [run.title for run in (runs[0], other) if run.so_far]
+        pair = (runs[0].result, other.result)
         try:
-            found = compare(runs[0].result, other.result)
+            found = compare(*(in_common(*pair) if unfinished else pair))
         except ConfigError as error:
             log.warning("not compared: %s", error)
             continue
@@ -93,8 +107,12 @@ def comparison_tables(runs: Sequence[Answers]) -> list[Table]:
                 f" {gained} became right and {len(found.flips) - gained} wrong (McNemar p {found.p:.3g}); "
                 f"{percent(found.changed)} of the answers are others."
             )
+        so_far = ""
+        if unfinished:
+            so_far = f"{found.questions:,} questions in common"
+            caption += f" Not finished: {', '.join(unfinished)}."
         names = ("Difference", "95 % interval", "")
-        tables.append(Table(f"compared-{other.name}", caption, names, rows))
+        tables.append(Table(f"compared-{other.name}", caption, names, rows, so_far))
     return tables
 
 
@@ -132,7 +150,7 @@ def confusion_tables(run: Answers) -> list[Table]:
             caption = (
                 f"{kind or 'Without a type'}: questions by the right answer (lines) and the answer given."
             )
-            tables.append(Table(f"confusion-{kind}", caption, said, rows))
+            tables.append(Table(f"confusion-{kind}", caption, said, rows, run.so_far))
     return tables
 
 
@@ -150,7 +168,9 @@ def question_deck(runs: Sequence[Answers], album: Album, names: Names) -> Deck:
     cards = [_card(q, anchor, runs, album, flipped(q)) for q, anchor in zip(chosen, anchors, strict=True)]
     said = "Answers at temperature 0, then samples."
     if len(runs) > 1:
-        said += f" The runs, from left to right: {', '.join(run.name for run in runs)}."
+        said += f" The runs, from left to right: {', '.join(run.title for run in runs)}."
+    elif last.so_far:
+        said += f" {last.so_far} so far."
     return Deck(
         "Questions",
         names.of("questions"),
@@ -163,7 +183,7 @@ def question_deck(runs: Sequence[Answers], album: Album, names: Names) -> Deck:
 
 
 def _csv(questions: Sequence[AnsweredQuestion], runs: Sequence[Answers]) -> str:
-    lines = [["id", "type", "right", *(run.name for run in runs)]]
+    lines = [["id", "type", "right", *(run.title for run in runs)]]
     for q in questions:
         given = [answer_of(run.by_id[q.id]) if q.id in run.by_id else None for run in runs]
         lines.append([q.id, q.type, q.answer, *(answer or "" for answer in given)])

@@ -38,17 +38,23 @@ class Table:
         caption: what it shows.
         columns: names over all columns but the first, which holds the labels.
         rows: its lines.
+        so_far: of what part of a run that is not finished, such as "30 of 100 questions"; "" of all. It
+            stands in the first cell of the CSV.
     """
 
     name: str
     caption: str
     columns: Sequence[str]
     rows: list[TableRow]
+    so_far: str = ""
 
     @property
     def csv(self) -> str:
         """The table as CSV in UTF-8, as a data URL."""
-        lines = [["", *self.columns], *([row.label, *(c.text for c in row.cells)] for row in self.rows)]
+        lines = [
+            [self.so_far, *self.columns],
+            *([row.label, *(c.text for c in row.cells)] for row in self.rows),
+        ]
         return csv_url(lines)
 
 

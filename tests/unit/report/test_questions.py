@@ -90,6 +90,41 @@ def test_runs_are_compared_by_pairs(runs: list[Path], caplog: pytest.LogCaptureF
     assert "different questions" in caplog.text
 
 
+def test_what_is_not_finished_says_so(runs: list[Path], tmp_path: Path) -> None:
+    """A run of ten questions of which three are answered, beside one that is finished."""
+    path = runs[1] / "answers.jsonl"
+    header, *lines = path.read_text().splitlines()
+    settings = json.loads(header)
+    settings["settings"]["questions"] = 10
+    path.write_text("\n".join([json.dumps(settings), *lines[:3]]) + "\n")
+    found = answers(runs)
+    assert [run.so_far for run in found] == ["", "3 of 10 questions"]
+    (table,) = comparison_tables(found)
+    assert "paired over 3 questions" in table.caption
+    assert "Not finished: after (3 of 10 questions)." in table.caption
+    assert lines_of(table.csv)[0][0] == "3 questions in common"
+    (confusion,) = confusion_tables(found[1])
+    assert lines_of(confusion.csv)[0][0] == "3 of 10 questions"
+    deck = question_deck(found, Album(tmp_path), Names())
+    assert lines_of(deck.csv)[0][3:] == ["before", "after (3 of 10 questions)"]
+    page = write_report(*runs).read_text()
+    assert "<b>Not finished:</b> after, 3 of 10 questions are answered." in page
+    assert page.count("<b>3 of 10 questions so far.</b>") == 1
+    assert "Not finished:" not in write_report(runs[0]).read_text()
+
+
+def test_runs_that_are_not_finished_and_share_no_question_are_not_compared(
+    runs: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = runs[1] / "answers.jsonl"
+    header = json.loads(path.read_text().splitlines()[0])
+    header["settings"]["questions"] = 10
+    path.write_text(json.dumps(header) + "\n")
+    assert comparison_tables(answers(runs)) == []
+    assert "not compared: " in caplog.text
+    assert "0 of 10 questions are answered" in write_report(*runs).read_text()
+
+
 def test_confusion_is_by_text_or_by_letter(runs: list[Path]) -> None:
     (table,) = confusion_tables(answers(runs)[0])  # numbers have none
     assert list(table.columns) == ["left", "right", "(none)"]

@@ -384,6 +384,22 @@ def test_a_folder_of_one_training_run_is_enough(tmp_path: Path) -> None:
     assert "Results" not in page.text
 
 
+def test_a_training_that_is_not_finished_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "grpo"
+    (run / "checkpoint-20").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {s}, "reward": {s / 99}}}\n' for s in range(1, 32))
+    )
+    told = "<b>Not finished:</b> grpo, step 31"
+    assert f"{told}, no final checkpoint." in write_report(run).read_text()
+    (run / "checkpoint-20" / "trainer_state.json").write_text('{"global_step": 20, "max_steps": 2000}')
+    page = write_report(run).read_text()
+    assert f"{told} of 2,000." in page
+    assert "<h3>not finished: step 31 of 2,000</h3>" in page
+    (run / "final").mkdir()
+    assert "ot finished" not in write_report(run).read_text()
+
+
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)
