@@ -15,7 +15,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fourdthinker.backbones.common import Backbone
-from fourdthinker.backbones.recompute import Made
+from fourdthinker.backbones.recompute import Made, Used
 from fourdthinker.trainers.live_bytes import LiveBytes
 
 
@@ -58,10 +58,12 @@ class Kept:
     def _end(self, *_: Any) -> None:
         self._stack.pop()
 
-    def _counted(self, pack: Callable[[Made, Tensor], Tensor | torch.Size]) -> Any:
-        def counted(made: Made, tensor: Tensor) -> Tensor | torch.Size:
+    def _counted(self, pack: Callable[[Made, Tensor], Used | torch.Size]) -> Any:
+        def counted(made: Made, tensor: Tensor) -> Used | torch.Size:
             kept = pack(made, tensor)
-            return self._pack(kept) if isinstance(kept, Tensor) else kept
+            if not isinstance(kept, torch.Size):
+                self._pack(tensor)
+            return kept
 
         return counted
 

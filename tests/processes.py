@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_SERVER = mp.get_context("forkserver")
-_SERVER.set_forkserver_preload(["fourdthinker.trainers.dift", "fourdthinker.trainers.grpo"])
+SERVER = mp.get_context("forkserver")
+SERVER.set_forkserver_preload(["fourdthinker.trainers.dift", "fourdthinker.trainers.grpo"])
 
 
 def run_ranks(
@@ -34,7 +34,7 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory() as store:
         started = [
-            _SERVER.Process(target=_run, args=(work, (rank, processes), folder, store, timeout, arguments))
+            SERVER.Process(target=_run, args=(work, (rank, processes), folder, store, timeout, arguments))
             for rank in range(processes)
         ]
         for process in started:

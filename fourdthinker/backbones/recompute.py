@@ -4,7 +4,8 @@ A plain RMSNorm of transformers keeps its input and its scaled input, the matrix
 output, and an MLP keeps four tensors of its inner width. Only the input of the norm and the outputs of the
 MLP's two first matrix products take long to make. Values and gradients stay the same bit for bit: what a hook
 has changed in place is kept as it is, and weights that a layer had for one call are those of its backward
-pass.
+pass. What is changed in place afterwards is refused, as autograd refuses it of tensors that it keeps. (FSDP2
+gathers weights anew for the backward pass and leaves their versions as they were.)
 """
 
 from __future__ import annotations
@@ -78,6 +79,41 @@ def _silu_class() -> type[nn.Module]:
 
 
 @dataclass(frozen=True)
+class Used:
+    """Tensors that the backward pass computes with, as they are now.
+
+    Attributes:
+        layer: the class of what they are of, for the message.
+        tensors: by name.
+        versions: of each; every change in place counts it up. None: it has none.
+    """
+
+    layer: str
+    tensors: Mapping[str, Tensor | None]
+    versions: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, layer: str, tensors: Mapping[str, Tensor | None]) -> Used:
+        """Of tensors, or None, by the names that the message gives them."""
+        return cls(layer, tensors, {name: _version(tensor) for name, tensor in tensors.items()})
+
+    def check(self) -> None:
+        """RuntimeError where one has been changed in place since."""
+        for name, tensor in self.tensors.items():
+            if _version(tensor) != self.versions[name]:
+                assert tensor is not None
+                raise RuntimeError(
+                    f"the {name} of a {self.layer}, {list(tensor.shape)}, was changed in place before "
+                    "the backward pass, which computes with it; change a copy, or wait for the backward pass"
+                )
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """How often a tensor was changed in place; of those made for inference nothing counts it."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+@dataclass(frozen=True)
 class Call:
     """A call of a norm, which can be made again.
 
@@ -85,21 +121,17 @@ class Call:
         norm: the module.
         parameters: that it had; `torch.func.functional_call` gives it others for the time of a call.
         given: its input.
-        version: that the input had; every change in place counts it up.
+        used: all that it computes with.
     """
 
     norm: Any
     parameters: Mapping[str, Any]
     given: Tensor
-    version: int
+    used: Used
 
     def output(self, given: Tensor) -> Tensor:
         """What the norm makes of its input, which may be detached."""
-        if self.given._version != self.version:
-            raise RuntimeError(
-                f"the input of a {type(self.norm).__name__}, {list(self.given.shape)}, was changed in place "
-                "before the backward pass, which computes with it; change a copy of it"
-            )
+        self.used.check()
         norm = self.norm
         if not _has(norm, self.parameters):
             norm = copy.copy(norm)
@@ -110,6 +142,8 @@ class Call:
 @dataclass
 class Made:
     """Makes what a norm made again, for the backward passes of the matrix products that read it.
+
+    Autograd does not look whether a tensor that it hands to `pack` is changed later: `unpack` does.
 
     Attributes:
         call: of the norm.
@@ -125,18 +159,21 @@ class Made:
     waiting: int = 0
     output: Tensor | None = None
 
-    def pack(self, kept: Tensor) -> Tensor | torch.Size:
+    def pack(self, kept: Tensor) -> Used | torch.Size:
         """What a product keeps instead of a tensor: of the norm's output its shape alone."""
         whole = kept.numel() == self.call.given.numel() and kept.is_contiguous()  # not a part of it
         if not whole or kept.untyped_storage()._cdata != self.storage:
-            return kept
+            return Used.of("Linear", {"weight or input": kept})
         self.waiting += 1
         return kept.shape
 
-    def unpack(self, kept: Tensor | torch.Size) -> Tensor:
+    def unpack(self, kept: Used | torch.Size) -> Tensor:
         """The tensor that `pack` was given."""
-        if isinstance(kept, Tensor):
-            return kept
+        if isinstance(kept, Used):
+            kept.check()
+            (tensor,) = kept.tensors.values()
+            assert tensor is not None
+            return tensor
         output = self.output
         if output is None:
             with torch.no_grad():
@@ -149,7 +186,8 @@ class Made:
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or hidden_states.is_inference():  # which has no version, and no gradient
         return type(module).forward(module, hidden_states)
-    call = Call(module, dict(module._parameters), hidden_states.detach(), hidden_states._version)
+    given, parameters = hidden_states.detach(), dict(module._parameters)
+    call = Call(module, parameters, given, Used.of(type(module).__name__, {"input": given, **parameters}))
     out = _recomputed(call.output, hidden_states)
     out.made = Made(call, out.untyped_storage()._cdata, out._version)  # type: ignore[attr-defined]
     return out
@@ -167,8 +205,17 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     if type(module.down_proj) is not nn.Linear:
         # An adapter would draw its dropout a second time, and compute its own matrix products twice.
         return type(module).forward(module, x)
-    down = module.down_proj
-    return _recomputed(_product, down, dict(down._parameters), module.gate_proj(x), module.up_proj(x))
+    down, gate, up = module.down_proj, module.gate_proj(x), module.up_proj(x)
+    parameters = dict(down._parameters)
+    if not torch.is_grad_enabled():
+        return _product(down, parameters, gate, up)
+    used = Used.of(type(module).__name__, {f"down_proj.{name}": p for name, p in parameters.items()})
+
+    def product(gate: Tensor, up: Tensor) -> Tensor:  # whose arguments autograd looks at
+        used.check()
+        return _product(down, parameters, gate, up)
+
+    return _recomputed(product, gate, up)
 
 
 def _product(down: nn.Linear, parameters: Mapping[str, Any], gate: Tensor, up: Tensor) -> Tensor:
@@ -199,8 +246,6 @@ class _SwiGLU(torch.autograd.Function):
         return of_gate, of_up
 
 
-def _recomputed(function: Any, *arguments: Any) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """What ``function`` gives; for the backward pass its arguments are kept, and no more."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import Trainer, set_seed
+from transformers.integrations import deepspeed_load_checkpoint
 from transformers.trainer_utils import rotate_checkpoints
 
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
@@ -38,33 +38,23 @@ from fourdthinker.trainers.resume import incomplete
 from fourdthinker.trainers.run_folder import STATE, checkpoint_path
 from fourdthinker.trainers.run_state import LAST, RunState, run_state
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.watch import is_of_communication
 
 logger = logging.getLogger(__name__)
 
 _FAILED = 0.05  # share of an evaluation's rollouts whose rewards may fail: the others' mean is comparable
 
 
-# What torch and Trainer raise for files that are archives, and not of what they look for.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    UnpicklingError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
-
-
 @contextlib.contextmanager
 def _loading(checkpoint: str | None, what: str) -> Iterator[None]:
-    """What torch and Trainer raise for a damaged file, as a CheckpointError."""
+    """What torch, Trainer and DeepSpeed raise for damaged files, errors of any kind, as a CheckpointError."""
     try:
         yield
-    except (FourdError, torch.OutOfMemoryError, dist.DistError):
+    except (FourdError, torch.OutOfMemoryError):
         raise
-    except _DAMAGE as error:
+    except Exception as error:
+        if is_of_communication(error):  # another rank has ended, and says why
+            raise
         said = str(error).partition("\n")[0][:200]
         raise CheckpointError(
             f"{checkpoint}: {what} cannot be loaded ({type(error).__name__}: {said}); name an earlier "
@@ -224,6 +214,17 @@ class ResumableTrainer(Trainer):
     def _measure(self) -> str:
         assert self.held_out is not None
         return measure_of(self.settings, self.held_out)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
+        """Called by Trainer before its first update; what DeepSpeed raises for its own files names none."""
+        if checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        with _loading(checkpoint, "DeepSpeed's state"):
+            deepspeed_load_checkpoint(self.model_wrapped, checkpoint)
+        self._load_optimizer_and_scheduler(checkpoint)
+        self._load_scaler(checkpoint)
+        return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Called by Trainer when it resumes; what is damaged there has errors of many kinds."""

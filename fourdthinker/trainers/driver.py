@@ -107,8 +107,9 @@ def train(
     stopping = StopOnSignal()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping.listening())
-        args = training_arguments(config)
-        watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
+        with stopping.meeting():
+            args = training_arguments(config)
+            watch = stack.enter_context(Watch.of_group(config.ddp_timeout))
         stopping.interrupt()
         watch.enter("choosing the checkpoint", 0, 0)
         locked = _locked(stack, config, args)  # a run that is ending may write a newer one until then

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers: before a node is taken away; Slurm's --signal
 SAME = 5.0  # seconds in which several are one: Slurm and torchrun both pass a SIGTERM on
 
+PATIENCE = 10.0  # seconds after a signal in which ranks that wait for each other may still meet
+
 
 class EndBeforeTraining(SystemExit):
     """A signal came before training began: this process ends with status 0, unless somebody catches it."""
@@ -81,6 +83,31 @@ class StopOnSignal(TrainerCallback):
             self._take = None
         _restore(before)
 
+    @contextlib.contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Let ranks wait for each other in a block, from which no handler calls the main thread back.
+
+        Once they have met, a rank with a signal ends together with the others. Where they have not met within
+        `PATIENCE` seconds after it, a thread ends this process with status 0: there is nothing to save.
+        """
+        if self._take is None:  # the signals are not taken
+            yield
+            return
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        met = threading.Event()
+        listener = threading.Thread(target=_end_unless, args=(met, heard), name="signals", daemon=True)
+        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        listener.start()
+        try:
+            yield
+        finally:
+            met.set()
+            signal.set_wakeup_fd(before)
+            os.close(told)
+            listener.join()
+            os.close(heard)
+
     def _take_signals(self) -> None:
         if self._take is not None and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -126,6 +153,27 @@ class StopOnSignal(TrainerCallback):
         if self._asked_any(args) and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
+
+
+def _end_unless(met: threading.Event, heard: int) -> None:
+    """End this process where ranks have not met within `PATIENCE` seconds after a signal.
+
+    Args:
+        met: is set once they have.
+        heard: a file descriptor from which the number of every signal can be read, up to the end of the wait.
+    """
+    number = 0
+    while number not in SIGNALS:
+        read = os.read(heard, 1)
+        if not read:
+            return
+        number = read[0]
+    if not met.wait(PATIENCE):
+        name = signal.Signals(number).name
+        logger.warning(
+            "%s: the run ends before its first update, while it waits for its other processes", name
+        )
+        os._exit(0)
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

@@ -137,7 +137,7 @@ class LatentTrainer(PassTrainer):
         self.remove_callback(PrinterCallback)
         self.stopping = parts.stopping
         self.add_callback(self.stopping)
-        self.add_callback(_Told(self.check_best, self.after_update))
+        self.add_callback(_Told(self._begin_updates, self.after_update))
         self._live = LiveLine()
         if sys.stderr.isatty() and is_progress_bar_enabled() and args.process_index == 0:
             self.add_callback(self._live)
@@ -350,7 +350,6 @@ class LatentTrainer(PassTrainer):
                     f"model={final}, or set save_steps in a new one"
                 )
         self.stopping.begin(self.args)  # before anything is written
-        begin_run(self.settings, self.args, resume)
         if self.args.save_only_model and self.is_world_process_zero():
             logger.warning(_NO_STATE)
         done = self._train_to(updates, resume)
@@ -365,6 +364,7 @@ class LatentTrainer(PassTrainer):
         """Make the updates that are missing; gives how many are made then."""
         if resume is not None and resumed_updates(resume) >= updates:
             self._load_from_checkpoint(resume)  # all that is missing; Trainer would make one update more
+            begin_run(self.settings, self.args, resume)
             return resumed_updates(resume)
         try:
             self.train(resume_from_checkpoint=resume)
@@ -372,6 +372,13 @@ class LatentTrainer(PassTrainer):
             self._ahead.close()
             self._live.close()
         return self.state.global_step
+
+    def _begin_updates(self) -> None:
+        """Called before the first update: nothing is written until a checkpoint is loaded."""
+        resume = None if self.resumed_from is None else str(self.resumed_from)
+        self._load_rng_state(resume)  # Trainer does so only once it has the first batches
+        begin_run(self.settings, self.args, resume)
+        self.check_best()
 
     def _save_final(self, final: Path, updates: int) -> None:
         self._say_which_is_best()

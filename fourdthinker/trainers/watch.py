@@ -100,7 +100,7 @@ class Watch:
         if isinstance(error, EndBeforeTraining):
             self._end_together()
             return
-        lost = error if isinstance(error, RuntimeError) and _is_of_communication(error) else None
+        lost = error if error is not None and is_of_communication(error) else None
         if lost is not None and self._is_ended():
             self._say_end("ended with the others")
             raise EndBeforeTraining from error
@@ -214,6 +214,6 @@ class Watch:
         return f"{', '.join(told)}; go on with resume_from_checkpoint=auto once that is mended"
 
 
-def _is_of_communication(error: RuntimeError) -> bool:
+def is_of_communication(error: BaseException) -> bool:
     """Whether a collective failed; those of gloo are plain errors that name its source file."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "/gloo/" in str(error))

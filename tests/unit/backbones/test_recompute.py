@@ -137,6 +137,33 @@ def test_an_input_that_is_changed_in_place_is_refused() -> None:
         out.sum().backward()
 
 
+@pytest.mark.parametrize("name", ["input_layernorm", "self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"])
+def test_weights_that_are_changed_in_place_are_refused(name: str) -> None:
+    """As autograd refuses them: an optimizer that steps between the two passes."""
+    backbone = tiny_checkpoint(layers=1).backbone
+    layer = backbone.hf.model.language_model.layers[0]
+    x = torch.randn(1, 5, backbone.hidden_size, requires_grad=True)
+
+    def run() -> Tensor:
+        normed = layer.input_layernorm(x)
+        return layer.self_attn.q_proj(normed).sum() + layer.mlp(layer.post_attention_layernorm(normed)).sum()
+
+    weight = layer.get_parameter(f"{name}.weight")
+    plain = run()
+    with torch.no_grad():
+        weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        plain.backward()
+    recompute_cheap_layers(backbone)
+    out = run()
+    with torch.no_grad():
+        weight.mul_(2.0)
+    said = r"the (down_proj\.)?weight( or input)? of a \w+, \[\d+(, \d+)?\], was changed in place"
+    with pytest.raises(RuntimeError, match=said):
+        out.backward()
+    run().backward()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_an_adapter_of_the_last_matrix_keeps_its_dropout(dropout: float) -> None:
     results = []

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import trainer
 
+from fourdthinker.backbones.common import Backbone
 from fourdthinker.errors import CheckpointError, ConfigError
 from fourdthinker.settings import make_config
+from fourdthinker.trainers.checkpointing import _loading
 from fourdthinker.trainers.file_digests import file_digest
 from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig
+from fourdthinker.trainers.trainer import LatentTrainer
 from tests.unit.trainers.test_beginning import ARGS
 from tests.unit.trainers.test_resume import BASE, files, train
 
@@ -153,12 +157,59 @@ def no_schedule(folder: Path) -> None:
     (folder / "scheduler.pt").write_bytes(b"no archive")
 
 
+def refused_while_loaded(folder: Path) -> str:
+    """What is said of checkpoint-2 when it is named, and its digests are right; checkpoint-4 stays."""
+    state = RunState.read(folder / "checkpoint-2")
+    RunState(**vars(state) | {"digests": {}, "files": {}}).write(folder / "checkpoint-2")
+    before = files(folder)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded .*; name an earlier checkpoint") as error:
+        train(folder, max_steps=5, resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert files(folder) == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 @pytest.mark.parametrize("damage", [cut_tensors, no_state, no_schedule])
 def test_what_is_found_while_it_is_loaded_is_one_line(folder: Path, damage: Callable[[Path], None]) -> None:
     """As damage between the blocks of a large file, whose digest is right."""
-    damage(folder / "checkpoint-4")
-    state = RunState.read(folder / "checkpoint-4")
-    RunState(**vars(state) | {"digests": {}, "files": {}}).write(folder / "checkpoint-4")
-    with pytest.raises(CheckpointError, match=r"cannot be loaded .*; name an earlier checkpoint") as error:
-        train(folder, max_steps=5)
-    assert "\n" not in str(error.value)
+    damage(folder / "checkpoint-2")
+    refused_while_loaded(folder)
+
+
+class PartitionError(Exception):
+    """As DeepSpeed's own errors, it is of no class that others have."""
+
+
+@pytest.mark.parametrize(
+    "error", [None, PartitionError("world size of 4"), AssertionError("no shards"), FileNotFoundError("a.pt")]
+)
+def test_deepspeed_state_that_cannot_be_loaded_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """By an engine that gives None where there is no `latest`; the rest of the way is Trainer's."""
+
+    def load(self: Backbone, *arguments: Any, **options: Any) -> tuple[None, None]:
+        if error is not None:
+            raise error
+        return None, None
+
+    def under_deepspeed(self: LatentTrainer, *arguments: Any, **options: Any) -> int:
+        self.is_deepspeed_enabled = True
+        return train_to(self, *arguments, **options)
+
+    train_to = LatentTrainer._train_to
+    monkeypatch.setattr(LatentTrainer, "_train_to", under_deepspeed)
+    monkeypatch.setattr(trainer, "deepspeed_init", lambda *a, **options: (None, None))
+    monkeypatch.setattr(Backbone, "load_checkpoint", load, raising=False)
+    (folder / "checkpoint-2" / "global_step2").mkdir()
+    said = refused_while_loaded(folder)
+    assert said.startswith(f"{folder / 'checkpoint-2'}: DeepSpeed's state cannot be loaded (")
+    assert str(error or "failed to resume from checkpoint") in said
+
+
+def test_a_rank_that_is_lost_while_others_load_is_no_damage() -> None:
+    """gloo's error is a plain one; `Watch` says which rank that is, and why."""
+    lost = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(RuntimeError) as error, _loading("checkpoint-2", "the state"):
+        raise lost
+    assert error.value is lost

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from fourdthinker.trainers.dift import train_dift
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.stopping import EndBeforeTraining
 from tests.e2e.training import BARE, samples
-from tests.processes import run_ranks
+from tests.processes import SERVER, run_ranks
 from tests.tiny import tiny_checkpoint
 
 
@@ -89,6 +91,60 @@ def one_rank_is_asked(rank: int, folder: Path) -> None:
 def test_all_ranks_end_before_training_where_one_is_asked_to(tmp_path: Path) -> None:
     assert run_ranks(one_rank_is_asked, tmp_path, processes=3) == [0, 0, 0]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.lock"}
+
+
+def meets_nobody(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, of which the other is never started."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    logging.getLogger("fourdthinker").addHandler(logging.FileHandler(folder / "log"))
+    stopping.PATIENCE, meet = 0.2, dist.init_process_group
+
+    def say_and_meet(*arguments: Any, **options: Any) -> None:
+        (folder / "waits").touch()
+        meet(*arguments, **options)
+
+    dist.init_process_group = say_and_meet
+    values = {"output_dir": str(folder / "run"), "max_steps": 1}
+    train_dift(make_config(DiftConfig, BARE | values))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_ends_a_process_that_waits_for_others_to_begin(tmp_path: Path, rank: int) -> None:
+    """Torch waits for them outside of Python, where no handler runs: for the time-out, half an hour."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = SERVER.Process(target=meets_nobody, args=(rank, port, tmp_path))
+    process.start()
+    try:
+        while not (tmp_path / "waits").exists():
+            assert process.is_alive()
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(20)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "SIGTERM: the run ends before its first update, while it waits for its other processes"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_are_heard_as_before_once_all_have_met() -> None:
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    callback = stopping.StopOnSignal()
+    with callback.listening():
+        with callback.meeting():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.set_wakeup_fd(before) == before
+        with pytest.raises(EndBeforeTraining):
+            callback.interrupt()
+    assert "signals" not in {t.name for t in threading.enumerate()}
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
