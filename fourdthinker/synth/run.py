@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,30 +122,35 @@ class _Run:
         if entry is None or entry.payload is None:
             yield Job(source, self.settings, self.out, self.options.stages, share=self.workers)
             return
-        for index in range(len(loads(entry.payload)["windows"])):
-            yield from self._of_window(source, index)
+        yield from self._of_windows(source)
 
-    def _of_window(self, source: Source, index: int) -> Iterator[Job]:
-        """The job that does what is left of a window, if anything is."""
+    def _of_windows(self, source: Source, only: int | None = None) -> Iterator[Job]:
+        """The jobs that do what is left of the windows of a source, or of one; what is known is read once.
+
+        Of a window nothing changes before its job begins, since only that one works on its clips.
+        """
         own = keys(source, self.settings)
         parent = self.journal.find(source.name, "ingest", own["ingest"])
         assert parent is not None
         assert parent.payload is not None
-        window = tuple(loads(parent.payload)["windows"][index])
-        item = window_item(source, index)
-        entry = self.journal.find(item, "ingest", own["ingest"])
-        if self._left_alone(item, entry):
-            return
         known, skip = self._known(source)
-        common: dict[str, Any] = {"index": index, "window": window, "known": known, "skip": skip}
-        common["share"] = self.workers
-        job = Job(source, self.settings, self.out, self.options.stages, **common)
-        if entry is None or entry.payload is None:
-            yield job
-            return
-        clips = tuple(tuple(clip) for clip in loads(entry.payload)["clips"] if clip[0] not in skip)
-        if clips:
-            yield Job(source, self.settings, self.out, self.options.stages, clips=clips, **common)
+        for index, window in enumerate(loads(parent.payload)["windows"]):
+            if only not in (None, index):
+                continue
+            item = window_item(source, index)
+            entry = self.journal.find(item, "ingest", own["ingest"])
+            if self._left_alone(item, entry):
+                continue
+            job = Job(
+                source, self.settings, self.out, self.options.stages,
+                index=index, window=tuple(window), skip=skip, share=self.workers,
+            )  # fmt: skip
+            if entry is None or entry.payload is None:
+                yield replace(job, known=known)
+                continue
+            clips = tuple(tuple(clip) for clip in loads(entry.payload)["clips"] if clip[0] not in skip)
+            if clips:
+                yield replace(job, clips=clips, known={name: known.get(name, {}) for name, *_ in clips})
 
     def _known(self, source: Source) -> tuple[dict[str, dict[str, bytes]], frozenset[str]]:
         """Results of finished stages by clip, and the clips of which nothing is left to do."""
@@ -209,8 +214,7 @@ class _Run:
         if message.stage == "ingest" and message.item == job.source.name and message.state == "done":
             windows = loads(message.payload or b"")["windows"]
             if len(windows) > 1:
-                for index in range(len(windows)):
-                    self.queue += self._of_window(job.source, index)
+                self.queue += self._of_windows(job.source)
         if message.item.startswith(f"{job.source.name}-"):
             last = [stage for stage in CLIP_STAGES if stage in self.options.stages][-1:] or ["ingest"]
             if message.state != "done" or message.stage == last[0]:
@@ -231,7 +235,7 @@ class _Run:
                 "start once more"
             )
         if item.startswith(f"{job.source.name}-"):  # a clip: its window has more of them
-            self.queue += self._of_window(job.source, job.index)
+            self.queue += self._of_windows(job.source, job.index)
 
     def title(self, stage: str = "synthesis") -> str:
         """What the progress bar says."""

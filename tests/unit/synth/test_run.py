@@ -21,8 +21,10 @@ from fourdthinker.synth.folder import check_folder
 from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.narrate import BudgetError, EndpointError, RejectedError, narrate
+from fourdthinker.synth.payload import dumps
 from fourdthinker.synth.plan import plan
 from fourdthinker.synth.pool import Begin, Lost
+from fourdthinker.synth.processes import LocalProcesses
 from fourdthinker.synth.run import Options, _useful, synthesise
 from fourdthinker.synth.settings import STAGES, SynthSettings, read_settings
 from fourdthinker.synth.stages import Job, work
@@ -469,6 +471,32 @@ def test_windows_share_a_long_video() -> None:
     found: Any = SimpleNamespace(frames=9000, size=(48, 64), begin=1.0, end=301.0)
     parts = windows(found, Source("v", "", "d", "d", "v"), SynthSettings())
     assert parts == [(1.0, 151.0), (151.0, 301.0)]
+
+
+def test_what_is_known_of_a_video_is_read_once_for_all_its_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read for each window, and each job took what is known of all of them along."""
+    source, settings = Source("v", "v.mp4", "d", "g", "v"), SynthSettings()
+    own = stages.keys(source, settings)
+    clips = [[(f"v-{w}{k}-9", k, k + 1.0) for k in range(3)] for w in range(4)]
+    parts = {"windows": [(10.0 * w, 10.0 * w + 10) for w in range(4)]}
+    results = {"v": parts, **{f"v.w{w}": {"clips": found} for w, found in enumerate(clips)}}
+    results |= {name: {"frames": []} for found in clips for name, *_ in found}
+    read = []
+    monkeypatch.setattr(
+        Journal,
+        "of_source",
+        lambda self, name, usual=Journal.of_source: read.append(name) or usual(self, name),
+    )
+    with Journal(tmp_path) as journal:
+        for item, payload in results.items():
+            journal.record(Entry(item, "ingest", own["ingest"], "v", "done", payload=dumps(payload)))
+        going = run._Run(tmp_path, settings, Options(), journal, LocalProcesses(work), 1)
+        jobs = list(going._of_source(source))
+    assert read == ["v"]
+    assert [job.clips for job in jobs] == [tuple(found) for found in clips]
+    assert [set(job.known) for job in jobs] == [{name for name, *_ in found} for found in clips]
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
