@@ -9,6 +9,7 @@ from pathlib import Path
 from fourdthinker.frames import probe
 from fourdthinker.synth.depths import check_calibrations
 from fourdthinker.synth.inputs import candidates
+from fourdthinker.synth.narrate import PICTURE
 from fourdthinker.synth.run import Options
 from fourdthinker.synth.scenes import SECONDS as SCENE_SECONDS
 from fourdthinker.synth.settings import SynthSettings
@@ -72,6 +73,11 @@ def _calls(clips: int, seconds: float, settings: SynthSettings) -> dict[str, str
         if money > 0:
             bound = settings.narrator_budget
             said["money"] = f"about {money if bound is None else min(money, bound):.2f}"
+        if settings.narrator_budget is not None:
+            said["budget"] = (
+                f"{settings.narrator_budget:g} at most, beside what the first call costs where a picture is "
+                f"of more than {PICTURE} tokens"
+            )
     return said
 
 

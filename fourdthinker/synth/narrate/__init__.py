@@ -1,7 +1,7 @@
 """Reasoning for records: from the geometry alone, or by a language model whose text is checked."""
 
 from fourdthinker.synth.narrate.endpoint import Endpoint, EndpointError, EndpointSettings, RefusedError
-from fourdthinker.synth.narrate.limits import BudgetError
+from fourdthinker.synth.narrate.limits import PICTURE, BudgetError
 from fourdthinker.synth.narrate.model import (
     Job,
     Picture,
@@ -14,6 +14,7 @@ from fourdthinker.synth.narrate.template import narrate
 from fourdthinker.synth.narrate.validate import fault
 
 __all__ = [
+    "PICTURE",
     "BudgetError",
     "Endpoint",
     "EndpointError",

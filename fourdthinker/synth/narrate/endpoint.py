@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fourdthinker.errors import ConfigError, FourdError, install
 from fourdthinker.files import make_folder, parse_json, write_bytes
 from fourdthinker.synth.narrate.limits import Budget, BudgetError, RateLimit
-from fourdthinker.synth.narrate.reply import Reply, most_tokens, read_reply
+from fourdthinker.synth.narrate.reply import Reply, read_reply, size_of
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +165,8 @@ class Endpoint:
 
     def _paid(self, request: dict[str, Any]) -> Reply | str:
         """One attempt within the budget: what it may cost is held back, what it cost is counted."""
-        most = most_tokens(request)
-        self.budget.take(*most)
+        size = size_of(request)
+        most = self.budget.take(size)
         used = (0, 0)
         try:
             self._rate.wait()
@@ -177,6 +177,8 @@ class Endpoint:
             used = most  # unless the reply tells
             reply, told = read_reply(data)
             used = told or most
+            if told is not None:
+                self.budget.learn(told[0], size.pictures)
             return reply
         finally:
             self.budget.settle(most, used)

@@ -5,8 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fourdthinker.errors import FourdError
+
+# Tokens of a picture until a reply tells. The largest of the usual rules: 85, and 170 for each tile of 512
+# pixels once the shorter side is 768 and the longer at most 2048, so for 8 tiles. Qwen-VL's rule, a token for
+# 28 x 28 pixels, gives 256 for the largest picture that is sent. Some models count many times as much.
+PICTURE = 85 + 170 * 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """What of a call is known before it: most tokens of its text, pictures, most tokens of its reply."""
+
+    text: int
+    pictures: int
+    written: int
 
 
 class BudgetError(FourdError):
@@ -50,7 +65,8 @@ class Budget:
     """Calls and money that a run may still spend, over all threads.
 
     A call is let out only where its most would still be within the budget, so that the budget is a bound
-    also while many calls are under way.
+    also while many calls are under way. What a picture may cost is learnt from the replies, of which the
+    first is waited for: only that call can cost more than was thought.
     """
 
     def __init__(self, *, calls: int | None, money: float | None, price_in: float, price_out: float) -> None:
@@ -58,6 +74,8 @@ class Budget:
         self._most_calls, self._most_money = calls, money
         self._prices = (price_in / 1e6, price_out / 1e6)
         self._reserved = 0.0  # money, of calls under way
+        self._picture = PICTURE  # tokens at most, as far as is known
+        self._answered = False  # whether any call has cost something
         self._changed = threading.Condition()
 
     @property
@@ -68,25 +86,28 @@ class Budget:
     def _price(self, tokens_in: int, tokens_out: int) -> float:
         return tokens_in * self._prices[0] + tokens_out * self._prices[1]
 
-    def take(self, tokens_in: int, tokens_out: int) -> None:
+    def take(self, size: Size) -> tuple[int, int]:
         """Count a call that is about to be made, and hold back the money for it until `settle`.
 
         Waits for calls under way where it depends on what they cost.
 
         Args:
-            tokens_in: the most that it may read.
-            tokens_out: the most that it may write.
+            size: of the call.
+
+        Returns:
+            The most tokens that it may read and write.
 
         Raises:
             BudgetError: no call, or not enough money, is left.
         """
-        most = self._price(tokens_in, tokens_out)
         with self._changed:
-            while (
-                self._most_money is not None
-                and self._reserved
-                and self.spent + self._reserved + most > self._most_money
-            ):
+            while True:
+                tokens = size.text + size.pictures * self._picture, size.written
+                most = self._price(*tokens)
+                if self._most_money is None or not self._reserved:
+                    break
+                if self._answered and self.spent + self._reserved + most <= self._most_money:
+                    break
                 self._changed.wait()
             if self._most_calls is not None and self.calls >= self._most_calls:
                 raise BudgetError(
@@ -99,18 +120,26 @@ class Budget:
                 )
             self.calls += 1
             self._reserved += most
+            return tokens
+
+    def learn(self, read: int, pictures: int) -> None:
+        """Take a picture for no less than it can have cost in a call that read so many tokens."""
+        with self._changed:
+            if pictures:
+                self._picture = max(self._picture, -(-read // pictures))
 
     def settle(self, most: tuple[int, int], used: tuple[int, int]) -> None:
         """Count the tokens of a call that has ended.
 
         Args:
-            most: as they were given to `take`.
+            most: as `take` returned them.
             used: tokens read and written.
         """
         with self._changed:
             # what calls under way hold back is a sum of floats; nothing of it may stay when none is
             self._reserved = max(0.0, self._reserved - self._price(*most))
             self._reserved = 0.0 if self._reserved < 1e-12 else self._reserved
+            self._answered = self._answered or used != (0, 0)
             self.tokens_in += used[0]
             self.tokens_out += used[1]
             self._changed.notify_all()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fourdthinker.files import parse_json
+from fourdthinker.synth.narrate.limits import Size
 
-_PICTURE = 1200  # tokens at most: some 300 with Qwen-VL, 1,105 with the largest of OpenAI's, at our size
 _TOKENS = 1 << 40  # of a call; more is no count
 
 
@@ -26,22 +26,24 @@ class Reply:
     cached: bool
 
 
-def most_tokens(request: dict[str, Any]) -> tuple[int, int]:
-    """How many tokens a call may read and write, as far as that can be told without its tokenizer.
+def size_of(request: dict[str, Any]) -> Size:
+    """How large a call is, as far as that can be told without its tokenizer.
 
     Args:
         request: as the chat API has it.
 
     Returns:
-        Tokens read: one for two bytes of text, about twice what English needs, and 1,200 a picture; and
-        tokens written.
+        Its size; of its text one token for two bytes, about twice what English needs.
     """
-    read = 0
+    text = pictures = 0
     for message in request["messages"]:
         content = message["content"]
         for part in [{"text": content}] if isinstance(content, str) else content:
-            read += len(part["text"].encode()) // 2 + 8 if "text" in part else _PICTURE
-    return read, int(request["max_tokens"])
+            if "text" in part:
+                text += len(part["text"].encode()) // 2 + 8
+            else:
+                pictures += 1
+    return Size(text, pictures, int(request["max_tokens"]))
 
 
 def read_reply(data: bytes) -> tuple[Reply | str, tuple[int, int] | None]:

@@ -518,6 +518,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert costs["calls to name things"] == "about 2"
     assert costs["calls to narrate"].startswith("about 4, of ")
     assert 0.01 < float(costs["money"].removeprefix("about ")) < 0.1
+    assert "budget" not in costs
+    bounded = plan([str(path)], settings.model_copy(update={"narrator_budget": 2.0}), Options())
+    assert bounded["budget"].startswith("2 at most, beside what the first call costs where a picture is")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.mp4", "v.mp4"]
 
 

@@ -209,13 +209,13 @@ def test_a_reply_that_hides_its_cost_costs_the_most(
         endpoint.complete(ASK, seed=2)
 
 
-def left_by_the_budget(endpoint: Endpoint, calls: int) -> list[int]:
+def left_by_the_budget(endpoint: Endpoint, calls: int, messages: Any = ASK) -> list[int]:
     """Seeds of so many calls at a time, of those that the budget did not allow."""
     left = []
 
     def ask(seed: int) -> None:
         try:
-            endpoint.complete(ASK, seed=seed)
+            endpoint.complete(messages, seed=seed)
         except BudgetError:
             left.append(seed)
 
@@ -235,6 +235,17 @@ def test_the_budget_is_a_bound_while_many_calls_are_under_way(
     left = left_by_the_budget(endpoint, 16)
     assert endpoint.budget.spent == pytest.approx(0.009)  # a tenth call might have cost 0.002
     assert len(left) == 7
+
+
+def test_what_a_picture_costs_is_learnt_from_the_first_reply(server: fake.FakeEndpoint, connect: Any) -> None:
+    """Some models count tens of thousands of tokens a picture: eight calls at a time cost 0.64 of 0.2."""
+    usage = {"prompt_tokens": 80_000, "completion_tokens": 1}
+    server.default = fake.raw(fake.completion("hi", usage=usage))
+    pictures = [{"type": "image_url", "image_url": {"url": "data:,"}}] * 2
+    endpoint = connect(budget=0.2, price_in=1.0)
+    left = left_by_the_budget(endpoint, 8, [{"role": "user", "content": pictures}])
+    assert (len(left), len(server.requests)) == (6, 2)
+    assert endpoint.budget.spent == pytest.approx(0.16)
 
 
 def test_calls_are_bounded_while_some_wait_for_money(server: fake.FakeEndpoint, connect: Any) -> None:
