@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,9 +98,30 @@ def prepare(folder: Path, settings: DemoSettings) -> Work:
     work = Work(folder, settings, rank=0, world=1)
     if not is_done(folder, "base", settings):
         started = time.perf_counter()
-        work.base()
+        final = work.final("base")
+        if final.exists():
+            shutil.rmtree(
+                final
+            )  # whether its features are scaled yet is not known; the last steps are made again
+        work.base(**resumable(final.parent, settings.base.steps))
         mark_done(folder, "base", settings, time.perf_counter() - started)
     return work
+
+
+def resumable(folder: Path, steps: int) -> dict[str, Any]:
+    """Settings of a training that goes on after a kill.
+
+    Args:
+        folder: of the run.
+        steps: that it makes.
+    """
+    return {
+        "output_dir": str(folder),
+        "overwrite_output_dir": False,
+        "resume_from_checkpoint": "auto",
+        "save_steps": max(1, steps // 16),
+        "save_total_limit": 1,
+    }
 
 
 def drawn_path(work: Work, split: str, index: int, kind: str, solid: int, number: int) -> Path:
@@ -148,23 +170,31 @@ def make_targets(work: Work, kinds: Sequence[str]) -> None:
     """
     checkpoint = load_checkpoint(work.final("base"))
     encoder, backbone = checkpoint.encoder(), checkpoint.backbone.eval()
-    made: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in kinds}
-    count = work.counts["train"]
-    for start in range(0, count, _CHUNK):
+    count, folder = work.counts["train"], make_folder(work.run / "imagery" / "parts")
+    parts = {k: [folder / f"{k}.{start:06d}.npy" for start in range(0, count, _CHUNK)] for k in kinds}
+    for number, start in enumerate(range(0, count, _CHUNK)):
+        if all(parts[kind][number].exists() for kind in kinds):
+            continue  # before a kill
         with TemporaryDirectory() as name:
             drawn = [
                 _draw(work, "train", index, kinds, Path(name))
                 for index in range(start, min(count, start + _CHUNK))
             ]
             for kind in kinds:
-                visions = [encoder.overlays(Record("dift", kind, "", images=paths[kind])) for paths in drawn]
-                for targets in encode_imagery(backbone, visions):
-                    made[kind].append(targets.numpy().reshape(len(SUBJECTS), -1, backbone.hidden_size))
+                visions = [encoder.overlays(Record("dift", kind, "", images=d[kind])) for d in drawn]
+                shape = (len(SUBJECTS), -1, backbone.hidden_size)
+                rows = [targets.numpy().reshape(shape) for targets in encode_imagery(backbone, visions)]
+                _save(parts[kind][number], np.stack(rows))
         if start // _CHUNK % 8 == 0:
             log.info("imagery of %d of %d clips", start, count)
-    for kind, rows in made.items():
-        with atomic_writer(targets_path(work, kind)) as file:
-            np.save(file, np.stack(rows))
+    for kind, paths in parts.items():
+        _save(targets_path(work, kind), np.concatenate([np.load(path) for path in paths]))
+    shutil.rmtree(folder)
+
+
+def _save(path: Path, array: NDArray[np.float32]) -> None:
+    with atomic_writer(path) as file:
+        np.save(file, array)
 
 
 def held_out_records(work: Work, kind: str | None) -> list[Record]:

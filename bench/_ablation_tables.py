@@ -46,8 +46,9 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
         seed: of the demo.
 
     Returns:
-        Rows with a variant, a stage and a part: "accuracy", of its own answers, with differences to BASES
-        after the same stage; "audit", one a mode of the latents (`mode_numbers`); "blocks", one a block.
+        Rows with a revision, a variant, a stage and a part: "accuracy", of its own answers, with differences
+        to BASES after the same stage; "audit", one a mode of the latents (`mode_numbers`); "blocks", one a
+        block.
     """
     rows: list[Row] = []
     for stage in STAGES:
@@ -55,11 +56,11 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
         folders = {name: answers_folder(out, seed, name, stage) for name in done}
         answers = {name: load_result(folder / ANSWERS) for name, folder in folders.items()}
         for name in done:
-            about = {"variant": name, "stage": stage}
+            result = json.loads(result_path(out, seed, name, stage).read_text())
+            about = {"revision": result.get("revision", "unknown"), "variant": name, "stage": stage}
             rows.append(about | {"part": "accuracy"} | _accuracy(name, answers))
             rows += [about | {"part": "audit"} | row for row in _audit(folders[name] / MODES)]
-            blocks = json.loads(result_path(out, seed, name, stage).read_text()).get("blocks", ())
-            rows += [about | {"part": "blocks"} | block for block in blocks]
+            rows += [about | {"part": "blocks"} | block for block in result.get("blocks", ())]
     return rows
 
 

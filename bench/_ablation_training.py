@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench._ablation_data import KINDS, OVERLAY, held_out_records, targets_path
+from bench._ablation_data import KINDS, OVERLAY, held_out_records, resumable, targets_path
 from fourdthinker.audit.latents import LatentAudit
 from fourdthinker.backbones import load_checkpoint
 from fourdthinker.demo.pictures import clip_of, solid_of
@@ -90,17 +90,6 @@ def dift_samples(work: Work, encoder: Encoder, variant: Variant) -> list[Sample]
     ]
 
 
-def _resumable(folder: Path, steps: int) -> dict[str, Any]:
-    """Settings of a training that goes on after a kill."""
-    return {
-        "output_dir": str(folder),
-        "overwrite_output_dir": False,
-        "resume_from_checkpoint": "auto",
-        "save_steps": max(1, steps // 16),
-        "save_total_limit": 1,
-    }
-
-
 def train_variant(work: Work, variant: Variant, stage: str, folder: Path) -> Path:
     """Train a variant, or go on with it.
 
@@ -121,12 +110,12 @@ def train_variant(work: Work, variant: Variant, stage: str, folder: Path) -> Pat
         checkpoint = load_checkpoint(work.final("base"))
         samples = dift_samples(work, checkpoint.encoder(), variant)
         settings = work.settings.dift
-        options = work.common(stage, settings) | _resumable(run, settings.steps) | dict(variant.options)
+        options = work.common(stage, settings) | resumable(run, settings.steps) | dict(variant.options)
         return finished(train_dift(DiftConfig(**options), checkpoint=checkpoint, samples=samples))
     checkpoint = load_checkpoint(folder / "dift" / FINAL)
     encoder = checkpoint.encoder()
     prompts = [features.prompt(record, encoder) for record in work.records("rl", "rl")]
-    options = work.rl_options() | _resumable(run, work.settings.rl.steps)
+    options = work.rl_options() | resumable(run, work.settings.rl.steps)
     options |= {"max_blocks": variant.max_blocks, "reward_timeout": None}  # the process may be paused
     options["train_start"] = options["train_start"] and variant.max_blocks > 0
     return finished(train_grpo(GrpoConfig(**options), checkpoint=checkpoint, prompts=prompts))

@@ -11,7 +11,9 @@ same held-out questions:
 Every model but ``none`` is asked once more with something else in the place of its latents (docs/latents.md).
 
 It takes hours on two cores, in one process of one thread, seed after seed. It may be killed or paused at any
-time: the same command goes on, training from its last checkpoint, questions from the last batch.
+time: the same command goes on, training from its last checkpoint, questions from the last batch; if the code
+is of another revision by then, it says so, and each row names the revisions that made it. After every
+training that is finished the tables are shown, and saved.
 ``--report`` makes the tables of what is there. Figures are only saved with ``--save``, the rows of each seed
 by themselves: seeds may be run on different days (``--seeds 1``), and the tables show those that were saved,
 too.
@@ -41,7 +43,7 @@ from bench import _measure as measure
 from fourdthinker.demo.settings import DemoSettings, quick_settings
 from fourdthinker.demo.work import StoppedError, Work
 from fourdthinker.errors import ConfigError, FourdError
-from fourdthinker.files import close_locked, make_folder, open_locked, parse_json, write_json
+from fourdthinker.files import close_locked, make_folder, open_locked, parse_json, write_json, write_text
 
 log = logging.getLogger("bench.ablation")
 
@@ -126,8 +128,41 @@ def do(out: Path, step: Step, kinds: Sequence[str], *, quick: bool) -> dict[str,
     return training.answer_questions(work, variant, final, answers, f"seed {seed}, {name}, {stage}")
 
 
-def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool) -> None:
-    """Do everything that is not done yet, in order.
+def begin(path: Path) -> str:
+    """Note by which revision of the code a step is made.
+
+    Args:
+        path: its result file.
+
+    Returns:
+        All of them, one after the other: more than one where another revision began it.
+    """
+    begun = path.with_suffix(".revisions")
+    found = begun.read_text(encoding="utf-8").split() if begun.exists() else []
+    if measure.revision() not in found:
+        found.append(measure.revision())
+        make_folder(path.parent)
+        write_text(begun, " ".join(found) + "\n")
+    return " ".join(found)
+
+
+def warn_of_revisions(out: Path, every: Sequence[Step]) -> None:
+    """Say which steps, finished or begun, are of other revisions than this one."""
+    others: dict[str, list[str]] = {}
+    for step in every:
+        begun = tables.result_path(out, *step).with_suffix(".revisions")
+        made = begun.read_text(encoding="utf-8").strip() if begun.exists() else measure.revision()
+        if made != measure.revision():
+            others.setdefault(made, []).append(" ".join(str(part) for part in step if part != ""))
+    for made, steps in others.items():
+        log.warning(
+            "revision %s, not %s, made: %s; rows name their revisions; for one revision name another "
+            "folder (--out)", made, measure.revision(), ", ".join(steps),
+        )  # fmt: skip
+
+
+def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool, save: bool) -> None:
+    """Do everything that is not done yet, in order, with `report` after every training.
 
     Raises:
         FourdError: something else is in the folder, or a step failed.
@@ -137,6 +172,7 @@ def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool) ->
     kinds = [kind for kind in data.KINDS if kind in only]
     every = training.order(only, seeds)
     todo = [step for step in every if not is_done(out, step, kinds)]
+    warn_of_revisions(out, every)
     while todo:
         step = todo[0]
         left = seconds_left(out, todo, every) / 3600
@@ -144,12 +180,15 @@ def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool) ->
         done = len(every) - len(todo)
         log.info("%d of %d done, about %.1f hours left; seed %d, %s", done, len(every), left, step[0], what)
         started = time.perf_counter()
+        path = tables.result_path(out, *step)
+        revisions = begin(path)
         found = do(out, step, kinds, quick=quick)
         seconds = round(time.perf_counter() - started, 1)
-        path = tables.result_path(out, *step)
-        write_json(path, {"seconds": seconds} | found)
+        write_json(path, {"seconds": seconds, "revision": revisions} | found)
         log.info("seed %d, %s: done in %.0f s", step[0], what, seconds)
         todo = todo[1:]
+        if todo and step[1]:
+            report(out, seeds, save=save)
 
 
 @contextmanager
@@ -175,8 +214,7 @@ def group(seed: int) -> str:
 def report(out: Path, seeds: Sequence[int], *, save: bool) -> None:
     """Tables of all that is finished in the folder, and of the saved rows of the other seeds.
 
-    Raises:
-        ConfigError: saved rows are of another demo.
+    Saved rows of another demo are left out, with a warning.
     """
     made = digest(parse_json((out / SETTINGS).read_bytes()))
     rows: dict[int, list[dict[str, Any]]] = {}
@@ -187,9 +225,11 @@ def report(out: Path, seeds: Sequence[int], *, save: bool) -> None:
                 log.info("saved in %s", measure.save(group(seed), rows[seed]))
         elif held := measure.saved(group(seed)):
             if held[0]["digest"] != made:
-                raise ConfigError(
-                    f"{group(seed)} in {measure.RESULTS} is of another demo than {out}; run that seed again"
-                )
+                log.warning(
+                    "%s in %s is of another demo than %s and left out; run that seed again",
+                    group(seed), measure.RESULTS, out,
+                )  # fmt: skip
+                continue
             rows[seed] = held
     log.info("seeds: %s", ", ".join(map(str, rows)) or "none has finished anything")
     measure.show("Accuracy, and differences in points", tables.accuracy_table(rows))
@@ -216,7 +256,7 @@ def main(argv: list[str]) -> int:
     try:
         with alone(options.out):
             if not options.report:
-                run(options.out, options.only, seeds, quick=options.quick)
+                run(options.out, options.only, seeds, quick=options.quick, save=options.save)
             report(options.out, seeds, save=options.save)
     except (FourdError, StoppedError) as error:
         log.error("error: %s", error)

@@ -148,8 +148,12 @@ class Work:
 
     # -- phases
 
-    def base(self) -> None:
-        """Tower and language model together, on captions: where things are seen and how the ground slides."""
+    def base(self, **options: Any) -> None:
+        """Tower and language model together, on captions: where things are seen and how the ground slides.
+
+        Args:
+            options: settings of DIFT beside the demo's.
+        """
         start = self.run / "base" / "start"
         if self.rank == 0:
             save_checkpoint(start, make_checkpoint(self.settings.model, self.settings.seed))
@@ -157,7 +161,7 @@ class Work:
         checkpoint = load_checkpoint(start)
         samples = LazySamples(self.records("captions", "dift"), checkpoint.encoder(), self.pictures)
         config = DiftConfig(
-            **self.common("base", self.settings.base),
+            **self.common("base", self.settings.base) | options,
             freeze_vision=False,
             ce_loss_weight=1.0,
             sim_loss_weight=0.0,

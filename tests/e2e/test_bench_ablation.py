@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import __main__ as command
+from bench import _ablation_data as data
 from bench import _ablation_training as training
 from bench import ablation
 from bench._ablation_tables import rows_of_seed
+from fourdthinker.demo import work
 from fourdthinker.demo.settings import DemoSettings, RenderSettings, quick_settings
 from fourdthinker.demo.work import StoppedError
 from fourdthinker.evaluate import load_result
@@ -29,7 +32,7 @@ def fewest(seed: int) -> DemoSettings:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped while the second variant was answered, then ended by the same command."""
+    """Stopped in the base phase, between pictures, and while the second variant was answered; then ended."""
     folder = tmp_path_factory.mktemp("ablation") / "out"
     words = ["ablation", "--quick", "--seeds", "1", "--only", *ONLY, "--out", str(folder)]
     answer = training.answer_questions
@@ -39,8 +42,33 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise StoppedError("killed here")
         return answer(*arguments)  # type: ignore[arg-type]
 
+    encoded: list[int] = []
+    encode, scale = data.encode_imagery, work.match_scale
+
+    def stopped_encoding(*arguments: Any) -> Any:
+        encoded.append(len(arguments[1]))
+        if len(encoded) == 2:
+            raise StoppedError("killed here")
+        return encode(*arguments)
+
+    def stopped_scaling(*arguments: Any) -> float:
+        scale(*arguments)
+        raise StoppedError("killed here")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "quick_settings", fewest)
+        patch.setattr(data, "_CHUNK", 8)
+        with patch.context() as interrupted:
+            interrupted.setattr(work, "match_scale", stopped_scaling)
+            assert command.run(words) == 2
+        base = folder / "seed1/base"
+        began = [path.stat().st_mtime_ns for path in base.glob("checkpoint-*/model.safetensors")]
+        assert len(began) == 1
+        with patch.context() as interrupted:
+            interrupted.setattr(data, "encode_imagery", stopped_encoding)
+            assert command.run(words) == 2
+        assert [path.stat().st_mtime_ns for path in base.glob("checkpoint-*/model.safetensors")] == began
+        patch.setattr(data, "encode_imagery", stopped_encoding)
         with patch.context() as interrupted:
             interrupted.setattr(training, "answer_questions", stopped)
             assert command.run(words) == 2
@@ -51,6 +79,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert command.run(words) == 0
         assert {path: path.stat().st_mtime_ns for path in before} == before
         assert weights.stat().st_mtime_ns == trained
+    assert encoded == [8, 8, 8]  # the first eight clips once
     return folder
 
 

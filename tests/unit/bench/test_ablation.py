@@ -130,7 +130,10 @@ def test_tables_are_of_all_seeds_that_have_a_row(tmp_path: Path) -> None:
 
 
 def test_saved_seeds_are_shown_with_those_of_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
     for seed in (0, 1):  # in folders of their own, as on two machines
@@ -143,8 +146,44 @@ def test_saved_seeds_are_shown_with_those_of_the_folder(
     other = tmp_path / "other"
     other.mkdir()
     ablation.check_folder(other, quick=False)
-    with pytest.raises(ConfigError, match=r"ablation, seed 0 in .* is of another demo than"):
-        ablation.report(other, [0], save=False)
+    ablation.report(other, [0], save=False)  # after hours of other seeds this ends nothing
+    assert "ablation, seed 0 in " in caplog.text
+    assert f"is of another demo than {other} and left out; run that seed again" in caplog.text
+
+
+def test_every_training_is_shown_and_saved_when_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step is killed: what the first trained is kept; another revision goes on and says so."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(measure, "revision", lambda: "first")
+
+    def do(out: Path, step: ablation.Step, kinds: list[str], *, quick: bool) -> dict[str, object]:
+        seed, name, stage = step
+        if name == killed:
+            raise KeyboardInterrupt
+        if stage == "dift":
+            write_seed(out, seed, name, [True, False])
+        return {}
+
+    monkeypatch.setattr(ablation, "do", do)
+    monkeypatch.setattr(training, "VARIANTS", {name: training.Variant() for name in ("none", "latents")})
+    out, killed = tmp_path / "out", "latents"
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run(out, ["none", "latents"], [0], quick=True, save=True)
+    settings, row = measure.saved("ablation, seed 0") or []
+    assert (row["variant"], row["revision"], settings["part"]) == ("none", "first", "settings")
+    monkeypatch.setattr(measure, "revision", lambda: "second")
+    killed = ""
+    caught: list[str] = []
+    monkeypatch.setattr(ablation.log, "warning", lambda text, *values: caught.append(text % values))
+    ablation.run(out, ["none", "latents"], [0], quick=True, save=True)
+    assert caught == [
+        "revision first, not second, made: 0 scenes, 0 none dift, 0 latents dift; rows name their revisions; "
+        "for one revision name another folder (--out)"
+    ]
+    rows = {row["variant"]: row["revision"] for row in tables.rows_of_seed(out, 0)}
+    assert rows == {"none": "first", "latents": "first second"}
 
 
 def test_an_interval_over_questions_is_that_of_independent_seeds() -> None:
