@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
 from fourdthinker.errors import ConfigError
-from fourdthinker.files import UNFINISHED, parse_json, read_json_object
+from fourdthinker.files import UNFINISHED, is_inside, parse_json, read_json_object
 from fourdthinker.synth.journal import NAME
 from fourdthinker.synth.settings import LIMITS, SynthSettings
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
+SETTINGS, MEDIA = "settings.json", "media"
 
 
 def warn_of_others(folder: Path, names: set[str]) -> None:
@@ -60,6 +61,7 @@ def check_folder(folder: Path, settings: SynthSettings, *, update: bool) -> None
     Raises:
         ConfigError: it cannot be used.
     """
+    check_media(folder)
     path = folder / SETTINGS
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()) and not (folder / NAME).exists():
@@ -73,6 +75,23 @@ def check_folder(folder: Path, settings: SynthSettings, *, update: bool) -> None
         raise ConfigError(
             f"{folder} was made with other settings: {listed}. Name a new folder, or give --update: "
             "what does not depend on these settings is kept"
+        )
+
+
+def check_media(folder: Path) -> None:
+    """Refuse a folder whose media lie elsewhere: no reader of records follows links that lead out.
+
+    Args:
+        folder: of a run; it may itself be a link.
+
+    Raises:
+        ConfigError: names the link and what to do.
+    """
+    media = folder / MEDIA
+    if not is_inside(media, folder):
+        raise ConfigError(
+            f"{media} is a link to {os.path.realpath(media)}, and records must not lead out of their folder; "
+            f"move the whole folder to that disk, and make {folder} the link"
         )
 
 

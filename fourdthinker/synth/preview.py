@@ -19,6 +19,7 @@ from fourdthinker.errors import ConfigError, FourdError
 from fourdthinker.files import PathLike, is_inside, parse_json, read_json_object, write_text
 from fourdthinker.frames import load_image, resize
 from fourdthinker.latents import IMAGERY
+from fourdthinker.synth.folder import check_media
 from fourdthinker.synth.run import SUMMARY
 
 PAGE = "preview.html"
@@ -69,6 +70,7 @@ def write_preview(out: PathLike, *, page: PathLike | None = None, most: int = 60
         OutputError: the page cannot be written.
     """
     folder = Path(out)
+    check_media(folder)
     records = list(_records(folder))
     if not records and not (folder / SUMMARY).is_file():
         raise ConfigError(f"{folder}: neither records nor {SUMMARY}; give the folder of a finished run")
@@ -221,7 +223,10 @@ def _interval(extra: dict[str, Any]) -> str:
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """A path of a record; the page is passed on, so that nothing from elsewhere may get into it."""
+    """A path of a record; the page is passed on, so that nothing from elsewhere may get into it.
+
+    The folder may itself be a link, or lie behind one.
+    """
     if not is_inside(folder / path, folder):
         raise ConfigError(f"{folder}: a record names {path!r}, outside of the folder; {_REMEDY}")
     return folder / path

@@ -11,6 +11,7 @@ import pytest
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.synth import preview
+from fourdthinker.synth.folder import check_folder
 from fourdthinker.synth.preview import write_preview
 from fourdthinker.synth.settings import SynthSettings
 from fourdthinker.synth.write import Made, write_all
@@ -106,6 +107,21 @@ def test_no_picture_from_elsewhere_gets_into_the_page(tmp_path: Path) -> None:
         path.write_text(json.dumps(first | {"image_input": [named]}) + "\n")
         with pytest.raises(ConfigError, match="outside of the folder"):
             write_preview(out)
+
+
+def test_the_folder_may_be_a_link_and_its_media_may_not(tmp_path: Path) -> None:
+    """The remedy was to run the synthesis once more, which went through the link again."""
+    out, disk = tmp_path / "out", tmp_path / "disk"
+    out.mkdir()
+    write_all(make(out, 1), SynthSettings(splits={"train": 1.0}), out)
+    out.rename(disk)
+    out.symlink_to(disk)
+    write_preview(out)
+    (disk / "media").rename(tmp_path / "media")
+    (disk / "media").symlink_to(tmp_path / "media")
+    for refused in (write_preview, lambda out: check_folder(out, SynthSettings(), update=False)):
+        with pytest.raises(ConfigError, match=r"media is a link to .*; move the whole folder to that disk"):
+            refused(out)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
