@@ -73,12 +73,15 @@ class SynthSettings(Settings):
     frames: Annotated[FramePolicy, BeforeValidator(_frames)] = Field(
         default_factory=FramePolicy, description="The frames that records name."
     )
-    analysis_fps: Float = Field(default=10.0, gt=0, le=60, description="Frames a second that the stages see.")
+    analysis_fps: Float = Field(
+        default=10.0, ge=2, le=60,
+        description="Frames a second that the stages see; with fewer than 2 nothing that moves is followed.",
+    )  # fmt: skip
     analysis_pixels: Int = Field(
         default=854 * 480, ge=64 * 64, description="Height * width of these frames at most."
     )
     min_seconds: Float = Field(
-        default=3.0, gt=0, description="Seconds of a clip at least; shorter shots are rejected."
+        default=3.0, ge=1, description="Seconds of a clip at least; shorter shots are rejected."
     )
     max_seconds: Float = Field(
         default=15.0, gt=0, description="Seconds of a clip at most; longer shots are split."
@@ -115,7 +118,7 @@ class SynthSettings(Settings):
         default=None, description="Folder of SAM 3 for videos; null: masks of what moves, without weights."
     )
     least_area: Float = Field(
-        default=0.001, gt=0, lt=1, description="Share of the picture that a mask covers at least."
+        default=0.001, gt=0, le=0.3, description="Share of the picture that a mask covers at least."
     )
     geometry: Literal["opencv", "colmap"] = Field(
         default="opencv", description="What estimates the camera's path where none is given."
@@ -166,6 +169,13 @@ class SynthSettings(Settings):
         if self.window_seconds < self.max_seconds:
             raise ValueError(
                 f"window_seconds is {self.window_seconds}; give at least max_seconds = {self.max_seconds}"
+            )
+        wanted, seen = len(self.frames.times(self.min_seconds)), round(self.min_seconds * self.analysis_fps)
+        if wanted > seen:
+            raise ValueError(
+                f"frames asks for {wanted} frames of a clip of min_seconds = {self.min_seconds:g}, and with "
+                f"analysis_fps = {self.analysis_fps:g} only {seen} are read; raise analysis_fps, or lower "
+                "frames.fps or frames.min_frames"
             )
         if self.namer_model is not None and self.namer_weights is not None:
             raise ValueError("namer_model and namer_weights are both given; choose one of them")

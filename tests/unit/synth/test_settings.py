@@ -28,6 +28,11 @@ def read(tmp_path: Path, text: str, **given: object) -> SynthSettings:
         ("fps: 1\n", "unknown key 'fps', the nearest are frames.fps"),
         ("seed: true\n", "seed is True (bool); give a whole number"),
         ("min_seconds: .nan\n", "min_seconds is nan"),
+        ("min_seconds: 0.2\n", "min_seconds is 0.2; give at least 1"),  # of one frame nothing can be said
+        ("analysis_fps: 1.5\n", "analysis_fps is 1.5; give at least 2"),  # every object was lost
+        ("least_area: 0.5\n", "least_area is 0.5; give at most 0.3"),  # every object was lost
+        ("frames: {fps: 24}\n", "only 30 are read; raise analysis_fps"),  # 20 of 50 frames were missing
+        ("frames: {min_frames: 40}\n", "frames asks for 40 frames of a clip of min_seconds = 3"),
         ("max_seconds: .inf\n", "max_seconds is inf; give a finite number"),
         ("cut_histogram: 2\n", "cut_histogram is 2; give at most 1"),
         ("imagery: []\n", "imagery is empty; name at least one"),
