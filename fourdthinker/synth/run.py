@@ -22,6 +22,7 @@ from fourdthinker.synth.compared import agreement
 from fourdthinker.synth.computer_vision import colmap, opencv
 from fourdthinker.synth.corpus import finish
 from fourdthinker.synth.depths import check_calibrations
+from fourdthinker.synth.digests import weights_digest
 from fourdthinker.synth.folder import SETTINGS, check_folder, clean, warn_of_others
 from fourdthinker.synth.inputs import Candidate, Refused, Source, candidates, open_candidate, scene_groups
 from fourdthinker.synth.journal import QUARANTINED, Entry, Journal
@@ -30,7 +31,7 @@ from fourdthinker.synth.narration import narrator
 from fourdthinker.synth.payload import loads
 from fourdthinker.synth.pool import Lost, Processes, run_jobs
 from fourdthinker.synth.processes import LocalProcesses
-from fourdthinker.synth.settings import CLIP_STAGES, STAGES, SynthSettings
+from fourdthinker.synth.settings import CLIP_STAGES, STAGES, WEIGHTS, SynthSettings
 from fourdthinker.synth.stages import Job, Stop, Untried, keys, window_item, work
 from fourdthinker.synth.write import audited_lines, write_card
 
@@ -275,7 +276,7 @@ def synthesise(
     check_calibrations(found)
     folder = Path(os.path.abspath(out))  # of actors on other machines the working folder is another one
     check_folder(folder, settings, update=options.update)
-    _check_weights(settings, options)
+    _check_weights(settings)
     videos = any(candidate.scene is None for candidate in found)
     if "segment" in options.stages and videos:
         opencv()  # said now, not once for each clip
@@ -292,6 +293,7 @@ def synthesise(
     if "objects" in options.stages and settings.namer_model is not None:
         namer(settings.namer_model, settings.namer_max_calls, folder)
     with Journal(folder) as journal:
+        settings = settings.with_contents(_contents(settings, journal))
         clean(folder)
         write_json(folder / SETTINGS, settings.plain())
         engine, workers = _engine(settings, options)
@@ -320,7 +322,7 @@ def _engine(settings: SynthSettings, options: Options) -> tuple[Processes, int]:
     """Where clips are worked on, and how many processes there are."""
     if options.engine == "local":
         return LocalProcesses(work), options.workers or os.cpu_count() or 1
-    models = [m for m in (settings.namer_weights, settings.segment_weights, settings.depth_weights) if m]
+    models = [folder for name in WEIGHTS if (folder := getattr(settings, name)) is not None]
     for folder in models:
         if not folder.is_absolute():  # actors have working folders of their own
             raise ConfigError(f"weights {folder}: give the absolute path with --engine ray")
@@ -336,15 +338,30 @@ def _useful(workers: int, settings: SynthSettings, options: Options, videos: int
     return max(1, min(workers, videos, calls))
 
 
-def _check_weights(settings: SynthSettings, options: Options) -> None:
-    """ConfigError for a folder of weights that is none."""
-    needed = {"objects": "namer_weights", "segment": "segment_weights", "geometry": "depth_weights"}
-    for stage, name in needed.items():
+def _check_weights(settings: SynthSettings) -> None:
+    """ConfigError for a folder of weights that is none.
+
+    Also where no stage needs it: what it has made is told by its content.
+    """
+    for name in WEIGHTS:
         folder: Path | None = getattr(settings, name)
-        if folder is not None and stage in options.stages and not (folder / "config.json").is_file():
+        if folder is not None and not (folder / "config.json").is_file():
             raise ConfigError(
                 f"{name} is {folder}, which holds no config.json; give the folder of a checkpoint"
             )
+
+
+def _contents(settings: SynthSettings, journal: Journal) -> dict[str, str]:
+    """Digests of the weights that are given, by setting."""
+    found = {}
+    for name in WEIGHTS:
+        folder: Path | None = getattr(settings, name)
+        if folder is not None:
+            try:
+                found[name] = weights_digest(folder, journal)
+            except OSError as error:
+                raise ConfigError(f"{name} is {folder}, which cannot be read ({error}); mend that") from error
+    return found
 
 
 def _clip_stages(run: _Run, found: Sequence[Candidate], bar: Progress, task: TaskID) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from fourdthinker.frames import FramePolicy
 from fourdthinker.settings import Float, Int, Name, Settings, make_config, make_section, origins, read_yaml
@@ -41,6 +41,7 @@ _MATTERS = {
     "questions": ("seed",),
     "imagery": ("imagery",),
 }
+WEIGHTS = ("namer_weights", "segment_weights", "depth_weights")  # settings that name a checkpoint's folder
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
 
 # What a run may cost changes nothing of what it makes: another run in the same folder may have other limits.
@@ -159,6 +160,8 @@ class SynthSettings(Settings):
     )
     shard_records: Int = Field(default=10_000, ge=1, description="Records of one JSONL file at most.")
 
+    _contents: dict[str, str] = PrivateAttr(default_factory=dict)  # setting of weights -> their digest
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.min_seconds > self.max_seconds / 2:
@@ -197,8 +200,21 @@ class SynthSettings(Settings):
         values = self.model_dump(mode="json", exclude={"frames"})
         return {**values, "frames": self.frames.to_dict()}
 
+    def with_contents(self, digests: dict[str, str]) -> Self:
+        """The same, of models whose weights have these contents.
+
+        Args:
+            digests: name of a setting of weights -> digest, for each that is given.
+
+        Returns:
+            Settings that `key` can be asked of.
+        """
+        known = self.model_copy()
+        known._contents = dict(digests)
+        return known
+
     def key(self, stage: str, before: str) -> str:
-        """Changes with everything that the result of a stage depends on.
+        """Changes with everything that the result of a stage depends on; of weights, with their content.
 
         Args:
             stage: "ingest" or one of CLIP_STAGES.
@@ -209,6 +225,7 @@ class SynthSettings(Settings):
         """
         values = {name: getattr(self, name) for name in _MATTERS[stage]}
         values = {k: asdict(v) if isinstance(v, FramePolicy) else v for k, v in values.items()}
+        values |= {k: self._contents[k] for k in WEIGHTS if values.get(k) is not None}
         text = json.dumps([VERSION, stage, before, values], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -443,6 +443,33 @@ def test_weights_that_are_not_there_are_named_before_anything_begins(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_other_weights_in_the_same_folder_are_noticed(
+    no_pool: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were told by their path: new weights left the old names in the records."""
+    path, weights = video(tmp_path / "v.mp4", 4, noise(7)), tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    (weights / "model.safetensors").write_bytes(b"old")
+    named: list[str] = []
+    monkeypatch.setitem(
+        functions.FUNCTIONS, "objects", lambda context: named.append(context.clip.item) or {"names": []}
+    )
+    options = Options(stages=("ingest", "objects"), progress=False)
+
+    def made() -> int:
+        synthesise([str(path)], tmp_path / "out", SynthSettings(namer_weights=weights), options)
+        return len(named)
+
+    assert (made(), made()) == (1, 1)
+    (weights / "model.safetensors").write_bytes(b"new")
+    assert (made(), made()) == (2, 2)
+    (weights / "README.md").write_text("nothing of the model")
+    weights.rename(tmp_path / "moved")
+    weights.symlink_to(tmp_path / "moved")
+    assert made() == 2
+
+
 def test_clips_of_a_long_video_do_not_overlap_and_leave_nothing_out(tmp_path: Path) -> None:
     path = video(tmp_path / "v.mp4", 40, noise(8))
     source = Source("v", str(path), "d", "d", "v.mp4")
