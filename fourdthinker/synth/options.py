@@ -26,6 +26,7 @@ OPTIONS = 4
 # many answers, a share of the pool.
 _COMMON, _SHARE = 1.5, 1 / 16
 
+FEW = "options: too few other answers in its pool"
 ALONE = "options: no other track has another answer of this kind"
 COMMON = "options: answer too common in this corpus"
 SERVES = "options: its answer is a wrong option of another question"
@@ -47,7 +48,8 @@ class Optioned:
 def add_options(questions: Sequence[Question], seed: int, *, every: bool = False) -> Optioned:
     """Give questions their options. To be called for each split of a corpus apart.
 
-    A pool of fewer than four different answers gives fewer options, down to two.
+    A pool "a/b/c" with less than four different answers is joined with others such in "a/b", then in "a".
+    Where all of "a" has less than four, its questions have fewer options, down to two.
 
     Args:
         questions: of the whole split; their ids differ. Those of the pool "" are open and stay as they are.
@@ -57,14 +59,9 @@ def add_options(questions: Sequence[Question], seed: int, *, every: bool = False
     Returns:
         The questions that are asked, and why the others are not.
     """
-    pools: dict[str, list[Question]] = defaultdict(list)
-    asked: dict[str, Question] = {}
-    for question in questions:
-        if question.pool:
-            pools[question.pool].append(question)
-        else:
-            asked[question.id] = question
+    asked = {question.id: question for question in questions if not question.pool}
     rejected: dict[str, str] = {}
+    pools = _pools([question for question in questions if question.pool], rejected)
     for pool, members in sorted(pools.items()):
         rng = np.random.default_rng([seed, zlib.crc32(pool.encode())])
         by_answer = _balanced(members, rng, rejected)
@@ -80,6 +77,26 @@ def add_options(questions: Sequence[Question], seed: int, *, every: bool = False
                 else:
                     rejected[question.id] = SERVES
     return Optioned(tuple(asked[q.id] for q in questions if q.id in asked), rejected)
+
+
+def _pools(questions: Sequence[Question], rejected: dict[str, str]) -> dict[str, list[Question]]:
+    """Questions by the finest pool that has as many different answers as its kind has options."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for question in questions:
+        answers[question.pool.split("/")[0]].add(normal(question.answer))
+    pools: dict[str, list[Question]] = defaultdict(list)
+    left = list(questions)
+    for depth in range(max((question.pool.count("/") for question in left), default=0) + 1, 0, -1):
+        found: dict[str, list[Question]] = defaultdict(list)
+        for question in left:
+            found["/".join(question.pool.split("/")[:depth])].append(question)
+        left = []
+        for pool, members in found.items():
+            wanted = min(OPTIONS, len(answers[pool.split("/")[0]]))
+            enough = len({normal(question.answer) for question in members}) >= wanted
+            (pools[pool] if enough else left).extend(members)
+    rejected |= {question.id: FEW for question in left}
+    return pools
 
 
 def _balanced(

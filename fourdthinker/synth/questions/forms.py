@@ -74,8 +74,9 @@ class Question:
         text: the question, without options.
         answer: the right answer as an option shows it.
         start, end: the part of the clip that is shown, in seconds.
-        pool: questions of one pool have answers of one form: each may be an option of another. "" for an open
-            question, which takes no options.
+        pool: questions of one pool have answers of one form: each may be an option of another. Parts
+            after a "/" divide it further where there are enough. "" for an open question, which takes no
+            options.
         support: what the imagery shows.
         evidence: short clauses that lead to the answer, in order.
         value: the number behind a numeric answer, in `unit`.

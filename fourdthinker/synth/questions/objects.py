@@ -117,7 +117,7 @@ def _box_direction(
         answer=str(item.direction),
         start=start,
         end=end,
-        pool=f"object_direction_by_box {stratum(box)}",
+        pool=f"object_direction_by_box/{stratum(box)}",
         support=Support(item.track.name, spread(start, end, KEY_FRAMES)),
         evidence=(_ITSELF.get(str(item.direction)) or f"in the scene it moves {item.direction}",),
         bbox=box,
@@ -140,14 +140,15 @@ def box_near(track: ObjectTrack, instant: float) -> tuple[float, Box] | None:
 
 
 def stratum(box: Box) -> str:
-    """Which ninth of the frame a box is in, and how large it is: a question with it has options of its like.
+    """Which column, row and size a box has, as parts of a pool: a question with it has options of its like.
 
-    What moves and what rests are seen in unlike positions, so answers are balanced in each stratum apart.
+    What moves and what rests are seen in unlike positions, so answers are balanced in each stratum apart;
+    where one is too small, with those of other sizes, then rows, then columns.
     """
     left, top, right, bottom = box
     size = math.log((right - left) * (bottom - top)) / 2
     row, column = int((top + bottom) * 1.5 - 1e-9), int((left + right) * 1.5 - 1e-9)
-    return f"{row} {column} {round(size / math.log(SIZES))}"
+    return f"{column}/{row}/{round(size / math.log(SIZES))}"
 
 
 def box_text(box: Box) -> str:

@@ -90,7 +90,7 @@ def _of_pair(
             return
         who = plain_name(track.name)
         name = f"{called(track)} with bounding box {box_text(box[1])} at {seconds(box[0])}"
-        pool = f"from an object {stratum(box[1])}"
+        pool = f"from an object/{stratum(box[1])}"
     instants = spread(start, end, PARTS + 1)
     other = others[0] if others else None
     kinds: dict[str, Callable[[], Answer | None]] = {

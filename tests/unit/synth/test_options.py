@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fourdthinker.audit.texts import normal
-from fourdthinker.synth.options import ALONE, COMMON, SERVES, add_options
+from fourdthinker.synth.options import ALONE, COMMON, FEW, SERVES, add_options
 from fourdthinker.synth.questions import Question, Support
 
 
@@ -112,6 +112,28 @@ def test_pools_do_not_mix_and_open_questions_stay() -> None:
     assert found.questions[-1] == made[-1]
     for q in found.questions[:-1]:
         assert {text[0] for text in q.options.values()} == {q.pool}
+
+
+def test_a_pool_with_too_few_answers_is_joined_with_others_such() -> None:
+    """Four answers at 0/0; two at 0/1 and two at 0/2, four at 0; three at 1/0, which are too few."""
+    places = {"0/0": "abcd", "0/1": "ab", "0/2": "cd", "1/0": "abc"}
+    made = [
+        question(10 * k + n, answer, pool=f"box/{place}")
+        for k, (place, answers) in enumerate(places.items())
+        for n, answer in enumerate(answers)
+    ]
+    found = add_options(made, 0, every=True)
+    assert [q.pool for q in found.questions] == ["box/0/0"] * 4 + ["box/0/1"] * 2 + ["box/0/2"] * 2
+    assert {len(q.options) for q in found.questions} == {4}
+    assert found.rejected == dict.fromkeys(("q30", "q31", "q32"), FEW)
+
+
+def test_a_kind_of_three_answers_has_three_options_everywhere() -> None:
+    made = [question(i, "abc"[i % 3], pool=f"box/{i % 2}") for i in range(60)]
+    made += [question(100 + i, "ab"[i % 2], pool="box/2") for i in range(10)]
+    found = add_options(made, 0)
+    assert {len(q.options) for q in found.questions} == {3}
+    assert sum(reason == FEW for reason in found.rejected.values()) == 10
 
 
 def test_the_seed_decides() -> None:
