@@ -92,10 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     given |= {"namer_model": arguments.namer, "geometry": arguments.geometry}
     given["imagery"] = _listed(arguments.imagery)
     given["names"] = _listed(arguments.objects)
-    settings = read_settings(arguments.config, **given)
-    if arguments.fps is not None:
-        frames = settings.frames.to_dict() | {"fps": arguments.fps}
-        settings = read_settings(arguments.config, **given, frames=frames)
+    settings = read_settings(arguments.config, fps=arguments.fps, **given)
     options = Options(
         stages=STAGES if arguments.stages is None else _listed(arguments.stages) or (),
         limit=arguments.limit,

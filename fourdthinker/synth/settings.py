@@ -230,11 +230,12 @@ class SynthSettings(Settings):
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def read_settings(path: Path | None, **given: Any) -> SynthSettings:
+def read_settings(path: Path | None, *, fps: float | None = None, **given: Any) -> SynthSettings:
     """Settings from a YAML file, replaced by what was given besides.
 
     Args:
         path: the file, or None.
+        fps: of `frames`, whose other values are the file's; None: not given.
         given: values by name; None: not given.
 
     Returns:
@@ -245,4 +246,7 @@ def read_settings(path: Path | None, **given: Any) -> SynthSettings:
     """
     given = {name: value for name, value in given.items() if value is not None}
     values = {} if path is None else read_yaml(path)
+    frames = values.get("frames", {})
+    if fps is not None and isinstance(frames, dict):  # anything else is refused below
+        given["frames"] = frames | {"fps": fps}
     return make_config(SynthSettings, values | given, origin=origins(path, given))

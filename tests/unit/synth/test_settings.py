@@ -56,6 +56,14 @@ def test_a_value_of_the_command_line_is_said_to_stand_there(tmp_path: Path) -> N
         read(tmp_path, "shard_records: 0\n", seed=-1)
 
 
+def test_frames_a_second_of_the_command_line_go_before_the_files(tmp_path: Path) -> None:
+    """The file alone was read first, and refused for the value that was replaced."""
+    frames = read(tmp_path, "frames: {fps: 24, max_frames: 40}\n", fps=2.0).frames
+    assert (frames.fps, frames.max_frames) == (2.0, 40)
+    with pytest.raises(ConfigError, match="frames"):
+        read(tmp_path, "frames: 3\n", fps=2.0)
+
+
 def test_settings_read_back_equal(tmp_path: Path) -> None:
     settings = read(tmp_path, "segment_weights: w\nframes: {fps: 2}\nnames: [a, b]\nsplits: {train: 1}\n")
     assert settings.segment_weights == Path("w")
