@@ -13,9 +13,8 @@ import torch
 
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.outline import compute_in, outline, vision_patches
-from fourdthinker.sampler import cache_bytes
 from fourdthinker.trainers.deepspeed_config import zero_stage
-from fourdthinker.trainers.plan_rollouts import sampling
+from fourdthinker.trainers.plan_alone import without_gradient
 from fourdthinker.trainers.plan_sizes import (
     bytes_of,
     gathered_sizes,
@@ -25,12 +24,11 @@ from fourdthinker.trainers.plan_sizes import (
     trained_of,
 )
 from fourdthinker.trainers.plan_time import Work, work_of
-from fourdthinker.trainers.plan_trace import Shape, features, make_ready, trace, trace_alone
+from fourdthinker.trainers.plan_trace import Shape, features, make_ready, trace
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 _TEXT = 200  # tokens of a prompt besides its pictures, where the settings do not bound it
 _ANSWER = 512  # tokens of a DIFT answer
-_WITHOUT_GRADIENT = ("rollouts", "other passes", "own latents")  # phases with whole weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Plan:
         shape: of the largest forward.
         parts: bytes by part.
         phases: bytes that exist at the same time, by phase.
-        in_turn: bytes less where layers are gathered one after the other for passes without gradient.
+        in_turn: bytes less where layers are gathered one after the other for a phase, by phase.
         cache: bytes that `cache_dir` would hold on disk of a clip and of a picture of imagery.
         work: of an update, on each GPU.
     """
@@ -53,7 +51,7 @@ class Plan:
     shape: Shape
     parts: dict[str, int]
     phases: dict[str, int]
-    in_turn: int
+    in_turn: dict[str, int]
     cache: tuple[int, int]
     work: Work
 
@@ -65,7 +63,7 @@ class Plan:
     @property
     def least(self) -> int:
         """The same where memory has no room for whole weights, and layers are gathered in turn."""
-        return max(size - self.in_turn * (name in _WITHOUT_GRADIENT) for name, size in self.phases.items())
+        return max(size - self.in_turn.get(name, 0) for name, size in self.phases.items())
 
 
 def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False) -> Plan:
@@ -96,7 +94,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     static = sum(sizes.values()) - sizes["gradients"] - sizes["gradient sums"]
     make_ready(config, backbone, on_cpu=on_cpu)
     kept = _kept_features(config, backbone, shape)
-    alone, parts = _without_gradient(config, backbone, shape, whole=gathered.everything > 0, on_cpu=on_cpu)
+    alone = without_gradient(config, backbone, shape, asked, gathered, on_cpu=on_cpu)
     element = 4 / world_size if config.fsdp else 4 if autocast else None  # of a gradient
     traced = trace(config, backbone, _filled(config, shape, asked), on_cpu=on_cpu, element=element)
     pictures = kept or traced.pictures
@@ -104,7 +102,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
     backward = gathered.backward + (traced.beside + before if before else traced.alone)
     ends = gathered.last + (sizes["gradients"] if config.fsdp else 0)
     passes = max(gathered.forward + traced.forward + before, backward, ends)
-    phases = {name: static + gathered.everything + kept + casts + size for name, size in alone.items()}
+    phases = {name: static + kept + casts + size for name, size in alone.phases.items()}
     if traced.tower > 0:
         phases["vision"] = static + gathered.forward + pictures + casts + traced.tower + before
     phases["training"] = static + pictures + casts + passes
@@ -113,7 +111,8 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         phases["optimizer step"] += sizes["master weights"]  # gradients of their type
     if config.fsdp:
         phases["start"] = start
-    parts = sizes | {"gathered weights": gathered.everything if alone else gathered.backward} | parts
+    parts = sizes | alone.parts
+    parts["gathered weights"] = parts["gathered weights"] or gathered.backward
     parts |= {"activations": traced.kept, "logits chunk": traced.chunk, "step copies": step}
     parts |= {"vision": pictures + max(traced.tower, parts.get("vision", 0))}
     return Plan(
@@ -122,7 +121,7 @@ def make_plan(config: TrainConfig, *, world_size: int = 1, on_cpu: bool = False)
         shape=shape,
         parts=parts,
         phases=phases,
-        in_turn=gathered.in_turn,
+        in_turn=alone.in_turn,
         cache=_cache(backbone, asked),
         work=work_of(config, backbone, asked),
     )
@@ -204,38 +203,6 @@ def _before(config: TrainConfig, sizes: dict[str, int]) -> int:
     if zero_stage(config)[0] >= 2 or several_passes(config):
         return sizes["gradients"] + sizes["gradient sums"]
     return 0
-
-
-def _without_gradient(
-    config: TrainConfig, backbone: Backbone, shape: Shape, *, whole: bool, on_cpu: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of phases without gradient, beside weights and the features that are kept; and parts of them.
-
-    Args:
-        config: the settings.
-        backbone: on the meta device, with weights as passes see them.
-        shape: of the largest forward.
-        whole: whether weights are divided, and gathered for these phases.
-        on_cpu: whether it would run on a CPU.
-    """
-    if not isinstance(config, GrpoConfig):
-        if not (isinstance(config, DiftConfig) and config.self_feed):
-            return {}, {}
-        passes = trace_alone(config, backbone, shape, on_cpu=on_cpu)
-        rows = shape.prompts
-        return {"own latents": passes + cache_bytes(backbone, rows, shape.prompt, rows, shape.answer)}, {}
-    found, parts = {}, {}
-    if config.rollout_workers:
-        found["rollouts"] = 0  # by others, to whom weights are sent
-    else:
-        made = sampling(config, backbone, shape, joins=not (whole or on_cpu or config.lora), on_cpu=on_cpu)
-        # Of a tower that is trained, the features of a micro-batch are there for its rollouts alone.
-        seen = 0 if config.freeze_vision else config.per_device_train_batch_size * made.features
-        found["rollouts"] = made.most + seen
-        parts = {"KV cache": made.cache, "sampling": made.beside, "vision": made.tower + seen}
-    if config.needs_reference or config.top_entropy < 1 or config.shares > 1:
-        found["other passes"] = trace_alone(config, backbone, shape, on_cpu=on_cpu)
-    return found, parts
 
 
 def _cache(backbone: Backbone, shape: Shape) -> tuple[int, int]:

@@ -17,10 +17,10 @@ from fourdthinker.trainers.settings import GrpoConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """Bytes of the rollouts of a micro-batch.
+    """Bytes of the rollouts of some prompts.
 
     Attributes:
-        features: of a clip.
+        features: of all clips.
         tower: of its call with most clips, the features it gives left out.
         cache: keys and values.
         beside: what is there beside these at the worst moment, of prefill, a decode step or joined weights.
@@ -37,18 +37,21 @@ class Sampling:
         return max(self.tower, self.cache + self.beside)
 
 
-def sampling(config: GrpoConfig, backbone: Backbone, shape: Shape, *, joins: bool, on_cpu: bool) -> Sampling:
-    """The rollouts of a micro-batch of a process.
+def sampling(
+    config: GrpoConfig, backbone: Backbone, shape: Shape, each: int, *, joins: bool, on_cpu: bool
+) -> Sampling:
+    """The rollouts of the prompts that a process samples together.
 
     Args:
         config: the settings.
         backbone: on the meta device, with weights as passes see them.
-        shape: of a micro-batch.
+        shape: of the prompts, as many as it says.
+        each: rollouts of a prompt.
         joins: whether the weights of layers that read the same input are joined for the time of it.
         on_cpu: whether it would run on a CPU.
     """
-    prompts, new = config.per_device_train_batch_size, config.max_completion_length
-    rows = prompts * config.num_generations
+    prompts, new = shape.prompts, config.max_completion_length
+    rows = prompts * each
     tower = 0 if has_clips(config) else _tower(backbone, shape, prompts, on_cpu)
     largest = max(_prefill(backbone, shape, prompts, on_cpu), _logits(backbone, rows, on_cpu))
     if joins:
@@ -56,17 +59,17 @@ def sampling(config: GrpoConfig, backbone: Backbone, shape: Shape, *, joins: boo
     cache = cache_bytes(backbone, prompts, shape.prompt, rows, new)
     latents = min(config.max_blocks * backbone.latents.latent_size, new) if config.latents else 0
     fed = min(rows, MAX_ROWS) * latents * backbone.hidden_size * backbone.embedding_weight.element_size()
-    return Sampling(features(backbone, shape).nbytes, tower, cache, largest + fed)
+    return Sampling(prompts * features(backbone, shape).nbytes, tower, cache, largest + fed)
 
 
 def _tower(backbone: Backbone, shape: Shape, clips: int, on_cpu: bool) -> int:
-    """A call of the tower, with its pixels: on a GPU in its type, on a CPU twice, for its convolution."""
+    """A call of the tower, with its pixels: on a GPU in its type, on a CPU as they are joined."""
     count = clips_at_once(clips, shape.clip[0] * shape.clip[1] * shape.clip[2], on_cpu=on_cpu)
     patches, grids = pixels(backbone, shape.clip, count)
     with torch.no_grad(), LiveBytes() as live:
         made = backbone.encode_vision(patches, grids)
     narrow = next(backbone.visual.parameters()).element_size() < patches.element_size()  # that copy is traced
-    return live.peak - made.nbytes + (2 if on_cpu else int(not narrow)) * patches.nbytes
+    return live.peak - made.nbytes + (on_cpu or not narrow) * patches.nbytes
 
 
 def _prefill(backbone: Backbone, shape: Shape, prompts: int, on_cpu: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,9 @@ OPTIMIZERS = {  # bytes of state a trained weight, by name; sgd has no momentum
 }
 
 
-def bytes_of(parameters: Any) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors."""
-    return sum(p.numel() * p.element_size() for p in parameters)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def trained_of(backbone: Backbone) -> list[Tensor]:
@@ -140,13 +141,15 @@ class Gathered:
         forward: while a training pass goes forward.
         backward: while it goes backward, gradients of what is no decoder layer left out.
         last: at its end, when gradients of what is no decoder layer are reduced, with these.
-        everything: in passes without gradient.
+        alone: while a pass without gradient calls the whole model, as DIFT's evaluation does.
+        everything: in other passes without gradient.
         in_turn: what these need less where one decoder layer is whole at a time.
     """
 
     forward: int = 0
     backward: int = 0
     last: int = 0
+    alone: int = 0
     everything: int = 0
     in_turn: int = 0
 
@@ -171,7 +174,7 @@ def gathered_sizes(config: TrainConfig, backbone: Backbone) -> Gathered:
     if not config.fsdp:
         live = live_parameters(config) * backbone.embedding_weight.element_size() + max(sizes)
         unit = min(everything, live)
-        return Gathered(unit, unit, 0, everything, in_turn)
+        return Gathered(unit, unit, 0, unit, everything, in_turn)
     inside = in_layers(backbone)
     outside = [p for p in trained_of(backbone) if id(p) not in inside]
     rest, reduced = everything - sum(sizes), max(map(_reduced, layers))
@@ -179,6 +182,7 @@ def gathered_sizes(config: TrainConfig, backbone: Backbone) -> Gathered:
         forward=rest,
         backward=rest + 2 * max(sizes) + reduced,
         last=rest + bytes_of(outside) + 4 * sum(p.numel() for p in outside),
+        alone=rest + 2 * max(sizes),
         everything=everything,
         in_turn=in_turn,
     )

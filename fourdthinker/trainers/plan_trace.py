@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fourdthinker.backbones import liger
 from fourdthinker.backbones.common import Backbone
@@ -19,7 +20,7 @@ from fourdthinker.kernels import CONVERTED_IDS, chunk_size
 from fourdthinker.objectives import dift_objective, grpo_objective, policy_logprobs
 from fourdthinker.samples import Batch
 from fourdthinker.trainers.live_bytes import LiveBytes
-from fourdthinker.trainers.plan_sizes import in_layers
+from fourdthinker.trainers.plan_sizes import bytes_of, in_layers
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
 
 BLOCKS = 2  # imagery blocks of an answer, with a picture each
@@ -99,7 +100,8 @@ def trace(
         on_cpu: whether it would run on a CPU.
         element: bytes that stay of an element of the gradients; None: as many as their weights have.
     """
-    batch, objective = _batch(config, backbone, shape, on_cpu)
+    packed = isinstance(config, DiftConfig) and not on_cpu and shape.prompts > 1 and config.self_feed < 1
+    batch, objective = _batch(config, backbone, shape, on_cpu, packed=packed)
     backbone.train()
     chunk = _chunk(backbone, shape, on_cpu)
     inside = in_layers(backbone)
@@ -134,38 +136,43 @@ def trace(
         forward, live.peak = max(live.peak, after + chunk), live.held
         loss.backward()
     alone, beside = max(alone, live.peak + gradients), max(beside, live.peak)
-    pictures = sum(bytes_in(batch[name]) for name in _PICTURES if name in batch)
-    return Traced(forward, alone, beside, kept, chunk, tower, pictures)
+    return Traced(forward, alone, beside, kept, chunk, tower, _pictures(batch))
 
 
-def trace_alone(config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool) -> int:
-    """Bytes of a pass without gradient beside the weights and what its batch brings along.
+def trace_alone(
+    config: TrainConfig, backbone: Backbone, shape: Shape, *, on_cpu: bool, logits: bool = True
+) -> tuple[int, int]:
+    """A pass without gradient, not packed.
 
     Args:
         config: the settings.
         backbone: as for `trace`.
         shape: of the forward.
         on_cpu: whether it would run on a CPU.
+        logits: whether anything is made of the hidden states.
+
+    Returns:
+        Bytes beside the weights and what its batch brings along, and of these pictures.
     """
-    batch, _ = _batch(config, backbone, shape, on_cpu)
+    batch, objective = _batch(config, backbone, shape, on_cpu, packed=False)
     backbone.eval()
     after = 0
 
     def measured(model: Backbone, hidden: Tensor, inputs: Batch) -> Any:
         nonlocal after
-        result = policy_logprobs(model, hidden, inputs) if isinstance(config, GrpoConfig) else hidden
+        made = policy_logprobs if isinstance(config, GrpoConfig) else objective
+        result = made(model, hidden, inputs) if logits else hidden
         after = live.held
         return result
 
     with torch.no_grad(), LiveBytes() as live:
         backbone(batch, measured)
-    chunk = _chunk(backbone, shape, on_cpu) if isinstance(config, GrpoConfig) else 0
-    return max(live.peak, after + chunk)
+    chunk = _chunk(backbone, shape, on_cpu) if logits else 0
+    return max(live.peak, after + chunk), _pictures(batch)
 
 
-def bytes_in(parts: Tensor | list[Tensor]) -> int:
-    """Bytes of one tensor or several."""
-    return sum(part.nbytes for part in ([parts] if isinstance(parts, Tensor) else parts))
+def _pictures(batch: Batch) -> int:
+    return bytes_of(tree_leaves([batch[name] for name in _PICTURES if name in batch]))
 
 
 def _chunk(backbone: Backbone, shape: Shape, on_cpu: bool) -> int:
@@ -176,28 +183,28 @@ def _chunk(backbone: Backbone, shape: Shape, on_cpu: bool) -> int:
     return chunk
 
 
-def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool) -> tuple[tuple[int, int], bool]:
-    """[B, S] of the largest forward, and whether it makes a mask of all pairs of positions.
+def _sequences(config: TrainConfig, shape: Shape, on_cpu: bool, packed: bool) -> tuple[tuple[int, int], bool]:
+    """[B, S] of a forward, and whether it makes a mask of all pairs of positions.
 
-    Short sequences on a GPU do, of completions that share a prompt, of samples that stand behind each other,
-    and of a bottleneck; on a CPU only the last.
+    Short sequences on a GPU do, of completions that share a prompt, of samples that stand behind each other
+    (`packed`), and of a bottleneck; on a CPU only the last.
     """
     size = shape.prompts, shape.positions // shape.prompts
     if isinstance(config, GrpoConfig):
         parted, barred = config.share_prompt, False
     else:
         assert isinstance(config, DiftConfig)
-        parted, barred = not on_cpu and shape.prompts > 1 and config.self_feed < 1, config.latent_bottleneck
+        parted, barred = packed, config.latent_bottleneck
         if parted:
             size = 1, shape.positions
     return size, barred if on_cpu else (parted or barred) and size[1] < FLEX_FROM
 
 
 def _batch(
-    config: TrainConfig, backbone: Backbone, shape: Shape, on_cpu: bool
+    config: TrainConfig, backbone: Backbone, shape: Shape, on_cpu: bool, *, packed: bool
 ) -> tuple[Batch, Callable[..., Any]]:
-    """A batch of nothing in the largest shape, on the meta device, and its objective."""
-    size, masked = _sequences(config, shape, on_cpu)
+    """A batch of nothing in some shape, on the meta device, and its objective."""
+    size, masked = _sequences(config, shape, on_cpu, packed)
     rows, tokens = shape.prompts * shape.rows, shape.prompts * shape.rows * shape.answer
     latents = rows * BLOCKS * backbone.latents.latent_size if config.latents else 0
     batch: Batch = {
