@@ -17,8 +17,12 @@ _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
 _STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
 _AROUND = 0.5  # seconds before and after an instant over which an object hardly changes its outline
 _OUTLINE = 1.15  # times as long for its width as usual: more is no whole object
+# Times as long for the root of its area as usual. Two ends that are both off by it, in opposite ways, are half
+# hidden by a factor of 1.14: from the largest ratio called "same", 1.045, to the least called "farther", 1.19.
+_HIDDEN = 1.067
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
+_WAYS = np.stack([np.cos(np.arange(36) * np.pi / 36), np.sin(np.arange(36) * np.pi / 36)])  # [2, 36]
 _GROUND_SHARE = 0.25  # of the points in front that lie on the ground, for it to be one
 _STEEP = 0.6  # cosine: the ground's normal is within 53 degrees of the mean camera's up
 
@@ -116,7 +120,7 @@ def lift_object(
     positions = np.full((len(seconds), 3), np.nan)
     usable = np.array([_usable(mask) for mask in masks])
     if depth is None:
-        usable &= _alike(masks, usable)
+        usable &= _alike(masks, usable, by_size=by_size)
     feet = _feet(masks, seconds, usable) if depth is None and ground is not None else None
     boxes = np.zeros((len(seconds), 4))
     for k, mask in enumerate(masks):
@@ -197,16 +201,32 @@ def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: Camera
     return poses.centres[k] + float(np.median(values)) * _middle_ray(mask, poses, k)
 
 
-def _alike(masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[T], whose outline is as long for its width as most usable ones: of others, something hides a part."""
-    longer = np.full(len(masks), np.nan)
-    for k in np.flatnonzero(usable):
-        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(masks[int(k)])))
-        longer[k] = np.sqrt(large / max(small, 1e-9))
+def _alike(
+    masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_], *, by_size: bool
+) -> NDArray[np.bool_]:
+    """[T], whose outline is that of most usable ones: of others, something hides a part.
+
+    The size is that of the visible area; its length changes less where a part is hidden, so both must agree.
+    Where most do not, it is hidden more and more, or less and less, and none tells how far it is.
+    """
     if not usable.any():
         return usable
-    ratio = longer / np.nanmedian(longer)
-    return np.asarray((ratio < _OUTLINE) & (ratio > 1 / _OUTLINE))
+    longer, larger = np.full((2, len(masks)), np.nan)
+    for k in np.flatnonzero(usable):
+        pixels = np.argwhere(masks[int(k)])
+        small, large = np.linalg.eigvalsh(np.cov(pixels.T))
+        longer[k] = np.sqrt(large / max(small, 1e-9))
+        larger[k] = (np.ptp(pixels @ _WAYS, axis=0).max() + 1) / np.sqrt(len(pixels))
+    alike = _near_median(longer, _OUTLINE)
+    if by_size:
+        alike &= _near_median(np.where(alike, larger, np.nan), _HIDDEN)
+        alike &= 2 * alike.sum() > usable.sum()
+    return alike
+
+
+def _near_median(values: Array, factor: float) -> NDArray[np.bool_]:
+    ratio = values / np.nanmedian(values)
+    return np.asarray((ratio < factor) & (ratio > 1 / factor))
 
 
 def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array, usable: NDArray[np.bool_]) -> Array:

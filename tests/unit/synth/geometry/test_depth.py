@@ -14,6 +14,7 @@ from fourdthinker.synth.geometry import aligned, in_metres, read_depth, scene_ca
 from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.geometry.lift import ground_plane, lift_object
 from fourdthinker.synth.motion import distance_change, object_direction
+from fourdthinker.synth.tracks import CameraTrack
 from fourdthinker.worlds.scenes import RenderedWorld, World, make_world, render
 
 
@@ -170,6 +171,21 @@ def test_a_mask_of_which_a_part_is_hidden_is_not_trusted():
     found = lift_object("can", masks, camera.times, camera).confidence
     assert whole[3] == 1
     assert np.flatnonzero(found != whole).tolist() == [3]
+
+
+def test_what_is_hidden_less_and_less_has_no_size():
+    """A disc gets smaller by a quarter and comes out from behind a corner: its visible area stays."""
+    times = np.linspace(0, 3, 16)
+    lens = np.array([[200.0, 0, 100], [0, 200, 100], [0, 0, 1]])
+    camera = CameraTrack(times, np.tile(np.eye(4), (16, 1, 1)), lens, (200, 200))
+    row, column = np.mgrid[-100:100, -100:100]
+    discs = [np.hypot(row, column) < radius for radius in np.linspace(42, 32, 16)]
+    corners = np.linspace(-9, 16, 16)
+    seen = [disc & ~((row > c) & (column > c)) for disc, c in zip(discs, corners, strict=True)]
+    whole = lift_object("ball", discs, times, camera)
+    assert distance_change(whole, camera, 0, 3) == "farther"
+    with pytest.raises(GeometryError, match="no mask is large enough and whole"):
+        lift_object("ball", seen, times, camera)
 
 
 def test_a_turn_of_the_camera_changes_no_distance_by_size():
