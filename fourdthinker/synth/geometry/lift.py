@@ -17,8 +17,8 @@ _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
 _STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
 _AROUND = 0.5  # seconds before and after an instant over which an object hardly changes its outline
 _OUTLINE = 1.15  # times as long for its width as usual: more is no whole object
-# Times as long for the root of its area as usual. Two ends that are both off by it, in opposite ways, are half
-# hidden by a factor of 1.14: from the largest ratio called "same", 1.045, to the least called "farther", 1.19.
+# Times as long for the root of its area as usual: more is half hidden. Both ends of a path may be off by it,
+# in opposite ways: a factor of 1.14, which is from the largest "same", 1.045, to the least "farther", 1.19.
 _HIDDEN = 1.067
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
