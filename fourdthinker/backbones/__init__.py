@@ -15,7 +15,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fourdthinker.backbones.adapters import ADAPTER, ADAPTER_FILES, load_adapter, save_adapter
+from fourdthinker.backbones.adapters import (
+    ADAPTER,
+    ADAPTER_FILES,
+    MERGE_FIRST,
+    load_adapter,
+    save_adapter,
+)
 from fourdthinker.backbones.released_format import write_released_format
 from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import PathLike, make_folder, read_json_object, sync_folder, sync_tree, writing
@@ -184,9 +190,12 @@ def init_checkpoint(
         The checkpoint, in memory.
 
     Raises:
-        CheckpointError: as for `load_checkpoint`, but for the lack of latent tokens.
+        CheckpointError: as for `load_checkpoint`, but for the lack of latent tokens; or it has an adapter,
+            which was trained without the new tokens.
     """
     path, where = _located(path, subfolder)
+    if _find(path, ADAPTER_FILES[0], where) is not None:
+        raise CheckpointError(f"{_name(path, subfolder)} has an adapter; {MERGE_FIRST}")
     config, family = _family(path, subfolder, where)
     own = (family.default_policy(), PromptStyle())
     latents = getattr(config, "latent_token_id", None) is not None

@@ -26,7 +26,7 @@ from fourdthinker.backbones import (
     save_checkpoint,
 )
 from fourdthinker.backbones.adapted import base_state
-from fourdthinker.backbones.adapters import ADAPTER_FILES, merge_adapter
+from fourdthinker.backbones.adapters import ADAPTER_FILES, MERGE_FIRST, merge_adapter
 from fourdthinker.backbones.trial import belongings, trial_outputs, worst_difference
 from fourdthinker.errors import CheckpointError
 from fourdthinker.prompt_style import RELEASED
@@ -96,6 +96,8 @@ def plan_conversion(conversion: Conversion) -> list[str]:
     adapter = _find(path, ADAPTER_FILES[0], where) is not None
     ours = _find(path, POLICY_FILE, where) is not None
     steps = [f"reads {name}, a {family.family} in {'our' if ours else 'the released or base'} form"]
+    if conversion.latent_size is not None and adapter:
+        raise CheckpointError(f"{name} has an adapter; before latent tokens are added, {MERGE_FIRST}")
     if conversion.latent_size is not None and not latents:
         steps.append(f"adds three latent tokens, K = {conversion.latent_size}")
     elif conversion.latent_size is not None:
@@ -121,11 +123,12 @@ def plan_conversion(conversion: Conversion) -> list[str]:
 def _dtype_step(conversion: Conversion, name: str, config: Any) -> str:
     """What becomes of the dtype of the weights. Of a model of the hub the files are not known yet."""
     found = _saved_dtypes(name)
-    chosen = conversion.written_dtype or getattr(config, "dtype", None)
+    named = getattr(config, "dtype", None)
+    chosen = conversion.written_dtype or named
     written = next(iter(found), None) if chosen is None else str(chosen).removeprefix("torch.")
     if written is None or found == [written]:
         return "keeps the dtype of the weights"
-    said = ", as config.json says" if conversion.written_dtype is None else ""
+    said = ", as config.json says" if conversion.written_dtype is None and named else ""
     before = f", from {' and '.join(found)}" if found else ""
     return f"writes {written} weights{before}{said}"
 

@@ -427,10 +427,9 @@ def lora(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **options)
-    model = get_peft_model(checkpoint.backbone.hf, config)
-    return Checkpoint(
-        type(checkpoint.backbone)(model), checkpoint.tokenizer, checkpoint.policy, checkpoint.style
-    )
+    backbone = checkpoint.backbone
+    adapted = type(backbone)(get_peft_model(backbone.hf, config), backbone.latents)
+    return Checkpoint(adapted, checkpoint.tokenizer, checkpoint.policy, checkpoint.style)
 
 
 def hidden(backbone: Backbone) -> torch.Tensor:

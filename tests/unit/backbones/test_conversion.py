@@ -158,6 +158,24 @@ def test_weights_of_another_dtype_than_config_names_are_written_in_that(
     assert "keeps the dtype of the weights" in plan_conversion(Conversion(str(out)))
 
 
+def test_a_plan_ascribes_no_dtype_to_a_config_that_names_none(released: Path, tmp_path: Path) -> None:
+    """Weights of two dtypes are written in one of them, which is nothing that config.json says."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(released / "4drl", source)
+    weights = load_file(source / "model.safetensors")
+    last = max(weights)
+    weights[last] = weights[last].bfloat16()
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("torch_dtype", None)
+        part.pop("dtype", None)
+    (source / "config.json").write_text(json.dumps(config))
+    assert "writes float32 weights, from float32 and bfloat16" in plan_conversion(Conversion(str(source)))
+    convert_checkpoint(Conversion(str(source)), out)
+    assert {str(part.dtype) for part in load_file(out / "model.safetensors").values()} == {"torch.float32"}
+
+
 def test_an_adapter_is_added_to_weights_that_nothing_has_rounded(adapted: Path, tmp_path: Path) -> None:
     """Files in float32, which config.json calls bfloat16."""
     source = tmp_path / "source"

@@ -9,14 +9,21 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+from fourdthinker import cli
 from fourdthinker.backbones import init_checkpoint, load_checkpoint, save_checkpoint
+from fourdthinker.backbones.conversion import Conversion, convert_checkpoint, plan_conversion
 from fourdthinker.errors import CheckpointError, RecordError
 from fourdthinker.frames import FramePolicy
 from fourdthinker.latents import LatentSpec
 from fourdthinker.records import Record
 from fourdthinker.sampler import LatentSampler, SamplingConfig
 from fourdthinker.samples import collate
+from fourdthinker.settings import make_config
+from fourdthinker.trainers.arguments import training_arguments
+from fourdthinker.trainers.model import load_model
+from fourdthinker.trainers.settings import DiftConfig
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.backbones.test_checkpoint import lora
 
 
 def write_plain(folder: Path, spare_rows: int = 8) -> Path:
@@ -95,3 +102,27 @@ def test_latent_tokens_change_neither_frame_policy_nor_style(folder: Path, tmp_p
     with pytest.raises(CheckpointError, match=r"another frame policy: fps \(checkpoint 3"):
         init_checkpoint(tmp_path, policy=FramePolicy(fps=1, max_frames=5))
     assert init_checkpoint(tmp_path, policy=FramePolicy(), override_policy=True).policy == FramePolicy()
+
+
+def test_an_adapter_is_merged_before_latent_tokens_are_added(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `init`, `convert` and DIFT alike none is dropped without a word."""
+    adapted = tmp_path / "adapted"
+    save_checkpoint(adapted, lora(load_checkpoint(folder, plain=True)))
+    refused = r"adapted has an adapter; .*merge it .* convert --merge"
+    for size in (None, 4):
+        with pytest.raises(CheckpointError, match=refused):
+            init_checkpoint(adapted, latent_size=size)
+    assert cli.main(["init", str(adapted), str(tmp_path / "grown")]) == 2
+    assert "convert --merge" in capsys.readouterr().err
+    assert not (tmp_path / "grown").exists()
+    for merge in (False, True):
+        with pytest.raises(CheckpointError, match=refused):
+            plan_conversion(Conversion(str(adapted), merge=merge, latent_size=4))
+    values = {"model": str(adapted), "latent_size": 4, "output_dir": str(tmp_path / "run")}
+    config = make_config(DiftConfig, values | {"data": ["a"]})
+    with pytest.raises(CheckpointError, match=refused):
+        load_model(config, training_arguments(config), None, None)
+    convert_checkpoint(Conversion(str(adapted), merge=True), tmp_path / "merged")
+    assert init_checkpoint(tmp_path / "merged", latent_size=4).backbone.latents.latent_size == 4
