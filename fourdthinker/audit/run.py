@@ -29,6 +29,8 @@ class SolverLine:
         accuracy: share that it gets right; ties between options count in part.
         low, high: bounds of the accuracy. Those of all lines of an audit hold together in 95 % of files.
         chance: accuracy of a uniform guess.
+        videos: how many the questions are about.
+        enough: whether a solver that is right on every question would beat chance with so many videos.
     """
 
     solver: str
@@ -38,6 +40,8 @@ class SolverLine:
     low: float
     high: float
     chance: float
+    videos: int
+    enough: bool
 
     @property
     def beats_chance(self) -> bool:
@@ -71,6 +75,16 @@ class Audit:
         """The lines whose solver beats chance."""
         return tuple(line for line in self.lines if line.beats_chance)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Which questions are about too few videos to find even what is given away completely, in words."""
+        return tuple(
+            f"{'all' if line.type is None else line.type} ({line.questions} questions): "
+            f"{line.videos} videos are too few to tell"
+            for line in self.lines
+            if not line.enough and line.solver == self.lines[0].solver
+        )
+
     def line(self, solver: str, kind: str | None = None) -> SolverLine:
         """The line of a solver on all questions, or on a type of them.
 
@@ -96,6 +110,7 @@ class Audit:
             "folds": self.folds,
             "ambiguous": self.ambiguous,
             "level": LEVEL,
+            "doubts": self.doubts,
             "lines": [{**vars(line), "beats_chance": line.beats_chance} for line in self.lines],
             "bias": {item.id: round(float(b), 4) for item, b in zip(self.items, self.bias, strict=True)},
         }
@@ -174,16 +189,55 @@ def _lines(table: Table, hits: dict[str, Array]) -> list[SolverLine]:
 def _line(
     name: str, kind: str | None, hits: Array, chance: Array, groups: Indices, level: float
 ) -> SolverLine:
-    bounds = accuracy_interval(hits, groups.tolist(), level)
+    low, high = _bounds(hits, chance, groups, level)
+    guess = float(chance.mean())
     return SolverLine(
         solver=name,
         type=kind,
         questions=len(hits),
-        accuracy=bounds["mean"],
-        low=bounds["low"],
-        high=bounds["high"],
-        chance=float(chance.mean()),
+        accuracy=float(hits.mean()),
+        low=low,
+        high=high,
+        chance=guess,
+        videos=len(set(groups.tolist())),
+        enough=_bounds(np.ones_like(hits), chance, groups, level)[0] > guess,
     )
+
+
+def _bounds(hits: Array, chance: Array, groups: Indices, level: float) -> tuple[float, float]:
+    """Of the accuracy; half of the error that `level` leaves is that of Student's interval.
+
+    The other half is that of an exact bound: of independent values in [0, 1] with expectations of mean p, the
+    mean reaches a > p with probability exp(-n KL(a || p)) at most (Chernoff, Hoeffding). The values are the
+    shares of each video that are right. How far the least p lies above the mean chance of a video, the
+    accuracy lies above chance at least.
+    """
+    error = (1 - level) / 2
+    student = accuracy_interval(hits, groups.tolist(), 1 - error)
+    videos = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(videos)
+    shares, guesses = (np.bincount(videos, values) / sizes for values in (hits, chance))
+    sure = _least_mean(float(shares.mean()), len(sizes), error) - float(guesses.mean())
+    low = min(float(chance.mean()) + sure, student["mean"])
+    return max(low, student["low"]), student["high"]
+
+
+def _least_mean(reached: float, number: int, error: float) -> float:
+    """The least expectation of which the mean of `number` values reaches this without exceeding the error."""
+
+    def likely(mean: float) -> bool:
+        divergence = sum(
+            share * math.log(share / other)
+            for share, other in ((reached, mean), (1 - reached, 1 - mean))
+            if share > 0
+        )
+        return number * divergence <= -math.log(error)
+
+    low, high = 0.0, reached
+    for _ in range(50 if reached > 0 else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if likely(middle) else (middle, high)
+    return low
 
 
 def prune(

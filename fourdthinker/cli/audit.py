@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             found, dropped = prune(
                 file.items, folds=arguments.folds, seed=arguments.seed, keep=arguments.keep
             )
-            console.print(_table(f"{arguments.prune}: {len(dropped)} items taken out", found))
+            _show_table(console, f"{arguments.prune}: {len(dropped)} items taken out", found)
             results[str(arguments.prune)] = found.summary()
             write_without(file, (item.index for item in dropped), arguments.prune)
         elif arguments.prune is not None:
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(console: Any, file: QuestionFile, found: Audit, worst: int) -> None:
-    console.print(_table(str(file.path), found))
+    _show_table(console, str(file.path), found)
     if file.open_questions:
         log.warning("%s: %d questions have no options and are not audited", file.path, file.open_questions)
     if found.ambiguous:
@@ -117,6 +117,12 @@ def _show(console: Any, file: QuestionFile, found: Audit, worst: int) -> None:
         shown = text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
         options = " | ".join(item.options)
         console.print(f"{item.id}  +{bias:.2f}  {shown}  [{options}]", markup=False, highlight=False)
+
+
+def _show_table(console: Any, title: str, found: Audit) -> None:
+    console.print(_table(title, found))
+    for doubt in found.doubts:
+        console.print(doubt, markup=False, highlight=False)
 
 
 def _table(title: str, found: Audit) -> Table:

@@ -17,7 +17,6 @@ from fourdthinker.synth.settings import SynthSettings
 
 CARD = "README.md"
 _NOT_AUDITED = "Not audited: `fourdthinker synth --audit` does, or `fourdthinker audit rl-*.jsonl`."
-_FEWEST_VIDEOS = 10
 
 
 @dataclass(frozen=True)
@@ -179,17 +178,18 @@ def audited_lines(out: Path) -> list[str]:
         items = [
             item for path in sorted(out.glob(f"rl-{split}-*.jsonl")) for item in read_questions(path).items
         ]
-        videos = len({item.group for item in items})
-        if videos < _FEWEST_VIDEOS:
-            lines.append(f"- {split}: {videos} videos are too few to audit; {_FEWEST_VIDEOS} are needed.")
+        if len({item.group for item in items}) < 2:
+            lines.append(f"- {split}, all ({len(items)} questions): 1 video is too few to tell")
             continue
-        found = [line for line in audit(items).lines if line.type is None]
+        audited = audit(items)
+        found = [line for line in audited.lines if line.type is None]
         lines += ["", f"| {split}: solver | questions | right | interval | chance |", "|---|---|---|---|---|"]
         lines += [
             f"| {line.solver} | {line.questions} | {100 * line.accuracy:.1f} % | {100 * line.low:.1f} to "
             f"{100 * line.high:.1f} % | {100 * line.chance:.1f} % |"
             for line in found
         ]
+        lines += ["", *(f"- {split}, {_cell(doubt)}" for doubt in audited.doubts)]
     return lines or ["No choice questions."]
 
 

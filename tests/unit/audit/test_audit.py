@@ -144,7 +144,7 @@ def test_too_little_is_refused() -> None:
 
 
 def test_a_guess_is_within_its_interval() -> None:
-    line = SolverLine("letter", None, 100, 0.3, 0.21, 0.39, 0.25)
+    line = SolverLine("letter", None, 100, 0.3, 0.21, 0.39, 0.25, 20, enough=True)
     assert not line.beats_chance
     assert replace(line, low=0.26).beats_chance
 
@@ -172,6 +172,78 @@ def test_a_leak_in_few_videos_is_still_found() -> None:
     items = [ChoiceQuestion(str(i), f"v{i % 8}", "", "?", tuple("abcd"), 0, i) for i in range(80)]
     (line,) = _lines(make_table(items), {"letter": np.repeat([1.0, 0.0], [76, 4])})
     assert line.beats_chance
+
+
+def questions_of_videos(
+    rng: np.random.Generator, videos: int, *, same: float, equal: bool
+) -> list[ChoiceQuestion]:
+    """Two to five options; a share `same` of a video's questions has the right one at the same place."""
+    sizes = np.full(videos, 12) if equal else rng.integers(1, 30, videos)
+    items: list[ChoiceQuestion] = []
+    for video, size in enumerate(sizes):
+        place = rng.random()
+        for number in range(size):
+            count = int(rng.integers(2, 6))
+            texts = tuple(f"{word} {rng.integers(4)}" for word in rng.permutation(list("lrudf"))[:count])
+            answer = int(place * count) if rng.random() < same else int(rng.integers(count))
+            items.append(
+                ChoiceQuestion(
+                    f"{video}.{number}", f"v{video}", f"t{number % 2}", "Where?", texts, answer, len(items)
+                )
+            )
+    return items
+
+
+def test_a_file_of_eight_videos_that_leaks_completely_is_found() -> None:
+    """36 questions of 6 types about each video; the answer is always the first option."""
+    rng = np.random.default_rng(0)
+    items = [
+        ChoiceQuestion(
+            str(i),
+            f"v{i // 36}",
+            f"t{i % 6}",
+            "Where?",
+            tuple(f"{x} {rng.integers(9)}" for x in "lrud"),
+            0,
+            i,
+        )
+        for i in range(8 * 36)
+    ]
+    found = audit(items, folds=2)
+    assert {line.type for line in found.leaks if line.solver == "letter"} == {
+        None,
+        *(f"t{i}" for i in range(6)),
+    }
+    assert found.line("letter").accuracy == 1
+    assert found.doubts == ()
+
+
+def test_one_video_with_most_of_the_questions_hides_no_leak(no_classifiers: None) -> None:
+    items = [
+        ChoiceQuestion(str(i), f"v{max(0, i - 180)}", "", "?", tuple(f"{x} {i % 7}" for x in "lrud"), 0, i)
+        for i in range(200)
+    ]
+    assert [line.solver for line in audit(items).leaks if line.solver == "letter"] == ["letter"]
+
+
+def test_too_few_videos_are_said_to_be(no_classifiers: None) -> None:
+    items = [
+        ChoiceQuestion(str(i), f"v{i % 4}", "", "?", tuple(f"{x} {i % 7}" for x in "lrud"), 0, i)
+        for i in range(120)
+    ]
+    found = audit(items)
+    assert found.line("letter").accuracy == 1
+    assert found.leaks == ()
+    assert found.doubts == ("all (120 questions): 4 videos are too few to tell",)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_luck_beats_no_chance_in_whole_audits(equal: bool, no_classifiers: None) -> None:
+    leaks = 0
+    for run, (videos, same) in enumerate([(5, 1.0), (8, 0.8), (15, 0.5), (30, 1.0)] * 2):
+        rng = np.random.default_rng(run)
+        leaks += bool(audit(questions_of_videos(rng, videos, same=same, equal=equal), folds=3).leaks)
+    assert leaks == 0
 
 
 @needs("benchmarks")

@@ -70,6 +70,14 @@ def test_a_type_that_looks_like_markup(tmp_path: Path, capsys: pytest.CaptureFix
     assert out.exists()
 
 
+def test_too_few_videos_to_tell_are_no_leak_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [replace(x, group=f"v{i % 3}") for i, x in enumerate(fair_items(40))]
+    assert cli.main(["audit", str(write(tmp_path / "a.jsonl", items)), "--folds", "2"]) == 0
+    assert "3 videos are too few to tell" in capsys.readouterr().out
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", fair_items(10))
     assert cli.main(["audit", str(path), str(path), "--prune", str(tmp_path / "o")]) == 2

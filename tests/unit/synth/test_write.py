@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourdthinker.audit.solvers import SOLVERS
 from fourdthinker.records import read_records
 from fourdthinker.synth import write
 from fourdthinker.synth.clips import write_jpeg
@@ -117,14 +118,32 @@ def test_the_data_card_says_what_is_answered_without_eyes(
             SimpleNamespace(solver=s, type=t, accuracy=0.3, **common)
             for s, t in (("words", None), ("x", "y"))
         ]
-        return SimpleNamespace(lines=lines)
+        return SimpleNamespace(lines=lines, doubts=[f"all ({len(items)} questions): few"])
 
     monkeypatch.setattr(write, "audit", audited)
     made = make(tmp_path, 40)
     counts = write_all(made, SynthSettings(), tmp_path)
     lines = audited_lines(tmp_path)
-    assert asked == [counts["train"]["rl"]]  # the other splits hold too few videos
-    assert lines.count(f"| words | {asked[0]} | 30.0 % | 20.0 to 40.0 % | 25.0 % |") == 1
-    assert [line for line in lines if "too few" in line]
+    assert sorted(asked) == sorted(row["rl"] for row in counts.values() if row["rl"] > 3)  # of two videos
+    train = counts["train"]["rl"]
+    assert lines.count(f"| words | {train} | 30.0 % | 20.0 to 40.0 % | 25.0 % |") == 1
+    assert f"- train, all ({train} questions): few" in lines
     write_card(tmp_path, made, counts, (), lines)
     assert "| words |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_data_card_says_which_videos_are_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install fourdthinker[audit]")
+    for name in ("classifier", "words"):
+        monkeypatch.delitem(SOLVERS, name)
+    write_all(make(tmp_path / "one", 1), SynthSettings(), tmp_path / "one")
+    assert [
+        line
+        for line in audited_lines(tmp_path / "one")
+        if "all (3 questions): 1 video is too few to tell" in line
+    ]
+    counts = write_all(make(tmp_path / "more", 5), SynthSettings(), tmp_path / "more")
+    found = audited_lines(tmp_path / "more")
+    split = max(counts, key=lambda name: counts[name]["rl"])
+    number = counts[split]["rl"]
+    assert f"- {split}, all ({number} questions): {number // 3} videos are too few to tell" in found
