@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # in the order in which a completion has them
 
@@ -91,8 +91,11 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
        line, and then that option's text, or other words, or both, that neither name another option nor may
        take this one back: ``B. left``. Words name an option that hold its text, or its letter alone. Words
        that say no, that doubt or that turn around ("not", "wrong", "wait", "but", "or", "?", a line through
-       letters) may take it back: "A) or B)", "B. wrong" and "A: left? no: right" are None;
+       letters) may take it back: "A) or B)", "B. wrong" and "A: left? no: right" are None. Only a comma,
+       "not" and another option's text behind this one's take nothing back: ``B. left, not right``;
     4. one of these or ``B`` followed by the text of that same option: ``B left``, ``B.left``.
+
+    In 3 and 4, full stops and exclamation marks at the end of a text do not count.
 
     Anything else ("A and B", "A different cube", the text of two options) is None.
 
@@ -128,7 +131,7 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
     rest = content[led.end() :]
     marked = bool(led.group(1) or led.group(3))
     separated = marked or rest[:1].isspace()
-    if separated and normalised(rest) == normalised(options[letter]):
+    if separated and _ended(normalised(rest)) == _ended(normalised(options[letter])):
         return letter
     words = (marked and rest[:1].isspace()) or re.match(r"[^\S\n]*\n", rest)
     return letter if words and not _leaves(rest, letter, options) else None
@@ -136,17 +139,32 @@ def parse_answer(text: str, options: Mapping[str, str]) -> str | None:
 
 def _leaves(rest: str, letter: str, options: Mapping[str, str]) -> bool:
     """Whether what stands behind the letter of an option speaks of another option, or may take it back."""
-    words, texts = _plain(rest), {key: _plain(text) for key, text in options.items()}
+    words, texts = _plain(rest), {key: _ended(_plain(text)) for key, text in options.items()}
     own = re.match(re.escape(texts[letter]) + r"(?![^\W_])", words, re.IGNORECASE)
     after = own.end() if own else 0  # that text may say what it likes
+    others = [text for key, text in texts.items() if text and key != letter]
+    if own and _rejects(words[after:], others):
+        return False
     named = {_key(options, match[1] or match[2]) for match in _NAMED.finditer(words, after)}
     if named - {letter, None} or _TAKES_BACK.search(words, after):
         return True
-    for other in (text for key, text in texts.items() if text and key != letter):
+    for other in others:
         found = rf"(?<![^\W_])(?=({re.escape(other)})(?![^\W_]))"
         if any(match.end(1) > after for match in re.finditer(found, words, re.IGNORECASE)):
             return True
     return False
+
+
+def _rejects(words: str, others: Sequence[str]) -> bool:
+    """Whether words are a comma, "not" and the text of another option, and no option says that with "not"."""
+    said = re.fullmatch(r", not (.+)", _ended(words), re.IGNORECASE)
+    texts = {text.casefold() for text in others}
+    return said is not None and said[1].casefold() in texts and f"not {said[1]}".casefold() not in texts
+
+
+def _ended(text: str) -> str:
+    """Without the full stops, exclamation marks and spaces at its end, if it has anything else."""
+    return text.rstrip(".! ") or text
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fourdthinker.answers import answer_text, parse_answer
+from tests.shared import needs, shared
 
 NUMBER = 2000
 MOVES = {"A": "dolly in", "B": "truck left", "C": "pan right", "D": "Tilt up"}
@@ -322,7 +325,13 @@ def test_a_letter_alone_may_have_the_marks_that_the_docstring_names(before: str,
         ("A A sphere", "A"),
         ("A. cube", None),  # the text of D
         ("A. A  SPHERE", "A"),
-        ("A. A sphere, not a cube.", None),
+        ("A. A sphere, not a cube.", "A"),
+        ("A. A sphere, not a cube of B", None),
+        ("A. A sphere, not a sphere", None),
+        ("A. A sphere is not a cube", None),
+        ("A. A sphere, not a cube but a pyramid", None),
+        ("A. A sphere, not a cube? D", None),
+        ("A. not a cube", None),
         ("A. A sphere, a round one.", "A"),
         ("A. A sphere or D", None),
         ("B. A cube of B", "B"),
@@ -332,6 +341,45 @@ def test_a_letter_alone_may_have_the_marks_that_the_docstring_names(before: str,
 )
 def test_options_that_begin_with_a_letter(content: str, letter: str | None) -> None:
     assert parse_answer(f"<answer>{content}</answer>", CUBES) == letter
+
+
+@pytest.mark.parametrize(
+    ("content", "letter"),
+    [
+        ("A. It does not move", "A"),
+        ("A. It does not move.", "A"),
+        ("A It does not move", "A"),
+        ("A. It does not move. Wait, it moves", None),
+        ("A. It moves", None),
+        ("A. It moves.", None),
+        ("B. It moves!", "B"),
+        ("B. It does not move", None),
+        ("C. Right", None),
+        ("C. Right.", None),
+        ("D. Right", "D"),
+        ("D. Right, as it turns.", "D"),
+        ("C. Left, not right.", "C"),
+        ("C. Left, not moving", None),  # the text of F
+        ("E. ...", "E"),
+    ],
+)
+def test_a_full_stop_at_the_end_of_an_option_does_not_count(content: str, letter: str | None) -> None:
+    options = {
+        "A": "It does not move.", "B": "It moves.", "C": "Left.", "D": "Right.", "E": "...",
+        "F": "not moving", "G": "moving",
+    }  # fmt: skip
+    assert parse_answer(f"<answer>{content}</answer>", options) == letter
+
+
+@needs("benchmarks")
+def test_every_option_of_a_published_benchmark_is_read_as_its_letter_and_no_other() -> None:
+    for question in json.loads((shared("benchmarks") / "vlm4d_real.json").read_text(encoding="utf-8")):
+        options = {letter: str(text) for letter, text in question["choices"].items()}
+        for (letter, own), other in product(options.items(), options.values()):
+            same = plain(own) == plain(other)
+            for text in (other, other + ".", other.rstrip(".")):
+                got = parse_answer(f"<answer>{letter}. {text}</answer>", options)
+                assert (got == letter) is same, (letter, text, options)
 
 
 def test_ligatures_are_no_letters() -> None:
