@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from fourdthinker.backbones import Checkpoint, load_checkpoint, save_checkpoint
 from fourdthinker.backbones.adapters import load_saved
 from fourdthinker.backbones.gathering import exact_weights, is_sharded
-from fourdthinker.errors import CheckpointError, FourdError
+from fourdthinker.errors import CheckpointError, ConfigError, FourdError
 from fourdthinker.files import read_json_object, sync_file, sync_folder, sync_tree, writing
 from fourdthinker.sampler import row_seed
 from fourdthinker.trainers import fsdp
@@ -38,28 +39,44 @@ from fourdthinker.trainers.resume import incomplete
 from fourdthinker.trainers.run_folder import STATE, checkpoint_path
 from fourdthinker.trainers.run_state import LAST, RunState, run_state
 from fourdthinker.trainers.settings import TrainConfig
+from fourdthinker.trainers.update import MemoryLimitError
 from fourdthinker.trainers.watch import is_of_communication
 
 logger = logging.getLogger(__name__)
 
+_HOST_MEMORY = "DefaultCPUAllocator"  # in the message of an error for which torch has no type
 _FAILED = 0.05  # share of an evaluation's rollouts whose rewards may fail: the others' mean is comparable
 
 
 @contextlib.contextmanager
 def _loading(checkpoint: str | None, what: str) -> Iterator[None]:
-    """What torch, Trainer and DeepSpeed raise for damaged files, errors of any kind, as a CheckpointError."""
+    """What torch, Trainer and DeepSpeed raise for damaged files, errors of any kind, as a CheckpointError.
+
+    Memory, packages and devices that fail have lines of their own: nobody should give up a good checkpoint.
+    """
     try:
         yield
-    except (FourdError, torch.OutOfMemoryError):
+    except FourdError:
         raise
     except Exception as error:
         if is_of_communication(error):  # another rank has ended, and says why
             raise
-        said = str(error).partition("\n")[0][:200]
-        raise CheckpointError(
-            f"{checkpoint}: {what} cannot be loaded ({type(error).__name__}: {said}); name an earlier "
-            "checkpoint in resume_from_checkpoint"
-        ) from error
+        lost = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _HOST_MEMORY in str(error)
+        said = f"{checkpoint}: {what} cannot be loaded ({_reason(error)})"
+        if lost:
+            raise MemoryLimitError(said) from error
+        if isinstance(error, ImportError):
+            raise ConfigError(f"{said}; install what is missing, the checkpoint may be whole") from error
+        if isinstance(error, torch.AcceleratorError):
+            raise ConfigError(f"{said}; look at the device, the checkpoint may be whole") from error
+        raise CheckpointError(f"{said}; name an earlier checkpoint in resume_from_checkpoint") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without torch's advice to read files that run code."""
+    found = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+    said = str(error).partition("\n")[0] if found is None else found[1].partition(". ")[0]
+    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
 
 
 class ResumableTrainer(Trainer):
@@ -216,14 +233,22 @@ class ResumableTrainer(Trainer):
         return measure_of(self.settings, self.held_out)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: str | None) -> Any:
-        """Called by Trainer before its first update; what DeepSpeed raises for its own files names none."""
-        if checkpoint is None or not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        with _loading(checkpoint, "DeepSpeed's state"):
-            deepspeed_load_checkpoint(self.model_wrapped, checkpoint)
-        self._load_optimizer_and_scheduler(checkpoint)
-        self._load_scaler(checkpoint)
+        """Called by Trainer before its first update; what DeepSpeed raises for its own files names none.
+
+        All of a checkpoint is loaded at its end, on every rank: trackers begin to write after it.
+        """
+        if checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, None)
+        by_trainer = None if self.is_deepspeed_enabled else checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, by_trainer)
+        if self.is_deepspeed_enabled:
+            with _loading(checkpoint, "DeepSpeed's state"):
+                deepspeed_load_checkpoint(self.model_wrapped, checkpoint)
+            self._load_optimizer_and_scheduler(checkpoint)
+            self._load_scaler(checkpoint)
+        self._load_rng_state(checkpoint)  # once more than Trainer, which does so with its first batches
+        if self.args.world_size > 1:
+            dist.barrier()
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -90,14 +90,17 @@ class StopOnSignal(TrainerCallback):
         Once they have met, a rank with a signal ends together with the others. Where they have not met within
         `PATIENCE` seconds after it, a thread ends this process with status 0: there is nothing to save.
         """
-        if self._take is None:  # the signals are not taken
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if alone or self._take is None:  # the signals are not taken
             yield
             return
         heard, told = os.pipe()
         os.set_blocking(told, False)
         met = threading.Event()
-        listener = threading.Thread(target=_end_unless, args=(met, heard), name="signals", daemon=True)
+        listener = threading.Thread(target=self._end_unless, args=(met, heard), name="signals", daemon=True)
         before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        if self._asked is not None:  # by a signal that came before
+            os.write(told, bytes([SIGNALS[0]]))
         listener.start()
         try:
             yield
@@ -107,6 +110,29 @@ class StopOnSignal(TrainerCallback):
             os.close(told)
             listener.join()
             os.close(heard)
+
+    def _end_unless(self, met: threading.Event, heard: int) -> None:
+        """End this process where ranks have not met within `PATIENCE` seconds after a signal.
+
+        Args:
+            met: is set once they have.
+            heard: a file descriptor from which the number of every signal can be read, up to the end of the
+                wait.
+        """
+        number = 0
+        while number not in SIGNALS:
+            read = os.read(heard, 1)
+            if not read:
+                return
+            number = read[0]
+        if met.wait(PATIENCE):
+            return
+        if self._asked is None:  # otherwise the handler has said so
+            name = signal.Signals(number).name
+            logger.warning(
+                "%s: the run ends before its first update, while it waits for its other processes", name
+            )
+        os._exit(0)
 
     def _take_signals(self) -> None:
         if self._take is not None and threading.current_thread() is threading.main_thread():
@@ -153,27 +179,6 @@ class StopOnSignal(TrainerCallback):
         if self._asked_any(args) and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
-
-
-def _end_unless(met: threading.Event, heard: int) -> None:
-    """End this process where ranks have not met within `PATIENCE` seconds after a signal.
-
-    Args:
-        met: is set once they have.
-        heard: a file descriptor from which the number of every signal can be read, up to the end of the wait.
-    """
-    number = 0
-    while number not in SIGNALS:
-        read = os.read(heard, 1)
-        if not read:
-            return
-        number = read[0]
-    if not met.wait(PATIENCE):
-        name = signal.Signals(number).name
-        logger.warning(
-            "%s: the run ends before its first update, while it waits for its other processes", name
-        )
-        os._exit(0)
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

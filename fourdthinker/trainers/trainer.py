@@ -376,7 +376,6 @@ class LatentTrainer(PassTrainer):
     def _begin_updates(self) -> None:
         """Called before the first update: nothing is written until a checkpoint is loaded."""
         resume = None if self.resumed_from is None else str(self.resumed_from)
-        self._load_rng_state(resume)  # Trainer does so only once it has the first batches
         begin_run(self.settings, self.args, resume)
         self.check_best()
 

@@ -22,6 +22,7 @@ from fourdthinker.trainers.resume import find_resume
 from fourdthinker.trainers.run_state import RunState
 from fourdthinker.trainers.settings import DiftConfig
 from fourdthinker.trainers.trainer import LatentTrainer
+from fourdthinker.trainers.update import MemoryLimitError
 from tests.unit.trainers.test_beginning import ARGS
 from tests.unit.trainers.test_resume import BASE, files, train
 
@@ -157,13 +158,13 @@ def no_schedule(folder: Path) -> None:
     (folder / "scheduler.pt").write_bytes(b"no archive")
 
 
-def refused_while_loaded(folder: Path) -> str:
+def refused_while_loaded(folder: Path, **extra: Any) -> str:
     """What is said of checkpoint-2 when it is named, and its digests are right; checkpoint-4 stays."""
     state = RunState.read(folder / "checkpoint-2")
     RunState(**vars(state) | {"digests": {}, "files": {}}).write(folder / "checkpoint-2")
     before = files(folder)
     with pytest.raises(CheckpointError, match=r"cannot be loaded .*; name an earlier checkpoint") as error:
-        train(folder, max_steps=5, resume_from_checkpoint=str(folder / "checkpoint-2"))
+        train(folder, max_steps=5, resume_from_checkpoint=str(folder / "checkpoint-2"), **extra)
     assert files(folder) == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -173,7 +174,15 @@ def refused_while_loaded(folder: Path) -> str:
 def test_what_is_found_while_it_is_loaded_is_one_line(folder: Path, damage: Callable[[Path], None]) -> None:
     """As damage between the blocks of a large file, whose digest is right."""
     damage(folder / "checkpoint-2")
-    refused_while_loaded(folder)
+    said = refused_while_loaded(folder)
+    assert "weights_only" not in said
+    assert ("UnpicklingError: Unsupported operand 110)" in said) == (damage is no_schedule)
+
+
+def test_no_tracker_writes_before_all_is_loaded(folder: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra train)")
+    no_state(folder / "checkpoint-2")
+    refused_while_loaded(folder, report_to=["tensorboard"])
 
 
 class PartitionError(Exception):
@@ -213,3 +222,28 @@ def test_a_rank_that_is_lost_while_others_load_is_no_damage() -> None:
     with pytest.raises(RuntimeError) as error, _loading("checkpoint-2", "the state"):
         raise lost
     assert error.value is lost
+
+
+def host_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("error", "ends", "said"),
+    [
+        (MemoryError(), MemoryLimitError, r"MemoryError\); lower max_tokens_per_forward"),
+        (torch.OutOfMemoryError("CUDA out of memory"), MemoryLimitError, r"CUDA out of memory\); lower"),
+        (host_memory(), MemoryLimitError, r"can't allocate memory.*\); lower"),
+        (ImportError("No module named 'a'"), ConfigError, r"'a'\); install what is missing, .* may be whole"),
+        (torch.AcceleratorError("CUDA error: b\nc"), ConfigError, r"CUDA error: b\); look at the device"),
+    ],
+)
+def test_what_fails_beside_the_files_is_no_damage(error: Exception, ends: Any, said: str) -> None:
+    with pytest.raises(ends, match=rf"checkpoint-2: the state cannot be loaded \(.*{said}") as found:
+        with _loading("checkpoint-2", "the state"):
+            raise error
+    assert type(found.value) is ends
+    assert "\n" not in str(found.value)
+    assert "earlier checkpoint" not in str(found.value)

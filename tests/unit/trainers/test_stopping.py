@@ -134,7 +134,37 @@ def test_a_signal_ends_a_process_that_waits_for_others_to_begin(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_signals_are_heard_as_before_once_all_have_met() -> None:
+def is_asked_while_it_starts(folder: Path, processes: int, early: bool) -> None:
+    """A signal that Python's handler takes, before or while ranks meet."""
+    os.environ["WORLD_SIZE"] = str(processes)
+    logging.getLogger("fourdthinker").addHandler(logging.FileHandler(folder / "log"))
+    stopping.PATIENCE, callback = 0.1, stopping.StopOnSignal()
+    with callback.listening():
+        if early:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with callback.meeting():
+            if not early:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.4 if processes == 1 else 30)
+        callback.interrupt()
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_while_a_process_starts_is_one_line(tmp_path: Path, processes: int, early: bool) -> None:
+    """One that is alone waits for nobody, however long it takes to start."""
+    process = SERVER.Process(target=is_asked_while_it_starts, args=(tmp_path, processes, early))
+    process.start()
+    try:
+        process.join(20)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+    assert (tmp_path / "log").read_text() == "SIGTERM: the run ends before its first update\n"
+
+
+def test_signals_are_heard_as_before_once_all_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
     callback = stopping.StopOnSignal()
