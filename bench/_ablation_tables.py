@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench._ablation_data import KINDS
 from bench._ablation_training import ANSWERS, MODES, VARIANTS
 from fourdthinker.audit.latents import mode_numbers
 from fourdthinker.evaluate import EvalResult, compare, load_result
@@ -38,6 +39,24 @@ def answers_folder(out: Path, seed: int, variant: str, stage: str) -> Path:
     return out / f"seed{seed}" / variant / f"{stage}-answers"
 
 
+def revisions_path(out: Path, seed: int, variant: str, stage: str) -> Path:
+    """The file that says which revisions of the code made something, from its beginning on."""
+    return result_path(out, seed, variant, stage).with_suffix(".revisions")
+
+
+def revisions(out: Path, seed: int, variant: str, stage: str) -> list[str]:
+    """Those of that file; "unknown" where there is none."""
+    path = revisions_path(out, seed, variant, stage)
+    return path.read_text(encoding="utf-8").split() if path.exists() else ["unknown"]
+
+
+def _all_revisions(out: Path, seed: int, variant: str, stage: str) -> str:
+    """Those of a finished training and of all that it was made from, one after the other."""
+    steps = [("", "scenes"), *([("", "imagery")] if variant in KINDS else [])]
+    steps += [(variant, each) for each in STAGES[: STAGES.index(stage) + 1]]
+    return " ".join(dict.fromkeys(name for step in steps for name in revisions(out, seed, *step)))
+
+
 def rows_of_seed(out: Path, seed: int) -> list[Row]:
     """All that the finished trainings of a seed say.
 
@@ -46,7 +65,8 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
         seed: of the demo.
 
     Returns:
-        Rows with a revision, a variant, a stage and a part: "accuracy", of its own answers, with differences
+        Rows with a revision (all that made it, with the scenes, the base model, the pictures and the training
+        before it), a variant, a stage and a part: "accuracy", of its own answers, with differences
         to BASES after the same stage; "audit", one a mode of the latents (`mode_numbers`); "blocks", one a
         block.
     """
@@ -57,7 +77,11 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
         answers = {name: load_result(folder / ANSWERS) for name, folder in folders.items()}
         for name in done:
             result = json.loads(result_path(out, seed, name, stage).read_text())
-            about = {"revision": result.get("revision", "unknown"), "variant": name, "stage": stage}
+            about = {
+                "revision": _all_revisions(out, seed, name, stage),
+                "variant": name,
+                "stage": stage,
+            }
             rows.append(about | {"part": "accuracy"} | _accuracy(name, answers))
             rows += [about | {"part": "audit"} | row for row in _audit(folders[name] / MODES)]
             rows += [about | {"part": "blocks"} | block for block in result.get("blocks", ())]

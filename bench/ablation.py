@@ -128,36 +128,38 @@ def do(out: Path, step: Step, kinds: Sequence[str], *, quick: bool) -> dict[str,
     return training.answer_questions(work, variant, final, answers, f"seed {seed}, {name}, {stage}")
 
 
-def begin(path: Path) -> str:
-    """Note by which revision of the code a step is made.
+def is_begun(out: Path, step: Step) -> bool:
+    """Whether anything of a step is there."""
+    path, folder = tables.result_path(out, *step), out / f"seed{step[0]}"
+    if path.exists() or tables.revisions_path(out, *step).exists():
+        return True
+    if step[2] == "scenes":
+        return (folder / "settings.json").exists()
+    if step[2] == "imagery":
+        return any(any((folder / "imagery").rglob(f"*{kind}*")) for kind in data.KINDS)
+    return path.with_suffix("").exists()
 
-    Args:
-        path: its result file.
 
-    Returns:
-        All of them, one after the other: more than one where another revision began it.
-    """
-    begun = path.with_suffix(".revisions")
-    found = begun.read_text(encoding="utf-8").split() if begun.exists() else []
+def begin(out: Path, step: Step) -> None:
+    """Note by which revision of the code a step is made, behind those that made what is there."""
+    found = tables.revisions(out, *step) if is_begun(out, step) else []
     if measure.revision() not in found:
-        found.append(measure.revision())
+        path = tables.revisions_path(out, *step)
         make_folder(path.parent)
-        write_text(begun, " ".join(found) + "\n")
-    return " ".join(found)
+        write_text(path, " ".join([*found, measure.revision()]) + "\n")
 
 
 def warn_of_revisions(out: Path, every: Sequence[Step]) -> None:
     """Say which steps, finished or begun, are of other revisions than this one."""
     others: dict[str, list[str]] = {}
     for step in every:
-        begun = tables.result_path(out, *step).with_suffix(".revisions")
-        made = begun.read_text(encoding="utf-8").strip() if begun.exists() else measure.revision()
-        if made != measure.revision():
-            others.setdefault(made, []).append(" ".join(str(part) for part in step if part != ""))
-    for made, steps in others.items():
+        made = tables.revisions(out, *step)
+        if is_begun(out, step) and made != [measure.revision()]:
+            others.setdefault(" ".join(made), []).append(" ".join(str(part) for part in step if part != ""))
+    for names, steps in others.items():
         log.warning(
             "revision %s, not %s, made: %s; rows name their revisions; for one revision name another "
-            "folder (--out)", made, measure.revision(), ", ".join(steps),
+            "folder (--out)", names, measure.revision(), ", ".join(steps),
         )  # fmt: skip
 
 
@@ -180,11 +182,10 @@ def run(out: Path, only: Sequence[str], seeds: Sequence[int], *, quick: bool, sa
         done = len(every) - len(todo)
         log.info("%d of %d done, about %.1f hours left; seed %d, %s", done, len(every), left, step[0], what)
         started = time.perf_counter()
-        path = tables.result_path(out, *step)
-        revisions = begin(path)
+        begin(out, step)
         found = do(out, step, kinds, quick=quick)
         seconds = round(time.perf_counter() - started, 1)
-        write_json(path, {"seconds": seconds, "revision": revisions} | found)
+        write_json(tables.result_path(out, *step), {"seconds": seconds} | found)
         log.info("seed %d, %s: done in %.0f s", step[0], what, seconds)
         todo = todo[1:]
         if todo and step[1]:

@@ -186,6 +186,59 @@ def test_every_training_is_shown_and_saved_when_it_is_finished(
     assert rows == {"none": "first", "latents": "first second"}
 
 
+def begun_by(out: Path, monkeypatch: pytest.MonkeyPatch, revision: str, *steps: ablation.Step) -> None:
+    """These steps are done by a revision."""
+    monkeypatch.setattr(measure, "revision", lambda: revision)
+    for step in steps:
+        ablation.begin(out, step)
+        if step[2] == "dift":
+            write_seed(out, *step[:2], [True, False])
+        elif step[2] == "rl":
+            tables.answers_folder(out, *step).parent.mkdir(exist_ok=True)
+            tables.answers_folder(out, *step[:2], "dift").rename(tables.answers_folder(out, *step))
+            write_seed(out, *step[:2], [True, False])
+        write_json(tables.result_path(out, *step), {"seconds": 1.0})
+
+
+def test_a_row_names_the_revisions_of_all_that_it_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_by(tmp_path, monkeypatch, "one", (0, "", "scenes"))
+    begun_by(tmp_path, monkeypatch, "two", (0, "", "imagery"), (0, "none", "dift"))
+    begun_by(tmp_path, monkeypatch, "three", (0, "none", "rl"), (0, "depth", "dift"))
+    rows = {(row["variant"], row["stage"]): row["revision"] for row in tables.rows_of_seed(tmp_path, 0)}
+    assert rows == {
+        ("none", "dift"): "one two", ("none", "rl"): "one two three", ("depth", "dift"): "one two three",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        ((0, "", "scenes"), "seed0/settings.json"),
+        ((0, "", "imagery"), "seed0/imagery/parts/depth.000000.npy"),
+        ((0, "", "imagery"), "seed0/imagery/test/00001.solid0.next.1.png"),
+        ((0, "", "imagery"), "seed0/imagery.json"),
+        ((0, "none", "dift"), "seed0/none/dift/checkpoint-1/state"),
+    ],
+)
+def test_what_an_older_revision_left_without_a_name_is_of_an_unknown_one(
+    tmp_path: Path, step: ablation.Step, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "revision", lambda: "now")
+    caught: list[str] = []
+    monkeypatch.setattr(ablation.log, "warning", lambda text, *values: caught.append(text % values))
+    ablation.warn_of_revisions(tmp_path, [step])
+    assert caught == []  # nothing is begun
+    (tmp_path / left).parent.mkdir(parents=True)
+    (tmp_path / left).write_text("")
+    ablation.warn_of_revisions(tmp_path, [step])
+    assert [text.partition(" made")[0] for text in caught] == ["revision unknown, not now,"]
+    ablation.begin(tmp_path, step)
+    ablation.begin(tmp_path, step)
+    assert tables.revisions(tmp_path, *step) == ["unknown", "now"]
+
+
 def test_an_interval_over_questions_is_that_of_independent_seeds() -> None:
     found = tables.over_questions(
         [{"mean": 0.1, "low": 0.07, "high": 0.13}, {"mean": 0.3, "low": 0.26, "high": 0.34}]
