@@ -25,8 +25,9 @@ from fourdthinker.synth.geometry import (
     read_tum,
     reconstruct_camera,
 )
-from fourdthinker.synth.motion import camera_moves, unclear_spans
+from fourdthinker.synth.motion import camera_moves, distance_change, unclear_spans
 from fourdthinker.synth.questions import described
+from fourdthinker.synth.questions.forms import ObjectFacts
 from fourdthinker.synth.tracks import STATIC, STATIONARY, CameraTrack, Move, ObjectTrack
 
 POSES = ("spatialvid", "tum", "npz")
@@ -156,6 +157,8 @@ def _result(
 def motion(context: Context) -> dict[str, Any]:
     """The camera's moves, where they are unclear, and the words for each thing's motion; None: unclear.
 
+    `left_out` says why a distance is unclear that is clear by the thing's area.
+
     Args:
         context: of the clip, with the results of the stages before.
 
@@ -173,12 +176,27 @@ def motion(context: Context) -> dict[str, Any]:
         things = [
             {word: getattr(one, word, None) for word in ("direction", "distance", "speed")} for one in found
         ]
+        left_out = [_partly_hidden(one, camera) for one in found if one is not None]
     except GeometryError as error:
         raise RejectError(f"no motion: {' '.join(str(error).split())}") from error
     clear = [word for words in things for word in words.values() if word not in (None, STATIONARY)]
     if not clear and not any(move.name != STATIC for move in moves):
         raise RejectError("no clear motion of camera or things" if camera.scaled else UNSCALED)
-    return {"camera": moves, "unclear": unclear, "objects": things}
+    return {
+        "camera": moves,
+        "unclear": unclear,
+        "objects": things,
+        "left_out": [reason for reason in left_out if reason is not None],
+    }
+
+
+def _partly_hidden(item: ObjectFacts, camera: CameraTrack) -> str | None:
+    """Why the change of a distance is not told that one measure of it would tell."""
+    track = item.track
+    first = distance_change(track.readings()[0], camera, float(track.times[0]), float(track.times[-1]))
+    if item.distance == first:
+        return None
+    return f"{track.name}: distance: {first!r} by its area, not by its length; something may hide a part"
 
 
 def camera_of(results: Mapping[str, Any]) -> CameraTrack:

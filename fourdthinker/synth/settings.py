@@ -18,7 +18,7 @@ from fourdthinker.settings import Float, Int, Name, Settings, make_config, make_
 CLIP_STAGES = ("objects", "segment", "geometry", "motion", "questions", "imagery")
 CORPUS_STAGES = ("options", "narrate", "write")
 STAGES = ("ingest", *CLIP_STAGES, *CORPUS_STAGES)
-VERSION = 7  # raised when a stage's results change although its settings do not
+VERSION = 8  # raised when a stage's results change although its settings do not
 
 # The settings that the result of a stage of one clip depends on, beside those of the stages before it;
 # corpus.py makes the keys of the stages of the whole corpus.

@@ -179,6 +179,8 @@ class ObjectTrack:
         source: where the positions are from.
         boxes: [T, 4] float64, fractions of width and height: left, top, right, bottom; or None.
         masks: a COCO run-length code {"size": [height, width], "counts": ...} or None for each time; or None.
+        otherwise: [T, 3] float64, positions by another measure of its distance, or None where there is none.
+            Its distance is told only where both agree about its change.
     """
 
     name: str
@@ -190,6 +192,7 @@ class ObjectTrack:
     source: str = ""
     boxes: Array | None = None
     masks: tuple[Mapping[str, Any] | None, ...] | None = None
+    otherwise: Array | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -199,6 +202,8 @@ class ObjectTrack:
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "positions", _array(self.positions, (count, 3), "positions", self.name))
         object.__setattr__(self, "confidence", _confidence(self.confidence, count, self.name))
+        if self.otherwise is not None:
+            object.__setattr__(self, "otherwise", _array(self.otherwise, (count, 3), "otherwise", self.name))
         if self.heading is not None:
             heading = _array(self.heading, (count, 3), "heading", self.name)
             if (np.abs(np.linalg.norm(heading, axis=1) - 1) > 1e-3).any():
@@ -220,6 +225,13 @@ class ObjectTrack:
                 raise GeometryError(
                     f"{self.name}: {len(self.masks)} masks for {count} times; give one for each"
                 )
+
+    def readings(self) -> tuple[ObjectTrack, ...]:
+        """The track by each measure of its distance: one or two."""
+        if self.otherwise is None:
+            return (self,)
+        first = replace(self, otherwise=None)
+        return first, replace(first, positions=self.otherwise)
 
     def positions_in(self, times: Array) -> Array:
         """[N, 3], the positions at times within the track, interpolated; the first or last one outside it."""

@@ -17,9 +17,6 @@ _LEAST_AREA = 1e-3  # of the picture, for a mask that says where an object is
 _STAYS = 0.02  # depths of the scene that a camera may move for objects to be lifted by their size
 _AROUND = 0.5  # seconds before and after an instant over which an object hardly changes its outline
 _OUTLINE = 1.15  # times as long for its width as usual: more is no whole object
-# Times as long for the root of its area as usual: more is half hidden. Both ends of a path may be off by it,
-# in opposite ways: a factor of 1.14, which is from the largest "same", 1.045, to the least "farther", 1.19.
-_HIDDEN = 1.067
 _BORDER = 2  # pixels: a mask that reaches the border is cut off by it
 _TRIES = 300
 _WAYS = np.stack([np.cos(np.arange(36) * np.pi / 36), np.sin(np.arange(36) * np.pi / 36)])  # [2, 36]
@@ -86,7 +83,8 @@ def lift_object(
     With depth, its position is the middle of its mask at the mask's median depth; with a ground plane, it is
     where the lowest part of the mask stands on the ground. With neither, its apparent size says how its
     distance changes, as of a rigid thing; the unit is then its first distance, so that the camera must not
-    move.
+    move. The size is the root of its area; by its length, which changes less where a part is hidden, it is
+    at `otherwise`.
 
     Args:
         name: of the object.
@@ -117,10 +115,10 @@ def lift_object(
     if depth is not None and depth.metric != camera.metric:
         raise GeometryError(f"{name}: depth and camera are not both in metres; give both in one unit")
     poses = camera.resampled(seconds)
-    positions = np.full((len(seconds), 3), np.nan)
+    positions, otherwise = np.full((2, len(seconds), 3), np.nan)
     usable = np.array([_usable(mask) for mask in masks])
     if depth is None:
-        usable &= _alike(masks, usable, by_size=by_size)
+        usable &= _alike(masks, usable)
     feet = _feet(masks, seconds, usable) if depth is None and ground is not None else None
     boxes = np.zeros((len(seconds), 4))
     for k, mask in enumerate(masks):
@@ -133,21 +131,22 @@ def lift_object(
             assert feet is not None
             positions[k] = _by_ground(mask, poses, k, ground, feet[k])
         else:
-            positions[k] = poses.centres[k] + _by_size(mask, poses, k)
+            positions[k], otherwise[k] = _by_size(mask, poses, k)
     known = np.isfinite(positions[:, 0])
     if not known.any():
         raise GeometryError(f"{name}: no mask is large enough and whole; choose another object or clip")
     nearest = np.abs(np.subtract.outer(np.arange(len(seconds)), np.flatnonzero(known))).argmin(axis=1)
-    positions = positions[np.flatnonzero(known)[nearest]]
+    filled = np.flatnonzero(known)[nearest]
     if by_size:
-        positions -= poses.centres
-        positions /= np.linalg.norm(positions[0])
-        positions += poses.centres
+        positions, otherwise = (poses.centres + _from_first(one[filled]) for one in (positions, otherwise))
+    else:
+        positions = positions[filled]
     confidence = np.where(known, poses.confidence, 0.0)
     source = depth.source if depth is not None else "size" if by_size else "ground"
     return ObjectTrack(
-        name, seconds, positions, metric=camera.metric, confidence=confidence, source=source, boxes=boxes
-    )
+        name, seconds, positions, metric=camera.metric, confidence=confidence, source=source, boxes=boxes,
+        otherwise=otherwise if by_size else None,
+    )  # fmt: skip
 
 
 def _usable(mask: NDArray[np.bool_]) -> bool:
@@ -172,8 +171,16 @@ def _middle_ray(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
     return _ray(poses, k, mask, float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
 
 
-def _by_size(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
-    """Along the middle ray, as far as its solid angle says, which no turn of the camera changes."""
+def _from_first(offsets: Array) -> Array:
+    """[T, 3] in units of the first distance."""
+    return offsets / np.linalg.norm(offsets[0])
+
+
+def _by_size(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> tuple[Array, Array]:
+    """Along the middle ray, as far as its solid angle says, and as its largest angle across does.
+
+    No turn of the camera changes either.
+    """
     assert poses.intrinsics is not None  # checked by lift_object
     assert poses.size is not None
     scale = np.array(poses.size) / [mask.shape[1], mask.shape[0]]
@@ -184,7 +191,11 @@ def _by_size(mask: NDArray[np.bool_], poses: CameraTrack, k: int) -> Array:
     pixel = scale.prod() / (lens[0, 0] * lens[1, 1])
     angle = float(((1 + x**2 + y**2) ** -1.5).sum() * pixel)
     ray = _middle_ray(mask, poses, k)
-    return ray / np.linalg.norm(ray) / np.sqrt(angle)
+    ray /= np.linalg.norm(ray)
+    rays = np.stack([x, y, np.ones_like(x)], axis=1) @ poses.rotations[k].T
+    across = rays @ np.linalg.svd(ray[None])[2][1:].T / np.linalg.norm(rays, axis=1)[:, None]
+    long = float(np.ptp(across @ _WAYS, axis=0).max()) + np.sqrt(angle / len(rows))  # to the pixels' edges
+    return ray / np.sqrt(angle), ray / long
 
 
 def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: CameraTrack, k: int) -> Array:
@@ -201,32 +212,16 @@ def _by_depth(mask: NDArray[np.bool_], depth: NDArray[np.float32], poses: Camera
     return poses.centres[k] + float(np.median(values)) * _middle_ray(mask, poses, k)
 
 
-def _alike(
-    masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_], *, by_size: bool
-) -> NDArray[np.bool_]:
-    """[T], whose outline is that of most usable ones: of others, something hides a part.
-
-    The size is that of the visible area; its length changes less where a part is hidden, so both must agree.
-    Where most do not, it is hidden more and more, or less and less, and none tells how far it is.
-    """
+def _alike(masks: Sequence[NDArray[np.bool_]], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[T], whose outline is as long for its width as most usable ones: of others, something hides a part."""
+    longer = np.full(len(masks), np.nan)
+    for k in np.flatnonzero(usable):
+        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(masks[int(k)])))
+        longer[k] = np.sqrt(large / max(small, 1e-9))
     if not usable.any():
         return usable
-    longer, larger = np.full((2, len(masks)), np.nan)
-    for k in np.flatnonzero(usable):
-        pixels = np.argwhere(masks[int(k)])
-        small, large = np.linalg.eigvalsh(np.cov(pixels.T))
-        longer[k] = np.sqrt(large / max(small, 1e-9))
-        larger[k] = (np.ptp(pixels @ _WAYS, axis=0).max() + 1) / np.sqrt(len(pixels))
-    alike = _near_median(longer, _OUTLINE)
-    if by_size:
-        alike &= _near_median(np.where(alike, larger, np.nan), _HIDDEN)
-        alike &= 2 * alike.sum() > usable.sum()
-    return alike
-
-
-def _near_median(values: Array, factor: float) -> NDArray[np.bool_]:
-    ratio = values / np.nanmedian(values)
-    return np.asarray((ratio < factor) & (ratio > 1 / factor))
+    ratio = longer / np.nanmedian(longer)
+    return np.asarray((ratio < _OUTLINE) & (ratio > 1 / _OUTLINE))
 
 
 def _feet(masks: Sequence[NDArray[np.bool_]], seconds: Array, usable: NDArray[np.bool_]) -> Array:

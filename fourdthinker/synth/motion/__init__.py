@@ -4,6 +4,7 @@ from fourdthinker.synth.motion.camera import camera_moves, move_sets, moves_duri
 from fourdthinker.synth.motion.objects import (
     distance_change,
     distances,
+    measures_agree,
     object_direction,
     object_moves,
     seen_part,
@@ -19,6 +20,7 @@ __all__ = [
     "distance_change",
     "distances",
     "longest_run",
+    "measures_agree",
     "move_sets",
     "moves_during",
     "object_direction",

@@ -57,12 +57,17 @@ def seen_part(
     return replace(
         item,
         times=times,
-        positions=np.stack([np.interp(times, known, axis) for axis in item.positions[run].T], axis=1),
+        positions=_between(times, known, item.positions[run]),
+        otherwise=None if item.otherwise is None else _between(times, known, item.otherwise[run]),
         confidence=confidence[part],
         heading=None if item.heading is None else item.heading[part],
         boxes=None if item.boxes is None else item.boxes[part],
         masks=None if item.masks is None else item.masks[part],
     )
+
+
+def _between(times: Array, known: Array, values: Array) -> Array:
+    return np.stack([np.interp(times, known, axis) for axis in values.T], axis=1)
 
 
 def _all_seen(item: ObjectTrack, settings: MotionSettings) -> bool:
@@ -185,7 +190,8 @@ def distance_change(
 
     Returns:
         "closer", "farther", "same", or None: a change too small to be named and too large to be none, or
-        "same" that hides a detour, an end that is not seen, or a gap of more than a second.
+        "same" that hides a detour, an end that is not seen, a gap of more than a second, or two measures of
+        the distance that do not agree (`measures_agree`).
 
     Raises:
         GeometryError: an empty interval, tracks that do not overlap in time, or of unlike scale.
@@ -194,7 +200,9 @@ def distance_change(
     part = clipped(item, start, end)
     if not _all_seen(part, settings):
         return None
-    along = distances(part, camera)
+    along, *others = (distances(one, camera) for one in part.readings())
+    if not all(measures_agree(along[[0, -1]], other[[0, -1]], settings) for other in others):
+        return None
     ratio = float(along[-1] / max(along[0], 1e-9))
     if ratio < settings.closer:
         return "closer"
@@ -202,6 +210,22 @@ def distance_change(
         return "farther"
     spread = float(along.max() / max(along.min(), 1e-9))
     return "same" if 1 / settings.same < ratio < settings.same and spread < 1 / settings.closer else None
+
+
+def measures_agree(along: Array, other: Array, settings: MotionSettings | None = None) -> bool:
+    """Whether two measures of a distance say alike how it changes.
+
+    Args:
+        along: [N], the distance by one measure.
+        other: [N], by another one, in any unit.
+        settings: ratios; None: `MotionSettings()`.
+
+    Returns:
+        False where the changes differ by as much as the largest "same" from the least "farther".
+    """
+    settings = settings or MotionSettings()
+    ratio = other / along
+    return float(ratio.max() / ratio.min()) < 1 / (settings.closer * settings.same)
 
 
 def speed_profile(
@@ -275,6 +299,7 @@ def clipped(item: ObjectTrack, start: float, end: float) -> ObjectTrack:
         item,
         times=times,
         positions=item.positions_in(times),
+        otherwise=None if item.otherwise is None else _between(times, item.times, item.otherwise),
         confidence=confidence,
         heading=None,
         boxes=None,

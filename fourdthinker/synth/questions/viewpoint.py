@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from fourdthinker.synth.motion import measures_agree
 from fourdthinker.synth.questions.forms import Facts, ObjectFacts, Question, Support, join_runs, seconds
 from fourdthinker.synth.questions.objects import box_near, box_text, called, named, span_of, stratum
 from fourdthinker.synth.questions.phrases import put, viewpoint_phrases
@@ -131,9 +132,11 @@ def _shown(start: float, end: float) -> float:
 
 
 def _distance(viewer: Viewer, item: ObjectFacts, instants: tuple[float, ...], fixed: bool) -> Answer | None:
-    lengths = np.linalg.norm(seen_from(viewer, item.track, instants, fixed=fixed), axis=1)
+    lengths, *others = (
+        np.linalg.norm(seen_from(viewer, one, instants, fixed=fixed), axis=1) for one in item.track.readings()
+    )
     words = change_words(lengths.tolist(), DISTANCES)
-    if words is None:
+    if words is None or not all(measures_agree(lengths, other) for other in others):
         return None
     relative = [f"{length / lengths[0]:.1f}" for length in lengths]
     return join_runs(words), (f"in turn it is {', '.join(relative)} times as far away as at first",)

@@ -21,7 +21,7 @@ from fourdthinker.synth.motion import camera_moves, unclear_spans
 from fourdthinker.synth.run import synthesise
 from fourdthinker.synth.scenes import Scene
 from fourdthinker.synth.settings import SynthSettings
-from fourdthinker.synth.tracks import CameraTrack
+from fourdthinker.synth.tracks import CameraTrack, ObjectTrack
 from fourdthinker.worlds.scenes import make_world, write_video
 
 
@@ -76,6 +76,23 @@ def test_poses_without_a_unit_are_named(tmp_path: Path) -> None:
     found["camera"] = vars(found["camera"])
     with pytest.raises(RejectError, match="no known unit, so that only turns"):
         motion(one)
+
+
+def test_why_a_distance_is_unclear_is_told(tmp_path: Path) -> None:
+    """By its area the ball comes closer, by its length it stays as far."""
+    one, times = context(tmp_path), np.arange(31) / 10
+    camera = CameraTrack(times, np.tile(np.eye(4), (31, 1, 1)))
+    away = np.linspace([-2.0, 0, 1], [0, 0, 1], 31)
+    ball = ObjectTrack("ball", times, away, otherwise=away * np.linspace(1, 2.2, 31)[:, None])
+    found = {"camera": vars(camera), "objects": [vars(ball)], "things": [0], "left_out": []}
+    one.results["geometry"] = found
+    told = motion(one)
+    assert told["objects"] == [{"direction": "right", "distance": None, "speed": "constant speed"}]
+    assert told["left_out"] == [
+        "ball: distance: 'closer' by its area, not by its length; something may hide a part"
+    ]
+    found["objects"] = [vars(replace(ball, otherwise=None))]
+    assert (motion(one)["objects"][0]["distance"], motion(one)["left_out"]) == ("closer", [])
 
 
 def test_poses_of_a_part_of_the_video_are_not_shifted_to_its_start(tmp_path: Path) -> None:

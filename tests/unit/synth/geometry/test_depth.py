@@ -13,7 +13,7 @@ from fourdthinker.synth import rle
 from fourdthinker.synth.geometry import aligned, in_metres, read_depth, scene_camera, scene_object
 from fourdthinker.synth.geometry.depth import Depth
 from fourdthinker.synth.geometry.lift import ground_plane, lift_object
-from fourdthinker.synth.motion import distance_change, object_direction
+from fourdthinker.synth.motion import distance_change, object_direction, seen_part
 from fourdthinker.synth.tracks import CameraTrack
 from fourdthinker.worlds.scenes import RenderedWorld, World, make_world, render
 
@@ -173,19 +173,23 @@ def test_a_mask_of_which_a_part_is_hidden_is_not_trusted():
     assert np.flatnonzero(found != whole).tolist() == [3]
 
 
-def test_what_is_hidden_less_and_less_has_no_size():
-    """A disc gets smaller by a quarter and comes out from behind a corner: its visible area stays."""
+def test_of_what_is_hidden_less_and_less_no_change_of_distance_is_told():
+    """A disc gets smaller by a quarter, and less of its middle is hidden: its visible area stays."""
     times = np.linspace(0, 3, 16)
     lens = np.array([[200.0, 0, 100], [0, 200, 100], [0, 0, 1]])
     camera = CameraTrack(times, np.tile(np.eye(4), (16, 1, 1)), lens, (200, 200))
     row, column = np.mgrid[-100:100, -100:100]
-    discs = [np.hypot(row, column) < radius for radius in np.linspace(42, 32, 16)]
-    corners = np.linspace(-9, 16, 16)
-    seen = [disc & ~((row > c) & (column > c)) for disc, c in zip(discs, corners, strict=True)]
+    radii, off = np.linspace(42, 32, 16), np.hypot(row, column)
+    discs = [off < radius for radius in radii]
+    seen = [(off < radius) & (off**2 >= radius**2 - 32**2) for radius in radii]
     whole = lift_object("ball", discs, times, camera)
     assert distance_change(whole, camera, 0, 3) == "farther"
-    with pytest.raises(GeometryError, match="no mask is large enough and whole"):
-        lift_object("ball", seen, times, camera)
+    part = lift_object("ball", seen, times, camera)
+    by_area, by_length = (distance_change(one, camera, 0, 3) for one in part.readings())
+    assert (by_area, by_length) == ("same", "farther")
+    assert distance_change(part, camera, 0, 3) is None
+    assert distance_change(seen_part(part, camera), camera, 0.1, 2.9) is None
+    assert part.confidence.min() == 1  # so that direction and speed are told as ever
 
 
 def test_a_turn_of_the_camera_changes_no_distance_by_size():
@@ -196,7 +200,8 @@ def test_a_turn_of_the_camera_changes_no_distance_by_size():
     world = replace(world, solids=(ball,), yaw=yaw, position=np.tile(np.float32([0, 0, 2]), (5, 1)))
     camera = replace(scene_camera(world), metric=False)
     found = lift_object("ball", list(render(world).mask(0)), camera.times, camera)
-    np.testing.assert_allclose(np.linalg.norm(found.positions - camera.centres, axis=1), 1, rtol=0.03)
+    for one in found.readings():
+        np.testing.assert_allclose(np.linalg.norm(one.positions - camera.centres, axis=1), 1, rtol=0.03)
 
 
 def test_there_is_no_ground_where_points_lie_nowhere_level(clip):

@@ -173,6 +173,18 @@ def test_distance_from_where_the_camera_was_and_from_where_it_goes() -> None:
     assert answers(found, "rel_dis") == ["it shrinks"]
 
 
+def test_a_distance_of_which_two_measures_disagree_is_not_asked_about() -> None:
+    """The ball goes from 10 to 4 m by one measure; by the other one it goes as far, or stays."""
+    ball = track("ball", [0, 0, 10], [0, 0, 4]).track
+    kinds = {}
+    for name, last in (("agree", 4.1), ("disagree", 9.9)):
+        other = track("ball", [0, 0, 10], [0, 0, last]).track.positions
+        found = measure("clip", "video.mp4", 4.0, camera(), [replace(ball, otherwise=other)])
+        kinds[name] = {q.type for q in ask(found, 0)}
+    assert kinds["agree"] - kinds["disagree"] == {"object_distance", "abs_dis", "rel_dis"}
+    assert {"object_direction", "object_speed"} < kinds["disagree"]
+
+
 def test_direction_is_that_of_the_viewer() -> None:
     """The ball is ahead; the camera turns right by 90 degrees, so that it is left in the end."""
     found = facts(camera(yaw_degrees=90.0), track("ball", [0.0, 0, 10], [0.0, 0, 10]))
