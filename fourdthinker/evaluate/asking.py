@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fourdthinker.answers import parse_answer
 from fourdthinker.errors import SamplingError
 from fourdthinker.evaluate.latent_modes import Key, LatentFeeds
 from fourdthinker.evaluate.letters import letter_probabilities, letter_steps
-from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.prompt_batches import Prepared, make_question
-from fourdthinker.evaluate.results import AnsweredQuestion
+from fourdthinker.evaluate.results import AnsweredQuestion, read_answer
 from fourdthinker.sampler import LatentSampler, Rollout, SamplingConfig, encode_prompts, seed_of
 
 if TYPE_CHECKING:
@@ -180,7 +178,7 @@ class Asking:
             rows = slice(number * self.n, (number + 1) * self.n)
             out.append(
                 {
-                    "answers": tuple(_parse(text, record) for text in texts[rows]),
+                    "answers": tuple(read_answer(text, record.options) for text in texts[rows]),
                     "texts": tuple(texts[rows]),
                     "lengths": tuple(lengths[rows]),
                     "truncated": sum(cut[rows]),
@@ -199,10 +197,6 @@ class Asking:
                 self.sampler.backbone, asked.rollout, asked.prompts, asked.features, steps
             )
         return [
-            {"greedy": _parse(text, record), "greedy_text": text, "letters": letters.get(row)}
+            {"greedy": read_answer(text, record.options), "greedy_text": text, "letters": letters.get(row)}
             for row, (text, record) in enumerate(zip(texts, asked.records, strict=True))
         ]
-
-
-def _parse(text: str, record: Record) -> str | None:
-    return parse_answer(text, record.options) if record.options else parse_number(text)

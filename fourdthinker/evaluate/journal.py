@@ -60,6 +60,11 @@ class Journal:
             self._stack.close()
             raise
 
+    @property
+    def name(self) -> str:
+        """Of the file, as it was given."""
+        return self._file.name
+
     def __enter__(self) -> Self:
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from fourdthinker.answers import parse_answer
 from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.easi import easi_letter
 from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
@@ -68,6 +69,17 @@ class AnsweredQuestion:
         """What a uniform guess scores; 0 for a number."""
         return 1.0 / len(self.options) if self.options else 0.0
 
+    def read_anew(self) -> AnsweredQuestion:
+        """With what the present readers find in the completions, which may be older than they are."""
+        answers, greedy = self.answers, self.greedy
+        if self.texts:
+            answers = tuple(read_answer(text, self.options) for text in self.texts)
+        if self.greedy_text is not None:
+            greedy = read_answer(self.greedy_text, self.options)
+        return replace(
+            self, answers=answers, greedy=greedy, letters=self.letters if greedy == self.greedy else None
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """For a line of the journal; `from_dict` reads it back."""
         return asdict(self)
@@ -93,6 +105,19 @@ class AnsweredQuestion:
             if answer is not None and parse_number(f"<answer>{answer}</answer>") != answer:
                 raise ValueError(f"{answer!r:.60} answers a question without options and is no number")
         return question
+
+
+def read_answer(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter or number that a completion answers with.
+
+    Args:
+        text: a decoded completion.
+        options: letter -> text; {} where the answer is a number.
+
+    Returns:
+        As `parse_answer` or `parse_number`.
+    """
+    return parse_answer(text, options) if options else parse_number(text)
 
 
 @cache

@@ -103,7 +103,7 @@ def evaluate(
     with ExitStack() as stack:
         book = None if journal is None else stack.enter_context(Journal(journal, settings))
         before, mark = book.seconds if book else 0.0, started
-        done = {} if book is None else _done(book, items)
+        done = {} if book is None else _done(book, items, letters)
         bar = stack.enter_context(progress_bar(shown=progress, transient=True))
         task = bar.add_task(f"evaluate {name}", total=len(records), completed=len(done))
         if latents in OF_OWN and len(done) < len(records):
@@ -137,12 +137,26 @@ def _warn_of_failed(name: str, questions: Sequence[AnsweredQuestion]) -> None:
         )
 
 
-def _done(book: Journal, items: PromptBatches) -> dict[str, AnsweredQuestion]:
-    """What need not be asked: what failed before is tried again, since its file may be there now."""
+def _done(book: Journal, items: PromptBatches, letters: bool) -> dict[str, AnsweredQuestion]:
+    """What need not be asked: what failed before is tried again, since its file may be there now.
+
+    Completions are read anew, since the journal may be older than the reader. Where that finds another answer
+    at temperature 0 and the probabilities of its letters are wanted, the question is asked once more.
+    """
+    anew = {key: question.read_anew() for key, question in book.done.items()}
+    changed = {key: question for key, question in anew.items() if question != book.done[key]}
+    other = {key for key in changed if letters and changed[key].greedy != book.done[key].greedy}
+    if changed:
+        log.warning("%s: the answers to %d questions are read otherwise now", book.name, len(changed))
+        book.add(changed.values(), 0.0)
     failed = items.failing({key for key, question in book.done.items() if question.failed})
     if failed:
         book.add(failed.values(), 0.0)
-    return {key: question for key, question in book.done.items() if key in failed or not question.failed}
+    return {
+        key: question
+        for key, question in book.done.items()
+        if key in failed or not (question.failed or key in other)
+    }
 
 
 def check_records(

@@ -192,6 +192,28 @@ def test_a_killed_run_is_resumed_from_its_journal(world: Any, tmp_path: Path) ->
         run(world, records=records, journal=path, batch_prompts=3)
 
 
+@pytest.mark.parametrize("letters", [False, True])
+def test_a_run_that_goes_on_after_a_change_of_the_reader_has_one_reading(
+    world: Any, tmp_path: Path, letters: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older reader found an answer in every completion; the present one finds its own."""
+    asked: dict[str, Any] = {"records": world[2][:4], "batch_prompts": 2, "letters": letters}
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "journal.jsonl"
+    run(world, **asked, journal=whole)
+    lines = whole.read_text(encoding="utf-8").splitlines(keepends=True)
+    old = [json.loads(line) | {"answers": ["A", "B"], "greedy": "A"} for line in lines[1:3]]
+    path.write_text(lines[0] + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in old), "utf-8")
+    sampler = world[0]
+    before = sampler.calls
+    run(world, **asked, journal=path)
+    assert path.read_bytes() == whole.read_bytes()
+    assert sampler.calls - before == (4 if letters else 2), "replies are read, not asked for"
+    assert "journal.jsonl: the answers to 2 questions are read otherwise now" in caplog.text
+    caplog.clear()
+    run(world, **asked, journal=path)
+    assert "otherwise" not in caplog.text
+
+
 def test_a_clip_that_comes_late_is_asked_in_the_batch_it_belongs_to(world: Any, tmp_path: Path) -> None:
     """What was answered beside it is asked once more, or its rounding would be that of another batch."""
     sampler, _, records = world
