@@ -160,16 +160,15 @@ def _read_summary(path: Path) -> _Summary:
 
 
 def _spread(records: list[tuple[str, dict[str, Any]]], most: int) -> list[tuple[str, dict[str, Any]]]:
-    """Records of all types in turn, each type's evenly over the run."""
+    """At most so many, of each type as many as of the others while it has them, evenly over the run."""
     by_type: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for split, record in records:
         by_type.setdefault(str(record.get("type", "")), []).append((split, record))
-    share = max(1, -(-most // max(1, len(by_type))))
-    picked = []
-    for found in by_type.values():
-        count = min(share, len(found))
-        picked += [found[k * len(found) // count] for k in range(count)]
-    return picked[:most]
+    turns = sorted((turn, kind) for kind, found in by_type.items() for turn in range(len(found)))
+    counts = Counter(kind for _, kind in turns[:most])
+    return [
+        found[k * len(found) // counts[kind]] for kind, found in by_type.items() for k in range(counts[kind])
+    ]
 
 
 def _whole_card(split: str, record: dict[str, Any], folder: Path) -> Card:

@@ -47,6 +47,19 @@ def test_nothing_of_the_data_runs(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert" in text
 
 
+@pytest.mark.parametrize(("most", "rare"), [(60, 2), (12, 2), (5, 2), (3, 1)])
+def test_as_many_questions_as_wanted_are_shown(tmp_path: Path, most: int, rare: int) -> None:
+    """Of a frequent type only its equal share was shown, although the other types had not as many."""
+    made = [
+        Made(**{**vars(one), "type": "often" if k > 1 else "seldom"})
+        for k, one in enumerate(make(tmp_path, 4))
+    ]
+    write_all(made, SynthSettings(splits={"train": 1.0}), tmp_path)
+    text = write_preview(tmp_path, most=most).read_text()
+    assert text.count("<article") == min(most, len(made))
+    assert text.count('<article data-type="seldom"') == rare
+
+
 def test_a_camera_alone_has_a_path(tmp_path: Path) -> None:
     text = page(tmp_path, extra={"above": {"camera": [[0, 0], [0, 0]]}})
     assert '<path class="object"' not in text
