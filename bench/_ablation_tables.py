@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
     for stage in STAGES:
         done = [name for name in VARIANTS if result_path(out, seed, name, stage).exists()]
         folders = {name: answers_folder(out, seed, name, stage) for name in done}
-        answers = {name: load_result(folder / ANSWERS) for name, folder in folders.items()}
+        answers = {name: _answers(folder / ANSWERS) for name, folder in folders.items()}
         for name in done:
             result = json.loads(result_path(out, seed, name, stage).read_text())
             about = {
@@ -86,6 +87,12 @@ def rows_of_seed(out: Path, seed: int) -> list[Row]:
             rows += [about | {"part": "audit"} | row for row in _audit(folders[name] / MODES)]
             rows += [about | {"part": "blocks"} | block for block in result.get("blocks", ())]
     return rows
+
+
+def _answers(folder: Path) -> EvalResult:
+    """Those of a folder, all read by the present reader: an older one may have read some."""
+    found = load_result(folder)
+    return replace(found, questions=tuple(question.read_anew() for question in found.questions))
 
 
 def _accuracy(name: str, answers: Mapping[str, EvalResult]) -> Row:
@@ -102,7 +109,7 @@ def _accuracy(name: str, answers: Mapping[str, EvalResult]) -> Row:
 
 
 def _audit(folder: Path) -> list[Row]:
-    results = {mode: load_result(folder / mode) for mode in LATENT_MODES if (folder / mode).exists()}
+    results = {mode: _answers(folder / mode) for mode in LATENT_MODES if (folder / mode).exists()}
     return [{"mode": mode} | mode_numbers(results["own"], result) for mode, result in results.items()]
 
 

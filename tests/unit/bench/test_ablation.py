@@ -186,6 +186,17 @@ def test_every_training_is_shown_and_saved_when_it_is_finished(
     assert rows == {"none": "first", "latents": "first second"}
 
 
+def test_answers_that_an_older_reader_read_are_read_anew(tmp_path: Path) -> None:
+    for name in ("none", "latents"):
+        write_seed(tmp_path, 0, name, [True, True])
+    path = tables.answers_folder(tmp_path, 0, "none", "dift") / training.ANSWERS / "answers.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = {"texts": ["<answer>A. right</answer>"], "greedy_text": "<answer>A. left</answer>"}
+    path.write_text("".join(json.dumps(line | texts if "id" in line else line) + "\n" for line in lines))
+    none = next(row for row in tables.rows_of_seed(tmp_path, 0) if row["variant"] == "none")
+    assert (none["greedy"], none["accuracy"]) == (1.0, 0.0)
+
+
 def begun_by(out: Path, monkeypatch: pytest.MonkeyPatch, revision: str, *steps: ablation.Step) -> None:
     """These steps are done by a revision."""
     monkeypatch.setattr(measure, "revision", lambda: revision)
