@@ -103,7 +103,7 @@ def read_clips(source: Source, window: tuple[float, float], settings: SynthSetti
         VideoError: the video cannot be read, or not from some time on.
     """
     most = round(settings.max_seconds * settings.analysis_fps)
-    least = round(settings.min_seconds * settings.analysis_fps)
+    least = settings.shortest
     cutter = CutFinder(settings.cut_histogram, settings.cut_difference)
     held: list[tuple[float, NDArray[np.uint8]]] = []
     for batch in iterate_frames(source.path, _policy(settings), start=window[0], end=window[1], batch=_BATCH):
@@ -195,7 +195,7 @@ def _clip(source: Source, held: list[tuple[float, NDArray[np.uint8]]], settings:
     # Rounded, so that a clip that is read by itself has the very same times.
     times = np.round(np.array([time for time, _ in held]) - start, 6)
     end = round(held[-1][0] + 1 / settings.analysis_fps, 6)
-    wanted = settings.frames.times(end - start)
+    wanted = settings.frames.times(len(held) / settings.analysis_fps)
     chosen = np.unique(np.searchsorted(times, np.array(wanted) + _NEAR, side="right") - 1)
     return Clip(
         name,

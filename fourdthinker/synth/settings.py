@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -173,12 +174,13 @@ class SynthSettings(Settings):
             raise ValueError(
                 f"window_seconds is {self.window_seconds}; give at least max_seconds = {self.max_seconds}"
             )
-        wanted, seen = len(self.frames.times(self.min_seconds)), round(self.min_seconds * self.analysis_fps)
+        seen = self.shortest
+        wanted = len(self.frames.times(seen / self.analysis_fps))
         if wanted > seen:
             raise ValueError(
-                f"frames asks for {wanted} frames of a clip of min_seconds = {self.min_seconds:g}, and with "
-                f"analysis_fps = {self.analysis_fps:g} only {seen} are read; raise analysis_fps, or lower "
-                "frames.fps or frames.min_frames"
+                f"frames asks for {wanted} frames of the shortest clip, and with min_seconds = "
+                f"{self.min_seconds:g} and analysis_fps = {self.analysis_fps:g} only {seen} are read; raise "
+                "analysis_fps, or lower frames.fps or frames.min_frames"
             )
         if self.namer_model is not None and self.namer_weights is not None:
             raise ValueError("namer_model and namer_weights are both given; choose one of them")
@@ -194,6 +196,13 @@ class SynthSettings(Settings):
                 f"splits names {wrong[0]!r}, a part of file names; use letters A-Z, a-z, digits and _"
             )
         return self
+
+    @property
+    def shortest(self) -> int:
+        """Frames of the shortest clip: of min_seconds, or half of what is just too long for one clip."""
+        least = math.ceil((self.min_seconds - 1e-6) * self.analysis_fps)
+        too_long = math.floor((self.max_seconds + 1e-6) * self.analysis_fps) + 1
+        return min(least, too_long // 2)
 
     def plain(self) -> dict[str, Any]:
         """For JSON; `read_settings` takes it back."""
@@ -249,4 +258,7 @@ def read_settings(path: Path | None, *, fps: float | None = None, **given: Any) 
     frames = values.get("frames", {})
     if fps is not None and isinstance(frames, dict):  # anything else is refused below
         given["frames"] = frames | {"fps": fps}
-    return make_config(SynthSettings, values | given, origin=origins(path, given))
+    origin = origins(path, given)
+    if frames and "frames" in given:  # of the file and of the command line
+        return make_config(SynthSettings, values | given, origin=lambda k: origin("" if k == "frames" else k))
+    return make_config(SynthSettings, values | given, origin=origin)

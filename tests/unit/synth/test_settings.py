@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis.strategies import floats, integers, none, one_of
 
 from fourdthinker import cli
 from fourdthinker.errors import ConfigError
+from fourdthinker.frames import FramePolicy
 from fourdthinker.settings import settings_of
+from fourdthinker.synth import clips
+from fourdthinker.synth.inputs import Source
 from fourdthinker.synth.settings import SynthSettings, read_settings
+
+NOISE = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3)).astype(np.uint8)
+SOURCE = Source("v", "", "d", "g", "v")
 
 
 def read(tmp_path: Path, text: str, **given: object) -> SynthSettings:
@@ -32,7 +43,7 @@ def read(tmp_path: Path, text: str, **given: object) -> SynthSettings:
         ("analysis_fps: 1.5\n", "analysis_fps is 1.5; give at least 2"),  # every object was lost
         ("least_area: 0.5\n", "least_area is 0.5; give at most 0.3"),  # every object was lost
         ("frames: {fps: 24}\n", "only 30 are read; raise analysis_fps"),  # 20 of 50 frames were missing
-        ("frames: {min_frames: 40}\n", "frames asks for 40 frames of a clip of min_seconds = 3"),
+        ("frames: {min_frames: 40}\n", "frames asks for 40 frames of the shortest clip"),
         ("max_seconds: .inf\n", "max_seconds is inf; give a finite number"),
         ("cut_histogram: 2\n", "cut_histogram is 2; give at most 1"),
         ("imagery: []\n", "imagery is empty; name at least one"),
@@ -60,8 +71,61 @@ def test_frames_a_second_of_the_command_line_go_before_the_files(tmp_path: Path)
     """The file alone was read first, and refused for the value that was replaced."""
     frames = read(tmp_path, "frames: {fps: 24, max_frames: 40}\n", fps=2.0).frames
     assert (frames.fps, frames.max_frames) == (2.0, 40)
-    with pytest.raises(ConfigError, match="frames"):
+    with pytest.raises(ConfigError, match=r"c\.yaml: frames"):
         read(tmp_path, "frames: 3\n", fps=2.0)
+
+
+def test_a_wrong_frame_policy_of_file_and_command_line_is_said_to_stand_in_both(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"c\.yaml and command line: frames: .*max_frames is -1"):
+        read(tmp_path, "frames: {max_frames: -1}\n", fps=2.0)
+    with pytest.raises(ConfigError, match=r"c\.yaml and command line: frames asks for 72 frames"):
+        read(tmp_path, "frames: {max_frames: 90}\n", fps=24.0)
+    with pytest.raises(ConfigError, match=r"^command line: frames: .*fps is -1"):
+        read(tmp_path, "seed: 1\n", fps=-1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "min_seconds: 3.04\nframes: {fps: 10, max_frames: 200}\n",
+        "min_seconds: 3.1\nanalysis_fps: 4\nframes: {fps: 4}\n",
+    ],
+)
+def test_a_clip_is_a_whole_number_of_frames_long(text: str, tmp_path: Path) -> None:
+    """31 and 13 frames are read of the shortest clip; 30 and 12 were said to be."""
+    settings = read(tmp_path, text)
+    assert settings.shortest in (31, 13)
+
+
+@settings_(max_examples=60, deadline=None, database=None)
+@given(
+    rate=floats(2, 9),
+    fps=one_of(none(), floats(0.5, 12)),
+    least=floats(1, 2),
+    most=floats(2, 4),
+    low=integers(1, 12),
+    high=integers(1, 12),
+)
+def test_what_is_accepted_has_all_its_frames_and_what_is_refused_would_not(
+    rate: float, fps: float | None, least: float, most: float, low: int, high: int
+) -> None:
+    """Shots of every length, cut as those of a video are; fps None: the same rate as the stages'."""
+    frames = FramePolicy(fps=rate if fps is None else fps, min_frames=low, max_frames=low + high)
+    values = {
+        "frames": frames,
+        "analysis_fps": rate,
+        "min_seconds": least,
+        "max_seconds": max(most, 2 * least),
+    }
+    settings = SynthSettings().model_copy(update=values)
+    whole = True
+    for count in range(1, round(settings.max_seconds * rate) + 2):
+        held = [(k / rate, NOISE[k % 2]) for k in range(count)]
+        for clip in clips._split(SOURCE, held, settings):
+            if isinstance(clip, clips.Clip):
+                whole &= len(clip.chosen) == len(frames.times(len(clip.times) / rate))
+    with nullcontext() if whole else pytest.raises(ConfigError, match=r"only .* are read"):
+        SynthSettings(**values)
 
 
 def test_settings_read_back_equal(tmp_path: Path) -> None:
