@@ -11,16 +11,18 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers.trainer
 
 from fourdthinker.backbones import Checkpoint, gathering, load_checkpoint, save_checkpoint
 from fourdthinker.reward_calls import Reward
 from fourdthinker.settings import make_config
-from fourdthinker.trainers import grpo, rollout_workers
+from fourdthinker.trainers import driver, grpo, rollout_workers
 from fourdthinker.trainers.arguments import training_arguments
 from fourdthinker.trainers.batches import Items
 from fourdthinker.trainers.dift import make_trainer as make_dift
@@ -29,9 +31,10 @@ from fourdthinker.trainers.grpo import make_trainer as make_grpo
 from fourdthinker.trainers.grpo import train_grpo
 from fourdthinker.trainers.model import add_adapter, reference_model
 from fourdthinker.trainers.settings import DiftConfig, GrpoConfig, TrainConfig
+from fourdthinker.trainers.trainer import LatentTrainer
 from fourdthinker.trainers.update import Parts
 from tests.e2e.gradients_worker import BASE, GRPO, KeepGradients
-from tests.e2e.training import length_reward, pixel_samples, prompts, relative_difference, samples
+from tests.e2e.training import length_reward, metrics, pixel_samples, prompts, relative_difference, samples
 from tests.processes import run_ranks
 from tests.tiny import tiny_checkpoint
 from tests.unit.trainers.fake_ray import FakeRay
@@ -157,6 +160,16 @@ def update(trainer: Any, zero: dict[str, Any]) -> dict[str, torch.Tensor]:
     return gradients
 
 
+def zero_config(stage: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+
+
 def on_two(rank: int, folder: Path, stage: int, case: str) -> None:
     """In each of two processes: load, roll out, update, save."""
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -164,13 +177,7 @@ def on_two(rank: int, folder: Path, stage: int, case: str) -> None:
 
     # It would be compiled, and gloo does. (`deepspeed.comm.torch` as an attribute is torch itself.)
     vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
-    zero = {
-        "train_micro_batch_size_per_gpu": 2,
-        "gradient_accumulation_steps": 2,
-        "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        "zero_allow_untested_optimizer": True,
-    }
+    zero = zero_config(stage)
     if case == "grpo_in_turn":
         gathering.have_room = lambda *_: False
     kept = HfDeepSpeedConfig(zero)  # while it lives, transformers loads weights in slices
@@ -245,3 +252,76 @@ def test_an_update_under_zero_is_that_of_one_process(tmp_path: Path, stage: int,
     save_model(tmp_path, case)
     assert run_ranks(on_two, tmp_path, stage, case) == [0, 0]
     compare(tmp_path, case, tmp_path / "zero")
+
+
+def under_engine(zero: dict[str, Any]) -> None:
+    """Let the driver's runs take DeepSpeed's engine where accelerate would prepare it."""
+    import deepspeed
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+    from accelerate.utils.deepspeed import DeepSpeedEngineWrapper, DeepSpeedOptimizerWrapper
+
+    arguments, train_to = driver.training_arguments, LatentTrainer._train_to
+    create = LatentTrainer.create_accelerator_and_postprocess
+
+    def told(config: TrainConfig) -> Any:
+        args = arguments(config)
+        args.deepspeed = "of the test"
+        args.deepspeed_plugin = SimpleNamespace(zero_stage=zero["zero_optimization"]["stage"])
+        return args
+
+    def without_plugin(trainer: LatentTrainer) -> None:
+        plugin, trainer.args.deepspeed_plugin = trainer.args.deepspeed_plugin, None
+        create(trainer)
+        trainer.args.deepspeed_plugin = plugin
+
+    class Prepared(Accelerator):
+        distributed_type = DistributedType.DEEPSPEED  # type: ignore[assignment]
+
+        def prepare(self, model: Any, optimizer: Any) -> tuple[Any, Any]:
+            engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=zero)
+            self.deepspeed_engine_wrapped = DeepSpeedEngineWrapper(engine)
+            return engine, DeepSpeedOptimizerWrapper(optimizer)
+
+    def train_under_engine(trainer: LatentTrainer, *where: Any) -> int:
+        trainer.is_deepspeed_enabled = True
+        trainer.accelerator.__class__ = Prepared
+        return train_to(trainer, *where)
+
+    driver.training_arguments = told
+    LatentTrainer.create_accelerator_and_postprocess = without_plugin  # type: ignore[method-assign]
+    LatentTrainer._train_to = train_under_engine  # type: ignore[method-assign]
+    transformers.trainer.deepspeed_init = lambda *_, **options: (None, None)
+
+
+def go_on(rank: int, folder: Path, stage: int) -> None:
+    """Four updates at once, and two from the checkpoint after the second one, by the whole of the driver."""
+    given = prompts(load_checkpoint(folder / "model"), 8)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from transformers.integrations import HfDeepSpeedConfig
+
+    vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    zero = zero_config(stage)
+    kept = HfDeepSpeedConfig(zero)
+    under_engine(zero)
+    own = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 4, "save_steps": 2}
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    values = GRPO | CASES["grpo"] | own | sizes | {"model": str(folder / "model"), "warmup_steps": 0}
+    for name, resume in (("whole", None), ("again", str(folder / "whole" / "checkpoint-2"))):
+        where = {"output_dir": str(folder / name), "resume_from_checkpoint": resume}
+        train_grpo(make_config(GrpoConfig, values | where), prompts=given)
+    del kept
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_under_zero_goes_on_as_if_unbroken(tmp_path: Path, stage: int) -> None:
+    """With the engine's own state, and a reference of the weights that the run began from."""
+    save_model(tmp_path, "grpo")
+    assert run_ranks(go_on, tmp_path, stage) == [0, 0]
+    whole, again = (metrics(tmp_path / name) for name in ("whole", "again"))
+    assert [line["step"] for line in again] == [3, 4]
+    assert again[0]["kl"] > 0
+    for name in ("loss", "kl", "grad_norm", "reward"):
+        assert [line[name] for line in again] == [line[name] for line in whole[2:]], name
+    one, other = (load_checkpoint(tmp_path / name / "final").backbone for name in ("whole", "again"))
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))

@@ -40,16 +40,18 @@ def checkpoint() -> Checkpoint:
 
 
 def prompts(*, patches: bool = False) -> list[Prompt]:
+    """Clips of 1, 2 and 4 temporal patches, the third without."""
     backbone, generator = checkpoint().backbone, torch.Generator().manual_seed(3)
     result = []
     for i in range(4):
         ids = torch.randint(0, 300, (14 + 3 * i,), generator=generator)
         vision = None
-        if i != 2:
-            ids[2:10] = backbone.vision.video_token_id
-            grid = torch.tensor([[2, 4, 4]])
-            picture = torch.randn(32, 1176, generator=generator)
-            vision = Vision(grid, picture if patches else None, None if patches else picture[:8, :32].clone())
+        if frames := (1, 2, 0, 4)[i]:
+            ids[2 : 2 + 4 * frames] = backbone.vision.video_token_id
+            grid = torch.tensor([[frames, 4, 4]])
+            picture = torch.randn(16 * frames, 1176, generator=generator)
+            features = picture[: 4 * frames, :32].clone()
+            vision = Vision(grid, picture if patches else None, None if patches else features)
         positions = torch.arange(len(ids)).expand(3, -1).clone()
         result.append(Prompt(ids, positions, len(ids) + 2 * i, vision))
     return result
@@ -127,18 +129,18 @@ def test_equal_to_the_unpacked_replay_with_gradients(share: bool) -> None:
 
 
 def test_groups_of_one_to_eight_behind_one_prompt() -> None:
-    """Loss and every gradient: unequal completions with blocks, prompts of clips, of an image, of text."""
-    backbone, items = checkpoint().backbone, prompts()
-    items[1].input_ids[2:10] = 5
-    items[1].input_ids[2:6] = backbone.vision.image_token_id
+    """Loss and every gradient: unequal completions with blocks, prompts of three clips, an image or text."""
+    backbone, items = checkpoint().backbone, [*prompts(), prompts()[0]]
+    items[4].input_ids[2:6] = backbone.vision.image_token_id
     features = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
-    items[1].vision = Vision(torch.tensor([[1, 4, 4]]), None, features, kind="image")
+    items[4].vision = Vision(torch.tensor([[1, 4, 4]]), None, features, kind="image")
     config = SamplingConfig(max_new_tokens=22, max_blocks=2, seed=2)
     rollout = LatentSampler(backbone).sample(items, 8, config, logits_processor=[OftenEnd()])
     assert len(set(rollout.lengths.tolist())) > 2
     weights = torch.randn(32, rollout.tokens.shape[1], generator=torch.Generator().manual_seed(0))
     for size in range(1, 9):
-        rows = torch.tensor([8 * group + row for group in (0, 1, 2 + size % 2) for row in range(size)])
+        groups = (0, 1, 3, 2 + 2 * (size % 2))
+        rows = torch.tensor([8 * group + row for group in groups for row in range(size)])
         found = []
         for share in (True, False):
             backbone.zero_grad()

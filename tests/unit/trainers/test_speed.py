@@ -195,4 +195,4 @@ def test_what_goes_through_is_counted_a_position_at_a_time(share: bool) -> None:
     found = counts_of(scored, rows, share=share)  # type: ignore[arg-type]
     assert (found.tokens, found.logits, found.patches) == (tokens, logits, patches)
     assert found.pairs == pytest.approx(pairs, rel=0.06), "a position sees itself"
-    assert patches == 32 * (2 if share else 3), "one of the prompts has no picture"
+    assert patches == 16 * (5 if share else 6), "one of the prompts has no picture"
