@@ -34,6 +34,7 @@ from fourdthinker.worlds.scenes import (
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "rl", "test")
+WAY = (1.5, 2.2)  # metres that the moving solid goes; shorter: read badly, longer: camera moves suffer
 _CHUNK = 20
 Labelled = tuple[World, Labels]
 
@@ -116,6 +117,7 @@ def demo_world(settings: RenderSettings, seed: int, split: str, index: int) -> W
         frames=settings.frames,
         fps=POLICY.fps,
         size=settings.size,
+        way=WAY,
     )
 
 

@@ -28,12 +28,15 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# ChatML without a system turn.
+# ChatML without a system turn. Texts come before pictures: what the model makes of a picture may then depend
+# on the question, and its reasoning begins at one distance from the pictures, however long the question is.
 CHAT_TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n"
-    "{% for part in ([{'type': 'text', 'text': turn.content}] if turn.content is string else turn.content) %}"
-    "{% if part.type in ('image', 'video') %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>"
-    "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if turn.content is string %}{{ turn.content }}{% else %}"
+    "{% for part in turn.content if part.type not in ('image', 'video') %}{{ part.text }}{% endfor %}"
+    "{% for part in turn.content if part.type in ('image', 'video') %}"
+    "<|vision_start|><|{{ part.type }}_pad|><|vision_end|>{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

@@ -151,15 +151,17 @@ def _empty(rng: np.random.Generator, camera: str, frames: int, fps: float, size:
     )
 
 
-def _random_solid(rng: np.random.Generator, world: World, colour: str, direction: str | None) -> Solid:
-    """A solid somewhere in the camera's reach that moves to `direction`, or stands."""
+def _random_solid(
+    rng: np.random.Generator, world: World, colour: str, direction: str | None, way: tuple[float, float]
+) -> Solid:
+    """A solid somewhere in the camera's reach that goes a way of so many metres to `direction`, or stands."""
     half = float(rng.uniform(0.42, 0.55))
     y = rng.uniform(3.2, 5.8)
     step = np.zeros(3, np.float32)
     if direction is not None:
         turn = rng.uniform(-0.25, 0.25) + float(world.yaw[0])
         dx, dy = _DIRECTION_VECTORS[direction]
-        length = rng.uniform(1.2, 1.8)
+        length = rng.uniform(*way)
         c, s = np.cos(turn), np.sin(turn)
         step[:2] = length * (c * dx - s * dy), length * (s * dx + c * dy)
     middle = np.array([rng.uniform(-0.36, 0.36) * y, y, half], np.float32)
@@ -199,6 +201,7 @@ def make_world(
     frames: int = 8,
     fps: float = 4.0,
     size: int = 64,
+    way: tuple[float, float] = (1.2, 1.8),
 ) -> World:
     """A random world in which the camera and solid 0 move as told.
 
@@ -212,6 +215,7 @@ def make_world(
         frames: how many.
         fps: frames a second.
         size: height and width of the pictures, in pixels.
+        way: how far solid 0 goes, from and to, in metres.
 
     Returns:
         The world; `render` makes pictures of it.
@@ -226,7 +230,7 @@ def make_world(
         solids: list[Solid] = []
         for _ in range(60):
             number = len(solids)
-            solid = _random_solid(rng, world, colours[number], direction if number == 0 else None)
+            solid = _random_solid(rng, world, colours[number], direction if number == 0 else None, way)
             if _fits(world, solid, solids, in_view=number < 2):
                 solids.append(solid)
             if len(solids) == 3:
