@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fourdthinker.errors import ConfigError, GeometryError
 from fourdthinker.frames import FramePolicy, iterate_frames, probe
+from fourdthinker.synth.clips import RejectError
 from fourdthinker.synth.context import Context
 from fourdthinker.synth.geometry import (
     Calibration,
@@ -51,7 +53,7 @@ def with_depth(context: Context, camera: CameraTrack, estimate: Estimate | None)
         GeometryError: the second video does not fit the first.
         CheckpointError: depth_weights holds no depth model.
     """
-    model = None if "right" in context.source.given else _model(context.settings.depth_weights)
+    model = _model_of(context)
     if model is None:
         depth = _stereo(context)
     else:
@@ -66,6 +68,36 @@ def with_depth(context: Context, camera: CameraTrack, estimate: Estimate | None)
     if estimate is None:
         raise UnscaledError("the depth is in metres and the given poses are not; give poses in metres")
     return in_metres(camera, estimate.points, depth), depth
+
+
+def depth_of(context: Context, frame: int) -> NDArray[np.float32]:
+    """Depth of one frame, of the scene, the second camera or the model, for a picture of it.
+
+    Args:
+        context: of the clip.
+        frame: which of its frames.
+
+    Returns:
+        float32 [H, W], larger is farther, in any unit; NaN where it is unknown.
+
+    Raises:
+        RejectError: the clip has no second video, and the run no model.
+        GeometryError: the second video does not fit the first.
+        CheckpointError: depth_weights holds no depth model.
+    """
+    if context.scene is not None:
+        return context.scene.depth[context.scene.index(context.clip)[frame]]
+    if "right" not in context.source.given and context.settings.depth_weights is None:
+        raise RejectError("no depth for imagery=depth")
+    model = _model_of(context)
+    if model is None:
+        return _stereo(context, slice(frame, frame + 1)).values[0]
+    return np.asarray(model([context.clip.pixels[frame]])[0], np.float32)
+
+
+def _model_of(context: Context) -> DepthModel | None:
+    """What says the depth of a clip; None: its second video does."""
+    return None if "right" in context.source.given else _model(context.settings.depth_weights)
 
 
 @cache
@@ -159,8 +191,8 @@ def _focal(context: Context) -> float:
     return float(context.source.given["focal"]) * max(context.clip.pixels.shape[1:3]) / found
 
 
-def _stereo(context: Context) -> Depth:
-    """From the right video, whose frames are read at the clip's times."""
+def _stereo(context: Context, frames: slice = slice(None)) -> Depth:
+    """From the right video, of which the frames are read that lie beside those of the clip."""
     given, clip = context.source.given, context.clip
     size, other = probe(context.source.path).size, probe(given["right"]).size
     if other != size:
@@ -176,10 +208,11 @@ def _stereo(context: Context) -> Depth:
         min_pixels=4,
         factor=2,
     )
-    batches = iterate_frames(given["right"], policy, times=(clip.times + clip.start).tolist())
+    batches = iterate_frames(given["right"], policy, times=(clip.times[frames] + clip.start).tolist())
+    left = list(clip.pixels[frames])
     right = [frame for batch in batches for frame in np.asarray(batch.pixels)]
     if right and right[0].shape != (rows, columns, 3):
         raise GeometryError(f"{given['right']}: its frames are read at another size than the left ones")
     if "calibration" in given:
-        return calibrated_depth(list(clip.pixels), right, read_calibration(given["calibration"]))
-    return stereo_depth(list(clip.pixels), right, focal=_focal(context), baseline=float(given["baseline"]))
+        return calibrated_depth(left, right, read_calibration(given["calibration"]))
+    return stereo_depth(left, right, focal=_focal(context), baseline=float(given["baseline"]))

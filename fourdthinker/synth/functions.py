@@ -12,6 +12,7 @@ from fourdthinker.synth import imagery, rle
 from fourdthinker.synth.asking import latest, questions
 from fourdthinker.synth.clips import RejectError, write_jpeg
 from fourdthinker.synth.context import Context
+from fourdthinker.synth.depths import depth_of
 from fourdthinker.synth.labels import camera_of, geometry, motion, objects_of
 from fourdthinker.synth.naming import name_things
 from fourdthinker.synth.scenes import ASKED
@@ -170,13 +171,12 @@ def _picture(context: Context, kind: str, thing: int | None, frame: int, seen: i
     pixels = context.clip.pixels[frame]
     if kind == "next":
         return pixels
+    masks = [] if thing is None else context.results["segment"]["things"][thing]["masks"]
     if kind == "depth":
-        if context.scene is None:
-            raise RejectError("no depth for imagery=depth")
-        return imagery.depth_picture(context.scene.depth[context.scene.index(context.clip)[frame]])
+        shown = masks[frame] if masks else None
+        return imagery.depth_picture(depth_of(context, frame), None if shown is None else rle.decode(shown))
     if kind == "map" or thing is None:
         return _map(context, thing, frame, seen)
-    masks = context.results["segment"]["things"][thing]["masks"]
     if kind == "trail":
         height, width = pixels.shape[:2]
         boxes = [rle.box(rle.decode(mask)) for mask in masks[: frame + 1] if mask is not None]

@@ -280,9 +280,10 @@ def synthesise(
     videos = any(candidate.scene is None for candidate in found)
     if "segment" in options.stages and videos:
         opencv()  # said now, not once for each clip
-    if "imagery" in options.stages and "depth" in settings.imagery and videos:
+    deep = settings.depth_weights is not None or any(c.scene is not None or "right" in c.row for c in found)
+    if found and "imagery" in options.stages and "depth" in settings.imagery and not deep:
         raise ConfigError(
-            "imagery=depth draws the true depth of rendered scenes, and these are videos; leave depth out"
+            "imagery=depth, and nothing has depth; give depth_weights or a second camera, or leave it out"
         )
     if "geometry" in options.stages and settings.geometry == "colmap":
         colmap()

@@ -43,6 +43,11 @@ def test_near_is_bright_and_unknown_is_black() -> None:
     assert shown[30, 5, 0] == 255
     assert abs(int(shown[50, 5, 0]) - 51) <= 1
     assert (shown[:5] == 0).all()
+    outlined = imagery.depth_picture(depth, MASK)
+    changed = (outlined != shown).any(-1)
+    assert changed.any()
+    assert (outlined[changed] == (255, 0, 0)).all()
+    assert not (changed & ~MASK).any()
 
 
 def test_the_trail_ends_where_the_object_is() -> None:

@@ -183,9 +183,24 @@ def test_stereo_depth_of_a_wide_pair_is_right(tmp_path: Path) -> None:
     clip = Clip("v-0", 0.0, 0.5, np.arange(5) / 10, np.stack([wall[:, :160]] * 5), (0,))
     given = {"right": str(tmp_path / "right.mp4"), "focal": "100", "baseline": "0.4"}
     source = Source("v", str(tmp_path / "left.mp4"), "d", "g", "v", given=given)
-    depth = depths._stereo(Context(clip, source, SynthSettings(), tmp_path)).values
+    one = Context(clip, source, SynthSettings(), tmp_path)
+    depth = depths._stereo(one).values
     assert np.isfinite(depth).mean() > 0.3
     assert np.median(depth[np.isfinite(depth)]) == pytest.approx(5.0, rel=0.05)
+    for frame in (0, 4):
+        np.testing.assert_array_equal(depths.depth_of(one, frame), depth[frame])
+
+
+def test_depth_of_a_frame_is_that_of_the_model_or_rejects_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depths, "_model", lambda weights: lambda frames: np.stack(frames)[..., 0] / 255)
+    one = context(tmp_path, poses=tum_file(tmp_path, 2.0))
+    with pytest.raises(RejectError, match="no depth for imagery=depth"):
+        depths.depth_of(one, 3)
+    seen = depths.depth_of(replace(one, settings=SynthSettings(depth_weights=tmp_path)), 3)
+    assert seen.dtype == np.float32
+    np.testing.assert_array_equal(seen, np.float32(one.clip.pixels[3][..., 0] / 255))
 
 
 @pytest.mark.parametrize(("metric", "why"), [(True, "give poses in metres"), (False, "has no scale")])

@@ -245,7 +245,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_depth_that_no_video_has_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"never read")
     settings = SynthSettings(imagery=("overlay", "depth"))
-    with pytest.raises(ConfigError, match="imagery=depth draws the true depth of rendered scenes"):
+    with pytest.raises(ConfigError, match="imagery=depth, and nothing has depth; give depth_weights"):
         synthesise([str(tmp_path / "a.mp4")], tmp_path / "out", settings, QUIET)
 
 
