@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = read_settings(None, analysis_fps=4, splits={"train": 0.5, "test": 0.5})
     synthesise([f"scenes:{SCENES}"], folder / "out", settings, Options(workers=2, progress=False))
     return write_preview(folder / "out", page=folder / "page.html")
-
-
-@pytest.fixture(scope="module")
-def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as found:
-        found.open(page)
-        yield found
-        assert found.errors == []
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +66,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
     (run / "results.json").write_text(json.dumps(example_results()))
     return write_report(run, groups=GROUPS)
-
-
-@pytest.fixture(scope="module")
-def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as found:
-        found.open(page)
-        yield found
-        assert found.errors == []
 
 
 def test_two_hundred_rollouts_are_there_at_once(page: Path, browser: Browser) -> None:
