@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fourdthinker.synth.segment import moving_segments
 from fourdthinker.synth.tracks import plain_name
 
 Mask = NDArray[np.bool_]
+Depths = Callable[[int], NDArray[np.float32]]
 UNNAMED = "moving object"
 
 
@@ -115,6 +117,7 @@ def draw(context: Context) -> dict[str, Any]:
     Returns:
         The result of the stage, for the journal.
     """
+    depth: Depths = cache(partial(depth_of, context))  # of a frame, for all things in it
     drawn: dict[tuple[str, int | None, int, int], str] = {}
     found: dict[str, dict[str, Any]] = {}
     tracks = objects_of(context.results)
@@ -133,7 +136,7 @@ def draw(context: Context) -> dict[str, Any]:
                 shows = frames[min(number + 1, len(frames) - 1)] if kind == "next" else frame
                 key = kind, thing, shows, seen
                 if key not in drawn:
-                    drawn[key] = _drawn(context, *key)
+                    drawn[key] = _drawn(context, depth, *key)
                 if drawn[key] in shown["images"]:
                     continue  # such as the map in place of two kinds that need a thing
                 shown["images"].append(drawn[key])
@@ -155,7 +158,7 @@ def _frame(context: Context, thing: int | None, instant: float, last: float) -> 
     return int(np.argmin(np.where(usable, np.abs(times - instant), np.inf)))
 
 
-def _drawn(context: Context, kind: str, thing: int | None, frame: int, seen: int) -> str:
+def _drawn(context: Context, depth: Depths, kind: str, thing: int | None, frame: int, seen: int) -> str:
     """Draw one picture and write it; its path.
 
     `frame` is the one that it shows, `seen` how many of the clip's frames a map may tell of.
@@ -163,18 +166,20 @@ def _drawn(context: Context, kind: str, thing: int | None, frame: int, seen: int
     whose = "" if thing is None else f"-{thing}"
     only = "" if seen == len(context.clip.times) else f"-of-{seen:04d}"
     path = f"media/{context.clip.item}/{kind}{whose}-{frame:04d}{only}.jpg"
-    write_jpeg(context.out / path, _picture(context, kind, thing, frame, seen))
+    write_jpeg(context.out / path, _picture(context, depth, kind, thing, frame, seen))
     return path
 
 
-def _picture(context: Context, kind: str, thing: int | None, frame: int, seen: int) -> NDArray[np.uint8]:
+def _picture(
+    context: Context, depth: Depths, kind: str, thing: int | None, frame: int, seen: int
+) -> NDArray[np.uint8]:
     pixels = context.clip.pixels[frame]
     if kind == "next":
         return pixels
     masks = [] if thing is None else context.results["segment"]["things"][thing]["masks"]
     if kind == "depth":
         shown = masks[frame] if masks else None
-        return imagery.depth_picture(depth_of(context, frame), None if shown is None else rle.decode(shown))
+        return imagery.depth_picture(depth(frame), None if shown is None else rle.decode(shown))
     if kind == "map" or thing is None:
         return _map(context, thing, frame, seen)
     if kind == "trail":
