@@ -59,7 +59,7 @@ def test_a_coroutine_that_blocks_its_loop_is_named_and_no_row_is_asked_again() -
     completions = [completion(str(row)) for row in range(32)]
     began = time.perf_counter()
     first = call_reward(reward, completions, timeout=0.1)
-    assert time.perf_counter() - began < 0.1 * (PATIENCE + 2)
+    assert time.perf_counter() - began < 0.1 * 16, "half of what 32 time-outs would take"
     assert first.values == [None] * 32
     for row in (0, 31):
         assert "blocks its event loop; do not block" in str(first.failures[row]).replace(":", ";")
@@ -88,11 +88,11 @@ def test_a_coroutine_that_keeps_others_from_their_turn_is_named() -> None:
 
 def test_a_coroutine_that_blocks_for_little_more_than_its_time_costs_its_own_row() -> None:
     async def blocks(text: str, record: Any) -> float:
-        time.sleep(0.3 * (text == "slow"))
+        time.sleep(0.5 * (text == "slow"))
         return 1.0
 
     completions = [completion(text) for text in ("right", "slow", "right", "slow", "right")]
-    scores = call_reward(Reward("mine", blocks), completions, timeout=0.2, concurrency=1)
+    scores = call_reward(Reward("mine", blocks), completions, timeout=0.4, concurrency=1)
     assert scores.values == [1.0, None, 1.0, None, 1.0]
 
 
@@ -115,7 +115,7 @@ def test_a_function_that_always_hangs_is_given_up(later: bool) -> None:
     scores = call_reward(reward, [completion()] * 40, timeout=0.02, concurrency=1)
     free.set()
     assert scores.values == [None] * 40
-    assert len(called) == PATIENCE
+    assert 1 <= len(called) <= PATIENCE, "fewer where a thread had to wait for its turn"
     assert "no answer within 0.02 seconds" in str(scores.failures[0])
     assert "not called, for rewards of this update gave no answer for 0.08 seconds" in str(
         scores.failures[39]
@@ -127,13 +127,13 @@ def test_calls_that_are_late_together_cost_their_time_once() -> None:
         return await asyncio.sleep(20 * (text == "hang"), 1.0)
 
     completions = [completion(text) for text in ["hang"] * 16 + ["right"] * 16]
-    scores = call_reward(Reward("mine", late), completions, timeout=0.1, patience=Patience(0.15))
+    scores = call_reward(Reward("mine", late), completions, timeout=0.3, patience=Patience(0.9))
     assert scores.values == [None] * 16 + [1.0] * 16
 
 
 def test_slow_answers_cost_no_patience() -> None:
     reward = Reward("mine", lambda text, record: time.sleep(0.02))
-    scores = call_reward(reward, [completion()] * 20, timeout=0.19, patience=Patience(0.2))
+    scores = call_reward(reward, [completion()] * 20, timeout=5.0, patience=Patience(0.2))
     assert not scores.failures
 
 
@@ -144,7 +144,8 @@ def test_the_rows_behind_one_that_hangs_are_called() -> None:
         return float(text != "hang" or free.wait(20))
 
     texts = ["hang", "right", "right", "hang", *["right"] * 4, "hang", *["right"] * 3]
-    scores = call_reward(Reward("mine", hangs), [completion(text) for text in texts], timeout=0.1)
+    completions = [completion(text) for text in texts]
+    scores = call_reward(Reward("mine", hangs), completions, timeout=0.3, patience=Patience())
     free.set()
     assert list(scores.failures) == [0, 3, 8]
     assert [value for value in scores.values if value is not None] == [1.0] * 9
@@ -203,7 +204,8 @@ def test_calls_that_hang_for_ever_are_counted_and_bounded_by_function() -> None:
 
     reward, other = Reward("mine", hangs), Reward("mine", lambda text, record: 1.0)
     for number in range(2, MOST_HANGING + 1, 2):
-        assert call_reward(reward, [completion()] * 2, timeout=0.02).values == [None] * 2
+        scores = call_reward(reward, [completion()] * 2, timeout=0.02, patience=Patience())
+        assert scores.values == [None] * 2
         assert reward.calls.hanging == number
     (error, _) = call_reward(reward, [completion()] * 2, timeout=0.02).failures.values()
     assert re.search(f"not called, for {MOST_HANGING} calls of it .* async def", str(error))
