@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.autograd import function
 
 if __name__.startswith("kernels."):
     raise ImportError(
@@ -39,6 +43,23 @@ def use_triton(backend: str, tensor: Tensor) -> bool:
             "TRITON_INTERPRET=1 before importing the kernels"
         )
     return backend == "triton"
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's, which refuses a second derivative only where the upstream gradient requires one itself.
+
+    That of a loss is 1 and does not: its gradients would be constants, without a word, in whatever a caller
+    with ``create_graph=True`` adds to the loss.
+    """
+    refusing = function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *upstream: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # whose graphs refuse it themselves
+            upstream = tuple(each.detach().requires_grad_() for each in upstream)
+        return refusing(ctx, *upstream)
+
+    return run
 
 
 def tile(width: int, largest: int) -> int:

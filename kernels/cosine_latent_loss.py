@@ -19,6 +19,7 @@ from ._common import (
     check_floating,
     check_tensors,
     debugging,
+    once_differentiable,
     readable,
     reciprocal,
     use_triton,
@@ -170,7 +171,7 @@ class _CosineLatentLoss(torch.autograd.Function):
         return loss, cosine
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, target, index, scale = ctx.saved_tensors
         if ctx.grad is not None:

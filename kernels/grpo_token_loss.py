@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_floating, check_number, check_tensors, use_triton
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_floating,
+    check_number,
+    check_tensors,
+    once_differentiable,
+    use_triton,
+)
 from ._gpu_architectures import launching
 from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
 from ._grpo_metrics import LARGEST, METRICS, add_metrics, join, no_metrics, store_metrics
@@ -357,7 +365,7 @@ class _GrpoTokenLoss(torch.autograd.Function):
         return loss, sums
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad, entropy_grad = ctx.saved_tensors
         for_entropy = None if ctx.entropy_dtype is None else (entropy_grad * upstream).to(ctx.entropy_dtype)

@@ -7,7 +7,15 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_flags, check_integer, check_range, reciprocal
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_flags,
+    check_integer,
+    check_range,
+    once_differentiable,
+    reciprocal,
+)
 from ._head import full_precision, gradients, make_head, power_of_two, scaled_gradients
 from ._head_arguments import check_head, check_rows, chunk_size, gather, matmul_rows, whole_head
 from ._logits import TokenStatistics
@@ -97,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss * ctx.unit, sums
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = scaled_gradients(
             ctx, upstream * ctx.unit, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[2:]

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_flags, check_floating, check_range, check_tensors
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_flags,
+    check_floating,
+    check_range,
+    check_tensors,
+    once_differentiable,
+)
 from ._grpo_losses import DEFAULTS, GrpoOptions, check_options
 from ._grpo_metrics import METRICS, join
 from ._grpo_reference import (
@@ -246,7 +254,7 @@ class _LinearGrpoLoss(torch.autograd.Function):
         return loss * ctx.unit, logprobs, sums, spread
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = scaled_gradients(
             ctx, upstream * ctx.unit, ctx.dtypes, lambda: _loss_op(*ctx.saved_tensors, *ctx.options)[4:]

@@ -7,7 +7,14 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ._common import NAMESPACE, accumulation_dtype, check_flags, check_range, check_tensors
+from ._common import (
+    NAMESPACE,
+    accumulation_dtype,
+    check_flags,
+    check_range,
+    check_tensors,
+    once_differentiable,
+)
 from ._head import full_precision, gradients, make_head
 from ._head_arguments import check_head, check_rows, chunk_size, matmul_rows, whole_head
 from ._logits import MORE, TokenStatistics
@@ -134,7 +141,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return logprobs, entropies, spread
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from ._common import (
     check_range,
     check_temperature,
     check_tensors,
+    once_differentiable,
     use_triton,
 )
 from ._logits import MORE, TokenStatistics, empty_rows, grad_, rows_of, stats
@@ -155,7 +156,7 @@ class _Logprobs(torch.autograd.Function):
         return logprobs, entropies, more
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -129,6 +129,23 @@ def test_torch_compile_has_no_graph_break(name):
         torch.testing.assert_close(traced.grad, plain.grad)
 
 
+TRAINED = [name for name in CALLS if CALLS[name](HIDDEN.clone().requires_grad_()).requires_grad]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_second_derivative_is_refused(name, compiled):
+    """Beside another term too: a penalty on the gradient would be a constant in their sum, without a word."""
+    torch._dynamo.reset()
+    hidden = HIDDEN.clone().requires_grad_()
+    call = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager") if compiled else CALLS[name]
+    (gradient,) = torch.autograd.grad(call(hidden).sum(), hidden, create_graph=True)
+    plain = torch.autograd.grad(CALLS[name](hidden).sum(), hidden)[0]
+    torch.testing.assert_close(gradient.detach(), plain)
+    with pytest.raises(RuntimeError, match=r"twice|double"):
+        (gradient.square().sum() + hidden.square().sum()).backward()
+
+
 def test_torch_compile_takes_changing_shapes_and_numbers():
     torch._dynamo.reset()
 
