@@ -159,8 +159,8 @@ def accuracy_interval(
     error, spread = standard_error(means, clusters), p * (1.0 - p)
     held = min(float(sizes[np.unique(rows[odd])].sum()) for odd in (means > 0.0, means < 1.0))
     kinds = groups * held / means.size
-    alone = spread / error**2 if error > 0 and spread > 0 else groups
-    size = (kinds + 1) / (kinds / alone + 1 / groups)
+    alone = error**2 / spread if spread > 0 else 1 / groups  # se^2/(p(1-p)), which may be 0
+    size = (kinds + 1) / (kinds * alone + 1 / groups)
     t = student_quantile(groups - 1, level)
     centre = (p + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t / (1 + t**2 / size) * math.sqrt(spread / size + t**2 / (4 * size**2))

@@ -192,6 +192,17 @@ def test_paired_interval_removes_what_both_share() -> None:
         scoring.paired_interval([1, 0, 1], [1, 0])
 
 
+def test_clips_that_are_all_alike_have_no_wider_interval_than_clips_that_differ_a_little() -> None:
+    """Their error is 0, or what rounding leaves of it: of thirds 1e-17, and of quarters 0."""
+    one, names = [1.0, 0.0, 0.0, 0.0], np.repeat(np.arange(10), 4).tolist()
+    alike = scoring.accuracy_interval(one * 10, names)
+    assert scoring.standard_error(one * 10, names) == 0
+    differ = scoring.accuracy_interval([*one * 9, 1.0, 0.5, 0.0, 0.0], names)
+    assert alike["high"] - alike["low"] < differ["high"] - differ["low"] < 0.25
+    three = scoring.accuracy_interval([1.0, 0.0, 0.0] * 10, np.repeat(np.arange(10), 3).tolist())
+    assert three["high"] - three["low"] == pytest.approx(alike["high"] - alike["low"], rel=0.1)
+
+
 def test_one_cluster_says_nothing_about_the_spread() -> None:
     assert math.isnan(scoring.standard_error([0.3]))
     got = scoring.mean_interval([0.3, 0.5], ["clip", "clip"])
