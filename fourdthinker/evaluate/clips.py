@@ -97,7 +97,19 @@ def donors(clips: Sequence[AskedClip], override: Override | None, seed: int) -> 
         return [replace(clip, record=without_pictures(clip.record)) for clip in clips]
     if override != "other":
         return list(clips)
-    return exchanged(clips, [all(os.path.exists(path) for _, path in c.record.shown) for c in clips], seed)
+    return exchanged(clips, [is_there(clip) for clip in clips], seed)
+
+
+def is_there(clip: AskedClip) -> bool:
+    """Whether all files of a clip exist.
+
+    Args:
+        clip: as `group_clips` returns.
+
+    Returns:
+        True also where it shows nothing.
+    """
+    return all(os.path.exists(path) for _, path in clip.record.shown)
 
 
 def exchanged(clips: Sequence[AskedClip], there: Sequence[bool], seed: int) -> list[AskedClip | None]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Key = tuple[str, int]  # id of a record, and the number of a sample; -1: at temperature 0
 _DRAWS, _HALVINGS, _FARTHEST = 512, 30, 1e6  # to find the centre of the noise
-OF_OWN = ("noise", "other-clip", "shuffle")  # made of the latents that the model thinks itself
+OF_OTHERS = ("noise", "other-clip")  # made of the latents that the model thinks about other questions
+OF_OWN = (*OF_OTHERS, "shuffle")  # made of the latents that the model thinks itself
 
 
 @dataclass
@@ -166,7 +167,7 @@ def check_mode(mode: str, records: Sequence[Record]) -> None:
         RecordError: oracle, and a record without overlays.
     """
     check_latent_mode(mode)
-    if mode in ("noise", "other-clip") and len({source_of(record) for record in records}) < 2:
+    if mode in OF_OTHERS and len({source_of(record) for record in records}) < 2:
         raise ConfigError(
             f"latents {mode} are made of those of several videos, and all questions are about one; add "
             "questions about another, or choose another mode"

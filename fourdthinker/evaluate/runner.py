@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from fourdthinker.errors import ConfigError, RecordError
 from fourdthinker.evaluate.asking import Asking
-from fourdthinker.evaluate.clips import Override, group_clips
+from fourdthinker.evaluate.clips import Override, group_clips, is_there
 from fourdthinker.evaluate.journal import Journal
-from fourdthinker.evaluate.latent_modes import OF_OWN, Key, latent_feeds
+from fourdthinker.evaluate.latent_modes import OF_OTHERS, OF_OWN, Key, latent_feeds
 from fourdthinker.evaluate.numeric import parse_number
 from fourdthinker.evaluate.prompt_batches import PromptBatches
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult
@@ -204,8 +204,8 @@ def check_records(
 def _settings(asking: Asking, items: PromptBatches, latents: str, name: str) -> dict[str, Any]:
     asked: list[Any] = [[*question_key(r), r.answer, source_of(r)] for r in asking.records]
     asked += [r.images for r in asking.records if latents == "oracle"]
-    if items.override == "other":  # which clips are exchanged goes by which are there
-        asked += [media_key(clip.record) for clip in items.shown if clip is not None]
+    if items.override == "other" or latents in OF_OTHERS:  # a clip that comes late changes the others' rows
+        asked += [media_key(clip.record) for clip in items.shown if clip is not None and is_there(clip)]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
     return {
         "name": name,
