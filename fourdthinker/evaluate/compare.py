@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import scoring
+from fourdthinker.evaluate.numeric import as_compared
 from fourdthinker.evaluate.results import AnsweredQuestion, EvalResult, paired_difference
 from fourdthinker.files import parse_json, read_regular, whole_lines
 
@@ -83,10 +85,14 @@ def load_result(folder: Path) -> EvalResult:
         that a kill has cut off is left out.
 
     Raises:
-        ConfigError: no such file, or not one of an evaluation.
+        ConfigError: no such file, not one of an evaluation, or one without a whole line.
     """
     path = folder / "answers.jsonl" if folder.is_dir() else folder
     lines = whole_lines(read_regular(path))
+    if not lines:
+        raise ConfigError(
+            f"{path}: no answers yet, the run has hardly begun; finish it by the command that began it"
+        )
     questions: dict[str, AnsweredQuestion] = {}
     number = 1
     try:
@@ -181,7 +187,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
         by_type={kind: paired_difference(_only(b, kind), _only(a, kind), greedy=greedy) for kind in kinds},
         flips=flips,
         p=mcnemar(gained, len(flips) - gained) if greedy else None,
-        changed=sum(x.greedy != y.greedy for x, y in pairs) / len(pairs) if greedy and pairs else None,
+        changed=_changed(pairs) if greedy else None,
         failed=(sum(bool(x.failed) for x, _ in pairs), sum(bool(y.failed) for _, y in pairs)),
     )
 
@@ -209,6 +215,12 @@ def _files(question: AnsweredQuestion) -> list[str]:
 def _only(result: EvalResult, kind: str) -> EvalResult:
     questions = tuple(q for q in result.questions if q.type == kind)
     return EvalResult(result.name, questions, result.n, result.greedy)
+
+
+def _changed(pairs: Sequence[tuple[AnsweredQuestion, AnsweredQuestion]]) -> float:
+    """Share of the questions of which the two answers at temperature 0 are not one."""
+    others = (as_compared(x.greedy, x.options) != as_compared(y.greedy, y.options) for x, y in pairs)
+    return sum(others) / len(pairs)
 
 
 def _flips(pairs: list[tuple[AnsweredQuestion, AnsweredQuestion]]) -> list[Flip]:

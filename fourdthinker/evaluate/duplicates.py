@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fourdthinker.evaluate.numeric import as_compared
 from fourdthinker.records import Record, media_key
 
 
@@ -24,12 +25,16 @@ def without_duplicates(records: Iterable[Record]) -> tuple[list[Record], dict[st
     kept: list[Record] = []
     left_out: dict[str, str] = {}
     for first, *others in groups.values():
-        odd = next((other for other in others if other.answer != first.answer), None)
+        odd = next((other for other in others if _right(other) != _right(first)), None)
         if odd is None:
             kept.append(first)
             left_out |= {other.id: f"the same question as {first.id}" for other in others}
             continue
         for record in (first, *others):
-            against = first if record.answer != first.answer else odd
+            against = first if _right(record) != _right(first) else odd
             left_out[record.id] = f"the same question as {against.id}, with another answer"
     return kept, left_out
+
+
+def _right(record: Record) -> Any:
+    return as_compared(record.answer, record.options)

@@ -51,10 +51,10 @@ class Journal:
             lines = self._file.lines()
             self._load(lines)
             self._file.keep(lines)
-            if lines:
-                self._load_times()
-            else:
-                self._times.keep([])  # of answers that were deleted
+            times = self._times.lines() if lines else []  # [] of answers that were deleted
+            self._load_times(times)
+            self._times.keep(times)
+            if not lines:
                 self._file.append([{"settings": settings}])
         except BaseException:
             self._stack.close()
@@ -104,8 +104,8 @@ class Journal:
                     "delete the file to start anew"
                 ) from error
 
-    def _load_times(self) -> None:
-        for number, line in enumerate(self._times.lines(), start=1):
+    def _load_times(self, lines: Iterable[bytes]) -> None:
+        for number, line in enumerate(lines, start=1):
             try:
                 self.seconds += float(parse_json(line)["seconds"])
             except (ValueError, KeyError, TypeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 
 from fourdthinker.answers import answer_text
@@ -41,6 +42,20 @@ def parse_number(text: str) -> str | None:
     match = _NUMBER.fullmatch(answer_text(text) or "")
     number = match[1].replace(",", "") if match else ""
     return number if any(c.isdigit() for c in number.lower().partition("e")[0]) else None
+
+
+def as_compared(answer: str | None, options: Mapping[str, str]) -> str | Fraction | None:
+    """An answer as it is told from others: a number by its value, since 3 and 3.0 are one answer.
+
+    Args:
+        answer: a letter, or a number as `parse_number` returns or a file of questions writes it; or None.
+        options: those of its question; {} where the answer is a number.
+
+    Returns:
+        The letter, the value of the number, or what is neither as it is.
+    """
+    number = None if options or answer is None else parse_number(f"<answer>{answer}</answer>")
+    return answer if number is None else Fraction(number)
 
 
 def mean_relative_accuracy(answer: str | None, target: str) -> float:

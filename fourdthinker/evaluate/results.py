@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from fourdthinker.answers import parse_answer
 from fourdthinker.evaluate import scoring
 from fourdthinker.evaluate.easi import easi_letter
-from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
+from fourdthinker.evaluate.numeric import as_compared, mean_relative_accuracy, parse_number
 
 if TYPE_CHECKING:
     from fourdthinker.records import Record
@@ -161,7 +161,11 @@ class EvalResult:
     def entropies(self) -> npt.NDArray[np.float64]:
         """Entropy in nats of the parsed answers of each question that was answered."""
         return np.array(
-            [scoring.answer_entropy(q.answers) for q in self.questions if not q.failed and q.answers]
+            [
+                scoring.answer_entropy([as_compared(answer, q.options) for answer in q.answers])
+                for q in self.questions
+                if not q.failed and q.answers
+            ]
         )
 
     def scores(self, *, greedy: bool = False) -> npt.NDArray[np.float64]:

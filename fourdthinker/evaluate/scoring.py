@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -252,7 +252,7 @@ def _correlation(rows: npt.NDArray[np.int64], left: Array, right: Array) -> floa
     return float((a * b).sum()) / scale if scale > 0 else 0.0
 
 
-def answer_entropy(answers: Sequence[str | None]) -> float:
+def answer_entropy(answers: Sequence[Hashable]) -> float:
     """Entropy of the distribution of the parsed answers of one question.
 
     Args:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from fourdthinker.evaluate.numeric import as_compared, mean_relative_accuracy
 from fourdthinker.evaluate.table import number, percent, points, span
 from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import audit_deltas, read_row, shaded_parts, shown_blocks
@@ -160,8 +162,15 @@ def _answers(entry: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _is_wrong(entry: Mapping[str, Any]) -> bool:
-    return _answers(entry).get("own") != entry.get("answer")
+    own, right = (_meant(entry, answer) for answer in (_answers(entry).get("own"), entry.get("answer")))
+    if isinstance(own, Fraction) and isinstance(right, Fraction):
+        return mean_relative_accuracy(str(own), str(right)) < 1
+    return own != right
 
 
 def _flips(entry: Mapping[str, Any]) -> bool:
-    return len(set(_answers(entry).values())) > 1
+    return len({_meant(entry, answer) for answer in _answers(entry).values()}) > 1
+
+
+def _meant(entry: Mapping[str, Any], answer: object) -> str | Fraction | None:
+    return as_compared(None if answer is None else str(answer), entry.get("options") or {})

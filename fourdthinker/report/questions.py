@@ -11,6 +11,7 @@ from pathlib import Path
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, load_result
 from fourdthinker.evaluate.table import number, percent
+from fourdthinker.files import read_regular, whole_lines
 from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
 from fourdthinker.report.completions import Row, shaded_parts
 from fourdthinker.report.media import Album, clip_of, pictures_or_trouble
@@ -62,7 +63,8 @@ def read_answers(runs: Sequence[tuple[str, Path]]) -> list[Answers]:
     found = []
     for name, folder in runs:
         answers = folder / ANSWERS
-        if answers.exists() and answers.stat().st_size > 0:  # it is empty while an evaluation loads its model
+        # Without a whole line while an evaluation loads its model, and where that was killed.
+        if answers.exists() and whole_lines(read_regular(answers)):
             result = load_result(folder)
             found.append(Answers(name, result, {q.id: q for q in result.questions}))
     return found

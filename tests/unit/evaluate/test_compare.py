@@ -205,6 +205,9 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
             journal.add([replace(good.questions[0], **changed)], 1.0)
         with pytest.raises(ConfigError, match=f"answers.jsonl:2: .*{words}"):
             load_result(tmp_path / str(len(words)))
+    (tmp_path / "answers.jsonl").write_text('{"settings": {"na')
+    with pytest.raises(ConfigError, match="no answers yet"):
+        load_result(tmp_path)
     (tmp_path / "answers.jsonl").write_text("[" * 200_000)
     with pytest.raises(ConfigError, match="not the answers of an evaluation"):
         load_result(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fourdthinker.evaluate import AnsweredQuestion, EvalResult, scoring
+from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, scoring, without_duplicates
 from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
 from fourdthinker.evaluate.prompt_batches import make_question
 from fourdthinker.records import Record
@@ -71,6 +73,17 @@ def test_numbers_and_letters_are_scored_together():
     assert summary["by_type"]["count"]["accuracy"] == pytest.approx(0.225)
     assert (summary["failed"], summary["n"], summary["answered"]["n"]) == (1, 3, 2)
     assert summary["answered"]["accuracy"] == pytest.approx(1.45 / 2)  # both denominators are there
+
+
+def test_a_number_is_one_answer_however_it_is_written():
+    own, other = (AnsweredQuestion("a", "", "v", {}, "3", (said, "3", "3.00"), said) for said in ("3", "3.0"))
+    first, second = (EvalResult("m", (question,), 3, True) for question in (own, other))
+    assert compare(first, second).changed == 0
+    assert second.summary()["entropy"] == 0
+    asked = Record("rl", "a", "How far?", {}, "1,200 m", video="v")
+    again, odd = replace(asked, id="b", answer="1200.0"), replace(asked, id="c", answer="1201")
+    assert without_duplicates([asked, again])[1] == {"b": "the same question as a"}
+    assert without_duplicates([asked, odd])[0] == []
 
 
 def test_adjusted_accuracy():

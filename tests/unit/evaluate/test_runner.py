@@ -246,6 +246,10 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(world: Any, tmp_pat
     assert 40 < run(world, records=records, journal=path, batch_prompts=2).seconds < 45
     path.unlink()
     assert run(world, records=records, journal=path).seconds < 5, "those of answers that are gone"
+    for _ in range(2):  # a kill cuts a line of it off: it is gone, and spoils no later one
+        times.write_bytes(times.read_bytes() + b'{"questions": 2, "sec')
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        run(world, records=records, journal=path)
     times.write_text("{}\n")
     with pytest.raises(ConfigError, match=r"journal\.seconds\.jsonl:1: not the seconds of an evaluation"):
         run(world, records=records, journal=path)
@@ -418,9 +422,20 @@ def test_only_clips_that_are_there_are_shown_for_others(world: Any, tmp_path: Pa
     ]  # fmt: skip
     asked = {"records": [*three, gone], "n": 0, "frames_override": "other", "journal": tmp_path / "j"}
     assert not any(question.failed for question in run(world, **asked).questions)
+
+    def made(mode: str) -> EvalResult:  # of the latents about all clips that are there, or of one's own
+        journal = tmp_path / f"{mode}.jsonl"
+        return run(world, records=asked["records"], n=0, latents=mode, journal=journal)
+
+    modes = ("noise", "other-clip", "shuffle")
+    assert [made(mode).questions[-1].id for mode in modes if made(mode).questions[-1].failed] == ["gone"] * 3
     Image.new("RGB", (56, 56), "red").save(late)
     with pytest.raises(ConfigError, match="the answers of another evaluation"):
         run(world, **asked)
+    for mode in modes[:2]:
+        with pytest.raises(ConfigError, match="the answers of another evaluation"):
+            made(mode)
+    assert not made("shuffle").questions[-1].failed
 
 
 def test_clips_are_told_apart_by_the_kinds_of_their_media() -> None:

@@ -113,6 +113,12 @@ def test_what_is_not_finished_says_so(runs: list[Path], tmp_path: Path) -> None:
     assert "Not finished:" not in write_report(runs[0]).read_text()
 
 
+@pytest.mark.parametrize("written", [b"", b'{"settings": {"na'])
+def test_a_run_that_was_killed_before_its_first_line_has_no_answers(runs: list[Path], written: bytes) -> None:
+    (runs[1] / "answers.jsonl").write_bytes(written)
+    assert [run.name for run in read_answers([(run.name, run) for run in runs])] == [runs[0].name]
+
+
 def test_runs_that_are_not_finished_and_share_no_question_are_not_compared(
     runs: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
