@@ -112,7 +112,7 @@ def _evaluate(
     from fourdthinker.files import write_json
     from fourdthinker.integrations.lmms_samples import write_lmms_samples
 
-    records, bench = questions(arguments, rejected)
+    records, left_out, bench = questions(arguments, rejected)
     controls = _wanted_controls(arguments, records)
     if arguments.protocol != "own":
         check_easi(records)
@@ -141,8 +141,10 @@ def _evaluate(
     }
     if bench is not None:
         results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
-    elif twins := twins_of(records):
-        results["consistency"] = result.consistency(twins)
+    else:
+        results["left_out"] = left_out
+        if twins := twins_of(records):
+            results["consistency"] = result.consistency(twins)
     path = write_json(arguments.out / RESULTS, results)
     write_lmms_samples(arguments.out / LMMS_EVAL, _task(arguments), result, records)
     _show(results)
@@ -164,6 +166,8 @@ def _show(results: dict[str, Any]) -> None:
     lines = _lines(results["benchmark"]) if "benchmark" in results else []
     if "consistency" in results:
         lines.append(_consistent(results["consistency"]))
+    if results.get("left_out"):
+        lines.append(f"{len(results['left_out'])} questions left out")
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
@@ -174,9 +178,11 @@ def _wanted_controls(arguments: argparse.Namespace, records: list[Record]) -> li
     from fourdthinker.evaluate.clips import donors, group_clips
 
     named = arguments.baselines
-    if named and arguments.frames:
-        raise ConfigError(f"--baselines goes without --frames {arguments.frames}; leave out one of them")
-    if named == [] or arguments.frames or arguments.latents != "own":  # these are controls themselves
+    control = arguments.frames is not None or arguments.latents != "own"  # the run is one itself
+    if named and control:
+        other = f"--frames {arguments.frames}" if arguments.frames else f"--latents {arguments.latents}"
+        raise ConfigError(f"--baselines goes without {other}; leave out one of them")
+    if named == [] or control:
         return []
     left_out: dict[str, str] = {}
     bare = [record for record in records if not record.media_paths]

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     for mode in arguments.modes or ():
         check_latent_mode(mode)
     check_with_folder(make_folder(arguments.out) / "latents.json")
-    records, _ = questions(arguments)
+    records, _, _ = questions(arguments)
     model, name = thinker(arguments), model_name(arguments)
     audit = LatentAudit(
         model.sampler, model.encoder, records, arguments.samples, sampling(arguments), arguments.batch,

@@ -78,15 +78,15 @@ def take_data(arguments: argparse.Namespace) -> None:
 
 def questions(
     arguments: argparse.Namespace, rejected: Path | None = None
-) -> tuple[list[Record], BenchmarkData | None]:
-    """The questions that the arguments name; what a benchmark lacks is logged.
+) -> tuple[list[Record], dict[str, str], BenchmarkData | None]:
+    """The questions that the arguments name; what is left out, and what a benchmark lacks, is logged.
 
     Args:
         arguments: with those of `add_questions`, and perhaps `on_bad_record`.
         rejected: file for the lines of records that are left out.
 
     Returns:
-        The questions to ask, and the benchmark that they are, or None.
+        The questions to ask; id -> why, of those that are left out; and the benchmark that they are, or None.
 
     Raises:
         FourdError: they cannot be read.
@@ -110,7 +110,7 @@ def questions(
         records, repeated = without_duplicates(records)
         for key, reason in repeated.items():
             log.warning("left out: %s: %s", key, reason)
-        return records, None
+        return records, repeated, None
     if len(arguments.data) != 1:
         raise ConfigError(f"--bench reads one folder or file, and --data names {len(arguments.data)}")
     data = read_benchmark(arguments.bench, arguments.data[0], arguments.media_root)
@@ -120,4 +120,4 @@ def questions(
         log.warning("%s: left out: %s: %s", arguments.bench, key, reason)
     if data.missing:
         log.warning("%d media are missing, such as %s", len(data.missing), data.missing[0])
-    return data.records, data
+    return data.records, data.left_out, data

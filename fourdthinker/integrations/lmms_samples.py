@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,17 @@ def write_lmms_samples(folder: Path, task: str, result: EvalResult, records: Seq
 
     Returns:
         The file of samples: a line for each question, with `doc`, `target`, `resps` (the texts of the n
-        samples, then the one at temperature 0), `filtered_resps` (what was read from them) and `score`, their
-        mean.
+        samples, then the one at temperature 0), `filtered_resps` (what was read from them) and `score`, the
+        mean of the samples (at temperature 0 where there are none), so that the mean of all lines is the
+        score in the results.
     """
     path, results = lmms_files(folder, task)
     task = _task_name(task)
-    lines = [_line(number, *pair) for number, pair in enumerate(zip(result.questions, records, strict=True))]
+    scores = result.scores().tolist()
+    lines = [
+        _line(number, *of_one)
+        for number, of_one in enumerate(zip(result.questions, records, scores, strict=True))
+    ]
     make_folder(folder)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     number = len(result.questions)
@@ -63,7 +68,7 @@ def _task_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
 
 
-def _line(number: int, question: AnsweredQuestion, record: Record) -> dict[str, Any]:
+def _line(number: int, question: AnsweredQuestion, record: Record, score: float) -> dict[str, Any]:
     doc = {
         "id": question.id,
         "type": question.type,
@@ -83,15 +88,10 @@ def _line(number: int, question: AnsweredQuestion, record: Record) -> dict[str, 
         "filtered_resps": [_text(answer) for answer in answers],
         "doc_hash": hashlib.sha256(json.dumps(doc, ensure_ascii=False, sort_keys=True).encode()).hexdigest(),
         "input": record.question,
-        "score": _mean(question.score(answer) for answer in answers),
+        "score": score,
         **({"failed": question.failed} if question.failed else {}),
     }
 
 
 def _text(answer: str | None) -> str:
     return "" if answer is None else answer
-
-
-def _mean(scores: Iterable[float]) -> float:
-    values = list(scores)
-    return sum(values) / len(values) if values else 0.0

@@ -247,6 +247,8 @@ def test_baselines_are_run_beside_the_model(
     named = [*command, "--baselines", "none"]
     assert cli.main([*named, "--frames", "black"]) == 2
     assert "--baselines goes without --frames black" in capsys.readouterr().err
+    assert cli.main([*named, "--latents", "zero"]) == 2
+    assert "--baselines goes without --latents zero" in capsys.readouterr().err
     for given, wanted in (
         (named, ["none"]),
         ([*command, "--baselines"], []),

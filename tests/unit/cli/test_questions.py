@@ -30,8 +30,8 @@ def records(path: Path, *lines: dict) -> str:
 
 def test_bench_takes_a_file_of_records(tmp_path):
     path = records(tmp_path / "own.jsonl", {"id": "a"})
-    asked, bench = questions(parse("--bench", path))
-    assert ([record.id for record in asked], bench) == (["a"], None)
+    asked, left_out, bench = questions(parse("--bench", path))
+    assert ([record.id for record in asked], left_out, bench) == (["a"], {}, None)
     assert [record.id for record in questions(parse("--data", path))[0]] == ["a"]
     with pytest.raises(ConfigError, match="is the data already; leave out --data"):
         parse("--bench", path, "--data", path)
@@ -45,8 +45,9 @@ def test_bench_takes_a_file_of_records(tmp_path):
 def test_a_question_of_the_users_under_two_ids_is_named_and_asked_once(tmp_path, caplog):
     lines = [{"id": "a"}, {"id": "b"}, {"id": "c", "Question": "And then?"}]
     lines += [{"id": "d", "Question": "When?"}, {"id": "e", "Question": "When?", "Correct": "B"}]
-    asked, _ = questions(parse("--data", records(tmp_path / "own.jsonl", *lines)))
+    asked, left_out, _ = questions(parse("--data", records(tmp_path / "own.jsonl", *lines)))
     assert [record.id for record in asked] == ["a", "c"]
+    assert list(left_out) == ["b", "d", "e"]
     assert "left out: b: the same question as a" in caplog.text
     assert "left out: d: the same question as e, with another answer" in caplog.text
     assert "left out: e: the same question as d, with another answer" in caplog.text
