@@ -205,6 +205,13 @@ def revision() -> str:
     return found + ("+" if changed else "") if found else "unknown"
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more: the ``type`` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def add_save(parser: argparse.ArgumentParser) -> None:
     """Declare ``--save``: without it, no bench writes results."""
     revision()  # before anything is measured: what is committed during a run was not loaded

@@ -82,6 +82,12 @@ def as_pictures(task: Task, number: int) -> dict[str, Tensor]:
     }
 
 
+def as_shipped(backbone: Backbone) -> Any:
+    """The transformers model of a backbone with the attention that it is given where nobody chooses."""
+    backbone.hf.set_attn_implementation("sdpa")
+    return backbone.hf
+
+
 class TrlStep(Timed):
     """A step of ``GRPOTrainer``.
 
@@ -117,7 +123,7 @@ class TrlStep(Timed):
             dataloader_pin_memory=False, generation_kwargs={"min_new_tokens": case.new_tokens},
         )  # fmt: skip
         trainer = GRPOTrainer(
-            backbone.hf, _reward, config, Dataset.from_list(rows), processing_class=_Patches(task)
+            as_shipped(backbone), _reward, config, Dataset.from_list(rows), processing_class=_Patches(task)
         )
         super().__init__(trainer)
         self.time(trainer, "_generate", "generation")

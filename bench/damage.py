@@ -29,7 +29,7 @@ import av
 import numpy as np
 
 from bench._clips import Clip, cache_folder, clip_file
-from bench._measure import add_save, save, show
+from bench._measure import add_save, positive, save, show
 from fourdthinker.frames import read_frames
 
 log = logging.getLogger("bench.damage")
@@ -196,7 +196,7 @@ CASES = 25  # of each kind, in figures that are saved
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench damage", description="Wrong frames, untold.")
-    parser.add_argument("--cases", type=int, default=CASES, help="of each kind")
+    parser.add_argument("--cases", type=positive, default=CASES, help="of each kind")
     parser.add_argument("--only", default="", help="only files whose name, as 'h264 mkv', holds this text")
     add_save(parser)
     options = parser.parse_args(argv)

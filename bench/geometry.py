@@ -26,7 +26,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from bench._measure import add_save, save
+from bench._measure import add_save, positive, save
 from bench._motion_scenes import Scene, TurningWorld, make_scene
 from fourdthinker.errors import GeometryError
 from fourdthinker.synth.geometry import (
@@ -266,11 +266,11 @@ def fox_row(folder: Path, estimator: str) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench geometry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("truth", "estimated", "fox"), default="truth")
-    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--scenes", type=positive, default=200)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--masks", choices=("truth", "motion"), default="motion")
     parser.add_argument("--clips", type=Path)
-    parser.add_argument("--size", type=int, default=480)
+    parser.add_argument("--size", type=positive, default=480)
     parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--estimator", choices=("opencv", "colmap"), default="opencv")

@@ -262,12 +262,18 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--must-hold", action="store_true", help="only the promises of the head ops on a CPU")
     parser.add_argument("--errors", action="store_true", help="only the errors of bf16 log-probabilities")
     parser.add_argument(
-        "--vocabularies", nargs="+", type=int, default=MUST_HOLD["vocabularies"], help="of --must-hold"
+        "--vocabularies",
+        nargs="+",
+        type=measure.positive,
+        default=MUST_HOLD["vocabularies"],
+        help="of --must-hold",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, no torch.compile")
     parser.add_argument("--size", choices=SIZES, help="default: that of the device")
-    parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
-    parser.add_argument("--repeats", type=int, help="rounds; default 5, on a GPU 20, with --quick 3")
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="families of ops")
+    parser.add_argument(
+        "--repeats", type=measure.positive, help="rounds; default 5, on a GPU 20, with --quick 3"
+    )
     parser.add_argument("--base", metavar="REV", help="compare with the kernels of this revision, not peers")
     parser.add_argument("--tune", action="store_true", help="measure launch settings on a GPU")
     parser.add_argument(
@@ -277,9 +283,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-compile", action="store_true", help="without candidates of torch.compile (Liger's own stays)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
+    parser.add_argument("--threads", type=measure.positive, default=2, help="of torch on a CPU")
     measure.add_save(parser)
-    return parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
+    if chosen.errors and chosen.size not in (None, *_kernel_errors.ERROR_SIZES):
+        parser.error(
+            f"--errors has no size {chosen.size}; give one of {', '.join(_kernel_errors.ERROR_SIZES)}"
+        )
+    return chosen
 
 
 def main(argv: list[str]) -> int:
@@ -310,7 +321,8 @@ def main(argv: list[str]) -> int:
         "%s: copy %.1f GB/s, matmul %.0f GFLOP/s",
         measure.device_name(device), fastest["copy"] / 1e9, fastest["matmul"] / 1e9,
     )  # fmt: skip
-    name = " ".join(["kernels", *filter(None, (chosen.size, chosen.base and f"against {chosen.base}"))])
+    size = chosen.size or ("quick" if chosen.quick else None)  # whose figures take no others' place
+    name = " ".join(["kernels", *filter(None, (size, chosen.base and f"against {chosen.base}"))])
     compiled = not (chosen.quick or chosen.no_compile)
 
     def keep(rows: list[dict[str, Any]]) -> None:
@@ -324,7 +336,11 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         if chosen.base:
-            _kernel_base.load(chosen.base, Path(folder))
+            try:
+                _kernel_base.load(chosen.base, Path(folder))
+            except ValueError as error:
+                logging.error("%s", error)
+                return 2
         families = [(family, functools.partial(cases_of, family)) for family in chosen.only]
         rows = run_families(families, device, repeats, fastest, keep)
     measure.show("Time divided by ours above 1: slower than ours", table(rows))

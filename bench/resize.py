@@ -121,7 +121,7 @@ def measured(start: str, source: str, runs: dict[str, Run], repeats: int) -> lis
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench resize", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=_measure.positive, default=15)
     _measure.add_save(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

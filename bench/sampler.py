@@ -246,10 +246,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--shape", choices=list(SHAPES), default="3b" if torch.cuda.is_available() else "tiny"
     )
-    parser.add_argument("--batch", type=int, nargs="*", default=list(BATCHES))
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--cases", nargs="*", choices=list(CASES))
+    parser.add_argument("--batch", type=measure.positive, nargs="+", default=list(BATCHES))
+    parser.add_argument("--new-tokens", type=measure.positive, default=64)
+    parser.add_argument("--repeats", type=measure.positive, default=1)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES))
     parser.add_argument("--warm", action="store_true", help="an unmeasured round first")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument(

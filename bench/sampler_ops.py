@@ -74,7 +74,7 @@ def attention(device: str, prompts: int, rows: int, length: int) -> tuple[str, f
 def main(argv: list[str]) -> int:
     """Measure every size, and print one line of JSON last."""
     parser = argparse.ArgumentParser(prog="python -m bench sampler_ops", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=measure.positive, default=15)
     measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"

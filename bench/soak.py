@@ -168,7 +168,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--worker"]:
         return worker(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bench soak", description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=measure.positive, default=2000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--folder", help="keep the runs here (default: a temporary folder)")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import _measure as measure
-from bench._sampler_cases import build
+from bench._sampler_cases import SHAPES, build
 from bench.kernels import rates
 from fourdthinker.backbones.common import Backbone
 from fourdthinker.backbones.packed import packed_mask
@@ -57,9 +57,11 @@ def flops(backbone: Backbone, prompt: int, completions: int, length: int) -> flo
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__)
-    parser.add_argument("--shape", help="of bench sampler (default: 3b, on a CPU tiny)")
-    parser.add_argument("--sizes", nargs=3, type=int, metavar=("PROMPT", "COMPLETIONS", "LENGTH"))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shape", choices=list(SHAPES), help="of bench sampler (default: 3b, on a CPU tiny)")
+    parser.add_argument(
+        "--sizes", nargs=3, type=measure.positive, metavar=("PROMPT", "COMPLETIONS", "LENGTH")
+    )
+    parser.add_argument("--repeats", type=measure.positive, default=3)
     measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"

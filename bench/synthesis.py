@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bench._measure import add_save, save
+from bench._measure import add_save, positive, save
 from fourdthinker.synth.inputs import Source, candidates, open_candidate
 from fourdthinker.synth.journal import Entry, Journal
 from fourdthinker.synth.run import Options, synthesise
@@ -155,7 +155,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench synthesis", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--clips", type=Path, help="folder of videos for rates")
-    parser.add_argument("--videos", type=int, help="default: 8 for rates, 1000 for poison, 2000 for memory")
+    parser.add_argument(
+        "--videos", type=positive, help="default: 8 for rates, 1000 for poison, 2000 for memory"
+    )
     add_save(parser)
     options = parser.parse_args(argv)
     if "rates" in options.only and options.clips is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench import _measure as measure
-from bench._sampler_cases import build
+from bench._sampler_cases import SHAPES, build
 from fourdthinker.backbones import tower
 from fourdthinker.backbones.common import Backbone
 
@@ -47,8 +47,13 @@ def _host_seconds(call: Callable[[], object], device: str) -> float:
 @torch.no_grad()
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench tower", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", help="of bench sampler (default: 3b and 4b, on a CPU tiny)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=list(SHAPES),
+        help="of bench sampler (default: 3b and 4b, on a CPU tiny)",
+    )
+    parser.add_argument("--repeats", type=measure.positive, default=3)
     measure.add_save(parser)
     options = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"

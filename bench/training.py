@@ -225,7 +225,7 @@ def done(options: argparse.Namespace, case: Case) -> list[Row]:
 
 
 def race_all(options: argparse.Namespace) -> list[Row]:
-    if len(options.candidates) > 1 and (reason := trl.absent()):
+    if options.candidates != ["ours"] and (reason := trl.absent()):
         logger.warning("TRL is left out: %s", reason)
         options.candidates = [who for who in options.candidates if who == "ours"]
     rows = []
@@ -267,20 +267,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer cases: ten minutes")
-    parser.add_argument("--only", nargs="*", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--candidates", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--candidates", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--shape", choices=list(SHAPES), help="default: 100m, with --quick tiny")
     parser.add_argument(
-        "--prompt-tokens", nargs="*", type=int, choices=list(GRIDS), default=[250, 1000, 4000]
+        "--prompt-tokens", nargs="+", type=int, choices=list(GRIDS), default=[250, 1000, 4000]
     )
-    parser.add_argument("--completions", nargs="*", type=int, default=[4, 8, 16])
+    parser.add_argument("--completions", nargs="+", type=measure.positive, default=[4, 8, 16])
     parser.add_argument(
-        "--new-tokens", nargs="*", type=int, help="of a completion; default: 64, with --quick 16"
+        "--new-tokens", nargs="+", type=measure.positive, help="of a completion; default: 64, with --quick 16"
     )
-    parser.add_argument("--prompts", type=int, help="of a 4DRL step; default: 2, with --quick 1")
-    parser.add_argument("--samples", type=int, default=1, help="of a DIFT step")
+    parser.add_argument("--prompts", type=measure.positive, help="of a 4DRL step; default: 2, with --quick 1")
+    parser.add_argument("--samples", type=measure.positive, default=1, help="of a DIFT step")
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in ours")
-    parser.add_argument("--repeats", type=int, help="runs; default: 3, with --quick 1")
+    parser.add_argument("--repeats", type=measure.positive, help="runs; default: 3, with --quick 1")
     measure.add_save(parser)
     options = parser.parse_args(argv)
     quick = options.quick
@@ -289,6 +289,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(
             f"--save writes medians of at least {RUNS} runs: leave out --quick, or add --repeats {RUNS}"
         )
+    if options.only == ["grpo"] and "ours" not in options.candidates and (reason := trl.absent()):
+        parser.error(reason)
+    if 1 in options.completions:
+        parser.error("--completions 1: the advantages of a group of one are 0; give 2 or more")
     options.shape = options.shape or ("tiny" if quick else "100m")
     lengths, prompts = options.new_tokens or [16 if quick else 64], options.prompts or (1 if quick else 2)
     options.cases = [

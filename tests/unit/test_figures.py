@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = "bench/results/2026-11-21-cpu-amd-epyc-2-cores.json"
 VIDEO = "bench/results/2026-11-28-cpu-amd-epyc-2-cores.json"
 ERRORS = HEAD = TRAINING = "bench/results/2026-11-30-cpu-amd-epyc-2-cores.json"
+PRECISION = "bench/results/2026-12-01-cpu-amd-epyc-2-cores.json"
 SAMPLER = RESIZE = "bench/results/2026-11-29-cpu-amd-epyc-2-cores.json"
 LONG_GROUPS = tuple(f"h264 {size} GOP 250" for size in ("720p 20 s", "1080p 10 s"))
 
@@ -230,7 +231,7 @@ def test_every_row_of_the_readme_is_made_here():
     text = page("README.md")
     table = text[text.index("| | against |") :].split("\n\n")[0].splitlines()[2:]
     assert table == [row for rows in SPEED for row in rows()]
-    for letter, path in {"K": KERNELS, "V": VIDEO, "S": SAMPLER, "E": ERRORS}.items():
+    for letter, path in {"K": KERNELS, "V": VIDEO, "S": SAMPLER, "E": ERRORS, "P": PRECISION}.items():
         assert f"[{letter}]: {path}" in text
 
 
@@ -281,13 +282,22 @@ def test_how_often_was_measured_in_the_readme():
     assert few or "but for" not in text
 
 
-def test_errors_of_log_probabilities_in_the_readme():
-    rows = [row for row in load(ERRORS)["kernels errors"]["rows"] if "logits" not in row]
-    largest = {row["candidate"]: row.get("largest") for row in rows}
-    text = " ".join(page("README.md").split())
-    assert f"are within {largest['ours']:.1e} of float64 on the same inputs; TRL's fused head" in text
-    assert f"is within {largest['TRL fused head']:.1e} ([E][E]; 151,668 ids" in text
-    assert largest["ours"] < 1e-5
+def test_errors_of_log_probabilities():
+    """As the bench takes them, and of logits that are ten times larger."""
+    ours, theirs, larger, their_larger = (
+        row["largest"]
+        for row in load(PRECISION)["kernels errors"]["rows"]
+        if row["candidate"] in ("ours", "TRL fused head")
+    )
+    readme, kernels = (" ".join(page(name).split()) for name in ("README.md", "docs/kernels.md"))
+    assert f"are within {ours:.1e} of float64 on the same inputs; TRL's fused head" in readme
+    assert f"is within {theirs:.1e} ([P][P]; 151,668 ids" in readme
+    assert f"{larger:.1e} and {their_larger:.2f} where these are ten times larger" in readme
+    assert f"are within {ours:.1e} of float64 on the same inputs where logits reach 5.6" in kernels
+    assert f"{larger:.1e} where they reach 56" in kernels
+    assert f"is off by {theirs:.1e}, and by {their_larger:.2f} there" in kernels
+    assert PRECISION in kernels
+    assert ours < 1e-5
 
 
 def test_sampler_page():

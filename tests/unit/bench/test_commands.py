@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import __main__ as command
+from bench import kernels
 from tools import gpu_check
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -81,6 +82,46 @@ def test_every_bench_saves_when_told_to_and_only_then(name: str) -> None:
         command.run([name, "--save"])
     with pytest.raises(SystemExit):
         command.run([name, "--no-save"])
+
+
+WRONG = [
+    ("training --repeats 0", "--repeats: '0' is no whole number of 1 or more"),
+    ("training --new-tokens -3", "--new-tokens: '-3' is no whole"),
+    ("training --completions 1", "--completions 1: the advantages of a group of one are 0"),
+    ("training --completions", "expected at least one argument"),
+    ("kernels --repeats -2", "--repeats: '-2' is no whole"),
+    ("kernels --threads 0", "--threads: '0' is no whole"),
+    ("kernels --must-hold --vocabularies -5", "'-5' is no whole"),
+    ("kernels --errors --size wide", "--errors has no size wide; give one of tiny"),
+    ("sampler --batch 0", "--batch: '0' is no whole"),
+    ("sampler_ops --repeats x", "--repeats: 'x' is no whole"),
+    ("tower --shapes 7b", "invalid choice: '7b'"),
+    ("step --sizes 64 0 16", "--sizes: '0' is no whole"),
+    ("resize --repeats 0", "--repeats: '0' is no whole"),
+    ("soak --steps 0", "--steps: '0' is no whole"),
+    ("damage --cases 0", "--cases: '0' is no whole"),
+    ("geometry --scenes 0", "--scenes: '0' is no whole"),
+    ("synthesis --videos 0", "--videos: '0' is no whole"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_what_cannot_be_measured_is_an_error_of_one_line(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.run(words.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_revision_without_kernels_is_an_error_of_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "rates", lambda *_: {"copy": 1.0, "matmul": 1.0})
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert command.run(["kernels", "--size", "tiny", "--threads", "1", "--base", "no-such"]) == 2
+    assert caplog.messages[-1].startswith("--base no-such: ")
 
 
 @pytest.mark.parametrize("words", [["video", "--quick"], ["damage", "--cases", "2"]])

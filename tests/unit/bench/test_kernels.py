@@ -29,6 +29,21 @@ def results(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+def test_quick_figures_take_no_others_place(monkeypatch):
+    def few(families, device, repeats, fastest, keep):
+        keep([])
+        return []
+
+    names = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(kernels, "rates", lambda *_: {"copy": 1.0, "matmul": 1.0})
+    monkeypatch.setattr(kernels, "run_families", few)
+    monkeypatch.setattr(measure, "save", lambda name, *_: names.append(name))
+    for words in (["--quick"], [], ["--quick", "--size", "tiny"]):
+        kernels.main([*words, "--threads", "1", "--save"])
+    assert names == ["kernels quick", "kernels", "kernels tiny"]
+
+
 def test_a_run_times_compares_and_saves(results, capsys):
     assert (
         command.run(["kernels", "--size", "tiny", "--quick", "--repeats", "2", "--threads", "1", "--save"])

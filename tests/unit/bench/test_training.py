@@ -51,6 +51,22 @@ def test_trl_is_named_with_its_remedy_where_it_is_absent(monkeypatch):
     assert trl.absent() == "trl_that_is_not not installed: pip install 'fourdthinker[bench]'"
 
 
+def test_a_peer_alone_that_is_absent_is_an_error_of_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(trl, "NEEDS", ("trl_that_is_not",))
+    with pytest.raises(SystemExit):
+        training.main([*TINY, "--only", "grpo", "--candidates", "fair"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("trl_that_is_not not installed: pip install 'fourdthinker[bench]'")
+    assert training.race_all(training.parse([*TINY, "--candidates", "fair"])) == []
+
+
+def test_trl_is_given_the_attention_of_transformers():
+    backbone = training.make_backbone(argparse.Namespace(shape="mini", device="cpu"))
+    model = trl.as_shipped(backbone)
+    parts = (model.config, model.model.visual.config, model.model.language_model.config)
+    assert [part._attn_implementation for part in parts] == ["sdpa"] * 3
+
+
 def test_a_step_keeps_memory_for_prompt_and_completions_once(monkeypatch):
     """P + G * C positions: neither G * (P + C), nor anything that grows faster."""
     monkeypatch.setattr(training, "GROWTH", ("completions",))
