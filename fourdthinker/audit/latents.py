@@ -227,7 +227,7 @@ def mode_numbers(
         Numbers by name, for JSON.
     """
     every = replace(result, questions=(*result.questions, *missing))
-    answered = replace(result, questions=tuple(q for q in result.questions if not q.failed))
+    answered = result.answered
     out: dict[str, Any] = {
         **_accuracy(every),
         "answered": _accuracy(answered) if answered.questions else None,

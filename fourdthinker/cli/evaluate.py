@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -143,8 +143,9 @@ def _evaluate(
         results["benchmark"] = _benchmark(arguments.bench, bench, result, summary)
     else:
         results["left_out"] = left_out
-        if twins := twins_of(records):
-            results["consistency"] = result.consistency(twins)
+        twins = twins_of(records)
+        results |= _grouped(result, {}, twins)
+        results["answered"] |= _grouped(result.answered, {}, twins)
     path = write_json(arguments.out / RESULTS, results)
     write_lmms_samples(arguments.out / LMMS_EVAL, _task(arguments), result, records)
     _show(results)
@@ -163,12 +164,7 @@ def _show(results: dict[str, Any]) -> None:
     console.print(results_table(results, title=results["checkpoint"]))
     if len(results["model"]["by_type"]) > 1:
         console.print(types_table(results["model"]))
-    lines = _lines(results["benchmark"]) if "benchmark" in results else []
-    if "consistency" in results:
-        lines.append(_consistent(results["consistency"]))
-    if results.get("left_out"):
-        lines.append(f"{len(results['left_out'])} questions left out")
-    for line in lines:
+    for line in _lines(results):
         console.print(line, markup=False, highlight=False)
 
 
@@ -316,13 +312,35 @@ def _benchmark(name: str, data: BenchmarkData, result: EvalResult, summary: dict
         "left_out": data.left_out,
         "missing_media": data.missing,
         "notes": data.notes,
-        **(result.by_task(benchmark.tasks) if benchmark.tasks else {}),
-        **({"consistency": result.consistency(data.twins)} if data.twins else {}),
+        **_grouped(result, benchmark.tasks, data.twins),
+        "answered": _grouped(result.answered, benchmark.tasks, data.twins),
     }
 
 
-def _lines(bench: dict[str, Any]) -> list[str]:
-    """The benchmark's own figures, a line each."""
+def _grouped(result: EvalResult, tasks: Mapping[str, str], twins: Mapping[str, str]) -> dict[str, Any]:
+    """The figures by task and by set of twins, where there are some."""
+    return {
+        **(result.by_task(tasks) if tasks else {}),
+        **({"consistency": result.consistency(twins)} if twins else {}),
+    }
+
+
+def _lines(results: dict[str, Any]) -> list[str]:
+    """The figures by task and by set of twins, in both denominators, and what was not asked; a line each."""
+    bench = results.get("benchmark")
+    grouped = results if bench is None else bench
+    lines = _grouped_lines(grouped)
+    if results["model"]["failed"]:
+        lines += [f"answered only: {line}" for line in _grouped_lines(grouped["answered"])]
+    if bench is not None:
+        missing = len(bench["missing_media"])
+        lines.append(f"{len(bench['left_out'])} questions left out, {missing} media missing")
+    elif results["left_out"]:
+        lines.append(f"{len(results['left_out'])} questions left out")
+    return lines
+
+
+def _grouped_lines(bench: Mapping[str, Any]) -> list[str]:
     from fourdthinker.evaluate.table import percent, span
 
     lines = [
@@ -333,13 +351,7 @@ def _lines(bench: dict[str, Any]) -> list[str]:
     if "task_mean" in bench:
         lines.append(f"mean of the tasks: {percent(bench['task_mean'])}")
     if "consistency" in bench:
-        lines.append(_consistent(bench["consistency"]))
-    lines.append(f"{len(bench['left_out'])} questions left out, {len(bench['missing_media'])} media missing")
+        entry = bench["consistency"]
+        right = f"{percent(entry['accuracy'])} ({span(entry)})"
+        lines.append(f"right on all twins of a question: {right}, {entry['n']} questions")
     return lines
-
-
-def _consistent(entry: dict[str, Any]) -> str:
-    from fourdthinker.evaluate.table import percent, span
-
-    right = f"{percent(entry['accuracy'])} ({span(entry)})"
-    return f"right on all twins of a question: {right}, {entry['n']} questions"

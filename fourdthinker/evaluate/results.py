@@ -158,6 +158,11 @@ class EvalResult:
         return [q.cluster for q in self.questions]
 
     @property
+    def answered(self) -> EvalResult:
+        """The same without the questions that failed."""
+        return replace(self, questions=tuple(q for q in self.questions if not q.failed))
+
+    @property
     def entropies(self) -> npt.NDArray[np.float64]:
         """Entropy in nats of the parsed answers of each question that was answered."""
         return np.array(
@@ -237,7 +242,7 @@ class EvalResult:
 
         Returns:
             tasks: {task: {accuracy, low, high, greedy, n over its questions, and type_mean, the mean accuracy
-            of its types}}; task_mean: the mean of the type_mean of all tasks.
+            of its types}}; task_mean: the mean of the type_mean of all tasks, None without questions.
         """
         types = list(dict.fromkeys(q.type for q in self.questions))
         scores = self.scores()
@@ -251,7 +256,7 @@ class EvalResult:
                     **numbers,
                     "type_mean": float(np.mean([scores[r].mean() for r in rows.values()])),
                 }
-        return {"tasks": out, "task_mean": scoring.macro_average(out, "type_mean")}
+        return {"tasks": out, "task_mean": scoring.macro_average(out, "type_mean") if out else None}
 
     def consistency(self, twins: Mapping[str, str]) -> dict[str, Any]:
         """Whether questions that are one question under symmetry are all answered rightly.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from fourdthinker.cli.evaluate import _grouped, _lines
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, scoring, without_duplicates
 from fourdthinker.evaluate.numeric import mean_relative_accuracy, parse_number
 from fourdthinker.evaluate.prompt_batches import make_question
@@ -101,6 +103,24 @@ def test_tasks_and_twins():
     assert {k: v["n"] for k, v in apart["tasks"].items()} == {"numbers": 2, "which": 1}
     assert result("100", "90").consistency({"n": "1", "l": "1"})["accuracy"] == 0.5
     assert result("100").consistency({"n": "1", "l": "2", "f": "2"})["accuracy"] == 0.5
+
+
+def test_tasks_and_twins_have_both_denominators():
+    """What failed counts as wrong, and beside it are the figures of what could be asked."""
+    lost, twins = result("100"), {"n": "1", "l": "1", "f": "2"}  # f failed
+    summary = lost.summary()
+    found: dict[str, Any] = {"model": summary, "answered": summary["answered"], "left_out": {}}
+    found |= _grouped(lost, {"count": "t", "which": "t"}, twins)
+    found["answered"] |= _grouped(lost.answered, {"count": "t", "which": "t"}, twins)
+    assert [question.id for question in lost.answered.questions] == ["n", "l"]
+    assert found["tasks"]["t"]["n"] == found["answered"]["tasks"]["t"]["n"] + 1 == 3
+    assert found["task_mean"] < found["answered"]["task_mean"]
+    assert (found["consistency"]["n"], found["answered"]["consistency"]["n"]) == (2, 1)
+    lines = _lines(found)
+    heads = ["t", "mean of the tasks", "right on all twins of a question"]
+    heads += [f"answered only: {head}" for head in heads]
+    assert all(line.startswith(f"{head}: ") for line, head in zip(lines, heads, strict=True))
+    assert replace(lost, questions=()).by_task({"count": "t"})["task_mean"] is None
 
 
 def test_only_full_sets_of_twins_count():
