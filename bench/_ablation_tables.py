@@ -148,7 +148,7 @@ def joined(seeds: Seeds, part: str, keys: Sequence[str]) -> dict[tuple[Any, ...]
         for row in rows:
             if row["part"] == part:
                 found.setdefault(tuple(row[key] for key in keys), {})[seed] = row
-    order = {name: index for index, name in enumerate((*STAGES, *VARIANTS, *LATENT_MODES))}
+    order = {name: index for index, name in enumerate((*STAGES, *VARIANTS))}
     return dict(
         sorted(found.items(), key=lambda item: [order.get(key, key) for key in reversed(item[0][:2])])
     )
@@ -212,7 +212,7 @@ def block_table(seeds: Seeds) -> list[Row]:
         line: Row = {"variant": variant, "stage": stage, "block": block}
         for key, value in next(iter(rows.values())).items():
             if key not in line and isinstance(value, int | float | None):
-                found = mean([row[key] for row in rows.values()])
+                found = mean([row.get(key) for row in rows.values()])
                 line[key] = None if found is None else round(found, 3)
         table.append(line)
     return table

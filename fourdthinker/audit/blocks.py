@@ -127,6 +127,7 @@ def block_statistics(found: Mapping[int, BlockLatents], embedding: Tensor) -> li
 
     Returns:
         Of each block: block (from 1), rows, latents; oracle_cosine, mean over the latents that have a target;
+        mean_target_cosine, the same of the mean target of each index in the place of the latents;
         between_clip_cosine, mean over pairs of latents of the same index about different videos; norm, the
         mean, and norm_ratio, that over the mean norm of an input embedding; effective_rank, exp of the
         entropy of the normalised singular values of all its latents; latents_to_frames and answer_to_latents,
@@ -144,6 +145,7 @@ def block_statistics(found: Mapping[int, BlockLatents], embedding: Tensor) -> li
                 "rows": len(block.vectors),
                 "latents": len(every),
                 "oracle_cosine": _oracle_cosine(block),
+                "mean_target_cosine": mean_target_cosine([t for t in block.targets if t is not None]),
                 "between_clip_cosine": between_clip_cosine(block.vectors, block.sources),
                 "norm": norm,
                 "norm_ratio": norm / usual,
@@ -219,6 +221,22 @@ def _oracle_cosine(block: BlockLatents) -> float | None:
         if target is not None and target.shape == mine.shape
     ]
     return _mean(torch.cat(cosines).tolist()) if cosines else None
+
+
+def mean_target_cosine(targets: Sequence[Tensor]) -> float | None:
+    """Mean cosine of targets to the mean of the unit vectors of all that have the same index.
+
+    Args:
+        targets: of each block, [K, H], or fewer rows.
+
+    Returns:
+        What latents that are the same for every clip can reach; None without targets.
+    """
+    cosines: list[float] = []
+    for k in range(max(map(len, targets), default=0)):
+        units = F.normalize(torch.stack([t[k] for t in targets if len(t) > k]).double(), dim=-1)
+        cosines += F.cosine_similarity(units, units.mean(0, keepdim=True), dim=-1).tolist()
+    return _mean(cosines)
 
 
 def _mean(values: Sequence[float]) -> float | None:

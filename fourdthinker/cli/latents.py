@@ -125,6 +125,7 @@ def _blocks_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
 
     keys = {
         "block": "block", "rows": "rows", "oracle_cosine": "cosine to target",
+        "mean_target_cosine": "of the mean target",
         "between_clip_cosine": "between clips", "norm_ratio": "norm / embedding",
         "effective_rank": "effective rank", "latents_to_frames": "latents to frames",
         "answer_to_latents": "answer to latents",

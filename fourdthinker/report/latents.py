@@ -24,6 +24,7 @@ _MOST = 100  # questions shown
 _BLOCK = {
     "rows": "answers",
     "oracle_cosine": "cosine to target",
+    "mean_target_cosine": "of the mean target",
     "between_clip_cosine": "between clips",
     "norm_ratio": "norm / embedding",
     "effective_rank": "effective rank",

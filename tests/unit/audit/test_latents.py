@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from fourdthinker.audit import latents as audit_module
-from fourdthinker.audit.blocks import between_clip_cosine, effective_rank
+from fourdthinker.audit.blocks import between_clip_cosine, effective_rank, mean_target_cosine
 from fourdthinker.audit.latents import LatentAudit, kl_divergence, usable_modes
 from fourdthinker.backbones import Checkpoint
 from fourdthinker.backbones.watched import attention_shares
@@ -74,6 +74,7 @@ def test_a_model_that_answers_from_its_latents(
     (block,) = found["blocks"]
     assert (block["block"], block["rows"], block["latents"]) == (1, QUESTIONS, 2 * QUESTIONS)
     assert block["oracle_cosine"] > 0.9
+    assert block["mean_target_cosine"] < 0.8 < block["oracle_cosine"]
     assert block["between_clip_cosine"] < 0.6
     assert block["effective_rank"] > 4
     assert block["answer_to_latents"] > 0.3
@@ -343,6 +344,11 @@ def test_ranks_cosines_and_divergence() -> None:
     ]
     assert between_clip_cosine(blocks, sources) == pytest.approx(sum(pairs) / len(pairs))
     assert between_clip_cosine(blocks[:2], sources[:2]) is None
+    firsts = F.normalize(torch.stack([block[0] for block in blocks]), dim=1)
+    best = [float(unit @ F.normalize(firsts.sum(0), dim=0)) for unit in firsts]
+    assert mean_target_cosine([block[:1] for block in blocks]) == pytest.approx(sum(best) / 4)
+    assert mean_target_cosine([torch.eye(2), torch.eye(2)[:1]]) == pytest.approx(1)
+    assert mean_target_cosine([]) is None
     p, q = {"A": 0.75, "B": 0.25}, {"A": 0.5, "B": 0.5}
     assert kl_divergence(p, q) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert kl_divergence({"A": 1.0, "B": 0.0}, {"A": 1.0, "B": 0.0}) == 0

@@ -117,6 +117,7 @@ def test_tables_are_of_all_seeds_that_have_a_row(tmp_path: Path) -> None:
         json.dumps(seeds), object_hook=lambda d: {int(k) if k in "012" else k: v for k, v in d.items()}
     )
     lines = {line["variant"]: line for line in tables.accuracy_table(seeds)}
+    assert list(lines) == ["none", "latents"], "as they are trained"
     assert (lines["none"]["seeds"], lines["none"]["greedy %"], lines["none"]["less none"]) == (2, "25.0", "")
     latents = lines["latents"]
     assert (latents["seeds"], latents["greedy %"], latents["direction"]) == (3, "91.7", "83.3")
