@@ -53,6 +53,10 @@ def test_nothing_is_wider_than_the_window(browser: Browser) -> None:
         "Emulation.setDeviceMetricsOverride", width=420, height=800, deviceScaleFactor=1, mobile=False
     )
     assert browser.run(f"{width} <= innerWidth")
+    # Nor do the filters, which are several lines then, lie over a card that is gone to.
+    browser.run(f"{CARDS}[1].scrollIntoView()")
+    bottom = browser.run("document.querySelector('nav').getBoundingClientRect().bottom")
+    assert bottom <= browser.run(f"{CARDS}[1].getBoundingClientRect().top")
     browser.call("Emulation.clearDeviceMetricsOverride")
 
 
