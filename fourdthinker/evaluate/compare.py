@@ -153,7 +153,7 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
                 "finish it by the command that began it"
             )
     other = {q.id: q for q in b.questions}
-    odd = {q.id: _differs(q, other.get(q.id)) for q in a.questions}
+    odd = {q.id: differs(q, other.get(q.id)) for q in a.questions}
     odd |= dict.fromkeys(sorted(set(other) - set(odd)), "only in the second")
     odd = {id: why for id, why in odd.items() if why}
     if odd:
@@ -192,8 +192,16 @@ def compare(a: EvalResult, b: EvalResult) -> Comparison:
     )
 
 
-def _differs(a: AnsweredQuestion, b: AnsweredQuestion | None) -> str:
-    """What makes two questions of one id two questions; "" for one."""
+def differs(a: AnsweredQuestion, b: AnsweredQuestion | None) -> str:
+    """What makes two questions of one id two questions.
+
+    Args:
+        a: one of them.
+        b: the other; None: there is none.
+
+    Returns:
+        In words; "" where they are one question.
+    """
     if b is None:
         return "only in the first"
     told = {

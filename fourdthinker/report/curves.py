@@ -97,9 +97,11 @@ class Phase:
 def make_phase(name: str, series: Series, so_far: str = "") -> Phase | None:
     """The curves of one phase; None when nothing was logged.
 
-    A metric logged once is a number, not a curve, and left out.
+    A metric logged once, where others were logged more often, is a number, not a curve, and left out.
     """
-    curves = {k: sorted(v) for k, v in series.items() if k not in _HIDDEN and len(v) > 1}
+    points = {k: sorted(v) for k, v in series.items() if k not in _HIDDEN}
+    fewest = min(2, max(map(len, points.values()), default=0))  # of a run's first step each has one
+    curves = {k: v for k, v in points.items() if len(v) >= fewest}
     if not curves:
         return None
     shown = [k for k in KNOWN if k in curves] or sorted(curves)

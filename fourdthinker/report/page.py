@@ -29,6 +29,7 @@ from fourdthinker.report.questions import (
 )
 from fourdthinker.report.results import Fact, Results, make_facts, make_results
 from fourdthinker.report.rollouts import rollout_deck
+from fourdthinker.report.so_far import audit_so_far
 from fourdthinker.report.tables import Table
 
 REPORT = "report.html"
@@ -152,11 +153,24 @@ def _run(
         decks=[deck for deck in decks if deck is not None],
     )
     if run.empty and not any(found.name == name for found in answers):
-        raise ConfigError(
-            f"{folder}: no {RESULTS}, no {ANSWERS}, no {LATENTS}, no metrics.jsonl and no {ROLLOUTS} with "
-            "anything in it; give the folder of a run"
-        )
+        raise ConfigError(f"{folder}: {_nothing(folder)}")
     return run
+
+
+def _nothing(folder: Path) -> str:
+    """Why nothing is shown of a folder."""
+    modes = audit_so_far(folder)
+    if modes:
+        parts = " ".join(str(folder / mode) for mode in modes)
+        told = ", ".join(f"{mode} {so_far}" for mode, so_far in modes.items())
+        return (
+            f"a latent audit that is not finished, with answers in these modes: {told}; run it again, which "
+            f"goes on, or report what is there: {parts}"
+        )
+    return (
+        f"no {RESULTS}, no {ANSWERS}, no {LATENTS}, no metrics.jsonl and no {ROLLOUTS} with anything in it; "
+        "give the folder of a run that has begun to write"
+    )
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

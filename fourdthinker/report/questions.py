@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion, EvalResult, compare, load_result
+from fourdthinker.evaluate.compare import differs
 from fourdthinker.evaluate.table import number, percent
 from fourdthinker.files import read_regular, whole_lines
 from fourdthinker.report.cards import Card, Deck, Names, ShownRow, shown_options
@@ -41,6 +42,11 @@ class Answers:
     def so_far(self) -> str:
         """See `questions_so_far`."""
         return questions_so_far(self.result)
+
+    def about(self, question: AnsweredQuestion) -> AnsweredQuestion | None:
+        """What it has of a question of any run; None: nothing, or another question under the same id."""
+        found = self.by_id.get(question.id)
+        return None if differs(question, found) else found
 
     @property
     def title(self) -> str:
@@ -158,11 +164,11 @@ def confusion_tables(run: Answers) -> list[Table]:
 
 def question_deck(runs: Sequence[Answers], album: Album, names: Names) -> Deck:
     """The questions with the answers of all runs: first those that flip, then wrong ones, then others."""
-    first, last = runs[0], runs[-1]
-    questions = list(last.result.questions)
+    last = runs[-1]
+    questions = _questions(runs)
 
     def flipped(q: AnsweredQuestion) -> bool:
-        return q.id in first.by_id and is_right(first.by_id[q.id]) != is_right(q)
+        return len({is_right(found) for run in runs if (found := run.about(q)) is not None}) > 1
 
     order = sorted(questions, key=lambda q: (not flipped(q), is_right(q)))
     chosen = order[:_MOST]
@@ -184,10 +190,19 @@ def question_deck(runs: Sequence[Answers], album: Album, names: Names) -> Deck:
     )
 
 
+def _questions(runs: Sequence[Answers]) -> list[AnsweredQuestion]:
+    """Each question once, as the last run that has it answered it; those of the last run come first."""
+    found: list[AnsweredQuestion] = []
+    for index, run in reversed(list(enumerate(runs))):
+        later = runs[index + 1 :]
+        found += [q for q in run.result.questions if all(other.about(q) is None for other in later)]
+    return found
+
+
 def _csv(questions: Sequence[AnsweredQuestion], runs: Sequence[Answers]) -> str:
     lines = [["id", "type", "right", *(run.title for run in runs)]]
     for q in questions:
-        given = [answer_of(run.by_id[q.id]) if q.id in run.by_id else None for run in runs]
+        given = [None if (found := run.about(q)) is None else answer_of(found) for run in runs]
         lines.append([q.id, q.type, q.answer, *(answer or "" for answer in given)])
     return csv_url(lines)
 
@@ -201,8 +216,8 @@ def _card(
     rows = [
         row
         for run in runs
-        if question.id in run.by_id
-        for row in _rows(run.by_id[question.id], run.name if len(runs) > 1 else "")
+        if (found := run.about(question)) is not None
+        for row in _rows(found, run.name if len(runs) > 1 else "")
     ]
     scores = {question.score(answer) for answer in question.answers}
     flags = [] if is_right(question) else ["wrong"]

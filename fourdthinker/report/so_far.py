@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fourdthinker.evaluate import EvalResult
-from fourdthinker.files import parse_json
+from fourdthinker.evaluate import EvalResult, load_result
+from fourdthinker.files import parse_json, read_regular, whole_lines
+from fourdthinker.sampler import LATENT_MODES
 from fourdthinker.trainers.run_folder import FINAL, STATE, checkpoints
 
 
@@ -16,6 +17,26 @@ def questions_so_far(result: EvalResult) -> str:
     wanted = result.settings.get("questions", len(result.questions))  # older runs do not say
     done = len(result.questions)
     return f"{done:,} of {wanted:,} questions" if isinstance(wanted, int) and done < wanted else ""
+
+
+def audit_so_far(folder: Path) -> dict[str, str]:
+    """What a latent audit has that was ended before its latents.json.
+
+    Args:
+        folder: of the audit.
+
+    Returns:
+        Mode of the latents -> how many of its questions are answered, in words; {} of no such audit.
+
+    Raises:
+        ConfigError: an answers.jsonl of a mode is not one.
+    """
+    found = {}
+    for mode in LATENT_MODES:
+        path = folder / mode / "answers.jsonl"
+        if path.is_file() and whole_lines(read_regular(path)):
+            found[mode] = questions_so_far(load_result(path)) or "all questions"
+    return found
 
 
 def in_common(first: EvalResult, second: EvalResult) -> tuple[EvalResult, EvalResult]:

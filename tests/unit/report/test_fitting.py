@@ -61,6 +61,24 @@ def test_long_completions_lose_shades_then_their_end(run: Path, monkeypatch: pyt
         assert ("cut here; all of it is in the log" in page) == (room == 20_000)
 
 
+def test_questions_options_and_quotation_marks_are_within_the_size_too(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    plain = len(write_report(run).read_bytes())
+    for line in lines:
+        line["question"] = "Which? " + "é" * 20_000
+        line["options"] = {"A": "left" * 5_000, "B": '"<' * 5_000}
+        line["tokens"] = line["logprobs"] = []
+        line["text"] = '"<' * 5_000
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr("fourdthinker.report.page.ROOM", 40_000)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert len(page.encode()) < plain + 40_000
+    assert page.count("<h3>Which? éé") == page.count("<article") == 4
+    assert page.count("(cut here; all of it is in the log)") >= 4 * 4
+
+
 def test_pictures_beyond_the_room_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = write_report(run).read_text(encoding="utf-8")
     assert whole.count("<image ") == 16

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fourdthinker.errors import ConfigError
 from fourdthinker.evaluate import AnsweredQuestion
 from fourdthinker.report import write_report
 from fourdthinker.report.cards import Names
@@ -117,6 +118,47 @@ def test_what_is_not_finished_says_so(runs: list[Path], tmp_path: Path) -> None:
 def test_a_run_that_was_killed_before_its_first_line_has_no_answers(runs: list[Path], written: bytes) -> None:
     (runs[1] / "answers.jsonl").write_bytes(written)
     assert [run.name for run in read_answers([(run.name, run) for run in runs])] == [runs[0].name]
+
+
+def test_questions_of_one_id_that_differ_have_cards_and_answers_of_their_own(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    """An id that two runs ask different things under, and questions that the last run has not come to."""
+    colours = {"A": "red", "B": "blue"}
+    other = written(tmp_path / "other", [question(1, "A", options=colours), question(0, "A")], 0)
+    begun = written(tmp_path / "begun", [], 0)
+    deck = question_deck(answers([runs[0], other, begun]), Album(tmp_path), Names())
+    shown = sorted(
+        (card.head, card.options[0][1], [row.chip for row in card.rows]) for card in deck.cards[:3]
+    )
+    first = ["before wrong", "before sample 1 wrong", "before sample 2 right", "other right"]
+    assert shown[0] == ("q0", "left", first)
+    assert [(head, option) for head, option, _ in shown[1:]] == [("q1", "red"), ("q2", "left")]
+    rows = [(card.head, sorted({row.chip.split()[0] for row in card.rows})) for card in deck.cards]
+    assert sorted(rows)[:3] == [("q0", ["before", "other"]), ("q1", ["before"]), ("q1", ["other"])]
+    assert sorted(rows)[3:] == [("q2", ["before"]), ("q3", ["before"])]
+    assert [line[3:] for line in lines_of(deck.csv) if line[0] == "q1"] == [["", "A", ""], ["B", "", ""]]
+    assert next(card.flags for card in deck.cards if card.head == "q0")[:1] == ["flipped"]
+
+
+def test_an_audit_that_was_ended_says_what_is_there(tmp_path: Path) -> None:
+    """Killed before latents.json: nothing, then some modes."""
+    audit = tmp_path / "audit"
+    audit.mkdir()
+    with pytest.raises(ConfigError, match="give the folder of a run that has begun to write"):
+        write_report(audit)
+    path = written(audit / "own", [question(0, "A")], 0) / "answers.jsonl"
+    header, line = path.read_text().splitlines()
+    settings = json.loads(header)
+    settings["settings"]["questions"] = 10
+    path.write_text(f"{json.dumps(settings)}\n{line}\n")
+    written(audit / "zero", [question(0, "B")], 0)
+    (audit / "noise").mkdir()
+    (audit / "noise" / "answers.jsonl").write_text('{"settings": {"na')  # killed in its first line
+    told = f"not finished, .*own 1 of 10 questions, zero all questions; .*{audit}/own {audit}/zero$"
+    with pytest.raises(ConfigError, match=told):
+        write_report(audit)
+    assert "own → zero" in write_report(audit / "own", audit / "zero").read_text()
 
 
 def test_runs_that_are_not_finished_and_share_no_question_are_not_compared(

@@ -392,6 +392,12 @@ def test_a_training_that_is_not_finished_says_so(tmp_path: Path) -> None:
     )
     told = "<b>Not finished:</b> grpo, step 31"
     assert f"{told}, no final checkpoint." in write_report(run).read_text()
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines.partition("\n")[0] + "\n")
+    page = write_report(run).read_text()
+    assert "grpo, step 1, no final checkpoint." in page  # and its first step is shown
+    assert 'aria-label="Reward"' in page
+    (run / "metrics.jsonl").write_text(lines)
     (run / "checkpoint-20" / "trainer_state.json").write_text('{"global_step": 20, "max_steps": 2000}')
     page = write_report(run).read_text()
     assert f"{told} of 2,000." in page
