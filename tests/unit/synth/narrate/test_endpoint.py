@@ -43,7 +43,7 @@ def waits() -> list[float]:
 @pytest.fixture
 def connect(server: fake.FakeEndpoint, tmp_path: Path, waits: list[float]) -> Any:
     def make(**settings: Any) -> Endpoint:
-        settings = {"model": "m", "attempts": 4, "timeout_s": 0.5, "per_minute": 1e6, **settings}
+        settings = {"model": "m", "attempts": 4, "timeout_s": 5.0, "per_minute": 1e6, **settings}
         return Endpoint(
             EndpointSettings(**settings), tmp_path / "cache", base_url=server.url, sleep=waits.append
         )
@@ -108,7 +108,7 @@ def test_what_may_pass_is_tried_once_more(
 ) -> None:
     server.script = [fault, fault, fake.says("at last")]
     started = time.monotonic()
-    assert connect().complete(ASK).text == "at last"
+    assert connect(timeout_s=0.5).complete(ASK).text == "at last"
     assert time.monotonic() - started < 8
     assert len(server.requests) == 3
     assert 0.5 <= waits[0] <= 1.5
@@ -231,7 +231,8 @@ def test_the_budget_is_a_bound_while_many_calls_are_under_way(
     server: fake.FakeEndpoint, connect: Any
 ) -> None:
     server.default = fake.says("hi", after=0.05)
-    endpoint = connect(budget=0.01, price_out=10.0, max_tokens=200)  # 0.002 at most, 0.001 as it turns out
+    # A call costs 0.002 at most, 0.001 as it turns out.
+    endpoint = connect(budget=0.01, price_out=10.0, max_tokens=200)
     left = left_by_the_budget(endpoint, 16)
     assert endpoint.budget.spent == pytest.approx(0.009)  # a tenth call might have cost 0.002
     assert len(left) == 7
