@@ -58,8 +58,8 @@ def test_a_coroutine_that_blocks_its_loop_is_named_and_no_row_is_asked_again() -
     reward = Reward("judge", blocks)
     completions = [completion(str(row)) for row in range(32)]
     began = time.perf_counter()
-    first = call_reward(reward, completions, timeout=0.1)
-    assert time.perf_counter() - began < 0.1 * 16, "half of what 32 time-outs would take"
+    first = call_reward(reward, completions, timeout=0.3)
+    assert time.perf_counter() - began < 0.3 * (PATIENCE + 2)
     assert first.values == [None] * 32
     for row in (0, 31):
         assert "blocks its event loop; do not block" in str(first.failures[row]).replace(":", ";")
@@ -112,14 +112,12 @@ def test_a_function_that_always_hangs_is_given_up(later: bool) -> None:
         return 1.0
 
     reward = Reward("mine", hangs_later if later else hangs)
-    scores = call_reward(reward, [completion()] * 40, timeout=0.02, concurrency=1)
+    scores = call_reward(reward, [completion()] * 40, timeout=0.3, concurrency=1)
     free.set()
     assert scores.values == [None] * 40
-    assert 1 <= len(called) <= PATIENCE, "fewer where a thread had to wait for its turn"
-    assert "no answer within 0.02 seconds" in str(scores.failures[0])
-    assert "not called, for rewards of this update gave no answer for 0.08 seconds" in str(
-        scores.failures[39]
-    )
+    assert len(called) == PATIENCE
+    assert "no answer within 0.3 seconds" in str(scores.failures[0])
+    assert "not called, for rewards of this update gave no answer for 1.2 seconds" in str(scores.failures[39])
 
 
 def test_calls_that_are_late_together_cost_their_time_once() -> None:
